@@ -1,0 +1,1 @@
+//! Programs that use welm; each file of this folder is one.

@@ -1,0 +1,64 @@
+//! What the test files share: where fixtures are, and how references are read.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+use welm_core::{CacheDtype, LoadOptions};
+
+/// A file or folder of `tests/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+/// A reference file: integer tensors as `u32`, float tensors as `f32`.
+pub struct Reference {
+    ints: HashMap<String, Vec<u32>>,
+    floats: HashMap<String, Vec<f32>>,
+}
+
+impl Reference {
+    /// Reads a `.safetensors` file of `tests/fixtures`.
+    pub fn read(name: &str) -> Self {
+        let bytes = std::fs::read(fixture(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let file = SafeTensors::deserialize(&bytes).expect("a reference is valid");
+        let mut reference = Reference { ints: HashMap::new(), floats: HashMap::new() };
+        for (tensor, view) in file.tensors() {
+            let data = view.data();
+            if view.dtype() == Dtype::I64 {
+                let ints = data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect();
+                reference.ints.insert(tensor, ints);
+            } else {
+                let floats = data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                reference.floats.insert(tensor, floats);
+            }
+        }
+        reference
+    }
+
+    /// A tensor of integers.
+    pub fn ints(&self, tensor: &str) -> &[u32] {
+        &self.ints[tensor]
+    }
+
+    /// A tensor of floats.
+    pub fn floats(&self, tensor: &str) -> &[f32] {
+        &self.floats[tensor]
+    }
+}
+
+/// Exact arithmetic: weights as stored, f32 cache.
+pub fn exact() -> LoadOptions {
+    LoadOptions { cache_dtype: CacheDtype::F32, ..LoadOptions::default() }
+}
+
+/// Natural logarithms of the softmax of each row, `(rows, vocab)`.
+pub fn log_softmax(logits: &[f32], vocab: usize) -> Vec<f64> {
+    let row = |row: &[f32]| {
+        let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+        let sum = row.iter().map(|&x| f64::from(x - max).exp()).sum::<f64>();
+        let log_sum = f64::from(max) + sum.ln();
+        row.iter().map(move |&x| f64::from(x) - log_sum).collect::<Vec<_>>()
+    };
+    logits.chunks_exact(vocab).flat_map(row).collect()
+}

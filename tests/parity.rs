@@ -1,0 +1,116 @@
+//! Against transformers in f32: every family, variant and file kind, on small random models.
+//!
+//! The references come from `reference/make_fixtures.py`. A wrong epsilon moves these log-probabilities by
+//! 1e-3, a wrong GELU by 2e-3, a wrong rotation by 0.2 and more; the bar is 1e-4.
+
+use welm_core::{Dtype, GenerateOptions, LoadOptions, Model};
+use welm_tests::{Reference, exact, fixture, log_softmax};
+
+/// Log-probabilities at every position and 64 greedy tokens of the model at `path`.
+fn check(name: &str, path: &str, options: &LoadOptions) {
+    let reference = Reference::read(&format!("{name}/expected.safetensors"));
+    let prompt = reference.ints("prompt").to_vec();
+    let model = Model::load(fixture(path), options).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let vocab = model.config().vocab_size;
+
+    let ours = log_softmax(&model.logits(&prompt, 0).unwrap(), vocab);
+    let theirs = reference.floats("logprobs");
+    assert_eq!(ours.len(), theirs.len(), "{path}");
+    let worst = ours.iter().zip(theirs).map(|(a, &b)| (a - f64::from(b)).abs()).fold(0.0, f64::max);
+    println!("{path}: largest difference of a log-probability {worst:.1e}");
+    assert!(worst < 1e-4, "{path}: log-probabilities differ by {worst:.1e}");
+
+    let greedy = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(64) };
+    let answer = model.generate(&prompt, &greedy).unwrap();
+    let ids: Vec<u32> = answer.choices[0].tokens.iter().map(|t| t.id).collect();
+    assert_eq!(ids, reference.ints("greedy"), "{path}: greedy tokens");
+}
+
+macro_rules! folders {
+    ($($name:ident),*) => {$(
+        #[test]
+        fn $name() {
+            check(stringify!($name), stringify!($name), &exact());
+        }
+    )*};
+}
+
+folders!(
+    neox_sequential,
+    neox_partial_tied,
+    neox_parallel,
+    neox_odd,
+    welm,
+    llama_mha,
+    llama_gqa,
+    llama_head_dim,
+    llama_bias,
+    llama_rope_llama3,
+    llama_rope_linear,
+    llama_theta,
+    llama_f16,
+    llama_bf16,
+    llama_sharded
+);
+
+#[test]
+fn configs_as_older_transformers_wrote_them() {
+    for entry in std::fs::read_dir(fixture("")).unwrap() {
+        let folder = entry.unwrap().path();
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        if !folder.join("config_v4.json").is_file() {
+            continue;
+        }
+        let old = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(&folder).unwrap() {
+            let file = file.unwrap().path();
+            std::fs::copy(&file, old.path().join(file.file_name().unwrap())).unwrap();
+        }
+        std::fs::rename(old.path().join("config_v4.json"), old.path().join("config.json")).unwrap();
+        check(&name, old.path().to_str().unwrap(), &exact());
+    }
+}
+
+#[test]
+fn gguf_files_of_every_type() {
+    for kind in ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"] {
+        let name = format!("gguf_llama_{kind}");
+        // Dequantised weights in f32: the arithmetic of the reference.
+        let options = LoadOptions { dtype: Dtype::F32, ..exact() };
+        check(&name, &format!("{name}/model.gguf"), &options);
+        if !kind.starts_with('q') {
+            check(&name, &format!("{name}/model.gguf"), &exact());
+        }
+    }
+    check("gguf_neox_f32", "gguf_neox_f32/model.gguf", &exact());
+}
+
+#[test]
+fn an_unknown_family_or_setting_is_named() {
+    let config = std::fs::read_to_string(fixture("llama_gqa/config.json")).unwrap();
+    let edits: [(&str, serde_json::Value); 9] = [
+        ("model_type", "mamba".into()),
+        ("hidden_act", "relu".into()),
+        ("num_attention_heads", 7.into()),
+        ("num_key_value_heads", 3.into()),
+        ("vocab_size", "many".into()),
+        ("hidden_size", 1u64.checked_shl(40).into()),
+        ("rms_norm_eps", (-1.0).into()),
+        ("quantization_config", serde_json::json!({"bits": 4})),
+        ("rope_parameters", serde_json::json!({"rope_type": "yarn", "factor": 4.0})),
+    ];
+    for (key, value) in edits {
+        let folder = tempfile::tempdir().unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&config).unwrap();
+        json[key] = value;
+        std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
+        std::fs::copy(fixture("llama_gqa/model.safetensors"), folder.path().join("model.safetensors"))
+            .unwrap();
+        let error = Model::load(folder.path(), &exact()).map(drop).unwrap_err();
+        println!("{key}: {error}");
+        assert!(
+            matches!(&error, welm_core::Error::Config { .. } | welm_core::Error::Tensor { .. }),
+            "{key}: {error:?}"
+        );
+    }
+}

@@ -1,0 +1,86 @@
+"""Writes tiny models as GGUF files in llama.cpp's conventions, with a byte-level BPE of 264 tokens."""
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
+from tokenizers import pre_tokenizers
+
+from gguf_models import llama_to_gguf, neox_to_gguf
+
+# name -> (how matrices are stored, general.file_type). Norms and biases are always float32.
+KINDS = {
+    "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+    "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    "q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
+    "q4_1": (GGMLQuantizationType.Q4_1, LlamaFileType.MOSTLY_Q4_1),
+}
+
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_end|>"]
+MERGES = ["Ġ t", "h e", "Ġt he", "i n", "e r", "a n"]
+TOKENS = (CONTROL_TOKENS + sorted(pre_tokenizers.ByteLevel.alphabet())
+          + [merge.replace(" ", "") for merge in MERGES])
+TOKEN_TYPES = [TokenType.CONTROL] * len(CONTROL_TOKENS) + [TokenType.NORMAL] * (256 + len(MERGES))
+
+
+def rounded(model, kind):
+    """The model with every matrix as it will be read back from the file (blocks run along rows,
+    so that the order of rows does not matter)."""
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 2:
+                stored = gguf.quants.quantize(p.numpy(), KINDS[kind][0])
+                p.copy_(torch.from_numpy(np.array(gguf.quants.dequantize(stored, KINDS[kind][0]))))
+    return model
+
+
+def write(path, model, kind):
+    """A GGUF file of a LlamaForCausalLM or GPTNeoXForCausalLM with 264 tokens."""
+    config = model.config
+    assert config.vocab_size == len(TOKENS)
+    arch = {"llama": "llama", "gpt_neox": "gptneox"}[config.model_type]
+    writer = GGUFWriter(path, arch)
+    writer.add_name(f"tiny random {arch}")
+    writer.add_file_type(KINDS[kind][1])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    head_dim = config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    if arch == "llama":
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_rope_freq_base(rope["rope_theta"])
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        to_gguf = llama_to_gguf
+    else:
+        # llama.cpp writes no rope.freq_base for this architecture: 10000 is understood.
+        assert rope["rope_theta"] == 10000.0
+        writer.add_parallel_residual(config.use_parallel_residual)
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+        to_gguf = neox_to_gguf
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types(TOKEN_TYPES)
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+
+    state = {name: p.detach().numpy() for name, p in model.named_parameters()}  # a tied output once
+    for name, value in to_gguf(state, config).items():
+        dtype = KINDS[kind][0] if value.ndim == 2 else GGMLQuantizationType.F32
+        data = gguf.quants.quantize(np.ascontiguousarray(value), dtype)
+        writer.add_tensor(name, data, raw_dtype=dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

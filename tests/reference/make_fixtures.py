@@ -1,0 +1,416 @@
+"""Writes the tiny models of tests/fixtures and what Hugging Face transformers says about them.
+
+    pip install torch transformers tokenizers safetensors gguf
+    python tests/reference/make_fixtures.py [--out tests/fixtures]
+
+Every fixture is a folder:
+
+    config.json             as transformers 5 writes it (`welm`: only the keys such a file must have)
+    config_v4.json          the same model in the key names of transformers 4 (rope_theta, rotary_pct,
+                            rope_scaling, torch_dtype), which most published checkpoints have
+    model.safetensors       random weights (`llama_sharded`: three shards and an index), or
+    model.gguf              instead of both, in the `gguf_*` folders
+    expected.safetensors    prompt    (n)          i64
+                            logprobs  (n, vocab)   f32   log-softmax at every position of the prompt
+                            greedy    (64)         i64   the tokens that follow, by argmax
+
+and `expected.json` beside the folders says for each what it exercises, the seed, the smallest gap
+between the best and the second logit over the greedy steps, and how far the float32 reference is
+from the same computation in float64: a lower bound for any sensible tolerance.
+
+The GGUF files carry a tokenizer of 264 tokens, of which 0 and 1 are control tokens (end tokens): they
+are in no prompt and no continuation. `gguf_text` in `expected.json` is a text with its ids by it.
+
+The reference is float32, eager attention, computed *after* reading the folder back, so that it is
+the arithmetic of the stored (rounded) weights. Weights are drawn large (and norms and biases are
+random too), so that logits are far from uniform and a wrong sign, scale, rotation or bias shows.
+Seeds are searched until every greedy step has a clear winner and the text is not a short loop.
+"""
+
+import argparse
+import copy
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import gguf_fixtures
+from gguf_models import llama_from_file, read_gguf, smollm_tokenizer
+
+N_GREEDY = 64
+MIN_GAP = 0.02        # between the two best logits, at every greedy step
+MIN_DISTINCT = 20     # different tokens among the 64
+MAX_SEEDS = 20000
+
+# Common to all; bos/eos are null so that no token is special.
+COMMON = dict(
+    vocab_size=97,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=128,
+    bos_token_id=None,
+    eos_token_id=None,
+)
+
+
+def neox(**changes):
+    """GPT-NeoX with full rotary and sequential residuals, unless told otherwise."""
+    base = dict(
+        COMMON,
+        intermediate_size=48,
+        use_parallel_residual=False,
+        rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=1.0),
+    )
+    return GPTNeoXConfig(**{**base, **changes})
+
+
+def neox_rope(rotary_pct, theta=10000.0):
+    return dict(rope_type="default", rope_theta=theta, partial_rotary_factor=rotary_pct)
+
+
+def llama(**changes):
+    """Llama with grouped queries (4 heads, 2 of keys and values), unless told otherwise."""
+    base = dict(
+        COMMON,
+        intermediate_size=40,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-5,
+        rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+    )
+    return LlamaConfig(**{**base, **changes})
+
+
+LLAMA3_ROPE = dict(
+    rope_type="llama3",
+    rope_theta=500000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    # Small, so that wavelengths (6, 32, 167, ... positions) fall in each of the three bands:
+    # kept below 64 / 4, interpolated, divided by 8 above 64 / 1.
+    original_max_position_embeddings=64,
+)
+
+# name -> (what it exercises, config, dtype of the stored weights)
+FOLDERS = {
+    "neox_sequential": (
+        "GPT-NeoX, sequential residual, full rotary, untied",
+        neox(), torch.float32),
+    "neox_partial_tied": (
+        "GPT-NeoX, sequential residual, rotary on a quarter of head_dim, tied embeddings",
+        neox(num_attention_heads=2, rope_parameters=neox_rope(0.25),
+             tie_word_embeddings=True), torch.float16),
+    "neox_parallel": (
+        "GPT-NeoX, parallel residual, rotary on a quarter of head_dim, untied; the file also holds "
+        "buffers to ignore, as Pythia's do",
+        neox(num_attention_heads=2, rope_parameters=neox_rope(0.25),
+             use_parallel_residual=True), torch.float16),
+    "neox_odd": (
+        "GPT-NeoX, parallel residual, gelu_new (tanh), theta 5000, three heads of 20, hidden_dim 88",
+        neox(hidden_size=60, num_attention_heads=3, intermediate_size=88, hidden_act="gelu_new",
+             rope_parameters=neox_rope(1.0, 5000.0), use_parallel_residual=True), torch.float16),
+    "welm": (
+        "model_type welm with the fewest keys: everything else is the default of WeLM",
+        neox(vocab_size=128), torch.float32),
+    "llama_mha": (
+        "Llama, as many key heads as query heads, untied",
+        llama(num_key_value_heads=4, tie_word_embeddings=False), torch.float32),
+    "llama_gqa": (
+        "Llama, 4 query heads over 2 key heads, tied embeddings",
+        llama(), torch.float32),
+    "llama_head_dim": (
+        "Llama, head_dim 16 although dim / n_heads is 12, hidden_dim not a multiple of 32",
+        llama(hidden_size=48, head_dim=16, intermediate_size=44), torch.float16),
+    "llama_bias": (
+        "Llama, attention_bias and mlp_bias, untied",
+        llama(attention_bias=True, mlp_bias=True, tie_word_embeddings=False), torch.float16),
+    "llama_rope_llama3": (
+        "Llama, rope scaling of Llama 3.1 acting within the tested positions",
+        llama(num_attention_heads=2, num_key_value_heads=1, rope_parameters=LLAMA3_ROPE), torch.float16),
+    "llama_rope_linear": (
+        "Llama, linear rope scaling, factor 2",
+        llama(rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0)), torch.float16),
+    "llama_theta": (
+        "Llama, theta 500000",
+        llama(rope_parameters=dict(rope_type="default", rope_theta=500000.0)), torch.float16),
+    "llama_f16": ("llama_gqa stored as float16", llama(), torch.float16),
+    "llama_bf16": ("llama_gqa stored as bfloat16", llama(), torch.bfloat16),
+    "llama_sharded": ("llama_gqa stored as float32 in three shards", llama(), torch.float32),
+}
+# These store the weights of another fixture (before rounding).
+SAME_WEIGHTS_AS = {"llama_f16": "llama_gqa", "llama_bf16": "llama_gqa", "llama_sharded": "llama_gqa"}
+
+WELM_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+             "intermediate_size", "max_position_embeddings")
+
+
+def model_class(config):
+    return {"gpt_neox": GPTNeoXForCausalLM, "llama": LlamaForCausalLM}[config.model_type]
+
+
+# name -> (what it exercises, config, kind of storage)
+GGUF_LLAMA = llama(vocab_size=264, hidden_size=64, intermediate_size=32)
+GGUF_FOLDERS = {
+    f"gguf_llama_{kind}": (f"Llama, grouped queries, tied embeddings, GGUF with {kind} matrices",
+                           GGUF_LLAMA, kind)
+    for kind in gguf_fixtures.KINDS
+}
+GGUF_FOLDERS["gguf_neox_f32"] = (
+    "GPT-NeoX, parallel residual, rotary on a quarter of head_dim, GGUF",
+    neox(vocab_size=264, num_attention_heads=2, rope_parameters=neox_rope(0.25),
+         use_parallel_residual=True), "f32")
+GGUF_TEXT = "the thin hen  then\nran 120 m, 在 там."
+
+
+def random_model(config, seed):
+    """A model whose every parameter is random: weights N(0, 0.3), norm weights around 1."""
+    config = copy.deepcopy(config)
+    config._attn_implementation = "eager"
+    model = model_class(config)(config).float().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            noise = torch.randn(p.shape, generator=generator) * 0.3
+            is_norm_weight = "norm" in name and name.endswith("weight")
+            if is_norm_weight:
+                noise += 1.0
+            if name.startswith(("embed_out", "lm_head")) and p is not model.get_input_embeddings().weight:
+                noise *= 2.0  # untied output: spreads the logits about as far as tied ones are
+            p.copy_(noise)
+    return model
+
+
+def random_prompt(config, seed, length=24, lowest=0):
+    generator = torch.Generator().manual_seed(seed + 1_000_003)
+    return torch.randint(lowest, config.vocab_size, (length,), generator=generator)
+
+
+def random_gguf_prompt(config, seed):
+    """Shorter, since the vocabulary is larger, and without control tokens."""
+    return random_prompt(config, seed, 16, len(gguf_fixtures.CONTROL_TOKENS))
+
+
+@torch.no_grad()
+def greedy_with_cache(model, prompt):
+    """The 64 argmax tokens and the smallest gap between the two best logits on the way."""
+    tokens, gap, cache = [], float("inf"), None
+    step_input = prompt[None]
+    for _ in range(N_GREEDY):
+        out = model(input_ids=step_input, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        best = out.logits[0, -1].topk(2)
+        gap = min(gap, (best.values[0] - best.values[1]).item())
+        tokens.append(best.indices[0].item())
+        step_input = best.indices[:1][None]
+        if gap < MIN_GAP:
+            break  # this seed is lost: no need to finish
+    return tokens, gap
+
+
+def is_lively(tokens):
+    """Enough different tokens, and the second half is not a loop of up to 12 tokens."""
+    tail = tokens[N_GREEDY // 2:]
+    looping = any(tail[period:] == tail[:-period] for period in range(1, 13))
+    return len(set(tokens)) >= MIN_DISTINCT and not looping
+
+
+def search_seed(config, roundings, prompt_of=random_prompt, forbidden=()):
+    """The first seed (and its model, unrounded) whose greedy continuation is decided clearly, is not
+    a short loop and has no forbidden token, after each of the roundings."""
+    for seed in range(MAX_SEEDS):
+        model, prompt = random_model(config, seed), prompt_of(config, seed)
+        for rounding in roundings:
+            tokens, gap = greedy_with_cache(rounding(copy.deepcopy(model)), prompt)
+            if gap < MIN_GAP or not is_lively(tokens) or set(forbidden) & set(tokens):
+                break
+        else:
+            return seed, model
+    raise SystemExit(f"no seed below {MAX_SEEDS} satisfies the conditions")
+
+
+@torch.no_grad()
+def reference(model, prompt):
+    """(tensors of expected.safetensors, facts for expected.json)."""
+    greedy, gap = greedy_with_cache(model, prompt)
+    assert gap >= MIN_GAP and len(greedy) == N_GREEDY, "rounding the weights closed the gap"
+    assert is_lively(greedy), "rounding the weights made the text a loop"
+
+    # The path without a cache, over prompt and continuation at once, must tell the same.
+    whole = torch.cat([prompt, torch.tensor(greedy)])
+    logits = model(input_ids=whole[None], use_cache=False).logits[0]
+    assert logits[len(prompt) - 1:-1].argmax(-1).tolist() == greedy
+
+    logprobs = model(input_ids=prompt[None], use_cache=False).logits[0].log_softmax(-1)
+    # What float32 itself costs. The rotary tables stay float32 in transformers either way.
+    double = copy.deepcopy(model).double()
+    double_logprobs = double(input_ids=prompt[None], use_cache=False).logits[0].log_softmax(-1)
+    error = (logprobs.double() - double_logprobs).abs().max().item()
+    tensors = {
+        "prompt": prompt.to(torch.int64),
+        "logprobs": logprobs.to(torch.float32).contiguous(),
+        "greedy": torch.tensor(greedy, dtype=torch.int64),
+    }
+    facts = {
+        "min_greedy_gap": round(gap, 4),
+        "distinct_greedy_tokens": len(set(greedy)),
+        "f32_vs_f64_max_abs_logprob": float(f"{error:.2e}"),
+    }
+    return tensors, facts
+
+
+def config_v4(v5):
+    """The same model in the key names of transformers 4."""
+    v4 = {k: v for k, v in v5.items() if k not in ("rope_parameters", "dtype")}
+    v4["torch_dtype"] = v5["dtype"]
+    v4["transformers_version"] = "4.46.0"
+    rope = dict(v5["rope_parameters"])
+    kind = rope.pop("rope_type")
+    theta = rope.pop("rope_theta")
+    if v5["model_type"] == "gpt_neox":
+        v4["rotary_emb_base"] = int(theta)
+        v4["rotary_pct"] = rope.pop("partial_rotary_factor")
+    else:
+        v4["rope_theta"] = theta
+        v4["rope_scaling"] = None
+    if kind == "linear":
+        v4["rope_scaling"] = {"type": kind, **rope}  # the key before it was called rope_type
+    elif kind != "default":
+        v4["rope_scaling"] = {"rope_type": kind, **rope}
+    return dict(sorted(v4.items()))
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def load_folder(folder, name):
+    """The stored model as float32."""
+    options = dict(dtype=torch.float32, attn_implementation="eager")
+    if name != "welm":
+        config = transformers.AutoConfig.from_pretrained(folder)
+        return model_class(config).from_pretrained(folder, **options).eval()
+    stored = json.loads((folder / "config.json").read_text())
+    config = neox(**{k: stored[k] for k in WELM_KEYS})
+    return GPTNeoXForCausalLM.from_pretrained(folder, config=config, **options).eval()
+
+
+def add_old_buffers(path, config):
+    """What older transformers saved beside the weights: causal mask, mask value, rotary table."""
+    tensors = load_file(path)
+    rotary_dim = config.hidden_size // config.num_attention_heads // 4
+    for layer in range(config.num_hidden_layers):
+        prefix = f"gpt_neox.layers.{layer}.attention."
+        tensors[prefix + "bias"] = torch.ones(1, 1, 32, 32, dtype=torch.bool).tril()
+        tensors[prefix + "masked_bias"] = torch.tensor(-1e9)  # a scalar: shape ()
+        tensors[prefix + "rotary_emb.inv_freq"] = 10000.0 ** (-torch.arange(0, rotary_dim, 2) / rotary_dim)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def save_folder(folder, name, model, dtype):
+    if folder.exists():
+        shutil.rmtree(folder)
+    stored = copy.deepcopy(model).to(dtype)
+    shard_bytes = 10**9
+    if name == "llama_sharded":  # three shards: a little more than a third of the bytes in each
+        shard_bytes = sum(p.numel() * p.element_size() for p in stored.parameters()) * 10 // 24
+    stored.save_pretrained(folder, max_shard_size=shard_bytes)
+    if name == "neox_parallel":
+        add_old_buffers(folder / "model.safetensors", stored.config)
+    for extra in folder.glob("generation_config.json"):
+        extra.unlink()
+    config_path = folder / "config.json"
+    config = json.loads(config_path.read_text())
+    if name == "welm":
+        write_json(config_path, {"model_type": "welm", **{k: config[k] for k in WELM_KEYS}})
+    else:
+        write_json(folder / "config_v4.json", config_v4(config))
+
+
+@torch.no_grad()
+def check_v4(folder, model, prompt):
+    """transformers itself reads config_v4.json as the same model."""
+    config = transformers.AutoConfig.for_model(**json.loads((folder / "config_v4.json").read_text()))
+    other = model_class(config).from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="eager").eval()
+    assert torch.equal(other(input_ids=prompt[None]).logits, model(input_ids=prompt[None]).logits)
+
+
+def make_folder(out, name, seeds):
+    about, config, dtype = FOLDERS[name]
+    if name in SAME_WEIGHTS_AS and SAME_WEIGHTS_AS[name] in seeds:
+        seed = seeds[SAME_WEIGHTS_AS[name]]
+        model = random_model(config, seed)
+    else:
+        # Every form in which these weights will be stored has to satisfy the conditions.
+        dtypes = [dtype] + [FOLDERS[n][2] for n, of in SAME_WEIGHTS_AS.items() if of == name]
+        seed, model = search_seed(config, [lambda m, d=d: m.to(d).float() for d in dtypes])
+    seeds[name] = seed
+    folder = out / name
+    save_folder(folder, name, model, dtype)
+    prompt = random_prompt(config, seed)
+    stored = load_folder(folder, name)
+    tensors, facts = reference(stored, prompt)
+    if (folder / "config_v4.json").exists():
+        check_v4(folder, stored, prompt)
+    save_file(tensors, folder / "expected.safetensors")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    return {"about": about, "seed": seed, "stored_as": str(dtype).removeprefix("torch."), **facts}
+
+
+def make_gguf_folder(out, name):
+    about, config, kind = GGUF_FOLDERS[name]
+    end_tokens = range(len(gguf_fixtures.CONTROL_TOKENS))
+    seed, model = search_seed(config, [lambda m: gguf_fixtures.rounded(m, kind)],
+                              random_gguf_prompt, end_tokens)
+    folder = out / name
+    folder.mkdir(exist_ok=True)
+    gguf_fixtures.write(folder / "model.gguf", model, kind)
+    if config.model_type == "llama":
+        stored, _ = llama_from_file(folder / "model.gguf")
+    else:
+        stored = model  # float32 loses nothing
+    tensors, facts = reference(stored, random_gguf_prompt(config, seed))
+    save_file(tensors, folder / "expected.safetensors")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    return {"about": about, "seed": seed, "stored_as": kind, **facts}
+
+
+def gguf_text(out):
+    metadata, _ = read_gguf(out / "gguf_llama_f32" / "model.gguf")
+    ids = smollm_tokenizer(metadata, special=False).encode(GGUF_TEXT).ids
+    return {"text": GGUF_TEXT, "ids": ids}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    here = Path(__file__).resolve().parent
+    parser.add_argument("--out", type=Path, default=here.parent / "fixtures")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # the order of sums does not depend on the machine's cores
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+    seeds, models = {}, {}
+    for name in FOLDERS:
+        models[name] = make_folder(args.out, name, seeds)
+        print(name, models[name], flush=True)
+    for name in GGUF_FOLDERS:
+        models[name] = make_gguf_folder(args.out, name)
+        print(name, models[name], flush=True)
+    versions = {name: version(name) for name in ("torch", "transformers", "safetensors", "gguf")}
+    write_json(args.out / "expected.json",
+               {"versions": versions, "gguf_text": gguf_text(args.out), "models": models})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+//! C interface of the welm engine: none yet. It exports nothing until then.

@@ -1,0 +1,485 @@
+//! The CPU: every operation over the same small pool of threads, every kernel over sixteen lanes.
+//!
+//! Activations are f32 throughout; weights are what the file or the options say; sums have one fixed order
+//! (see [`isa`]), so results depend neither on threads nor on the instruction set.
+
+mod activation;
+mod attention;
+mod i8dot;
+pub(crate) mod isa;
+mod linear;
+mod norm;
+pub(crate) mod pool;
+mod rope;
+
+use half::{bf16, f16};
+
+use self::attention::{AttendRow, CacheElement, Pages};
+use self::i8dot::Quantized;
+use self::isa::Isa;
+use self::norm::NormRow;
+use self::pool::{Disjoint, Pool};
+use self::rope::Angles;
+use super::{Backend, Limits};
+use crate::config::{Activation, ModelConfig};
+use crate::engine::batch::{BLOCK_TOKENS, Batch};
+use crate::error::{Error, Result};
+use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
+use crate::weights::int8::Packed;
+use crate::weights::load::{LinearSource, MatrixSource, NormSource, Segment};
+use crate::weights::{Plain, Slab, StoredType};
+
+/// What a product does with what its output held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Epilogue {
+    /// `out = y`.
+    Store,
+    /// `out += y`: the residual.
+    Add,
+}
+
+/// Activations, row-major.
+pub(crate) struct Buffer {
+    data: Vec<f32>, // (max_rows, cols)
+    rows: usize,    // in use
+    cols: usize,
+}
+
+impl Buffer {
+    fn used(&self) -> &[f32] {
+        &self.data[..self.rows * self.cols]
+    }
+
+    fn used_mut(&mut self) -> &mut [f32] {
+        &mut self.data[..self.rows * self.cols]
+    }
+
+    fn row(&self, r: usize) -> &[f32] {
+        &self.data[r * self.cols..(r + 1) * self.cols]
+    }
+}
+
+/// Some rows of a float matrix, where they lie.
+struct Part<T: Plain> {
+    values: Slab<T>, // (rows of the stored tensor, cols)
+    first_row: usize,
+    n_rows: usize,
+}
+
+/// A matrix in the element type it is computed with.
+enum Matrix {
+    F32(Vec<Part<f32>>),
+    F16(Vec<Part<f16>>),
+    Bf16(Vec<Part<bf16>>),
+    Int8(Packed),
+}
+
+/// A matrix `(rows, cols)` and its bias `(rows)`.
+pub(crate) struct Linear {
+    matrix: Matrix,
+    cols: usize,
+    bias: Option<Vec<f32>>,
+}
+
+/// Keys and values of one layer.
+pub(crate) enum KvLayer {
+    F32(Pages<f32>),
+    Bf16(Pages<bf16>),
+}
+
+/// See [`NormSource`].
+pub(crate) type Norm = NormSource;
+
+/// The backend.
+pub(crate) struct Cpu {
+    pool: Pool,
+    isa: Isa,
+    dtype: Dtype,
+    wide: bool, // 16-bit activations in every int8 product
+    cache_dtype: CacheDtype,
+    config: ModelConfig,
+    quantized: Quantized,
+    angles: Angles,
+    scores: Vec<f32>, // (threads, n_heads / n_kv_heads, max_context)
+    max_context: usize,
+}
+
+/// Below this many multiplications an operation is done faster by one thread than by waking others.
+const WORTH_SHARING: usize = 1 << 14;
+
+/// The element type that a stored matrix is computed with.
+pub(crate) fn compute_type(stored: StoredType, asked: Dtype) -> StoredType {
+    match (asked, stored) {
+        (Dtype::F32, _) => StoredType::F32,
+        (Dtype::Bf16, _) => StoredType::Bf16,
+        (Dtype::Int8, _) => StoredType::I8,
+        (Dtype::Auto, StoredType::Q8_0 | StoredType::Q4_0) => StoredType::I8,
+        (Dtype::Auto, StoredType::F16 | StoredType::Bf16) => stored,
+        (Dtype::Auto, _) => StoredType::F32,
+    }
+}
+
+/// Zeroed memory, or an error instead of an abort.
+fn zeroed(len: usize, what: &str) -> Result<Vec<f32>> {
+    let mut data = Vec::new();
+    data.try_reserve_exact(len).map_err(|e| Error::Unavailable {
+        what: format!("{} bytes for {what}", 4 * len as u64),
+        reason: e.to_string(),
+    })?;
+    data.resize(len, 0.0);
+    Ok(data)
+}
+
+impl Cpu {
+    /// The widest input of an int8 product.
+    fn max_cols(config: &ModelConfig) -> usize {
+        config.dim.max(config.hidden_dim).max(config.n_heads * config.head_dim)
+    }
+
+    fn threads(options: &LoadOptions) -> usize {
+        options.threads.unwrap_or_else(pool::available_threads)
+    }
+
+    /// Values of one block, of keys or of values, in one layer.
+    fn block_values(config: &ModelConfig) -> usize {
+        BLOCK_TOKENS * config.n_kv_heads * config.head_dim
+    }
+
+    /// Float parts in place where the stored type is the one asked for, else one converted copy.
+    fn parts<T: Plain>(
+        source: &[Segment],
+        same: bool,
+        cols: usize,
+        convert: impl Fn(f32) -> T,
+    ) -> Result<Vec<Part<T>>> {
+        if same {
+            let part = |s: &Segment| {
+                let values = Slab::from_tensor(&s.tensor)?;
+                Ok(Part { values, first_row: s.first_row, n_rows: s.n_rows })
+            };
+            return source.iter().map(part).collect();
+        }
+        let rows: usize = source.iter().map(|s| s.n_rows).sum();
+        let mut values = Vec::with_capacity(rows * cols);
+        let mut row = vec![0.0; cols];
+        for s in source {
+            for r in s.first_row..s.first_row + s.n_rows {
+                s.tensor.row_f32(r, &mut row);
+                values.extend(row.iter().map(|&x| convert(x)));
+            }
+        }
+        Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows }])
+    }
+
+    fn matmul(&mut self, out: &mut Buffer, x: &Buffer, w: &Linear, epilogue: Epilogue, wide: bool) {
+        let (pool, isa) = (&mut self.pool, self.isa);
+        debug_assert_eq!(x.cols, w.cols);
+        if epilogue == Epilogue::Store {
+            out.rows = x.rows;
+        }
+        let stride = out.cols;
+        let bias = w.bias.as_deref();
+        if let Matrix::Int8(packed) = &w.matrix {
+            self.quantized.fill(pool, isa, x.used(), x.cols, wide);
+            i8dot::matmul(pool, isa, out.used_mut(), &self.quantized, packed, bias, epilogue);
+            return;
+        }
+        fn parts<T: linear::Element + Plain>(
+            pool: &mut Pool,
+            isa: Isa,
+            out: &mut Buffer,
+            x: &Buffer,
+            parts: &[Part<T>],
+            bias: Option<&[f32]>,
+            epilogue: Epilogue,
+        ) {
+            let (cols, stride) = (x.cols, out.cols);
+            let mut first = 0;
+            for part in parts {
+                let w = &part.values[part.first_row * cols..(part.first_row + part.n_rows) * cols];
+                let bias = bias.map(|b| &b[first..first + part.n_rows]);
+                linear::matmul(pool, isa, (out.used_mut(), stride, first), x.used(), w, cols, bias, epilogue);
+                first += part.n_rows;
+            }
+        }
+        match &w.matrix {
+            Matrix::F32(p) => parts(pool, isa, out, x, p, bias, epilogue),
+            Matrix::F16(p) => parts(pool, isa, out, x, p, bias, epilogue),
+            Matrix::Bf16(p) => parts(pool, isa, out, x, p, bias, epilogue),
+            Matrix::Int8(_) => debug_assert_eq!(stride, out.cols),
+        }
+    }
+
+    fn cache_rows<T: CacheElement + Send>(&mut self, qkv: &mut Buffer, pages: &mut Pages<T>, batch: &Batch) {
+        let c = &self.config;
+        let (d, n_q, n_kv) = (c.head_dim, c.n_heads, c.n_kv_heads);
+        let (angles, pairing, cols, rows) = (&self.angles, c.rope.pairing, qkv.cols, qkv.rows);
+        let values = Disjoint::new(qkv.used_mut());
+        let (k_pages, v_pages) = (Disjoint::new(&mut pages.k), Disjoint::new(&mut pages.v));
+        let row = |r: usize| {
+            // SAFETY: each task has its own row.
+            let qkv = unsafe { values.slice(r * cols, cols) };
+            let (turned, v) = qkv.split_at_mut((n_q + n_kv) * d);
+            turned.chunks_mut(d).for_each(|head| angles.turn(r, head, pairing));
+            let slot = batch.slot_mapping[r] as usize;
+            let (block, offset) = (slot / BLOCK_TOKENS, slot % BLOCK_TOKENS);
+            for head in 0..n_kv {
+                let at = ((block * n_kv + head) * BLOCK_TOKENS + offset) * d;
+                // SAFETY: the engine gives each row of a batch a slot of its own.
+                let (k_slot, v_slot) = unsafe { (k_pages.slice(at, d), v_pages.slice(at, d)) };
+                let k = &turned[(n_q + head) * d..][..d];
+                k_slot.iter_mut().zip(k).for_each(|(slot, &x)| *slot = T::from_f32(x));
+                v_slot.iter_mut().zip(&v[head * d..][..d]).for_each(|(slot, &x)| *slot = T::from_f32(x));
+            }
+        };
+        if rows * cols < WORTH_SHARING { (0..rows).for_each(row) } else { self.pool.run(rows, row) }
+    }
+
+    fn attend<T: CacheElement + Send>(
+        &mut self,
+        out: &mut Buffer,
+        qkv: &Buffer,
+        pages: &Pages<T>,
+        batch: &Batch,
+    ) {
+        let c = &self.config;
+        let (d, n_kv, group) = (c.head_dim, c.n_kv_heads, c.n_heads / c.n_kv_heads);
+        out.rows = qkv.rows;
+        let (isa, cols, scores_len) = (self.isa, out.cols, group * self.max_context);
+        let tasks = qkv.rows * n_kv;
+        // As many strands as threads, each with its own scores; a strand takes every so-many-th row.
+        let strands = self.pool.threads().min(tasks);
+        let work: usize = batch.positions.iter().map(|&p| 2 * (p as usize + 1) * cols).sum();
+        let out = Disjoint::new(out.used_mut());
+        let scores = Disjoint::new(&mut self.scores);
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let strand = |s: usize| {
+            // SAFETY: each strand has its own scores.
+            let scores = unsafe { scores.slice(s * scores_len, scores_len) };
+            loop {
+                let task = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                if task >= tasks {
+                    return;
+                }
+                let (r, kv_head) = (task / n_kv, task % n_kv);
+                let at = kv_head * group * d;
+                // SAFETY: `task` is handed out once, and each has its own heads of its own row.
+                unsafe {
+                    isa.dispatch(AttendRow {
+                        q: &qkv.row(r)[at..at + group * d],
+                        pages,
+                        table: batch.table(r),
+                        kv_len: batch.positions[r] as usize + 1,
+                        kv_head,
+                        n_kv_heads: n_kv,
+                        head_dim: d,
+                        scores,
+                        out: out.slice(r * cols + at, group * d),
+                    });
+                }
+            }
+        };
+        if work < WORTH_SHARING { strand(0) } else { self.pool.run(strands, strand) }
+    }
+}
+
+impl Backend for Cpu {
+    type Buffer = Buffer;
+    type Norm = Norm;
+    type Linear = Linear;
+    type KvLayer = KvLayer;
+
+    fn new(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> Result<Self> {
+        let isa = Isa::select(options.isa.as_deref())?;
+        let threads = Self::threads(options);
+        let pool = Pool::new(threads).map_err(|e| Error::Unavailable {
+            what: format!("{threads} compute threads"),
+            reason: e.to_string(),
+        })?;
+        let group = config.n_heads / config.n_kv_heads;
+        Ok(Cpu {
+            pool,
+            isa,
+            dtype: options.dtype,
+            wide: options.activations == Activations::Int16,
+            cache_dtype: options.cache_dtype,
+            quantized: Quantized::new(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config)),
+            angles: Angles::new(config.rope.inv_freq(), limits.max_rows),
+            scores: zeroed(threads * group * limits.max_context, "attention scores")?,
+            max_context: limits.max_context,
+            config: config.clone(),
+        })
+    }
+
+    fn scratch_bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> u64 {
+        let group = config.n_heads / config.n_kv_heads;
+        let scores = Self::threads(options) * group * limits.max_context;
+        let angles = limits.max_rows * config.rope.rotary_dim;
+        4 * (scores + angles) as u64
+            + Quantized::bytes(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config))
+    }
+
+    fn kv_layer_bytes(config: &ModelConfig, options: &LoadOptions, n_blocks: usize) -> u64 {
+        let bytes = if options.cache_dtype == CacheDtype::F32 { 4 } else { 2 };
+        2 * bytes * (n_blocks * Self::block_values(config)) as u64
+    }
+
+    fn load_norm(&mut self, source: NormSource) -> Result<Norm> {
+        Ok(source)
+    }
+
+    fn load_linear(&mut self, source: LinearSource) -> Result<Linear> {
+        let LinearSource { name, rows, cols, matrix, bias } = source;
+        let matrix = match matrix {
+            MatrixSource::Packed(packed) => Matrix::Int8(packed),
+            MatrixSource::Stored(segments) => {
+                let stored = segments[0].tensor.dtype;
+                let wanted = compute_type(stored, self.dtype);
+                let same = segments.iter().all(|s| s.tensor.dtype == wanted);
+                match wanted {
+                    StoredType::I8 => {
+                        Matrix::Int8(Packed::pack(&name, rows, cols, &segments, self.pool.threads())?)
+                    }
+                    StoredType::Bf16 => Matrix::Bf16(Self::parts(&segments, same, cols, bf16::from_f32)?),
+                    StoredType::F16 => Matrix::F16(Self::parts(&segments, same, cols, f16::from_f32)?),
+                    _ => Matrix::F32(Self::parts(&segments, same, cols, |x| x)?),
+                }
+            }
+        };
+        Ok(Linear { matrix, cols, bias })
+    }
+
+    fn kv_layer(&mut self, n_blocks: usize) -> Result<KvLayer> {
+        let len = n_blocks * Self::block_values(&self.config);
+        Ok(match self.cache_dtype {
+            CacheDtype::F32 => KvLayer::F32(Pages::new(len)),
+            CacheDtype::Bf16 => KvLayer::Bf16(Pages::new(len)),
+        })
+    }
+
+    fn buffer(&mut self, max_rows: usize, cols: usize) -> Result<Buffer> {
+        Ok(Buffer { data: zeroed(max_rows * cols, "activations")?, rows: 0, cols })
+    }
+
+    fn describe(&self) -> String {
+        format!("cpu, {} threads, {}", self.pool.threads(), self.isa.name())
+    }
+
+    fn begin(&mut self, batch: &Batch) -> Result<()> {
+        self.angles.fill(&batch.positions);
+        Ok(())
+    }
+
+    fn embed(&mut self, x: &mut Buffer, table: &Linear, batch: &Batch) -> Result<()> {
+        fn look_up<T: Copy + Plain>(parts: &[Part<T>], id: usize, out: &mut [f32], f: impl Fn(T) -> f32) {
+            let [part] = parts else { unreachable!("an embedding is one tensor") };
+            let row = &part.values[(part.first_row + id) * out.len()..][..out.len()];
+            out.iter_mut().zip(row).for_each(|(y, &x)| *y = f(x));
+        }
+        x.rows = batch.len();
+        let cols = x.cols;
+        for (out, &id) in x.used_mut().chunks_mut(cols).zip(&batch.token_ids) {
+            let id = id as usize;
+            match &table.matrix {
+                Matrix::F32(p) => look_up(p, id, out, |x| x),
+                Matrix::F16(p) => look_up(p, id, out, f16::to_f32),
+                Matrix::Bf16(p) => look_up(p, id, out, bf16::to_f32),
+                Matrix::Int8(packed) => packed.row_f32(id, out),
+            }
+        }
+        Ok(())
+    }
+
+    fn norm(&mut self, out: &mut Buffer, x: &Buffer, norm: &Norm) -> Result<()> {
+        out.rows = x.rows;
+        let (isa, cols, rows) = (self.isa, x.cols, x.rows);
+        let out = Disjoint::new(out.used_mut());
+        let row = |r: usize| {
+            // SAFETY: each task has its own row.
+            unsafe { isa.dispatch(norm_row(norm, x.row(r), out.slice(r * cols, cols))) }
+        };
+        if rows * cols < WORTH_SHARING {
+            (0..rows).for_each(row)
+        } else {
+            self.pool.run(rows, row)
+        }
+        Ok(())
+    }
+
+    fn norm_rows(&mut self, out: &mut Buffer, x: &Buffer, rows: &[u32], norm: &Norm) -> Result<()> {
+        out.rows = rows.len();
+        let cols = x.cols;
+        for (out, &r) in out.used_mut().chunks_mut(cols).zip(rows) {
+            // SAFETY: plain slices of one length.
+            unsafe { self.isa.dispatch(norm_row(norm, x.row(r as usize), out)) };
+        }
+        Ok(())
+    }
+
+    fn linear(&mut self, out: &mut Buffer, x: &Buffer, w: &Linear) -> Result<()> {
+        let wide = self.wide;
+        self.matmul(out, x, w, Epilogue::Store, wide);
+        Ok(())
+    }
+
+    fn linear_add(&mut self, out: &mut Buffer, x: &Buffer, w: &Linear) -> Result<()> {
+        let wide = self.wide;
+        self.matmul(out, x, w, Epilogue::Add, wide);
+        Ok(())
+    }
+
+    fn logits(&mut self, out: &mut Buffer, x: &Buffer, w: &Linear) -> Result<()> {
+        // Few rows and most of the divergence: 16 bits cost little here and halve the error.
+        self.matmul(out, x, w, Epilogue::Store, true);
+        Ok(())
+    }
+
+    fn rope_and_cache(&mut self, qkv: &mut Buffer, kv: &mut KvLayer, batch: &Batch) -> Result<()> {
+        match kv {
+            KvLayer::F32(pages) => self.cache_rows(qkv, pages, batch),
+            KvLayer::Bf16(pages) => self.cache_rows(qkv, pages, batch),
+        }
+        Ok(())
+    }
+
+    fn attention(&mut self, out: &mut Buffer, qkv: &Buffer, kv: &KvLayer, batch: &Batch) -> Result<()> {
+        match kv {
+            KvLayer::F32(pages) => self.attend(out, qkv, pages, batch),
+            KvLayer::Bf16(pages) => self.attend(out, qkv, pages, batch),
+        }
+        Ok(())
+    }
+
+    fn activate(&mut self, out: &mut Buffer, up: &Buffer, f: Activation) -> Result<()> {
+        out.rows = up.rows;
+        let (cols, rows) = (out.cols, out.rows);
+        let out = Disjoint::new(out.used_mut());
+        let row = |r: usize| {
+            // SAFETY: each task has its own row.
+            activation::activate(unsafe { out.slice(r * cols, cols) }, up.row(r), f);
+        };
+        if rows * cols < WORTH_SHARING {
+            (0..rows).for_each(row)
+        } else {
+            self.pool.run(rows, row)
+        }
+        Ok(())
+    }
+
+    fn copy_block(&mut self, kv: &mut KvLayer, from: u32, to: u32) -> Result<()> {
+        let len = Self::block_values(&self.config);
+        match kv {
+            KvLayer::F32(pages) => pages.copy_block(from, to, len),
+            KvLayer::Bf16(pages) => pages.copy_block(from, to, len),
+        }
+        Ok(())
+    }
+
+    fn read<'a>(&mut self, buffer: &'a mut Buffer) -> Result<&'a mut [f32]> {
+        Ok(buffer.used_mut())
+    }
+}
+
+fn norm_row<'a>(norm: &'a Norm, x: &'a [f32], out: &'a mut [f32]) -> NormRow<'a> {
+    NormRow { x, weight: &norm.weight, bias: norm.bias.as_deref(), eps: norm.eps, out }
+}

@@ -1,0 +1,253 @@
+//! Compute threads: one job at a time, cut into tasks that whoever is free takes.
+//!
+//! A forward pass is some hundred short jobs, one after the other, so what matters is the cost of starting
+//! and ending one. Workers therefore spin for a few dozen microseconds after their last task before they
+//! park, and a job ends when its *tasks* are done, not when every worker has reported: a worker that the
+//! system has put aside delays nobody.
+//!
+//! The whole state of a job is one word, `tasks | next`, and claiming a task is one `fetch_add` on
+//! it. The word that comes back says whether the claim is valid, and a job cannot end while a valid claim
+//! is open, so a worker that wakes up late can neither touch a finished job nor miss the current one.
+//!
+//! Which thread computes a task must not matter: tasks write disjoint outputs and share no sums.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+
+/// Splits the job's word into task count and next task's index.
+fn split(word: u64) -> (u64, u64) {
+    (word >> 32, word & 0xFFFF_FFFF)
+}
+
+/// Empty looks at the word before a worker parks; some 50 microseconds.
+const SPINS: u32 = 20_000;
+
+/// The job's closure, behind one more reference so that the pointer is thin.
+type Task<'a> = &'a (dyn Fn(usize) + Sync);
+
+struct Shared {
+    /// `tasks << 32 | next`.
+    word: AtomicU64,
+    /// The current job's closure; valid while a claimed task of the job is not done.
+    task: AtomicPtr<Task<'static>>,
+    done: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    parked: Vec<AtomicBool>,
+}
+
+impl Shared {
+    /// Takes tasks of the current job until there are none.
+    fn work(&self) {
+        loop {
+            let (tasks, next) = split(self.word.fetch_add(1, Ordering::AcqRel));
+            if next >= tasks {
+                return;
+            }
+            // SAFETY: `next < tasks`, so the job is not over before `done` is raised below; until then the
+            // caller of `run` keeps the closure alive and leaves the pointer as it is.
+            let task = unsafe { *self.task.load(Ordering::Acquire) };
+            if catch_unwind(AssertUnwindSafe(|| task(next as usize))).is_err() {
+                self.panicked.store(true, Ordering::Release);
+            }
+            self.done.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Whether the current job has a task left; a look, not a claim.
+    fn has_work(&self) -> bool {
+        let (tasks, next) = split(self.word.load(Ordering::SeqCst));
+        next < tasks
+    }
+
+    fn worker(&self, index: usize) {
+        let mut idle = 0;
+        while !self.stop.load(Ordering::Acquire) {
+            if self.has_work() {
+                self.work();
+                idle = 0;
+            } else if idle < SPINS {
+                idle += 1;
+                std::hint::spin_loop();
+            } else {
+                self.parked[index].store(true, Ordering::SeqCst);
+                // Looked at again after the flag is up: whoever published before saw no flag.
+                while !self.has_work()
+                    && !self.stop.load(Ordering::SeqCst)
+                    && self.parked[index].load(Ordering::SeqCst)
+                {
+                    thread::park();
+                }
+                self.parked[index].store(false, Ordering::SeqCst);
+                idle = 0;
+            }
+        }
+    }
+}
+
+/// The compute threads; the calling thread is one of them.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// A pool of `threads` threads, of which `threads - 1` are started.
+    pub(crate) fn new(threads: usize) -> std::io::Result<Pool> {
+        let n_workers = threads.max(1) - 1;
+        let shared = Arc::new(Shared {
+            word: AtomicU64::new(0),
+            task: AtomicPtr::new(std::ptr::null_mut()),
+            done: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            parked: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
+        });
+        let mut pool = Pool { shared, workers: Vec::with_capacity(n_workers) };
+        for index in 0..n_workers {
+            let shared = Arc::clone(&pool.shared);
+            let builder = thread::Builder::new().name(format!("welm-compute-{}", index + 1));
+            pool.workers.push(builder.spawn(move || shared.worker(index))?);
+        }
+        Ok(pool)
+    }
+
+    /// Threads that compute, the caller included.
+    pub(crate) fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task(0)` to `task(tasks - 1)`, each once, on any thread, and returns when all are done.
+    /// `&mut self`, because there is one job at a time.
+    ///
+    /// # Panics
+    /// If a task panicked.
+    pub(crate) fn run(&mut self, tasks: usize, task: impl Fn(usize) + Sync) {
+        if tasks <= 1 || self.workers.is_empty() {
+            (0..tasks).for_each(task);
+            return;
+        }
+        assert!(tasks < 1 << 31, "a job has less than 2^31 tasks");
+        let mut thin: Task<'_> = &task;
+        let shared = &*self.shared;
+        shared.done.store(0, Ordering::Relaxed);
+        shared.task.store((&raw mut thin).cast(), Ordering::Release);
+        shared.word.store((tasks as u64) << 32, Ordering::SeqCst);
+        for (parked, worker) in shared.parked.iter().zip(&self.workers) {
+            if parked.load(Ordering::SeqCst) && parked.swap(false, Ordering::SeqCst) {
+                worker.thread().unpark();
+            }
+        }
+        shared.work();
+        let mut spins = 0u32;
+        while shared.done.load(Ordering::Acquire) < tasks {
+            // On a crowded machine the worker may need this very core to finish.
+            spins += 1;
+            if spins.is_multiple_of(1_000) { thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        assert!(!shared.panicked.swap(false, Ordering::AcqRel), "a compute task panicked");
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Threads that this process may use: its affinity and its cgroup's quota, not the machine's size.
+pub(crate) fn available_threads() -> usize {
+    thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// A mutable slice that tasks of one job write at disjoint places.
+pub(crate) struct Disjoint<'a, T> {
+    start: *mut T,
+    len: usize,
+    _borrow: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: access goes through `slice`, whose callers promise disjoint ranges.
+unsafe impl<T: Send> Send for Disjoint<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    /// Borrows the slice for the job's time.
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Disjoint { start: slice.as_mut_ptr(), len: slice.len(), _borrow: std::marker::PhantomData }
+    }
+
+    /// `slice[at..at + len]`.
+    ///
+    /// # Safety
+    /// No two live slices overlap.
+    ///
+    /// # Panics
+    /// If the range is outside the slice.
+    #[allow(clippy::mut_from_ref)] // the point of the type; disjointness is the caller's promise
+    pub(crate) unsafe fn slice(&self, at: usize, len: usize) -> &mut [T] {
+        assert!(at <= self.len && len <= self.len - at, "range {at}..{at}+{len} of {}", self.len);
+        // SAFETY: inside the borrowed slice by the assertion, unshared by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_exactly_once() {
+        for threads in 1..=4 {
+            let mut pool = Pool::new(threads).unwrap();
+            for round in 0..2_000 {
+                let tasks = round % 37;
+                let hits: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, |i| {
+                    hits[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
+                if round % 500 == 0 {
+                    thread::sleep(std::time::Duration::from_millis(3)); // lets the workers park
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_panicking_task_reaches_the_caller_and_the_pool_lives_on() {
+        let mut pool = Pool::new(2).unwrap();
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(64, |i| assert!(i != 40, "boom"));
+        }));
+        assert!(caught.is_err());
+        let sum = AtomicUsize::new(0);
+        pool.run(100, |i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 4_950);
+    }
+
+    #[test]
+    fn idle_workers_take_no_time() {
+        let cpu_ticks = || {
+            let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+            fields.get(11..13).map_or(0, |f| f.iter().filter_map(|x| x.parse::<u64>().ok()).sum())
+        };
+        let mut pool = Pool::new(4).unwrap();
+        pool.run(8, |_| ());
+        thread::sleep(std::time::Duration::from_millis(50));
+        let before = cpu_ticks();
+        thread::sleep(std::time::Duration::from_millis(500));
+        // Ticks of 10 ms; four spinning workers would have used 50 on one core alone.
+        assert!(cpu_ticks() - before <= 5, "idle workers used {} ticks", cpu_ticks() - before);
+    }
+}

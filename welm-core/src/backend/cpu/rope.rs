@@ -1,0 +1,76 @@
+//! Rotary position embedding (arXiv 2104.09864) of one head, in place.
+//!
+//! ```text
+//! (a, b) -> (a cos t - b sin t, b cos t + a sin t),   t = position * inv_freq[i]
+//! half-split:  a = x[i],  b = x[i + n]      interleaved:  a = x[2 i],  b = x[2 i + 1]       i < n
+//! ```
+//!
+//! with `n = rotary_dim / 2`; values behind `rotary_dim` stay as they are. The angles of a step's rows are
+//! computed once, before the first layer: a table for the whole context would be as large as a layer.
+
+use crate::config::RopePairing;
+
+/// Cosines and sines of a step's rows.
+pub(crate) struct Angles {
+    inv_freq: Vec<f32>, // (n)
+    cos: Vec<f32>,      // (max_rows, n)
+    sin: Vec<f32>,      // (max_rows, n)
+}
+
+impl Angles {
+    /// Room for `max_rows` rows.
+    pub(crate) fn new(inv_freq: Vec<f32>, max_rows: usize) -> Self {
+        let len = inv_freq.len() * max_rows;
+        Angles { inv_freq, cos: vec![0.0; len], sin: vec![0.0; len] }
+    }
+
+    /// Computes the angles of rows at these positions.
+    pub(crate) fn fill(&mut self, positions: &[u32]) {
+        let n = self.inv_freq.len();
+        for (row, &pos) in positions.iter().enumerate() {
+            for (i, f) in self.inv_freq.iter().enumerate() {
+                let (sin, cos) = (pos as f32 * f).sin_cos();
+                (self.sin[row * n + i], self.cos[row * n + i]) = (sin, cos);
+            }
+        }
+    }
+
+    /// Turns one head, `(head_dim)`, of a row.
+    pub(crate) fn turn(&self, row: usize, head: &mut [f32], pairing: RopePairing) {
+        let n = self.inv_freq.len();
+        let (cos, sin) = (&self.cos[row * n..][..n], &self.sin[row * n..][..n]);
+        for i in 0..n {
+            let (ia, ib) = match pairing {
+                RopePairing::HalfSplit => (i, i + n),
+                RopePairing::Interleaved => (2 * i, 2 * i + 1),
+            };
+            let (a, b) = (head[ia], head[ib]);
+            head[ia] = a * cos[i] - b * sin[i];
+            head[ib] = b * cos[i] + a * sin[i];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_turn_by_the_position_and_the_rest_stays() {
+        let mut angles = Angles::new(vec![1.0, 0.5], 2);
+        angles.fill(&[0, 3]);
+        let start = [1.0, 2.0, 3.0, 4.0, 5.0];
+        let mut head = start;
+        angles.turn(0, &mut head, RopePairing::HalfSplit);
+        assert_eq!(head, start, "position 0 turns nothing");
+        angles.turn(1, &mut head, RopePairing::HalfSplit);
+        let turned = |a: f32, b: f32, t: f32| (a * t.cos() - b * t.sin(), b * t.cos() + a * t.sin());
+        assert_eq!((head[0], head[2]), turned(1.0, 3.0, 3.0));
+        assert_eq!((head[1], head[3]), turned(2.0, 4.0, 1.5));
+        assert_eq!(head[4], 5.0);
+        let mut head = start;
+        angles.turn(1, &mut head, RopePairing::Interleaved);
+        assert_eq!((head[0], head[1]), turned(1.0, 2.0, 3.0));
+        assert_eq!((head[2], head[3]), turned(3.0, 4.0, 1.5));
+    }
+}

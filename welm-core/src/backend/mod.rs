@@ -1,0 +1,99 @@
+//! The dozen operations that `transformer::forward` calls, and the data they pass around.
+//!
+//! A backend owns the compute threads or the device, and whatever scratch its own arithmetic needs. Model
+//! code is generic over it, so a backend is complete when this trait is implemented, and it cannot leak
+//! into the engine. Every operation works row by row: the result of a row depends on that row (and on its
+//! own sequence's cache) only, never on which other rows are in the batch. That is what makes a request's
+//! text independent of its neighbours, of chunk boundaries and of prefix-cache hits.
+
+pub(crate) mod cpu;
+
+use crate::config::{Activation, ModelConfig};
+use crate::engine::batch::Batch;
+use crate::error::Result;
+use crate::options::LoadOptions;
+use crate::weights::load::{LinearSource, NormSource};
+
+/// Sizes that scratch is allocated for, once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Most rows (tokens) of a step.
+    pub(crate) max_rows: usize,
+    /// Most rows that go through the output projection together.
+    pub(crate) max_logit_rows: usize,
+    /// Most tokens of a sequence.
+    pub(crate) max_context: usize,
+    /// Blocks of the KV cache, over all sequences.
+    pub(crate) n_blocks: usize,
+}
+
+/// What `forward` is written against.
+///
+/// `(n, d)` below means `n` rows of the current batch, `d` columns, f32 in the caller's eyes; a backend may
+/// keep another type inside.
+pub(crate) trait Backend: Sized + Send + 'static {
+    /// Activations, `(up to max_rows, cols)`.
+    type Buffer: Send;
+    /// Weight and bias of a normalisation, `(dim)`.
+    type Norm: Send;
+    /// A weight matrix `(rows, cols)` with its bias `(rows)`; also an embedding table.
+    type Linear: Send;
+    /// Keys and values of one layer, `(n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim)` each.
+    type KvLayer: Send;
+
+    /// Starts the backend and allocates what its arithmetic needs beside the buffers.
+    fn new(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> Result<Self>;
+    /// Bytes that `new` allocates.
+    fn scratch_bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> u64;
+    /// Bytes of one layer's cache.
+    fn kv_layer_bytes(config: &ModelConfig, options: &LoadOptions, n_blocks: usize) -> u64;
+    /// Takes a normalisation's weights.
+    fn load_norm(&mut self, source: NormSource) -> Result<Self::Norm>;
+    /// Takes a matrix, in the element type of the options.
+    fn load_linear(&mut self, source: LinearSource) -> Result<Self::Linear>;
+    /// Allocates one layer's cache.
+    fn kv_layer(&mut self, n_blocks: usize) -> Result<Self::KvLayer>;
+    /// Allocates activations.
+    fn buffer(&mut self, max_rows: usize, cols: usize) -> Result<Self::Buffer>;
+    /// One line for the log: threads, instruction set.
+    fn describe(&self) -> String;
+
+    /// Called once a step, before `embed`: rotary angles of the batch's positions.
+    fn begin(&mut self, batch: &Batch) -> Result<()>;
+    /// `x = table[token_id]`, `(n, dim)`.
+    fn embed(&mut self, x: &mut Self::Buffer, table: &Self::Linear, batch: &Batch) -> Result<()>;
+    /// `out = norm(x)`, `(n, dim)`.
+    fn norm(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, norm: &Self::Norm) -> Result<()>;
+    /// `out[i] = norm(x[rows[i]])`, `(rows.len(), dim)`.
+    fn norm_rows(
+        &mut self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        rows: &[u32],
+        norm: &Self::Norm,
+    ) -> Result<()>;
+    /// `out = x W^T + b`, `(n, rows)`.
+    fn linear(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, w: &Self::Linear) -> Result<()>;
+    /// `out += x W^T + b`, `(n, rows)`.
+    fn linear_add(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, w: &Self::Linear) -> Result<()>;
+    /// `out = x W^T`, `(n, vocab_size)`: as `linear`, with the most exact activations there are.
+    fn logits(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, w: &Self::Linear) -> Result<()>;
+    /// Turns q and k of `qkv`, `(n, qkv_dim)`, in place, and writes k and v to the batch's slots.
+    fn rope_and_cache(&mut self, qkv: &mut Self::Buffer, kv: &mut Self::KvLayer, batch: &Batch)
+    -> Result<()>;
+    /// `softmax(q k^T / sqrt(head_dim)) v` of each row over its own sequence, itself included:
+    /// `(n, n_heads * head_dim)`.
+    fn attention(
+        &mut self,
+        out: &mut Self::Buffer,
+        qkv: &Self::Buffer,
+        kv: &Self::KvLayer,
+        batch: &Batch,
+    ) -> Result<()>;
+    /// `out = f(up)`, `(n, hidden_dim)`; SwiGLU reads gate and up side by side, `(n, 2 hidden_dim)`.
+    fn activate(&mut self, out: &mut Self::Buffer, up: &Self::Buffer, f: Activation) -> Result<()>;
+    /// Copies one block of one layer's cache.
+    fn copy_block(&mut self, kv: &mut Self::KvLayer, from: u32, to: u32) -> Result<()>;
+    /// The buffer's rows on the host, row-major `(n, cols)`; mutable, because sampling works in place.
+    fn read<'a>(&mut self, buffer: &'a mut Self::Buffer) -> Result<&'a mut [f32]>;
+}

@@ -1,0 +1,231 @@
+//! Who owns which block of the KV cache, and which finished blocks can be used again.
+//!
+//! A full block is identified by what it holds: its sixteen tokens *and* all that precede them. It gets a
+//! number never used before, its `uid`; the index maps `(uid of the block before, the sixteen tokens)` to
+//! the block. Equality of keys is equality of tokens, so a hit is exact and no hash can collide.
+//!
+//! A block that nobody holds stays in the index until its memory is needed; the one unused for longest goes
+//! first, and of one sequence the last, since a block is of no use without those before it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::batch::BLOCK_TOKENS;
+
+/// The uid that precedes the first block of every sequence.
+pub(crate) const ROOT: u64 = 0;
+
+type Key = (u64, [u32; BLOCK_TOKENS]);
+
+#[derive(Default)]
+struct Block {
+    /// Sequences that hold it.
+    refs: u32,
+    /// Its entry in the index, if it has one.
+    entry: Option<(u64, Key)>,
+    /// Its place among the blocks that nobody holds but the index knows.
+    idle_since: u64,
+}
+
+/// The blocks of one cache.
+pub(crate) struct BlockManager {
+    blocks: Vec<Block>,
+    free: Vec<u32>,
+    /// Blocks that nobody holds but the index knows, the longest unused first.
+    idle: BTreeMap<u64, u32>,
+    index: HashMap<Key, (u64, u32)>, // uid, block
+    clock: u64,
+    next_uid: u64,
+    prefix_cache: bool,
+}
+
+impl BlockManager {
+    /// All blocks free.
+    pub(crate) fn new(n_blocks: usize, prefix_cache: bool) -> Self {
+        BlockManager {
+            blocks: (0..n_blocks).map(|_| Block::default()).collect(),
+            free: (0..n_blocks as u32).rev().collect(),
+            idle: BTreeMap::new(),
+            index: HashMap::new(),
+            clock: 0,
+            next_uid: ROOT + 1,
+            prefix_cache,
+        }
+    }
+
+    /// Blocks in all.
+    pub(crate) fn total(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Blocks that `allocate` can give.
+    pub(crate) fn available(&self) -> usize {
+        self.free.len() + self.idle.len()
+    }
+
+    /// Blocks that nobody holds but that may be hit.
+    pub(crate) fn cached(&self) -> usize {
+        self.idle.len()
+    }
+
+    /// A block of undefined content, held once; the oldest idle one is forgotten if need be.
+    pub(crate) fn allocate(&mut self) -> Option<u32> {
+        let block = match self.free.pop() {
+            Some(block) => block,
+            None => {
+                let (_, block) = self.idle.pop_first()?;
+                if let Some((_, key)) = self.blocks[block as usize].entry.take() {
+                    self.index.remove(&key);
+                }
+                block
+            }
+        };
+        self.blocks[block as usize].refs = 1;
+        Some(block)
+    }
+
+    /// One more holder.
+    pub(crate) fn retain(&mut self, block: u32) {
+        let b = &mut self.blocks[block as usize];
+        if b.refs == 0 {
+            self.idle.remove(&b.idle_since);
+        }
+        b.refs += 1;
+    }
+
+    /// One holder less for each; the list is in the order of the sequence.
+    pub(crate) fn release(&mut self, blocks: &mut Vec<u32>) {
+        for block in blocks.drain(..).rev() {
+            let b = &mut self.blocks[block as usize];
+            debug_assert!(b.refs > 0, "block {block} is released more often than held");
+            b.refs -= 1;
+            if b.refs > 0 {
+                continue;
+            }
+            if b.entry.is_some() {
+                self.clock += 1;
+                b.idle_since = self.clock;
+                self.idle.insert(self.clock, block);
+            } else {
+                self.free.push(block);
+            }
+        }
+    }
+
+    /// The blocks that hold the longest known beginning of `tokens`, each retained, and the last one's uid.
+    pub(crate) fn lookup(&mut self, tokens: &[u32]) -> (Vec<u32>, u64) {
+        let (mut found, mut parent) = (Vec::new(), ROOT);
+        for chunk in tokens.chunks_exact(BLOCK_TOKENS) {
+            let Some(&(uid, block)) = self.index.get(&key(parent, chunk)) else { break };
+            self.retain(block);
+            found.push(block);
+            parent = uid;
+        }
+        (found, parent)
+    }
+
+    /// Makes a computed full block known; the uid is what the sequence's next block has for a parent.
+    pub(crate) fn register(&mut self, parent: u64, tokens: &[u32], block: u32) -> u64 {
+        if !self.prefix_cache {
+            return ROOT;
+        }
+        let key = key(parent, tokens);
+        if let Some(&(uid, _)) = self.index.get(&key) {
+            return uid; // computed twice at the same time; the first stays
+        }
+        let uid = self.next_uid;
+        self.next_uid += 1;
+        self.index.insert(key, (uid, block));
+        self.blocks[block as usize].entry = Some((uid, key));
+        uid
+    }
+}
+
+fn key(parent: u64, tokens: &[u32]) -> Key {
+    (parent, tokens.try_into().expect("a key has one block's tokens"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(n: usize, from: u32) -> Vec<u32> {
+        (from..from + n as u32).collect()
+    }
+
+    /// Allocates and registers the full blocks of `t`.
+    fn fill(m: &mut BlockManager, t: &[u32]) -> Vec<u32> {
+        let (mut held, mut parent) = m.lookup(t);
+        for chunk in t.chunks_exact(BLOCK_TOKENS).skip(held.len()) {
+            let block = m.allocate().unwrap();
+            parent = m.register(parent, chunk, block);
+            held.push(block);
+        }
+        held
+    }
+
+    #[test]
+    fn equal_beginnings_share_blocks_and_others_do_not() {
+        let mut m = BlockManager::new(8, true);
+        let mut a = fill(&mut m, &tokens(48, 0));
+        let mut longer = tokens(32, 0);
+        longer.extend(tokens(16, 100));
+        let mut b = fill(&mut m, &longer);
+        assert_eq!(a[..2], b[..2]);
+        assert_ne!(a[2], b[2]);
+        assert_eq!(m.available(), 4);
+        // The same sixteen tokens behind another beginning are another block.
+        assert!(m.lookup(&tokens(16, 16)).0.is_empty());
+        m.release(&mut a);
+        m.release(&mut b);
+        assert_eq!((m.available(), m.cached()), (8, 4));
+    }
+
+    #[test]
+    fn the_longest_unused_goes_first_and_a_sequence_loses_its_tail_first() {
+        let mut m = BlockManager::new(4, true);
+        let mut a = fill(&mut m, &tokens(32, 0));
+        let mut b = fill(&mut m, &tokens(32, 500));
+        m.release(&mut a);
+        m.release(&mut b);
+        let mut held = vec![m.allocate().unwrap()];
+        let (mut hit, _) = m.lookup(&tokens(32, 0));
+        assert_eq!(hit.len(), 1, "the tail of the older sequence was forgotten, its head was not");
+        let (mut other, _) = m.lookup(&tokens(32, 500));
+        assert_eq!(other.len(), 2);
+        assert!(m.allocate().is_none(), "all four are held");
+        m.release(&mut hit);
+        m.release(&mut other);
+        m.release(&mut held);
+        assert_eq!(m.available(), 4);
+    }
+
+    #[test]
+    fn without_prefix_caching_nothing_is_kept() {
+        let mut m = BlockManager::new(3, false);
+        let mut a = fill(&mut m, &tokens(48, 0));
+        m.release(&mut a);
+        assert!(m.lookup(&tokens(48, 0)).0.is_empty());
+        assert_eq!((m.available(), m.cached()), (3, 0));
+    }
+
+    #[test]
+    fn random_use_never_loses_or_doubles_a_block() {
+        let mut m = BlockManager::new(20, true);
+        let mut held: Vec<Vec<u32>> = Vec::new();
+        let mut state = 1u32;
+        for _ in 0..5_000 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let pick = (state >> 16) as usize;
+            if pick % 3 == 0 && !held.is_empty() {
+                let at = pick % held.len();
+                m.release(&mut held.swap_remove(at));
+            } else if m.available() >= 3 {
+                held.push(fill(&mut m, &tokens(48, (pick % 7) as u32 * 16)));
+            }
+            let mut distinct: Vec<u32> = held.iter().flatten().copied().collect();
+            distinct.sort_unstable();
+            distinct.dedup();
+            assert_eq!(distinct.len() + m.available(), m.total());
+        }
+    }
+}

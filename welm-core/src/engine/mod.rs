@@ -1,0 +1,419 @@
+//! The engine thread: `step = schedule, run, postprocess`, until the last handle is gone.
+//!
+//! One thread owns weights, cache and scratch; requests reach it through a channel, and pieces leave it
+//! through one channel per request. Calls from many threads therefore share each forward pass without
+//! knowing of each other (continuous batching), and nothing in here needs a lock.
+//!
+//! If a step fails or panics, every open request and every later one is told why; the host goes on.
+
+pub(crate) mod batch;
+pub(crate) mod block_manager;
+pub(crate) mod scheduler;
+pub(crate) mod sequence;
+pub(crate) mod stats;
+pub(crate) mod text;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use self::batch::Batch;
+use self::block_manager::BlockManager;
+use self::scheduler::{Queue, Scheduler, Work};
+use self::sequence::{Request, Sequence, Task};
+use self::stats::Counters;
+use crate::backend::{Backend, Limits};
+use crate::error::{Error, Result};
+use crate::kv_cache::KvCache;
+use crate::options::LoadOptions;
+use crate::output::{FinishReason, Token};
+use crate::sampler::{Sampler, uniform};
+use crate::tokenizer::Tokenizer;
+use crate::transformer::{Scratch, Weights, forward, logits};
+
+/// A message to the engine thread.
+enum Command {
+    Submit(Box<Request>),
+    /// A flag was set that is only looked at between steps.
+    Wake,
+    Stop,
+}
+
+/// What the handles hold of the engine.
+pub(crate) struct Handle {
+    commands: Sender<Command>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    pub(crate) counters: Arc<Counters>,
+    fault: Arc<Mutex<Option<Error>>>,
+    queue_limit: usize,
+}
+
+/// Everything the engine thread owns.
+pub(crate) struct Engine<B: Backend> {
+    pub(crate) backend: B,
+    pub(crate) weights: Weights<B>,
+    pub(crate) kv: KvCache<B>,
+    pub(crate) scratch: Scratch<B>,
+    pub(crate) limits: Limits,
+    pub(crate) tokenizer: Option<Arc<Tokenizer>>,
+    pub(crate) eos: Vec<u32>,
+    pub(crate) vocab_size: usize,
+}
+
+impl Handle {
+    /// Moves the engine to a thread of its own.
+    pub(crate) fn start<B: Backend>(engine: Engine<B>, options: &LoadOptions) -> Result<Handle> {
+        let (commands, inbox) = channel();
+        let counters = Arc::new(Counters::default());
+        let n_blocks = engine.limits.n_blocks;
+        counters.blocks_total.store(n_blocks, Ordering::Relaxed);
+        let (prefix_cache, queue_limit) = (options.prefix_cache, options.queue_limit);
+        let (chunk_tokens, max_running) = (options.chunk_tokens, options.max_running);
+        let fault = Arc::new(Mutex::new(None));
+        let (thread_counters, thread_fault) = (Arc::clone(&counters), Arc::clone(&fault));
+        let run = move || {
+            let blocks = BlockManager::new(n_blocks, prefix_cache);
+            let scheduler = Scheduler::new(blocks, chunk_tokens, max_running);
+            let mut step = Step::new(engine, scheduler, thread_counters);
+            let ended = catch_unwind(AssertUnwindSafe(|| step.run(&inbox)));
+            let error = match ended {
+                Ok(Ok(())) => Error::EngineStopped("the model was dropped".into()),
+                Ok(Err(error)) => error,
+                Err(panic) => {
+                    let text = panic.downcast_ref::<String>().map(String::as_str);
+                    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                    Error::EngineStopped(text.unwrap_or("unknown fault").into())
+                }
+            };
+            tracing::debug!(%error, "engine ends");
+            *thread_fault.lock().unwrap_or_else(|e| e.into_inner()) = Some(error.clone());
+            step.fail_all(&error);
+            // Whoever submitted before the fault was published waits in the inbox.
+            while let Ok(command) = inbox.try_recv() {
+                if let Command::Submit(request) = command {
+                    request.send(Err(error.clone()));
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("welm-engine".into())
+            .spawn(run)
+            .map_err(|e| Error::Unavailable { what: "engine thread".into(), reason: e.to_string() })?;
+        Ok(Handle { commands, thread: Mutex::new(Some(thread)), counters, fault, queue_limit })
+    }
+
+    /// Queues a request, or refuses it.
+    pub(crate) fn submit(&self, request: Request) -> Result<()> {
+        let n = request.n;
+        let queued = self.counters.queue_depth.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
+            (waiting + n <= self.queue_limit).then_some(waiting + n)
+        });
+        if let Err(waiting) = queued {
+            self.counters.rejected.fetch_add(1, Ordering::Relaxed);
+            return Err(Error::QueueFull { waiting, limit: self.queue_limit });
+        }
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        self.commands.send(Command::Submit(Box::new(request))).map_err(|_| self.fault())
+    }
+
+    /// Lets the engine look at its flags now.
+    pub(crate) fn wake(&self) {
+        let _ = self.commands.send(Command::Wake);
+    }
+
+    /// Why the engine ended.
+    pub(crate) fn fault(&self) -> Error {
+        let fault = self.fault.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        fault.unwrap_or_else(|| Error::EngineStopped("its thread is gone".into()))
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Stop);
+        let thread = self.thread.get_mut().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A row whose logits are needed.
+struct LogitRow {
+    row: u32,   // of the batch
+    seq: usize, // of the running sequences
+    pos: usize, // in that sequence
+}
+
+/// The thread's loop, and what lives from step to step.
+struct Step<B: Backend> {
+    engine: Engine<B>,
+    scheduler: Scheduler,
+    counters: Arc<Counters>,
+    arrivals: u64,
+    plan: Vec<Work>,
+    batch: Batch,
+    logit_rows: Vec<LogitRow>,
+    rows: Vec<u32>,
+    sampler: Sampler,
+    raw: Vec<f32>, // (vocab_size), logits as they were before sampling changed them
+}
+
+impl<B: Backend> Step<B> {
+    fn new(engine: Engine<B>, scheduler: Scheduler, counters: Arc<Counters>) -> Self {
+        let Limits { max_rows, n_blocks, .. } = engine.limits;
+        Step {
+            sampler: Sampler::new(engine.vocab_size),
+            raw: vec![0.0; engine.vocab_size],
+            engine,
+            scheduler,
+            counters,
+            arrivals: 0,
+            plan: Vec::new(),
+            batch: Batch::with_capacity(max_rows, n_blocks),
+            logit_rows: Vec::with_capacity(max_rows),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Steps until it is told to stop.
+    fn run(&mut self, inbox: &Receiver<Command>) -> Result<()> {
+        loop {
+            self.publish();
+            // Sleeps while there is nothing to do; otherwise takes what has come and goes on.
+            let mut command = if self.scheduler.is_idle() {
+                inbox.recv().map_err(|_| TryRecvError::Disconnected)
+            } else {
+                inbox.try_recv()
+            };
+            loop {
+                match command {
+                    Ok(Command::Submit(request)) => self.accept(*request),
+                    Ok(Command::Wake) => {}
+                    Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Ok(()),
+                    Err(TryRecvError::Empty) => break,
+                }
+                command = inbox.try_recv();
+            }
+            self.interrupt();
+            self.schedule();
+            if !self.plan.is_empty() {
+                self.compute()?;
+                self.postprocess()?;
+            }
+        }
+    }
+
+    fn accept(&mut self, request: Request) {
+        self.arrivals += 1;
+        let nothing_to_compute =
+            request.max_tokens == 0 && !request.scores() && request.task == Task::Generate;
+        let mut seq = Sequence::new(request, self.arrivals);
+        if nothing_to_compute {
+            self.finish_unforked(&mut seq, FinishReason::Length);
+        } else {
+            self.scheduler.waiting.push_back(seq);
+        }
+    }
+
+    /// Ends what was cancelled or is late.
+    fn interrupt(&mut self) {
+        let now = Instant::now();
+        for queue in [Queue::Waiting, Queue::Running] {
+            let mut at = 0;
+            while let Some(seq) = self.scheduler.get(queue, at) {
+                match seq.request().interrupted(now) {
+                    Some(reason) => {
+                        let mut seq = self.scheduler.remove(queue, at);
+                        self.finish_unforked(&mut seq, reason);
+                    }
+                    None => at += 1,
+                }
+            }
+        }
+    }
+
+    fn schedule(&mut self) {
+        let counters = &self.counters;
+        self.scheduler.schedule(&mut self.plan, |seq| {
+            if leave_queue(counters, seq) {
+                counters.prefix_hit_tokens.fetch_add(seq.computed as u64, Ordering::Relaxed);
+                counters.prompt_tokens.fetch_add(seq.tokens.len() as u64, Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// Fills the batch and computes it.
+    fn compute(&mut self) -> Result<()> {
+        let running = &mut self.scheduler.running;
+        self.batch.clear();
+        self.logit_rows.clear();
+        for &Work { seq, n_tokens } in &self.plan {
+            let s = &running[seq];
+            let (start, end, first_row) = (s.computed, s.computed + n_tokens, self.batch.len());
+            self.batch.push(&s.tokens[start..end], start, &s.blocks);
+            let wanted = s.wanted.max(start)..end;
+            let row = |pos| (first_row + pos - start) as u32;
+            self.logit_rows.extend(wanted.map(|pos| LogitRow { row: row(pos), seq, pos }));
+        }
+        let e = &mut self.engine;
+        forward(&mut e.backend, &e.weights, &mut e.kv, &mut e.scratch, &self.batch)?;
+        for &Work { seq, n_tokens } in &self.plan {
+            running[seq].advance(n_tokens, &mut self.scheduler.blocks);
+        }
+        self.counters.steps.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Logits to tokens, tokens to events; ended sequences leave.
+    fn postprocess(&mut self) -> Result<()> {
+        let mut forked = Vec::new();
+        for tile in self.logit_rows.chunks(self.engine.limits.max_logit_rows) {
+            self.rows.clear();
+            self.rows.extend(tile.iter().map(|r| r.row));
+            let e = &mut self.engine;
+            let values = logits(&mut e.backend, &e.weights, &mut e.scratch, &self.rows)?;
+            for (r, row) in tile.iter().zip(values.chunks_exact_mut(e.vocab_size)) {
+                let seq = &mut self.scheduler.running[r.seq];
+                if seq.use_logits(r.pos, row) {
+                    continue;
+                }
+                let mut chooser = Chooser {
+                    sampler: &mut self.sampler,
+                    eos: &e.eos,
+                    tokenizer: e.tokenizer.as_deref(),
+                    counters: &self.counters,
+                };
+                self.raw.copy_from_slice(row);
+                if !seq.shared.started.replace(true) {
+                    for index in 1..seq.request().n {
+                        let mut sibling = seq.fork(index);
+                        sibling.share_blocks(seq, &mut self.scheduler.blocks);
+                        chooser.choose(&mut sibling, row, &self.raw);
+                        row.copy_from_slice(&self.raw);
+                        copy_partial(
+                            seq,
+                            &mut sibling,
+                            &mut self.scheduler.blocks,
+                            &mut e.kv,
+                            &mut e.backend,
+                        )?;
+                        forked.push(sibling);
+                    }
+                }
+                chooser.choose(seq, row, &self.raw);
+            }
+        }
+        for sibling in forked {
+            self.scheduler.resume(sibling);
+        }
+        for at in (0..self.scheduler.running.len()).rev() {
+            let seq = &mut self.scheduler.running[at];
+            match seq.ended {
+                Some(reason) => {
+                    let mut seq = self.scheduler.remove(Queue::Running, at);
+                    self.finish(&mut seq, reason);
+                }
+                None => seq.emit_ready(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a sequence, and the siblings that were still to be forked from it.
+    fn finish_unforked(&mut self, seq: &mut Sequence, reason: FinishReason) {
+        if seq.index == 0 && !seq.shared.started.get() {
+            for index in 1..seq.request().n {
+                self.finish(&mut seq.fork(index), reason);
+            }
+        }
+        self.finish(seq, reason);
+    }
+
+    /// Says how a sequence ended and takes its blocks back.
+    fn finish(&mut self, seq: &mut Sequence, reason: FinishReason) {
+        seq.release(&mut self.scheduler.blocks);
+        leave_queue(&self.counters, seq);
+        let open = seq.shared.open.get() - 1;
+        seq.shared.open.set(open);
+        if open == 0 {
+            self.counters.finished.fetch_add(1, Ordering::Release);
+            self.publish(); // before the caller can know, so that a look at the stats sees its blocks free
+        }
+        seq.emit(Some(reason));
+    }
+
+    fn publish(&self) {
+        let (c, s) = (&self.counters, &self.scheduler);
+        c.running.store(s.running.len(), Ordering::Relaxed);
+        c.blocks_used.store(s.blocks.total() - s.blocks.available(), Ordering::Relaxed);
+        c.blocks_cached.store(s.blocks.cached(), Ordering::Relaxed);
+        c.preemptions.store(s.preemptions, Ordering::Relaxed);
+    }
+
+    fn fail_all(&mut self, error: &Error) {
+        for seq in self.scheduler.waiting.drain(..).chain(self.scheduler.running.drain(..)) {
+            seq.request().send(Err(error.clone()));
+            leave_queue(&self.counters, &seq);
+        }
+        self.publish();
+    }
+}
+
+/// Takes a request off the queue's count, once; false if it was off already.
+fn leave_queue(counters: &Counters, seq: &Sequence) -> bool {
+    let was_queued = seq.shared.queued.replace(false);
+    if was_queued {
+        counters.queue_depth.fetch_sub(seq.request().n, Ordering::AcqRel);
+    }
+    was_queued
+}
+
+/// Gives a forked sequence its own copy of the block that the prompt fills in part, if there is memory.
+fn copy_partial<B: Backend>(
+    from: &Sequence,
+    to: &mut Sequence,
+    blocks: &mut BlockManager,
+    kv: &mut KvCache<B>,
+    backend: &mut B,
+) -> Result<()> {
+    let Some(&partial) = from.blocks.get(to.blocks.len()).filter(|_| from.computed > to.computed) else {
+        return Ok(());
+    };
+    if let Some(block) = blocks.allocate() {
+        kv.copy_block(backend, partial, block)?;
+        to.blocks.push(block);
+        to.computed = from.computed;
+    }
+    Ok(())
+}
+
+/// Logits to the next token.
+struct Chooser<'a> {
+    sampler: &'a mut Sampler,
+    eos: &'a [u32],
+    tokenizer: Option<&'a Tokenizer>,
+    counters: &'a Counters,
+}
+
+impl Chooser<'_> {
+    /// Samples from `row`, which the sampler changes; `raw` is the same row unchanged.
+    fn choose(&mut self, seq: &mut Sequence, row: &mut [f32], raw: &[f32]) {
+        let request = seq.request();
+        let u = uniform(request.seed, seq.index as u32, seq.tokens.len() as u64);
+        let id = self.sampler.sample(row, &request.sampling, &seq.tokens, u);
+        let now = Instant::now();
+        match seq.last_token_at {
+            None => self.counters.first_token(now - request.submitted),
+            Some(before) => self.counters.next_token(now - before),
+        }
+        self.counters.completion_tokens.fetch_add(1, Ordering::Relaxed);
+        let token = Token::with_logprobs(id, request.logprobs, raw);
+        let bytes = self.tokenizer.map_or(&[][..], |t| t.token_bytes(id));
+        seq.last_token_at = Some(now);
+        seq.push(token, bytes, self.eos.contains(&id));
+    }
+}

@@ -1,0 +1,169 @@
+//! Which sequences get how many rows in the next step. Policy only: no tensor is touched here.
+//!
+//! - Every running sequence that has one token to compute (it is decoding) gets its row, each step.
+//! - Prompts share `chunk_tokens` rows a step. Those served longest ago come first, so a long prompt delays
+//!   a short one, or anyone's next token, by one chunk at most.
+//! - A sequence is admitted, in order of arrival, when its whole prompt has blocks and every running
+//!   sequence can still grow by one. It gets all its prompt's blocks at once, so a prompt under way never
+//!   waits for memory.
+//! - When a growing sequence finds no block, the youngest running one is preempted: it gives its blocks back
+//!   and waits, in front of the queue, to be computed again. Since a row's bits do not depend on when it is
+//!   computed, its text does not change.
+
+use std::collections::VecDeque;
+
+use super::batch::BLOCK_TOKENS;
+use super::block_manager::BlockManager;
+use super::sequence::Sequence;
+
+/// Rows for one running sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Work {
+    /// Which of `running`.
+    pub(crate) seq: usize,
+    /// How many of its tokens, from `computed` on.
+    pub(crate) n_tokens: usize,
+}
+
+/// Where a sequence is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Queue {
+    /// It holds no blocks.
+    Waiting,
+    /// It holds its blocks.
+    Running,
+}
+
+/// The queue, the running sequences and their memory.
+pub(crate) struct Scheduler {
+    pub(crate) waiting: VecDeque<Sequence>,
+    pub(crate) running: Vec<Sequence>,
+    pub(crate) blocks: BlockManager,
+    pub(crate) preemptions: u64,
+    chunk_tokens: usize,
+    max_running: usize,
+    step: u64,
+}
+
+impl Scheduler {
+    /// Nothing to do yet.
+    pub(crate) fn new(blocks: BlockManager, chunk_tokens: usize, max_running: usize) -> Self {
+        Scheduler {
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            blocks,
+            preemptions: 0,
+            chunk_tokens,
+            max_running,
+            step: 0,
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// The sequence at a place.
+    pub(crate) fn get(&self, queue: Queue, at: usize) -> Option<&Sequence> {
+        match queue {
+            Queue::Waiting => self.waiting.get(at),
+            Queue::Running => self.running.get(at),
+        }
+    }
+
+    /// Takes out the sequence at a place, which [`Scheduler::get`] has shown to exist.
+    pub(crate) fn remove(&mut self, queue: Queue, at: usize) -> Sequence {
+        match queue {
+            Queue::Waiting => self.waiting.remove(at).expect("the place exists"),
+            Queue::Running => self.running.remove(at),
+        }
+    }
+
+    /// Takes in a sequence that has begun: it runs on if everything it needs is there, else it waits.
+    pub(crate) fn resume(&mut self, mut seq: Sequence) {
+        let complete = seq.computed + 1 >= seq.target();
+        if seq.ended.is_some() || (complete && self.running.len() < self.max_running) {
+            self.running.push(seq);
+        } else {
+            seq.release(&mut self.blocks);
+            self.enqueue(seq);
+        }
+    }
+
+    /// Plans the next step. `admitted` is called with each sequence that leaves the queue.
+    pub(crate) fn schedule(&mut self, plan: &mut Vec<Work>, mut admitted: impl FnMut(&Sequence)) {
+        self.step += 1;
+        if !self.grow() {
+            self.admit(&mut admitted);
+        }
+        plan.clear();
+        let mut order: Vec<usize> = (0..self.running.len()).collect();
+        order.sort_by_key(|&i| (self.running[i].served, self.running[i].arrival, self.running[i].index));
+        let mut budget = self.chunk_tokens;
+        for seq in order {
+            let s = &mut self.running[seq];
+            let pending = s.target() - s.computed;
+            let n_tokens = if pending == 1 { 1 } else { pending.min(budget) };
+            if n_tokens == 0 {
+                continue;
+            }
+            if pending > 1 {
+                budget -= n_tokens;
+            }
+            s.served = self.step;
+            plan.push(Work { seq, n_tokens });
+        }
+    }
+
+    /// Gives every running sequence a block for its next token; true if one was preempted for it.
+    fn grow(&mut self) -> bool {
+        let before = self.preemptions;
+        self.running.sort_by_key(|s| (s.arrival, s.index));
+        let mut i = 0;
+        while i < self.running.len() {
+            let s = &mut self.running[i];
+            if s.blocks.len() * BLOCK_TOKENS >= s.target() {
+                i += 1;
+            } else if let Some(block) = self.blocks.allocate() {
+                s.blocks.push(block);
+            } else {
+                self.preempt_youngest();
+            }
+        }
+        self.preemptions > before
+    }
+
+    fn preempt_youngest(&mut self) {
+        let mut victim = self.running.pop().expect("a sequence that grows is running");
+        tracing::debug!(arrival = victim.arrival, tokens = victim.tokens.len(), "preempted");
+        victim.release(&mut self.blocks);
+        self.preemptions += 1;
+        self.enqueue(victim);
+    }
+
+    /// Puts a sequence that has begun back into the queue, before those that came later.
+    fn enqueue(&mut self, seq: Sequence) {
+        let key = |s: &Sequence| (s.arrival, s.index);
+        let at = self.waiting.partition_point(|other| key(other) < key(&seq));
+        self.waiting.insert(at, seq);
+    }
+
+    fn admit(&mut self, admitted: &mut impl FnMut(&Sequence)) {
+        while self.running.len() < self.max_running {
+            let Some(mut seq) = self.waiting.pop_front() else { break };
+            seq.find_prefix(&mut self.blocks);
+            let need = seq.target().div_ceil(BLOCK_TOKENS) - seq.blocks.len();
+            if need + self.running.len() > self.blocks.available() {
+                seq.release(&mut self.blocks);
+                self.waiting.push_front(seq);
+                break;
+            }
+            for _ in 0..need {
+                seq.blocks.push(self.blocks.allocate().expect("counted above"));
+            }
+            admitted(&seq);
+            self.running.push(seq);
+        }
+    }
+}

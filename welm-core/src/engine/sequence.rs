@@ -1,0 +1,315 @@
+//! One sequence of one request, from the queue to its last token.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use super::batch::BLOCK_TOKENS;
+use super::block_manager::{BlockManager, ROOT};
+use super::text::TextStream;
+use crate::error::Result;
+use crate::options::CancelToken;
+use crate::output::{Finish, FinishReason, Piece, Token};
+use crate::sampler::SamplerParams;
+
+/// What the engine sends back.
+pub(crate) enum Event {
+    /// Something a stream may show.
+    Piece(Piece),
+    /// Logits of the next row, `(vocab_size)`, for [`Task::Logits`].
+    Logits(Vec<f32>),
+}
+
+/// What a request wants computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// New tokens.
+    Generate,
+    /// Log-probabilities of the given tokens from this position on.
+    Score { from: usize },
+    /// The logits behind each token from this position on.
+    Logits { from: usize },
+}
+
+/// A validated request, as it travels to the engine.
+pub(crate) struct Request {
+    pub(crate) task: Task,
+    pub(crate) prompt: Vec<u32>,
+    /// Shown before the generated text.
+    pub(crate) echo: Option<String>,
+    pub(crate) max_tokens: usize,
+    pub(crate) n: usize,
+    pub(crate) sampling: SamplerParams,
+    pub(crate) logprobs: Option<usize>,
+    pub(crate) stop: Arc<[String]>,
+    pub(crate) seed: u64,
+    pub(crate) ignore_eos: bool,
+    pub(crate) submitted: Instant,
+    pub(crate) deadline: Option<Instant>,
+    /// The caller's token, if it gave one.
+    pub(crate) cancel: Option<CancelToken>,
+    /// Set when nobody listens any more.
+    pub(crate) dropped: CancelToken,
+    pub(crate) events: Sender<Result<Event>>,
+}
+
+impl Request {
+    /// Whether somebody asked for the end.
+    pub(crate) fn interrupted(&self, now: Instant) -> Option<FinishReason> {
+        if self.dropped.is_cancelled() || self.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
+            Some(FinishReason::Cancelled)
+        } else if self.deadline.is_some_and(|d| now >= d) {
+            Some(FinishReason::Deadline)
+        } else {
+            None
+        }
+    }
+
+    /// Sends, or notes that nobody listens.
+    pub(crate) fn send(&self, event: Result<Event>) {
+        if self.events.send(event).is_err() {
+            self.dropped.cancel();
+        }
+    }
+
+    /// Whether log-probabilities of given tokens are asked for.
+    pub(crate) fn scores(&self) -> bool {
+        self.scored_from().is_some()
+    }
+
+    /// First position whose log-probability is reported, if any is.
+    fn scored_from(&self) -> Option<usize> {
+        match self.task {
+            Task::Score { from } => Some(from),
+            Task::Generate if self.echo.is_some() && self.logprobs.is_some() => Some(0),
+            _ => None,
+        }
+    }
+}
+
+/// A request's part that its sequences share.
+pub(crate) struct Shared {
+    pub(crate) request: Request,
+    /// Whether its sequences still count as queued.
+    pub(crate) queued: Cell<bool>,
+    /// Sequences that are not finished.
+    pub(crate) open: Cell<usize>,
+    /// Whether its first token was counted.
+    pub(crate) started: Cell<bool>,
+}
+
+/// One sequence.
+pub(crate) struct Sequence {
+    pub(crate) shared: Rc<Shared>,
+    /// Which of the request's `n`.
+    pub(crate) index: usize,
+    /// Order of arrival; the preempted keep theirs.
+    pub(crate) arrival: u64,
+    /// Prompt and generated tokens.
+    pub(crate) tokens: Vec<u32>,
+    /// Leading tokens whose keys and values are in `blocks`.
+    pub(crate) computed: usize,
+    /// First row whose logits are still needed; a row is a position.
+    pub(crate) wanted: usize,
+    /// Blocks held, in order.
+    pub(crate) blocks: Vec<u32>,
+    /// Leading blocks that the block manager knows, and the last one's uid.
+    known: usize,
+    known_uid: u64,
+    /// Step in which it last had rows; for taking turns.
+    pub(crate) served: u64,
+    pub(crate) cached_tokens: usize,
+    pub(crate) last_token_at: Option<Instant>,
+    /// Set when the last token ended it; the engine sends that and takes it out.
+    pub(crate) ended: Option<FinishReason>,
+    text: TextStream,
+    /// Tokens not sent yet.
+    unsent: Vec<Token>,
+    echoed: bool,
+}
+
+impl Sequence {
+    /// The first sequence of a request; the others are forked from it when the prompt is computed.
+    pub(crate) fn new(request: Request, arrival: u64) -> Self {
+        let from = request.scored_from();
+        let wanted = match request.task {
+            Task::Logits { from } => from,
+            _ => from.map_or(request.prompt.len() - 1, |p| p.saturating_sub(1)),
+        };
+        // Nothing precedes the first token; without log-probabilities, the others have none either.
+        let bare = |&id: &u32| Token { id, logprob: None, alternatives: Vec::new() };
+        let unsent = match (from, &request.echo) {
+            (Some(0), _) => request.prompt[..1].iter().map(bare).collect(),
+            (None, Some(_)) => request.prompt.iter().map(bare).collect(),
+            _ => Vec::new(),
+        };
+        let text = TextStream::new(Arc::clone(&request.stop));
+        let open = Cell::new(request.n);
+        let tokens = request.prompt.clone();
+        Sequence {
+            shared: Rc::new(Shared { request, queued: Cell::new(true), open, started: Cell::new(false) }),
+            index: 0,
+            arrival,
+            tokens,
+            computed: 0,
+            wanted,
+            blocks: Vec::new(),
+            known: 0,
+            known_uid: ROOT,
+            served: 0,
+            cached_tokens: 0,
+            last_token_at: None,
+            ended: None,
+            text,
+            unsent,
+            echoed: false,
+        }
+    }
+
+    /// Sequence `index` of the request, behind the same prompt; holds no blocks yet.
+    pub(crate) fn fork(&self, index: usize) -> Self {
+        Sequence {
+            shared: Rc::clone(&self.shared),
+            index,
+            arrival: self.arrival,
+            tokens: self.tokens.clone(),
+            computed: 0,
+            wanted: self.wanted,
+            blocks: Vec::new(),
+            known: 0,
+            known_uid: ROOT,
+            served: self.served,
+            cached_tokens: self.cached_tokens,
+            last_token_at: None,
+            ended: None,
+            text: TextStream::new(Arc::clone(&self.shared.request.stop)),
+            unsent: self.unsent.clone(),
+            echoed: false,
+        }
+    }
+
+    /// Takes over the beginning of the other's blocks, those that are full of computed tokens.
+    pub(crate) fn share_blocks(&mut self, other: &Sequence, manager: &mut BlockManager) {
+        let full = other.computed / BLOCK_TOKENS;
+        self.blocks = other.blocks[..full].to_vec();
+        self.blocks.iter().for_each(|&b| manager.retain(b));
+        self.computed = full * BLOCK_TOKENS;
+        (self.known, self.known_uid) = (other.known, other.known_uid);
+    }
+
+    /// The request.
+    pub(crate) fn request(&self) -> &Request {
+        &self.shared.request
+    }
+
+    /// Tokens to compute until the next event; the last given token needs no row if nothing follows it.
+    pub(crate) fn target(&self) -> usize {
+        let nothing_follows = self.request().max_tokens == 0 && self.request().scores();
+        self.tokens.len() - usize::from(nothing_follows)
+    }
+
+    /// Tokens generated so far.
+    pub(crate) fn generated(&self) -> usize {
+        self.tokens.len() - self.request().prompt.len()
+    }
+
+    /// Takes known blocks for the beginning, as far as no wanted row is skipped.
+    pub(crate) fn find_prefix(&mut self, manager: &mut BlockManager) {
+        debug_assert!(self.blocks.is_empty());
+        let limit = self.wanted.min(self.tokens.len() - 1);
+        let (blocks, uid) = manager.lookup(&self.tokens[..limit]);
+        self.known = blocks.len();
+        self.known_uid = uid;
+        self.computed = blocks.len() * BLOCK_TOKENS;
+        self.blocks = blocks;
+        if self.shared.queued.get() {
+            self.cached_tokens = self.computed;
+        }
+    }
+
+    /// Gives all blocks back; what was computed must be found or computed again.
+    pub(crate) fn release(&mut self, manager: &mut BlockManager) {
+        manager.release(&mut self.blocks);
+        (self.computed, self.known, self.known_uid) = (0, 0, ROOT);
+    }
+
+    /// Notes `n` more computed tokens and makes full blocks known.
+    pub(crate) fn advance(&mut self, n: usize, manager: &mut BlockManager) {
+        self.computed += n;
+        while (self.known + 1) * BLOCK_TOKENS <= self.computed {
+            let at = self.known * BLOCK_TOKENS;
+            let tokens = &self.tokens[at..at + BLOCK_TOKENS];
+            self.known_uid = manager.register(self.known_uid, tokens, self.blocks[self.known]);
+            self.known += 1;
+        }
+    }
+
+    /// Uses the logits of row `pos`, `(vocab_size)`, for what the request asks beside new tokens. False if
+    /// a new token is to be chosen from them.
+    pub(crate) fn use_logits(&mut self, pos: usize, logits: &[f32]) -> bool {
+        self.wanted = pos + 1;
+        let last = pos + 1 == self.target();
+        if let Task::Logits { .. } = self.request().task {
+            self.request().send(Ok(Event::Logits(logits.to_vec())));
+        } else if let Some(&given) = self.tokens.get(pos + 1) {
+            self.unsent.push(Token::with_logprobs(given, self.request().logprobs, logits));
+        } else {
+            return false;
+        }
+        if last && self.request().max_tokens == 0 {
+            self.ended = Some(FinishReason::Length);
+        }
+        true
+    }
+
+    /// Adds a generated token, and notes if it ends the sequence.
+    pub(crate) fn push(&mut self, token: Token, bytes: &[u8], ends_text: bool) {
+        if ends_text && !self.request().ignore_eos {
+            self.ended = Some(FinishReason::EndOfText);
+            return;
+        }
+        self.tokens.push(token.id);
+        self.wanted = self.tokens.len() - 1;
+        self.unsent.push(token);
+        if self.text.push(bytes) {
+            self.ended = Some(FinishReason::Stop);
+        } else if self.generated() >= self.request().max_tokens {
+            self.ended = Some(FinishReason::Length);
+        }
+    }
+
+    /// Sends the tokens chosen since the last time, if there are any.
+    pub(crate) fn emit_ready(&mut self) {
+        // Until the first new token, what is unsent belongs to the siblings too.
+        if self.generated() > 0 && !self.unsent.is_empty() {
+            self.emit(None);
+        }
+    }
+
+    /// Sends what may be shown; everything, if the sequence ends.
+    pub(crate) fn emit(&mut self, finish: Option<FinishReason>) {
+        let mut text = String::new();
+        if !self.echoed {
+            text.push_str(self.request().echo.as_deref().unwrap_or(""));
+            self.echoed = true;
+        }
+        let mut reason = finish;
+        if let Some(asked) = finish {
+            // The last bytes may complete a stop string after all.
+            let (rest, stopped) = self.text.finish();
+            text.push_str(&rest);
+            reason = Some(if stopped { FinishReason::Stop } else { asked });
+        } else {
+            text.push_str(&self.text.take());
+        }
+        let finish = reason.map(|reason| Finish {
+            reason,
+            completion_tokens: self.generated(),
+            cached_tokens: self.cached_tokens,
+        });
+        let tokens = std::mem::take(&mut self.unsent);
+        self.request().send(Ok(Event::Piece(Piece { index: self.index, text, tokens, finish })));
+    }
+}

@@ -1,0 +1,158 @@
+//! What a service wants to know of its engine: counters and two histograms.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Times in buckets whose upper bounds double: 0.1 ms, 0.2 ms, ... , 209 s, more.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Histogram {
+    /// Observations per bucket.
+    pub counts: [u64; Histogram::BUCKETS],
+    /// Sum of the observations, in seconds.
+    pub sum_s: f64,
+}
+
+impl Histogram {
+    /// Buckets.
+    pub const BUCKETS: usize = 23;
+
+    /// Upper bound of a bucket in seconds, infinite for the last.
+    pub fn bound_s(bucket: usize) -> f64 {
+        if bucket + 1 >= Self::BUCKETS { f64::INFINITY } else { 1e-4 * (1u64 << bucket) as f64 }
+    }
+
+    /// Observations in all.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Upper bound, in seconds, of the bucket in which the share `q` of the observations is reached; 0 when
+    /// there are none.
+    pub fn quantile_s(&self, q: f64) -> f64 {
+        let rank = (q.clamp(0.0, 1.0) * self.count() as f64).ceil() as u64;
+        let mut seen = 0;
+        for (bucket, count) in self.counts.iter().enumerate() {
+            seen += count;
+            if seen >= rank && seen > 0 {
+                return Self::bound_s(bucket);
+            }
+        }
+        0.0
+    }
+
+    fn add(&mut self, time: Duration) {
+        let s = time.as_secs_f64();
+        let bucket = (0..Self::BUCKETS - 1).find(|&b| s <= Self::bound_s(b)).unwrap_or(Self::BUCKETS - 1);
+        self.counts[bucket] += 1;
+        self.sum_s += s;
+    }
+}
+
+/// A snapshot; see [`crate::Model::stats`].
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Stats {
+    /// Requests taken into the queue.
+    pub requests: u64,
+    /// Requests turned away because the queue was full.
+    pub rejected: u64,
+    /// Requests that are not finished.
+    pub open: u64,
+    /// Sequences that wait for their first admission.
+    pub queue_depth: usize,
+    /// Sequences in the current step.
+    pub running: usize,
+    /// Sequences that gave their memory back to others and were computed again.
+    pub preemptions: u64,
+    /// Steps of the engine.
+    pub steps: u64,
+    /// Prompt tokens computed or found.
+    pub prompt_tokens: u64,
+    /// Prompt tokens found in the prefix cache.
+    pub prefix_hit_tokens: u64,
+    /// Tokens generated.
+    pub completion_tokens: u64,
+    /// Blocks of the KV cache.
+    pub blocks_total: usize,
+    /// Blocks that sequences hold.
+    pub blocks_used: usize,
+    /// Blocks that none holds but a prefix may hit.
+    pub blocks_cached: usize,
+    /// From submission to the first token.
+    pub time_to_first_token: Histogram,
+    /// Between two tokens of a sequence.
+    pub time_between_tokens: Histogram,
+}
+
+/// The counters behind [`Stats`], shared by the engine thread and the handles.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) rejected: AtomicU64,
+    pub(crate) finished: AtomicU64,
+    pub(crate) queue_depth: AtomicUsize,
+    pub(crate) running: AtomicUsize,
+    pub(crate) preemptions: AtomicU64,
+    pub(crate) steps: AtomicU64,
+    pub(crate) prompt_tokens: AtomicU64,
+    pub(crate) prefix_hit_tokens: AtomicU64,
+    pub(crate) completion_tokens: AtomicU64,
+    pub(crate) blocks_total: AtomicUsize,
+    pub(crate) blocks_used: AtomicUsize,
+    pub(crate) blocks_cached: AtomicUsize,
+    times: Mutex<(Histogram, Histogram)>,
+}
+
+impl Counters {
+    /// A time to first token.
+    pub(crate) fn first_token(&self, time: Duration) {
+        self.times.lock().unwrap_or_else(|e| e.into_inner()).0.add(time);
+    }
+
+    /// A time between tokens.
+    pub(crate) fn next_token(&self, time: Duration) {
+        self.times.lock().unwrap_or_else(|e| e.into_inner()).1.add(time);
+    }
+
+    /// The numbers now.
+    pub(crate) fn snapshot(&self) -> Stats {
+        let get = |x: &AtomicU64| x.load(Ordering::Relaxed);
+        let size = |x: &AtomicUsize| x.load(Ordering::Relaxed);
+        let (first, next) = self.times.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let finished = self.finished.load(Ordering::Acquire); // before `requests`, so that open is not negative
+        let requests = get(&self.requests);
+        Stats {
+            requests,
+            rejected: get(&self.rejected),
+            open: requests.saturating_sub(finished),
+            queue_depth: size(&self.queue_depth),
+            running: size(&self.running),
+            preemptions: get(&self.preemptions),
+            steps: get(&self.steps),
+            prompt_tokens: get(&self.prompt_tokens),
+            prefix_hit_tokens: get(&self.prefix_hit_tokens),
+            completion_tokens: get(&self.completion_tokens),
+            blocks_total: size(&self.blocks_total),
+            blocks_used: size(&self.blocks_used),
+            blocks_cached: size(&self.blocks_cached),
+            time_to_first_token: first,
+            time_between_tokens: next,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_fall_into_doubling_buckets() {
+        let mut h = Histogram::default();
+        assert_eq!(h.quantile_s(0.5), 0.0);
+        for ms in [0.05, 0.15, 0.15, 1e9] {
+            h.add(Duration::from_secs_f64(ms / 1e3));
+        }
+        assert_eq!((h.count(), h.counts[0], h.counts[1], h.counts[22]), (4, 1, 2, 1));
+        assert_eq!((h.quantile_s(0.5), h.quantile_s(1.0)), (2e-4, f64::INFINITY));
+    }
+}

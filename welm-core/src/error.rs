@@ -1,0 +1,133 @@
+//! The one error type of the crate.
+//!
+//! Every variant says which file, tensor, setting or option is at fault, what was expected and what came.
+//! Errors are `Clone`, because one fault of the engine is told to every request it hits.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong; nothing in this crate panics on bad input.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be opened, read, mapped or written.
+    #[error("{path}: {reason}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        reason: String,
+    },
+    /// A file was read but its content is damaged or not of the format it should be.
+    #[error("{path}: {reason}")]
+    InvalidFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with expected and got.
+        reason: String,
+    },
+    /// The model's configuration asks for something that is unknown or not supported.
+    #[error("config setting `{setting}`: {reason}")]
+    Config {
+        /// The key as the file spells it.
+        setting: String,
+        /// What is supported, and what came.
+        reason: String,
+    },
+    /// A tensor is absent, or has another shape or element type than the configuration asks for.
+    #[error("tensor `{name}`: {reason}")]
+    Tensor {
+        /// The tensor's name in the file.
+        name: String,
+        /// Expected and got.
+        reason: String,
+    },
+    /// The tokenizer cannot be built, or failed on a text.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// An option is outside its domain.
+    #[error("option `{option}`: {reason}")]
+    InvalidOption {
+        /// The option's name.
+        option: &'static str,
+        /// Its domain, and what came.
+        reason: String,
+    },
+    /// Prompt and `max_tokens` together do not fit the model's context or the KV cache.
+    #[error("request of {requested} tokens (prompt {prompt}) does not fit: the {what} holds {limit}")]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens of prompt and `max_tokens`.
+        requested: usize,
+        /// The most that fits.
+        limit: usize,
+        /// `context` or `KV cache`.
+        what: &'static str,
+    },
+    /// The prompt has no token, and the model has no token to start an empty text with.
+    #[error("the prompt is empty, and this model has no token that starts a text")]
+    EmptyPrompt,
+    /// The request was turned away because too many are waiting.
+    #[error("queue full: {waiting} sequences wait, the limit is {limit}")]
+    QueueFull {
+        /// Sequences that were waiting.
+        waiting: usize,
+        /// `LoadOptions::queue_limit`.
+        limit: usize,
+    },
+    /// The model would not fit in memory.
+    #[error(
+        "model needs {required} bytes ({weights} weights, {cache} cache, {scratch} scratch), {available} are available"
+    )]
+    OutOfMemory {
+        /// Sum of the three parts, in bytes.
+        required: u64,
+        /// Weights, in bytes.
+        weights: u64,
+        /// KV cache, in bytes.
+        cache: u64,
+        /// Scratch, in bytes.
+        scratch: u64,
+        /// What the machine, or `LoadOptions::memory_limit`, allows, in bytes.
+        available: u64,
+    },
+    /// The device or instruction set that was asked for is not there.
+    #[error("{what} is not available: {reason}")]
+    Unavailable {
+        /// Device or instruction set.
+        what: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The engine stopped after an internal fault; this model handle cannot serve any more.
+    #[error("engine stopped: {0}")]
+    EngineStopped(String),
+    /// The caller's progress callback asked to stop the loading.
+    #[error("loading was cancelled")]
+    LoadCancelled,
+}
+
+/// `std::result::Result` with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn io(path: impl AsRef<Path>, reason: impl ToString) -> Self {
+        Error::Io { path: path.as_ref().to_path_buf(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn file(path: impl AsRef<Path>, reason: impl ToString) -> Self {
+        Error::InvalidFile { path: path.as_ref().to_path_buf(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn config(setting: impl ToString, reason: impl ToString) -> Self {
+        Error::Config { setting: setting.to_string(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn tensor(name: impl ToString, reason: impl ToString) -> Self {
+        Error::Tensor { name: name.to_string(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn option(option: &'static str, reason: impl ToString) -> Self {
+        Error::InvalidOption { option, reason: reason.to_string() }
+    }
+}

@@ -1,0 +1,169 @@
+//! How much memory a model will take, from its headers alone.
+
+use std::path::Path;
+
+use crate::backend::cpu::{Cpu, compute_type};
+use crate::backend::{Backend, Limits};
+use crate::config::ModelConfig;
+use crate::engine::batch::BLOCK_TOKENS;
+use crate::error::{Error, Result};
+use crate::options::{Dtype, LoadOptions};
+use crate::transformer::Scratch;
+use crate::weights::StoredType;
+use crate::weights::int8::packed_bytes;
+use crate::weights::load::{LinearSource, MatrixSource, Source};
+
+/// Bytes that a loaded model takes; see [`crate::Model::estimate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Estimate {
+    /// Weights that are read from the mapped file where they lie; the system can drop and reread them.
+    pub mapped_bytes: u64,
+    /// Weights that are converted or quantised into memory.
+    pub converted_bytes: u64,
+    /// The KV cache.
+    pub cache_bytes: u64,
+    /// Activations, logits and whatever else a step needs.
+    pub scratch_bytes: u64,
+    /// Most tokens of one sequence.
+    pub context_tokens: usize,
+    /// Tokens that the KV cache holds, over all sequences.
+    pub cache_tokens: usize,
+}
+
+impl Estimate {
+    /// Everything together.
+    pub fn total_bytes(&self) -> u64 {
+        self.mapped_bytes + self.converted_bytes + self.cache_bytes + self.scratch_bytes
+    }
+
+    /// What a model of this shape would take whose weights are converted while they load (`f32` if the
+    /// options leave the element type open).
+    ///
+    /// ```
+    /// use welm_core::{Dtype, Estimate, LoadOptions, ModelConfig};
+    /// let options = LoadOptions { dtype: Dtype::Int8, ..LoadOptions::default() };
+    /// let xl = Estimate::of_config(&ModelConfig::welm_xl(), &options)?;
+    /// assert_eq!(xl.converted_bytes >> 30, 10); // 8.5 bits a weight
+    /// # Ok::<(), welm_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Config`] or [`Error::InvalidOption`] if shape or options are impossible.
+    pub fn of_config(config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
+        config.validate()?;
+        options.validate()?;
+        let c = config;
+        let matrices = [
+            (c.qkv_dim(), c.dim),
+            (c.dim, c.n_heads * c.head_dim),
+            (c.up_dim(), c.dim),
+            (c.dim, c.hidden_dim),
+        ];
+        let bytes = |&(rows, cols): &(usize, usize)| match options.dtype {
+            Dtype::Int8 => packed_bytes(rows, cols),
+            Dtype::Bf16 => 2 * (rows * cols) as u64,
+            _ => 4 * (rows * cols) as u64,
+        };
+        let tables = if c.tied_output { 1 } else { 2 } * bytes(&(c.vocab_size, c.dim));
+        let layers = matrices.iter().map(bytes).sum::<u64>() * c.n_layers as u64;
+        let mut estimate = Self::without_weights(config, options)?;
+        estimate.converted_bytes = tables + layers;
+        Ok(estimate)
+    }
+
+    /// Cache and scratch.
+    fn without_weights(config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
+        let limits = limits(config, options)?;
+        let layer = Cpu::kv_layer_bytes(config, options, limits.n_blocks);
+        Ok(Estimate {
+            mapped_bytes: 0,
+            converted_bytes: 0,
+            cache_bytes: layer * config.n_layers as u64,
+            scratch_bytes: Scratch::<Cpu>::bytes(config, limits)
+                + Cpu::scratch_bytes(config, options, limits),
+            context_tokens: limits.max_context,
+            cache_tokens: limits.n_blocks * BLOCK_TOKENS,
+        })
+    }
+
+    pub(crate) fn of_source(source: &Source, options: &LoadOptions) -> Result<Self> {
+        let mut estimate = Self::without_weights(&source.config, options)?;
+        for name in source.linear_names() {
+            let linear = source.linear(&name)?;
+            let (bytes, mapped) = weight_bytes(&linear, options.dtype);
+            *if mapped { &mut estimate.mapped_bytes } else { &mut estimate.converted_bytes } += bytes;
+        }
+        Ok(estimate)
+    }
+
+    /// Refuses what cannot fit, with the numbers.
+    pub(crate) fn check(&self, options: &LoadOptions) -> Result<()> {
+        let Some(available) = options.memory_limit.or_else(available_bytes) else { return Ok(()) };
+        if self.total_bytes() <= available {
+            return Ok(());
+        }
+        Err(Error::OutOfMemory {
+            required: self.total_bytes(),
+            weights: self.mapped_bytes + self.converted_bytes,
+            cache: self.cache_bytes,
+            scratch: self.scratch_bytes,
+            available,
+        })
+    }
+}
+
+/// Bytes of a matrix in memory, and whether they are the file's own.
+fn weight_bytes(linear: &LinearSource, asked: Dtype) -> (u64, bool) {
+    let elements = linear.rows as u64 * linear.cols as u64;
+    match &linear.matrix {
+        MatrixSource::Packed(packed) => (packed.bytes(), true),
+        MatrixSource::Stored(segments) => {
+            let wanted = compute_type(segments[0].tensor.dtype, asked);
+            let mapped = segments.iter().all(|s| s.tensor.dtype == wanted);
+            let bytes = match wanted {
+                StoredType::I8 => packed_bytes(linear.rows, linear.cols),
+                StoredType::F16 | StoredType::Bf16 => 2 * elements,
+                _ => 4 * elements,
+            };
+            (bytes, mapped)
+        }
+    }
+}
+
+/// The sizes that cache and scratch are allocated for.
+pub(crate) fn limits(config: &ModelConfig, options: &LoadOptions) -> Result<Limits> {
+    let context = options.context_tokens.unwrap_or(config.max_context);
+    if context > config.max_context {
+        let reason = format!("expected at most the model's {}, got {context}", config.max_context);
+        return Err(Error::option("context_tokens", reason));
+    }
+    let cache = options.cache_tokens.unwrap_or_else(|| context.saturating_mul(8).min(32_768));
+    let n_blocks = cache.div_ceil(BLOCK_TOKENS);
+    Ok(Limits {
+        max_rows: options.chunk_tokens + options.max_running,
+        max_logit_rows: options.max_running.min(32),
+        max_context: context.min(n_blocks * BLOCK_TOKENS),
+        n_blocks,
+    })
+}
+
+/// Memory that this process may still take: what the system calls available, within the cgroup's limit.
+fn available_bytes() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let meminfo = read("/proc/meminfo")?;
+    let line = meminfo.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let system = line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024;
+    let group = cgroup_dir().and_then(|dir| {
+        let number = |file: &str| read(&format!("{dir}/{file}"))?.trim().parse::<u64>().ok();
+        Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+    });
+    Some(group.map_or(system, |g| g.min(system)))
+}
+
+/// This process's cgroup (version 2).
+fn cgroup_dir() -> Option<String> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|l| l.strip_prefix("0::"))?.to_string();
+    let dir = format!("/sys/fs/cgroup{}", path.trim_end_matches('/'));
+    Path::new(&dir).is_dir().then_some(dir)
+}

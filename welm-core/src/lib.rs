@@ -1,0 +1,59 @@
+//! An embeddable engine for decoder-only language models.
+//!
+//! One call, [`Model::generate`], from as many threads as you like: an engine thread behind it computes all
+//! open requests together (continuous batching over a paged KV cache, with prompts in chunks and equal
+//! beginnings shared), on the CPU, with f32, bf16 or int8 weights.
+//!
+//! ```
+//! # fn main() -> welm_core::Result<()> {
+//! use welm_core::{GenerateOptions, LoadOptions, Model};
+//!
+//! let model = Model::load("../examples/welm-nano", &LoadOptions::default())?;
+//! let options = GenerateOptions { max_tokens: 24, seed: Some(7), ..GenerateOptions::default() };
+//! for piece in model.stream("床前明月光，", &options)? {
+//!     print!("{}", piece?.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What it promises:
+//!
+//! - **Reproducible.** The same request with the same seed gives the same bits, whatever else is computed
+//!   at the time, with any number of threads, on any instruction set, with a prefix-cache hit or without.
+//! - **Whole characters.** Pieces of a stream never end inside a character and never show a stop string.
+//! - **No surprises for the host.** Every failure is an [`enum@Error`] that says what was expected and what
+//!   came; nothing is truncated, converted to less precision or run elsewhere without being asked.
+//!
+//! The path of a request, each file calling only to its right:
+//!
+//! ```text
+//! model -> tokenizer -> engine (scheduler, block_manager) -> batch -> transformer::forward -> backend
+//!       -> sampler -> engine::text (stop strings, UTF-8) -> stream
+//! ```
+
+mod backend;
+mod config;
+mod engine;
+mod error;
+mod estimate;
+mod kv_cache;
+mod model;
+mod options;
+mod output;
+mod sampler;
+mod tokenizer;
+mod transformer;
+mod weights;
+
+pub use config::{Activation, ModelConfig, NormKind, Rope, RopePairing, RopeScaling};
+pub use engine::stats::{Histogram, Stats};
+pub use error::{Error, Result};
+pub use estimate::Estimate;
+pub use model::{Model, Prompt, Stream};
+pub use options::{
+    Activations, CacheDtype, CancelToken, Device, Dtype, GenerateOptions, LoadOptions, LoadProgress,
+    ProgressFn,
+};
+pub use output::{Choice, Finish, FinishReason, Generation, Piece, Score, Token, Usage};
+pub use weights::int8::quantize;

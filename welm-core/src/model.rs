@@ -1,0 +1,506 @@
+//! [`Model`]: what a program holds, and the only way into the engine.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher};
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
+
+use crate::backend::Backend;
+use crate::backend::cpu::Cpu;
+use crate::config::ModelConfig;
+use crate::engine::sequence::{Event, Request, Task};
+use crate::engine::stats::Stats;
+use crate::engine::{Engine, Handle};
+use crate::error::{Error, Result};
+use crate::estimate::{Estimate, limits};
+use crate::kv_cache::KvCache;
+use crate::options::{CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
+use crate::output::{Choice, FinishReason, Generation, Piece, Score, Usage};
+use crate::sampler::SamplerParams;
+use crate::tokenizer::{GgufVocab, Tokenizer};
+use crate::transformer::{Scratch, Weights};
+use crate::weights::gguf::Gguf;
+use crate::weights::load::Source;
+
+/// A prompt: text, or tokens as they are.
+#[derive(Debug, Clone, Copy)]
+pub enum Prompt<'a> {
+    /// Text, tokenized by the model, with the token that starts a text where the model has one.
+    Text(&'a str),
+    /// Tokens; nothing is added.
+    Tokens(&'a [u32]),
+}
+
+impl<'a> From<&'a str> for Prompt<'a> {
+    fn from(text: &'a str) -> Self {
+        Prompt::Text(text)
+    }
+}
+
+impl<'a> From<&'a String> for Prompt<'a> {
+    fn from(text: &'a String) -> Self {
+        Prompt::Text(text)
+    }
+}
+
+impl<'a> From<&'a [u32]> for Prompt<'a> {
+    fn from(tokens: &'a [u32]) -> Self {
+        Prompt::Tokens(tokens)
+    }
+}
+
+impl<'a> From<&'a Vec<u32>> for Prompt<'a> {
+    fn from(tokens: &'a Vec<u32>) -> Self {
+        Prompt::Tokens(tokens)
+    }
+}
+
+/// A loaded model. Clones are handles of one engine; it ends when the last handle and stream are gone.
+///
+/// ```
+/// # fn main() -> welm_core::Result<()> {
+/// use welm_core::{GenerateOptions, LoadOptions, Model};
+/// let model = Model::load("../examples/welm-nano", &LoadOptions::default())?;
+/// let answer = model.generate("床前明月光，", &GenerateOptions::greedy(18))?;
+/// assert!(answer.usage.completion_tokens <= 18);
+/// println!("{}", answer.text());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Model {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Handle,
+    tokenizer: Option<Arc<Tokenizer>>,
+    config: ModelConfig,
+    estimate: Estimate,
+    description: String,
+}
+
+/// An opened file or folder: tensors and tokenizer.
+struct Opened {
+    source: Source,
+    tokenizer: Option<Tokenizer>,
+}
+
+fn open(path: &Path, with_tokenizer: bool) -> Result<Opened> {
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if metadata.is_dir() {
+        let source = Source::open(path, None)?;
+        let file = path.join("tokenizer.json");
+        let wanted = with_tokenizer && file.is_file();
+        let tokenizer = wanted.then(|| Tokenizer::from_json_file(&file)).transpose()?;
+        return Ok(Opened { source, tokenizer });
+    }
+    let mut magic = [0; 4];
+    let read = File::open(path).and_then(|mut f| f.read_exact(&mut magic));
+    if read.is_err() || &magic != b"GGUF" {
+        return Err(Error::file(path, "expected a folder with config.json and safetensors, or a GGUF file"));
+    }
+    let gguf = Gguf::open(path)?;
+    let source = Source::open(path, Some(&gguf))?;
+    let tokenizer = with_tokenizer.then(|| Tokenizer::from_gguf(gguf_vocab(&gguf)?)).transpose()?;
+    Ok(Opened { source, tokenizer })
+}
+
+fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
+    let id = |key: &str| Ok::<_, Error>(g.opt_u64(key)?.and_then(|x| u32::try_from(x).ok()));
+    let pre = g.opt_str("tokenizer.ggml.pre")?.unwrap_or("default").to_string();
+    Ok(GgufVocab {
+        model: g.str("tokenizer.ggml.model")?.to_string(),
+        tokens: g.str_array("tokenizer.ggml.tokens")?,
+        merges: g.str_array("tokenizer.ggml.merges")?,
+        token_types: g.opt_i64_array("tokenizer.ggml.token_type")?.unwrap_or_default(),
+        bos: id("tokenizer.ggml.bos_token_id")?,
+        eos: id("tokenizer.ggml.eos_token_id")?,
+        add_bos: g
+            .opt_bool("tokenizer.ggml.add_bos_token")?
+            .unwrap_or_else(|| GgufVocab::default_add_bos(&pre)),
+        pre,
+    })
+}
+
+impl Model {
+    /// Loads a Hugging Face folder, an int8 folder of [`crate::quantize`], or a GGUF file.
+    ///
+    /// Files are mapped: they must not be changed while the model lives. A folder without `tokenizer.json`
+    /// gives a model that takes and returns tokens only.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::InvalidFile`], [`Error::Config`] or [`Error::Tensor`] for files that are
+    /// absent, damaged or not supported; [`Error::OutOfMemory`] before anything is read if it cannot fit;
+    /// [`Error::InvalidOption`], [`Error::Unavailable`], [`Error::LoadCancelled`].
+    pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
+        options.validate()?;
+        let path = path.as_ref();
+        let Opened { source, tokenizer } = open(path, true)?;
+        let estimate = Estimate::of_source(&source, options)?;
+        estimate.check(options)?;
+        match options.device {
+            Device::Cpu => {}
+            Device::Auto => tracing::info!("device: cpu"),
+        }
+        let config = source.config.clone();
+        let limits = limits(&config, options)?;
+        let started = Instant::now();
+
+        let mut backend = Cpu::new(&config, options, limits)?;
+        let names = source.linear_names();
+        let total_bytes = names.iter().map(|n| Ok(source.linear(n)?.stored_bytes())).sum::<Result<u64>>()?;
+        let mut done_bytes = 0;
+        let weights = Weights::load(&mut backend, &source, |bytes| {
+            done_bytes += bytes;
+            let go_on = options.progress.as_ref().is_none_or(|f| f(LoadProgress { done_bytes, total_bytes }));
+            if go_on { Ok(()) } else { Err(Error::LoadCancelled) }
+        })?;
+        let kv = KvCache::new(&mut backend, config.n_layers, limits.n_blocks)?;
+        let scratch = Scratch::new(&mut backend, &config, limits)?;
+        let description = backend.describe();
+        tracing::info!(
+            path = %path.display(), family = config.family, parameters = config.n_params(),
+            weights_bytes = estimate.mapped_bytes + estimate.converted_bytes,
+            cache_bytes = estimate.cache_bytes, scratch_bytes = estimate.scratch_bytes,
+            backend = description, seconds = started.elapsed().as_secs_f64(), "model loaded"
+        );
+
+        let tokenizer = tokenizer.map(Arc::new);
+        let engine = Engine {
+            backend,
+            weights,
+            kv,
+            scratch,
+            limits,
+            tokenizer: tokenizer.clone(),
+            eos: config.eos_token_ids.clone(),
+            vocab_size: config.vocab_size,
+        };
+        let engine = Handle::start(engine, options)?;
+        Ok(Model { inner: Arc::new(Inner { engine, tokenizer, config, estimate, description }) })
+    }
+
+    /// Memory that [`Model::load`] with these options would take, from the headers of the files.
+    ///
+    /// # Errors
+    /// As [`Model::load`], without the ones about memory.
+    pub fn estimate(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Estimate> {
+        options.validate()?;
+        Estimate::of_source(&open(path.as_ref(), false)?.source, options)
+    }
+
+    /// Continues a prompt; returns when all `n` sequences have ended.
+    ///
+    /// Cancelling and deadlines are no errors: the sequences end with that [`FinishReason`] and what they
+    /// have. Calls from many threads are computed together.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`], [`Error::TooLong`], [`Error::EmptyPrompt`], [`Error::Tokenizer`];
+    /// [`Error::QueueFull`] if too many wait; [`Error::EngineStopped`] after an internal fault.
+    pub fn generate<'p>(
+        &self,
+        prompt: impl Into<Prompt<'p>>,
+        options: &GenerateOptions,
+    ) -> Result<Generation> {
+        let mut stream = self.stream(prompt, options)?;
+        let mut usage = Usage { prompt_tokens: stream.prompt_tokens, ..Usage::default() };
+        let empty =
+            || Choice { text: String::new(), tokens: Vec::new(), finish_reason: FinishReason::Length };
+        let mut choices: Vec<Choice> = (0..options.n).map(|_| empty()).collect();
+        for piece in &mut stream {
+            let Piece { index, text, tokens, finish } = piece?;
+            let choice = &mut choices[index];
+            choice.text.push_str(&text);
+            choice.tokens.extend(tokens);
+            if let Some(finish) = finish {
+                choice.finish_reason = finish.reason;
+                usage.completion_tokens += finish.completion_tokens;
+                usage.cached_tokens = usage.cached_tokens.max(finish.cached_tokens);
+            }
+        }
+        Ok(Generation { choices, seed: stream.seed, usage })
+    }
+
+    /// As [`Model::generate`], piece by piece. Dropping the stream cancels the request.
+    ///
+    /// The texts of one sequence's pieces make its final text; none ends inside a character, and none
+    /// shows the beginning of a stop string that later completes.
+    ///
+    /// # Errors
+    /// As [`Model::generate`], those of the request at once and those of the engine as an item.
+    pub fn stream<'p>(&self, prompt: impl Into<Prompt<'p>>, options: &GenerateOptions) -> Result<Stream> {
+        options.validate()?;
+        let prompt = prompt.into();
+        let tokens = self.encode(prompt, options.parse_special)?;
+        self.check_length(tokens.len(), options.max_tokens)?;
+        let echo = options.echo.then(|| match prompt {
+            Prompt::Text(text) => text.to_string(),
+            Prompt::Tokens(ids) => self.detokenize(ids),
+        });
+        let mut request = self.request(Task::Generate, tokens);
+        request.0.echo = echo;
+        request.0.max_tokens = options.max_tokens;
+        request.0.n = options.n;
+        request.0.sampling = SamplerParams::from(options);
+        request.0.logprobs = options.logprobs;
+        request.0.stop = options.stop.clone().into();
+        request.0.seed = options.seed.unwrap_or_else(random_seed);
+        request.0.ignore_eos = options.ignore_eos;
+        request.0.deadline = options.deadline.and_then(|d| request.0.submitted.checked_add(d));
+        request.0.cancel = options.cancel.clone();
+        self.submit(request)
+    }
+
+    /// Log-likelihoods of given continuations of a prompt, in their order.
+    ///
+    /// A continuation's tokens are those of `prompt + continuation` behind the longest beginning that it
+    /// shares with the prompt's own. The prompt is computed once if the prefix cache is on, and memory is
+    /// bounded however many continuations there are.
+    ///
+    /// # Errors
+    /// As [`Model::generate`].
+    pub fn score<S: AsRef<str>>(&self, prompt: &str, continuations: &[S]) -> Result<Vec<Score>> {
+        let own = self.encode(Prompt::Text(prompt), false)?;
+        let start = |continuation: &S| -> Result<Stream> {
+            let text = format!("{prompt}{}", continuation.as_ref());
+            let all = self.encode(Prompt::Text(&text), false)?;
+            let from = own.iter().zip(&all).take_while(|(a, b)| a == b).count();
+            self.check_length(all.len(), 0)?;
+            let mut request = self.request(Task::Score { from: from.max(1) }, all);
+            request.0.logprobs = Some(0);
+            self.submit(request)
+        };
+        let mut scores = Vec::with_capacity(continuations.len());
+        // The first one alone, so that the others find its prompt in the cache; then some at a time.
+        let (first, rest) = continuations.split_at(continuations.len().min(1));
+        for window in first.chunks(1).chain(rest.chunks(16)) {
+            let streams = window.iter().map(start).collect::<Result<Vec<_>>>()?;
+            for stream in streams {
+                let mut tokens = Vec::new();
+                for piece in stream {
+                    tokens.extend(piece?.tokens);
+                }
+                let logprob = tokens.iter().filter_map(|t| t.logprob).map(f64::from).sum();
+                scores.push(Score { logprob, tokens });
+            }
+        }
+        Ok(scores)
+    }
+
+    /// Logits behind each token of a prompt from position `from` on: `(prompt_len - from, vocab_size)`,
+    /// row-major. For measuring; a caller bounds the memory by the positions it asks for.
+    ///
+    /// # Errors
+    /// As [`Model::generate`]; [`Error::InvalidOption`] if `from` is behind the prompt.
+    pub fn logits<'p>(&self, prompt: impl Into<Prompt<'p>>, from: usize) -> Result<Vec<f32>> {
+        let tokens = self.encode(prompt.into(), false)?;
+        self.check_length(tokens.len(), 0)?;
+        if from >= tokens.len() {
+            return Err(Error::option("from", format!("expected less than {}, got {from}", tokens.len())));
+        }
+        let rows = tokens.len() - from;
+        let stream = self.submit(self.request(Task::Logits { from }, tokens))?;
+        let mut logits = Vec::with_capacity(rows * self.inner.config.vocab_size);
+        loop {
+            match stream.receive()? {
+                Event::Logits(row) => logits.extend(row),
+                Event::Piece(piece) if piece.finish.is_some() => return Ok(logits),
+                Event::Piece(_) => {}
+            }
+        }
+    }
+
+    /// The tokens of a text, without any that would be added in front of a prompt.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the model has no tokenizer, or that fails.
+    pub fn tokenize(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
+        self.tokenizer()?.encode(text, false, parse_special)
+    }
+
+    /// The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing.
+    pub fn detokenize(&self, tokens: &[u32]) -> String {
+        self.inner.tokenizer.as_ref().map_or_else(String::new, |t| t.decode(tokens))
+    }
+
+    /// The bytes that a token stands for; none for a special one.
+    pub fn token_bytes(&self, token: u32) -> &[u8] {
+        self.inner.tokenizer.as_ref().map_or(&[], |t| t.token_bytes(token))
+    }
+
+    /// Counters of the engine, at this moment.
+    pub fn stats(&self) -> Stats {
+        self.inner.engine.counters.snapshot()
+    }
+
+    /// Shape and settings.
+    pub fn config(&self) -> &ModelConfig {
+        &self.inner.config
+    }
+
+    /// The memory it takes.
+    pub fn memory(&self) -> Estimate {
+        self.inner.estimate
+    }
+
+    /// Where it runs: device, threads, instruction set.
+    pub fn backend(&self) -> &str {
+        &self.inner.description
+    }
+
+    fn tokenizer(&self) -> Result<&Tokenizer> {
+        let missing = || Error::Tokenizer("this model has none (no tokenizer.json); give tokens".into());
+        self.inner.tokenizer.as_deref().ok_or_else(missing)
+    }
+
+    /// A prompt's tokens, at least one.
+    fn encode(&self, prompt: Prompt<'_>, parse_special: bool) -> Result<Vec<u32>> {
+        let mut tokens = match prompt {
+            Prompt::Text(text) => self.tokenizer()?.encode(text, true, parse_special)?,
+            Prompt::Tokens(ids) => ids.to_vec(),
+        };
+        let config = &self.inner.config;
+        if tokens.is_empty() {
+            let start = config.bos_token_id.or(config.eos_token_ids.first().copied());
+            tokens.push(start.ok_or(Error::EmptyPrompt)?);
+        }
+        match tokens.iter().find(|&&id| id as usize >= config.vocab_size) {
+            Some(id) => {
+                let reason = format!("expected tokens below {}, got {id}", config.vocab_size);
+                Err(Error::option("prompt", reason))
+            }
+            None => Ok(tokens),
+        }
+    }
+
+    fn check_length(&self, prompt: usize, max_tokens: usize) -> Result<()> {
+        let requested = prompt.saturating_add(max_tokens);
+        let Estimate { context_tokens, cache_tokens, .. } = self.inner.estimate;
+        let context = self.inner.config.max_context.min(context_tokens.max(1));
+        if requested > context {
+            let what = if context == cache_tokens { "KV cache" } else { "context" };
+            return Err(Error::TooLong { prompt, requested, limit: context, what });
+        }
+        Ok(())
+    }
+
+    /// A request with everything off, and the receiving end of its events.
+    fn request(&self, task: Task, prompt: Vec<u32>) -> (Request, Receiver<Result<Event>>) {
+        let (events, receiver) = channel();
+        let request = Request {
+            task,
+            prompt,
+            echo: None,
+            max_tokens: 0,
+            n: 1,
+            sampling: SamplerParams::from(&GenerateOptions::greedy(0)),
+            logprobs: None,
+            stop: Vec::new().into(),
+            seed: 0,
+            ignore_eos: false,
+            submitted: Instant::now(),
+            deadline: None,
+            cancel: None,
+            dropped: CancelToken::new(),
+            events,
+        };
+        (request, receiver)
+    }
+
+    fn submit(&self, (request, events): (Request, Receiver<Result<Event>>)) -> Result<Stream> {
+        let (prompt_tokens, seed, open) = (request.prompt.len(), request.seed, request.n);
+        let dropped = request.dropped.clone();
+        self.inner.engine.submit(request)?;
+        Ok(Stream { model: self.clone(), events, dropped, open, seed, prompt_tokens })
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("family", &self.inner.config.family)
+            .field("parameters", &self.inner.config.n_params())
+            .field("backend", &self.inner.description)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Pieces of a request as they come; an iterator that ends when all `n` sequences have.
+///
+/// Dropping it cancels the request. An error is the last item.
+pub struct Stream {
+    model: Model,
+    events: Receiver<Result<Event>>,
+    dropped: CancelToken,
+    open: usize,
+    seed: u64,
+    prompt_tokens: usize,
+}
+
+impl Stream {
+    /// The seed that is used; the same request with this seed gives the same bits.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// Ends the request; pieces that are under way still come, and then the last ones.
+    pub fn cancel(&self) {
+        self.dropped.cancel();
+        self.model.inner.engine.wake();
+    }
+
+    fn receive(&self) -> Result<Event> {
+        self.events.recv().unwrap_or_else(|_| Err(self.model.inner.engine.fault()))
+    }
+}
+
+impl Iterator for Stream {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.open == 0 {
+            return None;
+        }
+        match self.receive() {
+            Ok(Event::Piece(piece)) => {
+                self.open -= usize::from(piece.finish.is_some());
+                Some(Ok(piece))
+            }
+            Ok(Event::Logits(_)) => self.next(),
+            Err(error) => {
+                self.open = 0;
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.open > 0 {
+            self.cancel();
+        }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("open", &self.open).field("seed", &self.seed).finish_non_exhaustive()
+    }
+}
+
+/// A seed from the system's randomness.
+fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,128 @@
+//! What comes back: the mirror of `options`.
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FinishReason {
+    /// A stop string was generated.
+    Stop,
+    /// The model ended the text.
+    EndOfText,
+    /// `max_tokens` were generated.
+    Length,
+    /// The request was cancelled, or its stream dropped.
+    Cancelled,
+    /// The deadline passed.
+    Deadline,
+}
+
+impl FinishReason {
+    /// The reason as one lower-case word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::EndOfText => "end_of_text",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+            FinishReason::Deadline => "deadline",
+        }
+    }
+}
+
+/// One token with its log-probability, if those were asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// The token.
+    pub id: u32,
+    /// Natural logarithm of its probability under the model, before temperature and truncation. `None` if
+    /// not asked for, and for the first token of an echoed prompt, which nothing precedes.
+    pub logprob: Option<f32>,
+    /// The likeliest tokens at this place with theirs, likeliest first; as many as were asked for.
+    pub alternatives: Vec<(u32, f32)>,
+}
+
+impl Token {
+    /// The token with what was asked for, from the row of logits, `(vocab_size)`, that it was chosen from.
+    pub(crate) fn with_logprobs(id: u32, asked: Option<usize>, logits: &[f32]) -> Self {
+        match asked {
+            None => Token { id, logprob: None, alternatives: Vec::new() },
+            Some(k) => {
+                let (logprob, alternatives) = crate::sampler::logprobs(logits, id, k);
+                Token { id, logprob: Some(logprob), alternatives }
+            }
+        }
+    }
+}
+
+/// A piece of a stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Piece {
+    /// Which of the `n` sequences it belongs to.
+    pub index: usize,
+    /// Text that follows what came before; may be empty while a character or a stop string is undecided.
+    pub text: String,
+    /// Tokens generated since the last piece; with `echo`, the first piece has the prompt's.
+    pub tokens: Vec<Token>,
+    /// Set on the last piece of a sequence.
+    pub finish: Option<Finish>,
+}
+
+/// How a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finish {
+    /// Why.
+    pub reason: FinishReason,
+    /// Tokens generated, the end token not counted.
+    pub completion_tokens: usize,
+    /// Prompt tokens that were found in the prefix cache.
+    pub cached_tokens: usize,
+}
+
+/// One generated sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// The text; with `echo`, behind the prompt.
+    pub text: String,
+    /// Its tokens; with `echo`, behind the prompt's.
+    pub tokens: Vec<Token>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// Tokens that a request used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated, over all sequences.
+    pub completion_tokens: usize,
+    /// Prompt tokens whose keys and values came from the prefix cache.
+    pub cached_tokens: usize,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    /// The `n` sequences.
+    pub choices: Vec<Choice>,
+    /// The seed that was used; the same request with this seed gives the same bits.
+    pub seed: u64,
+    /// Tokens used.
+    pub usage: Usage,
+}
+
+impl Generation {
+    /// The text of the first sequence.
+    pub fn text(&self) -> &str {
+        self.choices.first().map_or("", |c| &c.text)
+    }
+}
+
+/// The log-likelihood of a given continuation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Score {
+    /// Sum of the tokens' log-probabilities, natural logarithm.
+    pub logprob: f64,
+    /// The continuation's tokens with theirs.
+    pub tokens: Vec<Token>,
+}

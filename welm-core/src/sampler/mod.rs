@@ -1,0 +1,506 @@
+//! Logits to the next token.
+//!
+//! A row of logits `l` is turned into a token in this order, which is also that of `transformers`
+//! (processors, then warpers):
+//!
+//! ```text
+//! repetition penalty   l = l > 0 ? l / penalty : l * penalty     once for each token of prompt and text
+//! temperature          w = exp((l - max l) / temperature)        a weight: a probability without divisor
+//! top_k                keeps the k largest logits
+//! top_p                of those, the fewest largest whose weights reach top_p of their sum
+//! min_p                of those, the ones with w >= min_p        (the largest weight is 1)
+//! draw                 of those, in order of id, the first where the running sum exceeds u * their sum
+//! ```
+//!
+//! Greedy decoding takes the first largest logit after the penalty. Equal logits are ordered by id, the lower
+//! first, everywhere; top_k keeps k tokens even so, where `transformers` keeps all that equal the k-th. The draw
+//! goes by id and not by probability so that a filter which removes nothing changes nothing, and so that a
+//! rounding that swaps two logits does not swap their shares of `u`.
+//!
+//! The filters keep beginnings of the same order, so the row is never sorted: a scan with a rising threshold
+//! collects the k largest. Without top_k, top_p collects 256, then 4,096, and so on until they are enough, which
+//! is nearly always at once. Nothing is allocated per token.
+//!
+//! **Same bits everywhere.** Sums run in f64 in a fixed order, `exp` is our own, and random numbers come from a
+//! counter ([`uniform`]).
+//!
+//! **Odd values.** NaN is -inf: never taken. A row with nothing else gives token 0; a model that yields such
+//! rows is broken, and the choice is only made to be the same each time. +inf counts as the largest f32.
+
+mod random;
+mod weights;
+
+use std::cmp::Ordering;
+
+use crate::options::GenerateOptions;
+pub(crate) use random::uniform;
+use weights::{LANES, finite, first_equal, lane_sum, maximum, weight, weight_sum};
+
+/// How a token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct SamplerParams {
+    pub(crate) temperature: f32,
+    pub(crate) top_p: f32,
+    /// 0 is off.
+    pub(crate) top_k: usize,
+    pub(crate) min_p: f32,
+    pub(crate) repetition_penalty: f32,
+    /// Takes the likeliest token, whatever the others say.
+    pub(crate) greedy: bool,
+}
+
+impl From<&GenerateOptions> for SamplerParams {
+    fn from(options: &GenerateOptions) -> Self {
+        SamplerParams {
+            temperature: options.temperature,
+            top_p: options.top_p,
+            top_k: options.top_k,
+            min_p: options.min_p,
+            repetition_penalty: options.repetition_penalty,
+            greedy: options.is_greedy(),
+        }
+    }
+}
+
+/// A logit and its token. After [`Sampler::weigh`] a weight and its token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Candidate {
+    value: f32,
+    id: u32,
+}
+
+/// Chooses tokens; one serves all sequences, one after the other.
+pub(crate) struct Sampler {
+    /// Tokens that the filters left. // (up to vocab_size)
+    kept: Vec<Candidate>,
+    /// Sums of [`BLOCK`] weights each. // (ceil(vocab_size / BLOCK)) f64
+    block_sums: Vec<f64>,
+    /// Tokens whose logit was penalised already, a bit each. // (ceil(vocab_size / 64)) u64
+    penalised: Vec<u64>,
+}
+
+/// Weights that are skipped as one in a draw from the whole vocabulary.
+const BLOCK: usize = 512;
+/// Candidates that top_p alone looks at first, and by what it multiplies them if they are too few.
+const FIRST_TOP: usize = 256;
+const NEXT_TOP: usize = 16;
+
+impl Sampler {
+    /// Room for rows of `vocab_size` logits.
+    pub(crate) fn new(vocab_size: usize) -> Self {
+        Sampler {
+            kept: Vec::with_capacity(vocab_size),
+            block_sums: Vec::with_capacity(vocab_size.div_ceil(BLOCK)),
+            penalised: vec![0; vocab_size.div_ceil(64)],
+        }
+    }
+
+    /// The token that `u`, uniform in [0, 1), draws from `logits`, `(vocab_size)`, which are changed.
+    ///
+    /// `seen` are the tokens of prompt and text: in any order, as often as they occur.
+    pub(crate) fn sample(&mut self, logits: &mut [f32], params: &SamplerParams, seen: &[u32], u: f64) -> u32 {
+        if params.repetition_penalty != 1.0 {
+            self.penalise(logits, params.repetition_penalty, seen);
+        }
+        let max = maximum(logits);
+        if params.greedy || max == f32::NEG_INFINITY {
+            return first_equal(logits, max);
+        }
+        let n = logits.len();
+        let top_k = if params.top_k == 0 { n } else { params.top_k.min(n) };
+        if top_k == n && params.top_p >= 1.0 {
+            return self.draw_from_all(logits, max, params, u);
+        }
+        if top_k < n {
+            top(logits, top_k, &mut self.kept);
+            self.weigh(max, params.temperature);
+            let total = self.kept.iter().map(|c| f64::from(c.value)).sum();
+            self.keep_top_p(params.top_p, total);
+        } else {
+            let total = weight_sum(logits, max, params.temperature);
+            let mut most = FIRST_TOP;
+            loop {
+                top(logits, most, &mut self.kept);
+                let all = self.kept.len() < most;
+                self.weigh(max, params.temperature);
+                if self.keep_top_p(params.top_p, total) || all {
+                    break;
+                }
+                most *= NEXT_TOP;
+            }
+        }
+        self.kept.retain(|c| c.value >= params.min_p);
+        self.kept.sort_unstable_by_key(|c| c.id);
+        let total: f64 = self.kept.iter().map(|c| f64::from(c.value)).sum();
+        draw(self.kept.iter().copied(), u * total)
+    }
+
+    /// Applies the repetition penalty to each token of `seen` once; ids without a logit are no tokens.
+    fn penalise(&mut self, logits: &mut [f32], penalty: f32, seen: &[u32]) {
+        for &id in seen {
+            let word = self.penalised.get_mut(id as usize / 64);
+            let (Some(word), Some(logit)) = (word, logits.get_mut(id as usize)) else { continue };
+            let bit = 1 << (id % 64);
+            if *word & bit == 0 {
+                *word |= bit;
+                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            }
+        }
+        for &id in seen {
+            if let Some(word) = self.penalised.get_mut(id as usize / 64) {
+                *word = 0;
+            }
+        }
+    }
+
+    /// Turns the logits of `kept` into weights.
+    fn weigh(&mut self, max: f32, temperature: f32) {
+        for candidate in &mut self.kept {
+            candidate.value = weight(candidate.value, max, temperature);
+        }
+    }
+
+    /// Shortens `kept`, largest first, to the fewest whose weights reach `top_p` of `total`. False if all
+    /// of them do not.
+    fn keep_top_p(&mut self, top_p: f32, total: f64) -> bool {
+        if top_p >= 1.0 {
+            return true; // off; the sum would stop growing before the smallest weights
+        }
+        let enough = f64::from(top_p) * total;
+        let mut sum = 0.0;
+        for (at, candidate) in self.kept.iter().enumerate() {
+            sum += f64::from(candidate.value);
+            if sum >= enough {
+                self.kept.truncate(at + 1);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Draws where at most min_p removes anything, without collecting. The weights replace the logits.
+    fn draw_from_all(&mut self, logits: &mut [f32], max: f32, params: &SamplerParams, u: f64) -> u32 {
+        self.block_sums.clear();
+        for block in logits.chunks_mut(BLOCK) {
+            for logit in block.iter_mut() {
+                let w = weight(*logit, max, params.temperature);
+                *logit = if w >= params.min_p { w } else { 0.0 };
+            }
+            self.block_sums.push(lane_sum(block, |w| w));
+        }
+        let target = u * self.block_sums.iter().sum::<f64>();
+        // The first block that exceeds the target, or the last that has any weight.
+        let (mut block, mut before, mut sum) = (0, 0.0, 0.0);
+        for (at, &block_sum) in self.block_sums.iter().enumerate().filter(|(_, block_sum)| **block_sum > 0.0)
+        {
+            (block, before) = (at, sum);
+            sum += block_sum;
+            if sum > target {
+                break;
+            }
+        }
+        let start = block * BLOCK;
+        let weights = logits[start..].iter().take(BLOCK).zip(start..);
+        draw(weights.map(|(&value, id)| Candidate { value, id: id as u32 }), target - before)
+    }
+}
+
+/// The first candidate with which the running sum of weights exceeds `target`; where rounding keeps the sum below
+/// it, the last that has any weight.
+fn draw(weights: impl Iterator<Item = Candidate>, target: f64) -> u32 {
+    let (mut sum, mut last) = (0.0, 0);
+    for Candidate { value, id } in weights {
+        if value > 0.0 {
+            last = id;
+            sum += f64::from(value);
+            if sum > target {
+                break;
+            }
+        }
+    }
+    last
+}
+
+/// Collects the `k` largest logits in `out`, largest first, equal ones by id; fewer, if fewer are not -inf.
+///
+/// `out` takes what exceeds a threshold, up to twice `k`; then the smaller half goes and the smallest that
+/// stayed becomes the threshold. Ids ascend, so a later logit that equals it stands behind it.
+fn top(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
+    let order = |a: &Candidate, b: &Candidate| {
+        b.value.partial_cmp(&a.value).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
+    };
+    let cut = |out: &mut Vec<Candidate>| {
+        if out.len() > k {
+            out.select_nth_unstable_by(k - 1, order);
+            out.truncate(k);
+        }
+    };
+    out.clear();
+    let mut threshold = f32::NEG_INFINITY;
+    for (chunk, ids) in logits.chunks(LANES).zip((0..).step_by(LANES)) {
+        // Nearly all chunks have nothing; this comparison of a whole chunk is vectorised.
+        if !chunk.iter().fold(false, |any, &value| any | (value > threshold)) {
+            continue;
+        }
+        for (&value, id) in chunk.iter().zip(ids..) {
+            if value > threshold {
+                out.push(Candidate { value, id });
+                if out.len() == k.saturating_mul(2) {
+                    cut(out);
+                    threshold = out[k - 1].value;
+                }
+            }
+        }
+    }
+    cut(out);
+    out.sort_unstable_by(order);
+}
+
+/// The log-probability of `id` and of the `k` likeliest tokens, likeliest first, equal ones by id, under the
+/// model itself: `logits`, `(vocab_size)`, must be as the model gave them, before [`Sampler::sample`].
+///
+/// `log softmax(l)_i = l_i - max l - ln(sum_j exp(l_j - max l))`. Tokens that are impossible (-inf, NaN, no
+/// token at all) have -inf and are no alternatives.
+pub(crate) fn logprobs(logits: &[f32], id: u32, k: usize) -> (f32, Vec<(u32, f32)>) {
+    let max = maximum(logits);
+    let log_sum = f64::from(max) + libm::log(weight_sum(logits, max, 1.0));
+    let log_prob = |logit: f32| {
+        if logit > f32::NEG_INFINITY {
+            (f64::from(finite(logit)) - log_sum) as f32
+        } else {
+            f32::NEG_INFINITY
+        }
+    };
+    let mut likeliest = Vec::new();
+    if k > 0 {
+        likeliest.reserve(logits.len().min(k.saturating_mul(2)));
+        top(logits, k, &mut likeliest);
+    }
+    let alternatives = likeliest.iter().map(|c| (c.id, log_prob(c.value))).collect();
+    (logits.get(id as usize).map_or(f32::NEG_INFINITY, |&logit| log_prob(logit)), alternatives)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::weights::exp;
+    use super::*;
+
+    /// Draws from the generator under test; `below` is good enough for choosing cases.
+    struct Random(u64);
+
+    impl Random {
+        fn uniform(&mut self) -> f64 {
+            self.0 += 1;
+            uniform(7, 0, self.0)
+        }
+
+        fn below(&mut self, n: usize) -> usize {
+            (self.uniform() * n as f64) as usize
+        }
+
+        /// Logits of one of several shapes: wide, flat, with many ties, with odd values.
+        fn logits(&mut self, n: usize) -> Vec<f32> {
+            let shape = self.below(4);
+            let one = |random: &mut Random| match (shape, random.below(40)) {
+                (3, 0) => f32::NEG_INFINITY,
+                (3, 1) => f32::NAN,
+                (2 | 3, _) => random.below(7) as f32 - 3.0,
+                (1, _) => random.uniform() as f32 * 0.1,
+                _ => (random.uniform() as f32 - 0.5) * 30.0,
+            };
+            (0..n).map(|_| one(self)).collect()
+        }
+    }
+
+    const PLAIN: SamplerParams = SamplerParams {
+        temperature: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        greedy: false,
+    };
+
+    fn sample(logits: &[f32], params: &SamplerParams, seen: &[u32], u: f64) -> u32 {
+        Sampler::new(logits.len()).sample(&mut logits.to_vec(), params, seen, u)
+    }
+
+    /// The definition at the top of the module, with a full sort.
+    fn reference(logits: &[f32], params: &SamplerParams, seen: &[u32], u: f64) -> u32 {
+        let mut row: Vec<(usize, f32)> = logits.iter().copied().enumerate().collect();
+        for (id, logit) in &mut row {
+            if seen.contains(&(*id as u32)) {
+                *logit = if *logit > 0.0 {
+                    *logit / params.repetition_penalty
+                } else {
+                    *logit * params.repetition_penalty
+                };
+            }
+        }
+        row.retain(|(_, logit)| *logit > f32::NEG_INFINITY);
+        row.sort_by(|a, b| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)).then(a.0.cmp(&b.0))); // -0 is 0
+        if row.is_empty() || params.greedy {
+            return row.first().map_or(0, |r| r.0 as u32);
+        }
+        row.truncate(if params.top_k == 0 { row.len() } else { params.top_k });
+        let max = row[0].1;
+        let mut row: Vec<(usize, f64)> =
+            row.into_iter().map(|(id, l)| (id, f64::from(exp((l - max) / params.temperature)))).collect();
+        let total: f64 = row.iter().map(|r| r.1).sum();
+        let mut sum = 0.0;
+        let enough = row.iter().position(|r| {
+            sum += r.1;
+            params.top_p < 1.0 && sum >= f64::from(params.top_p) * total
+        });
+        row.truncate(enough.map_or(row.len(), |at| at + 1));
+        row.retain(|r| r.1 >= f64::from(params.min_p));
+        row.sort_by_key(|r| r.0);
+        let target = u * row.iter().map(|r| r.1).sum::<f64>();
+        let mut sum = 0.0;
+        let drawn = row.iter().find(|r| {
+            sum += r.1;
+            sum > target
+        });
+        drawn.unwrap_or(&row[row.len() - 1]).0 as u32
+    }
+
+    #[test]
+    fn every_combination_draws_what_a_full_sort_draws() {
+        let mut random = Random(0);
+        for case in 0..6_000 {
+            let n = [1, 2, 15, 16, 17, 100, 511, 513, 1_500, 5_000][random.below(10)];
+            let logits = random.logits(n);
+            let params = SamplerParams {
+                temperature: [0.01, 0.85, 1.0, 3.0][random.below(4)],
+                top_p: [1.0, 1.0, 0.95, 0.5, 1e-6][random.below(5)],
+                top_k: [0, 0, 1, 2, 50, n, n + 1][random.below(7)],
+                min_p: [0.0, 0.0, 0.05, 1.0][random.below(4)],
+                repetition_penalty: [1.0, 1.3, 0.7][random.below(3)],
+                greedy: random.below(20) == 0,
+            };
+            let seen: Vec<u32> = (0..random.below(30)).map(|_| random.below(n + 2) as u32).collect();
+            let u = [0.0, 1.0 - f64::EPSILON / 2.0, random.uniform()][random.below(6).min(2)];
+            let (got, want) = (sample(&logits, &params, &seen, u), reference(&logits, &params, &seen, u));
+            assert_eq!(got, want, "case {case}: n {n}, u {u}, {params:?}");
+        }
+    }
+
+    #[test]
+    fn frequencies_are_the_probabilities() {
+        // Chi-square with 9 degrees of freedom exceeds 27.9 once in a thousand.
+        let logits: Vec<f32> = (0..10).map(|i| (i * 7 % 10) as f32 * 0.3).collect();
+        for (params, kept) in [(PLAIN, 10), (SamplerParams { top_k: 5, temperature: 0.7, ..PLAIN }, 5)] {
+            let mut sampler = Sampler::new(10);
+            let mut counts = [0.0f64; 10];
+            let draws = 100_000;
+            for position in 0..draws {
+                let mut row = logits.clone();
+                counts[sampler.sample(&mut row, &params, &[], uniform(11, 3, position)) as usize] += 1.0;
+            }
+            let smallest = (9.5 - kept as f32) * 0.3;
+            let weight = |&l: &f32| if l > smallest { f64::from(l / params.temperature).exp() } else { 0.0 };
+            let weights: Vec<f64> = logits.iter().map(weight).collect();
+            let total: f64 = weights.iter().sum();
+            let expected = |w: &f64| w / total * draws as f64;
+            let chi: f64 = counts
+                .iter()
+                .zip(&weights)
+                .filter(|(_, w)| **w > 0.0)
+                .map(|(c, w)| (c - expected(w)).powi(2) / expected(w))
+                .sum();
+            assert_eq!(counts.iter().filter(|c| **c > 0.0).count(), kept);
+            assert!(chi < 27.9, "{chi} {counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_edges_of_the_options() {
+        let logits = [1.0, 3.0, 2.0, 3.0, -1.0];
+        let high = 1.0 - f64::EPSILON;
+        // Zero temperature, zero top_p and top_k of one are greedy; the first of equal logits is taken.
+        for options in [
+            GenerateOptions { temperature: 0.0, ..Default::default() },
+            GenerateOptions { top_p: 0.0, ..Default::default() },
+            GenerateOptions { top_k: 1, ..Default::default() },
+        ] {
+            assert_eq!(sample(&logits, &SamplerParams::from(&options), &[], high), 1);
+        }
+        // A top_p that one token reaches keeps that token; 1 is off.
+        assert_eq!(sample(&logits, &SamplerParams { top_p: 1e-9, ..PLAIN }, &[], high), 1);
+        assert_eq!(sample(&logits, &PLAIN, &[], high), 4);
+        assert_eq!(sample(&[0.0; 4], &SamplerParams { top_p: 0.5, ..PLAIN }, &[], high), 1);
+        assert_eq!(sample(&[0.0; 4], &SamplerParams { top_p: 0.500_001, ..PLAIN }, &[], high), 2);
+        // Ties at the edge of top_k go to the lower id, and exactly k stay.
+        assert_eq!(sample(&[0.0, 1.0, 0.0, 0.0], &SamplerParams { top_k: 2, ..PLAIN }, &[], high), 1);
+        assert_eq!(sample(&[0.0, 1.0, 0.0, 0.0], &SamplerParams { top_k: 2, ..PLAIN }, &[], 0.0), 0);
+        assert_eq!(sample(&[0.0; 3], &SamplerParams { top_k: 100, ..PLAIN }, &[], high), 2);
+        // min_p is a share of the largest: exp(-1) = 0.37 is in, exp(-2) = 0.14 is out.
+        assert_eq!(sample(&[2.0, 1.0, 0.0], &SamplerParams { min_p: 0.3, ..PLAIN }, &[], high), 1);
+        assert_eq!(sample(&[2.0, 1.0, 0.0], &SamplerParams { min_p: 0.1, ..PLAIN }, &[], high), 2);
+        assert_eq!(sample(&[1.0, 2.0, 2.0], &SamplerParams { min_p: 1.0, ..PLAIN }, &[], high), 2);
+    }
+
+    #[test]
+    fn the_penalty_counts_once_and_pushes_down_on_both_sides_of_zero() {
+        let mut sampler = Sampler::new(130);
+        let mut logits = vec![0.0; 130];
+        (logits[0], logits[64], logits[129]) = (6.0, -6.0, 3.0);
+        for _ in 0..2 {
+            let mut row = logits.clone();
+            sampler.penalise(&mut row, 2.0, &[64, 0, 0, 129, 64, 5_000, u32::MAX, 7]);
+            assert_eq!((row[0], row[64], row[129], row[7]), (3.0, -12.0, 1.5, 0.0));
+        }
+        let params = SamplerParams { repetition_penalty: 3.0, greedy: true, ..PLAIN };
+        assert_eq!(sample(&logits, &params, &[0], 0.0), 129);
+    }
+
+    #[test]
+    fn odd_values_do_no_harm() {
+        const INF: f32 = f32::INFINITY;
+        let nothing = [f32::NAN, -INF, f32::NAN];
+        let rows: [(&[f32], u32, u32); 6] = [
+            (&nothing, 0, 0),
+            (&[-INF, f32::NAN, -5.0, -INF], 2, 2),
+            (&[1e30, -1e30, 1e30, 0.0], 0, 2),
+            (&[0.0, INF, f32::MAX, INF], 1, 3),
+            (&[-f32::MAX, -f32::MAX], 0, 1),
+            (&[0.0, 1e-45, f32::NAN], 0, 1),
+        ];
+        for (row, first, last) in rows {
+            for (top_k, top_p) in [(0, 1.0), (2, 1.0), (0, 0.999), (3, 0.999)] {
+                for temperature in [1e-30, 1.0, 100.0] {
+                    let params = SamplerParams { top_k, top_p, temperature, ..PLAIN };
+                    let drawn = [0.0, 1.0 - f64::EPSILON].map(|u| sample(row, &params, &[0, 1], u));
+                    assert!(drawn[0] >= first && drawn[1] <= last, "{row:?} {params:?} {drawn:?}");
+                }
+            }
+            for id in 0..row.len() as u32 + 1 {
+                let (logprob, alternatives) = logprobs(row, id, 9);
+                assert!(logprob <= 0.0 && alternatives.iter().all(|a| a.1 <= 0.0), "{row:?} {logprob}");
+            }
+        }
+        assert_eq!(logprobs(&nothing, 0, 3), (-INF, vec![]));
+        assert_eq!(logprobs(&[0.0], 1, 0), (-INF, vec![]));
+    }
+
+    #[test]
+    fn logprobs_are_those_of_a_softmax_in_f64() {
+        let mut random = Random(1 << 40);
+        for n in [1, 2, 16, 33, 1_000, 20_000] {
+            let logits: Vec<f32> = (0..n).map(|_| (random.uniform() as f32 - 0.5) * 40.0).collect();
+            let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+            let log_prob = |id: usize| f64::from(logits[id]) - total.ln();
+            let mut order: Vec<usize> = (0..n).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+            let (logprob, alternatives) = logprobs(&logits, n as u32 / 2, 20);
+            assert!((f64::from(logprob) - log_prob(n / 2)).abs() < 2e-6);
+            assert_eq!(alternatives.len(), n.min(20));
+            for (rank, &(id, logprob)) in alternatives.iter().enumerate() {
+                assert_eq!(id as usize, order[rank]);
+                assert!((f64::from(logprob) - log_prob(order[rank])).abs() < 2e-6);
+            }
+        }
+        let (_, ties) = logprobs(&[1.0, 2.0, 1.0, 2.0, 1.0], 0, 4);
+        assert_eq!(ties.iter().map(|a| a.0).collect::<Vec<_>>(), [1, 3, 0, 2]);
+    }
+}

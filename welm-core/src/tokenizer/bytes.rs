@@ -1,0 +1,282 @@
+//! What each token adds to a text, as bytes.
+//!
+//! Three spellings are met. Byte-level vocabularies (GPT-2, Llama 3, Qwen, NeoX) write every byte as one
+//! printable character, `Ġ` for a space. SentencePiece ones write `▁` for a space and `<0xE4>` for a byte that
+//! has no character of its own. The rest are spelled as they are. Which one it is, is read from the decoder in
+//! `tokenizer.json`, whose steps are taken over only as far as they act on one token at a time:
+//!
+//! ```text
+//! ByteLevel               each character of the byte alphabet -> its byte
+//! Replace, Metaspace      text -> text, `▁` -> space
+//! ByteFallback            `<0xE4>` -> the byte E4
+//! Fuse                    nothing: concatenation is what a table does
+//! Strip after Fuse        nothing: it removes the space at the start of a *whole* text; a continuation
+//!                         needs that space
+//! ```
+//!
+//! Anything else is refused by name: a wrong guess would show in every text. A file without a decoder is
+//! byte-level if its pre-tokenizer or normalizer is, and else plain (where the library would put spaces
+//! between tokens, which no generating model wants).
+
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use crate::error::{Error, Result};
+
+/// Ids at or above this are refused: no model has them, and a damaged file must not make the table large.
+pub(super) const MAX_VOCAB: usize = 1 << 22;
+
+/// The bytes of all tokens, one behind the other.
+pub(super) struct TokenBytes {
+    bytes: Vec<u8>,
+    /// Where each token ends in `bytes`; it begins where the one before ends. // (vocab_size) u32
+    ends: Vec<u32>,
+    /// Control tokens, ascending.
+    special: Vec<u32>,
+}
+
+/// One step from a token's spelling to its bytes.
+#[derive(Debug, PartialEq)]
+enum Step {
+    ByteLevel,
+    Replace(String, String),
+    ByteFallback,
+}
+
+impl TokenBytes {
+    /// Lays out `tokens`, which holds each id's bytes, and the ids of control tokens.
+    pub(super) fn new(tokens: &[Vec<u8>], mut special: Vec<u32>) -> Result<Self> {
+        let total: usize = tokens.iter().map(Vec::len).sum();
+        if u32::try_from(total).is_err() || tokens.len() > MAX_VOCAB {
+            let reason = format!("expected at most {MAX_VOCAB} tokens, got {} ({total} bytes)", tokens.len());
+            return Err(Error::Tokenizer(reason));
+        }
+        let mut bytes = Vec::with_capacity(total);
+        let mut ends = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            bytes.extend_from_slice(token);
+            ends.push(bytes.len() as u32);
+        }
+        special.sort_unstable();
+        Ok(TokenBytes { bytes, ends, special })
+    }
+
+    /// The table of a tokenizer that was read from `tokenizer.json`.
+    pub(super) fn from_library(tokenizer: &Tokenizer) -> Result<Self> {
+        let steps = decoder_steps(tokenizer)?;
+        let vocab = tokenizer.get_vocab(true);
+        let added = tokenizer.get_added_tokens_decoder();
+        let size = vocab.values().map(|&id| id as usize + 1).max().unwrap_or(0);
+        if size > MAX_VOCAB {
+            return Err(Error::Tokenizer(format!("expected ids below {MAX_VOCAB}, got {}", size - 1)));
+        }
+        let mut spelling: Vec<Option<&str>> = vec![None; size];
+        for (token, &id) in &vocab {
+            if let Some(other) = spelling[id as usize].replace(token) {
+                // In a fixed order, since the map has none.
+                let (first, second) =
+                    if other < token { (other, token.as_str()) } else { (token.as_str(), other) };
+                return Err(Error::Tokenizer(format!("id {id} is given to both {first:?} and {second:?}")));
+            }
+        }
+        let mut special = Vec::new();
+        let mut tokens = Vec::with_capacity(size);
+        for (id, spelling) in spelling.into_iter().enumerate() {
+            let added = added.get(&(id as u32));
+            tokens.push(match (spelling, added) {
+                (_, Some(token)) if token.special => {
+                    special.push(id as u32);
+                    Vec::new()
+                }
+                // An added token is spelled as it stands in texts, not in the byte alphabet.
+                (Some(token), Some(_)) => spell(token, steps.iter().filter(|step| **step != Step::ByteLevel)),
+                (Some(token), None) => spell(token, steps.iter()),
+                (None, _) => Vec::new(),
+            });
+        }
+        Self::new(&tokens, special)
+    }
+
+    pub(super) fn get(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let Some(&end) = self.ends.get(id) else { return &[] };
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        &self.bytes[start as usize..end as usize]
+    }
+
+    pub(super) fn is_special(&self, id: u32) -> bool {
+        self.special.binary_search(&id).is_ok()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+}
+
+/// The byte that a character of GPT-2's alphabet stands for: printable Latin-1 stands for itself, and the
+/// other 68 bytes, in ascending order, are U+0100 to U+0143.
+fn byte_of(character: char) -> Option<u8> {
+    match u32::from(character) {
+        code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => Some(code as u8),
+        code @ 0x100..=0x120 => Some((code - 0x100) as u8), // bytes 00 to 20
+        code @ 0x121..=0x142 => Some((code - 0x121 + 0x7F) as u8), // bytes 7F to A0
+        0x143 => Some(0xAD),
+        _ => None,
+    }
+}
+
+/// The bytes of a byte-level token; one with other characters is taken as it stands, as the library does.
+pub(super) fn from_byte_alphabet(token: &str) -> Vec<u8> {
+    token.chars().map(byte_of).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.as_bytes().to_vec())
+}
+
+/// The byte that `<0xE4>` spells.
+pub(super) fn byte_token(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    let hex = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    hex.then(|| u8::from_str_radix(digits, 16).ok())?
+}
+
+fn spell<'a>(token: &str, steps: impl Iterator<Item = &'a Step>) -> Vec<u8> {
+    let mut token = token.to_string();
+    for step in steps {
+        match step {
+            Step::ByteLevel => return from_byte_alphabet(&token),
+            Step::Replace(from, to) => token = token.replace(from, to),
+            Step::ByteFallback => {
+                if let Some(byte) = byte_token(&token) {
+                    return vec![byte];
+                }
+            }
+        }
+    }
+    token.into_bytes()
+}
+
+fn decoder_steps(tokenizer: &Tokenizer) -> Result<Vec<Step>> {
+    let json = |part: serde_json::Result<Value>| part.map_err(|e| Error::Tokenizer(e.to_string()));
+    if let Some(decoder) = tokenizer.get_decoder() {
+        let mut steps = Vec::new();
+        add_steps(&json(serde_json::to_value(decoder))?, &mut steps, &mut false)?;
+        return Ok(steps);
+    }
+    let pre_tokenizer = json(serde_json::to_value(tokenizer.get_pre_tokenizer()))?;
+    let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()))?;
+    let byte_level = has_byte_level(&pre_tokenizer) || has_byte_level(&normalizer);
+    Ok(if byte_level { vec![Step::ByteLevel] } else { Vec::new() })
+}
+
+/// Whether this stage of the tokenizer, or one inside it, writes bytes in the byte alphabet.
+fn has_byte_level(stage: &Value) -> bool {
+    let inside = ["pretokenizers", "normalizers"].iter().filter_map(|key| stage[*key].as_array()).flatten();
+    stage["type"] == "ByteLevel" || inside.into_iter().any(has_byte_level)
+}
+
+/// Appends the steps of one decoder. `fused`: tokens have become one text, which only the start of can
+/// be changed.
+fn add_steps(decoder: &Value, steps: &mut Vec<Step>, fused: &mut bool) -> Result<()> {
+    let kind = decoder["type"].as_str().unwrap_or_default();
+    match kind {
+        "Sequence" => {
+            for inner in decoder["decoders"].as_array().into_iter().flatten() {
+                add_steps(inner, steps, fused)?;
+            }
+        }
+        "Fuse" => *fused = true,
+        "Strip" if (*fused || decoder["start"] == 0) && decoder["stop"] == 0 => {}
+        "ByteLevel" if !*fused => {
+            steps.push(Step::ByteLevel);
+            *fused = true;
+        }
+        "ByteFallback" if !*fused => steps.push(Step::ByteFallback),
+        "Metaspace" if !*fused => {
+            let replacement = decoder["replacement"].as_str().unwrap_or("▁");
+            steps.push(Step::Replace(replacement.to_string(), " ".to_string()));
+        }
+        "Replace"
+            if !*fused && decoder["pattern"]["String"].as_str().is_some_and(|from| !from.is_empty()) =>
+        {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+            steps.push(Step::Replace(text(&decoder["pattern"]["String"]), text(&decoder["content"])));
+        }
+        _ => {
+            let supported =
+                "ByteLevel, Metaspace, or a Sequence of Replace (text), ByteFallback, Fuse, Strip (start)";
+            return Err(Error::Tokenizer(format!("decoder: expected {supported}, got {decoder}")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+    #[test]
+    fn the_byte_alphabet_is_the_librarys() {
+        let alphabet = ByteLevel::alphabet();
+        assert_eq!(alphabet.len(), 256);
+        let mut bytes: Vec<u8> = alphabet.iter().map(|&c| byte_of(c).unwrap()).collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+        for c in (0..0x3000).filter_map(char::from_u32) {
+            assert_eq!(byte_of(c).is_some(), alphabet.contains(&c), "{c:?}");
+        }
+        // ä½ł is 你 written byte by byte.
+        assert_eq!(from_byte_alphabet("Ġä½ł"), " 你".as_bytes());
+        assert_eq!(from_byte_alphabet("你"), "你".as_bytes());
+    }
+
+    #[test]
+    fn byte_tokens_are_two_hexadecimal_digits() {
+        assert_eq!(byte_token("<0xE4>"), Some(0xE4));
+        assert_eq!(byte_token("<0x0a>"), Some(10));
+        for token in ["<0x+1>", "<0xE>", "<0xE4", "<0xE40>", "<0xGG>", "<0x>", "", "<0xé>"] {
+            assert_eq!(byte_token(token), None, "{token}");
+        }
+    }
+
+    #[test]
+    fn decoders_are_read_or_refused_by_name() {
+        let steps = |json: &str| {
+            let mut steps = Vec::new();
+            add_steps(&serde_json::from_str(json).unwrap(), &mut steps, &mut false).map(|()| steps)
+        };
+        let llama = r#"{"type":"Sequence","decoders":[
+            {"type":"Replace","pattern":{"String":"▁"},"content":" "},
+            {"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]}"#;
+        let space = Step::Replace("▁".into(), " ".into());
+        assert_eq!(steps(llama).unwrap(), [space, Step::ByteFallback]);
+        assert_eq!(steps(r#"{"type":"ByteLevel"}"#).unwrap(), [Step::ByteLevel]);
+        assert_eq!(steps(r#"{"type":"Metaspace","replacement":"_"}"#).unwrap().len(), 1);
+        for (json, name) in [
+            (
+                r#"{"type":"WordPiece","prefix":"\#\#","cleanup":true}"#.replace("\\#", "#").as_str(),
+                "WordPiece",
+            ),
+            (r#"{"type":"CTC"}"#, "CTC"),
+            (r#"{"type":"BPEDecoder","suffix":"</w>"}"#, "BPEDecoder"),
+            (r#"{"type":"Replace","pattern":{"Regex":"a+"},"content":""}"#, "Regex"),
+            (r#"{"type":"Strip","content":" ","start":1,"stop":0}"#, "Strip"),
+            (r#"{"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"ByteFallback"}]}"#, "ByteFallback"),
+            (r#"{}"#, "{}"),
+        ] {
+            let message = steps(json).unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_table_keeps_each_tokens_bytes() {
+        let tokens = [b"ab".to_vec(), vec![], vec![0xE4], b"c".to_vec()];
+        let table = TokenBytes::new(&tokens, vec![3, 1]).unwrap();
+        assert_eq!(table.len(), 4);
+        for (id, token) in tokens.iter().enumerate() {
+            assert_eq!(table.get(id as u32), token);
+        }
+        assert_eq!(table.get(4), b"");
+        assert_eq!(table.get(u32::MAX), b"");
+        assert_eq!([0, 1, 2, 3, 4].map(|id| table.is_special(id)), [false, true, false, true, false]);
+    }
+}

@@ -1,0 +1,289 @@
+//! The tokenizer of a GGUF file: byte-level BPE, split the way llama.cpp splits.
+//!
+//! A GGUF file holds tokens and merges, but for the splitting of text into words only a name, `pre`; the
+//! regular expressions behind the names are in llama.cpp (`src/llama-vocab.cpp`) and are repeated here in the
+//! order it applies them: each one splits what the ones before left, matches and gaps alike. Ids are meant to
+//! equal llama.cpp's, with three exceptions, none of which a sane file or text meets:
+//!
+//! * Special tokens that overlap in a text: here the leftmost is taken, there the longest.
+//! * A merge of tokens that the vocabulary lacks is an error here, and skipped there.
+//! * gpt-oss's `<|start|>` and its like are control tokens if the file says so; there never.
+//!
+//! A file without `pre` is refused. llama.cpp takes `default` for it, which is wrong for most models.
+
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
+
+use super::bytes::{MAX_VOCAB, TokenBytes, byte_token, from_byte_alphabet};
+use super::guarded;
+use crate::error::{Error, Result};
+
+/// What a GGUF file's metadata says of its tokenizer, under `tokenizer.ggml.`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GgufVocab {
+    /// `model`: only `gpt2`, byte-level BPE, is supported.
+    pub(crate) model: String,
+    /// `pre`: the name of the way text is split into words.
+    pub(crate) pre: String,
+    /// `tokens`, spelled in the byte alphabet.
+    pub(crate) tokens: Vec<String>,
+    /// `merges`: two tokens with a space between, the most wanted first.
+    pub(crate) merges: Vec<String>,
+    /// `token_type`: one for each token, or none at all.
+    pub(crate) token_types: Vec<i64>,
+    /// `bos_token_id`.
+    pub(crate) bos: Option<u32>,
+    /// `eos_token_id`.
+    pub(crate) eos: Option<u32>,
+    /// `add_bos_token`; where the file is silent, [`GgufVocab::default_add_bos`].
+    pub(crate) add_bos: bool,
+}
+
+/// How one or more `pre` names split text.
+struct Pre {
+    names: &'static [&'static str],
+    splits: &'static [&'static str],
+    /// Whether a word that is a token becomes that token, even if no merges lead to it.
+    whole_words: bool,
+}
+
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN35: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
+const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
+
+/// Every name that is known, and what it stands for.
+const PRES: &[Pre] = &[
+    Pre {
+        names: &["default"],
+        splits: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
+        whole_words: false,
+    },
+    Pre {
+        names: &[
+            "gpt-2",
+            "phi-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
+            "exaone4",
+            "gigachat",
+            "a.x-4.0",
+            "mellum",
+        ],
+        splits: &[GPT2],
+        whole_words: false,
+    },
+    Pre {
+        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
+        splits: &[r"\p{N}", GPT2],
+        whole_words: false,
+    },
+    Pre {
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+        splits: &[LLAMA3],
+        whole_words: true,
+    },
+    Pre { names: &["dbrx", "smaug-bpe", "chatglm-bpe", "glm4"], splits: &[LLAMA3], whole_words: false },
+    Pre {
+        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2"],
+        splits: &[QWEN2],
+        whole_words: false,
+    },
+    Pre { names: &["qwen35"], splits: &[QWEN35], whole_words: false },
+    Pre { names: &["tekken"], splits: &[TEKKEN], whole_words: true },
+    Pre { names: &["gpt-4o", "llama4", "kanana2"], splits: &[GPT4O], whole_words: false },
+    Pre {
+        // The range U+0800 to U+4E00 has spaces in it, which llama.cpp never finds there.
+        names: &["deepseek-coder"],
+        splits: &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"(?:(?!\s)[一-龥ࠀ-一가-퟿])+", r"\p{N}"],
+        whole_words: false,
+    },
+    Pre {
+        names: &["deepseek-v3", "hunyuan-dense"],
+        splits: &[r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3],
+        whole_words: false,
+    },
+    Pre {
+        names: &["falcon"],
+        splits: &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]"],
+        whole_words: false,
+    },
+    Pre { names: &["bloom", "poro-chat", "gpt3-finnish"], splits: &[BLOOM], whole_words: false },
+    Pre { names: &["viking"], splits: &[BLOOM, r"\p{N}"], whole_words: false },
+];
+
+/// Tokens that llama.cpp takes for control tokens whatever their type says, since converters get them wrong.
+const CONTROL_NAMES: &[&str] = &[
+    // ends of a text or a turn
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<｜end▁of▁sentence｜>",
+    // filling in the middle
+    "<|fim_prefix|>",
+    "<fim-prefix>",
+    "<fim_prefix>",
+    "<｜fim▁begin｜>",
+    "<PRE>",
+    "<|fim_suffix|>",
+    "<fim-suffix>",
+    "<fim_suffix>",
+    "<｜fim▁hole｜>",
+    "<SUF>",
+    "<|fim_middle|>",
+    "<fim-middle>",
+    "<fim_middle>",
+    "<｜fim▁end｜>",
+    "<MID>",
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
+];
+
+/// The types of `token_type` that matter here; the others (unused, undefined) add nothing to a text.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    /// Spelled in the byte alphabet, reached by merges.
+    Normal,
+    /// Found in a text only where special tokens are parsed; adds nothing to a text.
+    Control,
+    /// Found in every text, before it is split; spelled as it stands.
+    UserDefined,
+    /// Spelled `<0xE4>`.
+    Byte,
+    Unused,
+}
+
+impl GgufVocab {
+    /// Whether a text starts with the `bos` token where the file does not say: llama.cpp's rule.
+    pub(crate) fn default_add_bos(pre: &str) -> bool {
+        pre == "tekken" || PRES.iter().any(|p| p.names[0] == "llama-bpe" && p.names.contains(&pre))
+    }
+
+    fn kind(&self, id: usize) -> Kind {
+        if CONTROL_NAMES.contains(&self.tokens[id].as_str()) {
+            return Kind::Control;
+        }
+        match self.token_types.get(id) {
+            None | Some(1) => Kind::Normal,
+            Some(2 | 3) => Kind::Control, // 2: the unknown token
+            Some(4) => Kind::UserDefined,
+            Some(6) => Kind::Byte,
+            Some(_) => Kind::Unused,
+        }
+    }
+
+    /// What each token adds to a text.
+    pub(super) fn token_bytes(&self) -> Result<TokenBytes> {
+        let n = self.tokens.len();
+        if n == 0 || n > MAX_VOCAB {
+            return Err(Error::Tokenizer(format!("expected 1 to {MAX_VOCAB} tokens, got {n}")));
+        }
+        if !self.token_types.is_empty() && self.token_types.len() != n {
+            let got = self.token_types.len();
+            return Err(Error::Tokenizer(format!("expected a type for each of {n} tokens, got {got}")));
+        }
+        let mut special = Vec::new();
+        let mut tokens = Vec::with_capacity(n);
+        for (id, token) in self.tokens.iter().enumerate() {
+            tokens.push(match self.kind(id) {
+                Kind::Normal => from_byte_alphabet(token),
+                Kind::UserDefined => token.as_bytes().to_vec(),
+                Kind::Byte => byte_token(token).into_iter().collect(),
+                Kind::Unused => Vec::new(),
+                Kind::Control => {
+                    special.push(id as u32);
+                    Vec::new()
+                }
+            });
+        }
+        TokenBytes::new(&tokens, special)
+    }
+
+    /// The library's tokenizer of this vocabulary.
+    pub(super) fn into_library(self) -> Result<Tokenizer> {
+        if self.model != "gpt2" {
+            let reason = format!("expected the model `gpt2` (byte-level BPE), got `{}`", self.model);
+            return Err(Error::Tokenizer(reason));
+        }
+        let Some(pre) = PRES.iter().find(|p| p.names.contains(&self.pre.as_str())) else {
+            let known = PRES.iter().flat_map(|p| p.names).copied().collect::<Vec<_>>().join(", ");
+            return Err(Error::Tokenizer(format!("unknown pre-tokenizer `{}`; known are {known}", self.pre)));
+        };
+        let mut added = Vec::new();
+        for (id, token) in self.tokens.iter().enumerate() {
+            match self.kind(id) {
+                Kind::Control => added.push(AddedToken::from(token.as_str(), true).normalized(false)),
+                Kind::UserDefined => added.push(AddedToken::from(token.as_str(), false).normalized(false)),
+                _ => {}
+            }
+        }
+        let mut vocab = Vocab::with_capacity(self.tokens.len());
+        for (id, token) in self.tokens.into_iter().enumerate() {
+            // An unused place in the vocabulary; the name is llama.cpp's.
+            let token = if token.is_empty() { format!("[EMPTY_{id}]") } else { token };
+            if let Some(&other) = vocab.get(&token) {
+                let reason = format!("token {token:?} has two ids, {other} and {id}");
+                return Err(Error::Tokenizer(reason));
+            }
+            vocab.insert(token, id as u32);
+        }
+        let mut merges = Vec::with_capacity(self.merges.len());
+        for (rank, merge) in self.merges.iter().enumerate() {
+            let Some((left, right)) = merge.split_once(' ') else {
+                return Err(Error::Tokenizer(format!("merge {rank}: expected two tokens, got {merge:?}")));
+            };
+            merges.push((left.to_string(), right.to_string()));
+        }
+        guarded("vocabulary", || {
+            let bpe =
+                BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre.whole_words).build()?;
+            let mut tokenizer = Tokenizer::new(bpe);
+            let mut stages = Vec::new();
+            for split in pre.splits {
+                let pattern = SplitPattern::Regex((*split).to_string());
+                stages.push(PreTokenizerWrapper::Split(Split::new(
+                    pattern,
+                    SplitDelimiterBehavior::Isolated,
+                    false,
+                )?));
+            }
+            // Only the byte alphabet: no space put in front, no further splitting.
+            stages.push(PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, false)));
+            tokenizer.with_pre_tokenizer(Some(Sequence::new(stages)));
+            tokenizer.add_tokens(&added);
+            Ok(tokenizer)
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! `forward()`: the decoder, written once for every family and backend.
+//!
+//! ```text
+//! sequential:  x = x + att(norm(x));   x = x + ffn(norm(x))        Llama, WeLM
+//! parallel:    x = x + att(norm1(x)) + ffn(norm2(x))               GPT-NeoX
+//! ```
+//!
+//! It does arithmetic and makes no policy; all of its memory is [`Scratch`], allocated at load.
+
+use crate::backend::{Backend, Limits};
+use crate::config::{Activation, ModelConfig};
+use crate::engine::batch::Batch;
+use crate::error::Result;
+use crate::kv_cache::KvCache;
+use crate::weights::load::Source;
+
+/// The weights of one layer.
+pub(crate) struct Layer<B: Backend> {
+    attn_norm: B::Norm, // (dim)
+    qkv: B::Linear,     // ((n_heads + 2 * n_kv_heads) * head_dim, dim): q heads, k heads, v heads
+    out: B::Linear,     // (dim, n_heads * head_dim)
+    ffn_norm: B::Norm,  // (dim)
+    up: B::Linear,      // (hidden_dim, dim), or (2 * hidden_dim, dim): gate, then up
+    down: B::Linear,    // (dim, hidden_dim)
+}
+
+/// The weights of a model.
+pub(crate) struct Weights<B: Backend> {
+    embed: B::Linear, // (vocab_size, dim)
+    layers: Vec<Layer<B>>,
+    final_norm: B::Norm,       // (dim)
+    output: Option<B::Linear>, // (vocab_size, dim); none where it is the embedding
+    activation: Activation,
+    parallel_residual: bool,
+}
+
+impl<B: Backend> Weights<B> {
+    /// Hands every tensor of the source to the backend; `done` hears the bytes read after each of them.
+    pub(crate) fn load(
+        backend: &mut B,
+        source: &Source,
+        mut done: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
+        let config = &source.config;
+        let mut linear = |backend: &mut B, name: &str| {
+            let part = source.linear(name)?;
+            let bytes = part.stored_bytes();
+            let loaded = backend.load_linear(part)?;
+            done(bytes)?;
+            Ok(loaded)
+        };
+        let embed = linear(backend, "embed")?;
+        let mut layers = Vec::with_capacity(config.n_layers);
+        for l in 0..config.n_layers {
+            layers.push(Layer {
+                attn_norm: backend.load_norm(source.norm(&format!("layers.{l}.attn_norm"))?)?,
+                qkv: linear(backend, &format!("layers.{l}.qkv"))?,
+                out: linear(backend, &format!("layers.{l}.out"))?,
+                ffn_norm: backend.load_norm(source.norm(&format!("layers.{l}.ffn_norm"))?)?,
+                up: linear(backend, &format!("layers.{l}.up"))?,
+                down: linear(backend, &format!("layers.{l}.down"))?,
+            });
+        }
+        let final_norm = backend.load_norm(source.norm("final_norm")?)?;
+        let output = if config.tied_output { None } else { Some(linear(backend, "output")?) };
+        let (activation, parallel_residual) = (config.activation, config.parallel_residual);
+        Ok(Weights { embed, layers, final_norm, output, activation, parallel_residual })
+    }
+}
+
+/// Every activation of a forward pass; `n` is at most `Limits::max_rows`.
+pub(crate) struct Scratch<B: Backend> {
+    x: B::Buffer,      // (n, dim), the residual stream
+    h: B::Buffer,      // (n, dim), normalised
+    qkv: B::Buffer,    // (n, (n_heads + 2 * n_kv_heads) * head_dim)
+    att: B::Buffer,    // (n, n_heads * head_dim)
+    up: B::Buffer,     // (n, hidden_dim) or (n, 2 * hidden_dim)
+    act: B::Buffer,    // (n, hidden_dim)
+    last: B::Buffer,   // (max_logit_rows, dim)
+    logits: B::Buffer, // (max_logit_rows, vocab_size)
+}
+
+/// Columns of the row-sized buffers of [`Scratch`], and of the two for the logits.
+fn scratch_cols(c: &ModelConfig) -> ([usize; 6], [usize; 2]) {
+    let rows = [c.dim, c.dim, c.qkv_dim(), c.n_heads * c.head_dim, c.up_dim(), c.hidden_dim];
+    (rows, [c.dim, c.vocab_size])
+}
+
+impl<B: Backend> Scratch<B> {
+    /// Allocates everything.
+    pub(crate) fn new(backend: &mut B, config: &ModelConfig, limits: Limits) -> Result<Self> {
+        let ([x, h, qkv, att, up, act], [last, logits]) = scratch_cols(config);
+        let mut rows = |cols| backend.buffer(limits.max_rows, cols);
+        let (x, h, qkv, att, up, act) = (rows(x)?, rows(h)?, rows(qkv)?, rows(att)?, rows(up)?, rows(act)?);
+        let last = backend.buffer(limits.max_logit_rows, last)?;
+        let logits = backend.buffer(limits.max_logit_rows, logits)?;
+        Ok(Scratch { x, h, qkv, att, up, act, last, logits })
+    }
+
+    /// Bytes that `new` allocates.
+    pub(crate) fn bytes(config: &ModelConfig, limits: Limits) -> u64 {
+        let (rows, logit_rows) = scratch_cols(config);
+        let sum = |cols: &[usize]| cols.iter().map(|&c| c as u64).sum::<u64>();
+        4 * (sum(&rows) * limits.max_rows as u64 + sum(&logit_rows) * limits.max_logit_rows as u64)
+    }
+}
+
+/// Computes the batch's rows, up to the residual stream behind the last layer; fills the cache.
+pub(crate) fn forward<B: Backend>(
+    ops: &mut B,
+    weights: &Weights<B>,
+    kv: &mut KvCache<B>,
+    s: &mut Scratch<B>,
+    batch: &Batch,
+) -> Result<()> {
+    ops.begin(batch)?;
+    ops.embed(&mut s.x, &weights.embed, batch)?; // (n, dim)
+    for (layer, kv) in weights.layers.iter().zip(&mut kv.layers) {
+        ops.norm(&mut s.h, &s.x, &layer.attn_norm)?; // (n, dim)
+        ops.linear(&mut s.qkv, &s.h, &layer.qkv)?; // (n, (n_heads + 2 * n_kv_heads) * head_dim)
+        ops.rope_and_cache(&mut s.qkv, kv, batch)?; // turns q, k; writes k, v
+        ops.attention(&mut s.att, &s.qkv, kv, batch)?; // (n, n_heads * head_dim)
+        if weights.parallel_residual {
+            ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
+            ops.linear_add(&mut s.x, &s.att, &layer.out)?;
+        } else {
+            ops.linear_add(&mut s.x, &s.att, &layer.out)?; // (n, dim)
+            ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?;
+        }
+        ops.linear(&mut s.up, &s.h, &layer.up)?; // (n, hidden_dim), gate and up: (n, 2 * hidden_dim)
+        ops.activate(&mut s.act, &s.up, weights.activation)?; // (n, hidden_dim)
+        ops.linear_add(&mut s.x, &s.act, &layer.down)?; // (n, dim)
+    }
+    Ok(())
+}
+
+/// Logits of some rows of the last `forward`: `(rows.len(), vocab_size)`, at most `max_logit_rows` rows.
+pub(crate) fn logits<'s, B: Backend>(
+    ops: &mut B,
+    weights: &Weights<B>,
+    s: &'s mut Scratch<B>,
+    rows: &[u32],
+) -> Result<&'s mut [f32]> {
+    ops.norm_rows(&mut s.last, &s.x, rows, &weights.final_norm)?; // (rows.len(), dim)
+    ops.logits(&mut s.logits, &s.last, weights.output.as_ref().unwrap_or(&weights.embed))?;
+    ops.read(&mut s.logits)
+}

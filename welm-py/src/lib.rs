@@ -1,0 +1,1 @@
+//! Python interface of the welm engine: none yet. It exports nothing until then.
