@@ -9,10 +9,9 @@
 //!
 //! **Which stop string ends the text:** the one that is complete first. Of several that are complete at the
 //! same byte, the longest, which starts first; of equal ones the first in the list. The text ends before it.
-//! Taking the one that *starts* first instead would make the text depend on how tokens cut it (`ab` and `xabc`
-//! against `xab` + `c` or `xabc`), or on text that is never generated. What comes first in the text is the
-//! only thing that is looked at, so the same bytes give the same text however they were split; and the text
-//! before a stop string contains none, as that one would have been complete earlier.
+//! So the same bytes give the same text however tokens cut them, and that text contains no stop string, since
+//! one inside it would have been complete earlier. To take the one that *starts* first would not do: with
+//! `ab` and `xabc`, the text `xab` could only be ended after it is known whether `c` follows.
 //!
 //! Each stop string is followed by the automaton of Knuth, Morris and Pratt, over bytes: UTF-8 strings that
 //! match bytewise match by characters. Its state is how much of the string the text's end has matched, which

@@ -1,10 +1,10 @@
 //! Random numbers from a counter instead of a state.
 //!
-//! The number for (seed, sequence, position) is the same whatever was drawn before. So a text does not depend on
-//! what else is in the batch, and a sequence that was put off and computed again goes on as it would have.
+//! The number for (seed, sequence, position) is the same whatever was drawn before. So a text does not depend
+//! on what else is in the batch, and a sequence that was put off and computed again goes on as it would have.
 
-/// A number in [0, 1) that depends on nothing but its arguments: 53 bits of Philox4x32-10 under the key `seed`, at
-/// the counter (position, sequence).
+/// A number in [0, 1) that depends on nothing but its arguments: 53 bits of Philox4x32-10 under the key
+/// `seed`, at the counter (position, sequence).
 pub(crate) fn uniform(seed: u64, sequence: u32, position: u64) -> f64 {
     let low_high = |x: u64| [x as u32, (x >> 32) as u32];
     let [low, high] = low_high(position);

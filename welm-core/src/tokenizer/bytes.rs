@@ -1,8 +1,8 @@
 //! What each token adds to a text, as bytes.
 //!
 //! Three spellings are met. Byte-level vocabularies (GPT-2, Llama 3, Qwen, NeoX) write every byte as one
-//! printable character, `Ġ` for a space. SentencePiece ones write `▁` for a space and `<0xE4>` for a byte that
-//! has no character of its own. The rest are spelled as they are. Which one it is, is read from the decoder in
+//! printable character, `Ġ` for a space. SentencePiece ones write `▁` for a space and `<0xE4>` for a byte
+//! of a character that has no token. The rest are spelled as they are. Which one it is, is read from the decoder in
 //! `tokenizer.json`, whose steps are taken over only as far as they act on one token at a time:
 //!
 //! ```text

@@ -2,14 +2,16 @@
 //!
 //! A GGUF file holds tokens and merges, but for the splitting of text into words only a name, `pre`; the
 //! regular expressions behind the names are in llama.cpp (`src/llama-vocab.cpp`) and are repeated here in the
-//! order it applies them: each one splits what the ones before left, matches and gaps alike. Ids are meant to
-//! equal llama.cpp's, with three exceptions, none of which a sane file or text meets:
+//! order it applies them: each one splits what the ones before left, matches and gaps alike. Ids equal
+//! llama.cpp's, with these exceptions:
 //!
 //! * Special tokens that overlap in a text: here the leftmost is taken, there the longest.
 //! * A merge of tokens that the vocabulary lacks is an error here, and skipped there.
 //! * gpt-oss's `<|start|>` and its like are control tokens if the file says so; there never.
+//! * `</s>` and other names that may be words stay normal tokens if the file says so. There they become
+//!   control tokens, and HTML loses them.
 //!
-//! A file without `pre` is refused. llama.cpp takes `default` for it, which is wrong for most models.
+//! As there, bytes that the vocabulary has no token for are left out (SmolLM2 lacks some control characters).
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -26,7 +28,8 @@ use crate::error::{Error, Result};
 pub(crate) struct GgufVocab {
     /// `model`: only `gpt2`, byte-level BPE, is supported.
     pub(crate) model: String,
-    /// `pre`: the name of the way text is split into words.
+    /// `pre`: the name of the way text is split into words. llama.cpp takes `default` for a file without it,
+    /// and warns that this is wrong for most models.
     pub(crate) pre: String,
     /// `tokens`, spelled in the byte alphabet.
     pub(crate) tokens: Vec<String>,
@@ -48,6 +51,27 @@ struct Pre {
     splits: &'static [&'static str],
     /// Whether a word that is a token becomes that token, even if no merges lead to it.
     whole_words: bool,
+}
+
+impl Pre {
+    fn named(name: &str) -> Result<&'static Pre> {
+        PRES.iter().find(|pre| pre.names.contains(&name)).ok_or_else(|| {
+            let known = PRES.iter().flat_map(|pre| pre.names).copied().collect::<Vec<_>>().join(", ");
+            Error::Tokenizer(format!("unknown pre-tokenizer `{name}`; known are {known}"))
+        })
+    }
+
+    /// Splits, then writes the words in the byte alphabet, with no space put in front.
+    fn splitter(&self) -> tokenizers::Result<Sequence> {
+        let mut stages = Vec::new();
+        for split in self.splits {
+            let pattern = SplitPattern::Regex((*split).to_string());
+            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
+            stages.push(PreTokenizerWrapper::Split(split));
+        }
+        stages.push(PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, false)));
+        Ok(Sequence::new(stages))
+    }
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -122,53 +146,18 @@ const PRES: &[Pre] = &[
     Pre { names: &["viking"], splits: &[BLOOM, r"\p{N}"], whole_words: false },
 ];
 
-/// Tokens that llama.cpp takes for control tokens whatever their type says, since converters get them wrong.
+/// Tokens that are control tokens though converters give them another type.
+#[rustfmt::skip]
 const CONTROL_NAMES: &[&str] = &[
-    // ends of a text or a turn
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "</s>",
-    "<|eom_id|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-    "<|end_of_text|>",
-    "<end_of_utterance>",
-    "<eos>",
-    "<｜end▁of▁sentence｜>",
-    // filling in the middle
-    "<|fim_prefix|>",
-    "<fim-prefix>",
-    "<fim_prefix>",
-    "<｜fim▁begin｜>",
-    "<PRE>",
-    "<|fim_suffix|>",
-    "<fim-suffix>",
-    "<fim_suffix>",
-    "<｜fim▁hole｜>",
-    "<SUF>",
-    "<|fim_middle|>",
-    "<fim-middle>",
-    "<fim_middle>",
-    "<｜fim▁end｜>",
-    "<MID>",
-    "<|fim_pad|>",
-    "<fim-pad>",
-    "<fim_pad>",
-    "<PAD>",
-    "[PAD]",
-    "<|fim_repo|>",
-    "<|repo_name|>",
-    "<fim-repo>",
-    "<REPO>",
-    "<reponame>",
-    "<|file_sep|>",
+    // Ends of a text or a turn.
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
+    "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+    "<eos>", "<｜end▁of▁sentence｜>",
+    // Filling in the middle.
+    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "<|fim_suffix|>",
+    "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "<|fim_middle|>", "<fim-middle>",
+    "<fim_middle>", "<｜fim▁end｜>", "<MID>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
+    "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
 ];
 
 /// The types of `token_type` that matter here; the others (unused, undefined) add nothing to a text.
@@ -191,31 +180,47 @@ impl GgufVocab {
         pre == "tekken" || PRES.iter().any(|p| p.names[0] == "llama-bpe" && p.names.contains(&pre))
     }
 
-    fn kind(&self, id: usize) -> Kind {
-        if CONTROL_NAMES.contains(&self.tokens[id].as_str()) {
-            return Kind::Control;
+    /// Checks all that can be checked without the library.
+    pub(super) fn validate(&self) -> Result<()> {
+        let refuse = |reason: String| Err(Error::Tokenizer(reason));
+        let (n, n_types) = (self.tokens.len(), self.token_types.len());
+        if self.model != "gpt2" {
+            return refuse(format!("expected the model `gpt2` (byte-level BPE), got `{}`", self.model));
         }
-        match self.token_types.get(id) {
+        if n == 0 || n > MAX_VOCAB {
+            return refuse(format!("expected 1 to {MAX_VOCAB} tokens, got {n}"));
+        }
+        if n_types != 0 && n_types != n {
+            return refuse(format!("expected a type for each of {n} tokens, got {n_types}"));
+        }
+        for (name, id) in [("beginning", self.bos), ("end", self.eos)] {
+            if let Some(id) = id.filter(|&id| id as usize >= n) {
+                return refuse(format!("token for the {name} of a text: expected an id below {n}, got {id}"));
+            }
+        }
+        if self.add_bos && self.bos.is_none() {
+            return refuse("a token for the beginning of a text is to be added, but none is named".into());
+        }
+        Pre::named(&self.pre).map(|_| ())
+    }
+
+    fn kind(&self, id: usize) -> Kind {
+        let kind = match self.token_types.get(id) {
             None | Some(1) => Kind::Normal,
             Some(2 | 3) => Kind::Control, // 2: the unknown token
             Some(4) => Kind::UserDefined,
             Some(6) => Kind::Byte,
             Some(_) => Kind::Unused,
-        }
+        };
+        let name = self.tokens[id].as_str();
+        let never_a_word = kind == Kind::UserDefined || name.contains(['|', '｜']);
+        if never_a_word && CONTROL_NAMES.contains(&name) { Kind::Control } else { kind }
     }
 
     /// What each token adds to a text.
     pub(super) fn token_bytes(&self) -> Result<TokenBytes> {
-        let n = self.tokens.len();
-        if n == 0 || n > MAX_VOCAB {
-            return Err(Error::Tokenizer(format!("expected 1 to {MAX_VOCAB} tokens, got {n}")));
-        }
-        if !self.token_types.is_empty() && self.token_types.len() != n {
-            let got = self.token_types.len();
-            return Err(Error::Tokenizer(format!("expected a type for each of {n} tokens, got {got}")));
-        }
         let mut special = Vec::new();
-        let mut tokens = Vec::with_capacity(n);
+        let mut tokens = Vec::with_capacity(self.tokens.len());
         for (id, token) in self.tokens.iter().enumerate() {
             tokens.push(match self.kind(id) {
                 Kind::Normal => from_byte_alphabet(token),
@@ -233,14 +238,7 @@ impl GgufVocab {
 
     /// The library's tokenizer of this vocabulary.
     pub(super) fn into_library(self) -> Result<Tokenizer> {
-        if self.model != "gpt2" {
-            let reason = format!("expected the model `gpt2` (byte-level BPE), got `{}`", self.model);
-            return Err(Error::Tokenizer(reason));
-        }
-        let Some(pre) = PRES.iter().find(|p| p.names.contains(&self.pre.as_str())) else {
-            let known = PRES.iter().flat_map(|p| p.names).copied().collect::<Vec<_>>().join(", ");
-            return Err(Error::Tokenizer(format!("unknown pre-tokenizer `{}`; known are {known}", self.pre)));
-        };
+        let pre = Pre::named(&self.pre)?;
         let mut added = Vec::new();
         for (id, token) in self.tokens.iter().enumerate() {
             match self.kind(id) {
@@ -270,20 +268,50 @@ impl GgufVocab {
             let bpe =
                 BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre.whole_words).build()?;
             let mut tokenizer = Tokenizer::new(bpe);
-            let mut stages = Vec::new();
-            for split in pre.splits {
-                let pattern = SplitPattern::Regex((*split).to_string());
-                stages.push(PreTokenizerWrapper::Split(Split::new(
-                    pattern,
-                    SplitDelimiterBehavior::Isolated,
-                    false,
-                )?));
-            }
-            // Only the byte alphabet: no space put in front, no further splitting.
-            stages.push(PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, false)));
-            tokenizer.with_pre_tokenizer(Some(Sequence::new(stages)));
+            tokenizer.with_pre_tokenizer(Some(pre.splitter()?));
             tokenizer.add_tokens(&added);
             Ok(tokenizer)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    fn words(pre: &str, text: &str) -> String {
+        let mut pieces = PreTokenizedString::from(text);
+        Pre::named(pre).unwrap().splitter().unwrap().pre_tokenize(&mut pieces).unwrap();
+        let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        splits.iter().map(|(_, (start, end), _)| &text[*start..*end]).collect::<Vec<_>>().join("|")
+    }
+
+    #[test]
+    fn names_split_as_llama_cpp_splits() {
+        let text = "I'LL pay 12345 €,\n\n  don't! HelloÀB 你好。  ";
+        for (pre, want) in [
+            ("default", "I|'|LL| pay| |123|45| €|,|\n\n | don|'|t|!| HelloÀB| 你好|。|  "),
+            ("gpt-2", "I|'|LL| pay| 12345| €,|\n\n | don|'t|!| HelloÀB| 你好|。|  "),
+            ("smollm", "I|'|LL| pay| |1|2|3|4|5| €,|\n\n | don|'t|!| HelloÀB| 你好|。|  "),
+            ("llama-bpe", "I|'LL| pay| |123|45| €,\n\n| | don|'t|!| HelloÀB| 你好|。|  "),
+            ("qwen2", "I|'LL| pay| |1|2|3|4|5| €,\n\n| | don|'t|!| HelloÀB| 你好|。|  "),
+            ("tekken", "I|'LL| pay| |1|2|3|4|5| €,\n\n| | don|'t|!| HelloÀ|B| 你好|。|  "),
+            ("deepseek-v3", "I|'LL| pay| |123|45| €,\n\n| | don|'t|!| HelloÀB| |你好|。|  "),
+        ] {
+            assert_eq!(words(pre, text), want, "{pre}");
+        }
+    }
+
+    #[test]
+    fn every_name_is_there_once_and_its_expressions_compile() {
+        let mut names: Vec<&str> = PRES.iter().flat_map(|pre| pre.names).copied().collect();
+        assert!(PRES.iter().all(|pre| pre.splitter().is_ok()));
+        names.sort_unstable();
+        let n = names.len();
+        names.dedup();
+        assert_eq!(names.len(), n);
+        assert!(GgufVocab::default_add_bos("llama-bpe") && GgufVocab::default_add_bos("tekken"));
+        assert!(!GgufVocab::default_add_bos("qwen2") && !GgufVocab::default_add_bos(""));
     }
 }

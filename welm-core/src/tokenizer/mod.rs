@@ -73,6 +73,9 @@ impl Tokenizer {
     }
 
     fn from_json(json: &[u8]) -> Result<Self> {
+        let refuse = |reason: serde_json::Error| Error::Tokenizer(format!("not a tokenizer.json: {reason}"));
+        // Before the library sees it, which panics on some damaged JSON.
+        let declared: Declared = serde_json::from_slice(json).map_err(refuse)?;
         let mut inner = guarded("not a tokenizer.json", || {
             let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
             inner.with_truncation(None)?.with_padding(None);
@@ -80,12 +83,11 @@ impl Tokenizer {
         })?;
         // The library gives an added token the next free id, whatever the file says; a model has only the
         // file's ids.
-        let declared: Declared = serde_json::from_slice(json).map_err(|e| Error::Tokenizer(e.to_string()))?;
         for token in &declared.added_tokens {
             let got = inner.token_to_id(&token.content);
             if got != Some(token.id) {
-                let reason =
-                    format!("added token {:?}: expected id {}, got {got:?}", token.content, token.id);
+                let got = got.map_or("none".to_string(), |id| id.to_string());
+                let reason = format!("added token {:?}: expected id {got}, got {}", token.content, token.id);
                 return Err(Error::Tokenizer(reason));
             }
         }
@@ -107,19 +109,8 @@ impl Tokenizer {
 
     /// Builds the tokenizer that a GGUF file describes; see [`GgufVocab`].
     pub(crate) fn from_gguf(vocab: GgufVocab) -> Result<Self> {
+        vocab.validate()?;
         let (bos, eos, add_bos) = (vocab.bos, vocab.eos, vocab.add_bos);
-        for (name, id) in [("bos", bos), ("eos", eos)] {
-            if let Some(id) = id
-                && id as usize >= vocab.tokens.len()
-            {
-                let reason = format!("{name} token: expected an id below {}, got {id}", vocab.tokens.len());
-                return Err(Error::Tokenizer(reason));
-            }
-        }
-        if add_bos && bos.is_none() {
-            let reason = "a beginning-of-text token is to be added, but none is named".to_string();
-            return Err(Error::Tokenizer(reason));
-        }
         let bytes = vocab.token_bytes()?;
         let inner = vocab.into_library()?;
         let prefix = if add_bos { bos.into_iter().collect() } else { Vec::new() };

@@ -1,1 +1,313 @@
+use std::collections::BTreeMap;
 
+use serde_json::{Value, json};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+use super::*;
+
+/// Chooses among `n`; a linear congruential generator is random enough to make texts.
+fn below(state: &mut u64, n: usize) -> usize {
+    *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+    ((*state >> 33) as usize) % n
+}
+
+fn texts(n: usize) -> Vec<String> {
+    let atoms = [
+        "Hello", " world", "a", "b", "ab", " ", "  ", "\n", "12", "你好", "世界", "。", "é", "😀", "<s>",
+        "</s>", "<|end|>", "<tool>", "<unk>", "\u{FFFD}", "▁", "<0x41>",
+    ];
+    let mut state = 3;
+    let text = |state: &mut u64| (0..below(state, 9)).map(|_| atoms[below(state, atoms.len())]).collect();
+    (0..n).map(|_| text(&mut state)).collect()
+}
+
+fn added(id: u32, content: &str, special: bool) -> Value {
+    json!({"id": id, "content": content, "special": special, "normalized": !special,
+           "single_word": false, "lstrip": false, "rstrip": false})
+}
+
+/// The byte alphabet in order of characters, two merges, and added tokens behind them.
+fn byte_level() -> Value {
+    let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
+    alphabet.sort_unstable();
+    let spelled = alphabet.iter().map(char::to_string).chain(["ab", "Ġw"].map(String::from));
+    let vocab: BTreeMap<String, u32> = spelled.zip(0..).collect();
+    json!({
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
+        "padding": {"strategy": {"Fixed": 40}, "direction": "Right", "pad_to_multiple_of": null,
+                    "pad_id": 0, "pad_type_id": 0, "pad_token": "!"},
+        "added_tokens": [added(258, "<s>", true), added(259, "<|end|>", true), added(260, "<tool>", false),
+                         added(261, "你好", false)],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                       {"SpecialToken": {"id": "<|end|>", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [258], "tokens": ["<s>"]},
+                               "<|end|>": {"id": "<|end|>", "ids": [259], "tokens": ["<|end|>"]}}},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": 0.5, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                  "vocab": vocab, "merges": [["a", "b"], ["Ġ", "w"]]},
+    })
+}
+
+/// As Llama 2 has it: `▁` before the text and for spaces, bytes for unknown characters.
+fn sentence_piece() -> Value {
+    let pieces = ["<unk>", "<s>", "</s>"].map(String::from).into_iter();
+    let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
+    let rest = ["▁", "a", "b", "H", "e", "l", "o", "你", "▁a", "ab", "▁▁"].map(String::from);
+    let vocab: BTreeMap<String, u32> = pieces.chain(bytes).chain(rest).zip(0..).collect();
+    let next = vocab.len() as u32;
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [added(0, "<unk>", true), added(1, "<s>", true), added(2, "</s>", true),
+                         added(next, "<tool>", false)],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+                       {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null,
+        "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+                  "vocab": vocab, "merges": [["▁", "a"], ["a", "b"], ["▁", "▁"]]},
+    })
+}
+
+/// As T5 and its like have it: Unigram behind a Metaspace.
+fn unigram() -> Value {
+    let pieces = ["<unk>", "▁", "a", "b", "▁a", "ab", "你好", "▁Hello", "<s>"];
+    let vocab: Vec<Value> = pieces.iter().zip(0..).map(|(piece, i)| json!([piece, -f64::from(i)])).collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [added(0, "<unk>", true), added(8, "<s>", true), added(9, "<|end|>", true)],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true},
+        "post_processor": null,
+        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": false},
+    })
+}
+
+fn from(json: &Value) -> Result<Tokenizer> {
+    Tokenizer::from_json(json.to_string().as_bytes())
+}
+
+#[test]
+fn ids_are_the_librarys_with_and_without_special_tokens() {
+    for mut json in [byte_level(), sentence_piece(), unigram()] {
+        let tokenizer = from(&json).unwrap();
+        for key in ["truncation", "padding"] {
+            json[key] = Value::Null;
+        }
+        if json["model"]["type"] == "BPE" {
+            json["model"]["dropout"] = Value::Null;
+        }
+        let mut library = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
+        for parse_special in [false, true] {
+            library.set_encode_special_tokens(!parse_special);
+            for text in texts(2_000) {
+                let want = library.encode(text.as_str(), false).unwrap();
+                assert_eq!(
+                    tokenizer.encode(&text, false, parse_special).unwrap(),
+                    want.get_ids(),
+                    "{text:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn byte_level_texts_come_back_byte_for_byte() {
+    let tokenizer = from(&byte_level()).unwrap();
+    for text in texts(2_000) {
+        assert_eq!(tokenizer.decode(&tokenizer.encode(&text, false, false).unwrap()), text);
+    }
+    // Added tokens are spelled as they stand; special ones are no text; what is behind the last id is nothing.
+    assert_eq!(tokenizer.token_bytes(261), "你好".as_bytes());
+    assert_eq!(tokenizer.token_bytes(258), b"");
+    assert_eq!(tokenizer.token_bytes(257), b" w");
+    assert_eq!((tokenizer.token_bytes(262), tokenizer.vocab_size()), (&b""[..], 262));
+    assert!(tokenizer.is_special(259) && !tokenizer.is_special(260));
+    assert_eq!(tokenizer.token_to_id("<|end|>"), Some(259));
+    assert_eq!(tokenizer.token_to_id("absent"), None);
+    // Half a character.
+    let ids = tokenizer.encode("é", false, false).unwrap();
+    assert_eq!((ids.len(), tokenizer.decode(&ids[..1])), (2, "\u{FFFD}".to_string()));
+}
+
+#[test]
+fn only_the_beginning_of_the_template_is_added() {
+    let mut json = byte_level();
+    let tokenizer = from(&json).unwrap();
+    let plain = tokenizer.encode("ab", false, true).unwrap();
+    assert_eq!(tokenizer.encode("ab", true, true).unwrap(), [&[258], &plain[..]].concat());
+    assert_eq!(tokenizer.encode("", true, false).unwrap(), [258]);
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(258), None));
+    // A template that only appends has no beginning.
+    json["post_processor"]["single"].as_array_mut().unwrap().remove(0);
+    let tokenizer = from(&json).unwrap();
+    assert_eq!((tokenizer.encode("ab", true, true).unwrap(), tokenizer.bos()), (plain, None));
+    json["post_processor"]["single"] = json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}]);
+    assert!(from(&json).is_err());
+    let mut json = byte_level();
+    json["post_processor"]["special_tokens"]["<s>"]["ids"] = json!([4_000_000_000u32]);
+    assert!(from(&json).is_err(), "an id that no token has");
+}
+
+#[test]
+fn sentence_piece_bytes_keep_the_leading_space() {
+    let tokenizer = from(&sentence_piece()).unwrap();
+    let bytes = |token: &str| tokenizer.token_bytes(tokenizer.token_to_id(token).unwrap());
+    assert_eq!(bytes("▁a"), b" a");
+    assert_eq!(bytes("▁▁"), b"  ");
+    assert_eq!(bytes("<0xE4>"), [0xE4]);
+    assert_eq!(bytes("你"), "你".as_bytes());
+    assert_eq!((bytes("</s>"), bytes("<tool>")), (&b""[..], &b"<tool>"[..]));
+    // 好 has no piece of its own and comes from three bytes.
+    let ids = tokenizer.encode("a 你好", false, false).unwrap();
+    assert_eq!(tokenizer.decode(&ids), " a 你好");
+    assert_eq!(from(&unigram()).unwrap().token_bytes(4), b" a");
+}
+
+#[test]
+fn a_file_that_does_not_fit_is_an_error_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    assert!(matches!(Tokenizer::from_json_file(&path), Err(Error::Io { .. })));
+    let mut moved = byte_level();
+    moved["added_tokens"][0]["id"] = json!(300);
+    let mut twice = byte_level();
+    twice["model"]["vocab"]["ab"] = json!(5);
+    let mut far = byte_level();
+    far["model"]["vocab"]["ab"] = json!(4_000_000_000u32);
+    let mut decoder = byte_level();
+    decoder["decoder"] =
+        json!({"type": "CTC", "pad_token": "p", "word_delimiter_token": "|", "cleanup": true});
+    for (json, name) in [
+        (moved.to_string(), "300"),
+        (twice.to_string(), "both"),
+        (far.to_string(), "4000000000"),
+        (decoder.to_string(), "CTC"),
+        ("{}".into(), ""),
+        ("[1]".into(), ""),
+        (String::new(), ""),
+    ] {
+        std::fs::write(&path, json).unwrap();
+        match Tokenizer::from_json_file(&path) {
+            Err(Error::Tokenizer(reason)) => {
+                assert!(reason.contains("tokenizer.json") && reason.contains(name), "{reason}")
+            }
+            other => panic!("{name}: {:?}", other.err()),
+        }
+    }
+}
+
+#[test]
+fn a_damaged_file_is_an_error_or_works_but_never_panics() {
+    let mut state = 9;
+    for json in [byte_level(), sentence_piece(), unigram()] {
+        let json = json.to_string();
+        for _ in 0..400 {
+            let mut bytes = json.clone().into_bytes();
+            match below(&mut state, 3) {
+                0 => bytes.truncate(below(&mut state, bytes.len())),
+                1 => {
+                    let at = below(&mut state, bytes.len());
+                    bytes[at] = b"\"{}[]:,019nt\xFF"[below(&mut state, 13)];
+                }
+                _ => {
+                    // A piece is lost.
+                    let at = below(&mut state, bytes.len() - 40);
+                    bytes.drain(at..at + 1 + below(&mut state, 40));
+                }
+            }
+            if let Ok(tokenizer) = Tokenizer::from_json(&bytes) {
+                for text in texts(5) {
+                    if let Ok(ids) = tokenizer.encode(&text, true, true) {
+                        tokenizer.decode(&ids);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The byte alphabet, a word, and one token of each type.
+fn gguf() -> GgufVocab {
+    let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
+    alphabet.sort_unstable();
+    let mut vocab = GgufVocab { model: "gpt2".into(), pre: "gpt-2".into(), ..GgufVocab::default() };
+    let words = ["ab", "abc", "<s>", "<|im_end|>", "<tool>", "<unk>", "", "<0x41>"].map(String::from);
+    vocab.tokens = alphabet.iter().map(char::to_string).chain(words).collect();
+    vocab.token_types = [vec![1; 258], vec![3, 4, 4, 2, 5, 6]].concat();
+    vocab.merges = vec!["a b".into()];
+    (vocab.bos, vocab.eos) = (Some(258), Some(259));
+    vocab
+}
+
+#[test]
+fn gguf_types_decide_what_is_found_in_a_text_and_what_is_shown() {
+    let tokenizer = Tokenizer::from_gguf(gguf()).unwrap();
+    let encode = |text: &str, parse| tokenizer.encode(text, false, parse).unwrap();
+    // <s> is a control token, <|im_end|> one by its name, <unk> counts as one, <tool> is found always.
+    for (text, id) in [("<s>", 258), ("<|im_end|>", 259), ("<unk>", 261)] {
+        assert_eq!(encode(text, true), [id]);
+        assert_eq!(encode(text, false).len(), text.len());
+        assert_eq!((tokenizer.token_bytes(id), tokenizer.is_special(id)), (&b""[..], true));
+    }
+    assert_eq!((encode("<tool>", false), encode("<tool>", true)), (vec![260], vec![260]));
+    assert_eq!((tokenizer.token_bytes(260), tokenizer.token_bytes(262)), (&b"<tool>"[..], &b""[..]));
+    assert_eq!((tokenizer.token_bytes(263), tokenizer.vocab_size()), (&b"A"[..], 264));
+    for text in texts(500) {
+        assert_eq!(tokenizer.decode(&encode(&text, false)), text);
+    }
+}
+
+#[test]
+fn gguf_beginnings_and_whole_words() {
+    let mut vocab = gguf();
+    vocab.add_bos = true;
+    let tokenizer = Tokenizer::from_gguf(vocab.clone()).unwrap();
+    assert_eq!(tokenizer.encode("ab", true, false).unwrap(), [258, 256]);
+    assert_eq!(tokenizer.encode("ab", false, false).unwrap(), [256]);
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(258), Some(259)));
+    let without = Tokenizer::from_gguf(gguf()).unwrap();
+    assert_eq!((without.encode("", true, false).unwrap(), without.bos()), (vec![], Some(258)));
+    // No merge leads to `abc`: only where whole words are looked up is it found.
+    assert_eq!(tokenizer.encode("abc", false, false).unwrap().len(), 2);
+    vocab.pre = "llama-bpe".into();
+    assert_eq!(Tokenizer::from_gguf(vocab).unwrap().encode("abc", false, false).unwrap(), [257]);
+}
+
+#[test]
+fn gguf_faults_are_named() {
+    let fault = |change: &dyn Fn(&mut GgufVocab)| {
+        let mut vocab = gguf();
+        change(&mut vocab);
+        match Tokenizer::from_gguf(vocab) {
+            Err(Error::Tokenizer(reason)) => reason,
+            other => panic!("{:?}", other.err()),
+        }
+    };
+    for (reason, name) in [
+        (fault(&|v| v.model = "llama".into()), "`llama`"),
+        (fault(&|v| v.pre = "new-one".into()), "`new-one`"),
+        (fault(&|v| v.pre = "new-one".into()), "qwen2"),
+        (fault(&|v| v.pre = String::new()), "smollm"),
+        (fault(&|v| v.tokens.clear()), "got 0"),
+        (fault(&|v| v.tokens[3] = "!".into()), "two ids"),
+        (fault(&|v| v.token_types.truncate(5)), "got 5"),
+        (fault(&|v| v.merges.push("ab".into())), "merge 1"),
+        (fault(&|v| v.merges.push("ab zz".into())), "zz"),
+        (fault(&|v| v.eos = Some(1_000)), "end of a text"),
+        (fault(&|v| (v.bos, v.add_bos) = (None, true)), "none is named"),
+    ] {
+        assert!(reason.contains(name), "{reason}");
+    }
+}

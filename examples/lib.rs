@@ -1,0 +1,85 @@
+//! What the example programs share: where the model is, and how it is loaded.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use welm_core::{Activations, CacheDtype, Dtype, LoadOptions, Model};
+
+/// Flags of every program that loads a model.
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// Hugging Face folder, int8 folder or GGUF file
+    #[arg(long, default_value_os_t = nano())]
+    pub model: PathBuf,
+    /// Element type of the weights
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    pub dtype: DtypeArg,
+    /// 16-bit activations before int8 weights: closer to f32, twice the arithmetic
+    #[arg(long)]
+    pub wide_activations: bool,
+    /// f32 instead of bf16 keys and values
+    #[arg(long)]
+    pub f32_cache: bool,
+    /// Compute threads [default: what affinity and cgroup allow]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Instruction set to use at most: scalar, avx2 or avx512vnni
+    #[arg(long)]
+    pub isa: Option<String>,
+}
+
+/// [`Dtype`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    /// As stored, or more exact
+    Auto,
+    /// 32-bit floats
+    F32,
+    /// bfloat16
+    Bf16,
+    /// int8 in groups of 32
+    Int8,
+}
+
+/// The small model of this repository.
+pub fn nano() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("welm-nano")
+}
+
+impl LoadArgs {
+    /// Loads the model, with progress on a terminal's stderr; `RUST_LOG` turns on the log.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load(&self) -> anyhow::Result<Model> {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_writer(std::io::stderr)
+            .init();
+        let terminal = std::io::stderr().is_terminal();
+        let options = LoadOptions {
+            dtype: match self.dtype {
+                DtypeArg::Auto => Dtype::Auto,
+                DtypeArg::F32 => Dtype::F32,
+                DtypeArg::Bf16 => Dtype::Bf16,
+                DtypeArg::Int8 => Dtype::Int8,
+            },
+            activations: if self.wide_activations { Activations::Int16 } else { Activations::Int8 },
+            cache_dtype: if self.f32_cache { CacheDtype::F32 } else { CacheDtype::Bf16 },
+            threads: self.threads,
+            isa: self.isa.clone(),
+            progress: terminal.then(|| {
+                Arc::new(|p: welm_core::LoadProgress| {
+                    let end = if p.done_bytes == p.total_bytes { "\r\x1b[K" } else { "" };
+                    eprint!("\rloading: {} of {} MB{end}", p.done_bytes >> 20, p.total_bytes >> 20);
+                    let _ = std::io::stderr().flush();
+                    true
+                }) as welm_core::ProgressFn
+            }),
+            ..LoadOptions::default()
+        };
+        Ok(Model::load(&self.model, &options)?)
+    }
+}

@@ -1,0 +1,35 @@
+//! Ranks continuations by their log-likelihood: how choice tasks are answered.
+//!
+//! ```sh
+//! cargo run --release --example score -- --prompt 床前明月光， 疑是地上霜。 地上霜疑是。 今天买电脑。
+//! ```
+
+use clap::Parser;
+use welm_core::Score;
+use welm_examples::LoadArgs;
+
+/// Ranks continuations of a prompt, the likeliest first.
+#[derive(Debug, Parser)]
+struct Args {
+    /// What comes before
+    #[arg(long, default_value = "床前明月光，")]
+    prompt: String,
+    /// The continuations
+    #[arg(default_values = ["疑是地上霜。", "地上霜疑是。", "今天买电脑。"])]
+    continuations: Vec<String>,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let model = args.load.load()?;
+    let scores = model.score(&args.prompt, &args.continuations)?;
+    let mut ranked: Vec<(&String, &Score)> = args.continuations.iter().zip(&scores).collect();
+    ranked.sort_by(|a, b| b.1.logprob.total_cmp(&a.1.logprob));
+    for (text, score) in ranked {
+        let characters = text.chars().count().max(1) as f64;
+        println!("{:9.3} ({:7.3} a character)  {text}", score.logprob, score.logprob / characters);
+    }
+    Ok(())
+}

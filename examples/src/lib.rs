@@ -1,1 +1,0 @@
-//! Programs that use welm; each file of this folder is one.

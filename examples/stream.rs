@@ -1,0 +1,48 @@
+//! Streams, one of them given up half-way: what a service does when its client hangs up.
+//!
+//! ```sh
+//! cargo run --release --example stream
+//! ```
+
+use clap::Parser;
+use welm_core::{CancelToken, GenerateOptions};
+use welm_examples::LoadArgs;
+
+/// Two streams; the first is dropped, the second cancelled from another thread.
+#[derive(Debug, Parser)]
+struct Args {
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+fn main() -> anyhow::Result<()> {
+    let model = Args::parse().load.load()?;
+    let options = GenerateOptions { max_tokens: 200, ignore_eos: true, ..GenerateOptions::default() };
+
+    print!("dropped after five pieces: ");
+    for piece in model.stream("春眠不觉晓，", &options)?.take(5) {
+        print!("{}", piece?.text);
+    }
+    println!();
+
+    let cancel = CancelToken::new();
+    let from_elsewhere = cancel.clone();
+    let options = GenerateOptions { cancel: Some(cancel), ..options };
+    print!("cancelled by another thread: ");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            from_elsewhere.cancel();
+        });
+        for piece in model.stream("白日依山尽，", &options)? {
+            let piece = piece?;
+            print!("{}", piece.text);
+            if let Some(finish) = piece.finish {
+                println!("\n({} after {} tokens)", finish.reason.as_str(), finish.completion_tokens);
+            }
+        }
+        anyhow::Ok(())
+    })?;
+    println!("blocks in use: {}", model.stats().blocks_used);
+    Ok(())
+}

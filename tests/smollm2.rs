@@ -1,0 +1,164 @@
+//! A real model: SmolLM2-135M-Instruct, from its GGUF file in Q4_1.
+//!
+//! The file is not in the repository; `tests/run` fetches it (93 MB) and sets `WELM_SMOLLM2`. References
+//! come from `reference/smollm2.py` (transformers in f32 over the dequantised weights, and llama.cpp's
+//! token ids) and `reference/truth.py` (llama.cpp's Q8_0 against its own f32).
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+use welm_core::{Activations, CacheDtype, Dtype, GenerateOptions, LoadOptions, Model};
+use welm_tests::{Reference, exact, fixture, log_softmax};
+
+fn model_file() -> PathBuf {
+    let path = std::env::var_os("WELM_SMOLLM2").expect("WELM_SMOLLM2 names the GGUF file; tests/run sets it");
+    PathBuf::from(path)
+}
+
+fn json(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(fixture(name)).unwrap()).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+#[test]
+fn log_probabilities_and_greedy_tokens_of_transformers() {
+    let model = Model::load(model_file(), &LoadOptions { dtype: Dtype::F32, ..exact() }).unwrap();
+    let vocab = model.config().vocab_size;
+    let (reference, texts) = (Reference::read("smollm2.safetensors"), json("smollm2.json"));
+    for (i, prompt) in texts["prompts"].as_array().unwrap().iter().enumerate() {
+        let tokens = reference.ints(&format!("prompt.{i}")).to_vec();
+        let special = prompt["special"].as_bool().unwrap();
+        assert_eq!(model.tokenize(prompt["prompt"].as_str().unwrap(), special).unwrap(), tokens);
+
+        let ours = log_softmax(&model.logits(&tokens, 0).unwrap(), vocab);
+        let some = reference.ints("vocab_ids");
+        let mut worst = 0.0f64;
+        for (row, theirs) in ours.chunks(vocab).zip(reference.floats(&format!("logprobs.{i}")).chunks(some.len())) {
+            for (&id, &theirs) in some.iter().zip(theirs) {
+                worst = worst.max((row[id as usize] - f64::from(theirs)).abs());
+            }
+        }
+        println!("prompt {i}: largest difference of a log-probability {worst:.1e}");
+        assert!(worst < 1e-3, "prompt {i}: {worst:.1e}");
+
+        let greedy = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(64) };
+        let answer = model.generate(&tokens, &greedy).unwrap();
+        let got: Vec<u32> = answer.choices[0].tokens.iter().map(|t| t.id).collect();
+        assert_eq!(got, reference.ints(&format!("greedy.{i}")), "prompt {i}");
+    }
+}
+
+#[test]
+fn token_ids_of_llama_cpp() {
+    let options = LoadOptions { cache_tokens: Some(64), ..LoadOptions::default() };
+    let model = Model::load(model_file(), &options).unwrap();
+    let cases = json("smollm2_tokens.json");
+    for case in cases["cases"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        let plain = model.tokenize(text, false).unwrap();
+        assert_eq!(plain, ids(&case["ids"]), "{text:?}");
+        assert_eq!(model.detokenize(&plain), text);
+        if case["ids_special"].is_array() {
+            assert_eq!(model.tokenize(text, true).unwrap(), ids(&case["ids_special"]), "{text:?}");
+        }
+    }
+}
+
+/// Log-probabilities of all windows, `(positions, vocab)`.
+fn run(windows: &[Vec<u32>], options: &LoadOptions) -> Vec<f64> {
+    let options = LoadOptions { context_tokens: Some(512), ..options.clone() };
+    let model = Model::load(model_file(), &options).unwrap();
+    let vocab = model.config().vocab_size;
+    windows.iter().flat_map(|w| log_softmax(&model.logits(w, 0).unwrap(), vocab)).collect()
+}
+
+/// Figures of one engine against its own f32.
+struct Truth {
+    ppl_ratio: f64,
+    mean_kl: f64,
+    median_kl: f64,
+    p99_kl: f64,
+    top1: f64,
+}
+
+impl Truth {
+    fn measure(truth: &[f64], other: &[f64], windows: &[Vec<u32>]) -> Truth {
+        let vocab = truth.len() / windows.iter().map(Vec::len).sum::<usize>();
+        let argmax = |row: &[f64]| (0..vocab).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+        let (mut kl, mut nll, mut same) = (Vec::new(), 0.0, 0);
+        let mut rows = truth.chunks(vocab).zip(other.chunks(vocab));
+        let mut scored = 0;
+        for window in windows {
+            for next in 1..=window.len() {
+                let (p, q) = rows.next().unwrap();
+                kl.push(p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>());
+                same += usize::from(argmax(p) == argmax(q));
+                if let Some(&id) = window.get(next) {
+                    nll += p[id as usize] - q[id as usize];
+                    scored += 1;
+                }
+            }
+        }
+        let mean_kl = kl.iter().sum::<f64>() / kl.len() as f64;
+        kl.sort_by(f64::total_cmp);
+        Truth {
+            ppl_ratio: (nll / f64::from(scored)).exp(),
+            mean_kl,
+            median_kl: kl[kl.len() / 2],
+            p99_kl: kl[kl.len() * 99 / 100],
+            top1: same as f64 / kl.len() as f64,
+        }
+    }
+
+    fn line(&self, name: &str) {
+        println!(
+            "| {name} | {:.5} | {:.5} | {:.5} | {:.5} | {:.4} |",
+            self.ppl_ratio, self.mean_kl, self.median_kl, self.p99_kl, self.top1
+        );
+    }
+}
+
+#[test]
+fn int8_is_no_less_true_than_q8_0_of_llama_cpp() {
+    let text = json("running_text.json");
+    let windows: Vec<Vec<u32>> = text["windows"].as_array().unwrap().iter().map(|w| ids(&w["ids"])).collect();
+    assert!(windows.iter().map(Vec::len).sum::<usize>() >= 4_000);
+    let theirs = |cache: &str| {
+        let r = &text["llama_cpp"]["results"][format!("q8_0_weights_{cache}_cache")];
+        let figure = |key: &str| r[key].as_f64().unwrap();
+        Truth {
+            ppl_ratio: figure("ppl_ratio"),
+            mean_kl: figure("mean_kl"),
+            median_kl: figure("median_kl"),
+            p99_kl: figure("p99_kl"),
+            top1: figure("top1_agreement"),
+        }
+    };
+    let f32 = LoadOptions { dtype: Dtype::F32, ..exact() };
+    let int8 = LoadOptions { dtype: Dtype::Int8, ..LoadOptions::default() };
+    let truth = run(&windows, &f32);
+    let ours = |options: &LoadOptions| Truth::measure(&truth, &run(&windows, options), &windows);
+
+    println!("| against f32 weights, f32 cache of the same engine | ppl ratio | mean KL | median | p99 | top-1 |");
+    println!("|---|---|---|---|---|---|");
+    let default = ours(&int8);
+    default.line("welm int8, bf16 cache (default)");
+    let f32_cache = ours(&LoadOptions { cache_dtype: CacheDtype::F32, ..int8.clone() });
+    f32_cache.line("welm int8, f32 cache");
+    let wide = ours(&LoadOptions { activations: Activations::Int16, ..int8 });
+    wide.line("welm int8, 16-bit activations, bf16 cache");
+    let cache = ours(&LoadOptions { cache_dtype: CacheDtype::Bf16, ..f32 });
+    cache.line("welm f32, bf16 cache");
+    theirs("f16").line("llama.cpp Q8_0, f16 cache (default)");
+    theirs("f32").line("llama.cpp Q8_0, f32 cache");
+
+    for (name, ours, theirs) in [("default", &default, theirs("f16")), ("f32 cache", &f32_cache, theirs("f32"))] {
+        assert!(ours.mean_kl <= theirs.mean_kl, "{name}: mean KL {} against {}", ours.mean_kl, theirs.mean_kl);
+        assert!(ours.median_kl <= theirs.median_kl, "{name}: median KL");
+        assert!((ours.ppl_ratio - 1.0).abs() <= (theirs.ppl_ratio - 1.0).abs(), "{name}: perplexity");
+    }
+    assert!(wide.mean_kl < default.mean_kl / 2.0);
+}
