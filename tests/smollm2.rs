@@ -36,7 +36,9 @@ fn log_probabilities_and_greedy_tokens_of_transformers() {
         let ours = log_softmax(&model.logits(&tokens, 0).unwrap(), vocab);
         let some = reference.ints("vocab_ids");
         let mut worst = 0.0f64;
-        for (row, theirs) in ours.chunks(vocab).zip(reference.floats(&format!("logprobs.{i}")).chunks(some.len())) {
+        for (row, theirs) in
+            ours.chunks(vocab).zip(reference.floats(&format!("logprobs.{i}")).chunks(some.len()))
+        {
             for (&id, &theirs) in some.iter().zip(theirs) {
                 worst = worst.max((row[id as usize] - f64::from(theirs)).abs());
             }
@@ -142,7 +144,9 @@ fn int8_is_no_less_true_than_q8_0_of_llama_cpp() {
     let truth = run(&windows, &f32);
     let ours = |options: &LoadOptions| Truth::measure(&truth, &run(&windows, options), &windows);
 
-    println!("| against f32 weights, f32 cache of the same engine | ppl ratio | mean KL | median | p99 | top-1 |");
+    println!(
+        "| against f32 weights, f32 cache of the same engine | ppl ratio | mean KL | median | p99 | top-1 |"
+    );
     println!("|---|---|---|---|---|---|");
     let default = ours(&int8);
     default.line("welm int8, bf16 cache (default)");
@@ -155,8 +159,15 @@ fn int8_is_no_less_true_than_q8_0_of_llama_cpp() {
     theirs("f16").line("llama.cpp Q8_0, f16 cache (default)");
     theirs("f32").line("llama.cpp Q8_0, f32 cache");
 
-    for (name, ours, theirs) in [("default", &default, theirs("f16")), ("f32 cache", &f32_cache, theirs("f32"))] {
-        assert!(ours.mean_kl <= theirs.mean_kl, "{name}: mean KL {} against {}", ours.mean_kl, theirs.mean_kl);
+    for (name, ours, theirs) in
+        [("default", &default, theirs("f16")), ("f32 cache", &f32_cache, theirs("f32"))]
+    {
+        assert!(
+            ours.mean_kl <= theirs.mean_kl,
+            "{name}: mean KL {} against {}",
+            ours.mean_kl,
+            theirs.mean_kl
+        );
         assert!(ours.median_kl <= theirs.median_kl, "{name}: median KL");
         assert!((ours.ppl_ratio - 1.0).abs() <= (theirs.ppl_ratio - 1.0).abs(), "{name}: perplexity");
     }

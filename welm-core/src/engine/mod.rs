@@ -23,7 +23,7 @@ use std::time::Instant;
 use self::batch::Batch;
 use self::block_manager::BlockManager;
 use self::scheduler::{Queue, Scheduler, Work};
-use self::sequence::{Request, Sequence, Task};
+use self::sequence::{Request, Sequence};
 use self::stats::Counters;
 use crate::backend::{Backend, Limits};
 use crate::error::{Error, Result};
@@ -209,10 +209,8 @@ impl<B: Backend> Step<B> {
 
     fn accept(&mut self, request: Request) {
         self.arrivals += 1;
-        let nothing_to_compute =
-            request.max_tokens == 0 && !request.scores() && request.task == Task::Generate;
         let mut seq = Sequence::new(request, self.arrivals);
-        if nothing_to_compute {
+        if seq.is_complete() {
             self.finish_unforked(&mut seq, FinishReason::Length);
         } else {
             self.scheduler.waiting.push_back(seq);

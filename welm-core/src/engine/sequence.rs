@@ -210,6 +210,13 @@ impl Sequence {
         self.tokens.len() - usize::from(nothing_follows)
     }
 
+    /// Whether all that is asked for is known without computing a row.
+    pub(crate) fn is_complete(&self) -> bool {
+        let request = self.request();
+        let asks_logits = matches!(request.task, Task::Logits { .. });
+        request.max_tokens == 0 && !asks_logits && (!request.scores() || self.wanted >= self.target())
+    }
+
     /// Tokens generated so far.
     pub(crate) fn generated(&self) -> usize {
         self.tokens.len() - self.request().prompt.len()
