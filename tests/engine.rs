@@ -284,6 +284,9 @@ fn options_and_limits() {
     assert!(model.tokenize(written, false).unwrap().len() > 1);
     assert_eq!(model.detokenize(&model.tokenize(written, false).unwrap()), written);
 
+    let end = model.token_id(written).unwrap();
+    assert!(model.is_special(end) && model.token_bytes(end).is_empty() && !model.is_special(500));
+
     // A sequence depends on its own index, not on how many there are; seeds are reported and hold.
     let three = GenerateOptions { n: 3, max_tokens: 20, logprobs: Some(1), ..GenerateOptions::default() };
     let drawn = model.generate("春", &three).unwrap();

@@ -148,7 +148,18 @@ impl Model {
             Device::Cpu => {}
             Device::Auto => tracing::info!("device: cpu"),
         }
-        let config = source.config.clone();
+        let mut config = source.config.clone();
+        if let Some(tokenizer) = &tokenizer {
+            if tokenizer.vocab_size() > config.vocab_size {
+                // A prompt that holds such a token is refused; the others are not the poorer for it.
+                let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
+                tracing::warn!(tokens, rows, "the tokenizer knows tokens that the model has no row for");
+            }
+            config.bos_token_id = config.bos_token_id.or(tokenizer.bos());
+            if config.eos_token_ids.is_empty() {
+                config.eos_token_ids.extend(tokenizer.eos());
+            }
+        }
         let limits = limits(&config, options)?;
         let started = Instant::now();
 
@@ -332,6 +343,16 @@ impl Model {
     /// The bytes that a token stands for; none for a special one.
     pub fn token_bytes(&self, token: u32) -> &[u8] {
         self.inner.tokenizer.as_ref().map_or(&[], |t| t.token_bytes(token))
+    }
+
+    /// Whether a token is a control token, which is no part of a text.
+    pub fn is_special(&self, token: u32) -> bool {
+        self.inner.tokenizer.as_ref().is_some_and(|t| t.is_special(token))
+    }
+
+    /// The id of a token as the vocabulary spells it, special ones included.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.tokenizer.as_ref()?.token_to_id(token)
     }
 
     /// Counters of the engine, at this moment.

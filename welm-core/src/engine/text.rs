@@ -126,6 +126,7 @@ impl TextStream {
     }
 
     /// Everything so far: what was taken, and what is held back.
+    #[cfg(test)]
     pub(crate) fn text(&self) -> &str {
         &self.text
     }

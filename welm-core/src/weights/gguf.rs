@@ -233,6 +233,7 @@ impl Gguf {
     }
 
     /// The floats at `key`, if there are any; f64 are rounded.
+    #[cfg(test)]
     pub(crate) fn opt_f32_array(&self, key: &str) -> Result<Option<Vec<f32>>> {
         self.opt(key, "an array of floats", |value| match value {
             Value::Array(Array::Float(a)) => Some(a.iter().map(|&x| x as f32).collect()),

@@ -58,7 +58,6 @@ impl Segment {
 pub(crate) struct NormSource {
     pub(crate) weight: Vec<f32>,
     pub(crate) bias: Option<Vec<f32>>,
-    pub(crate) kind: NormKind,
     pub(crate) eps: f32,
 }
 
@@ -241,7 +240,7 @@ impl Source {
             NormKind::LayerNorm => Some(self.vector(&format!("{stem}.bias"), c.dim)?),
             NormKind::RmsNorm => None,
         };
-        Ok(NormSource { weight, bias, kind: c.norm, eps: c.norm_eps })
+        Ok(NormSource { weight, bias, eps: c.norm_eps })
     }
 
     /// A one-dimensional tensor as f32.

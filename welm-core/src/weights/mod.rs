@@ -329,11 +329,13 @@ impl TensorMap {
     }
 
     /// Names of all tensors, in no order.
+    #[cfg(test)]
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
     /// Bytes of all tensors as they are stored.
+    #[cfg(test)]
     pub(crate) fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|t| t.range.len() as u64).sum()
     }
