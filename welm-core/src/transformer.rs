@@ -145,3 +145,62 @@ pub(crate) fn logits<'s, B: Backend>(
     ops.logits(&mut s.logits, &s.last, weights.output.as_ref().unwrap_or(&weights.embed))?;
     ops.read(&mut s.logits)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::alloc::{GlobalAlloc, Layout, System};
+    use std::cell::Cell;
+    use std::path::Path;
+
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::options::{Dtype, LoadOptions};
+
+    thread_local! {
+        static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    struct Counting;
+
+    // SAFETY: hands everything to the system's allocator.
+    unsafe impl GlobalAlloc for Counting {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+            // SAFETY: the caller's promise.
+            unsafe { System.alloc(layout) }
+        }
+        unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+            // SAFETY: the caller's promise.
+            unsafe { System.dealloc(p, layout) }
+        }
+    }
+
+    #[global_allocator]
+    static COUNTING: Counting = Counting;
+
+    #[test]
+    fn forward_allocates_nothing() {
+        for (fixture, dtype) in
+            [("llama_gqa", Dtype::F32), ("neox_parallel", Dtype::Bf16), ("neox_odd", Dtype::Int8)]
+        {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(fixture);
+            let source = Source::open(&folder, None).unwrap();
+            // One thread, so that this thread's count is everybody's.
+            let options = LoadOptions { threads: Some(1), dtype, ..LoadOptions::default() };
+            let limits = Limits { max_rows: 8, max_logit_rows: 2, max_context: 64, n_blocks: 4 };
+            let mut cpu = Cpu::new(&source.config, &options, limits).unwrap();
+            let weights = Weights::load(&mut cpu, &source, |_| Ok(())).unwrap();
+            let mut kv = KvCache::new(&mut cpu, source.config.n_layers, limits.n_blocks).unwrap();
+            let mut scratch = Scratch::new(&mut cpu, &source.config, limits).unwrap();
+            let mut batch = Batch::default();
+            batch.push(&[1, 2, 3, 4, 5], 0, &[2]);
+            batch.push(&[6], 0, &[0]);
+            let before = ALLOCATIONS.get();
+            assert!(before > 0, "the counter counts");
+            forward(&mut cpu, &weights, &mut kv, &mut scratch, &batch).unwrap();
+            let logits = logits(&mut cpu, &weights, &mut scratch, &[4, 5]).unwrap();
+            assert!(logits.iter().all(|x| x.is_finite()));
+            assert_eq!(ALLOCATIONS.get(), before, "{fixture} as {dtype:?}");
+        }
+    }
+}
