@@ -13,7 +13,8 @@
 DIR holds `<source>.txt.xz` files: UTF-8, documents separated by one blank line.
 W is a scratch folder. The model is a GPT-NeoX decoder with sequential residuals and full rotary
 positions (the WeLM shape); the module below computes what `GPTNeoXForCausalLM` computes, under the
-same parameter names, and `export` checks that the logits agree.
+same parameter names, and `export` checks that the logits agree. One long file on purpose: it is the whole
+recipe, to be read from top to bottom.
 """
 import argparse, collections, hashlib, json, lzma, math, os, re, shutil, signal, time
 from pathlib import Path

@@ -16,6 +16,8 @@
 //! Counts and lengths come from the file and may be anything. Each is compared with the bytes that are left
 //! before anything of that size is allocated, so memory stays within a small multiple of the file's size,
 //! and tensors may not overlap, so neither can what is later computed from all of them exceed it.
+//!
+//! Long for one file, because two fifths are tests: the writer of damaged files belongs beside the reader.
 
 use std::collections::HashMap;
 use std::fmt;

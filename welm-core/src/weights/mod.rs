@@ -9,6 +9,8 @@
 //! own, start-up does not copy them, and processes that run the same model share its pages. The price is
 //! that **a model file must not be modified or truncated while a model uses it**: the operating system
 //! would show the change, or raise SIGBUS. Replacing a file by renaming a new one over it is safe.
+//!
+//! Long for one file, because tensor, map and slab share the checks and their tests.
 
 pub(crate) mod gguf;
 pub(crate) mod int8;
