@@ -1,5 +1,7 @@
 //! What the test files share: where fixtures are, and how references are read.
 
+pub mod emulator;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 

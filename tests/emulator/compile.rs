@@ -1,0 +1,34 @@
+//! How a `.cu` file becomes a shared library of the emulator; used by `build.rs` and by the planted faults.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Compiles `source` with the headers of `cuda` (the kernels' own folder, or a changed copy) to `library`.
+///
+/// Misaligned accesses and local arrays out of bounds end in a trap. Products are not contracted to fused ones
+/// where the source does not say so, unlike nvcc's: what is equal to the bit must be written that way.
+pub fn compile(source: &Path, cuda: &Path, emulator: &Path, library: &Path) -> Result<(), String> {
+    let mut gxx = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "g++".into()));
+    // The emulator's headers first: its ptx.cuh stands in for the kernels'.
+    gxx.arg("-I").arg(emulator).arg("-I").arg(cuda);
+    gxx.args([
+        "-x",
+        "c++",
+        "-std=c++17",
+        "-O2",
+        "-g1",
+        "-march=native",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+    ]);
+    gxx.args(["-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fno-strict-aliasing"]);
+    gxx.args(["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"]);
+    gxx.args(["-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"]);
+    gxx.arg(source).arg("-o").arg(library);
+    let output = gxx.output().map_err(|e| format!("{gxx:?}: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{}: {}", source.display(), String::from_utf8_lossy(&output.stderr)))
+}

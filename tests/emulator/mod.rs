@@ -1,0 +1,428 @@
+//! A CUDA device on the CPU: the kernels' own source, compiled as C++ (`runtime.h`, `ptx.cuh`), behind the same
+//! [`Driver`] that the launchers use on a GPU.
+//!
+//! A buffer lies between inaccessible pages, its end flush with the second one to within 15 bytes, so that an
+//! access outside of it is caught; that is why, unlike on a GPU, it is aligned to 16 bytes only. Fresh memory is NaN
+//! (as f32 and as bf16). What CUDA refuses while a graph is recorded is refused here. Faults can be planned, to see
+//! what an engine does with them.
+
+pub mod compile;
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::os::raw::{c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use libloading::Library;
+use welm_kernels::Device;
+use welm_kernels::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
+use welm_kernels::error::{Error, Result};
+
+const PAGE: usize = 4096;
+const FRESH: u8 = 0xff;
+/// Stands in the few bytes between a buffer and the page behind it.
+const CANARY: u8 = 0xc5;
+/// Marks a tensor map; see `ptx.cuh`.
+const TENSOR_MAP: u64 = 0x7e50_0a11;
+
+/// What is emulated.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Compute capability; kernels for sm_90a run on `(9, 0)` only.
+    pub capability: (u32, u32),
+    /// Multiprocessors, so that persistent kernels have something to go by.
+    pub multiprocessors: u32,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Orders of threads and blocks.
+    pub seed: u64,
+    /// Files that take the place of the stock kernels', by stem: a shared library each.
+    pub libraries: HashMap<String, PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let seed = std::env::var("WELM_EMULATOR_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+        Options {
+            capability: (8, 0),
+            multiprocessors: 3,
+            memory_bytes: 8 << 30,
+            seed,
+            libraries: HashMap::new(),
+        }
+    }
+}
+
+/// Something that goes wrong at a planned time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The launch (or the launch of a graph) after so many more fails; the device stays usable.
+    Launch(u32),
+    /// As above, and the context is lost with it.
+    ContextLost(u32),
+}
+
+/// The device.
+pub struct Emulator {
+    options: Options,
+    inner: Mutex<Inner>,
+}
+
+struct Buffer {
+    map: usize, // of the first, inaccessible page
+    map_bytes: usize,
+    bytes: usize,
+}
+
+enum Recorded {
+    Launch(Kernel, Grid, Vec<u8>),
+    Copy(Ptr, Ptr, u64),
+    Fill(Ptr, u8, u64),
+}
+
+#[derive(Default)]
+struct Inner {
+    buffers: HashMap<Ptr, Buffer>,
+    used_bytes: u64,
+    launches: u64,
+    libraries: HashMap<&'static str, Library>,
+    capture: Option<Vec<Recorded>>,
+    graphs: HashMap<u64, Vec<Recorded>>,
+    next_graph: u64,
+    fault: Option<Fault>,
+    lost: bool,
+}
+
+/// One launch at a time in the whole process: the runtime's signal handlers are its own.
+static LAUNCHING: Mutex<()> = Mutex::new(());
+
+#[repr(C)]
+struct Launch {
+    kernel: *const c_char,
+    blocks: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    params: *const c_void,
+    params_bytes: u64,
+    seed: u64,
+    has_sm90: u32,
+}
+
+type LaunchFn = unsafe extern "C" fn(*const Launch, *mut c_char, u64) -> c_int;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Emulator {
+    /// A device with these options.
+    pub fn new(options: Options) -> Arc<Emulator> {
+        Arc::new(Emulator { options, inner: Mutex::default() })
+    }
+
+    /// A device of a capability, as the launchers take it.
+    pub fn device(capability: (u32, u32)) -> Device {
+        Device::with_driver(Emulator::new(Options { capability, ..Options::default() }))
+    }
+
+    /// Plans a fault.
+    pub fn plan(&self, fault: Fault) {
+        lock(&self.inner).fault = Some(fault);
+    }
+
+    /// Launches so far, those of graphs included.
+    pub fn launches(&self) -> u64 {
+        lock(&self.inner).launches
+    }
+
+    /// Bytes in use.
+    pub fn used_bytes(&self) -> u64 {
+        lock(&self.inner).used_bytes
+    }
+
+    fn enter(&self) -> Result<MutexGuard<'_, Inner>> {
+        let inner = lock(&self.inner);
+        if inner.lost { Err(Error::ContextLost("a planned fault".into())) } else { Ok(inner) }
+    }
+
+    /// As [`Emulator::enter`], for what cannot be recorded.
+    fn enter_now(&self, call: &str) -> Result<MutexGuard<'_, Inner>> {
+        let inner = self.enter()?;
+        if inner.capture.is_some() {
+            return Err(Error::driver(call, "not permitted while a graph is recorded"));
+        }
+        Ok(inner)
+    }
+}
+
+impl Inner {
+    /// The buffer that holds `bytes` at `at`, or why there is none.
+    fn check(&self, call: &str, at: Ptr, bytes: u64) -> Result<()> {
+        let inside =
+            self.buffers.iter().any(|(start, b)| *start <= at && at + bytes <= start + b.bytes as u64);
+        if inside { Ok(()) } else { Err(Error::driver(call, format!("{at:#x}+{bytes} lies in no buffer"))) }
+    }
+
+    /// Which buffer the address at the end of an error is next to.
+    fn near(&self, error: &str) -> String {
+        let address = error.rsplit_once("at 0x").and_then(|(_, hex)| usize::from_str_radix(hex, 16).ok());
+        let buffer = address.and_then(|at| {
+            let mut buffers = self.buffers.iter().map(|(&start, buffer)| (start as usize, buffer.bytes));
+            buffers
+                .find(|&(start, bytes)| (start - PAGE..start + bytes + PAGE).contains(&at))
+                .map(|b| (at, b))
+        });
+        buffer.map_or_else(String::new, |(at, (start, bytes))| {
+            format!(", byte {} of a buffer of {bytes}", at as i64 - start as i64)
+        })
+    }
+
+    fn run(&mut self, options: &Options, recorded: &Recorded) -> Result<()> {
+        match *recorded {
+            Recorded::Launch(kernel, grid, ref params) => self.launch(options, kernel, grid, params),
+            Recorded::Copy(to, from, bytes) => {
+                self.check("copy", to, bytes)?;
+                self.check("copy", from, bytes)?;
+                // SAFETY: both lie in buffers; the caller says that they do not overlap.
+                unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes as usize) };
+                Ok(())
+            }
+            Recorded::Fill(at, byte, bytes) => {
+                self.check("fill", at, bytes)?;
+                // SAFETY: it lies in a buffer.
+                unsafe { std::ptr::write_bytes(at as *mut u8, byte, bytes as usize) };
+                Ok(())
+            }
+        }
+    }
+
+    fn launch(&mut self, options: &Options, kernel: Kernel, grid: Grid, params: &[u8]) -> Result<()> {
+        match &mut self.fault {
+            Some(Fault::Launch(0)) => {
+                self.fault = None;
+                return Err(Error::launch(kernel, "a planned fault"));
+            }
+            Some(Fault::ContextLost(0)) => {
+                self.lost = true;
+                return Err(Error::ContextLost("a planned fault".into()));
+            }
+            Some(Fault::Launch(left) | Fault::ContextLost(left)) => *left -= 1,
+            None => {}
+        }
+        self.launches += 1;
+        if !self.libraries.contains_key(kernel.file) {
+            let stock = || Path::new(env!("WELM_EMULATOR_LIBRARIES")).join(format!("{}.so", kernel.file));
+            let path = options.libraries.get(kernel.file).cloned().unwrap_or_else(stock);
+            // SAFETY: one of our own libraries, whose initialisation only registers kernels.
+            let library = unsafe { Library::new(&path) }.map_err(|e| Error::driver(path.display(), e))?;
+            self.libraries.insert(kernel.file, library);
+        }
+        let library = &self.libraries[kernel.file];
+        // Parameters of their own, aligned for a tensor map.
+        let mut aligned = vec![TensorMap([0; 16]); params.len().div_ceil(size_of::<TensorMap>())];
+        // SAFETY: as long as `params`, rounded up.
+        unsafe { std::ptr::copy_nonoverlapping(params.as_ptr(), aligned.as_mut_ptr().cast(), params.len()) };
+        let name = CString::new(kernel.name).map_err(|e| Error::launch(kernel, e))?;
+        let launch = Launch {
+            kernel: name.as_ptr(),
+            blocks: grid.blocks,
+            threads: grid.threads,
+            shared_bytes: grid.shared_bytes,
+            params: aligned.as_ptr().cast(),
+            params_bytes: params.len() as u64,
+            seed: options.seed.wrapping_mul(1_000_003).wrapping_add(self.launches),
+            has_sm90: (options.capability == (9, 0)).into(),
+        };
+        let mut error = [0u8; 512];
+        let failed = {
+            let _one = lock(&LAUNCHING);
+            // SAFETY: `runtime.h` defines it so.
+            unsafe {
+                let run: libloading::Symbol<LaunchFn> =
+                    library.get(b"emulator_launch").map_err(|e| Error::launch(kernel, e))?;
+                run(&launch, error.as_mut_ptr().cast(), error.len() as u64)
+            }
+        };
+        if failed != 0 {
+            let end = error.iter().position(|&b| b == 0).unwrap_or(error.len());
+            let text = String::from_utf8_lossy(&error[..end]);
+            return Err(Error::launch(kernel, format!("{text}{}", self.near(&text))));
+        }
+        for (&start, buffer) in &self.buffers {
+            let end = start as usize + buffer.bytes;
+            // SAFETY: up to the inaccessible page the memory is the buffer's.
+            let slack =
+                unsafe { std::slice::from_raw_parts(end as *const u8, end.next_multiple_of(16) - end) };
+            if slack.iter().any(|&b| b != CANARY) {
+                let reason = format!("wrote past the end of a buffer of {} bytes", buffer.bytes);
+                return Err(Error::launch(kernel, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+// SAFETY: memory is mapped until it is freed; everything runs at once, in the order of the calls.
+unsafe impl Driver for Emulator {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            name: "emulator".into(),
+            capability: self.options.capability,
+            multiprocessors: self.options.multiprocessors,
+            memory_bytes: self.options.memory_bytes,
+            shared_bytes: if self.options.capability == (9, 0) { 227 << 10 } else { 99 << 10 },
+        }
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        Ok(self.options.memory_bytes - self.enter()?.used_bytes)
+    }
+
+    fn alloc(&self, bytes: u64) -> Result<Ptr> {
+        let mut inner = self.enter_now("alloc")?;
+        let free = self.options.memory_bytes - inner.used_bytes;
+        if bytes > free {
+            return Err(Error::OutOfMemory { requested: bytes, free });
+        }
+        let bytes = bytes as usize;
+        let rounded = bytes.next_multiple_of(16);
+        let data_bytes = rounded.next_multiple_of(PAGE);
+        let map_bytes = data_bytes + 2 * PAGE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping; its inner pages become accessible.
+        let map = unsafe {
+            let map = libc::mmap(std::ptr::null_mut(), map_bytes, libc::PROT_NONE, flags, -1, 0);
+            if map == libc::MAP_FAILED {
+                return Err(Error::OutOfMemory { requested: bytes as u64, free });
+            }
+            let data = map.byte_add(PAGE);
+            let opened = libc::mprotect(data, data_bytes, libc::PROT_READ | libc::PROT_WRITE);
+            assert_eq!(opened, 0, "mprotect of {data_bytes} bytes");
+            map as usize
+        };
+        let start = map + PAGE + data_bytes - rounded;
+        // SAFETY: inside the mapping.
+        unsafe {
+            std::ptr::write_bytes(start as *mut u8, FRESH, bytes);
+            std::ptr::write_bytes((start + bytes) as *mut u8, CANARY, rounded - bytes);
+        }
+        inner.used_bytes += bytes as u64;
+        inner.buffers.insert(start as Ptr, Buffer { map, map_bytes, bytes });
+        Ok(start as Ptr)
+    }
+
+    unsafe fn free(&self, at: Ptr) {
+        let mut inner = lock(&self.inner);
+        let buffer = inner.buffers.remove(&at).expect("a buffer is freed once");
+        inner.used_bytes -= buffer.bytes as u64;
+        // SAFETY: ours, and used no more.
+        unsafe { libc::munmap(buffer.map as *mut c_void, buffer.map_bytes) };
+    }
+
+    unsafe fn upload(&self, to: Ptr, from: &[u8]) -> Result<()> {
+        let inner = self.enter_now("upload")?;
+        inner.check("upload", to, from.len() as u64)?;
+        // SAFETY: it lies in a buffer.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, to: &mut [u8], from: Ptr) -> Result<()> {
+        let inner = self.enter_now("download")?;
+        inner.check("download", from, to.len() as u64)?;
+        // SAFETY: it lies in a buffer.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, to: Ptr, from: Ptr, bytes: u64) -> Result<()> {
+        self.enter()?.submit(&self.options, Recorded::Copy(to, from, bytes))
+    }
+
+    unsafe fn fill(&self, at: Ptr, byte: u8, bytes: u64) -> Result<()> {
+        self.enter()?.submit(&self.options, Recorded::Fill(at, byte, bytes))
+    }
+
+    unsafe fn launch(&self, kernel: Kernel, grid: Grid, params: &[u8]) -> Result<()> {
+        self.enter()?.submit(&self.options, Recorded::Launch(kernel, grid, params.to_vec()))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.enter_now("synchronize").map(drop)
+    }
+
+    fn tensor_map(&self, at: Ptr, shape: TensorShape) -> Result<TensorMap> {
+        let inner = self.enter()?;
+        inner.check(
+            "tensor_map",
+            at,
+            shape.row_bytes * (shape.rows - 1) + shape.cols * shape.element_bytes as u64,
+        )?;
+        let TensorShape { element_bytes, rows, cols, row_bytes, box_rows, box_cols } = shape;
+        let sizes = [element_bytes, box_rows, box_cols].map(u64::from);
+        let good = self.options.capability == (9, 0)
+            && at.is_multiple_of(16)
+            && row_bytes.is_multiple_of(16)
+            && row_bytes >= cols * sizes[0]
+            && (1..=256).contains(&box_rows)
+            && sizes[2] * sizes[0] == 128;
+        if !good {
+            return Err(Error::driver("tensor_map", format!("{shape:?} at {at:#x}")));
+        }
+        let mut map = [0; 16];
+        map[..8].copy_from_slice(&[TENSOR_MAP, at, rows, cols, row_bytes, sizes[1], sizes[2], sizes[0]]);
+        Ok(TensorMap(map))
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.enter_now("begin_capture")?.capture = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<u64> {
+        let mut inner = self.enter()?;
+        let recorded =
+            inner.capture.take().ok_or_else(|| Error::driver("end_capture", "nothing is recorded"))?;
+        inner.next_graph += 1;
+        let id = inner.next_graph;
+        inner.graphs.insert(id, recorded);
+        Ok(id)
+    }
+
+    unsafe fn launch_graph(&self, graph: u64) -> Result<()> {
+        let mut inner = self.enter_now("launch_graph")?;
+        let Some(recorded) = inner.graphs.remove(&graph) else {
+            return Err(Error::driver("launch_graph", "no such graph"));
+        };
+        let done = recorded.iter().try_for_each(|r| inner.run(&self.options, r));
+        inner.graphs.insert(graph, recorded);
+        done
+    }
+
+    fn free_graph(&self, graph: u64) {
+        lock(&self.inner).graphs.remove(&graph);
+    }
+}
+
+impl Inner {
+    /// Runs it, or records it.
+    fn submit(&mut self, options: &Options, work: Recorded) -> Result<()> {
+        match &mut self.capture {
+            Some(recorded) => {
+                recorded.push(work);
+                Ok(())
+            }
+            None => self.run(options, &work),
+        }
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        for (_, buffer) in lock(&self.inner).buffers.drain() {
+            // SAFETY: nobody has the device any more.
+            unsafe { libc::munmap(buffer.map as *mut c_void, buffer.map_bytes) };
+        }
+    }
+}

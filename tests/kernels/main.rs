@@ -1,0 +1,50 @@
+//! Every kernel against the formula, through the launchers that everybody uses: on the emulator here, on a GPU
+//! with `WELM_TEST_GPU=<ordinal>` (and the feature `gpu`). The checks are the same.
+
+mod attention;
+mod gemm;
+mod norm;
+mod random;
+mod rope;
+mod sample;
+
+use welm_kernels::Device;
+use welm_tests::emulator::Emulator;
+
+/// A test of one kernel file on one kind of device.
+macro_rules! on_devices {
+    ($($name:ident, $capability:expr, $check:path;)*) => {$(
+        #[test]
+        fn $name() {
+            $check(&Emulator::device($capability));
+        }
+    )*};
+}
+
+on_devices! {
+    gemm_rows_sm80, (8, 0), gemm::few_and_tiles;
+    gemm_shapes_sm80, (8, 0), gemm::shapes;
+    gemm_functions_sm80, (8, 0), gemm::functions;
+    gemm_int8_sm80, (8, 0), gemm::int8_activations;
+    gemm_errors_sm80, (8, 0), gemm::errors;
+    norm_sm80, (8, 0), norm::check;
+    rope_sm80, (8, 0), rope::check;
+    sample_sm80, (8, 0), sample::check;
+    attention_prefill_sm80, (8, 0), attention::prefill;
+    attention_decode_sm80, (8, 0), attention::decode;
+    attention_errors_sm80, (8, 0), attention::errors;
+}
+
+/// The same on a real device.
+#[cfg(feature = "gpu")]
+#[test]
+fn gpu() {
+    let ordinal = std::env::var("WELM_TEST_GPU").expect("WELM_TEST_GPU is the number of a device");
+    let device = Device::open(ordinal.parse().expect("a number")).expect("the device opens");
+    println!("{device:?}");
+    gemm::check(&device);
+    norm::check(&device);
+    rope::check(&device);
+    sample::check(&device);
+    attention::check(&device);
+}

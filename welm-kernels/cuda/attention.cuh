@@ -1,0 +1,232 @@
+// What prefill and decode attention share: 16 query rows of a warp attending to keys in shared memory.
+//
+//     out[r] = sum_j p[r][j] v[j] / sum_j p[r][j],    p[r][j] = 2^(c (q[r] . k[j] - max_r)),
+//     c = scale * log2(e), over the keys j that row r sees.
+//
+// The maximum, the sum and the product with V run over the keys in steps (online softmax): a step raises the
+// maximum and scales what was summed so far by 2^(c (old - new)).
+//
+// The result of a row depends on nothing but the row. Steps are aligned to key 0, so a row takes the same
+// keys in the same steps whichever rows lie beside it. A step in which a row sees no key leaves it as it is,
+// to the bit: masked scores give p = 0, and the maximum, which starts at a finite LOWEST, stays (a factor of
+// 2^0 = 1). So a warp may skip such a step, or take it because another of its rows needs it.
+//
+// Cache slots that hold no key may hold NaN, and 0 * NaN is NaN: copy_block writes zeros for keys outside the
+// range given to it, and reads neither their slots nor their entries in the block table.
+#pragma once
+#include <ptx.cuh>
+
+namespace attention {
+
+constexpr int BLOCK_KEYS = 16;       // keys of a cache block
+constexpr float MASKED = -3.0e38f;   // the score of a key that a row does not see
+constexpr float LOWEST = -1.0e30f;   // the maximum of no scores
+
+// A range of keys, both ends in it.
+struct Keys {
+    uint32_t first, last;
+};
+
+// What a row at `pos` sees; a window of 0 is no limit.
+DEVICE Keys seen_from(uint32_t pos, uint32_t window) {
+    return {window != 0 && pos >= window ? pos - window + 1 : 0, pos};
+}
+
+// ---- the cache ------------------------------------------------------------------------------------------
+
+// Nothing that the buffers hold leads outside of them: a row whose last key lies beyond the tables is left
+// out, and a block that is not in the cache counts as the last one.
+DEVICE bool in_tables(uint32_t table_start, uint32_t last_key, uint32_t table_len) {
+    return (uint64_t)table_start + last_key / BLOCK_KEYS < table_len;
+}
+DEVICE uint32_t cache_block(uint32_t entry, uint32_t n_blocks) { return min(entry, n_blocks - 1); }
+
+// Keys lie in shared memory as in a cache block, (keys, HD) bf16 without padding, but for the order of the
+// 16-byte pieces of a row. ldmatrix reads one piece of each of 8 rows at once; these must lie in different
+// banks: at different places modulo 8 pieces. Rows have 8, 10, 12 or 16 pieces, so that every row, every 4th,
+// every 2nd, every row begins at the same place. Such rows differ in `row / REPEAT % GROUP`; this number,
+// xored to the index of a piece, swaps the pieces within groups of GROUP. Bytes from the start of the tile:
+template <int HD> DEVICE int offset(int row, int piece) {
+    constexpr int PIECES = HD / 8;
+    constexpr int GROUP = PIECES % 8 == 0 ? 8 : PIECES % 4 == 0 ? 4 : 2;
+    constexpr int REPEAT = 8 / GROUP;
+    return row * (HD * 2) + ((piece ^ (row / REPEAT % GROUP)) << 4);
+}
+
+// One warp starts the copy of a cache block of one head, (16, HD) bf16, to 16 rows of a tile; `first` is its
+// first key. Keys outside `valid` become zero.
+template <int HD>
+DEVICE void copy_block(uint8_t *tile, const uint16_t *block, uint32_t first, Keys valid, int lane) {
+    constexpr int PIECES = HD / 8;
+#pragma unroll
+    for (int i = lane; i < BLOCK_KEYS * PIECES; i += 32) {
+        const int row = i / PIECES;
+        const uint32_t key = first + row;
+        const bool inside = valid.first <= key && key <= valid.last;
+        ptx::cp_async_16(tile + offset<HD>(row, i % PIECES), block + i * 8, inside);
+    }
+}
+
+// ---- 16 rows of a warp ----------------------------------------------------------------------------------
+// As in ptx.cuh, g = lane / 4 and t = lane % 4; a lane has parts of the rows g and g + 8, in this order.
+
+// Query rows as the A operands of mma_bf16, zeros for a null.
+template <int HD>
+DEVICE void load_query(uint32_t (&q)[HD / 16][4], const uint16_t *row_g, const uint16_t *row_g8, int lane) {
+#pragma unroll
+    for (int k = 0; k < HD / 16; ++k) {
+        const int column = 16 * k + lane % 4 * 2;
+        q[k][0] = row_g ? *(const uint32_t *)(row_g + column) : 0;
+        q[k][1] = row_g8 ? *(const uint32_t *)(row_g8 + column) : 0;
+        q[k][2] = row_g ? *(const uint32_t *)(row_g + column + 8) : 0;
+        q[k][3] = row_g8 ? *(const uint32_t *)(row_g8 + column + 8) : 0;
+    }
+}
+
+// What has been summed: the maximum, this lane's part of the sum (finish() adds the parts up), and the
+// product with V, acc[j] being columns 8j..8j+7 as an accumulator of mma_bf16.
+template <int HD> struct Rows {
+    float max[2], sum[2];
+    float acc[HD / 8][4];
+};
+
+template <int HD> DEVICE void start(Rows<HD> &rows) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        rows.max[h] = LOWEST;
+        rows.sum[h] = 0.0f;
+    }
+#pragma unroll
+    for (int j = 0; j < HD / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) rows.acc[j][e] = 0.0f;
+    }
+}
+
+// One step: the 16 * BLOCKS keys from `first` on, at k and v as offset() says. `seen` is what each of the two
+// rows sees; it is looked at only if `masked`.
+template <int HD, int BLOCKS>
+DEVICE void step(Rows<HD> &rows, const uint32_t (&q)[HD / 16][4], const uint8_t *k, const uint8_t *v,
+                 uint32_t first, const Keys (&seen)[2], bool masked, float c, int lane) {
+    // s (16 rows, 16 * BLOCKS keys) = q k^T; a lane has keys 8j + 2t, 8j + 2t + 1.
+    float s[2 * BLOCKS][4];
+#pragma unroll
+    for (int j = 0; j < 2 * BLOCKS; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[j][e] = 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < HD / 16; ++i) {
+#pragma unroll
+        for (int b = 0; b < BLOCKS; ++b) {
+            // Matrices of 8 keys by 8 columns: (keys 0.., columns 0..), (0.., 8..), (8.., 0..), (8.., 8..).
+            uint32_t keys[4];
+            ptx::ldmatrix_x4(keys, k + offset<HD>(16 * b + lane % 8 + lane / 16 * 8, 2 * i + lane / 8 % 2));
+            const uint32_t low[2] = {keys[0], keys[1]}, high[2] = {keys[2], keys[3]};
+            ptx::mma_bf16(s[2 * b], q[i], low);
+            ptx::mma_bf16(s[2 * b + 1], q[i], high);
+        }
+    }
+    if (masked) {
+#pragma unroll
+        for (int j = 0; j < 2 * BLOCKS; ++j) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const uint32_t key = first + 8 * j + lane % 4 * 2 + e % 2;
+                if (key < seen[e / 2].first || key > seen[e / 2].last) s[j][e] = MASKED;
+            }
+        }
+    }
+
+    // s becomes p.
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        float max = rows.max[h];
+#pragma unroll
+        for (int j = 0; j < 2 * BLOCKS; ++j) max = fmaxf(max, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
+        max = fmaxf(max, ptx::shfl_xor(max, 1));
+        max = fmaxf(max, ptx::shfl_xor(max, 2));
+        const float factor = ptx::ex2((rows.max[h] - max) * c);
+        rows.max[h] = max;
+        float sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 2 * BLOCKS; ++j) {
+#pragma unroll
+            for (int e = 2 * h; e < 2 * h + 2; ++e) {
+                s[j][e] = ptx::ex2(fmaf(s[j][e], c, -max * c));
+                sum += s[j][e];
+            }
+        }
+        rows.sum[h] = fmaf(rows.sum[h], factor, sum);
+#pragma unroll
+        for (int j = 0; j < HD / 8; ++j) {
+            rows.acc[j][2 * h] *= factor;
+            rows.acc[j][2 * h + 1] *= factor;
+        }
+    }
+
+    // acc (16 rows, HD) += p v: the accumulators of 16 keys are, rounded, the A operand of those keys.
+#pragma unroll
+    for (int b = 0; b < BLOCKS; ++b) {
+        const uint32_t p[4] = {
+            ptx::pack_bf16(s[2 * b][0], s[2 * b][1]),
+            ptx::pack_bf16(s[2 * b][2], s[2 * b][3]),
+            ptx::pack_bf16(s[2 * b + 1][0], s[2 * b + 1][1]),
+            ptx::pack_bf16(s[2 * b + 1][2], s[2 * b + 1][3]),
+        };
+#pragma unroll
+        for (int j = 0; j < HD / 16; ++j) {
+            // Transposed: (keys 0.., columns 0..), (8.., 0..), (0.., 8..), (8.., 8..).
+            uint32_t values[4];
+            ptx::ldmatrix_x4_trans(values, v + offset<HD>(16 * b + lane % 16, 2 * j + lane / 16));
+            const uint32_t low[2] = {values[0], values[1]}, high[2] = {values[2], values[3]};
+            ptx::mma_bf16(rows.acc[2 * j], p, low);
+            ptx::mma_bf16(rows.acc[2 * j + 1], p, high);
+        }
+    }
+}
+
+// After the last step: every lane gets the whole sums of its rows.
+template <int HD> DEVICE void finish(Rows<HD> &rows) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        rows.sum[h] += ptx::shfl_xor(rows.sum[h], 1);
+        rows.sum[h] += ptx::shfl_xor(rows.sum[h], 2);
+    }
+}
+
+// ---- parts of a row -------------------------------------------------------------------------------------
+
+// 4 columns of a row and its sum, merged from parts with maxima of their own: each is added with a factor of
+// 2^(c (its max - max of all)).
+struct Merged {
+    float sum;
+    float4 acc;
+};
+
+DEVICE void add_part(Merged &to, float factor, float sum, float4 acc) {
+    to.sum = fmaf(factor, sum, to.sum);
+    to.acc.x = fmaf(factor, acc.x, to.acc.x);
+    to.acc.y = fmaf(factor, acc.y, to.acc.y);
+    to.acc.z = fmaf(factor, acc.z, to.acc.z);
+    to.acc.w = fmaf(factor, acc.w, to.acc.w);
+}
+
+// acc / sum to 4 columns. Adding 0 makes a 0 of -0, as add_part does: to merge a single part, with the factor
+// 1, changes no bit of the result.
+DEVICE void store_divided(uint16_t *out, const Merged &from) {
+    const float factor = 1.0f / from.sum;
+    const float x = fmaf(from.acc.x, factor, 0.0f), y = fmaf(from.acc.y, factor, 0.0f);
+    const float z = fmaf(from.acc.z, factor, 0.0f), w = fmaf(from.acc.w, factor, 0.0f);
+    *(uint2 *)out = {ptx::pack_bf16(x, y), ptx::pack_bf16(z, w)};
+}
+
+// Columns n_columns.. of `n_rows` rows, to the end of the row: zeros, by the `threads` threads of a block.
+DEVICE void zero_padding(uint16_t *out, uint32_t out_stride, uint32_t n_columns, uint32_t n_rows,
+                         int threads) {
+    const uint32_t padding = out_stride - n_columns;
+    for (uint32_t i = threadIdx.x; i < n_rows * padding; i += threads)
+        out[(size_t)(i / padding) * out_stride + n_columns + i % padding] = 0;
+}
+
+}  // namespace attention

@@ -1,0 +1,312 @@
+// Matrix products on mma.sync: the few rows of a decode step, bound by memory, and tiles of many rows.
+//
+// One arithmetic (W8A16, W16A16), so that a row of x gives the same bits however many others there are and whichever
+// kernel it meets: K is cut into 8 segments of whole groups of 32; in a segment the sum runs over the groups in
+// order, a group being two mma_bf16 from zero, times the scale, added with one rounding (bf16 weights: two mma_bf16
+// onto the sum); the segments are added in order. The kernel for few rows gives each of its 8 warps a segment: without
+// that, a matrix of 5,120 rows would have 320 warps, too few to keep memory busy. Tiles take the segments in turn.
+//
+// W8A8: a group is one mma_s8 from zero, times the scales of weight and activation. The order is that of K; only tiles.
+#include "gemm.cuh"
+
+using namespace gemm;
+
+constexpr uint32_t SEGMENTS = 8, THREADS = 256;
+
+// The first group of a segment.
+DEVICE uint32_t segment_start(uint32_t segment, uint32_t n_groups) { return segment * n_groups / SEGMENTS; }
+
+// sum += w b^T of 32 columns, for 16 rows and 8 tokens.
+template <Mode MODE>
+DEVICE void add_group(float (&sum)[4], const uint32_t (&a)[2][4], const uint32_t (&b)[2][2], float scale_g,
+                      float scale_g8) {
+    if constexpr (MODE == W16A16) {
+        ptx::mma_bf16(sum, a[0], b[0]);
+        ptx::mma_bf16(sum, a[1], b[1]);
+    } else {
+        float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        ptx::mma_bf16(d, a[0], b[0]);
+        ptx::mma_bf16(d, a[1], b[1]);
+        sum[0] = fmaf(scale_g, d[0], sum[0]);
+        sum[1] = fmaf(scale_g, d[1], sum[1]);
+        sum[2] = fmaf(scale_g8, d[2], sum[2]);
+        sum[3] = fmaf(scale_g8, d[3], sum[3]);
+    }
+}
+
+// ---- few rows -------------------------------------------------------------------------------------------
+
+template <Mode MODE>
+DEVICE Weights<MODE> load_weights(const Params &p, uint32_t strip, uint32_t group, int lane) {
+    Weights<MODE> w;
+    const size_t tile = (size_t)strip * p.n_groups + group;
+    const uint8_t *at = (const uint8_t *)p.w + tile * TILE_BYTES<MODE> + lane * 16;
+    w.words[0] = ptx::load_stream(at);
+    if constexpr (MODE == W16A16) w.words[1] = ptx::load_stream(at + 512);
+    else w.scales = ((const uint32_t *)p.w_scale)[tile * 8 + lane / 4];
+    return w;
+}
+
+// Block (TOKENS rows of x, STRIP_COUNT strips); warp w has segment w. While DEPTH groups are multiplied, the next
+// DEPTH are on their way. Shared memory: (8 segments, TOKENS, PITCH) f32.
+template <Mode MODE, int TOKENS, int STRIP_COUNT, int DEPTH> DEVICE void few(const Params &p) {
+    constexpr int COLUMNS = TOKENS / 8, ROWS = STRIP * STRIP_COUNT, PITCH = ROWS + 4;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const uint32_t strip = blockIdx.y * STRIP_COUNT, first_token = blockIdx.x * TOKENS;
+    const uint32_t K = p.n_groups * GROUP;
+    const uint32_t begin = segment_start(warp, p.n_groups), end = segment_start(warp + 1, p.n_groups);
+
+    float sum[STRIP_COUNT][COLUMNS][4] = {};
+    Weights<MODE> next[STRIP_COUNT][DEPTH];
+    auto fetch = [&](uint32_t group) {
+#pragma unroll
+        for (int i = 0; i < DEPTH; ++i) {
+            if (group + i >= end) continue;
+#pragma unroll
+            for (int s = 0; s < STRIP_COUNT; ++s) next[s][i] = load_weights<MODE>(p, strip + s, group + i, lane);
+        }
+    };
+    fetch(begin);
+    for (uint32_t group = begin; group < end; group += DEPTH) {
+        Weights<MODE> now[STRIP_COUNT][DEPTH];
+#pragma unroll
+        for (int s = 0; s < STRIP_COUNT; ++s) {
+#pragma unroll
+            for (int i = 0; i < DEPTH; ++i) now[s][i] = next[s][i];
+        }
+        uint32_t b[DEPTH][COLUMNS][2][2];
+#pragma unroll
+        for (int i = 0; i < DEPTH; ++i) {
+#pragma unroll
+            for (int c = 0; c < COLUMNS; ++c) {
+                const uint32_t token = first_token + 8 * c + g;
+                const bool inside = token < p.n && group + i < end;
+                const uint16_t *x = p.x + (size_t)token * K + (group + i) * GROUP + 2 * t;
+#pragma unroll
+                for (int j = 0; j < 4; ++j) b[i][c][j / 2][j % 2] = inside ? *(const uint32_t *)(x + 8 * j) : 0;
+            }
+        }
+        fetch(group + DEPTH);
+#pragma unroll
+        for (int i = 0; i < DEPTH; ++i) {
+            if (group + i >= end) continue;
+#pragma unroll
+            for (int s = 0; s < STRIP_COUNT; ++s) {
+                uint32_t a[2][4];
+                now[s][i].operands(a);
+                const float scale_g = MODE == W16A16 ? 1.0f : now[s][i].scale(0);
+                const float scale_g8 = MODE == W16A16 ? 1.0f : now[s][i].scale(1);
+#pragma unroll
+                for (int c = 0; c < COLUMNS; ++c) add_group<MODE>(sum[s][c], a, b[i][c], scale_g, scale_g8);
+            }
+        }
+    }
+
+    float *parts = (float *)ptx::shared(), *own = parts + warp * (TOKENS * PITCH);
+#pragma unroll
+    for (int s = 0; s < STRIP_COUNT; ++s) {
+#pragma unroll
+        for (int c = 0; c < COLUMNS; ++c) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+                own[(8 * c + 2 * t + e % 2) * PITCH + STRIP * s + g + e / 2 * 8] = sum[s][c][e];
+        }
+    }
+    ptx::sync_block();
+    for (uint32_t i = threadIdx.x; i < TOKENS * ROWS; i += THREADS) {
+        float *at = parts + i / ROWS * PITCH + i % ROWS;
+        float total = 0.0f;
+#pragma unroll
+        for (uint32_t s = 0; s < SEGMENTS; ++s) total += at[s * (TOKENS * PITCH)];
+        *at = total;
+    }
+    ptx::sync_block();
+    store_tile<PITCH>(p, parts, ROWS, strip * STRIP, first_token, TOKENS, threadIdx.x, THREADS);
+}
+
+KERNEL(gemm_w8a16_few8, Params, 256, 3) { few<W8A16, 8, 1, 4>(p); }
+KERNEL(gemm_w8a16_few16, Params, 256, 2) { few<W8A16, 16, 2, 2>(p); }
+KERNEL(gemm_w16a16_few8, Params, 256, 3) { few<W16A16, 8, 1, 3>(p); }
+KERNEL(gemm_w16a16_few16, Params, 256, 2) { few<W16A16, 16, 1, 4>(p); }
+
+// ---- tiles ----------------------------------------------------------------------------------------------
+
+// A stage is 128 bytes of each row of x: 64 columns of bf16, 128 of int8.
+template <Mode MODE> constexpr uint32_t STAGE_GROUPS = MODE == W8A8 ? 4 : 2;
+
+template <Mode MODE, int TOKENS> struct Stage {
+    static constexpr uint32_t A = STRIPS * STAGE_GROUPS<MODE> * TILE_BYTES<MODE>;
+    static constexpr uint32_t SCALES = MODE == W16A16 ? 0 : STRIPS * STAGE_GROUPS<MODE> * SCALE_BYTES;
+    static constexpr uint32_t B = TOKENS * 128;
+    static constexpr uint32_t B_SCALES = MODE == W8A8 ? STAGE_GROUPS<MODE> * TOKENS * 4 : 0;
+    static constexpr uint32_t BYTES = A + SCALES + B + B_SCALES;
+};
+
+// Block (TOKENS rows of x, 128 rows of W): neighbouring blocks share their weights. 8 warps, 4 along W and 2 along x:
+// a warp has 32 rows and TOKENS / 2 tokens. Rows of x lie in shared memory with their 16-byte pieces swizzled,
+// piece ^ token % 8, so that ldmatrix finds 8 of them in different banks. Shared memory: STAGES stages; afterwards
+// (TOKENS, PITCH) f32.
+template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
+    typedef Stage<MODE, TOKENS> S;
+    constexpr uint32_t GROUPS = STAGE_GROUPS<MODE>;
+    constexpr int COLUMNS = TOKENS / 2 / 8, PITCH = TILE_ROWS + 4;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const int warp_strip = warp % 4 * 2, warp_token = warp / 4 * (TOKENS / 2);
+    const uint32_t first_token = blockIdx.x * TOKENS, first_strip = blockIdx.y * STRIPS;
+    const uint32_t n_stages = p.n_groups / GROUPS;
+    uint8_t *shared = ptx::shared();
+
+    auto copy_stage = [&](uint32_t index) {
+        if (index < n_stages) {
+            uint8_t *a = shared + index % STAGES * S::BYTES, *scales = a + S::A;
+            uint8_t *b = scales + S::SCALES, *b_scales = b + S::B;
+            constexpr uint32_t A_PIECES = GROUPS * TILE_BYTES<MODE> / 16;
+#pragma unroll
+            for (uint32_t i = threadIdx.x; i < S::A / 16; i += THREADS) {
+                const size_t tile = (size_t)(first_strip + i / A_PIECES) * p.n_groups + index * GROUPS;
+                const uint8_t *from = (const uint8_t *)p.w + tile * TILE_BYTES<MODE>;
+                ptx::cp_async_16(a + i * 16, from + i % A_PIECES * 16);
+            }
+            if constexpr (MODE != W16A16) {
+                constexpr uint32_t PIECES = GROUPS * SCALE_BYTES / 16;
+                const uint32_t i = threadIdx.x;
+                const size_t tile = (size_t)(first_strip + i / PIECES) * p.n_groups + index * GROUPS;
+                const uint8_t *from = (const uint8_t *)p.w_scale + tile * SCALE_BYTES;
+                if (i < STRIPS * PIECES) ptx::cp_async_16(scales + i * 16, from + i % PIECES * 16);
+            }
+#pragma unroll
+            for (uint32_t i = threadIdx.x; i < S::B / 16; i += THREADS) {
+                const uint32_t token = i / 8, piece = i % 8;
+                const bool inside = first_token + token < p.n;
+                const size_t row = inside ? first_token + token : 0;
+                const uint32_t row_bytes = p.n_groups * (128 / GROUPS);
+                const uint8_t *x = MODE == W8A8 ? (const uint8_t *)p.q : (const uint8_t *)p.x;
+                ptx::cp_async_16(b + token * 128 + ((piece ^ token % 8) << 4),
+                                 x + row * row_bytes + index * 128 + piece * 16, inside);
+            }
+            if (MODE == W8A8 && threadIdx.x < GROUPS * TOKENS / 4) {
+                const uint32_t group = threadIdx.x / (TOKENS / 4), token = threadIdx.x % (TOKENS / 4) * 4;
+                // The stride and the first row are multiples of 4: the last of 4 is there if the first is.
+                const bool inside = first_token + token < p.n;
+                const float *from = p.q_scale + (size_t)(index * GROUPS + group) * p.q_scale_stride + first_token;
+                ptx::cp_async_16(b_scales + threadIdx.x * 16, inside ? from + token : p.q_scale, inside);
+            }
+        }
+        ptx::cp_async_commit();
+    };
+
+    float sum[2][COLUMNS][4] = {}, total[2][COLUMNS][4] = {};
+    uint32_t segment = 1;
+    auto end_segments = [&](uint32_t group) {
+        if constexpr (MODE != W8A8) {
+            while (segment <= SEGMENTS && group == segment_start(segment, p.n_groups)) {
+#pragma unroll
+                for (int i = 0; i < 2 * COLUMNS * 4; ++i) {
+                    const int s = i / (COLUMNS * 4), c = i / 4 % COLUMNS, e = i % 4;
+                    total[s][c][e] += sum[s][c][e];
+                    sum[s][c][e] = 0.0f;
+                }
+                ++segment;
+            }
+        }
+    };
+
+#pragma unroll
+    for (uint32_t i = 0; i < STAGES - 1; ++i) copy_stage(i);
+    for (uint32_t index = 0; index < n_stages; ++index) {
+        ptx::cp_async_wait<STAGES - 2>();
+        ptx::sync_block();  // this stage is here, and all have read the one before
+        copy_stage(index + STAGES - 1);
+        const uint8_t *a = shared + index % STAGES * S::BYTES, *scales = a + S::A;
+        const uint8_t *b = scales + S::SCALES, *b_scales = b + S::B;
+#pragma unroll
+        for (uint32_t group = 0; group < GROUPS; ++group) {
+            end_segments(index * GROUPS + group);
+            Weights<MODE> w[2];
+#pragma unroll
+            for (int s = 0; s < 2; ++s) {
+                const uint32_t in_stage = (warp_strip + s) * GROUPS + group;
+                const uint8_t *at = a + in_stage * TILE_BYTES<MODE> + lane * 16;
+                w[s].words[0] = *(const uint4 *)at;
+                if constexpr (MODE == W16A16) w[s].words[1] = *(const uint4 *)(at + 512);
+                else w[s].scales = *(const uint32_t *)(scales + in_stage * SCALE_BYTES + g * 4);
+            }
+            auto piece = [&](int token, int i) { return b + token * 128 + ((i ^ token % 8) << 4); };
+            const int row = warp_token + lane % 8 + lane / 16 * 8;
+            if constexpr (MODE == W8A8) {
+#pragma unroll
+                for (int c = 0; c < COLUMNS; c += 2) {
+                    // Tokens 0.., 8.., of each the first and the second 16 columns.
+                    uint32_t q[4];
+                    ptx::ldmatrix_x4(q, piece(row + 8 * c, group * 2 + lane / 8 % 2));
+#pragma unroll
+                    for (int h = 0; h < 2; ++h) {
+                        const uint32_t columns[2] = {q[2 * h], q[2 * h + 1]};
+                        const uint32_t token = warp_token + 8 * (c + h) + 2 * t;
+                        const float2 q_scale = *(const float2 *)(b_scales + (group * TOKENS + token) * 4);
+#pragma unroll
+                        for (int s = 0; s < 2; ++s) {
+                            int32_t d[4] = {0, 0, 0, 0};
+                            const uint4 v = w[s].words[0];
+                            const uint32_t rows[4] = {v.x, v.y, v.z, v.w};
+                            ptx::mma_s8(d, rows, columns);
+                            const float scale_g = w[s].scale(0), scale_g8 = w[s].scale(1);
+                            float(&to)[4] = sum[s][c + h];
+                            to[0] = fmaf((float)d[0], scale_g * q_scale.x, to[0]);
+                            to[1] = fmaf((float)d[1], scale_g * q_scale.y, to[1]);
+                            to[2] = fmaf((float)d[2], scale_g8 * q_scale.x, to[2]);
+                            to[3] = fmaf((float)d[3], scale_g8 * q_scale.y, to[3]);
+                        }
+                    }
+                }
+            } else {
+                uint32_t rows[2][2][4];
+                w[0].operands(rows[0]);
+                w[1].operands(rows[1]);
+#pragma unroll
+                for (int c = 0; c < COLUMNS; c += 2) {
+                    uint32_t x[2][4];  // of 16 columns each: tokens 0.. columns 0.., 8.., tokens 8.. columns 0.., 8..
+#pragma unroll
+                    for (int h = 0; h < 2; ++h)
+                        ptx::ldmatrix_x4(x[h], piece(row + 8 * c, group * 4 + 2 * h + lane / 8 % 2));
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const uint32_t columns[2][2] = {{x[0][2 * half], x[0][2 * half + 1]},
+                                                        {x[1][2 * half], x[1][2 * half + 1]}};
+#pragma unroll
+                        for (int s = 0; s < 2; ++s) {
+                            const float scale_g = MODE == W16A16 ? 1.0f : w[s].scale(0);
+                            const float scale_g8 = MODE == W16A16 ? 1.0f : w[s].scale(1);
+                            add_group<MODE>(sum[s][c + half], rows[s], columns, scale_g, scale_g8);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    end_segments(p.n_groups);
+    ptx::cp_async_wait<0>();
+    ptx::sync_block();
+
+    float *out = (float *)shared;
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+        for (int c = 0; c < COLUMNS; ++c) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int token = warp_token + 8 * c + 2 * t + e % 2, r = (warp_strip + s) * STRIP + g + e / 2 * 8;
+                out[token * PITCH + r] = MODE == W8A8 ? sum[s][c][e] : total[s][c][e];
+            }
+        }
+    }
+    ptx::sync_block();
+    store_tile<PITCH>(p, out, TILE_ROWS, first_strip * STRIP, first_token, TOKENS, threadIdx.x, THREADS);
+}
+
+KERNEL(gemm_w8a16_tile64, Params, 256, 1) { tile<W8A16, 64, 4>(p); }
+KERNEL(gemm_w8a16_tile128, Params, 256, 1) { tile<W8A16, 128, 3>(p); }
+KERNEL(gemm_w16a16_tile64, Params, 256, 1) { tile<W16A16, 64, 3>(p); }
+KERNEL(gemm_w16a16_tile128, Params, 256, 1) { tile<W16A16, 128, 3>(p); }
+KERNEL(gemm_w8a8_tile64, Params, 256, 1) { tile<W8A8, 64, 3>(p); }
+KERNEL(gemm_w8a8_tile128, Params, 256, 1) { tile<W8A8, 128, 2>(p); }

@@ -1,0 +1,478 @@
+//! The CUDA driver as a [`Driver`]: one device, its primary context, one stream.
+//!
+//! * Of cudarc only the bindings are used. Its safe layer may panic, and keeps events for every buffer, which a
+//!   device with one stream does without.
+//! * Memory is `cuMemAlloc`'s. Everything is allocated when a model is loaded, where its slowness does not
+//!   matter, and unlike the pool of `cuMemAllocAsync` it keeps nothing back, so that the free memory a plan is
+//!   made from is what there is. `cuMemFree` waits for the work under way: what is queued stays good.
+//! * Uploads go through pinned memory and return at once. The driver promises for pageable memory only that an
+//!   asynchronous copy "may" have read it on return; waiting would stop the device for each small upload.
+//! * An error after which the context is useless is kept, and every later call returns it. Errors come late:
+//!   the call that reports one is often not the one that caused it.
+//! * A thread's own context, if it has another one, is back in place when a call returns.
+
+mod code;
+mod failure;
+mod kernels;
+mod library;
+
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char};
+use std::fmt::Display;
+use std::ptr::null_mut;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use cudarc::driver::sys::{self, CUresult};
+
+use self::code::CODE;
+use self::failure::{describe, is_fatal, reached};
+use self::kernels::Loaded;
+use crate::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
+use crate::error::{Error, Result};
+
+/// Pinned memory for uploads; larger ones go without. A step's tables of tokens and blocks are far smaller.
+const STAGING_BYTES: usize = 4 << 20;
+/// A device, its primary context and a stream of it.
+pub(crate) struct Cuda {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    info: DeviceInfo,
+    /// CUDA version of the driver.
+    version: (u32, u32),
+    /// The first error that cost the context.
+    lost: OnceLock<String>,
+    host: Mutex<Host>,
+    loaded: Mutex<Loaded>,
+    graphs: Mutex<Graphs>,
+}
+
+/// What calls share that run, or must not run, beside a recording.
+struct Host {
+    /// Pinned, `STAGING_BYTES`; copies under way may read the first `used`.
+    staging: *mut u8,
+    used: usize,
+    recording: bool,
+    /// Freed during the recording.
+    unfreed: Vec<Ptr>,
+}
+
+#[derive(Default)]
+struct Graphs {
+    next: u64,
+    executables: HashMap<u64, sys::CUgraphExec>,
+}
+
+// SAFETY: handles of the driver may be used from any thread, its calls are thread-safe once the context is
+// current, and the rest is behind locks.
+unsafe impl Send for Cuda {}
+// SAFETY: as above.
+unsafe impl Sync for Cuda {}
+
+/// While it lives, a context is current on this thread.
+struct Current {
+    /// What was current before, if it has to come back.
+    previous: sys::CUcontext,
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        if !self.previous.is_null() {
+            // SAFETY: it was current when the call began.
+            let _ = unsafe { sys::cuCtxSetCurrent(self.previous) };
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics with a lock held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cuda {
+    /// See [`crate::Device::open`].
+    pub(crate) fn open(ordinal: usize) -> Result<Cuda> {
+        library::find().map_err(|reason| Error::NoDevice(format!("{reason}; {CODE}")))?;
+        // SAFETY: the first call, and it has no other conditions.
+        reached("cuInit", unsafe { sys::cuInit(0) })?;
+        let (mut version, mut count, mut device, mut memory) = (0, 0, 0, 0);
+        // SAFETY: gives a number.
+        reached("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut version) })?;
+        // SAFETY: gives a number.
+        reached("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut count) })?;
+        let index = i32::try_from(ordinal).ok().filter(|index| *index < count);
+        let no_such = || Error::NoDevice(format!("device {ordinal}: expected one of {count}, from 0 on"));
+        // SAFETY: gives a device; the ordinal is in range.
+        reached("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, index.ok_or_else(no_such)?) })?;
+
+        let mut name = [0 as c_char; 256];
+        // SAFETY: writes that many bytes at most, with a zero.
+        let result = unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32, device) };
+        reached("cuDeviceGetName", result)?;
+        // SAFETY: as above.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        // SAFETY: gives a number.
+        reached("cuDeviceTotalMem", unsafe { sys::cuDeviceTotalMem_v2(&mut memory, device) })?;
+        let attribute = |attribute| {
+            let mut value = 0;
+            // SAFETY: gives a number.
+            let result = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) };
+            reached("cuDeviceGetAttribute", result)?;
+            Ok::<_, Error>(value.max(0) as u32)
+        };
+        use sys::CUdevice_attribute_enum::*;
+        let info = DeviceInfo {
+            name,
+            capability: (
+                attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            memory_bytes: memory as u64,
+            shared_bytes: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        };
+        let version = version.max(0) as u32;
+        let version = (version / 1000, version % 1000 / 10);
+        CODE.check(info.capability, version)
+            .map_err(|reason| Error::NoDevice(format!("{}: {reason}", info.name)))?;
+
+        let mut context = null_mut();
+        // SAFETY: gives a context; `drop` releases it.
+        let result = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
+        reached("cuDevicePrimaryCtxRetain", result)?;
+        let host = Host { staging: null_mut(), used: 0, recording: false, unfreed: Vec::new() };
+        let mut cuda = Cuda {
+            device,
+            context,
+            stream: null_mut(),
+            info,
+            version,
+            lost: OnceLock::new(),
+            host: Mutex::new(host),
+            loaded: Mutex::default(),
+            graphs: Mutex::default(),
+        };
+        cuda.prepare()?;
+        tracing::info!(device = ordinal, info = ?cuda.info, driver = ?version, "CUDA device");
+        Ok(cuda)
+    }
+
+    /// The rest of `open`; what is there when it fails is dropped.
+    fn prepare(&mut self) -> Result<()> {
+        let _current = self.enter()?;
+        // Not blocking: work that the process has on the default stream does not hold up ours.
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: gives a stream.
+        let result = unsafe { sys::cuStreamCreate(&mut self.stream, flags) };
+        self.check("cuStreamCreate", result)?;
+        let mut staging = null_mut();
+        // SAFETY: gives memory.
+        let result = unsafe { sys::cuMemHostAlloc(&mut staging, STAGING_BYTES, 0) };
+        self.check("cuMemHostAlloc", result)?;
+        lock(&self.host).staging = staging.cast();
+        // Shows that the driver can read the code before a model counts on it.
+        if let Some((file, _)) = CODE.files.iter().min_by_key(|(_, fatbin)| fatbin.0.len()) {
+            self.module(&mut lock(&self.loaded), file)?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, call: impl Display, result: CUresult) -> Result<()> {
+        if let CUresult::CUDA_SUCCESS = result {
+            return Ok(());
+        }
+        let reason = describe(result);
+        if !is_fatal(result) {
+            return Err(Error::driver(call, reason));
+        }
+        let first = self.lost.get_or_init(|| {
+            let reason = format!("{call}: {reason} (here or before)");
+            tracing::error!(%reason, "CUDA context lost");
+            reason
+        });
+        Err(Error::ContextLost(first.clone()))
+    }
+
+    /// Makes the context current, unless it is lost.
+    fn enter(&self) -> Result<Current> {
+        if let Some(reason) = self.lost.get() {
+            return Err(Error::ContextLost(reason.clone()));
+        }
+        let mut previous = null_mut();
+        // SAFETY: gives a context, or null.
+        self.check("cuCtxGetCurrent", unsafe { sys::cuCtxGetCurrent(&mut previous) })?;
+        if previous == self.context {
+            return Ok(Current { previous: null_mut() });
+        }
+        // SAFETY: retained until `drop`.
+        self.check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })?;
+        Ok(Current { previous })
+    }
+
+    /// For calls that a recording has no place for, or would repeat with memory that is gone.
+    fn not_recording(&self, call: &str) -> Result<MutexGuard<'_, Host>> {
+        let host = lock(&self.host);
+        if host.recording { Err(Error::driver(call, "not while launches are recorded")) } else { Ok(host) }
+    }
+
+    /// Waits for the stream; after that nothing reads the staging memory.
+    fn wait(&self, host: &mut Host) -> Result<()> {
+        // SAFETY: our stream.
+        self.check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) })?;
+        host.used = 0;
+        Ok(())
+    }
+
+    fn free_now(&self, at: Ptr) {
+        // SAFETY: `Driver::free`'s caller: from `alloc`, and used no more.
+        if let Err(error) = self.check("cuMemFree", unsafe { sys::cuMemFree_v2(at) }) {
+            tracing::error!(%error, "device memory is not freed");
+        }
+    }
+}
+
+// SAFETY: memory of `cuMemAlloc` stays until `cuMemFree`, and a stream keeps the order of the calls.
+unsafe impl Driver for Cuda {
+    fn info(&self) -> DeviceInfo {
+        self.info.clone()
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        let _current = self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: gives two numbers.
+        self.check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok(free as u64)
+    }
+
+    fn alloc(&self, bytes: u64) -> Result<Ptr> {
+        let _current = self.enter()?;
+        let _host = self.not_recording("cuMemAlloc")?;
+        let mut at = 0;
+        // SAFETY: gives memory.
+        let result = unsafe { sys::cuMemAlloc_v2(&mut at, usize::try_from(bytes).unwrap_or(usize::MAX)) };
+        if let CUresult::CUDA_ERROR_OUT_OF_MEMORY = result {
+            return Err(Error::OutOfMemory { requested: bytes, free: self.free_bytes()? });
+        }
+        self.check("cuMemAlloc", result)?;
+        Ok(at)
+    }
+
+    unsafe fn free(&self, at: Ptr) {
+        // The memory of a lost context is gone already.
+        let Ok(_current) = self.enter() else { return };
+        let mut host = lock(&self.host);
+        if host.recording { host.unfreed.push(at) } else { self.free_now(at) }
+    }
+
+    unsafe fn upload(&self, to: Ptr, from: &[u8]) -> Result<()> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        let _current = self.enter()?;
+        let mut host = self.not_recording("cuMemcpyHtoD")?;
+        if from.len() > STAGING_BYTES {
+            // SAFETY: the caller's room at `to`; `from` lives until the wait is over.
+            let result =
+                unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), self.stream) };
+            self.check("cuMemcpyHtoD", result)?;
+            return self.wait(&mut host);
+        }
+        if from.len() > STAGING_BYTES - host.used {
+            self.wait(&mut host)?;
+        }
+        // SAFETY: within the staging memory, of which no copy under way reads this part.
+        let staged = unsafe { host.staging.add(host.used) };
+        // SAFETY: as above, and `from` is not in it.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), staged, from.len()) };
+        host.used = STAGING_BYTES.min((host.used + from.len()).next_multiple_of(64));
+        // SAFETY: the caller's room at `to`; this part of the staging memory stays as it is until a wait.
+        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, staged.cast(), from.len(), self.stream) };
+        self.check("cuMemcpyHtoD", result)
+    }
+
+    unsafe fn download(&self, to: &mut [u8], from: Ptr) -> Result<()> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        let _current = self.enter()?;
+        let mut host = self.not_recording("cuMemcpyDtoH")?;
+        // SAFETY: the caller's bytes at `from`; `to` lives until the wait is over.
+        let result =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), self.stream) };
+        self.check("cuMemcpyDtoH", result)?;
+        self.wait(&mut host)
+    }
+
+    unsafe fn copy(&self, to: Ptr, from: Ptr, bytes: u64) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _current = self.enter()?;
+        // SAFETY: the caller's bytes at both.
+        let result = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes as usize, self.stream) };
+        self.check("cuMemcpyDtoD", result)
+    }
+
+    unsafe fn fill(&self, at: Ptr, byte: u8, bytes: u64) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _current = self.enter()?;
+        // SAFETY: the caller's bytes at `at`.
+        let result = unsafe { sys::cuMemsetD8Async(at, byte, bytes as usize, self.stream) };
+        self.check("cuMemsetD8", result)
+    }
+
+    unsafe fn launch(&self, kernel: Kernel, grid: Grid, params: &[u8]) -> Result<()> {
+        let _current = self.enter()?;
+        let function = self.function(kernel, params.len(), grid.shared_bytes)?;
+        let (Grid { blocks: [x, y, z], threads, shared_bytes }, stream) = (grid, self.stream);
+        let mut argument = params.as_ptr().cast_mut().cast();
+        // SAFETY: the driver copies the parameter, whose size is the function's; its content is the caller's.
+        let result = unsafe {
+            let (arguments, extra) = (&raw mut argument, null_mut());
+            sys::cuLaunchKernel(function, x, y, z, threads, 1, 1, shared_bytes, stream, arguments, extra)
+        };
+        self.check(format_args!("{kernel} with {grid:?}"), result)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        let _current = self.enter()?;
+        self.wait(&mut *self.not_recording("cuStreamSynchronize")?)
+    }
+
+    fn tensor_map(&self, at: Ptr, shape: TensorShape) -> Result<TensorMap> {
+        const OPERATION: &str = "tensor_map";
+        let (major, minor) = self.info.capability;
+        if major < 9 {
+            let reason = format!("expected capability 9.0 or newer, got {major}.{minor}");
+            return Err(Error::Unsupported { operation: OPERATION, reason });
+        }
+        let element = match shape.element_bytes {
+            1 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            2 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            n => {
+                let reason = format!("expected elements of 1 or 2 bytes, got {n}");
+                return Err(Error::Unsupported { operation: OPERATION, reason });
+            }
+        };
+        let _current = self.enter()?;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // Columns come first, for they are contiguous.
+        let (sizes, row_bytes) = ([shape.cols, shape.rows], [shape.row_bytes]);
+        let (box_sizes, steps) = ([shape.box_cols, shape.box_rows], [1, 1]);
+        // SAFETY: reads two sizes, one stride, two box sizes and two steps; nothing at the address.
+        let result = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                element,
+                2,
+                std::ptr::without_provenance_mut(at as usize),
+                sizes.as_ptr(),
+                row_bytes.as_ptr(),
+                box_sizes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                // The next box of a row is the neighbour of this one.
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE, // zeros
+            )
+        };
+        self.check(format_args!("cuTensorMapEncodeTiled of {shape:?} at {at:#x}"), result)?;
+        Ok(TensorMap(map.opaque))
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        let _current = self.enter()?;
+        let mut host = self.not_recording("cuStreamBeginCapture")?;
+        // What other threads do with their own streams and memory is not held up.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: our stream.
+        let result = unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) };
+        self.check("cuStreamBeginCapture", result)?;
+        host.recording = true;
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<u64> {
+        let _current = self.enter()?;
+        let mut graph = null_mut();
+        let result = {
+            let mut host = lock(&self.host);
+            // SAFETY: our stream; gives a graph. Without a recording it is an error.
+            let result = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
+            // After any other error it has ended, too.
+            host.recording = matches!(result, CUresult::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
+            if !host.recording {
+                host.unfreed.drain(..).for_each(|at| self.free_now(at));
+            }
+            result
+        };
+        self.check("cuStreamEndCapture", result)?;
+        let mut executable = null_mut();
+        // SAFETY: gives an executable graph.
+        let result = unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) };
+        // SAFETY: ours, and of no more use.
+        let _ = unsafe { sys::cuGraphDestroy(graph) };
+        self.check("cuGraphInstantiate", result)?;
+        let mut graphs = lock(&self.graphs);
+        let id = graphs.next;
+        graphs.next += 1;
+        graphs.executables.insert(id, executable);
+        Ok(id)
+    }
+
+    unsafe fn launch_graph(&self, graph: u64) -> Result<()> {
+        let _current = self.enter()?;
+        // Locked during the call: graphs are not thread-safe.
+        let graphs = lock(&self.graphs);
+        let executable = graphs.executables.get(&graph);
+        let executable = executable.ok_or_else(|| Error::driver("cuGraphLaunch", "no such recording"))?;
+        // SAFETY: ours; the caller keeps the memory that it uses.
+        let result = unsafe { sys::cuGraphLaunch(*executable, self.stream) };
+        self.check("cuGraphLaunch", result)
+    }
+
+    fn free_graph(&self, graph: u64) {
+        let Some(executable) = lock(&self.graphs).executables.remove(&graph) else { return };
+        let Ok(_current) = self.enter() else { return };
+        // SAFETY: ours, and of no more use; if it is running, the driver waits with it.
+        let _ = unsafe { sys::cuGraphExecDestroy(executable) };
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        let mut previous = null_mut();
+        // Of a lost context some of it fails, which changes nothing: what it had goes with it.
+        // SAFETY: all of it is ours and used no more. The last call ends the context, if nobody else in the
+        // process has it, so it is current no longer.
+        unsafe {
+            let _ = sys::cuCtxGetCurrent(&mut previous);
+            let _ = sys::cuCtxSetCurrent(self.context);
+            if !self.stream.is_null() {
+                let _ = sys::cuStreamSynchronize(self.stream);
+            }
+            for executable in lock(&self.graphs).executables.values() {
+                let _ = sys::cuGraphExecDestroy(*executable);
+            }
+            for module in lock(&self.loaded).modules.values() {
+                let _ = sys::cuModuleUnload(*module);
+            }
+            let host = lock(&self.host);
+            for at in &host.unfreed {
+                let _ = sys::cuMemFree_v2(*at);
+            }
+            if !host.staging.is_null() {
+                let _ = sys::cuMemFreeHost(host.staging.cast());
+            }
+            if !self.stream.is_null() {
+                let _ = sys::cuStreamDestroy_v2(self.stream);
+            }
+            let _ = sys::cuCtxSetCurrent(if previous == self.context { null_mut() } else { previous });
+            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}

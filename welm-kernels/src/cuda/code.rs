@@ -1,0 +1,133 @@
+//! The device code that `build.rs` embeds, and what it runs on.
+//!
+//! A *cubin* is machine code. A driver of CUDA x.0 or newer loads one that nvcc x.y made (minor-version
+//! compatibility); one that nvcc 13 made is beyond a driver of CUDA 12. It runs on devices of its own major
+//! capability and of its minor one or a higher; one of `sm_90a` on 9.0 only.
+//!
+//! *PTX* is compiled by the driver for any capability from 8.0 on, but its language is that of nvcc x.y, and
+//! an older driver does not know it. So a newer device needs a driver of CUDA x.y.
+//!
+//! The kernels that the launchers choose for capability 9.0 exist for `sm_90a` only: PTX does not stand in.
+
+/// Device code and its origin.
+pub(super) struct Code {
+    /// CUDA version of nvcc.
+    pub(super) release: (u32, u32),
+    /// `sm_` names, without the prefix.
+    pub(super) cubins: &'static [&'static str],
+    /// Whether there is PTX of `compute_80`.
+    pub(super) ptx: bool,
+    /// The stems of the files of `cuda/`, and their fatbins.
+    pub(super) files: &'static [(&'static str, &'static Aligned<[u8]>)],
+}
+
+/// The driver reads a fatbin as structs; bytes alone would be aligned to 1.
+#[repr(C, align(64))]
+pub(super) struct Aligned<T: ?Sized>(pub(super) T);
+
+pub(super) static CODE: Code = include!(concat!(env!("OUT_DIR"), "/code.rs"));
+
+impl Code {
+    /// The reason why a device of this capability, or a driver of this CUDA version, can't run the code.
+    pub(super) fn check(&self, capability: (u32, u32), driver: (u32, u32)) -> Result<(), String> {
+        let (major, minor) = capability;
+        if major < 8 {
+            return Err(format!("compute capability {major}.{minor}; 8.0 or newer is needed"));
+        }
+        let runs = |cubin: &&str| match cubin.strip_suffix('a') {
+            Some(exact) => *exact == format!("{major}{minor}"),
+            None => cubin.parse().is_ok_and(|n: u32| n / 10 == major && n % 10 <= minor),
+        };
+        let need = if capability == (9, 0) && !self.cubins.contains(&"90a") {
+            return Err(format!("compute capability 9.0 needs sm_90a; {self}"));
+        } else if self.cubins.iter().any(runs) {
+            (self.release.0, 0)
+        } else if self.ptx {
+            self.release
+        } else {
+            return Err(format!("no device code for compute capability {major}.{minor}; {self}"));
+        };
+        if driver < need {
+            let ((major, minor), (x, y)) = (need, driver);
+            return Err(format!("the driver is of CUDA {x}.{y}; {major}.{minor} or newer is needed: {self}"));
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (major, minor) = self.release;
+        let names = self.cubins.iter().map(|cubin| format!("sm_{cubin}"));
+        let names: Vec<_> = names.chain(self.ptx.then(|| "PTX".to_owned())).collect();
+        write!(f, "the device code was built by CUDA {major}.{minor} for {}", names.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: &[&str] = &["80", "86", "89", "90a"];
+
+    fn code(release: (u32, u32), cubins: &'static [&'static str], ptx: bool) -> Code {
+        Code { release, cubins, ptx, files: &[] }
+    }
+
+    #[test]
+    fn cubins_run_with_every_driver_of_their_major_version() {
+        let code = code((13, 4), ALL, true);
+        for capability in [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0)] {
+            assert_eq!(code.check(capability, (13, 0)), Ok(()), "{capability:?}");
+            assert_eq!(code.check(capability, (14, 0)), Ok(()), "{capability:?}");
+            let error = code.check(capability, (12, 9)).unwrap_err();
+            let both = error.contains("of CUDA 12.9") && error.contains("by CUDA 13.4");
+            assert!(both && error.contains("13.0 or newer"), "{error}");
+        }
+    }
+
+    #[test]
+    fn ptx_needs_a_driver_that_knows_its_version() {
+        let code = code((13, 4), ALL, true);
+        for capability in [(10, 0), (12, 0), (9, 1)] {
+            assert_eq!(code.check(capability, (13, 4)), Ok(()), "{capability:?}");
+            let error = code.check(capability, (13, 3)).unwrap_err();
+            assert!(error.contains("13.4 or newer"), "{error}");
+        }
+        // Without a cubin for it, an old device is in the same position.
+        let narrow = super::tests::code((13, 4), &["90a"], true);
+        assert_eq!(narrow.check((8, 6), (13, 4)), Ok(()));
+        assert!(narrow.check((8, 6), (13, 0)).is_err());
+    }
+
+    #[test]
+    fn devices_without_code_are_refused() {
+        let cases = [
+            (code((13, 0), ALL, true), (7, 5), "8.0 or newer"),
+            (code((13, 0), ALL, false), (10, 0), "no device code for compute capability 10.0"),
+            (code((13, 0), &["86"], false), (8, 0), "no device code for compute capability 8.0"),
+            (code((13, 0), &["90a"], false), (9, 1), "no device code for compute capability 9.1"),
+            // PTX would load, but not have what the launchers ask for.
+            (code((13, 0), &["80", "89"], true), (9, 0), "needs sm_90a"),
+        ];
+        for (code, capability, reason) in cases {
+            let error = code.check(capability, (13, 0)).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_source_is_embedded() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda");
+        let paths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        let sources = paths.filter(|path| path.extension().is_some_and(|e| e == "cu"));
+        let mut stems: Vec<_> = sources.map(|path| path.file_stem().unwrap().to_owned()).collect();
+        stems.sort();
+        assert_eq!(CODE.files.iter().map(|(stem, _)| *stem).collect::<Vec<_>>(), stems);
+        for (stem, fatbin) in CODE.files {
+            // The magic number of a fatbin.
+            assert_eq!(fatbin.0[..4], 0xba55_ed50_u32.to_le_bytes(), "{stem}");
+            assert!(fatbin.0.as_ptr().cast::<u64>().is_aligned(), "{stem}");
+        }
+    }
+}

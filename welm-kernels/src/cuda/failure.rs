@@ -1,0 +1,77 @@
+//! What the driver's errors mean for what comes after them.
+
+use std::ffi::{CStr, c_char};
+use std::ptr::null;
+
+use cudarc::driver::sys::{self, CUresult};
+
+use crate::error::{Error, Result};
+
+/// The driver's words for an error.
+pub(super) fn describe(result: CUresult) -> String {
+    let text = |get: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
+        let mut text = null();
+        // SAFETY: gives a constant string, or null for what the driver does not know.
+        let _ = unsafe { get(result, &mut text) };
+        // SAFETY: as above.
+        (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy())
+    };
+    let name = text(sys::cuGetErrorName).unwrap_or("an error without a name".into());
+    match text(sys::cuGetErrorString) {
+        Some(meaning) => format!("{name}, {meaning}"),
+        None => name.into_owned(),
+    }
+}
+
+/// Whether the context is useless from here on: what the driver documents as needing a new process, and what
+/// says that the context is gone.
+pub(super) fn is_fatal(result: CUresult) -> bool {
+    use CUresult::*;
+    // A match, not a comparison of numbers: a newer driver may return what the type does not know, and a
+    // conversion lets the compiler assume that it can't.
+    matches!(
+        result,
+        CUDA_ERROR_DEINITIALIZED
+            | CUDA_ERROR_INVALID_CONTEXT
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_CONTAINED
+            | CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_TENSOR_MEMORY_LEAK
+            | CUDA_ERROR_MPS_RPC_FAILURE
+            | CUDA_ERROR_MPS_CLIENT_TERMINATED
+            | CUDA_ERROR_EXTERNAL_DEVICE
+    )
+}
+
+/// Whether the driver can't make anything of device code, as opposed to having no memory for it.
+pub(super) fn is_foreign_code(result: CUresult) -> bool {
+    use CUresult::*;
+    matches!(
+        result,
+        CUDA_ERROR_INVALID_IMAGE
+            | CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUDA_ERROR_INVALID_PTX
+            | CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+            | CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+            | CUDA_ERROR_JIT_COMPILATION_DISABLED
+            | CUDA_ERROR_INVALID_SOURCE
+    )
+}
+
+/// A step on the way to a context.
+pub(super) fn reached(call: &str, result: CUresult) -> Result<()> {
+    match result {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        _ => Err(Error::NoDevice(format!("{call}: {}", describe(result)))),
+    }
+}

@@ -1,0 +1,294 @@
+//! [`Device`] and its memory, [`Buffer`].
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use crate::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
+use crate::error::{Error, Result, expect};
+
+/// A device with one stream. Clones are handles of the same.
+#[derive(Clone)]
+pub struct Device {
+    driver: Arc<dyn Driver>,
+    info: Arc<DeviceInfo>,
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.info.fmt(f)
+    }
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.driver, &other.driver)
+    }
+}
+
+impl Eq for Device {}
+
+impl Device {
+    /// Opens CUDA device `ordinal`: finds libcuda, makes a context and a stream.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] without libcuda, without such a device, with a driver older than the device code, or
+    /// with a device older than capability 8.0; [`Error::NoCode`] if the crate was built without device code.
+    #[cfg(feature = "fatbin")]
+    pub fn open(ordinal: usize) -> Result<Device> {
+        Ok(Self::with_driver(Arc::new(crate::cuda::Cuda::open(ordinal)?)))
+    }
+
+    /// As above; this build has no device code.
+    ///
+    /// # Errors
+    /// [`Error::NoCode`].
+    #[cfg(not(feature = "fatbin"))]
+    pub fn open(_ordinal: usize) -> Result<Device> {
+        Err(Error::NoCode)
+    }
+
+    /// A device behind another driver.
+    pub fn with_driver(driver: Arc<dyn Driver>) -> Device {
+        let info = Arc::new(driver.info());
+        Device { driver, info }
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// Whether the kernels of `sm_90a` run here: capability 9.0 and no other.
+    pub fn is_hopper(&self) -> bool {
+        self.info.capability == (9, 0)
+    }
+
+    /// Free memory, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Driver`], [`Error::ContextLost`].
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.driver.free_bytes()
+    }
+
+    /// Waits until everything has run; the errors of earlier launches surface here.
+    ///
+    /// # Errors
+    /// [`Error::Driver`], [`Error::ContextLost`].
+    pub fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize()
+    }
+
+    /// `len` elements, zeroed.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Driver`], [`Error::ContextLost`].
+    pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        let buffer = self.uninit(len)?;
+        // SAFETY: the buffer's own bytes; zero is a value of every element type.
+        unsafe { self.driver.fill(buffer.ptr, 0, buffer.bytes())? };
+        Ok(buffer)
+    }
+
+    /// `len` elements of undefined (but some) value, for outputs.
+    ///
+    /// # Errors
+    /// As [`Device::zeros`].
+    pub fn uninit<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        let bytes = (len * size_of::<T>()) as u64;
+        let ptr = self.driver.alloc(bytes.max(1))?;
+        Ok(Buffer { device: self.clone(), ptr, len, element: PhantomData })
+    }
+
+    /// A copy of `values`.
+    ///
+    /// # Errors
+    /// As [`Device::zeros`].
+    pub fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer<T>> {
+        let mut buffer = self.uninit(values.len())?;
+        buffer.write(0, values)?;
+        Ok(buffer)
+    }
+
+    /// Records what `f` launches; see [`Graph`].
+    ///
+    /// # Errors
+    /// Whatever `f` returns, or the driver.
+    pub fn capture<E: From<Error>>(&self, f: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
+        self.driver.begin_capture()?;
+        let done = f();
+        let graph = self.driver.end_capture().map(|id| Graph { device: self.clone(), id });
+        done?;
+        Ok(graph?)
+    }
+
+    /// Starts a kernel.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    pub(crate) unsafe fn launch<P: Copy>(&self, kernel: Kernel, grid: Grid, params: &P) -> Result<()> {
+        // SAFETY: the bytes of a `repr(C)` struct, padding included, are only copied.
+        let bytes = unsafe { std::slice::from_raw_parts((&raw const *params).cast(), size_of::<P>()) };
+        tracing::trace!(%kernel, ?grid, "launch");
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.launch(kernel, grid, bytes) }
+    }
+
+    /// Describes part of a buffer to the copy engine.
+    pub(crate) fn tensor_map<T: Element>(&self, buffer: &Buffer<T>, shape: TensorShape) -> Result<TensorMap> {
+        let need = shape.rows * shape.row_bytes;
+        expect(need <= buffer.bytes(), "tensor_map", "buffer", format!("{need} bytes"), buffer.bytes())?;
+        self.driver.tensor_map(buffer.ptr, shape)
+    }
+}
+
+/// A recording of launches that runs again as one; the buffers it uses must outlive it.
+#[derive(Debug)]
+pub struct Graph {
+    device: Device,
+    id: u64,
+}
+
+impl Graph {
+    /// Runs it.
+    ///
+    /// # Safety
+    /// Every buffer that the recorded launches used still exists.
+    ///
+    /// # Errors
+    /// [`Error::Driver`], [`Error::ContextLost`].
+    pub unsafe fn launch(&self) -> Result<()> {
+        // SAFETY: the id is ours; the buffers are the caller's promise.
+        unsafe { self.device.driver.launch_graph(self.id) }
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.device.driver.free_graph(self.id);
+    }
+}
+
+/// A type whose values go to the device as they are.
+///
+/// # Safety
+/// No padding, and every bit pattern is a value.
+pub unsafe trait Element: Copy + Send + 'static {}
+// SAFETY: plain numbers.
+unsafe impl Element for u8 {}
+// SAFETY: as above.
+unsafe impl Element for i8 {}
+// SAFETY: as above.
+unsafe impl Element for u32 {}
+// SAFETY: as above.
+unsafe impl Element for i32 {}
+// SAFETY: as above.
+unsafe impl Element for f32 {}
+// SAFETY: as above.
+unsafe impl Element for half::f16 {}
+// SAFETY: as above.
+unsafe impl Element for half::bf16 {}
+
+/// `len` elements of device memory.
+pub struct Buffer<T: Element> {
+    device: Device,
+    ptr: Ptr,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer<{}>({} at {:#x})", std::any::type_name::<T>(), self.len, self.ptr)
+    }
+}
+
+impl<T: Element> Buffer<T> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes.
+    pub fn bytes(&self) -> u64 {
+        (self.len * size_of::<T>()) as u64
+    }
+
+    /// Where it lies.
+    pub fn ptr(&self) -> Ptr {
+        self.ptr
+    }
+
+    /// The device it lies on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn check(&self, operation: &'static str, first: usize, len: usize) -> Result<()> {
+        let fits = first.checked_add(len).is_some_and(|end| end <= self.len);
+        expect(fits, operation, "range", format!("within {} elements", self.len), format!("{first}+{len}"))
+    }
+
+    /// Copies `values` to elements `first..`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Driver`], [`Error::ContextLost`].
+    pub fn write(&mut self, first: usize, values: &[T]) -> Result<()> {
+        self.check("write", first, values.len())?;
+        // SAFETY: plain numbers as bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
+        // SAFETY: checked above.
+        unsafe { self.device.driver.upload(self.ptr + (first * size_of::<T>()) as u64, bytes) }
+    }
+
+    /// Copies elements `first..` to `values`, after everything before it has run.
+    ///
+    /// # Errors
+    /// As [`Buffer::write`].
+    pub fn read(&self, first: usize, values: &mut [T]) -> Result<()> {
+        self.check("read", first, values.len())?;
+        let n_bytes = size_of_val(values);
+        // SAFETY: plain numbers as bytes; every bit pattern is one.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), n_bytes) };
+        // SAFETY: checked above.
+        unsafe { self.device.driver.download(bytes, self.ptr + (first * size_of::<T>()) as u64) }
+    }
+
+    /// All elements.
+    ///
+    /// # Errors
+    /// As [`Buffer::write`].
+    pub fn to_vec(&self) -> Result<Vec<T>> {
+        // SAFETY: every bit pattern is a value of an `Element`.
+        let mut values = vec![unsafe { std::mem::zeroed() }; self.len];
+        self.read(0, &mut values)?;
+        Ok(values)
+    }
+
+    /// Copies `len` elements from one place to another in the same buffer; the two must not overlap.
+    ///
+    /// # Errors
+    /// As [`Buffer::write`].
+    pub fn copy_within(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
+        self.check("copy_within", from, len)?;
+        self.check("copy_within", to, len)?;
+        let apart = from + len <= to || to + len <= from;
+        expect(apart, "copy_within", "ranges", "apart", format!("{from} and {to}, {len} elements"))?;
+        let at = |i: usize| self.ptr + (i * size_of::<T>()) as u64;
+        // SAFETY: checked above.
+        unsafe { self.device.driver.copy(at(to), at(from), (len * size_of::<T>()) as u64) }
+    }
+}
+
+impl<T: Element> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        // SAFETY: ours, and gone after this.
+        unsafe { self.device.driver.free(self.ptr) };
+    }
+}

@@ -1,0 +1,138 @@
+//! The dozen calls that the launchers need of a device, as a trait.
+//!
+//! The CUDA driver implements it ([`Device::open`](crate::Device::open)); so does the emulator of this
+//! repository's tests, which runs the same kernels as C++ on the CPU, launched by the same launchers. A program
+//! that already owns a context and a stream can implement it over those.
+//!
+//! One driver is one device, one context and one stream: calls take effect in the order they are made.
+
+use std::fmt;
+
+use crate::error::Result;
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Name, as the driver spells it.
+    pub name: String,
+    /// Compute capability, `(9, 0)` for an H100.
+    pub capability: (u32, u32),
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Most bytes of shared memory that a block may have.
+    pub shared_bytes: u32,
+}
+
+/// An address on the device.
+pub type Ptr = u64;
+
+/// A kernel: which `.cu` file it is in, and its name there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// The file's stem, `gemm` for `cuda/gemm.cu`.
+    pub file: &'static str,
+    /// The entry point.
+    pub name: &'static str,
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.cu: {}", self.file, self.name)
+    }
+}
+
+/// How a kernel is spread over the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks in x, y and z.
+    pub blocks: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared_bytes: u32,
+}
+
+/// A description of a row-major matrix in device memory for the copy engine (`CUtensorMap`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct TensorMap(pub [u64; 16]);
+
+/// A matrix as [`Driver::tensor_map`] is told of it: `(rows, cols)` of elements of 1 (s8) or 2 (bf16) bytes, of
+/// which boxes `(box_rows, box_cols)` are copied; a row of a box has 128 bytes and is swizzled by 128 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorShape {
+    /// Bytes of an element, 1 or 2.
+    pub element_bytes: u32,
+    /// Rows of the matrix.
+    pub rows: u64,
+    /// Columns of the matrix.
+    pub cols: u64,
+    /// Bytes from row to row, a multiple of 16.
+    pub row_bytes: u64,
+    /// Rows of a box, at most 256.
+    pub box_rows: u32,
+    /// Columns of a box; `box_cols * element_bytes` is 128.
+    pub box_cols: u32,
+}
+
+/// A device, as the launchers see it.
+///
+/// # Safety
+/// An implementation keeps memory from [`Driver::alloc`] valid until it is freed, and runs launches, copies and
+/// graphs in the order of the calls. Addresses passed to its methods must lie in such memory, with room for what
+/// is copied; [`crate::Buffer`] and the launchers see to that.
+pub unsafe trait Driver: Send + Sync {
+    /// What the device is.
+    fn info(&self) -> DeviceInfo;
+    /// Free memory, in bytes.
+    fn free_bytes(&self) -> Result<u64>;
+    /// `bytes` of memory (more than 0), aligned to 256, of undefined content.
+    fn alloc(&self, bytes: u64) -> Result<Ptr>;
+    /// Gives memory back.
+    ///
+    /// # Safety
+    /// `at` comes from [`Driver::alloc`] and is used no more.
+    unsafe fn free(&self, at: Ptr);
+    /// Copies to the device; `from` can be changed when the call returns.
+    ///
+    /// # Safety
+    /// `to` has room.
+    unsafe fn upload(&self, to: Ptr, from: &[u8]) -> Result<()>;
+    /// Copies from the device, after everything before it has run.
+    ///
+    /// # Safety
+    /// `from` has so many bytes.
+    unsafe fn download(&self, to: &mut [u8], from: Ptr) -> Result<()>;
+    /// Copies on the device; the two do not overlap.
+    ///
+    /// # Safety
+    /// Both have so many bytes.
+    unsafe fn copy(&self, to: Ptr, from: Ptr, bytes: u64) -> Result<()>;
+    /// Sets every byte.
+    ///
+    /// # Safety
+    /// `at` has so many bytes.
+    unsafe fn fill(&self, at: Ptr, byte: u8, bytes: u64) -> Result<()>;
+    /// Starts a kernel whose only parameter is the struct `params`.
+    ///
+    /// # Safety
+    /// `params` is what the kernel takes, and every address in it is good for what the kernel does with it.
+    unsafe fn launch(&self, kernel: Kernel, grid: Grid, params: &[u8]) -> Result<()>;
+    /// Waits until everything has run.
+    fn synchronize(&self) -> Result<()>;
+    /// Describes a matrix at `at` to the copy engine. Only devices of capability 9.0 have one.
+    fn tensor_map(&self, at: Ptr, shape: TensorShape) -> Result<TensorMap>;
+    /// From here on launches, fills and copies on the device are recorded instead of run.
+    fn begin_capture(&self) -> Result<()>;
+    /// Ends the recording and names it.
+    fn end_capture(&self) -> Result<u64>;
+    /// Runs a recording.
+    ///
+    /// # Safety
+    /// `graph` comes from [`Driver::end_capture`], and all memory it uses is still there.
+    unsafe fn launch_graph(&self, graph: u64) -> Result<()>;
+    /// Forgets a recording.
+    fn free_graph(&self, graph: u64);
+}
