@@ -27,6 +27,10 @@ on_devices! {
     gemm_functions_sm80, (8, 0), gemm::functions;
     gemm_int8_sm80, (8, 0), gemm::int8_activations;
     gemm_errors_sm80, (8, 0), gemm::errors;
+    gemm_rows_sm90, (9, 0), gemm::few_and_tiles;
+    gemm_shapes_sm90, (9, 0), gemm::shapes;
+    gemm_functions_sm90, (9, 0), gemm::functions;
+    gemm_int8_sm90, (9, 0), gemm::int8_activations;
     norm_sm80, (8, 0), norm::check;
     rope_sm80, (8, 0), rope::check;
     sample_sm80, (8, 0), sample::check;

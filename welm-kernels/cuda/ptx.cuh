@@ -211,6 +211,7 @@ template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.
 #define WELM_8(c, d, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
 #define WELM_32(c, d, i) WELM_8(c, d, i), WELM_8(c, d, i + 8), WELM_8(c, d, i + 16), WELM_8(c, d, i + 24)
 #define WELM_64(c, d) WELM_32(c, d, 0), WELM_32(c, d, 32)
+#define WELM_128(c, d) WELM_64(c, d), WELM_32(c, d, 64), WELM_32(c, d, 96)
 #define WELM_D32                                                                                             \
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "   \
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
@@ -219,6 +220,14 @@ template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "    \
     "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "    \
     "%62, %63}"
+#define WELM_D128 \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, " \
+    "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, " \
+    "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, " \
+    "%59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, " \
+    "%78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, " \
+    "%97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, " \
+    "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}"
 
 // D (64, N) f32 = A (64, 16) bf16 B (16, N) bf16 + (accumulate ? D : 0), asynchronously, by the 128 threads of
 // a warpgroup. Warp w holds rows 16w..16w+15; d[4j..4j+3] are columns 8j..8j+7 laid out as in mma_bf16; A from
@@ -249,6 +258,13 @@ template <bool TRANS> DEVICE void wgmma_bf16(float (&d)[64], const uint32_t (&a)
                  : WELM_64("+f", d)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(TRANS));
 }
+template <bool TRANS> DEVICE void wgmma_bf16(float (&d)[128], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " WELM_D128
+                 ", {%128, %129, %130, %131}, %132, p, 1, 1, %134;\n}\n"
+                 : WELM_128("+f", d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(TRANS));
+}
 // D (64, 2 * len d) s32 = A (64, 32) s8 B (32, N) s8 + (accumulate ? D : 0); A in registers as in mma_s8.
 DEVICE void wgmma_s8(int32_t (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
@@ -265,8 +281,10 @@ DEVICE void wgmma_s8(int32_t (&d)[64], const uint32_t (&a)[4], uint64_t b, bool 
 #undef WELM_8
 #undef WELM_32
 #undef WELM_64
+#undef WELM_128
 #undef WELM_D32
 #undef WELM_D64
+#undef WELM_D128
 #endif
 
 }  // namespace ptx

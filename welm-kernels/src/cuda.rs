@@ -14,10 +14,11 @@
 mod code;
 mod failure;
 mod kernels;
-mod library;
+mod probe;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
-use std::ffi::{CStr, c_char};
 use std::fmt::Display;
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -30,7 +31,7 @@ use self::kernels::Loaded;
 use crate::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result};
 
-/// Pinned memory for uploads; larger ones go without. A step's tables of tokens and blocks are far smaller.
+/// Pinned memory for uploads; larger ones go without it. The tables of a step are far smaller.
 const STAGING_BYTES: usize = 4 << 20;
 /// A device, its primary context and a stream of it.
 pub(crate) struct Cuda {
@@ -92,10 +93,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Cuda {
     /// See [`crate::Device::open`].
     pub(crate) fn open(ordinal: usize) -> Result<Cuda> {
-        library::find().map_err(|reason| Error::NoDevice(format!("{reason}; {CODE}")))?;
+        probe::find_library().map_err(Error::NoDevice)?;
         // SAFETY: the first call, and it has no other conditions.
         reached("cuInit", unsafe { sys::cuInit(0) })?;
-        let (mut version, mut count, mut device, mut memory) = (0, 0, 0, 0);
+        let (mut version, mut count, mut device) = (0, 0, 0);
         // SAFETY: gives a number.
         reached("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut version) })?;
         // SAFETY: gives a number.
@@ -105,32 +106,7 @@ impl Cuda {
         // SAFETY: gives a device; the ordinal is in range.
         reached("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, index.ok_or_else(no_such)?) })?;
 
-        let mut name = [0 as c_char; 256];
-        // SAFETY: writes that many bytes at most, with a zero.
-        let result = unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32, device) };
-        reached("cuDeviceGetName", result)?;
-        // SAFETY: as above.
-        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
-        // SAFETY: gives a number.
-        reached("cuDeviceTotalMem", unsafe { sys::cuDeviceTotalMem_v2(&mut memory, device) })?;
-        let attribute = |attribute| {
-            let mut value = 0;
-            // SAFETY: gives a number.
-            let result = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) };
-            reached("cuDeviceGetAttribute", result)?;
-            Ok::<_, Error>(value.max(0) as u32)
-        };
-        use sys::CUdevice_attribute_enum::*;
-        let info = DeviceInfo {
-            name,
-            capability: (
-                attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-                attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-            ),
-            multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            memory_bytes: memory as u64,
-            shared_bytes: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-        };
+        let info = probe::info_of(device)?;
         let version = version.max(0) as u32;
         let version = (version / 1000, version % 1000 / 10);
         CODE.check(info.capability, version)

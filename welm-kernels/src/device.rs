@@ -135,11 +135,22 @@ impl Device {
         unsafe { self.driver.launch(kernel, grid, bytes) }
     }
 
-    /// Describes part of a buffer to the copy engine.
+    /// Describes a buffer, or its beginning, to the copy engine.
     pub(crate) fn tensor_map<T: Element>(&self, buffer: &Buffer<T>, shape: TensorShape) -> Result<TensorMap> {
-        let need = shape.rows * shape.row_bytes;
+        self.tensor_map_at(buffer, 0, shape)
+    }
+
+    /// Describes part of a buffer, from element `first` on, to the copy engine.
+    pub(crate) fn tensor_map_at<T: Element>(
+        &self,
+        buffer: &Buffer<T>,
+        first: usize,
+        shape: TensorShape,
+    ) -> Result<TensorMap> {
+        let skipped = (first * size_of::<T>()) as u64;
+        let need = skipped + shape.rows * shape.row_bytes;
         expect(need <= buffer.bytes(), "tensor_map", "buffer", format!("{need} bytes"), buffer.bytes())?;
-        self.driver.tensor_map(buffer.ptr, shape)
+        self.driver.tensor_map(buffer.ptr + skipped, shape)
     }
 }
 

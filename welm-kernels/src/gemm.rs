@@ -10,7 +10,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use crate::device::{Buffer, Device};
-use crate::driver::{Grid, Kernel, Ptr};
+use crate::driver::{Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
 use crate::norm::{GROUP, Table};
 
@@ -430,10 +430,53 @@ pub fn gemm(
     if n == 0 {
         return Ok(());
     }
-    let (name, grid) = kernel(mode, n, packed_rows(w.rows, order), arithmetic);
+    let (rows_of_x, rows) = (rows, packed_rows(w.rows, order));
+    if device.is_hopper() && (arithmetic == Arithmetic::Fast || mode == Mode::W8A8) {
+        let (name, grid, box_rows) = kernel_sm90(mode, n, rows);
+        let shape = |element_bytes: u32| TensorShape {
+            element_bytes,
+            rows: n as u64,
+            cols: k as u64,
+            row_bytes: k as u64 * u64::from(element_bytes),
+            box_rows,
+            box_cols: 128 / element_bytes,
+        };
+        let x = match x {
+            Input::Bf16(x) => device.tensor_map_at(x, rows_of_x.start * k, shape(2))?,
+            Input::Int8 { q, .. } => device.tensor_map_at(q, rows_of_x.start * k, shape(1))?,
+        };
+        let params = Sm90Params { x, params };
+        // SAFETY: as below.
+        return unsafe { device.launch(Kernel { file: "gemm_sm90", name }, grid, &params) };
+    }
+    let (name, grid) = kernel(mode, n, rows);
     expect(grid.blocks[1] <= 65_535, OPERATION, "w", "at most 65535 blocks of rows", w.rows)?;
     // SAFETY: the lengths are checked above, those of the weight by `Weight::upload`.
     unsafe { device.launch(Kernel { file: "gemm", name }, grid, &params) }
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct Sm90Params {
+    x: TensorMap,
+    params: Params,
+}
+
+/// The kernel of `gemm_sm90.cu` for a mode, and the rows of a box of x.
+fn kernel_sm90(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid, u32) {
+    // A stage: x, weights, scales of weights, scales of x; rounded up to 1,024 bytes.
+    let kernel = |name, tokens: usize, stages: usize, stage: usize| {
+        let barriers = 2 * stages * size_of::<u64>();
+        let shared_bytes = (stages * stage.next_multiple_of(1024) + barriers) as u32;
+        let blocks = [n.div_ceil(tokens) as u32, (rows / TILE_ROWS) as u32, 1];
+        (name, Grid { blocks, threads: 384, shared_bytes }, tokens as u32)
+    };
+    let groups = TILE_ROWS * GROUP;
+    match mode {
+        Mode::W8A16 => kernel("gemm_w8a16_sm90", 256, 5, 256 * 128 + 2 * (groups + 2 * TILE_ROWS)),
+        Mode::W16A16 => kernel("gemm_w16a16_sm90", 256, 4, 256 * 128 + 2 * 2 * groups),
+        Mode::W8A8 => kernel("gemm_w8a8_sm90", 128, 6, 128 * 144 + 4 * (groups + 2 * TILE_ROWS)),
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -443,8 +486,8 @@ enum Mode {
     W8A8,
 }
 
-/// The kernel for `n` rows of x and so many packed ones of the weight.
-fn kernel(mode: Mode, n: usize, rows: usize, _arithmetic: Arithmetic) -> (&'static str, Grid) {
+/// The kernel of `gemm.cu` for `n` rows of x and so many packed ones of the weight.
+fn kernel(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid) {
     // A strip's sums of all segments: (8, tokens, rows + 4) f32.
     let few = |name, tokens: usize, strips: usize| {
         let blocks = [n.div_ceil(tokens) as u32, (rows / STRIP / strips) as u32, 1];

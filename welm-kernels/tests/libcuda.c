@@ -40,11 +40,21 @@ static int context, stream_handle, n_retained, n_streams, n_modules, n_pinned, n
 static _Thread_local void *current;
 static _Thread_local int capture_mode = THREAD_LOCAL;
 
-#define CALL(name)                                          \
-    do {                                                    \
-        if (current != &context) return INVALID_CONTEXT;    \
-        Result planned_result = planned(name);              \
-        if (planned_result != SUCCESS) return planned_result; \
+// The first error from 700 to 719, but for 701, is that of all later calls, too.
+static Result lost;
+
+static Result entered(const char *function) {
+    if (lost != SUCCESS) return lost;
+    if (current != &context) return INVALID_CONTEXT;
+    Result result = planned(function);
+    if (result >= 700 && result <= 719 && result != 701) lost = result;
+    return result;
+}
+
+#define CALL(function)                              \
+    do {                                            \
+        Result result = entered(function);          \
+        if (result != SUCCESS) return result;       \
     } while (0)
 
 Result cuInit(unsigned flags) { return flags != 0 ? INVALID_VALUE : setting("devices=", 1) == 0 ? NO_DEVICE : planned("cuInit"); }
@@ -76,8 +86,10 @@ Result cuDevicePrimaryCtxRetain(void **out, int device) {
 }
 Result cuDevicePrimaryCtxRelease_v2(int device) {
     if (device != 40) return INVALID_VALUE;
-    fprintf(stderr, "\nlibcuda: left %d, current %d\n",
-            --n_retained + n_streams + n_modules + n_pinned + n_allocated + n_graphs + n_executables, current == &context);
+    if (--n_retained > 0) return SUCCESS;
+    int left = n_streams + n_modules + n_pinned + n_allocated + n_graphs + n_executables;
+    // What a lost context has goes with it.
+    fprintf(stderr, "\nlibcuda: left %d, current %d\n", lost == SUCCESS ? left : 0, current == &context);
     return SUCCESS;
 }
 Result cuCtxGetCurrent(void **out) { return *out = current, SUCCESS; }

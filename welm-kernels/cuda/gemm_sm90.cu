@@ -1,0 +1,200 @@
+// Matrix products of many rows on wgmma, for prompts on Hopper.
+//
+// A block is 128 rows of W by TOKENS rows of x: two warpgroups multiply, 64 rows each, a third one feeds them. W is
+// the A operand and comes from registers, since int8 must be unpacked on the way: packed as fragments, it is copied to
+// shared memory in long runs and read back 16 bytes a lane. x is the B operand, copied by the tensor copy engine with
+// a 128-byte swizzle. While one warpgroup unpacks, the other's products run.
+//
+//     W8A16, W16A16   256 tokens, stages of 64 columns. A weight times its scale is rounded to bf16 once; sums are f32.
+//     W8A8            128 tokens, stages of 128 columns. The sums of a group of 32 are int32, exactly; then times the
+//                     scales of weight and activation, in f32, in the order of K.
+//
+// A row's bits depend on that row only: it is a column of B, and every block walks K the same way.
+#include "gemm.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+using namespace gemm;
+
+constexpr uint32_t CONSUMERS = 256;
+
+struct Sm90Params {
+    ptx::TensorMap x;  // (n, K), boxes of TOKENS rows of 128 bytes
+    Params p;
+};
+
+template <Mode MODE, int TOKENS, int STAGES> struct Layout {
+    static constexpr uint32_t GROUPS = MODE == W8A8 ? 4 : 2;
+    // Of a stage; B comes first, aligned to the swizzle's 1,024 bytes.
+    static constexpr uint32_t B = TOKENS * 128;
+    static constexpr uint32_t A_STRIP = GROUPS * TILE_BYTES<MODE>, A = STRIPS * A_STRIP;
+    static constexpr uint32_t SCALES_STRIP = MODE == W16A16 ? 0 : GROUPS * SCALE_BYTES, SCALES = STRIPS * SCALES_STRIP;
+    static constexpr uint32_t B_SCALES = MODE == W8A8 ? GROUPS * TOKENS * 4 : 0;
+    static constexpr uint32_t BYTES = (B + A + SCALES + B_SCALES + 1023) / 1024 * 1024;
+};
+
+// Shared memory: STAGES stages, then two barriers for each. Afterwards (TOKENS, PITCH) f32.
+template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Params &all) {
+    typedef Layout<MODE, TOKENS, STAGES> L;
+    constexpr int PITCH = TILE_ROWS + 4;
+    const Params &p = all.p;
+    uint8_t *shared = ptx::shared();
+    ptx::Barrier *full = (ptx::Barrier *)(shared + STAGES * L::BYTES), *empty = full + STAGES;
+    const uint32_t first_token = blockIdx.x * TOKENS, first_strip = blockIdx.y * STRIPS;
+    const uint32_t n_stages = p.n_groups / L::GROUPS;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; ++i) {
+            ptx::barrier_init(full + i, 1);
+            ptx::barrier_init(empty + i, CONSUMERS / 32);
+        }
+        ptx::barrier_init_fence();
+    }
+    ptx::sync_block();
+
+    if (threadIdx.x >= CONSUMERS) {
+        ptx::give_registers<24>();
+        if (threadIdx.x != CONSUMERS) return;
+        // Scales of tokens come by 16 bytes, of no more of them than there are.
+        const uint32_t b_scale_bytes = MODE == W8A8 ? min((uint32_t)TOKENS, (p.n - first_token + 3) / 4 * 4) * 4 : 0;
+        for (uint32_t index = 0; index < n_stages; ++index) {
+            const uint32_t stage = index % STAGES;
+            if (index >= STAGES) ptx::barrier_wait(empty + stage, (index / STAGES - 1) % 2);
+            uint8_t *b = shared + stage * L::BYTES, *a = b + L::B, *scales = a + L::A, *b_scales = scales + L::SCALES;
+            ptx::Barrier *barrier = full + stage;
+            ptx::barrier_expect(barrier, L::B + L::A + L::SCALES + (MODE == W8A8 ? L::GROUPS * b_scale_bytes : 0));
+            ptx::tma_load_2d(b, &all.x, (int)(index * (MODE == W8A8 ? 128 : 64)), (int)first_token, barrier);
+            for (uint32_t s = 0; s < STRIPS; ++s) {
+                const size_t tile = (size_t)(first_strip + s) * p.n_groups + index * L::GROUPS;
+                const uint8_t *w = (const uint8_t *)p.w + tile * TILE_BYTES<MODE>;
+                ptx::bulk_load(a + s * L::A_STRIP, w, L::A_STRIP, barrier);
+                if constexpr (MODE != W16A16) {
+                    const uint8_t *w_scale = (const uint8_t *)p.w_scale + tile * SCALE_BYTES;
+                    ptx::bulk_load(scales + s * L::SCALES_STRIP, w_scale, L::SCALES_STRIP, barrier);
+                }
+            }
+            if constexpr (MODE == W8A8) {
+                for (uint32_t group = 0; group < L::GROUPS; ++group) {
+                    const size_t at = (size_t)(index * L::GROUPS + group) * p.q_scale_stride + first_token;
+                    ptx::bulk_load(b_scales + group * TOKENS * 4, p.q_scale + at, b_scale_bytes, barrier);
+                }
+            }
+        }
+    } else {
+        ptx::take_registers<240>();
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+        float sum[TOKENS / 2];
+#pragma unroll
+        for (int i = 0; i < TOKENS / 2; ++i) sum[i] = 0.0f;
+
+        auto stage_of = [&](uint32_t index) { return shared + index % STAGES * L::BYTES; };
+        auto wait_full = [&](uint32_t index) { ptx::barrier_wait(full + index % STAGES, index / STAGES % 2); };
+        // All products of this warp that read the stage are done.
+        auto release = [&](uint32_t index) {
+            ptx::sync_warp();
+            if (lane == 0) ptx::barrier_arrive(empty + index % STAGES);
+        };
+        auto load = [&](uint32_t index, uint32_t group) {
+            const uint8_t *a = stage_of(index) + L::B + warp * L::A_STRIP + group * TILE_BYTES<MODE> + lane * 16;
+            Weights<MODE> w;
+            w.words[0] = *(const uint4 *)a;
+            if constexpr (MODE == W16A16) {
+                w.words[1] = *(const uint4 *)(a + 512);
+            } else {
+                const uint8_t *scales = stage_of(index) + L::B + L::A + warp * L::SCALES_STRIP;
+                w.scales = *(const uint32_t *)(scales + group * SCALE_BYTES + g * 4);
+            }
+            return w;
+        };
+        // 32 bytes along K of every row of x: 16 columns of bf16, 32 of int8.
+        auto b_desc = [&](uint32_t index, uint32_t step) {
+            return ptx::matrix_desc(stage_of(index) + step * 32, 16, 1024);
+        };
+
+        if constexpr (MODE == W8A8) {
+            int32_t d[2][TOKENS / 2];
+            for (uint32_t index = 0; index < n_stages; ++index) {
+                wait_full(index);
+                Weights<MODE> w[2];
+                uint32_t a[2][4];
+                const uint8_t *b_scales = stage_of(index) + L::B + L::A + L::SCALES;
+                // One group's product runs while the sums of the one before are scaled.
+#pragma unroll
+                for (uint32_t group = 0; group <= L::GROUPS; ++group) {
+                    if (group < L::GROUPS) {
+                        w[group % 2] = load(index, group);
+                        const uint4 words = w[group % 2].words[0];
+                        uint32_t(&rows)[4] = a[group % 2];
+                        rows[0] = words.x;
+                        rows[1] = words.y;
+                        rows[2] = words.z;
+                        rows[3] = words.w;
+                        ptx::wgmma_fence();
+                        ptx::wgmma_s8(d[group % 2], rows, b_desc(index, group), false);
+                        ptx::wgmma_commit();
+                    }
+                    if (group == 0) continue;
+                    if (group < L::GROUPS) ptx::wgmma_wait<1>();
+                    else ptx::wgmma_wait<0>();
+                    const uint32_t done = group - 1;
+                    const float scale_g = w[done % 2].scale(0), scale_g8 = w[done % 2].scale(1);
+#pragma unroll
+                    for (int j = 0; j < TOKENS / 8; ++j) {
+                        const float2 q_scale = *(const float2 *)(b_scales + (done * TOKENS + 8 * j + 2 * t) * 4);
+                        const int32_t *from = d[done % 2] + 4 * j;
+                        float *to = sum + 4 * j;
+                        to[0] = fmaf((float)from[0], scale_g * q_scale.x, to[0]);
+                        to[1] = fmaf((float)from[1], scale_g * q_scale.y, to[1]);
+                        to[2] = fmaf((float)from[2], scale_g8 * q_scale.x, to[2]);
+                        to[3] = fmaf((float)from[3], scale_g8 * q_scale.y, to[3]);
+                    }
+                }
+                release(index);
+            }
+        } else {
+            // The next stage's weights are unpacked into the other registers while this one's products run.
+            uint32_t even[L::GROUPS][2][4], odd[L::GROUPS][2][4];
+            auto unpack = [&](uint32_t (&a)[L::GROUPS][2][4], uint32_t index) {
+                if (index >= n_stages) return;
+                wait_full(index);
+#pragma unroll
+                for (uint32_t group = 0; group < L::GROUPS; ++group) load(index, group).scaled_operands(a[group]);
+            };
+            auto multiply = [&](const uint32_t (&a)[L::GROUPS][2][4], uint32_t index) {
+                ptx::wgmma_fence();
+#pragma unroll
+                for (uint32_t step = 0; step < 2 * L::GROUPS; ++step)
+                    ptx::wgmma_bf16<false>(sum, a[step / 2][step % 2], b_desc(index, step), true);
+                ptx::wgmma_commit();
+            };
+            unpack(even, 0);
+            for (uint32_t index = 0; index < n_stages; index += 2) {
+                multiply(even, index);
+                unpack(odd, index + 1);
+                ptx::wgmma_wait<0>();
+                release(index);
+                if (index + 1 == n_stages) break;
+                multiply(odd, index + 1);
+                unpack(even, index + 2);
+                ptx::wgmma_wait<0>();
+                release(index + 1);
+            }
+        }
+
+        // Every stage has been read; its memory takes the sums.
+        ptx::sync_named(1, CONSUMERS);
+        float *out = (float *)shared;
+#pragma unroll
+        for (int i = 0; i < TOKENS / 2; ++i) {
+            const int token = i / 4 * 8 + 2 * t + i % 2, row = warp * 16 + g + i / 2 % 2 * 8;
+            out[token * PITCH + row] = sum[i];
+        }
+        ptx::sync_named(1, CONSUMERS);
+        store_tile<PITCH>(p, out, TILE_ROWS, first_strip * STRIP, first_token, TOKENS, threadIdx.x, CONSUMERS);
+    }
+}
+
+KERNEL(gemm_w8a16_sm90, Sm90Params, 384, 1) { product<W8A16, 256, 5>(p); }
+KERNEL(gemm_w16a16_sm90, Sm90Params, 384, 1) { product<W16A16, 256, 4>(p); }
+KERNEL(gemm_w8a8_sm90, Sm90Params, 384, 1) { product<W8A8, 128, 6>(p); }
+
+#endif
