@@ -86,7 +86,6 @@ struct Inner {
     buffers: HashMap<Ptr, Buffer>,
     used_bytes: u64,
     launches: u64,
-    libraries: HashMap<&'static str, Library>,
     capture: Option<Vec<Recorded>>,
     graphs: HashMap<u64, Vec<Recorded>>,
     next_graph: u64,
@@ -113,6 +112,20 @@ type LaunchFn = unsafe extern "C" fn(*const Launch, *mut c_char, u64) -> c_int;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A library, which stays loaded: its fibers' stacks are thousands of mappings.
+fn library(path: PathBuf) -> Result<&'static Library> {
+    static LOADED: Mutex<Vec<(PathBuf, &'static Library)>> = Mutex::new(Vec::new());
+    let mut loaded = lock(&LOADED);
+    if let Some((_, library)) = loaded.iter().find(|(known, _)| *known == path) {
+        return Ok(library);
+    }
+    // SAFETY: one of our own libraries, whose initialisation only registers kernels.
+    let library = unsafe { Library::new(&path) }.map_err(|e| Error::driver(path.display(), e))?;
+    let library: &'static Library = Box::leak(Box::new(library));
+    loaded.push((path, library));
+    Ok(library)
 }
 
 impl Emulator {
@@ -211,14 +224,8 @@ impl Inner {
             None => {}
         }
         self.launches += 1;
-        if !self.libraries.contains_key(kernel.file) {
-            let stock = || Path::new(env!("WELM_EMULATOR_LIBRARIES")).join(format!("{}.so", kernel.file));
-            let path = options.libraries.get(kernel.file).cloned().unwrap_or_else(stock);
-            // SAFETY: one of our own libraries, whose initialisation only registers kernels.
-            let library = unsafe { Library::new(&path) }.map_err(|e| Error::driver(path.display(), e))?;
-            self.libraries.insert(kernel.file, library);
-        }
-        let library = &self.libraries[kernel.file];
+        let stock = || Path::new(env!("WELM_EMULATOR_LIBRARIES")).join(format!("{}.so", kernel.file));
+        let library = library(options.libraries.get(kernel.file).cloned().unwrap_or_else(stock))?;
         // Parameters of their own, aligned for a tensor map.
         let mut aligned = vec![TensorMap([0; 16]); params.len().div_ceil(size_of::<TensorMap>())];
         // SAFETY: as long as `params`, rounded up.

@@ -47,6 +47,7 @@ DEVICE void sync_warp() {
     collective("sync_warp", nothing, [](int **) {});
 }
 DEVICE void sync_named(int id, int threads) { barrier((uint32_t)id, (uint32_t)threads); }
+DEVICE void arrive_named(int id, int threads) { barrier((uint32_t)id, (uint32_t)threads, false); }
 
 template <typename T> struct Exchange {
     T value;
@@ -360,6 +361,9 @@ template <int N> DEVICE void wgmma_wait() {
 // Element (row, k) of a matrix with K contiguous, or (k, n) of one with N contiguous.
 template <typename T> DEVICE typename T::Value element(uint64_t desc, bool transposed, int mn, int k) {
     const size_t start = (desc & 0x3fff) << 4, leading = (desc >> 16 & 0x3fff) << 4, stride = (desc >> 32 & 0x3fff) << 4;
+    // The pattern of the swizzle counts from addresses that are multiples of 1,024, with a base offset of 0.
+    if (start % 1024 >= 128 || stride % 1024 != 0 || (transposed && mn >= 64 && leading % 1024 != 0))
+        fail("wgmma: a matrix at %zu, stride %zu, leading %zu", start, stride, leading);
     size_t at = start;
     if (transposed) at += mn / 64 * leading + k / 8 * stride + k % 8 * 128 + mn % 64 * T::BYTES;
     else at += mn / 8 * stride + mn % 8 * 128 + k * T::BYTES;

@@ -263,7 +263,8 @@ inline void run_block(Index block) {
         fiber.groups.clear();
         uint8_t *stack = s.stacks + i * STACK_BYTES;
 #if defined(__x86_64__)
-        void **top = (void **)(stack + STACK_BYTES);
+        // Apart by odd numbers of cache lines: at the same offset, all would compete for the same few sets.
+        void **top = (void **)(stack + STACK_BYTES - i * 21 * 64 % (STACK_BYTES / 2));
         *--top = nullptr;  // where thread_main would return to
         *--top = (void *)thread_main;
         for (int r = 0; r < 6; ++r) *--top = nullptr;
@@ -297,6 +298,8 @@ inline void run_block(Index block) {
     }
     s.current = nullptr;
     if (!s.transfers.empty()) fail("ends with a copy to its shared memory under way");
+    for (uint32_t i = 0; i < N_BARRIERS; ++i)
+        if (s.barriers[i].arrived > 0) fail("ends with %u threads counted at barrier %u", s.barriers[i].arrived, i);
     for (size_t i = 0; i < slack; ++i)
         if (s.shared[s.shared_bytes + i] != CANARY) fail("writes %zu bytes past its shared memory", i);
 }
@@ -398,7 +401,8 @@ template <typename Args, typename Run> inline void collective(const char *name, 
     pause();
 }
 
-inline void barrier(uint32_t id, uint32_t threads) {
+// With `wait` false the thread is counted, and goes on.
+inline void barrier(uint32_t id, uint32_t threads, bool wait = true) {
     State &s = state();
     if (id >= N_BARRIERS || threads % WARP != 0 || threads > s.n_threads) fail("barrier %u of %u", id, threads);
     NamedBarrier &barrier = s.barriers[id];
@@ -408,7 +412,7 @@ inline void barrier(uint32_t id, uint32_t threads) {
         "barrier 0", "barrier 1", "barrier 2",  "barrier 3",  "barrier 4",  "barrier 5",  "barrier 6",  "barrier 7",
         "barrier 8", "barrier 9", "barrier 10", "barrier 11", "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
     barrier.expected = threads;
-    if (++barrier.arrived < threads) return wait_for(NAMES[id]);
+    if (++barrier.arrived < threads) return wait ? wait_for(NAMES[id]) : pause();
     barrier.arrived = 0;
     for (uint32_t i = 0; i < s.n_threads; ++i)
         if (s.fibers[i].waits_for == NAMES[id]) wake(s.fibers[i]);

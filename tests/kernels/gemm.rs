@@ -6,8 +6,9 @@ use half::{bf16, f16};
 use welm_kernels::error::Error;
 use welm_kernels::gemm::{
     ALIGN, Arithmetic, Function, Input, Output, Packed, RowOrder, Weight, bf16_bytes, gemm, int8_bytes,
+    rotated_bytes,
 };
-use welm_kernels::norm::{GROUP, Quantized, quantize};
+use welm_kernels::norm::{GROUP, Quantized, Rotated, quantize, rotate};
 use welm_kernels::{Buffer, Device};
 
 use crate::random::Random;
@@ -23,6 +24,9 @@ pub fn check(device: &Device) {
     shapes(device);
     functions(device);
     int8_activations(device);
+    rotated_weights();
+    rotated_int8(device);
+    rotated_is_the_same(device);
     errors(device);
 }
 
@@ -30,13 +34,48 @@ pub fn check(device: &Device) {
 enum Kind {
     Int8,
     Bf16,
+    Rotated,
 }
 
-/// A weight as it was before it was packed.
+const KINDS: [Kind; 3] = [Kind::Int8, Kind::Bf16, Kind::Rotated];
+
+impl Kind {
+    /// Columns that a product of `cols` runs over: a rotation fills the padding, too.
+    fn width(self, cols: usize) -> usize {
+        if self == Kind::Rotated { cols.next_multiple_of(ALIGN) } else { cols }
+    }
+
+    /// bf16 activations for such a weight.
+    fn input(self, x: &Rows) -> Input<'_> {
+        if self == Kind::Rotated { Input::Rotated(&x.buffer) } else { Input::Bf16(&x.buffer) }
+    }
+}
+
+/// Where a row is packed.
+fn packed_row(row: usize, rows: usize, order: RowOrder) -> usize {
+    match order {
+        RowOrder::Plain => row,
+        RowOrder::Gated => {
+            let (gate, up) = if row < rows / 2 { (row, 0) } else { (row - rows / 2, 8) };
+            gate / 8 * 16 + gate % 8 + up
+        }
+    }
+}
+
+/// The value of a packed row in a column, of tiles of int8.
+fn packed_value(q: &[i8], k: usize, row: usize, col: usize) -> i8 {
+    let (tile, col) = (row / 16 * (k / GROUP) + col / GROUP, col % GROUP);
+    // The four columns 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of 16, and which of them.
+    let (half, t, which) = (col / 16, col % 8 / 2, col % 16 / 8 * 2 + col % 2);
+    q[(tile * 32 + row % 8 * 4 + t) * 16 + half * 8 + row % 16 / 8 * 4 + which]
+}
+
+/// A weight as the kernels see it.
 struct Plain {
     rows: usize,
-    cols: usize,
-    values: Vec<f64>, // (rows, cols)
+    width: usize,
+    values: Vec<f64>, // (rows, width)
+    scale: Vec<f32>,  // (rows), rotated only
     bias: Option<Vec<f32>>,
     weight: Weight,
 }
@@ -64,24 +103,45 @@ impl Plain {
             Kind::Bf16 => {
                 Packed::bf16(rows, cols, order, 3, |row, to| to.copy_from_slice(&wide[row * cols..][..cols]))
             }
+            Kind::Rotated => {
+                let all = random.f32s(rows * cols, size);
+                let row = |row: usize, to: &mut [f32]| to.copy_from_slice(&all[row * cols..][..cols]);
+                Packed::rotated(rows, cols, order, 3, row).unwrap()
+            }
         };
-        let value = |i: usize| match kind {
-            Kind::Int8 => f64::from(q[i]) * scale[i / cols * groups + i % cols / GROUP].to_f64(),
-            Kind::Bf16 => wide[i].to_f64(),
+        let width = kind.width(cols);
+        let value = |i: usize| match &packed {
+            Packed::Int8 { .. } => f64::from(q[i]) * scale[i / cols * groups + i % cols / GROUP].to_f64(),
+            Packed::Bf16(_) => wide[i].to_f64(),
+            Packed::Rotated { q, scale } => {
+                let row = packed_row(i / width, rows, order);
+                f64::from(packed_value(q, width, row, i % width)) * f64::from(scale[row])
+            }
+        };
+        let values = (0..rows * width).map(value).collect();
+        let row_scale = match &packed {
+            Packed::Rotated { scale, .. } => (0..rows).map(|r| scale[packed_row(r, rows, order)]).collect(),
+            _ => vec![],
         };
         let bias = bias.then(|| random.f32s(rows, size));
         let weight = Weight::upload(device, rows, cols, order, &packed, bias.as_deref()).unwrap();
-        let bytes = if kind == Kind::Int8 { int8_bytes } else { bf16_bytes };
+        let bytes = match kind {
+            Kind::Int8 => int8_bytes,
+            Kind::Bf16 => bf16_bytes,
+            Kind::Rotated => rotated_bytes,
+        };
         assert_eq!(weight.bytes(), bytes(rows, cols, order));
+        assert_eq!(weight.is_int8(), kind == Kind::Int8);
+        assert_eq!(weight.is_rotated(), kind == Kind::Rotated);
         assert_eq!((weight.shape(), weight.k()), ((rows, cols), cols.next_multiple_of(ALIGN)));
-        Plain { rows, cols, values: (0..rows * cols).map(value).collect(), bias, weight }
+        Plain { rows, width, values, scale: row_scale, bias, weight }
     }
 
     /// `x W^T + b` of a row of x, and the magnitude of the terms.
     fn product(&self, x: &[f64]) -> Vec<(f64, f64)> {
         let row = |r: usize| {
             let bias = self.bias.as_ref().map_or(0.0, |b| f64::from(b[r]));
-            let terms = self.values[r * self.cols..][..self.cols].iter().zip(x).map(|(w, x)| w * x);
+            let terms = self.values[r * self.width..][..self.width].iter().zip(x).map(|(w, x)| w * x);
             terms.fold((bias, bias.abs()), |(sum, size), term| (sum + term, size + term.abs()))
         };
         (0..self.rows).map(row).collect()
@@ -130,18 +190,18 @@ fn assert_close(w: &Plain, x: &Rows, first: usize, sums: &[f32], relative: f64, 
     for (i, got) in sums.chunks(w.rows).enumerate() {
         for (r, (&got, (want, size))) in got.iter().zip(w.product(&x.row(first + i))).enumerate() {
             let close = (f64::from(got) - want).abs() <= relative * size + 1e-30;
-            let (rows, cols) = (w.rows, w.cols);
-            assert!(close, "{what}, ({rows}, {cols}), x row {i} of {}, row {r}: {got} for {want}", x.n);
+            let (rows, width) = (w.rows, w.width);
+            assert!(close, "{what}, ({rows}, {width}), x row {i} of {}, row {r}: {got} for {want}", x.n);
         }
     }
 }
 
 /// Exact sums of one matrix and all sizes of x: the formula, and the same bits from every kernel.
 pub fn few_and_tiles(device: &Device) {
-    for kind in [Kind::Int8, Kind::Bf16] {
+    for kind in KINDS {
         let w = Plain::new(device, kind, (200, 330), RowOrder::Plain, true, 0.2);
-        let x = Rows::new(device, 150, 330, 2.0);
-        let input = Input::Bf16(&x.buffer);
+        let x = Rows::new(device, 150, kind.width(330), 2.0);
+        let input = kind.input(&x);
         let all = run_f32(device, input, 0..150, &w, Arithmetic::Exact);
         assert_close(&w, &x, 0, &all, 2e-6, "exact");
         for n in ROWS_OF_X {
@@ -160,19 +220,19 @@ pub fn few_and_tiles(device: &Device) {
 
 /// Odd and small matrices, large and small values; residuals.
 pub fn shapes(device: &Device) {
-    for kind in [Kind::Int8, Kind::Bf16] {
+    for kind in KINDS {
         for (rows, cols) in [(1, 1), (16, 32), (97, 33), (129, 64), (40, 1030), (256, 128), (130, 577)] {
             for (n, size) in [(1, 1.0), (5, 1e-3), (12, 1e4), (40, 1.0), (130, 1.0)] {
                 let w = Plain::new(device, kind, (rows, cols), RowOrder::Plain, n % 2 == 0, size);
-                let x = Rows::new(device, n, cols, size);
+                let x = Rows::new(device, n, kind.width(cols), size);
                 for method in [Arithmetic::Exact, Arithmetic::Fast] {
                     let relative = if method == Arithmetic::Exact { 4e-6 } else { 4e-3 };
-                    let sums = run_f32(device, Input::Bf16(&x.buffer), 0..n, &w, method);
+                    let sums = run_f32(device, kind.input(&x), 0..n, &w, method);
                     assert_close(&w, &x, 0, &sums, relative, &format!("{method:?} of {size}"));
                     let before: Vec<f32> = (0..n * rows).map(|i| i as f32 * size).collect();
                     let mut out = device.upload(&before).unwrap();
                     let to = Output::AddF32(&mut out);
-                    gemm(device, Input::Bf16(&x.buffer), 0..n, &w.weight, to, rows, method).unwrap();
+                    gemm(device, kind.input(&x), 0..n, &w.weight, to, rows, method).unwrap();
                     let want: Vec<f32> = before.iter().zip(&sums).map(|(a, b)| a + b).collect();
                     assert_eq!(out.to_vec().unwrap(), want, "{kind:?} ({rows}, {cols}): residual");
                 }
@@ -189,7 +249,7 @@ pub fn functions(device: &Device) {
         0.5 * x * (1.0 + inner.tanh())
     };
     let silu = |x: f64| x / (1.0 + (-x).exp());
-    for kind in [Kind::Int8, Kind::Bf16] {
+    for kind in KINDS {
         for (n, cols) in [(1, 50), (11, 200), (70, 64), (140, 40)] {
             for function in [Function::Identity, Function::Gelu, Function::GeluTanh, Function::SwiGlu] {
                 for method in [Arithmetic::Exact, Arithmetic::Fast] {
@@ -198,11 +258,11 @@ pub fn functions(device: &Device) {
                     let (rows, order) =
                         if gated { (2 * hidden, RowOrder::Gated) } else { (hidden, RowOrder::Plain) };
                     let w = Plain::new(device, kind, (rows, cols), order, true, 0.3);
-                    let x = Rows::new(device, n, cols, 1.0);
+                    let x = Rows::new(device, n, kind.width(cols), 1.0);
                     let stride = hidden.next_multiple_of(64);
                     let mut out = device.upload(&vec![bf16::from_f32(UNTOUCHED); (n + 1) * stride]).unwrap();
                     let to = Output::Bf16(&mut out, function);
-                    gemm(device, Input::Bf16(&x.buffer), 0..n, &w.weight, to, stride, method).unwrap();
+                    gemm(device, kind.input(&x), 0..n, &w.weight, to, stride, method).unwrap();
                     let out = out.to_vec().unwrap();
                     assert!(out[n * stride..].iter().all(|y| y.to_f32() == UNTOUCHED), "past the rows");
                     for (i, got) in out.chunks(stride).take(n).enumerate() {
@@ -230,6 +290,12 @@ pub fn functions(device: &Device) {
     }
 }
 
+/// Where column `c` of a row of int8 activations lies.
+fn position(c: usize) -> usize {
+    let (half, c16) = (c % GROUP / 16, c % 16);
+    c / GROUP * GROUP + half * 16 + c16 % 8 / 2 * 4 + c16 / 8 * 2 + c16 % 2
+}
+
 /// int8 activations: the product of what they stand for.
 pub fn int8_activations(device: &Device) {
     for (rows, cols, n) in [(40, 32, 1), (130, 200, 17), (128, 128, 64), (300, 640, 70), (128, 1000, 140)] {
@@ -239,16 +305,14 @@ pub fn int8_activations(device: &Device) {
         let mut q = device.zeros::<i8>(n * x.k).unwrap();
         let mut scale = device.upload(&vec![f32::NAN; scale_stride * x.k / GROUP]).unwrap();
         let quantized = Quantized { q: &mut q, scale: &mut scale, scale_stride };
-        quantize(device, &x.buffer, n, x.k, quantized).unwrap();
+        quantize(device, &x.buffer, 0..n, x.k, quantized).unwrap();
         let input = Input::Int8 { q: &q, scale: &scale, scale_stride };
         let all = run_f32(device, input, 0..n, &w, Arithmetic::Fast);
 
         let (q, scales) = (q.to_vec().unwrap(), scale.to_vec().unwrap());
         for (i, got) in all.chunks(rows).enumerate() {
             let value = |c: usize| {
-                let (half, c16) = (c % GROUP / 16, c % 16);
-                let position = c / GROUP * GROUP + half * 16 + c16 % 8 / 2 * 4 + c16 / 8 * 2 + c16 % 2;
-                f64::from(q[i * x.k + position]) * f64::from(scales[c / GROUP * scale_stride + i])
+                f64::from(q[i * x.k + position(c)]) * f64::from(scales[c / GROUP * scale_stride + i])
             };
             let row: Vec<f64> = (0..cols).map(value).collect();
             for (r, (&got, (want, size))) in got.iter().zip(w.product(&row)).enumerate() {
@@ -266,6 +330,200 @@ pub fn int8_activations(device: &Device) {
     }
 }
 
+/// [`Packed::rotated`] against its definition: `H[i][j] = (-1)^(ones in i & j) / 8` for each 64 columns.
+pub fn rotated_weights() {
+    let mut random = Random::new(4);
+    for (rows, cols, order) in [
+        (1, 1, RowOrder::Plain),
+        (3, 64, RowOrder::Plain),
+        (130, 200, RowOrder::Plain),
+        (20, 129, RowOrder::Gated),
+    ] {
+        let mut all = random.f32s(rows * cols, 0.1);
+        all[random.below(rows * cols)] = 7.0; // one that is large
+        all[..cols].fill(0.0);
+        let fill = |row: usize, to: &mut [f32]| to.copy_from_slice(&all[row * cols..][..cols]);
+        let packed = Packed::rotated(rows, cols, order, 1, fill).unwrap();
+        assert_eq!(packed, Packed::rotated(rows, cols, order, 3, fill).unwrap(), "on 3 threads");
+        let Packed::Rotated { q, scale } = packed else { panic!("another kind") };
+        let k = cols.next_multiple_of(ALIGN);
+        let mut used = vec![false; scale.len()];
+        for row in 0..rows {
+            let x = [&all[row * cols..][..cols], &vec![0.0; k - cols]].concat();
+            let rotated = |c: usize| {
+                let term = |j: usize| match (c % 64 & j).count_ones() % 2 {
+                    0 => f64::from(x[c / 64 * 64 + j]) / 8.0,
+                    _ => -f64::from(x[c / 64 * 64 + j]) / 8.0,
+                };
+                (0..64).map(term).sum::<f64>()
+            };
+            let z: Vec<f64> = (0..k).map(rotated).collect();
+            let largest = z.iter().fold(0f64, |a, z| a.max(z.abs()));
+            let at = packed_row(row, rows, order);
+            used[at] = true;
+            let scale = f64::from(scale[at]);
+            assert!((scale - largest / 127.0).abs() <= 1e-6 * scale, "row {row}: {scale} of {largest}");
+            for (c, z) in z.iter().enumerate() {
+                let got = f64::from(packed_value(&q, k, at, c)) * scale;
+                assert!((got - z).abs() <= 0.50001 * scale, "row {row}, column {c}: {got} for {z}");
+            }
+        }
+        for row in (0..scale.len()).filter(|&row| !used[row]) {
+            assert!(scale[row] == 0.0 && (0..k).all(|c| packed_value(&q, k, row, c) == 0), "padding");
+        }
+    }
+    // Ties go to even, nothing is clipped.
+    let row = |_: usize, to: &mut [f32]| to[..2].copy_from_slice(&[127.0 * 4.0 + 2.0, 127.0 * 4.0 - 2.0]);
+    let Packed::Rotated { q, scale } = Packed::rotated(1, 2, RowOrder::Plain, 1, row).unwrap() else {
+        panic!("another kind")
+    };
+    let values: Vec<i8> = (0..4).map(|c| packed_value(&q, 128, 0, c)).collect();
+    assert_eq!((scale[0], &values[..]), (1.0, &[127, 0, 127, 0][..]));
+    // What is not finite, or does not stay so, is refused.
+    for bad in [[f32::NAN; 64], [f32::NEG_INFINITY; 64], [f32::MAX; 64]] {
+        let row = |row: usize, to: &mut [f32]| match row {
+            7 | 12 => to.copy_from_slice(&bad),
+            _ => to.fill(1.0),
+        };
+        let refused = Packed::rotated(20, 64, RowOrder::Plain, 2, row);
+        assert!(
+            matches!(&refused, Err(Error::Unsupported { reason, .. }) if reason.contains("row 7 ")),
+            "{refused:?}"
+        );
+    }
+}
+
+/// int8 activations with a scale for the row.
+struct Int8Rows {
+    q: Buffer<i8>,      // (n, k)
+    scale: Buffer<f32>, // (n)
+}
+
+impl Int8Rows {
+    fn new(device: &Device, x: &Rows) -> Int8Rows {
+        let mut rows = Int8Rows {
+            q: device.zeros(x.n * x.k).unwrap(),
+            scale: device.upload(&vec![f32::NAN; x.n]).unwrap(),
+        };
+        let to = Rotated::Int8 { q: &mut rows.q, scale: &mut rows.scale };
+        rotate(device, &x.buffer, 0..x.n, x.k, to).unwrap();
+        rows
+    }
+
+    fn input(&self) -> Input<'_> {
+        Input::RotatedInt8 { q: &self.q, scale: &self.scale }
+    }
+}
+
+/// Rotated int8 activations: one exact sum, to the bit; the same from every kernel.
+pub fn rotated_int8(device: &Device) {
+    for (rows, cols, n) in
+        [(40, 32, 1), (130, 200, 17), (128, 128, 64), (300, 640, 70), (128, 1000, 140), (100, 300, 261)]
+    {
+        let w = Plain::new(device, Kind::Rotated, (rows, cols), RowOrder::Plain, n % 2 == 0, 0.2);
+        let mut x = Rows::new(device, n, cols, 3.0);
+        let k = x.k;
+        if n > 16 {
+            // Rows of nothing, of what is large, and of what is no number.
+            x.values[k..2 * k].fill(bf16::ZERO);
+            x.values[2 * k..2 * k + cols].fill(bf16::from_f32(1e30));
+            x.values[3 * k + 1] = bf16::NAN;
+            x.buffer.write(0, &x.values).unwrap();
+        }
+        let int8 = Int8Rows::new(device, &x);
+        let all = run_f32(device, int8.input(), 0..n, &w, Arithmetic::Fast);
+
+        let (q, scale) = (int8.q.to_vec().unwrap(), int8.scale.to_vec().unwrap());
+        assert!(n <= 16 || scale[1] == 0.0 && scale[3].is_nan());
+        for (i, got) in all.chunks(rows).enumerate() {
+            for (r, &got) in got.iter().enumerate() {
+                let values = &w.values[r * k..][..k];
+                let w_scale = w.scale[r];
+                // Values over their scale are whole again.
+                let whole = |c: usize| if w_scale == 0.0 { 0.0 } else { values[c] / f64::from(w_scale) };
+                let sum: f64 = (0..k).map(|c| whole(c).round() * f64::from(q[i * k + position(c)])).sum();
+                let bias = w.bias.as_ref().map_or(0.0, |b| b[r]);
+                let want = (sum as f32 * w_scale).mul_add(scale[i], bias);
+                let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+                assert!(same, "({rows}, {cols}), x row {i} of {n}, row {r}: {got} for {want}");
+            }
+        }
+        let exact = run_f32(device, int8.input(), 0..n, &w, Arithmetic::Exact);
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&exact), bits(&all), "({rows}, {cols}), {n}: one arithmetic");
+        for range in [0..1, 3..5, 0..n / 2, n / 2..n, n - 1..n] {
+            if range.end > n || range.is_empty() {
+                continue;
+            }
+            let some = run_f32(device, int8.input(), range.clone(), &w, Arithmetic::Fast);
+            let part = &all[range.start * rows..range.end * rows];
+            assert_eq!(bits(&some), bits(part), "({rows}, {cols}), rows {range:?} of {n}");
+        }
+    }
+    // The largest sum that there is.
+    let k = 131_072;
+    let packed = Packed::Rotated { q: vec![127; 128 * k], scale: vec![1.0; 128] };
+    let weight = Weight::upload(device, 1, k, RowOrder::Plain, &packed, None).unwrap();
+    let (q, scale) = (device.upload(&vec![-127i8; k]).unwrap(), device.upload(&[1f32]).unwrap());
+    let mut out = device.zeros(1).unwrap();
+    let x = Input::RotatedInt8 { q: &q, scale: &scale };
+    gemm(device, x, 0..1, &weight, Output::F32(&mut out), 1, Arithmetic::Fast).unwrap();
+    assert_eq!(out.to_vec().unwrap(), [-127.0 * 127.0 * k as f32]);
+}
+
+/// A rotation changes nothing but the rounding: against the product of what was there before, with columns that are
+/// large on one side. Both epilogues, rows of both forms of activations in one buffer.
+pub fn rotated_is_the_same(device: &Device) {
+    for (rows, cols, order) in [(96, 300, RowOrder::Plain), (150, 512, RowOrder::Gated)] {
+        let (n, first_generated) = (40, 33);
+        let mut random = Random::new(cols as u64);
+        let all = random.f32s(rows * cols, 0.05);
+        let row = |row: usize, to: &mut [f32]| to.copy_from_slice(&all[row * cols..][..cols]);
+        let packed = Packed::rotated(rows, cols, order, 2, row).unwrap();
+        let weight = Weight::upload(device, rows, cols, order, &packed, None).unwrap();
+        let mut x = Rows::new(device, n, cols, 1.0);
+        for row in x.values.chunks_mut(x.k) {
+            [5, 77, 200].map(|c| row[c] = bf16::from_f32(row[c].to_f32() * 40.0));
+        }
+        x.buffer.write(0, &x.values).unwrap();
+
+        // Prompts as int8, generated rows as bf16.
+        let (prompt, generated) = (0..first_generated, first_generated..n);
+        let mut z = device.zeros(n * x.k).unwrap();
+        let mut int8 = Int8Rows { q: device.zeros(n * x.k).unwrap(), scale: device.zeros(n).unwrap() };
+        rotate(device, &x.buffer, generated.clone(), x.k, Rotated::Bf16(&mut z)).unwrap();
+        let to = Rotated::Int8 { q: &mut int8.q, scale: &mut int8.scale };
+        rotate(device, &x.buffer, prompt.clone(), x.k, to).unwrap();
+        let parts = [(int8.input(), prompt, 0.012), (Input::Rotated(&z), generated, 0.008)];
+        let gated = order == RowOrder::Gated;
+        let width = if gated { rows / 2 } else { rows };
+        let stride = if gated { width.next_multiple_of(64) } else { width };
+        let silu = |x: f64| x / (1.0 + (-x).exp());
+        for (input, part, blur) in parts {
+            let mut sums = device.zeros(n * stride).unwrap();
+            let mut hidden = device.zeros(n * stride).unwrap();
+            let out =
+                if gated { Output::Bf16(&mut hidden, Function::SwiGlu) } else { Output::F32(&mut sums) };
+            gemm(device, input, part.clone(), &weight, out, stride, Arithmetic::Exact).unwrap();
+            let hidden = hidden.to_vec().unwrap().into_iter().map(|y| y.to_f64());
+            let sums = sums.to_vec().unwrap().into_iter().map(f64::from);
+            let out: Vec<f64> = if gated { hidden.collect() } else { sums.collect() };
+            for i in part {
+                let x = x.row(i);
+                let product = |r: usize| -> f64 {
+                    all[r * cols..][..cols].iter().zip(&x).map(|(&w, x)| f64::from(w) * x).sum()
+                };
+                let want = |r: usize| if gated { silu(product(r)) * product(r + width) } else { product(r) };
+                let want: Vec<f64> = (0..width).map(want).collect();
+                let size = want.iter().map(|y| y * y).sum::<f64>().sqrt();
+                let error = want.iter().zip(&out[i * stride..]).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+                let (error, most) = (error.sqrt() / size, if gated { 2.0 * blur } else { blur });
+                assert!(error < most, "{order:?}, row {i}: {error} of the length of the row is lost");
+            }
+        }
+    }
+}
+
 fn operand(result: Result<(), Error>) -> &'static str {
     match result {
         Err(Error::Shape { operand, .. }) => operand,
@@ -278,6 +536,7 @@ pub fn errors(device: &Device) {
     let w = Plain::new(device, Kind::Int8, (100, 60), RowOrder::Plain, false, 1.0).weight;
     let wide = Plain::new(device, Kind::Bf16, (100, 60), RowOrder::Plain, false, 1.0).weight;
     let gated = Plain::new(device, Kind::Int8, (100, 60), RowOrder::Gated, false, 1.0).weight;
+    let rotated = Plain::new(device, Kind::Rotated, (100, 60), RowOrder::Plain, false, 1.0).weight;
     let x = device.zeros::<bf16>(4 * 128).unwrap();
     let (q, scale) = (device.zeros::<i8>(4 * 128).unwrap(), device.zeros::<f32>(4 * 4).unwrap());
     let mut bf16s = device.zeros::<bf16>(4 * 130).unwrap();
@@ -300,10 +559,35 @@ pub fn errors(device: &Device) {
     assert_eq!(operand(to_f32(int8(0), 0..4, &w, 100)), "scale_stride");
     assert_eq!(operand(to_f32(int8(4), 1..4, &w, 100)), "scale_stride");
     assert_eq!(operand(to_f32(int8(8), 0..4, &w, 100)), "scale");
-    let refused = to_f32(int8(4), 0..4, &wide, 100);
-    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    let (rotated_bf16, q_rows) = (Input::Rotated(&x), Input::RotatedInt8 { q: &q, scale: &scale });
+    let wrong = [
+        (int8(4), &wide),
+        (int8(4), &rotated),
+        (bf, &rotated),
+        (rotated_bf16, &w),
+        (rotated_bf16, &wide),
+        (q_rows, &w),
+        (q_rows, &wide),
+    ];
+    for (x, w) in wrong {
+        let refused = to_f32(x, 0..4, w, 100);
+        assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    }
+    assert_eq!(operand(to_f32(rotated_bf16, 0..5, &rotated, 100)), "x");
+    assert_eq!(operand(to_f32(q_rows, 4..5, &rotated, 100)), "x");
+    let short = device.zeros::<f32>(3).unwrap();
+    assert_eq!(operand(to_f32(Input::RotatedInt8 { q: &q, scale: &short }, 3..4, &rotated, 100)), "scale");
     to_f32(bf, 4..4, &w, 100).unwrap();
     to_f32(int8(4), 0..4, &w, 100).unwrap();
+    to_f32(rotated_bf16, 0..4, &rotated, 100).unwrap();
+    to_f32(q_rows, 1..4, &rotated, 100).unwrap();
+    let packed = Packed::Rotated { q: vec![0; 128 * 131_200], scale: vec![0.0; 128] };
+    let long = Weight::upload(device, 1, 131_200, RowOrder::Plain, &packed, None).unwrap();
+    let q_long = device.zeros::<i8>(131_200).unwrap();
+    let refused = to_f32(Input::RotatedInt8 { q: &q_long, scale: &scale }, 0..1, &long, 1);
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    assert!(matches!(long.table(), Err(Error::Unsupported { .. })));
+    assert!(w.table().is_ok() && wide.table().is_ok());
     let mut to_bf16 = |function, w: &Weight, stride| {
         gemm(device, bf, 0..4, w, Output::Bf16(&mut bf16s, function), stride, Arithmetic::Exact)
     };
@@ -323,6 +607,11 @@ pub fn errors(device: &Device) {
     assert_eq!(operand(upload(11, 10, RowOrder::Gated, None)), "rows");
     assert_eq!(operand(upload(200, 10, RowOrder::Plain, None)), "q");
     assert_eq!(operand(upload(10, 10, RowOrder::Plain, Some(&[0.0; 9]))), "bias");
+    for (q_len, scale_len, wrong) in [(128 * 128, 127, "scale"), (128 * 129, 128, "q")] {
+        let packed = Packed::Rotated { q: vec![0; q_len], scale: vec![0.0; scale_len] };
+        let upload = Weight::upload(device, 10, 10, RowOrder::Plain, &packed, None).map(drop);
+        assert_eq!(operand(upload), wrong);
+    }
     upload(10, 10, RowOrder::Plain, Some(&[0.0; 10])).unwrap();
     device.synchronize().unwrap();
 }

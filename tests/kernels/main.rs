@@ -26,17 +26,28 @@ on_devices! {
     gemm_shapes_sm80, (8, 0), gemm::shapes;
     gemm_functions_sm80, (8, 0), gemm::functions;
     gemm_int8_sm80, (8, 0), gemm::int8_activations;
+    gemm_rotated_int8_sm80, (8, 0), gemm::rotated_int8;
+    gemm_rotated_is_the_same_sm80, (8, 0), gemm::rotated_is_the_same;
     gemm_errors_sm80, (8, 0), gemm::errors;
     gemm_rows_sm90, (9, 0), gemm::few_and_tiles;
     gemm_shapes_sm90, (9, 0), gemm::shapes;
     gemm_functions_sm90, (9, 0), gemm::functions;
     gemm_int8_sm90, (9, 0), gemm::int8_activations;
+    gemm_rotated_int8_sm90, (9, 0), gemm::rotated_int8;
+    gemm_rotated_is_the_same_sm90, (9, 0), gemm::rotated_is_the_same;
     norm_sm80, (8, 0), norm::check;
     rope_sm80, (8, 0), rope::check;
     sample_sm80, (8, 0), sample::check;
     attention_prefill_sm80, (8, 0), attention::prefill;
     attention_decode_sm80, (8, 0), attention::decode;
     attention_errors_sm80, (8, 0), attention::errors;
+    attention_prefill_sm90, (9, 0), attention::prefill;
+    attention_errors_sm90, (9, 0), attention::errors;
+}
+
+#[test]
+fn gemm_rotated_weights() {
+    gemm::rotated_weights();
 }
 
 /// The same on a real device.

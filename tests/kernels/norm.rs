@@ -1,65 +1,219 @@
-//! Norms and the embedding against their formulas in f64, int8 against its definition to the bit.
+//! Norms and the embedding against their formulas in f64, int8 and rotated rows against their definition to the bit.
+
+use std::ops::Range;
 
 use half::{bf16, f16};
 use welm_kernels::error::Error;
-use welm_kernels::norm::{GROUP, Norm, Quantized, Table, embed, norm, quantize};
+use welm_kernels::norm::{GROUP, Norm, Quantized, Rotated, Rows, Table, embed, norm, quantize, rotate};
 use welm_kernels::{Buffer, Device};
 
 use crate::random::Random;
 
 /// Around the columns of a pair, a lane, a group, a warp, a block and two.
 const DIMS: [usize; 16] = [1, 2, 3, 7, 31, 32, 33, 63, 64, 65, 127, 640, 1023, 1024, 1025, 2050];
+/// Columns that are rotated together.
+const ROTATED: usize = 64;
 /// What no kernel has written.
 const UNTOUCHED: u16 = 0x7fc1;
+const UNTOUCHED_Q: i8 = -128;
+const UNTOUCHED_SCALE: f32 = -1.0;
 
 /// All checks.
 pub fn check(device: &Device) {
     formulas(device);
     magnitudes(device);
     neighbours(device);
-    int8(device);
+    ranges(device);
+    conversions(device);
+    rotation(device);
     embedding(device);
     errors(device);
 }
 
-/// What [`run`] gets back.
+/// Rows in every form: `(n, stride)` and what belongs to it.
 #[derive(Debug, PartialEq)]
-struct Rows {
-    out: Vec<u16>,   // (m, stride)
-    q: Vec<i8>,      // (m, stride)
-    scale: Vec<u32>, // (m, stride / 32)
+struct Forms {
+    out: Vec<u16>,
+    q: Vec<i8>,
+    scale: Vec<u32>, // (n, stride / 32)
+    rotated: Vec<u16>,
+    rotated_q: Vec<i8>,
+    rotated_scale: Vec<u32>, // (n)
 }
 
-/// Scales `(stride / 32, scale_stride)` as `(m, stride / 32)`; what lies between must be untouched.
-fn by_row(scale: &[f32], m: usize, scale_stride: usize) -> Vec<u32> {
-    let rest = |group: &[f32]| group[m..].iter().all(|&s| s == -1.0);
-    assert!(scale.chunks(scale_stride).all(rest), "past the rows of the scales");
-    (0..m).flat_map(|row| scale.chunks(scale_stride).map(move |group| group[row].to_bits())).collect()
+/// Where they go on the device; nothing is written yet.
+struct Targets {
+    n: usize,
+    stride: usize,
+    out: Buffer<bf16>,
+    q: Buffer<i8>,
+    scale: Buffer<f32>,
+    rotated: Buffer<bf16>,
+    rotated_q: Buffer<i8>,
+    rotated_scale: Buffer<f32>,
 }
 
-/// A norm with everything uploaded; a row more than `m` must stay as it is.
-fn run(device: &Device, case: &Case, rows: Option<&[u32]>, m: usize, stride: usize, int8: bool) -> Rows {
+impl Targets {
+    fn new(device: &Device, n: usize, stride: usize) -> Targets {
+        let bf16s = || device.upload(&vec![bf16::from_bits(UNTOUCHED); n * stride]).unwrap();
+        let i8s = || device.upload(&vec![UNTOUCHED_Q; n * stride]).unwrap();
+        let f32s = |len: usize| device.upload(&vec![UNTOUCHED_SCALE; len]).unwrap();
+        Targets {
+            n,
+            stride,
+            out: bf16s(),
+            q: i8s(),
+            scale: f32s(n * stride / GROUP),
+            rotated: bf16s(),
+            rotated_q: i8s(),
+            rotated_scale: f32s(n),
+        }
+    }
+
+    fn int8(&mut self) -> Quantized<'_> {
+        Quantized { q: &mut self.q, scale: &mut self.scale, scale_stride: self.n }
+    }
+
+    fn rotated(&mut self) -> [Rotated<'_>; 2] {
+        let int8 = Rotated::Int8 { q: &mut self.rotated_q, scale: &mut self.rotated_scale };
+        [Rotated::Bf16(&mut self.rotated), int8]
+    }
+
+    fn all(&mut self) -> [Rows<'_>; 4] {
+        let int8 = Quantized { q: &mut self.q, scale: &mut self.scale, scale_stride: self.n };
+        let rotated_int8 = Rotated::Int8 { q: &mut self.rotated_q, scale: &mut self.rotated_scale };
+        [
+            Rows::Bf16(&mut self.out),
+            Rows::Int8(int8),
+            Rows::Rotated(Rotated::Bf16(&mut self.rotated)),
+            Rows::Rotated(rotated_int8),
+        ]
+    }
+
+    /// What is written; it must be these rows and no others.
+    fn read(&self, rows: Range<usize>) -> Forms {
+        let Targets { n, stride, .. } = *self;
+        let part = |len: usize| rows.start * len..rows.end * len;
+        let bits = |x: &Buffer<bf16>| x.to_vec().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let scale_bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        // Scales lie side by side by groups.
+        let scale = self.scale.to_vec().unwrap();
+        let by_row: Vec<f32> = (0..n).flat_map(|row| scale.chunks(n).map(move |group| group[row])).collect();
+        Forms {
+            out: cut(&bits(&self.out), part(stride), UNTOUCHED),
+            q: cut(&self.q.to_vec().unwrap(), part(stride), UNTOUCHED_Q),
+            scale: cut(&scale_bits(&by_row), part(stride / GROUP), UNTOUCHED_SCALE.to_bits()),
+            rotated: cut(&bits(&self.rotated), part(stride), UNTOUCHED),
+            rotated_q: cut(&self.rotated_q.to_vec().unwrap(), part(stride), UNTOUCHED_Q),
+            rotated_scale: cut(
+                &scale_bits(&self.rotated_scale.to_vec().unwrap()),
+                part(1),
+                UNTOUCHED_SCALE.to_bits(),
+            ),
+        }
+    }
+}
+
+fn cut<T: Copy + PartialEq>(all: &[T], part: Range<usize>, untouched: T) -> Vec<T> {
+    let rest = all[..part.start].iter().chain(&all[part.end..]);
+    assert!(rest.into_iter().all(|&x| x == untouched), "past {part:?} of {}", all.len());
+    all[part].to_vec()
+}
+
+/// The column at a position of 32.
+fn column(position: usize) -> usize {
+    let (h, t, i) = (position / 16, position % 16 / 4, position % 4);
+    16 * h + [2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9][i]
+}
+
+fn f32s_of(x: &[u16]) -> Vec<f32> {
+    x.iter().map(|&x| bf16::from_bits(x).to_f32()).collect()
+}
+
+fn assert_bits(got: u32, want: f32, what: &str) {
+    let got = f32::from_bits(got);
+    assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{what}: {got} for {want}");
+}
+
+/// Values that share a scale, by the definition, in f32 as it is meant.
+fn assert_int8(x: &[f32], q: &[i8], scale: u32, what: &str) {
+    let largest = f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap());
+    assert_bits(scale, largest / 127.0, what);
+    let factor = 127.0 / largest;
+    for (position, &q) in q.iter().enumerate() {
+        let x = x[position / GROUP * GROUP + column(position % GROUP)];
+        let want = if factor.is_finite() { (x * factor).round_ties_even() as i8 } else { 0 };
+        let want = if largest.is_finite() { want } else { 0 };
+        assert_eq!(q, want, "{what}, position {position}: {x}");
+    }
+}
+
+/// 64 columns times the Walsh-Hadamard matrix, an eighth of it, in the order of the kernels.
+fn rotated(x: &[f32]) -> Vec<f32> {
+    let mut z: Vec<f32> = x.iter().map(|x| x * 0.125).collect();
+    for bit in [1, 8, 2, 4, 16, 32] {
+        for i in (0..ROTATED).filter(|i| i & bit == 0) {
+            (z[i], z[i | bit]) = (z[i] + z[i | bit], z[i] - z[i | bit]);
+        }
+    }
+    z
+}
+
+impl Forms {
+    /// The other forms are made of the first.
+    fn assert_definitions(&self, stride: usize, what: &str) {
+        for (i, x) in self.out.chunks_exact(stride).enumerate() {
+            let (x, row) = (f32s_of(x), i * stride..(i + 1) * stride);
+            for (g, x) in x.chunks_exact(GROUP).enumerate() {
+                let q = &self.q[row.start + g * GROUP..][..GROUP];
+                assert_int8(
+                    x,
+                    q,
+                    self.scale[(row.start / GROUP) + g],
+                    &format!("{what}, row {i}, group {g}"),
+                );
+            }
+            let z: Vec<f32> = x.chunks_exact(ROTATED).flat_map(rotated).collect();
+            for (c, (&got, &want)) in self.rotated[row.clone()].iter().zip(&z).enumerate() {
+                let (got, want) = (bf16::from_bits(got), bf16::from_f32(want));
+                let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+                assert!(same, "{what}, row {i}, column {c}: rotated {got} for {want}");
+            }
+            assert_int8(&z, &self.rotated_q[row], self.rotated_scale[i], &format!("{what}, rotated row {i}"));
+        }
+    }
+
+    /// Rows `rows` alone.
+    fn part(&self, rows: Range<usize>, stride: usize) -> Forms {
+        let part = |len: usize| rows.start * len..rows.end * len;
+        Forms {
+            out: self.out[part(stride)].to_vec(),
+            q: self.q[part(stride)].to_vec(),
+            scale: self.scale[part(stride / GROUP)].to_vec(),
+            rotated: self.rotated[part(stride)].to_vec(),
+            rotated_q: self.rotated_q[part(stride)].to_vec(),
+            rotated_scale: self.rotated_scale[part(1)].to_vec(),
+        }
+    }
+}
+
+/// A norm with everything uploaded, in every form; a row more must stay as it is.
+fn run(device: &Device, case: &Case, source: Option<&[u32]>, rows: Range<usize>, stride: usize) -> Forms {
     let weight = device.upload(&case.weight).unwrap();
     let bias = case.bias.as_ref().map(|bias| device.upload(bias).unwrap());
     let formula = Norm { weight: &weight, bias: bias.as_ref(), eps: case.eps, layernorm: case.layernorm };
     let x = device.upload(&case.x).unwrap();
-    let rows = rows.map(|rows| device.upload(rows).unwrap());
-    let mut out = device.upload(&vec![bf16::from_bits(UNTOUCHED); (m + 1) * stride]).unwrap();
-    let mut q = device.upload(&vec![-128i8; (m + 1) * stride]).unwrap();
-    let scale_stride = m + 3;
-    let mut scale = device.upload(&vec![-1f32; scale_stride * stride / GROUP]).unwrap();
-    let quantized = int8.then_some(Quantized { q: &mut q, scale: &mut scale, scale_stride });
-    norm(device, &formula, &x, case.dim, rows.as_ref(), m, &mut out, stride, quantized).unwrap();
-    let mut out: Vec<u16> = out.to_vec().unwrap().iter().map(|x| x.to_bits()).collect();
-    let mut q = q.to_vec().unwrap();
-    let written = if int8 { m } else { 0 };
-    let scale = by_row(&scale.to_vec().unwrap(), written, scale_stride);
-    assert!(out.drain(m * stride..).all(|x| x == UNTOUCHED), "dim {}: past the rows", case.dim);
-    assert!(q.drain(written * stride..).all(|q| q == -128), "dim {}: past the rows of q", case.dim);
-    for row in out.chunks_exact(stride) {
+    let source = source.map(|source| device.upload(source).unwrap());
+    let mut targets = Targets::new(device, rows.end + 1, stride);
+    for out in targets.all() {
+        norm(device, &formula, &x, case.dim, source.as_ref(), rows.clone(), out, stride).unwrap();
+    }
+    let forms = targets.read(rows);
+    for row in forms.out.chunks_exact(stride) {
         assert!(row[case.dim..].iter().all(|&x| x == 0), "dim {}: padding", case.dim);
     }
-    Rows { out, q, scale }
+    forms.assert_definitions(stride, &format!("norm of {}", case.dim));
+    forms
 }
 
 struct Case {
@@ -114,25 +268,24 @@ pub fn formulas(device: &Device) {
         for layernorm in [false, true] {
             let mut case = Case::new(dim, 3, layernorm, 3.0, 0.5);
             let stride = dim.next_multiple_of(64);
-            let got = run(device, &case, None, 3, stride, false);
+            let got = run(device, &case, None, 0..3, stride);
             for row in 0..3 {
                 case.assert_close(row, &got.out[row * stride..], "as they are");
             }
             let wide = stride + 128;
-            let got = run(device, &case, Some(&[2, 0, 0, 2, 1]), 5, wide, true);
+            let got = run(device, &case, Some(&[2, 0, 0, 2, 1]), 0..5, wide);
             for (i, row) in [2, 0, 0, 2, 1].into_iter().enumerate() {
                 case.assert_close(row, &got.out[i * wide..], "gathered");
             }
-            assert_int8(&got.out, &got.q, &got.scale, "norm");
             // A bias does not make a layernorm, nor its absence an rmsnorm.
             case.bias = case.bias.is_none().then(|| vec![0.25; dim]);
-            let got = run(device, &case, None, 1, stride, true);
+            let got = run(device, &case, None, 0..1, stride);
             case.assert_close(0, &got.out, "the other bias");
         }
     }
     // Rows that are not there count as the last.
     let case = Case::new(70, 2, false, 1.0, 0.0);
-    let got = run(device, &case, Some(&[u32::MAX, 2, 1]), 3, 128, false);
+    let got = run(device, &case, Some(&[u32::MAX, 2, 1]), 0..3, 128);
     assert!(got.out.chunks_exact(128).all(|row| row == &got.out[256..]));
 }
 
@@ -143,25 +296,27 @@ pub fn magnitudes(device: &Device) {
             for layernorm in [false, true] {
                 let case = Case::new(dim, 2, layernorm, size, mean);
                 let stride = dim.next_multiple_of(64);
-                let got = run(device, &case, None, 2, stride, false);
+                let got = run(device, &case, None, 0..2, stride);
                 case.assert_close(1, &got.out[stride..], &format!("size {size}, mean {mean}"));
             }
         }
         let mut case = Case::new(dim, 2, true, 0.0, 0.0);
-        let got = run(device, &case, None, 2, 1152, true);
+        let got = run(device, &case, None, 0..2, 1152);
         for (c, x) in case.bias.clone().unwrap().into_iter().enumerate() {
             assert_eq!(got.out[c], bf16::from_f32(x).to_bits(), "zeros leave the bias");
         }
         case.bias = None;
-        let got = run(device, &case, None, 2, 1152, true);
+        let got = run(device, &case, None, 0..2, 1152);
         assert!(got.out.iter().all(|&x| x & 0x7fff == 0) && got.q.iter().all(|&q| q == 0));
         assert!(got.scale.iter().all(|&s| s == 0));
+        assert!(got.rotated_scale.iter().all(|&s| s == 0) && got.rotated_q.iter().all(|&q| q == 0));
         case.eps = 0.0; // 0 / 0
-        let got = run(device, &case, None, 2, 1152, true);
+        let got = run(device, &case, None, 0..2, 1152);
         assert!(got.out[..dim].iter().all(|&x| bf16::from_bits(x).is_nan()));
         let groups = dim.div_ceil(GROUP);
         assert!(got.scale[..groups].iter().all(|&s| f32::from_bits(s).is_nan()), "NaN is not lost");
         assert!(got.scale[groups..36].iter().all(|&s| s == 0));
+        assert!(got.rotated_scale.iter().all(|&s| f32::from_bits(s).is_nan()), "NaN is not lost");
     }
 }
 
@@ -169,43 +324,49 @@ pub fn magnitudes(device: &Device) {
 pub fn neighbours(device: &Device) {
     for layernorm in [false, true] {
         let case = Case::new(333, 40, layernorm, 2.0, 1.0);
-        let all = run(device, &case, None, 40, 384, true);
+        let all = run(device, &case, None, 0..40, 384);
         for row in [0, 17, 39] {
-            let alone = run(device, &case, Some(&[row as u32]), 1, 384, true);
-            assert_eq!(alone.out, all.out[row * 384..][..384]);
-            assert_eq!(alone.q, all.q[row * 384..][..384]);
-            assert_eq!(alone.scale, all.scale[row * 12..][..12]);
+            let alone = run(device, &case, Some(&[row as u32]), 0..1, 384);
+            assert_eq!(alone, all.part(row..row + 1, 384));
         }
     }
 }
 
-/// The column at a position of 32.
-fn column(position: usize) -> usize {
-    let (h, t, i) = (position / 16, position % 16 / 4, position % 4);
-    16 * h + [2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9][i]
-}
-
-/// The definition, in f32 as it is meant.
-fn assert_int8(x: &[u16], q: &[i8], scale: &[u32], what: &str) {
-    assert_eq!((q.len(), scale.len()), (x.len(), x.len() / GROUP), "{what}");
-    for (i, (x, q)) in x.chunks_exact(GROUP).zip(q.chunks_exact(GROUP)).enumerate() {
-        let x: Vec<f32> = x.iter().map(|&x| bf16::from_bits(x).to_f32()).collect();
-        let amax = x.iter().fold(0f32, |a, x| a.max(x.abs()));
-        let factor = 127.0 / amax;
-        assert_eq!(f32::from_bits(scale[i]), amax / 127.0, "{what}, group {i}: scale");
-        for (position, &q) in q.iter().enumerate() {
-            let exact = (x[column(position)] * factor).round_ties_even();
-            let want = if factor.is_finite() { exact as i8 } else { 0 };
-            assert_eq!(q, want, "{what}, group {i}, position {position}");
-        }
+/// Some rows of many: they go where all would.
+pub fn ranges(device: &Device) {
+    let case = Case::new(100, 9, true, 2.0, 1.0);
+    let source: Vec<u32> = vec![8, 0, 3, 3, 1, 7];
+    let (all, gathered) = (run(device, &case, None, 0..9, 128), run(device, &case, Some(&source), 0..6, 128));
+    for rows in [0..1, 3..5, 5..6, 2..6, 4..4] {
+        assert_eq!(run(device, &case, None, rows.clone(), 128), all.part(rows.clone(), 128));
+        assert_eq!(run(device, &case, Some(&source), rows.clone(), 128), gathered.part(rows.clone(), 128));
+        let x: Vec<bf16> = all.out.iter().map(|&x| bf16::from_bits(x)).collect();
+        assert_eq!(convert(device, &x, rows.clone(), 128), all.part(rows, 128));
     }
 }
 
-/// [`quantize`]: random rows, ties, zeros, the largest and the smallest numbers.
-pub fn int8(device: &Device) {
+/// [`quantize`] and [`rotate`] of rows `rows` of `x`, which come back with the other forms.
+fn convert(device: &Device, x: &[bf16], rows: Range<usize>, stride: usize) -> Forms {
+    let buffer = device.upload(x).unwrap();
+    let mut targets = Targets::new(device, x.len() / stride + 1, stride);
+    quantize(device, &buffer, rows.clone(), stride, targets.int8()).unwrap();
+    for out in targets.rotated() {
+        rotate(device, &buffer, rows.clone(), stride, out).unwrap();
+    }
+    let part = rows.start * stride..rows.end * stride;
+    targets.out.write(part.start, &x[part]).unwrap();
+    let forms = targets.read(rows);
+    forms.assert_definitions(stride, &format!("rows of {stride}"));
+    forms
+}
+
+/// [`quantize`] and [`rotate`]: random rows, ties, zeros, the largest and the smallest numbers.
+pub fn conversions(device: &Device) {
     let mut random = Random::new(1);
     for (n, stride) in [(1, 64), (3, 64), (2, 192), (5, 1024), (1, 4160), (33, 128)] {
-        let mut x = random.bf16s(n * stride, 4.0);
+        let plain = random.bf16s(n * stride, 4.0);
+        convert(device, &plain, 0..n, stride);
+        let mut x = plain;
         for (i, group) in x.chunks_exact_mut(GROUP).enumerate() {
             match i % 8 {
                 1 => group.fill(bf16::ZERO),
@@ -226,28 +387,62 @@ pub fn int8(device: &Device) {
                 _ => {}
             }
         }
-        let mut q = device.upload(&vec![-128i8; n * stride + 7]).unwrap();
-        let mut scale = device.upload(&vec![-1f32; (n + 1) * stride / GROUP]).unwrap();
-        let buffer = device.upload(&x).unwrap();
-        let quantized = Quantized { q: &mut q, scale: &mut scale, scale_stride: n + 1 };
-        quantize(device, &buffer, n, stride, quantized).unwrap();
-        let mut q = q.to_vec().unwrap();
-        assert!(q.drain(n * stride..).all(|q| q == -128));
-        let x: Vec<u16> = x.iter().map(|x| x.to_bits()).collect();
-        let scale = by_row(&scale.to_vec().unwrap(), n, n + 1);
-        assert_int8(&x, &q, &scale, &format!("{n} rows of {stride}"));
+        convert(device, &x, 0..n, stride);
+        // Everything next to nothing, or subnormal.
+        for size in [1e-36, 1e-39] {
+            let small: Vec<bf16> =
+                x.iter().map(|x| bf16::from_f32(x.to_f32().clamp(-4.0, 4.0) * size)).collect();
+            convert(device, &small, 0..n, stride);
+        }
     }
-    // What is not finite stays visible in the scale, and in no other group.
-    let mut x = vec![bf16::ONE; 128];
+    // What is not finite stays visible in the scale: in no other group, but, rotated, in all of its row.
+    let mut x = vec![bf16::ONE; 3 * 128];
     (x[5], x[64], x[65]) = (bf16::NAN, bf16::NEG_INFINITY, bf16::MAX);
-    let mut q = device.zeros(128).unwrap();
-    let mut scale = device.zeros(4).unwrap();
-    let buffer = device.upload(&x).unwrap();
-    quantize(device, &buffer, 1, 128, Quantized { q: &mut q, scale: &mut scale, scale_stride: 1 }).unwrap();
-    let scale = scale.to_vec().unwrap();
+    x[128 + 70] = bf16::INFINITY;
+    let got = convert(device, &x, 0..3, 128);
+    let scale: Vec<f32> = got.scale.iter().map(|&s| f32::from_bits(s)).collect();
     assert!(scale[0].is_nan() && scale[2] == f32::INFINITY, "{scale:?}");
     assert_eq!(scale[1], 1.0 / 127.0);
-    assert_eq!(q.to_vec().unwrap()[32..64], [127; 32]);
+    assert_eq!(got.q[32..64], [127; 32]);
+    let scale: Vec<f32> = got.rotated_scale.iter().map(|&s| f32::from_bits(s)).collect();
+    assert!(scale[0].is_nan() && !scale[1].is_finite(), "{scale:?}");
+    assert_eq!(scale[2], 8.0 / 127.0);
+    assert_eq!(got.rotated_q[2 * 128..2 * 128 + 64], [[127].as_slice(), &[0; 63]].concat());
+}
+
+/// A rotation against the matrix in f64: `H[i][j] = (-1)^(ones in i & j) / 8`, its own inverse.
+pub fn rotation(device: &Device) {
+    let mut random = Random::new(3);
+    for (n, stride) in [(1, 64), (3, 320), (1, 2176)] {
+        let mut x = random.bf16s(n * stride, 2.0);
+        for row in x.chunks_exact_mut(stride) {
+            row[random.below(stride)] = bf16::from_f32(300.0); // one column that is large
+        }
+        let got = convert(device, &x, 0..n, stride);
+        for (block, (x, z)) in x.chunks_exact(ROTATED).zip(got.rotated.chunks_exact(ROTATED)).enumerate() {
+            let size: f64 = x.iter().map(|x| x.to_f64().abs()).sum::<f64>() / 8.0;
+            for (i, &z) in z.iter().enumerate() {
+                let term = |(j, x): (usize, &bf16)| match (i & j).count_ones() % 2 {
+                    0 => x.to_f64() / 8.0,
+                    _ => -x.to_f64() / 8.0,
+                };
+                let want: f64 = x.iter().enumerate().map(term).sum();
+                let z = bf16::from_bits(z).to_f64();
+                let close = (z - want).abs() <= want.abs() / 256.0 + 1e-6 * size;
+                assert!(close, "stride {stride}, block {block}, column {i}: {z} for {want}");
+            }
+        }
+        // Twice is nothing, but for the rounding between.
+        let z: Vec<bf16> = got.rotated.iter().map(|&z| bf16::from_bits(z)).collect();
+        let back = convert(device, &z, 0..n, stride);
+        for (block, (x, y)) in x.chunks_exact(ROTATED).zip(back.rotated.chunks_exact(ROTATED)).enumerate() {
+            let norm = x.iter().map(|x| x.to_f64().powi(2)).sum::<f64>().sqrt();
+            for (x, &y) in x.iter().zip(y) {
+                let (x, y) = (x.to_f64(), bf16::from_bits(y).to_f64());
+                assert!((x - y).abs() <= norm / 128.0, "stride {stride}, block {block}: {y} for {x}");
+            }
+        }
+    }
 }
 
 /// [`embed`]: tables of both kinds, all rows, odd dims.
@@ -314,50 +509,80 @@ pub fn errors(device: &Device) {
     let (w0, w32000) = (f32s(0), f32s(2_000_000));
     let ids = u32s(3);
     let plain = |weight| Norm { weight, bias: None, eps: 1e-5, layernorm: false };
-    let call = |formula: &Norm,
-                x: &Buffer<f32>,
-                dim,
-                rows,
-                m: usize,
-                out: usize,
-                stride,
-                int8: Option<[usize; 2]>| {
-        let (mut out, [q, scale]) = (bf16s(out), int8.unwrap_or_default());
-        let (mut q, mut scale) = (i8s(q), f32s(scale));
-        let quantized = int8.map(|_| Quantized { q: &mut q, scale: &mut scale, scale_stride: m.min(3) });
-        norm(device, formula, x, dim, rows, m, &mut out, stride, quantized)
+    let bf16_call = |formula: &Norm, x: &Buffer<f32>, dim, source, rows: Range<usize>, out: usize, stride| {
+        norm(device, formula, x, dim, source, rows, Rows::Bf16(&mut bf16s(out)), stride)
     };
     let good = plain(&w40);
-    assert_eq!(operand(call(&plain(&w0), &x, 0, None, 3, 192, 64, None)), "dim");
-    assert_eq!(operand(call(&good, &x, 40, None, 3, 192, 32, None)), "stride");
-    assert_eq!(operand(call(&plain(&w41), &x, 41, None, 2, 192, 0, None)), "stride");
-    assert_eq!(operand(call(&good, &x, 40, None, 3, 240, 80, None)), "stride");
-    assert_eq!(operand(call(&plain(&w41), &x, 40, None, 3, 192, 64, None)), "weight");
-    assert_eq!(operand(call(&Norm { bias: Some(&w41), ..good }, &x, 40, None, 3, 192, 64, None)), "bias");
-    assert_eq!(operand(call(&good, &x, 40, None, 4, 256, 64, None)), "x");
-    assert_eq!(operand(call(&good, &w0, 40, Some(&ids), 1, 64, 64, None)), "x");
-    assert_eq!(operand(call(&good, &x, 40, Some(&ids), 4, 256, 64, None)), "rows");
-    assert_eq!(operand(call(&good, &x, 40, None, 3, 191, 64, None)), "out");
-    assert_eq!(operand(call(&good, &x, 40, None, 3, 192, 64, Some([191, 6]))), "q");
-    assert_eq!(operand(call(&good, &x, 40, None, 3, 192, 64, Some([192, 5]))), "scale");
-    assert_eq!(operand(call(&good, &x, 40, Some(&ids), usize::MAX, 192, 64, None)), "rows");
-    let wide = call(&plain(&w32000), &w32000, 2_000_000, None, 1, 2_000_000, 2_000_000, None);
+    assert_eq!(operand(bf16_call(&plain(&w0), &x, 0, None, 0..3, 192, 64)), "dim");
+    assert_eq!(operand(bf16_call(&good, &x, 40, None, 0..3, 192, 32)), "stride");
+    assert_eq!(operand(bf16_call(&plain(&w41), &x, 41, None, 0..2, 192, 0)), "stride");
+    assert_eq!(operand(bf16_call(&good, &x, 40, None, 0..3, 240, 80)), "stride");
+    assert_eq!(operand(bf16_call(&plain(&w41), &x, 40, None, 0..3, 192, 64)), "weight");
+    assert_eq!(operand(bf16_call(&Norm { bias: Some(&w41), ..good }, &x, 40, None, 0..3, 192, 64)), "bias");
+    assert_eq!(operand(bf16_call(&good, &x, 40, None, 0..4, 256, 64)), "x");
+    assert_eq!(operand(bf16_call(&good, &x, 40, None, 3..4, 256, 64)), "x");
+    assert_eq!(operand(bf16_call(&good, &w0, 40, Some(&ids), 0..1, 64, 64)), "x");
+    assert_eq!(operand(bf16_call(&good, &x, 40, Some(&ids), 0..4, 256, 64)), "source");
+    assert_eq!(operand(bf16_call(&good, &x, 40, Some(&ids), 3..4, 256, 64)), "source");
+    assert_eq!(operand(bf16_call(&good, &x, 40, None, 0..3, 191, 64)), "out");
+    assert_eq!(operand(bf16_call(&good, &x, 40, None, 2..3, 191, 64)), "out");
+    assert_eq!(operand(bf16_call(&good, &x, 40, Some(&ids), 0..usize::MAX, 192, 64)), "sizes");
+    #[expect(clippy::reversed_empty_ranges, reason = "that is what is wrong")]
+    let reversed = 3..2;
+    assert_eq!(operand(bf16_call(&good, &x, 40, None, reversed.clone(), 192, 64)), "rows");
+    let wide = bf16_call(&plain(&w32000), &w32000, 2_000_000, None, 0..1, 2_000_000, 2_000_000);
     assert!(matches!(wide, Err(Error::Unsupported { .. })), "{wide:?}");
-    call(&good, &w0, 40, None, 0, 0, 64, Some([0, 0])).unwrap();
-    call(&good, &x, 40, None, 3, 192, 64, Some([192, 6])).unwrap();
+    bf16_call(&good, &w0, 40, None, 0..0, 0, 64).unwrap();
+    bf16_call(&good, &x, 40, None, 0..3, 192, 64).unwrap();
 
-    let call = |x, n: usize, stride, q, scale| {
-        let (mut q, mut scale) = (i8s(q), f32s(scale));
-        let quantized = Quantized { q: &mut q, scale: &mut scale, scale_stride: n.min(3) };
-        quantize(device, &bf16s(x), n, stride, quantized)
+    // The other forms: by the norm, and of rows.
+    let bf16_x = bf16s(192);
+    for from_rows in [false, true] {
+        let int8 = |rows: Range<usize>, q, scale, scale_stride| {
+            let (mut q, mut scale) = (i8s(q), f32s(scale));
+            let to = Quantized { q: &mut q, scale: &mut scale, scale_stride };
+            if from_rows {
+                quantize(device, &bf16_x, rows, 64, to)
+            } else {
+                norm(device, &good, &x, 40, None, rows, Rows::Int8(to), 64)
+            }
+        };
+        assert_eq!(operand(int8(0..3, 191, 6, 3)), "q");
+        assert_eq!(operand(int8(0..3, 192, 5, 3)), "scale");
+        assert_eq!(operand(int8(2..3, 192, 5, 3)), "scale");
+        assert_eq!(operand(int8(2..3, 192, 6, 2)), "scale_stride");
+        assert_eq!(operand(int8(0..3, 192, 6, usize::MAX)), "scale");
+        int8(0..3, 192, 6, 3).unwrap();
+        int8(3..3, 192, 6, 3).unwrap();
+        let rotated = |rows: Range<usize>, to: Rotated| {
+            if from_rows {
+                rotate(device, &bf16_x, rows, 64, to)
+            } else {
+                norm(device, &good, &x, 40, None, rows, Rows::Rotated(to), 64)
+            }
+        };
+        assert_eq!(operand(rotated(2..3, Rotated::Bf16(&mut bf16s(191)))), "out");
+        rotated(0..3, Rotated::Bf16(&mut bf16s(192))).unwrap();
+        let rotated_int8 = |rows: Range<usize>, q, scale| {
+            rotated(rows, Rotated::Int8 { q: &mut i8s(q), scale: &mut f32s(scale) })
+        };
+        assert_eq!(operand(rotated_int8(2..3, 191, 3)), "q");
+        assert_eq!(operand(rotated_int8(2..3, 192, 2)), "scale");
+        rotated_int8(0..3, 192, 3).unwrap();
+        rotated_int8(1..1, 192, 3).unwrap();
+    }
+    let call = |x, rows: Range<usize>, stride| {
+        let mut out = bf16s(rows.end.saturating_mul(stride).min(1000));
+        rotate(device, &bf16s(x), rows, stride, Rotated::Bf16(&mut out))
     };
-    assert_eq!(operand(call(192, 2, 96, 192, 6)), "stride");
-    assert_eq!(operand(call(191, 3, 64, 192, 6)), "x");
-    assert_eq!(operand(call(192, 3, 64, 191, 6)), "q");
-    assert_eq!(operand(call(192, 3, 64, 192, 5)), "scale");
-    assert_eq!(operand(call(192, usize::MAX, 64, 192, 5)), "x");
-    call(0, 0, 64, 0, 0).unwrap();
-    call(192, 3, 64, 192, 6).unwrap();
+    assert_eq!(operand(call(192, 0..2, 96)), "stride");
+    assert_eq!(operand(call(191, 0..3, 64)), "x");
+    assert_eq!(operand(call(191, 2..3, 64)), "x");
+    assert_eq!(operand(call(192, 0..usize::MAX, 64)), "sizes");
+    assert_eq!(operand(call(192, reversed, 64)), "rows");
+    call(0, 0..0, 64).unwrap();
+    call(0, 0..3, 0).unwrap();
+    call(192, 0..3, 64).unwrap();
 
     let (table, short, scale) = (i8s(128 * 128), i8s(128 * 128 - 1), device.zeros::<f16>(128 * 4).unwrap());
     let (wide, no_scale) = (bf16s(128 * 128), device.zeros::<f16>(0).unwrap());

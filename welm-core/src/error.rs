@@ -77,7 +77,9 @@ pub enum Error {
     },
     /// The model would not fit in memory.
     #[error(
-        "model needs {required} bytes ({weights} weights, {cache} cache, {scratch} scratch), {available} are available"
+        "model needs {required} bytes ({weights} weights, {cache} cache, {scratch} scratch), {available} are \
+         available; {}",
+        fitting(fitting_cache_tokens)
     )]
     OutOfMemory {
         /// Sum of the three parts, in bytes.
@@ -88,8 +90,10 @@ pub enum Error {
         cache: u64,
         /// Scratch, in bytes.
         scratch: u64,
-        /// What the machine, or `LoadOptions::memory_limit`, allows, in bytes.
+        /// What the machine, the device, or `LoadOptions::memory_limit` allows, in bytes.
         available: u64,
+        /// The largest `LoadOptions::cache_tokens` with which it would fit, if any.
+        fitting_cache_tokens: Option<usize>,
     },
     /// The device or instruction set that was asked for is not there.
     #[error("{what} is not available: {reason}")]
@@ -99,12 +103,40 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// The device failed in a step; the requests of that step end with this, later ones are served.
+    #[error("device: {0}")]
+    Device(String),
+    /// The device's context is lost; this model handle cannot serve any more.
+    #[error("device lost: {0}")]
+    DeviceLost(String),
     /// The engine stopped after an internal fault; this model handle cannot serve any more.
     #[error("engine stopped: {0}")]
     EngineStopped(String),
     /// The caller's progress callback asked to stop the loading.
     #[error("loading was cancelled")]
     LoadCancelled,
+}
+
+/// What would fit.
+fn fitting(cache_tokens: &Option<usize>) -> String {
+    match cache_tokens {
+        Some(tokens) => format!("it would fit with cache_tokens {tokens}"),
+        None => "it would not fit with any cache".into(),
+    }
+}
+
+#[cfg(feature = "kernels")]
+impl From<welm_kernels::Error> for Error {
+    fn from(error: welm_kernels::Error) -> Self {
+        use welm_kernels::Error as E;
+        match error {
+            E::NoCode | E::NoDevice(_) => {
+                Error::Unavailable { what: "cuda device".into(), reason: error.to_string() }
+            }
+            E::ContextLost(reason) => Error::DeviceLost(reason),
+            other => Error::Device(other.to_string()),
+        }
+    }
 }
 
 /// `std::result::Result` with this crate's [`enum@Error`].

@@ -2,16 +2,15 @@
 
 use std::path::Path;
 
-use crate::backend::cpu::{Cpu, compute_type};
+use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Limits};
 use crate::config::ModelConfig;
 use crate::engine::batch::BLOCK_TOKENS;
 use crate::error::{Error, Result};
 use crate::options::{Dtype, LoadOptions};
 use crate::transformer::Scratch;
-use crate::weights::StoredType;
 use crate::weights::int8::packed_bytes;
-use crate::weights::load::{LinearSource, MatrixSource, Source};
+use crate::weights::load::Source;
 
 /// Bytes that a loaded model takes; see [`crate::Model::estimate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,67 +65,52 @@ impl Estimate {
         };
         let tables = if c.tied_output { 1 } else { 2 } * bytes(&(c.vocab_size, c.dim));
         let layers = matrices.iter().map(bytes).sum::<u64>() * c.n_layers as u64;
-        let mut estimate = Self::without_weights(config, options)?;
+        let mut estimate = Self::without_weights::<Cpu>(config, options)?;
         estimate.converted_bytes = tables + layers;
         Ok(estimate)
     }
 
     /// Cache and scratch.
-    fn without_weights(config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
+    fn without_weights<B: Backend>(config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
         let limits = limits(config, options)?;
-        let layer = Cpu::kv_layer_bytes(config, options, limits.n_blocks);
+        let layer = B::kv_layer_bytes(config, options, limits.n_blocks);
         Ok(Estimate {
             mapped_bytes: 0,
             converted_bytes: 0,
             cache_bytes: layer * config.n_layers as u64,
-            scratch_bytes: Scratch::<Cpu>::bytes(config, limits)
-                + Cpu::scratch_bytes(config, options, limits),
+            scratch_bytes: Scratch::<B>::bytes(config, limits) + B::scratch_bytes(config, options, limits),
             context_tokens: limits.max_context,
             cache_tokens: limits.n_blocks * BLOCK_TOKENS,
         })
     }
 
-    pub(crate) fn of_source(source: &Source, options: &LoadOptions) -> Result<Self> {
-        let mut estimate = Self::without_weights(&source.config, options)?;
+    pub(crate) fn of_source<B: Backend>(source: &Source, options: &LoadOptions) -> Result<Self> {
+        let mut estimate = Self::without_weights::<B>(&source.config, options)?;
         for name in source.linear_names() {
             let linear = source.linear(&name)?;
-            let (bytes, mapped) = weight_bytes(&linear, options.dtype);
+            let (bytes, mapped) = B::linear_bytes(&linear, options)?;
             *if mapped { &mut estimate.mapped_bytes } else { &mut estimate.converted_bytes } += bytes;
         }
         Ok(estimate)
     }
 
     /// Refuses what cannot fit, with the numbers.
-    pub(crate) fn check(&self, options: &LoadOptions) -> Result<()> {
-        let Some(available) = options.memory_limit.or_else(available_bytes) else { return Ok(()) };
+    pub(crate) fn check(&self, available: Option<u64>) -> Result<()> {
+        let Some(available) = available else { return Ok(()) };
         if self.total_bytes() <= available {
             return Ok(());
         }
+        let block_bytes = self.cache_bytes / (self.cache_tokens / BLOCK_TOKENS).max(1) as u64;
+        let left = available.saturating_sub(self.total_bytes() - self.cache_bytes);
+        let fitting = (left / block_bytes.max(1)) as usize * BLOCK_TOKENS;
         Err(Error::OutOfMemory {
             required: self.total_bytes(),
             weights: self.mapped_bytes + self.converted_bytes,
             cache: self.cache_bytes,
             scratch: self.scratch_bytes,
             available,
+            fitting_cache_tokens: Some(fitting).filter(|&tokens| tokens > 0),
         })
-    }
-}
-
-/// Bytes of a matrix in memory, and whether they are the file's own.
-fn weight_bytes(linear: &LinearSource, asked: Dtype) -> (u64, bool) {
-    let elements = linear.rows as u64 * linear.cols as u64;
-    match &linear.matrix {
-        MatrixSource::Packed(packed) => (packed.bytes(), true),
-        MatrixSource::Stored(segments) => {
-            let wanted = compute_type(segments[0].tensor.dtype, asked);
-            let mapped = segments.iter().all(|s| s.tensor.dtype == wanted);
-            let bytes = match wanted {
-                StoredType::I8 => packed_bytes(linear.rows, linear.cols),
-                StoredType::F16 | StoredType::Bf16 => 2 * elements,
-                _ => 4 * elements,
-            };
-            (bytes, mapped)
-        }
     }
 }
 
@@ -148,7 +132,7 @@ pub(crate) fn limits(config: &ModelConfig, options: &LoadOptions) -> Result<Limi
 }
 
 /// Memory that this process may still take: what the system calls available, within the cgroup's limit.
-fn available_bytes() -> Option<u64> {
+pub(crate) fn available_bytes() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let meminfo = read("/proc/meminfo")?;
     let line = meminfo.lines().find(|l| l.starts_with("MemAvailable:"))?;

@@ -10,14 +10,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
-use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+#[cfg(feature = "kernels")]
+use crate::backend::cuda::Cuda;
+use crate::backend::{Backend, Limits};
 use crate::config::ModelConfig;
 use crate::engine::sequence::{Event, Request, Task};
 use crate::engine::stats::Stats;
 use crate::engine::{Engine, Handle};
 use crate::error::{Error, Result};
-use crate::estimate::{Estimate, limits};
+use crate::estimate::{Estimate, available_bytes, limits};
 use crate::kv_cache::KvCache;
 use crate::options::{CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
 use crate::output::{Choice, FinishReason, Generation, Piece, Score, Usage};
@@ -111,6 +113,35 @@ fn open(path: &Path, with_tokenizer: bool) -> Result<Opened> {
     Ok(Opened { source, tokenizer })
 }
 
+/// Memory of the device, if the model can run there as asked and fits.
+#[cfg(feature = "kernels")]
+fn plan_cuda(source: &Source, options: &LoadOptions, device: &welm_kernels::Device) -> Result<Estimate> {
+    Cuda::check(&source.config, options)?;
+    let estimate = Estimate::of_source::<Cuda>(source, options)?;
+    let free = device.free_bytes()?;
+    estimate.check(Some(options.memory_limit.map_or(free, |limit| limit.min(free))))?;
+    Ok(estimate)
+}
+
+/// The first device, if it can run this model as asked.
+#[cfg(feature = "kernels")]
+fn cuda_for(source: &Source, options: &LoadOptions) -> Result<welm_kernels::Device> {
+    let device = welm_kernels::Device::open(0)?;
+    plan_cuda(source, options, &device)?;
+    Ok(device)
+}
+
+#[cfg(not(feature = "kernels"))]
+fn cuda_for(_source: &Source, _options: &LoadOptions) -> Result<std::convert::Infallible> {
+    Err(no_cuda())
+}
+
+#[cfg(not(feature = "kernels"))]
+fn no_cuda() -> Error {
+    let reason = "this build has no CUDA backend; enable the feature `cuda`".into();
+    Error::Unavailable { what: "cuda device".into(), reason }
+}
+
 fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
     let id = |key: &str| Ok::<_, Error>(g.opt_u64(key)?.and_then(|x| u32::try_from(x).ok()));
     let pre = g.opt_str("tokenizer.ggml.pre")?.unwrap_or("default").to_string();
@@ -140,14 +171,72 @@ impl Model {
     /// [`Error::InvalidOption`], [`Error::Unavailable`], [`Error::LoadCancelled`].
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
         options.validate()?;
-        let path = path.as_ref();
-        let Opened { source, tokenizer } = open(path, true)?;
-        let estimate = Estimate::of_source(&source, options)?;
-        estimate.check(options)?;
+        let (path, opened) = (path.as_ref(), open(path.as_ref(), true)?);
         match options.device {
-            Device::Cpu => {}
-            Device::Auto => tracing::info!("device: cpu"),
+            Device::Cpu => Self::load_on_cpu(path, opened, options),
+            #[cfg(feature = "kernels")]
+            Device::Cuda(ordinal) => {
+                Self::load_on_cuda(path, opened, options, welm_kernels::Device::open(ordinal)?)
+            }
+            #[cfg(not(feature = "kernels"))]
+            Device::Cuda(_) => Err(no_cuda()),
+            Device::Auto => {
+                match cuda_for(&opened.source, options) {
+                    #[cfg(feature = "kernels")]
+                    Ok(device) => {
+                        tracing::info!(?device, "device: cuda");
+                        return Self::load_on_cuda(path, opened, options, device);
+                    }
+                    #[cfg(not(feature = "kernels"))]
+                    Ok(never) => match never {},
+                    Err(reason) => tracing::info!(%reason, "device: cpu"),
+                }
+                Self::load_on_cpu(path, opened, options)
+            }
         }
+    }
+
+    /// As [`Model::load`], on a device that the caller has opened; [`LoadOptions::device`] is not looked at.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    #[cfg(feature = "kernels")]
+    pub fn load_on_device(
+        path: impl AsRef<Path>,
+        options: &LoadOptions,
+        device: welm_kernels::Device,
+    ) -> Result<Model> {
+        options.validate()?;
+        Self::load_on_cuda(path.as_ref(), open(path.as_ref(), true)?, options, device)
+    }
+
+    fn load_on_cpu(path: &Path, opened: Opened, options: &LoadOptions) -> Result<Model> {
+        let estimate = Estimate::of_source::<Cpu>(&opened.source, options)?;
+        estimate.check(options.memory_limit.or_else(available_bytes))?;
+        Self::start(path, opened, options, estimate, |config, limits| Cpu::new(config, options, limits))
+    }
+
+    #[cfg(feature = "kernels")]
+    fn load_on_cuda(
+        path: &Path,
+        opened: Opened,
+        options: &LoadOptions,
+        device: welm_kernels::Device,
+    ) -> Result<Model> {
+        let estimate = plan_cuda(&opened.source, options, &device)?;
+        Self::start(path, opened, options, estimate, |config, limits| {
+            Cuda::new(device, config, options, limits)
+        })
+    }
+
+    /// Loads everything onto a backend and starts its engine.
+    fn start<B: Backend>(
+        path: &Path,
+        Opened { source, tokenizer }: Opened,
+        options: &LoadOptions,
+        estimate: Estimate,
+        backend: impl FnOnce(&ModelConfig, Limits) -> Result<B>,
+    ) -> Result<Model> {
         let mut config = source.config.clone();
         if let Some(tokenizer) = &tokenizer {
             if tokenizer.vocab_size() > config.vocab_size {
@@ -163,7 +252,7 @@ impl Model {
         let limits = limits(&config, options)?;
         let started = Instant::now();
 
-        let mut backend = Cpu::new(&config, options, limits)?;
+        let mut backend = backend(&config, limits)?;
         let names = source.linear_names();
         let total_bytes = names.iter().map(|n| Ok(source.linear(n)?.stored_bytes())).sum::<Result<u64>>()?;
         let mut done_bytes = 0;
@@ -197,13 +286,21 @@ impl Model {
         Ok(Model { inner: Arc::new(Inner { engine, tokenizer, config, estimate, description }) })
     }
 
-    /// Memory that [`Model::load`] with these options would take, from the headers of the files.
+    /// Memory that [`Model::load`] with these options would take, from the headers of the files: the device's with
+    /// [`Device::Cuda`], which need not be there, otherwise the CPU's.
     ///
     /// # Errors
     /// As [`Model::load`], without the ones about memory.
     pub fn estimate(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Estimate> {
         options.validate()?;
-        Estimate::of_source(&open(path.as_ref(), false)?.source, options)
+        let source = open(path.as_ref(), false)?.source;
+        match options.device {
+            #[cfg(feature = "kernels")]
+            Device::Cuda(_) => Estimate::of_source::<Cuda>(&source, options),
+            #[cfg(not(feature = "kernels"))]
+            Device::Cuda(_) => Err(no_cuda()),
+            Device::Auto | Device::Cpu => Estimate::of_source::<Cpu>(&source, options),
+        }
     }
 
     /// Continues a prompt; returns when all `n` sequences have ended.

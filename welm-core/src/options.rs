@@ -12,11 +12,14 @@ use crate::error::{Error, Result};
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
-    /// The best device of this machine; today that is always the CPU, and the log says so.
+    /// The first CUDA device if there is one that can run this model as the other options ask; else the CPU. The
+    /// log says which, and why not the other.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
+    /// The CUDA device of this number, from 0. If it cannot be used, for whatever reason, that is an error.
+    Cuda(usize),
 }
 
 /// Element type of the weights in memory.
@@ -45,12 +48,19 @@ pub enum CacheDtype {
 }
 
 /// How many bits an activation has when it meets an int8 weight.
+///
+/// Generated tokens on CUDA, and the output projection everywhere, take 16 bits whatever this says: there the
+/// weights are what must be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Activations {
-    /// 8 bits, one scale per 32 values; 16 bits in the output projection.
+    /// What the device does best and is at least as exact as llama.cpp's Q8_0: [`Activations::Int8`] on the CPU,
+    /// [`Activations::Int16`] on CUDA.
     #[default]
+    Auto,
+    /// 8 bits, one scale per 32 values.
     Int8,
-    /// 16 bits, one scale per 32 values: a quarter of the divergence, twice the arithmetic.
+    /// 16 bits: int16 with one scale per 32 values on the CPU (a quarter of the divergence, twice the arithmetic),
+    /// bf16 on CUDA.
     Int16,
 }
 
@@ -77,9 +87,9 @@ pub type ProgressFn = Arc<dyn Fn(LoadProgress) -> bool + Send + Sync>;
 pub struct LoadOptions {
     /// Where the model runs.
     pub device: Device,
-    /// Element type of the weights.
+    /// Element type of the weights. On CUDA bf16 or int8; what would take f32 there is an error that says so.
     pub dtype: Dtype,
-    /// Element type of the KV cache.
+    /// Element type of the KV cache; bf16 on CUDA.
     pub cache_dtype: CacheDtype,
     /// Bits of an activation before an int8 weight; without effect on float weights.
     pub activations: Activations,

@@ -7,7 +7,7 @@
 //!
 //! It does arithmetic and makes no policy; all of its memory is [`Scratch`], allocated at load.
 
-use crate::backend::{Backend, Limits};
+use crate::backend::{Backend, Limits, Role};
 use crate::config::{Activation, ModelConfig};
 use crate::engine::batch::Batch;
 use crate::error::Result;
@@ -42,7 +42,7 @@ impl<B: Backend> Weights<B> {
         mut done: impl FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
         let config = &source.config;
-        let mut linear = |backend: &mut B, name: &str| {
+        let mut linear = |backend: &mut B, name: &str| -> Result<B::Linear> {
             let part = source.linear(name)?;
             let bytes = part.stored_bytes();
             let loaded = backend.load_linear(part)?;
@@ -74,34 +74,45 @@ pub(crate) struct Scratch<B: Backend> {
     h: B::Buffer,      // (n, dim), normalised
     qkv: B::Buffer,    // (n, (n_heads + 2 * n_kv_heads) * head_dim)
     att: B::Buffer,    // (n, n_heads * head_dim)
-    up: B::Buffer,     // (n, hidden_dim) or (n, 2 * hidden_dim)
+    gates: B::Buffer,  // (n, hidden_dim) or (n, 2 * hidden_dim), before the activation
     act: B::Buffer,    // (n, hidden_dim)
     last: B::Buffer,   // (max_logit_rows, dim)
     logits: B::Buffer, // (max_logit_rows, vocab_size)
 }
 
-/// Columns of the row-sized buffers of [`Scratch`], and of the two for the logits.
-fn scratch_cols(c: &ModelConfig) -> ([usize; 6], [usize; 2]) {
-    let rows = [c.dim, c.dim, c.qkv_dim(), c.n_heads * c.head_dim, c.up_dim(), c.hidden_dim];
-    (rows, [c.dim, c.vocab_size])
+/// Columns and roles of the row-sized buffers of [`Scratch`], and of the two for the logits.
+fn shapes(c: &ModelConfig) -> ([(usize, Role); 6], [(usize, Role); 2]) {
+    let attention = c.n_heads * c.head_dim;
+    let rows = [
+        (c.dim, Role::Residual),
+        (c.dim, Role::Normed),
+        (c.qkv_dim(), Role::Hidden),
+        (attention, Role::Hidden),
+        (c.up_dim(), Role::Gates),
+        (c.hidden_dim, Role::Hidden),
+    ];
+    (rows, [(c.dim, Role::Hidden), (c.vocab_size, Role::Logits)])
 }
 
 impl<B: Backend> Scratch<B> {
     /// Allocates everything.
     pub(crate) fn new(backend: &mut B, config: &ModelConfig, limits: Limits) -> Result<Self> {
-        let ([x, h, qkv, att, up, act], [last, logits]) = scratch_cols(config);
-        let mut rows = |cols| backend.buffer(limits.max_rows, cols);
-        let (x, h, qkv, att, up, act) = (rows(x)?, rows(h)?, rows(qkv)?, rows(att)?, rows(up)?, rows(act)?);
-        let last = backend.buffer(limits.max_logit_rows, last)?;
-        let logits = backend.buffer(limits.max_logit_rows, logits)?;
-        Ok(Scratch { x, h, qkv, att, up, act, last, logits })
+        let ([x, h, qkv, att, gates, act], [last, logits]) = shapes(config);
+        let mut rows = |(cols, role)| backend.buffer(limits.max_rows, cols, role);
+        let (x, h, qkv, att, gates, act) =
+            (rows(x)?, rows(h)?, rows(qkv)?, rows(att)?, rows(gates)?, rows(act)?);
+        let mut logit_rows = |(cols, role)| backend.buffer(limits.max_logit_rows, cols, role);
+        let (last, logits) = (logit_rows(last)?, logit_rows(logits)?);
+        Ok(Scratch { x, h, qkv, att, gates, act, last, logits })
     }
 
     /// Bytes that `new` allocates.
     pub(crate) fn bytes(config: &ModelConfig, limits: Limits) -> u64 {
-        let (rows, logit_rows) = scratch_cols(config);
-        let sum = |cols: &[usize]| cols.iter().map(|&c| c as u64).sum::<u64>();
-        4 * (sum(&rows) * limits.max_rows as u64 + sum(&logit_rows) * limits.max_logit_rows as u64)
+        let (rows, logit_rows) = shapes(config);
+        let sum = |shapes: &[(usize, Role)], max_rows| {
+            shapes.iter().map(|&(cols, role)| B::buffer_bytes(max_rows, cols, role)).sum::<u64>()
+        };
+        sum(&rows, limits.max_rows) + sum(&logit_rows, limits.max_logit_rows)
     }
 }
 
@@ -114,24 +125,25 @@ pub(crate) fn forward<B: Backend>(
     batch: &Batch,
 ) -> Result<()> {
     ops.begin(batch)?;
-    ops.embed(&mut s.x, &weights.embed, batch)?; // (n, dim)
-    for (layer, kv) in weights.layers.iter().zip(&mut kv.layers) {
-        ops.norm(&mut s.h, &s.x, &layer.attn_norm)?; // (n, dim)
-        ops.linear(&mut s.qkv, &s.h, &layer.qkv)?; // (n, (n_heads + 2 * n_kv_heads) * head_dim)
-        ops.rope_and_cache(&mut s.qkv, kv, batch)?; // turns q, k; writes k, v
-        ops.attention(&mut s.att, &s.qkv, kv, batch)?; // (n, n_heads * head_dim)
-        if weights.parallel_residual {
-            ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
-            ops.linear_add(&mut s.x, &s.att, &layer.out)?;
-        } else {
-            ops.linear_add(&mut s.x, &s.att, &layer.out)?; // (n, dim)
-            ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?;
+    ops.repeat(batch, |ops| {
+        ops.embed(&mut s.x, &weights.embed, batch)?; // (n, dim)
+        for (layer, kv) in weights.layers.iter().zip(&mut kv.layers) {
+            ops.norm(&mut s.h, &s.x, &layer.attn_norm)?; // (n, dim)
+            ops.linear(&mut s.qkv, &s.h, &layer.qkv)?; // (n, (n_heads + 2 * n_kv_heads) * head_dim)
+            ops.rope_and_cache(&mut s.qkv, kv, batch)?; // turns q, k; writes k, v
+            ops.attention(&mut s.att, &s.qkv, kv, batch)?; // (n, n_heads * head_dim)
+            if weights.parallel_residual {
+                ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
+                ops.linear_add(&mut s.x, &s.att, &layer.out)?;
+            } else {
+                ops.linear_add(&mut s.x, &s.att, &layer.out)?; // (n, dim)
+                ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?;
+            }
+            ops.linear_activate(&mut s.act, &mut s.gates, &s.h, &layer.up, weights.activation)?; // (n, hidden_dim)
+            ops.linear_add(&mut s.x, &s.act, &layer.down)?; // (n, dim)
         }
-        ops.linear(&mut s.up, &s.h, &layer.up)?; // (n, hidden_dim), gate and up: (n, 2 * hidden_dim)
-        ops.activate(&mut s.act, &s.up, weights.activation)?; // (n, hidden_dim)
-        ops.linear_add(&mut s.x, &s.act, &layer.down)?; // (n, dim)
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Logits of some rows of the last `forward`: `(rows.len(), vocab_size)`, at most `max_logit_rows` rows.
@@ -193,8 +205,8 @@ mod tests {
             let mut kv = KvCache::new(&mut cpu, source.config.n_layers, limits.n_blocks).unwrap();
             let mut scratch = Scratch::new(&mut cpu, &source.config, limits).unwrap();
             let mut batch = Batch::default();
-            batch.push(&[1, 2, 3, 4, 5], 0, &[2]);
-            batch.push(&[6], 0, &[0]);
+            batch.push_prompt(&[1, 2, 3, 4, 5], 0, &[2]);
+            batch.push_prompt(&[6], 0, &[0]);
             let before = ALLOCATIONS.get();
             assert!(before > 0, "the counter counts");
             forward(&mut cpu, &weights, &mut kv, &mut scratch, &batch).unwrap();

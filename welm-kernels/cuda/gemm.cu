@@ -1,12 +1,13 @@
 // Matrix products on mma.sync: the few rows of a decode step, bound by memory, and tiles of many rows.
 //
-// One arithmetic (W8A16, W16A16), so that a row of x gives the same bits however many others there are and whichever
+// One arithmetic (W8A16, W16A16, R8A16), so that a row of x gives the same bits however many others there are and whichever
 // kernel it meets: K is cut into 8 segments of whole groups of 32; in a segment the sum runs over the groups in
-// order, a group being two mma_bf16 from zero, times the scale, added with one rounding (bf16 weights: two mma_bf16
-// onto the sum); the segments are added in order. The kernel for few rows gives each of its 8 warps a segment: without
+// order, a group being two mma_bf16 from zero, times the scale, added with one rounding (bf16 weights
+// or rotated ones: two mma_bf16 onto the sum); the segments are added in order. The kernel for few rows gives each of its 8 warps a segment: without
 // that, a matrix of 5,120 rows would have 320 warps, too few to keep memory busy. Tiles take the segments in turn.
 //
 // W8A8: a group is one mma_s8 from zero, times the scales of weight and activation. The order is that of K; only tiles.
+// R8A8: one int32 sum, exactly; only tiles.
 #include "gemm.cuh"
 
 using namespace gemm;
@@ -20,7 +21,7 @@ DEVICE uint32_t segment_start(uint32_t segment, uint32_t n_groups) { return segm
 template <Mode MODE>
 DEVICE void add_group(float (&sum)[4], const uint32_t (&a)[2][4], const uint32_t (&b)[2][2], float scale_g,
                       float scale_g8) {
-    if constexpr (MODE == W16A16) {
+    if constexpr (!GROUP_SCALES<MODE>) {
         ptx::mma_bf16(sum, a[0], b[0]);
         ptx::mma_bf16(sum, a[1], b[1]);
     } else {
@@ -43,7 +44,7 @@ DEVICE Weights<MODE> load_weights(const Params &p, uint32_t strip, uint32_t grou
     const uint8_t *at = (const uint8_t *)p.w + tile * TILE_BYTES<MODE> + lane * 16;
     w.words[0] = ptx::load_stream(at);
     if constexpr (MODE == W16A16) w.words[1] = ptx::load_stream(at + 512);
-    else w.scales = ((const uint32_t *)p.w_scale)[tile * 8 + lane / 4];
+    if constexpr (GROUP_SCALES<MODE>) w.scales = ((const uint32_t *)p.w_scale)[tile * 8 + lane / 4];
     return w;
 }
 
@@ -94,8 +95,8 @@ template <Mode MODE, int TOKENS, int STRIP_COUNT, int DEPTH> DEVICE void few(con
             for (int s = 0; s < STRIP_COUNT; ++s) {
                 uint32_t a[2][4];
                 now[s][i].operands(a);
-                const float scale_g = MODE == W16A16 ? 1.0f : now[s][i].scale(0);
-                const float scale_g8 = MODE == W16A16 ? 1.0f : now[s][i].scale(1);
+                const float scale_g = GROUP_SCALES<MODE> ? now[s][i].scale(0) : 1.0f;
+                const float scale_g8 = GROUP_SCALES<MODE> ? now[s][i].scale(1) : 1.0f;
 #pragma unroll
                 for (int c = 0; c < COLUMNS; ++c) add_group<MODE>(sum[s][c], a, b[i][c], scale_g, scale_g8);
             }
@@ -121,22 +122,24 @@ template <Mode MODE, int TOKENS, int STRIP_COUNT, int DEPTH> DEVICE void few(con
         *at = total;
     }
     ptx::sync_block();
-    store_tile<PITCH>(p, parts, ROWS, strip * STRIP, first_token, TOKENS, threadIdx.x, THREADS);
+    store_tile<MODE, PITCH>(p, parts, ROWS, strip * STRIP, first_token, TOKENS, threadIdx.x, THREADS);
 }
 
 KERNEL(gemm_w8a16_few8, Params, 256, 3) { few<W8A16, 8, 1, 4>(p); }
 KERNEL(gemm_w8a16_few16, Params, 256, 2) { few<W8A16, 16, 2, 2>(p); }
 KERNEL(gemm_w16a16_few8, Params, 256, 3) { few<W16A16, 8, 1, 3>(p); }
 KERNEL(gemm_w16a16_few16, Params, 256, 2) { few<W16A16, 16, 1, 4>(p); }
+KERNEL(gemm_r8a16_few8, Params, 256, 3) { few<R8A16, 8, 1, 4>(p); }
+KERNEL(gemm_r8a16_few16, Params, 256, 2) { few<R8A16, 16, 2, 2>(p); }
 
 // ---- tiles ----------------------------------------------------------------------------------------------
 
 // A stage is 128 bytes of each row of x: 64 columns of bf16, 128 of int8.
-template <Mode MODE> constexpr uint32_t STAGE_GROUPS = MODE == W8A8 ? 4 : 2;
+template <Mode MODE> constexpr uint32_t STAGE_GROUPS = INT8_X<MODE> ? 4 : 2;
 
 template <Mode MODE, int TOKENS> struct Stage {
     static constexpr uint32_t A = STRIPS * STAGE_GROUPS<MODE> * TILE_BYTES<MODE>;
-    static constexpr uint32_t SCALES = MODE == W16A16 ? 0 : STRIPS * STAGE_GROUPS<MODE> * SCALE_BYTES;
+    static constexpr uint32_t SCALES = GROUP_SCALES<MODE> ? STRIPS * STAGE_GROUPS<MODE> * SCALE_BYTES : 0;
     static constexpr uint32_t B = TOKENS * 128;
     static constexpr uint32_t B_SCALES = MODE == W8A8 ? STAGE_GROUPS<MODE> * TOKENS * 4 : 0;
     static constexpr uint32_t BYTES = A + SCALES + B + B_SCALES;
@@ -167,7 +170,7 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
                 const uint8_t *from = (const uint8_t *)p.w + tile * TILE_BYTES<MODE>;
                 ptx::cp_async_16(a + i * 16, from + i % A_PIECES * 16);
             }
-            if constexpr (MODE != W16A16) {
+            if constexpr (GROUP_SCALES<MODE>) {
                 constexpr uint32_t PIECES = GROUPS * SCALE_BYTES / 16;
                 const uint32_t i = threadIdx.x;
                 const size_t tile = (size_t)(first_strip + i / PIECES) * p.n_groups + index * GROUPS;
@@ -180,7 +183,7 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
                 const bool inside = first_token + token < p.n;
                 const size_t row = inside ? first_token + token : 0;
                 const uint32_t row_bytes = p.n_groups * (128 / GROUPS);
-                const uint8_t *x = MODE == W8A8 ? (const uint8_t *)p.q : (const uint8_t *)p.x;
+                const uint8_t *x = INT8_X<MODE> ? (const uint8_t *)p.q : (const uint8_t *)p.x;
                 ptx::cp_async_16(b + token * 128 + ((piece ^ token % 8) << 4),
                                  x + row * row_bytes + index * 128 + piece * 16, inside);
             }
@@ -195,10 +198,11 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
         ptx::cp_async_commit();
     };
 
-    float sum[2][COLUMNS][4] = {}, total[2][COLUMNS][4] = {};
+    typename SumOf<MODE>::Type sum[2][COLUMNS][4] = {};
+    float total[2][COLUMNS][4] = {};  // of whole segments
     uint32_t segment = 1;
     auto end_segments = [&](uint32_t group) {
-        if constexpr (MODE != W8A8) {
+        if constexpr (!INT8_X<MODE>) {
             while (segment <= SEGMENTS && group == segment_start(segment, p.n_groups)) {
 #pragma unroll
                 for (int i = 0; i < 2 * COLUMNS * 4; ++i) {
@@ -229,11 +233,12 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
                 const uint8_t *at = a + in_stage * TILE_BYTES<MODE> + lane * 16;
                 w[s].words[0] = *(const uint4 *)at;
                 if constexpr (MODE == W16A16) w[s].words[1] = *(const uint4 *)(at + 512);
-                else w[s].scales = *(const uint32_t *)(scales + in_stage * SCALE_BYTES + g * 4);
+                if constexpr (GROUP_SCALES<MODE>)
+                    w[s].scales = *(const uint32_t *)(scales + in_stage * SCALE_BYTES + g * 4);
             }
             auto piece = [&](int token, int i) { return b + token * 128 + ((i ^ token % 8) << 4); };
             const int row = warp_token + lane % 8 + lane / 16 * 8;
-            if constexpr (MODE == W8A8) {
+            if constexpr (INT8_X<MODE>) {
 #pragma unroll
                 for (int c = 0; c < COLUMNS; c += 2) {
                     // Tokens 0.., 8.., of each the first and the second 16 columns.
@@ -242,20 +247,24 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
 #pragma unroll
                     for (int h = 0; h < 2; ++h) {
                         const uint32_t columns[2] = {q[2 * h], q[2 * h + 1]};
-                        const uint32_t token = warp_token + 8 * (c + h) + 2 * t;
-                        const float2 q_scale = *(const float2 *)(b_scales + (group * TOKENS + token) * 4);
 #pragma unroll
                         for (int s = 0; s < 2; ++s) {
-                            int32_t d[4] = {0, 0, 0, 0};
                             const uint4 v = w[s].words[0];
                             const uint32_t rows[4] = {v.x, v.y, v.z, v.w};
-                            ptx::mma_s8(d, rows, columns);
-                            const float scale_g = w[s].scale(0), scale_g8 = w[s].scale(1);
-                            float(&to)[4] = sum[s][c + h];
-                            to[0] = fmaf((float)d[0], scale_g * q_scale.x, to[0]);
-                            to[1] = fmaf((float)d[1], scale_g * q_scale.y, to[1]);
-                            to[2] = fmaf((float)d[2], scale_g8 * q_scale.x, to[2]);
-                            to[3] = fmaf((float)d[3], scale_g8 * q_scale.y, to[3]);
+                            if constexpr (MODE == R8A8) {
+                                ptx::mma_s8(sum[s][c + h], rows, columns);
+                            } else {
+                                int32_t d[4] = {0, 0, 0, 0};
+                                ptx::mma_s8(d, rows, columns);
+                                const uint32_t token = warp_token + 8 * (c + h) + 2 * t;
+                                const float2 q_scale = *(const float2 *)(b_scales + (group * TOKENS + token) * 4);
+                                const float scale_g = w[s].scale(0), scale_g8 = w[s].scale(1);
+                                float(&to)[4] = sum[s][c + h];
+                                to[0] = fmaf((float)d[0], scale_g * q_scale.x, to[0]);
+                                to[1] = fmaf((float)d[1], scale_g * q_scale.y, to[1]);
+                                to[2] = fmaf((float)d[2], scale_g8 * q_scale.x, to[2]);
+                                to[3] = fmaf((float)d[3], scale_g8 * q_scale.y, to[3]);
+                            }
                         }
                     }
                 }
@@ -275,8 +284,8 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
                                                         {x[1][2 * half], x[1][2 * half + 1]}};
 #pragma unroll
                         for (int s = 0; s < 2; ++s) {
-                            const float scale_g = MODE == W16A16 ? 1.0f : w[s].scale(0);
-                            const float scale_g8 = MODE == W16A16 ? 1.0f : w[s].scale(1);
+                            const float scale_g = GROUP_SCALES<MODE> ? w[s].scale(0) : 1.0f;
+                            const float scale_g8 = GROUP_SCALES<MODE> ? w[s].scale(1) : 1.0f;
                             add_group<MODE>(sum[s][c + half], rows[s], columns, scale_g, scale_g8);
                         }
                     }
@@ -296,12 +305,12 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 const int token = warp_token + 8 * c + 2 * t + e % 2, r = (warp_strip + s) * STRIP + g + e / 2 * 8;
-                out[token * PITCH + r] = MODE == W8A8 ? sum[s][c][e] : total[s][c][e];
+                out[token * PITCH + r] = INT8_X<MODE> ? (float)sum[s][c][e] : total[s][c][e];
             }
         }
     }
     ptx::sync_block();
-    store_tile<PITCH>(p, out, TILE_ROWS, first_strip * STRIP, first_token, TOKENS, threadIdx.x, THREADS);
+    store_tile<MODE, PITCH>(p, out, TILE_ROWS, first_strip * STRIP, first_token, TOKENS, threadIdx.x, THREADS);
 }
 
 KERNEL(gemm_w8a16_tile64, Params, 256, 1) { tile<W8A16, 64, 4>(p); }
@@ -310,3 +319,7 @@ KERNEL(gemm_w16a16_tile64, Params, 256, 1) { tile<W16A16, 64, 3>(p); }
 KERNEL(gemm_w16a16_tile128, Params, 256, 1) { tile<W16A16, 128, 3>(p); }
 KERNEL(gemm_w8a8_tile64, Params, 256, 1) { tile<W8A8, 64, 3>(p); }
 KERNEL(gemm_w8a8_tile128, Params, 256, 1) { tile<W8A8, 128, 2>(p); }
+KERNEL(gemm_r8a16_tile64, Params, 256, 1) { tile<R8A16, 64, 4>(p); }
+KERNEL(gemm_r8a16_tile128, Params, 256, 1) { tile<R8A16, 128, 3>(p); }
+KERNEL(gemm_r8a8_tile64, Params, 256, 2) { tile<R8A8, 64, 3>(p); }
+KERNEL(gemm_r8a8_tile128, Params, 256, 2) { tile<R8A8, 128, 2>(p); }

@@ -1,6 +1,7 @@
 // What the matrix products have in common: packed weights, their way into registers, and the epilogue.
 //
-//     out = f(x W^T + b),    W (rows, cols) int8 with a scale for 32 columns of a row, or bf16
+//     out = f(x W^T + b),    W (rows, cols) int8 with a scale for 32 columns of a row, or bf16;
+//                            or x R (W R)^T, the same, W R int8 with one scale for a row
 //
 // Weights are the A operand of the tensor cores and are packed as its fragments: one 16-byte load gives a lane
 // what it holds of 16 rows and 32 columns (int8; 16 columns of bf16). So a weight goes from memory to registers
@@ -10,8 +11,14 @@
 //                     c + 9, c = 2 t, of row g and of row g + 8, then the same of the second 16 columns;
 //                     scales (rows / 16, K / 32, 8, 2) f16: rows g and g + 8 side by side
 //     bf16            (rows / 16, K / 32, 2, 32 lanes, 8) bf16: 16 columns at a time, the four of row g, then of g + 8
+//     rotated         int8 as above; scales (rows) f32
 //
 // K is cols rounded up to 128, rows are rounded up to 128; what is added is zero. "Strip": 16 rows.
+//
+// R is H / 8 for every 64 columns, H the Walsh-Hadamard matrix; R R^T = 1. It spreads what is large in one column over
+// 64 (arXiv 2404.00456), so that one scale for a row of W R and one for a row of x R do, and int32 sums run through
+// all of K: int8 tensor cores then have nothing else to wait for. With a scale for 32 columns, scaling the sums costs
+// more than the products.
 #pragma once
 #include <ptx.cuh>
 
@@ -19,8 +26,19 @@ namespace gemm {
 
 constexpr uint32_t STRIP = 16, GROUP = 32, TILE_ROWS = 128, STRIPS = TILE_ROWS / STRIP;
 
-// What a product is made of. Activations are bf16, or int8 as norm.cu makes them.
-enum Mode { W8A16, W16A16, W8A8 };
+// What a product is made of. Activations are bf16, or int8 as norm.cu makes them; R: weights and activations are
+// rotated.
+enum Mode { W8A16, W16A16, W8A8, R8A16, R8A8 };
+// Weights have a scale for 32 columns.
+template <Mode MODE> constexpr bool GROUP_SCALES = MODE == W8A16 || MODE == W8A8;
+template <Mode MODE> constexpr bool INT8_X = MODE == W8A8 || MODE == R8A8;
+
+template <Mode MODE> struct SumOf {
+    typedef float Type;
+};
+template <> struct SumOf<R8A8> {
+    typedef int32_t Type;
+};
 
 enum Epilogue {
     STORE_BF16,     // out (n, out_stride) bf16
@@ -33,10 +51,10 @@ enum Epilogue {
 
 struct Params {
     const uint16_t *x;        // (n, K) bf16
-    const int8_t *q;          // (n, K) int8, columns permuted; W8A8 only
-    const float *q_scale;     // (K / 32, q_scale_stride)
+    const int8_t *q;          // (n, K) int8, columns permuted; W8A8, R8A8
+    const float *q_scale;     // (K / 32, q_scale_stride); R8A8: (n)
     const void *w;            // packed
-    const uint16_t *w_scale;  // packed; int8 only
+    const void *w_scale;      // f16, packed; R8A16, R8A8: (rows) f32
     const float *bias;        // (rows) or null
     void *out;
     uint32_t n, n_groups;     // n_groups = K / 32
@@ -117,12 +135,17 @@ DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 
 // A tile of sums in shared memory, (n_tokens, PITCH) f32, `rows` of W from `first_row` on, to `out`, by `threads`
 // threads. Neighbouring threads write neighbouring columns. Rows of padding give what their bias gives: zero.
-template <int PITCH>
+template <Mode MODE, int PITCH>
 DEVICE void store_tile(const Params &p, const float *tile, uint32_t rows, uint32_t first_row, uint32_t first_token,
                        uint32_t n_tokens, uint32_t thread, uint32_t threads) {
     const uint32_t n = p.n > first_token ? min(n_tokens, p.n - first_token) : 0;
     auto value = [&](uint32_t token, uint32_t row) {
-        return tile[token * PITCH + row] + (p.bias ? p.bias[first_row + row] : 0.0f);
+        const float sum = tile[token * PITCH + row], bias = p.bias ? p.bias[first_row + row] : 0.0f;
+        // fmaf: the compiler must not choose, or two kernels could differ.
+        if constexpr (MODE == R8A16) return fmaf(sum, ((const float *)p.w_scale)[first_row + row], bias);
+        if constexpr (MODE == R8A8)
+            return fmaf(sum * ((const float *)p.w_scale)[first_row + row], p.q_scale[first_token + token], bias);
+        return sum + bias;
     };
     if (p.epilogue == STORE_F32 || p.epilogue == ADD_F32) {
         for (uint32_t i = thread; i < n * rows; i += threads) {

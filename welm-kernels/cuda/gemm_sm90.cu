@@ -8,6 +8,7 @@
 //     W8A16, W16A16   256 tokens, stages of 64 columns. A weight times its scale is rounded to bf16 once; sums are f32.
 //     W8A8            128 tokens, stages of 128 columns. The sums of a group of 32 are int32, exactly; then times the
 //                     scales of weight and activation, in f32, in the order of K.
+//     R8A8            256 tokens (128 for few), stages of 128 columns. One int32 sum, exactly: nothing but products.
 //
 // A row's bits depend on that row only: it is a column of B, and every block walks K the same way.
 #include "gemm.cuh"
@@ -24,11 +25,12 @@ struct Sm90Params {
 };
 
 template <Mode MODE, int TOKENS, int STAGES> struct Layout {
-    static constexpr uint32_t GROUPS = MODE == W8A8 ? 4 : 2;
+    static constexpr uint32_t GROUPS = INT8_X<MODE> ? 4 : 2;
     // Of a stage; B comes first, aligned to the swizzle's 1,024 bytes.
     static constexpr uint32_t B = TOKENS * 128;
     static constexpr uint32_t A_STRIP = GROUPS * TILE_BYTES<MODE>, A = STRIPS * A_STRIP;
-    static constexpr uint32_t SCALES_STRIP = MODE == W16A16 ? 0 : GROUPS * SCALE_BYTES, SCALES = STRIPS * SCALES_STRIP;
+    static constexpr uint32_t SCALES_STRIP = GROUP_SCALES<MODE> ? GROUPS * SCALE_BYTES : 0;
+    static constexpr uint32_t SCALES = STRIPS * SCALES_STRIP;
     static constexpr uint32_t B_SCALES = MODE == W8A8 ? GROUPS * TOKENS * 4 : 0;
     static constexpr uint32_t BYTES = (B + A + SCALES + B_SCALES + 1023) / 1024 * 1024;
 };
@@ -62,12 +64,12 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
             uint8_t *b = shared + stage * L::BYTES, *a = b + L::B, *scales = a + L::A, *b_scales = scales + L::SCALES;
             ptx::Barrier *barrier = full + stage;
             ptx::barrier_expect(barrier, L::B + L::A + L::SCALES + (MODE == W8A8 ? L::GROUPS * b_scale_bytes : 0));
-            ptx::tma_load_2d(b, &all.x, (int)(index * (MODE == W8A8 ? 128 : 64)), (int)first_token, barrier);
+            ptx::tma_load_2d(b, &all.x, (int)(index * (INT8_X<MODE> ? 128 : 64)), (int)first_token, barrier);
             for (uint32_t s = 0; s < STRIPS; ++s) {
                 const size_t tile = (size_t)(first_strip + s) * p.n_groups + index * L::GROUPS;
                 const uint8_t *w = (const uint8_t *)p.w + tile * TILE_BYTES<MODE>;
                 ptx::bulk_load(a + s * L::A_STRIP, w, L::A_STRIP, barrier);
-                if constexpr (MODE != W16A16) {
+                if constexpr (GROUP_SCALES<MODE>) {
                     const uint8_t *w_scale = (const uint8_t *)p.w_scale + tile * SCALE_BYTES;
                     ptx::bulk_load(scales + s * L::SCALES_STRIP, w_scale, L::SCALES_STRIP, barrier);
                 }
@@ -82,9 +84,9 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
     } else {
         ptx::take_registers<240>();
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-        float sum[TOKENS / 2];
+        typename SumOf<MODE>::Type sum[TOKENS / 2];
 #pragma unroll
-        for (int i = 0; i < TOKENS / 2; ++i) sum[i] = 0.0f;
+        for (int i = 0; i < TOKENS / 2; ++i) sum[i] = 0;
 
         auto stage_of = [&](uint32_t index) { return shared + index % STAGES * L::BYTES; };
         auto wait_full = [&](uint32_t index) { ptx::barrier_wait(full + index % STAGES, index / STAGES % 2); };
@@ -97,9 +99,8 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
             const uint8_t *a = stage_of(index) + L::B + warp * L::A_STRIP + group * TILE_BYTES<MODE> + lane * 16;
             Weights<MODE> w;
             w.words[0] = *(const uint4 *)a;
-            if constexpr (MODE == W16A16) {
-                w.words[1] = *(const uint4 *)(a + 512);
-            } else {
+            if constexpr (MODE == W16A16) w.words[1] = *(const uint4 *)(a + 512);
+            if constexpr (GROUP_SCALES<MODE>) {
                 const uint8_t *scales = stage_of(index) + L::B + L::A + warp * L::SCALES_STRIP;
                 w.scales = *(const uint32_t *)(scales + group * SCALE_BYTES + g * 4);
             }
@@ -150,6 +151,38 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
                 }
                 release(index);
             }
+        } else if constexpr (MODE == R8A8) {
+            // The products of a stage are queued before those of the one before have ended, so that the tensor cores
+            // never wait; the fragments for the stage after it are loaded meanwhile, into the other registers.
+            uint32_t even[L::GROUPS][4], odd[L::GROUPS][4];
+            auto fetch = [&](uint32_t (&a)[L::GROUPS][4], uint32_t index) {
+                if (index >= n_stages) return;
+                wait_full(index);
+#pragma unroll
+                for (uint32_t group = 0; group < L::GROUPS; ++group) {
+                    const uint4 words = load(index, group).words[0];
+                    a[group][0] = words.x;
+                    a[group][1] = words.y;
+                    a[group][2] = words.z;
+                    a[group][3] = words.w;
+                }
+            };
+            auto step = [&](uint32_t (&now)[L::GROUPS][4], uint32_t (&next)[L::GROUPS][4], uint32_t index) {
+                ptx::wgmma_fence();
+#pragma unroll
+                for (uint32_t group = 0; group < L::GROUPS; ++group)
+                    ptx::wgmma_s8(sum, now[group], b_desc(index, group), true);
+                ptx::wgmma_commit();
+                ptx::wgmma_wait<1>();
+                if (index > 0) release(index - 1);
+                fetch(next, index + 1);
+            };
+            fetch(even, 0);
+            for (uint32_t index = 0; index < n_stages; index += 2) {
+                step(even, odd, index);
+                if (index + 1 < n_stages) step(odd, even, index + 1);
+            }
+            ptx::wgmma_wait<0>();
         } else {
             // The next stage's weights are unpacked into the other registers while this one's products run.
             uint32_t even[L::GROUPS][2][4], odd[L::GROUPS][2][4];
@@ -186,15 +219,17 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
 #pragma unroll
         for (int i = 0; i < TOKENS / 2; ++i) {
             const int token = i / 4 * 8 + 2 * t + i % 2, row = warp * 16 + g + i / 2 % 2 * 8;
-            out[token * PITCH + row] = sum[i];
+            out[token * PITCH + row] = (float)sum[i];
         }
         ptx::sync_named(1, CONSUMERS);
-        store_tile<PITCH>(p, out, TILE_ROWS, first_strip * STRIP, first_token, TOKENS, threadIdx.x, CONSUMERS);
+        store_tile<MODE, PITCH>(p, out, TILE_ROWS, first_strip * STRIP, first_token, TOKENS, threadIdx.x, CONSUMERS);
     }
 }
 
 KERNEL(gemm_w8a16_sm90, Sm90Params, 384, 1) { product<W8A16, 256, 5>(p); }
 KERNEL(gemm_w16a16_sm90, Sm90Params, 384, 1) { product<W16A16, 256, 4>(p); }
 KERNEL(gemm_w8a8_sm90, Sm90Params, 384, 1) { product<W8A8, 128, 6>(p); }
+KERNEL(gemm_r8a8_few_sm90, Sm90Params, 384, 1) { product<R8A8, 128, 6>(p); }
+KERNEL(gemm_r8a8_sm90, Sm90Params, 384, 1) { product<R8A8, 256, 4>(p); }
 
 #endif

@@ -1,8 +1,12 @@
-// Norms of rows, int8 activations, and the embedding: what stands before a matrix product.
+// Norms of rows, int8 and rotated activations, and the embedding: what stands before a matrix product.
 //
 //     rmsnorm:   y = x / sqrt(mean(x^2) + eps) * w                              (arXiv 1910.07467)
 //     layernorm: y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * w + b        (arXiv 1607.06450)
 //     int8:      scale = max |y| / 127 over a group of 32 columns,  q = round(y * (127 / max |y|))
+//     rotated:   z = y H / 8 for each 64 columns, H the Walsh-Hadamard matrix   (arXiv 2404.00456)
+//     both:      z as int8, with one scale for all of the row
+//
+// y is rounded to bf16 first in every case, z is not before it becomes int8.
 //
 // The variance is taken around the mean in a second pass: mean(x^2) - mean^2 loses every digit where the mean
 // is large, and the row is in shared memory anyway.
@@ -11,10 +15,10 @@
 // instruction holds of 16 columns. The four lie side by side in every layout here:
 //
 //     q               (n, stride) int8, permuted: bytes 16 s + 4 t .. + 3 are columns c, c + 1, c + 8, c + 9
-//     scale           (stride / 32, scale_stride) f32: rows side by side, as the products read them
+//     scale           (stride / 32, scale_stride) f32: rows side by side, as the products read them; rotated: (n)
 //     tables          packed weights, see gemm.cuh
 //
-// "Position" is 16 s + 4 t, the place of the four in such a row; 8 neighbouring lanes have a group of 32.
+// "Position" is 16 s + 4 t, the place of the four in such a row; 8 neighbouring lanes have a group of 32, 16 have 64.
 #include <ptx.cuh>
 
 constexpr uint32_t THREADS = 256, WARPS = THREADS / 32;
@@ -59,66 +63,89 @@ DEVICE void store_four(float *row, uint32_t first, uint32_t dim, const Four &x) 
     }
 }
 
-// ---- int8 activations -----------------------------------------------------------------------------------
+DEVICE Four load_bf16(const uint16_t *row, uint32_t first) {
+    const uint32_t low = *(const uint32_t *)(row + first), high = *(const uint32_t *)(row + first + 8);
+    return {{ptx::bf16_lo(low), ptx::bf16_hi(low), ptx::bf16_lo(high), ptx::bf16_hi(high)}};
+}
 
-// Quantises a group of 32 bf16 columns, which the eight lanes from a multiple of 8 on have; this one has
-// `low` (c, c + 1) and `high` (c + 8, c + 9). The whole warp calls this; only lanes `inside` store. `q` is that of
-// the row; `scale` is that of the row in the first group.
-//
-// A NaN or an infinity leaves its mark in the scale, so that it is not lost: as bits, a NaN is the largest
-// magnitude. Where 127 / max overflows (zeros, and what is next to nothing) all q are 0.
-DEVICE void quantize_group(uint32_t low, uint32_t high, bool inside, uint32_t position, int8_t *q, float *scale,
-                           uint32_t scale_stride) {
-    const float x[4] = {ptx::bf16_lo(low), ptx::bf16_hi(low), ptx::bf16_lo(high), ptx::bf16_hi(high)};
+DEVICE void store_bf16(uint16_t *row, uint32_t first, const Four &x) {
+    *(uint32_t *)(row + first) = ptx::pack_bf16(x.v[0], x.v[1]);
+    *(uint32_t *)(row + first + 8) = ptx::pack_bf16(x.v[2], x.v[3]);
+}
+
+DEVICE Four round_bf16(const Four &x) {
+    const uint32_t low = ptx::pack_bf16(x.v[0], x.v[1]), high = ptx::pack_bf16(x.v[2], x.v[3]);
+    return {{ptx::bf16_lo(low), ptx::bf16_hi(low), ptx::bf16_lo(high), ptx::bf16_hi(high)}};
+}
+
+// ---- int8 -----------------------------------------------------------------------------------------------
+
+// The largest magnitude, as bits: so a NaN is larger than an infinity, and neither is lost.
+DEVICE uint32_t largest_of(const Four &x) {
     uint32_t largest = 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) largest = max(largest, ptx::bits(x[i]) & 0x7fffffffu);
-#pragma unroll
-    for (int mask = 1; mask < 8; mask *= 2) largest = max(largest, ptx::shfl_xor(largest, mask));
-    const float amax = ptx::from_bits(largest);
-    const float factor = 127.0f / amax;
+    for (int i = 0; i < 4; ++i) largest = max(largest, ptx::bits(x.v[i]) & 0x7fffffffu);
+    return largest;
+}
+
+// The four as bytes. Where 127 / largest overflows (zeros, and what is next to nothing) or is no number, they are 0;
+// scale_of then tells what was there.
+DEVICE uint32_t quantize(const Four &x, uint32_t largest) {
+    const float factor = 127.0f / ptx::from_bits(largest);
     const bool usable = factor > 0.0f && factor <= 3.4028235e38f;
     uint32_t word = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const int value = usable ? ptx::round_s8(x[i] * factor) : 0;
+        const int value = usable ? ptx::round_s8(x.v[i] * factor) : 0;
         word |= (uint32_t)(uint8_t)value << (8 * i);
     }
+    return word;
+}
+
+DEVICE float scale_of(uint32_t largest) { return ptx::from_bits(largest) / 127.0f; }
+
+// Quantises a group of 32 columns, which the eight lanes from a multiple of 8 on have. The whole warp calls this; only
+// lanes `inside` store. `q` is that of the row; `scale` is that of the row in the first group.
+DEVICE void quantize_group(const Four &x, bool inside, uint32_t position, int8_t *q, float *scale,
+                           uint32_t scale_stride) {
+    uint32_t largest = largest_of(x);
+#pragma unroll
+    for (int mask = 1; mask < 8; mask *= 2) largest = max(largest, ptx::shfl_xor(largest, mask));
     if (!inside) return;
-    *(uint32_t *)(q + position) = word;
-    if (position % 32 == 0) scale[(size_t)(position / 32) * scale_stride] = amax / 127.0f;
+    *(uint32_t *)(q + position) = quantize(x, largest);
+    if (position % 32 == 0) scale[(size_t)(position / 32) * scale_stride] = scale_of(largest);
 }
 
-struct QuantizeParams {
-    const uint16_t *x;  // (n, stride) bf16
-    int8_t *q;          // (n, stride)
-    float *scale;       // (stride / 32, scale_stride)
-    uint32_t n, stride, scale_stride, reserved;
-};
+// ---- rotation -------------------------------------------------------------------------------------------
 
-// Block (row, 1,024 positions).
-KERNEL(quantize_rows, QuantizeParams, 256, 8) {
-    const uint32_t position = (blockIdx.y * THREADS + threadIdx.x) * 4;
-    const bool inside = position < p.stride;
-    const size_t row = (size_t)blockIdx.x * p.stride;
-    const uint16_t *x = p.x + row + first_column(position);
-    const uint32_t low = inside ? *(const uint32_t *)x : 0, high = inside ? *(const uint32_t *)(x + 8) : 0;
-    quantize_group(low, high, inside, position, p.q + row, p.scale + blockIdx.x, p.scale_stride);
+DEVICE void butterfly(float &a, float &b) {
+    const float sum = a + b;
+    b = a - b;
+    a = sum;
 }
 
-// ---- norms ----------------------------------------------------------------------------------------------
+// Rotates 64 columns, which the 16 lanes from a multiple of 16 on have; the whole warp calls this. Column i of H is
+// column j with the sign (-1)^(ones in i & j): a butterfly for each of the six bits of a column. Bits 0 and 3 are in
+// the four, 1, 2, 4, 5 in the lane. The eighth comes first, where it rounds nothing.
+DEVICE void rotate(Four &x) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x.v[i] *= 0.125f;
+    butterfly(x.v[0], x.v[1]);
+    butterfly(x.v[2], x.v[3]);
+    butterfly(x.v[0], x.v[2]);
+    butterfly(x.v[1], x.v[3]);
+#pragma unroll
+    for (int mask = 1; mask < 16; mask *= 2) {
+        const bool second = threadIdx.x & mask;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float other = ptx::shfl_xor(x.v[i], mask);
+            x.v[i] = second ? other - x.v[i] : x.v[i] + other;
+        }
+    }
+}
 
-struct NormParams {
-    const float *x;        // (n_rows, dim)
-    const uint32_t *rows;  // (m): which row of x; null: the same
-    const float *weight;   // (dim)
-    const float *bias;     // (dim) or null
-    uint16_t *out;         // (m, stride) bf16; columns from dim on become zero
-    int8_t *q;             // (m, stride), or null: out is not quantised
-    float *scale;          // (stride / 32, scale_stride)
-    uint32_t n_rows, dim, stride, layernorm, scale_stride;
-    float eps;
-};
+// ---- over a block ---------------------------------------------------------------------------------------
 
 // Every thread gets the sum over the block, in a fixed order. `partials`: (WARPS), not in use.
 DEVICE float block_sum(float x, float *partials) {
@@ -132,11 +159,91 @@ DEVICE float block_sum(float x, float *partials) {
     return sum;
 }
 
-// Block: a row of out. Shared memory: (stride / 4) Four, each of one thread; (2, WARPS) f32.
-KERNEL(norm_rows, NormParams, 256, 4) {
+DEVICE uint32_t block_max(uint32_t x, uint32_t *partials) {
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) x = max(x, ptx::shfl_xor(x, mask));
+    if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = x;
+    ptx::sync_block();
+    uint32_t largest = 0;
+#pragma unroll
+    for (uint32_t w = 0; w < WARPS; ++w) largest = max(largest, partials[w]);
+    return largest;
+}
+
+// ---- rows of bf16 ---------------------------------------------------------------------------------------
+
+struct ConvertParams {
+    const uint16_t *x;  // (n, stride) bf16
+    uint16_t *out;      // (n, stride) bf16; of these two one is null
+    int8_t *q;          // (n, stride)
+    float *scale;       // of q
+    uint32_t stride, scale_stride;
+};
+
+// Block (row, 1,024 positions).
+KERNEL(quantize_rows, ConvertParams, 256, 6) {
+    const uint32_t position = (blockIdx.y * THREADS + threadIdx.x) * 4;
+    const bool inside = position < p.stride;
+    const size_t row = (size_t)blockIdx.x * p.stride;
+    const Four x = inside ? load_bf16(p.x + row, first_column(position)) : Four{};
+    quantize_group(x, inside, position, p.q + row, p.scale + blockIdx.x, p.scale_stride);
+}
+
+// Block (row, 1,024 positions).
+KERNEL(rotate_rows, ConvertParams, 256, 6) {
+    const uint32_t position = (blockIdx.y * THREADS + threadIdx.x) * 4, first = first_column(position);
+    const bool inside = position < p.stride;
+    const size_t row = (size_t)blockIdx.x * p.stride;
+    Four x = inside ? load_bf16(p.x + row, first) : Four{};
+    rotate(x);
+    if (inside) store_bf16(p.out + row, first, x);
+}
+
+// Block: a row. It is rotated twice, for its largest value and again to be stored, so that it need not fit shared
+// memory: the widest rows, a feed-forward layer's, would take all of it, and leave one block to a multiprocessor.
+// Shared memory: (WARPS) u32.
+KERNEL(rotate_rows_int8, ConvertParams, 256, 4) {
+    const size_t row = (size_t)blockIdx.x * p.stride;
+    auto rotated = [&](uint32_t position) {
+        Four x = position < p.stride ? load_bf16(p.x + row, first_column(position)) : Four{};
+        rotate(x);
+        return x;
+    };
+    // Whole warps go round together.
+    uint32_t largest = 0;
+    for (uint32_t start = 0; start < p.stride; start += 4 * THREADS)
+        largest = max(largest, largest_of(rotated(start + 4 * threadIdx.x)));
+    largest = block_max(largest, (uint32_t *)ptx::shared());
+    for (uint32_t start = 0; start < p.stride; start += 4 * THREADS) {
+        const uint32_t position = start + 4 * threadIdx.x;
+        const Four x = rotated(position);
+        if (position < p.stride) *(uint32_t *)(p.q + row + position) = quantize(x, largest);
+    }
+    if (threadIdx.x == 0) p.scale[blockIdx.x] = scale_of(largest);
+}
+
+// ---- norms ----------------------------------------------------------------------------------------------
+
+struct NormParams {
+    const float *x;          // (n_rows, dim)
+    const uint32_t *source;  // (m): which row of x; null: the same
+    const float *weight;     // (dim)
+    const float *bias;       // (dim) or null
+    uint16_t *out;           // (m, stride) bf16; of these two one is null
+    int8_t *q;               // (m, stride)
+    float *scale;            // of q
+    uint32_t n_rows, dim, stride, layernorm, scale_stride;
+    float eps;
+};
+
+// What becomes of a row. Columns from dim on are zero, before they are rotated.
+enum Finish { BF16, INT8, ROTATED, ROTATED_INT8 };
+
+// Block: a row. Shared memory: (stride / 4) Four, each of one thread; (2, WARPS) f32.
+template <Finish FINISH> DEVICE void norm_row(const NormParams &p) {
     Four *row = (Four *)ptx::shared();
     float *partials = (float *)(row + p.stride / 4);
-    const uint32_t from = p.rows ? min(p.rows[blockIdx.x], p.n_rows - 1) : blockIdx.x;
+    const uint32_t from = p.source ? min(p.source[blockIdx.x], p.n_rows - 1) : blockIdx.x;
     const float *x = p.x + (size_t)from * p.dim;
 
     float sum = 0.0f;
@@ -159,14 +266,15 @@ KERNEL(norm_rows, NormParams, 256, 4) {
     }
     const float inverse = 1.0f / sqrtf(block_sum(squares, partials + WARPS) / (float)p.dim + p.eps);
 
-    // Whole warps go round together, for quantize_group.
+    const size_t out = (size_t)blockIdx.x * p.stride;
+    uint32_t largest = 0;
+    // Whole warps go round together.
     for (uint32_t start = 0; start < p.stride; start += 4 * THREADS) {
         const uint32_t position = start + 4 * threadIdx.x, first = first_column(position);
         const bool inside = position < p.stride;
-        uint32_t low = 0, high = 0;
-        const size_t out = (size_t)blockIdx.x * p.stride;
+        Four y = {};
         if (inside) {
-            Four y = row[position / 4];
+            y = row[position / 4];
             const Four weight = load_four(p.weight, first, p.dim);
             const Four bias = p.bias ? load_four(p.bias, first, p.dim) : Four{};
 #pragma unroll
@@ -174,14 +282,30 @@ KERNEL(norm_rows, NormParams, 256, 4) {
                 const float value = y.v[i] * inverse * weight.v[i] + bias.v[i];
                 y.v[i] = column(first, i) < p.dim ? value : 0.0f;  // a NaN does not spread to the padding
             }
-            low = ptx::pack_bf16(y.v[0], y.v[1]);
-            high = ptx::pack_bf16(y.v[2], y.v[3]);
-            *(uint32_t *)(p.out + out + first) = low;
-            *(uint32_t *)(p.out + out + first + 8) = high;
         }
-        if (p.q) quantize_group(low, high, inside, position, p.q + out, p.scale + blockIdx.x, p.scale_stride);
+        if constexpr (FINISH != BF16) y = round_bf16(y);
+        if constexpr (FINISH == ROTATED || FINISH == ROTATED_INT8) rotate(y);
+        if constexpr (FINISH == INT8)
+            quantize_group(y, inside, position, p.q + out, p.scale + blockIdx.x, p.scale_stride);
+        if constexpr (FINISH == ROTATED_INT8) {
+            largest = max(largest, largest_of(y));
+            if (inside) row[position / 4] = y;
+        }
+        if constexpr (FINISH == BF16 || FINISH == ROTATED)
+            if (inside) store_bf16(p.out + out, first, y);
+    }
+    if constexpr (FINISH == ROTATED_INT8) {
+        largest = block_max(largest, (uint32_t *)partials);  // all have read the mean's
+        for (uint32_t position = 4 * threadIdx.x; position < p.stride; position += 4 * THREADS)
+            *(uint32_t *)(p.q + out + position) = quantize(row[position / 4], largest);
+        if (threadIdx.x == 0) p.scale[blockIdx.x] = scale_of(largest);
     }
 }
+
+KERNEL(norm_bf16, NormParams, 256, 4) { norm_row<BF16>(p); }
+KERNEL(norm_int8, NormParams, 256, 4) { norm_row<INT8>(p); }
+KERNEL(norm_rotated, NormParams, 256, 4) { norm_row<ROTATED>(p); }
+KERNEL(norm_rotated_int8, NormParams, 256, 4) { norm_row<ROTATED_INT8>(p); }
 
 // ---- embedding ------------------------------------------------------------------------------------------
 
@@ -208,7 +332,7 @@ DEVICE Place place_of(uint32_t token, uint32_t position, const EmbedParams &p) {
 }
 
 // Block (row of x, 1,024 positions).
-KERNEL(embed_int8, EmbedParams, 256, 8) {
+KERNEL(embed_int8, EmbedParams, 256, 6) {
     const uint32_t position = (blockIdx.y * THREADS + threadIdx.x) * 4;
     if (position >= p.n_groups * 32) return;
     const Place at = place_of(p.tokens[blockIdx.x], position, p);
@@ -221,7 +345,7 @@ KERNEL(embed_int8, EmbedParams, 256, 8) {
     store_four(p.x + (size_t)blockIdx.x * p.dim, first_column(position), p.dim, x);
 }
 
-KERNEL(embed_bf16, EmbedParams, 256, 8) {
+KERNEL(embed_bf16, EmbedParams, 256, 6) {
     const uint32_t position = (blockIdx.y * THREADS + threadIdx.x) * 4;
     if (position >= p.n_groups * 32) return;
     const Place at = place_of(p.tokens[blockIdx.x], position, p);

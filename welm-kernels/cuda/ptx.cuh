@@ -35,6 +35,10 @@ DEVICE void sync_block() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
 // Barrier `id` (1 to 15) of `threads` threads, whole warps.
 DEVICE void sync_named(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+// Counts as having come to it, without waiting.
+DEVICE void arrive_named(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 DEVICE float shfl_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 DEVICE uint32_t shfl_xor(uint32_t x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
@@ -210,11 +214,20 @@ template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.
 
 #define WELM_8(c, d, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
 #define WELM_32(c, d, i) WELM_8(c, d, i), WELM_8(c, d, i + 8), WELM_8(c, d, i + 16), WELM_8(c, d, i + 24)
+#define WELM_40(c, d) WELM_32(c, d, 0), WELM_8(c, d, 32)
+#define WELM_48(c, d) WELM_40(c, d), WELM_8(c, d, 40)
 #define WELM_64(c, d) WELM_32(c, d, 0), WELM_32(c, d, 32)
 #define WELM_128(c, d) WELM_64(c, d), WELM_32(c, d, 64), WELM_32(c, d, 96)
 #define WELM_D32                                                                                             \
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "   \
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define WELM_D40 \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, " \
+    "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}"
+#define WELM_D48 \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, " \
+    "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, " \
+    "%41, %42, %43, %44, %45, %46, %47}"
 #define WELM_D64                                                                                             \
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "   \
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "    \
@@ -251,6 +264,20 @@ template <bool TRANS> DEVICE void wgmma_bf16(float (&d)[32], const uint32_t (&a)
                  : WELM_32("+f", d, 0)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(TRANS));
 }
+template <bool TRANS> DEVICE void wgmma_bf16(float (&d)[40], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %45, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 " WELM_D40
+                 ", {%40, %41, %42, %43}, %44, p, 1, 1, %46;\n}\n"
+                 : WELM_40("+f", d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(TRANS));
+}
+template <bool TRANS> DEVICE void wgmma_bf16(float (&d)[48], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 " WELM_D48
+                 ", {%48, %49, %50, %51}, %52, p, 1, 1, %54;\n}\n"
+                 : WELM_48("+f", d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(TRANS));
+}
 template <bool TRANS> DEVICE void wgmma_bf16(float (&d)[64], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " WELM_D64
@@ -278,11 +305,22 @@ DEVICE void wgmma_s8(int32_t (&d)[64], const uint32_t (&a)[4], uint64_t b, bool 
                  : WELM_64("+r", d)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
 }
+DEVICE void wgmma_s8(int32_t (&d)[128], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 " WELM_D128
+                 ", {%128, %129, %130, %131}, %132, p;\n}\n"
+                 : WELM_128("+r", d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
+}
 #undef WELM_8
 #undef WELM_32
+#undef WELM_40
+#undef WELM_48
 #undef WELM_64
 #undef WELM_128
 #undef WELM_D32
+#undef WELM_D40
+#undef WELM_D48
 #undef WELM_D64
 #undef WELM_D128
 #endif

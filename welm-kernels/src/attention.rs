@@ -1,22 +1,26 @@
-//! Causal attention over the paged cache of keys and values (`cuda/attention.cu`).
+//! Causal attention over the paged cache of keys and values (`cuda/attention.cu`, `cuda/attention_sm90.cu`).
 //!
 //! A row is one token of one sequence. [`attention_prefill`] takes several rows of a sequence at a time,
 //! [`attention_decode`] one; either way the result of a row depends only on its position, its q and the keys
 //! and values it sees, never on what else is in the batch or on how a prompt was cut into chunks. The two sum
 //! in different orders, so that they agree up to rounding only.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use crate::device::{Buffer, Device, Element};
-use crate::driver::{Grid, Kernel, Ptr};
+use crate::driver::{Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
 
 /// Keys of a cache block.
 pub const BLOCK_KEYS: usize = 16;
-/// Rows of a tile of [`prefill_tiles`].
-const TILE_ROWS: u32 = 64;
-/// Keys of a prefill step.
-const STEP_KEYS: u32 = 64;
+/// Rows of a prefill tile, and keys of a step.
+const TILE: u32 = 64;
+/// The same on Hopper.
+const TILE_SM90: u32 = 128;
+/// Prefill steps on Hopper whose keys and values are in shared memory.
+const STAGES_SM90: u32 = 3;
 /// Keys of a decode split.
 const SPLIT_KEYS: usize = 512;
 /// Query heads of a decode block.
@@ -104,6 +108,15 @@ struct PrefillParams {
 
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
+struct Sm90Params {
+    k: TensorMap,
+    v: TensorMap,
+    v_row: TensorMap,
+    params: PrefillParams,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
 struct DecodeParams {
     qkv: Ptr,
     k: Ptr,
@@ -177,17 +190,21 @@ impl Attention<'_> {
     }
 }
 
-/// The tiles of [`attention_prefill`]: `[span, first row of up to 64 in the span]`, those that reach the most
-/// keys first, so that the longest work does not start last.
-pub fn prefill_tiles(spans: &[Span]) -> Vec<[u32; 2]> {
+fn tile_rows(device: &Device) -> u32 {
+    if device.is_hopper() { TILE_SM90 } else { TILE }
+}
+
+/// The tiles of [`attention_prefill`] on this device: `[span, first row in the span]`, each of up to 64 rows, 128
+/// on Hopper; those that reach the most keys first, so that the longest work does not start last.
+pub fn prefill_tiles(device: &Device, spans: &[Span]) -> Vec<[u32; 2]> {
+    let tile_rows = tile_rows(device);
     let rows = |(i, span): (usize, &Span)| {
-        let n_rows = span.n_rows;
-        (0..n_rows).step_by(TILE_ROWS as usize).map(move |row| [i as u32, row])
+        (0..span.n_rows).step_by(tile_rows as usize).map(move |row| [i as u32, row])
     };
     let mut tiles: Vec<_> = spans.iter().enumerate().flat_map(rows).collect();
     tiles.sort_by_key(|&[i, row]| {
         let span = &spans[i as usize];
-        let n_rows = TILE_ROWS.min(span.n_rows - row);
+        let n_rows = tile_rows.min(span.n_rows - row);
         std::cmp::Reverse(u64::from(span.first_pos) + u64::from(row) + u64::from(n_rows))
     });
     tiles
@@ -217,7 +234,14 @@ pub fn attention_prefill(
         "attention_prefill_hd96",
         "attention_prefill_hd128",
     ];
-    let (kernel, n_blocks) = attention.check(OPERATION, NAMES, out.len())?;
+    const SM90_NAMES: [&str; 4] = [
+        "attention_prefill_sm90_hd64",
+        "attention_prefill_sm90_hd80",
+        "attention_prefill_sm90_hd96",
+        "attention_prefill_sm90_hd128",
+    ];
+    let names = if device.is_hopper() { SM90_NAMES } else { NAMES };
+    let (kernel, n_blocks) = attention.check(OPERATION, names, out.len())?;
     let enough = n_tiles <= tiles.len() && n_tiles <= 65_535;
     expect(enough, OPERATION, "tiles", format!("{n_tiles}, at most 65535"), tiles.len())?;
     expect(u32::try_from(spans.len()).is_ok(), OPERATION, "spans", "within 32 bits", spans.len())?;
@@ -243,11 +267,42 @@ pub fn attention_prefill(
         window: attention.window,
         c: attention.c(),
     };
-    let step_bytes = 2 * STEP_KEYS * attention.head_dim as u32 * 2;
     let blocks = [attention.n_heads as u32, n_tiles as u32, 1];
+    if device.is_hopper() {
+        return prefill_sm90(device, attention, kernel.name, blocks, params);
+    }
+    let step_bytes = 2 * TILE * attention.head_dim as u32 * 2;
     let grid = Grid { blocks, threads: 32 * WARPS, shared_bytes: 2 * step_bytes };
     // SAFETY: the lengths are checked above; the kernel bounds what it reads from spans, tiles and tables.
     unsafe { device.launch(kernel, grid, &params) }
+}
+
+/// The launch of [`attention_prefill`] on Hopper; `params` are checked.
+fn prefill_sm90(
+    device: &Device,
+    attention: &Attention,
+    name: &'static str,
+    blocks: [u32; 3],
+    params: PrefillParams,
+) -> Result<()> {
+    let head_dim = attention.head_dim;
+    let rows = u64::from(params.n_blocks) * (attention.n_kv_heads * BLOCK_KEYS) as u64;
+    // The copy engine counts rows in i32.
+    expect(i32::try_from(rows).is_ok(), "attention_prefill", "k", "at most 2^31 - 1 rows", rows)?;
+    let row_bytes = (head_dim * size_of::<bf16>()) as u64;
+    let cols = head_dim as u64;
+    let shape = |box_rows| TensorShape { element_bytes: 2, rows, cols, row_bytes, box_rows, box_cols: 64 };
+    let params = Sm90Params {
+        k: device.tensor_map(attention.k, shape(BLOCK_KEYS as u32))?,
+        v: device.tensor_map(attention.v, shape(BLOCK_KEYS as u32))?,
+        v_row: device.tensor_map(attention.v, shape(1))?,
+        params,
+    };
+    // 64 columns are 128 bytes; 4 barriers of 8 bytes guard a stage.
+    let tile_bytes = TILE_SM90 * head_dim.div_ceil(64) as u32 * 128;
+    let grid = Grid { blocks, threads: 384, shared_bytes: STAGES_SM90 * (2 * tile_bytes + 4 * 8) };
+    // SAFETY: as in `attention_prefill`.
+    unsafe { device.launch(Kernel { file: "attention_sm90", name }, grid, &params) }
 }
 
 /// Most splits that a row with up to `max_kv_len` keys has.
@@ -264,13 +319,13 @@ pub fn decode_scratch_len(n_rows: usize, n_heads: usize, head_dim: usize, max_kv
     }
 }
 
-/// Attention of rows that are one token of a sequence each: row `i` is at position `positions[i]`, its block
+/// Attention of the rows `rows`, one token of a sequence each: row `i` is at position `positions[i]`, its block
 /// table begins at `table_starts[i]`, and the result goes to row `i` of `out`, `(n_rows, out_stride)`, head
-/// `h` at column `h * head_dim`.
+/// `h` at column `h * head_dim`. Other rows are left alone.
 ///
 /// Every position is less than `max_kv_len`, which says only how many blocks are started: a recorded launch
 /// can be repeated with any other positions below it, and no bit of a row depends on it. `scratch` has
-/// [`decode_scratch_len`] elements. Positions and tables that break this make wrong results, but no access
+/// [`decode_scratch_len`] elements for so many rows. Positions and tables that break this make wrong results, but no access
 /// outside of the buffers.
 ///
 /// # Errors
@@ -280,6 +335,7 @@ pub fn decode_scratch_len(n_rows: usize, n_heads: usize, head_dim: usize, max_kv
 pub fn attention_decode(
     device: &Device,
     attention: &Attention,
+    rows: Range<usize>,
     positions: &Buffer<u32>,
     table_starts: &Buffer<u32>,
     max_kv_len: usize,
@@ -290,9 +346,12 @@ pub fn attention_decode(
     const NAMES: [&str; 4] =
         ["attention_decode_hd64", "attention_decode_hd80", "attention_decode_hd96", "attention_decode_hd128"];
     let (kernel, n_blocks) = attention.check(OPERATION, NAMES, out.len())?;
-    let Attention { n_heads, n_kv_heads, head_dim, n_rows, .. } = *attention;
-    expect(positions.len() >= n_rows, OPERATION, "positions", n_rows, positions.len())?;
-    expect(table_starts.len() >= n_rows, OPERATION, "table_starts", n_rows, table_starts.len())?;
+    let Attention { n_heads, n_kv_heads, head_dim, .. } = *attention;
+    let inside = rows.start <= rows.end && rows.end <= attention.n_rows;
+    expect(inside, OPERATION, "rows", format!("within {}", attention.n_rows), format!("{rows:?}"))?;
+    expect(positions.len() >= rows.end, OPERATION, "positions", rows.end, positions.len())?;
+    expect(table_starts.len() >= rows.end, OPERATION, "table_starts", rows.end, table_starts.len())?;
+    let n_rows = rows.len();
     let n_splits = n_splits(max_kv_len, attention.window);
     let groups = n_kv_heads * (n_heads / n_kv_heads).div_ceil(PASS_HEADS);
     let fits = groups <= 65_535 && n_splits <= 65_535;
@@ -304,17 +363,18 @@ pub fn attention_decode(
         return Ok(());
     }
     let f32s = |n: usize| (n * size_of::<f32>()) as u64;
+    let to_first = |stride: usize, bytes: usize| (rows.start * stride * bytes) as u64;
     let params = DecodeParams {
-        qkv: attention.qkv.ptr(),
+        qkv: attention.qkv.ptr() + to_first(attention.qkv_stride, size_of::<bf16>()),
         k: attention.k.ptr(),
         v: attention.v.ptr(),
         block_tables: attention.block_tables.ptr(),
-        positions: positions.ptr(),
-        table_starts: table_starts.ptr(),
+        positions: positions.ptr() + to_first(1, size_of::<u32>()),
+        table_starts: table_starts.ptr() + to_first(1, size_of::<u32>()),
         acc: scratch.ptr(),
         max: scratch.ptr() + f32s(parts * head_dim),
         sum: scratch.ptr() + f32s(parts * (head_dim + 1)),
-        out: out.ptr(),
+        out: out.ptr() + to_first(attention.out_stride, size_of::<bf16>()),
         qkv_stride: attention.qkv_stride as u32,
         out_stride: attention.out_stride as u32,
         n_rows: n_rows as u32,

@@ -33,6 +33,7 @@ use crate::error::{Error, Result};
 
 /// Pinned memory for uploads; larger ones go without it. The tables of a step are far smaller.
 const STAGING_BYTES: usize = 4 << 20;
+
 /// A device, its primary context and a stream of it.
 pub(crate) struct Cuda {
     device: sys::CUdevice,
@@ -148,7 +149,7 @@ impl Cuda {
         lock(&self.host).staging = staging.cast();
         // Shows that the driver can read the code before a model counts on it.
         if let Some((file, _)) = CODE.files.iter().min_by_key(|(_, fatbin)| fatbin.0.len()) {
-            self.module(&mut lock(&self.loaded), file)?;
+            self.module(&mut lock(&self.loaded).modules, file)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
@@ -12,6 +12,14 @@ use crate::error::{Error, Result, expect};
 pub struct Device {
     driver: Arc<dyn Driver>,
     info: Arc<DeviceInfo>,
+    graphs: Arc<Mutex<Graphs>>,
+}
+
+/// What keeps a recording safe to repeat: memory that is given up while there is one is freed with the last.
+#[derive(Default)]
+struct Graphs {
+    alive: usize,
+    given_up: Vec<Ptr>,
 }
 
 impl fmt::Debug for Device {
@@ -33,7 +41,8 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::NoDevice`] without libcuda, without such a device, with a driver older than the device code, or
-    /// with a device older than capability 8.0; [`Error::NoCode`] if the crate was built without device code.
+    /// with a device older than capability 8.0; [`Error::NoCode`] if the crate was built without device code;
+    /// [`Error::Driver`], [`Error::ContextLost`].
     #[cfg(feature = "fatbin")]
     pub fn open(ordinal: usize) -> Result<Device> {
         Ok(Self::with_driver(Arc::new(crate::cuda::Cuda::open(ordinal)?)))
@@ -51,7 +60,11 @@ impl Device {
     /// A device behind another driver.
     pub fn with_driver(driver: Arc<dyn Driver>) -> Device {
         let info = Arc::new(driver.info());
-        Device { driver, info }
+        Device { driver, info, graphs: Arc::default() }
+    }
+
+    fn graphs(&self) -> MutexGuard<'_, Graphs> {
+        self.graphs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the device is.
@@ -116,11 +129,40 @@ impl Device {
     /// # Errors
     /// Whatever `f` returns, or the driver.
     pub fn capture<E: From<Error>>(&self, f: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
+        /// Ends what has begun, also if `f` panics; memory that `f` gives up stays until the recording is gone.
+        struct Recording<'a>(&'a Device);
+        impl Drop for Recording<'_> {
+            fn drop(&mut self) {
+                if let Ok(id) = self.0.driver.end_capture() {
+                    self.0.driver.free_graph(id);
+                }
+                self.0.forget_graph();
+            }
+        }
         self.driver.begin_capture()?;
-        let done = f();
-        let graph = self.driver.end_capture().map(|id| Graph { device: self.clone(), id });
-        done?;
-        Ok(graph?)
+        self.graphs().alive += 1;
+        let recording = Recording(self);
+        f()?;
+        std::mem::forget(recording);
+        match self.driver.end_capture() {
+            Ok(id) => Ok(Graph { device: self.clone(), id }),
+            Err(error) => {
+                self.forget_graph();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// One recording less; frees what was kept for the last one.
+    fn forget_graph(&self) {
+        let mut graphs = self.graphs();
+        graphs.alive -= 1;
+        if graphs.alive == 0 {
+            for ptr in graphs.given_up.drain(..) {
+                // SAFETY: its buffer is gone, and no recording is left that could use it.
+                unsafe { self.driver.free(ptr) };
+            }
+        }
     }
 
     /// Starts a kernel.
@@ -154,7 +196,8 @@ impl Device {
     }
 }
 
-/// A recording of launches that runs again as one; the buffers it uses must outlive it.
+/// A recording of launches that runs again as one. Memory that it uses is kept while there is a recording, even if
+/// its buffers are dropped.
 #[derive(Debug)]
 pub struct Graph {
     device: Device,
@@ -164,13 +207,10 @@ pub struct Graph {
 impl Graph {
     /// Runs it.
     ///
-    /// # Safety
-    /// Every buffer that the recorded launches used still exists.
-    ///
     /// # Errors
     /// [`Error::Driver`], [`Error::ContextLost`].
-    pub unsafe fn launch(&self) -> Result<()> {
-        // SAFETY: the id is ours; the buffers are the caller's promise.
+    pub fn launch(&self) -> Result<()> {
+        // SAFETY: the id is ours; all memory that was there when it was recorded still is, see `Graphs`.
         unsafe { self.device.driver.launch_graph(self.id) }
     }
 }
@@ -178,6 +218,7 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         self.device.driver.free_graph(self.id);
+        self.device.forget_graph();
     }
 }
 
@@ -299,6 +340,10 @@ impl<T: Element> Buffer<T> {
 
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
+        let mut graphs = self.device.graphs();
+        if graphs.alive > 0 {
+            return graphs.given_up.push(self.ptr);
+        }
         // SAFETY: ours, and gone after this.
         unsafe { self.device.driver.free(self.ptr) };
     }

@@ -4,6 +4,12 @@
 //! keep their f16 scales unrounded, activations are bf16, sums are f32 in one order. [`Arithmetic::Fast`] may use
 //! whatever the device multiplies fastest with; a row's bits then still depend on that row only, but differ from
 //! those of `Exact`. With int8 activations both are the same.
+//!
+//! A rotated weight stands for the same product, `(x R) (W R)^T`: R spreads what is large in one column over 64, so
+//! that int8 needs one scale for a row and none inside the product. Its activations are rotated, too
+//! ([`crate::norm::rotate`]); as bf16 they give the bits of `Exact`, as int8 one exact sum.
+
+mod packed;
 
 use std::ops::Range;
 
@@ -14,6 +20,9 @@ use crate::driver::{Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
 use crate::norm::{GROUP, Table};
 
+pub use self::packed::{Packed, RowOrder, bf16_bytes, int8_bytes, rotated_bytes};
+use self::packed::{packed_rows, source_row};
+
 /// Columns of a weight, and of the activations before it, are rounded up to a multiple of this.
 pub const ALIGN: usize = 128;
 const STRIP: usize = 16;
@@ -21,157 +30,24 @@ const TILE_ROWS: usize = 128;
 const THREADS: u32 = 256;
 /// Rows of `x` up to which weights go straight to registers.
 const FEW: usize = 32;
-
-/// Columns in the order of a lane: `2 t, 2 t + 1, 2 t + 8, 2 t + 9` of 16.
-fn column(lane: usize, i: usize) -> usize {
-    lane % 4 * 2 + i % 2 + i / 2 * 8
-}
-
-/// How the rows of a weight follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RowOrder {
-    /// As they are.
-    Plain,
-    /// For [`Function::SwiGlu`]: the first half are gates, the second half ups; packed 8 gates, then their 8 ups.
-    Gated,
-}
-
-/// Rows of a packed weight, a multiple of 128.
-fn packed_rows(rows: usize, order: RowOrder) -> usize {
-    match order {
-        RowOrder::Plain => rows.next_multiple_of(TILE_ROWS),
-        RowOrder::Gated => 2 * (rows / 2).next_multiple_of(TILE_ROWS / 2),
-    }
-}
-
-/// The row that packed row `i` holds; none for padding.
-fn source_row(i: usize, rows: usize, order: RowOrder) -> Option<usize> {
-    let row = match order {
-        RowOrder::Plain => i,
-        RowOrder::Gated => {
-            let gate = i / 16 * 8 + i % 8;
-            let half = rows / 2;
-            if gate >= half {
-                return None;
-            }
-            gate + if i % 16 < 8 { 0 } else { half }
-        }
-    };
-    (row < rows).then_some(row)
-}
-
-/// Bytes on the device of a packed int8 weight `(rows, cols)` with its scales.
-pub fn int8_bytes(rows: usize, cols: usize, order: RowOrder) -> u64 {
-    let size = packed_rows(rows, order) as u64 * cols.next_multiple_of(ALIGN) as u64;
-    size + size / GROUP as u64 * size_of::<f16>() as u64
-}
-
-/// Bytes on the device of a packed bf16 weight `(rows, cols)`.
-pub fn bf16_bytes(rows: usize, cols: usize, order: RowOrder) -> u64 {
-    2 * packed_rows(rows, order) as u64 * cols.next_multiple_of(ALIGN) as u64
-}
-
-/// A weight on the host, packed as the kernels want it (`cuda/gemm.cuh`).
-#[derive(Debug, Clone, PartialEq)]
-pub enum Packed {
-    /// A value is `q * scale`.
-    Int8 {
-        /// `(rows / 16, K / 32, 32, 16)`.
-        q: Vec<i8>,
-        /// `(rows / 16, K / 32, 8, 2)`.
-        scale: Vec<f16>,
-    },
-    /// `(rows / 16, K / 32, 2, 32, 8)`.
-    Bf16(Vec<bf16>),
-}
-
-impl Packed {
-    /// Packs an int8 weight `(rows, cols)` on some threads. `row(i, q, scale)` fills in row `i`: `cols` values, and
-    /// a scale for each 32 of them; what it leaves alone is zero.
-    pub fn int8(
-        rows: usize,
-        cols: usize,
-        order: RowOrder,
-        threads: usize,
-        row: impl Fn(usize, &mut [i8], &mut [f16]) + Sync,
-    ) -> Packed {
-        let (n_strips, k) = (packed_rows(rows, order) / STRIP, cols.next_multiple_of(ALIGN));
-        let groups = k / GROUP;
-        let mut q = vec![0i8; n_strips * STRIP * k];
-        let mut scale = vec![f16::ZERO; n_strips * STRIP * groups];
-        let part = n_strips.div_ceil(threads.max(1)).max(1);
-        let strip = |strip: usize, q: &mut [i8], scale: &mut [f16]| {
-            let (mut q_row, mut scale_row) = (vec![0i8; k], vec![f16::ZERO; groups]);
-            for r in 0..STRIP {
-                let Some(source) = source_row(strip * STRIP + r, rows, order) else { continue };
-                q_row.fill(0);
-                scale_row.fill(f16::ZERO);
-                row(source, &mut q_row[..cols], &mut scale_row[..cols.div_ceil(GROUP)]);
-                for (group, values) in q_row.chunks_exact(GROUP).enumerate() {
-                    for (lane, half) in (0..4).flat_map(|t| [(r % 8 * 4 + t, 0), (r % 8 * 4 + t, 1)]) {
-                        let to = ((group * 32 + lane) * 2 + half) * 8 + r / 8 * 4;
-                        for i in 0..4 {
-                            q[to + i] = values[half * 16 + column(lane, i)];
-                        }
-                    }
-                    scale[group * STRIP + r % 8 * 2 + r / 8] = scale_row[group];
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            let parts = q.chunks_mut(part * STRIP * k).zip(scale.chunks_mut(part * STRIP * groups));
-            for (first, (q, scale)) in parts.enumerate() {
-                let strip = &strip;
-                scope.spawn(move || {
-                    let strips = q.chunks_mut(STRIP * k).zip(scale.chunks_mut(STRIP * groups));
-                    strips.enumerate().for_each(|(i, (q, scale))| strip(first * part + i, q, scale));
-                });
-            }
-        });
-        Packed::Int8 { q, scale }
-    }
-
-    /// Packs a bf16 weight `(rows, cols)` on some threads; `row(i, values)` fills in `cols` values of row `i`.
-    pub fn bf16(
-        rows: usize,
-        cols: usize,
-        order: RowOrder,
-        threads: usize,
-        row: impl Fn(usize, &mut [bf16]) + Sync,
-    ) -> Packed {
-        let (n_strips, k) = (packed_rows(rows, order) / STRIP, cols.next_multiple_of(ALIGN));
-        let mut values = vec![bf16::ZERO; n_strips * STRIP * k];
-        let part = n_strips.div_ceil(threads.max(1)).max(1);
-        let strip = |strip: usize, to: &mut [bf16]| {
-            let mut from = vec![bf16::ZERO; k];
-            for r in 0..STRIP {
-                let Some(source) = source_row(strip * STRIP + r, rows, order) else { continue };
-                from.fill(bf16::ZERO);
-                row(source, &mut from[..cols]);
-                for (piece, from) in from.chunks_exact(16).enumerate() {
-                    for lane in r % 8 * 4..r % 8 * 4 + 4 {
-                        let at = (piece * 32 + lane) * 8 + r / 8 * 4;
-                        (0..4).for_each(|i| to[at + i] = from[column(lane, i)]);
-                    }
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for (first, values) in values.chunks_mut(part * STRIP * k).enumerate() {
-                let strip = &strip;
-                scope.spawn(move || {
-                    values.chunks_mut(STRIP * k).enumerate().for_each(|(i, to)| strip(first * part + i, to));
-                });
-            }
-        });
-        Packed::Bf16(values)
-    }
-}
+/// Columns whose sum of int8 products fits int32: `127 * 127 * 131,072 < 2^31`.
+const MAX_INT8_K: usize = 131_072;
 
 #[derive(Debug)]
 enum Values {
     Int8 { q: Buffer<i8>, scale: Buffer<f16> },
     Bf16(Buffer<bf16>),
+    Rotated { q: Buffer<i8>, scale: Buffer<f32> },
+}
+
+impl Values {
+    fn name(&self) -> &'static str {
+        match self {
+            Values::Int8 { .. } => "int8",
+            Values::Bf16(_) => "bf16",
+            Values::Rotated { .. } => "rotated",
+        }
+    }
 }
 
 /// A weight `(rows, cols)` on the device, with its bias.
@@ -215,6 +91,11 @@ impl Weight {
                 expect(values.len() == padded * k, OPERATION, "values", padded * k, values.len())?;
                 Values::Bf16(device.upload(values)?)
             }
+            Packed::Rotated { q, scale } => {
+                expect(q.len() == padded * k, OPERATION, "q", padded * k, q.len())?;
+                expect(scale.len() == padded, OPERATION, "scale", padded, scale.len())?;
+                Values::Rotated { q: device.upload(q)?, scale: device.upload(scale)? }
+            }
         };
         let bias = bias.map(|bias| {
             expect(bias.len() == rows, OPERATION, "bias", rows, bias.len())?;
@@ -239,14 +120,32 @@ impl Weight {
         match &self.values {
             Values::Int8 { q, scale } => q.bytes() + scale.bytes(),
             Values::Bf16(values) => values.bytes(),
+            Values::Rotated { q, scale } => q.bytes() + scale.bytes(),
         }
     }
 
+    /// Whether it is int8 as it is, not rotated.
+    pub fn is_int8(&self) -> bool {
+        matches!(self.values, Values::Int8 { .. })
+    }
+
+    /// Whether it is rotated: it multiplies [`Input::Rotated`] and [`Input::RotatedInt8`] only.
+    pub fn is_rotated(&self) -> bool {
+        matches!(self.values, Values::Rotated { .. })
+    }
+
     /// As an embedding table.
-    pub fn table(&self) -> Table<'_> {
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a rotated weight: its rows would have to be rotated back.
+    pub fn table(&self) -> Result<Table<'_>> {
         match &self.values {
-            Values::Int8 { q, scale } => Table::Int8 { q, scale },
-            Values::Bf16(values) => Table::Bf16(values),
+            Values::Int8 { q, scale } => Ok(Table::Int8 { q, scale }),
+            Values::Bf16(values) => Ok(Table::Bf16(values)),
+            Values::Rotated { .. } => {
+                let reason = "a rotated weight is no table of rows".into();
+                Err(Error::Unsupported { operation: "Weight::table", reason })
+            }
         }
     }
 }
@@ -265,6 +164,26 @@ pub enum Input<'a> {
         /// Rows that the scales have room for.
         scale_stride: usize,
     },
+    /// `(n, K)`, as [`crate::norm::Rotated::Bf16`]; for rotated weights.
+    Rotated(&'a Buffer<bf16>),
+    /// As [`crate::norm::Rotated::Int8`] describes; for rotated weights.
+    RotatedInt8 {
+        /// `(n, K)`.
+        q: &'a Buffer<i8>,
+        /// `(n)`.
+        scale: &'a Buffer<f32>,
+    },
+}
+
+impl Input<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Input::Bf16(_) => "bf16",
+            Input::Int8 { .. } => "int8",
+            Input::Rotated(_) => "rotated bf16",
+            Input::RotatedInt8 { .. } => "rotated int8",
+        }
+    }
 }
 
 /// What the feed-forward half does with its first product.
@@ -323,7 +242,8 @@ struct Params {
 /// # Errors
 /// [`Error::Shape`] for a buffer that is too short, a stride that does not hold the result or, for bf16, is odd or
 /// exceeds the packed rows of the weight, or a function that does not go with the order of the rows;
-/// [`Error::Unsupported`] for int8 activations before bf16 weights; [`Error::Driver`], [`Error::ContextLost`].
+/// [`Error::Unsupported`] for int8 activations before bf16 weights, for a rotated operand beside one that is not, and
+/// for rotated int8 of more than 131,072 columns; [`Error::Driver`], [`Error::ContextLost`].
 pub fn gemm(
     device: &Device,
     x: Input,
@@ -354,14 +274,25 @@ pub fn gemm(
         q_scale_stride: 0,
         epilogue: 0,
     };
+    let check_x = |len| expect(holds(len, k), OPERATION, "x", format!("{} rows of {k}", rows.end), len);
     let mode = match (x, &w.values) {
-        (Input::Bf16(x), values) => {
-            expect(holds(x.len(), k), OPERATION, "x", format!("{} rows of {k}", rows.end), x.len())?;
-            params.x = x.ptr() + (rows.start * k * size_of::<bf16>()) as u64;
-            if matches!(values, Values::Bf16(_)) { Mode::W16A16 } else { Mode::W8A16 }
+        (Input::Bf16(_), Values::Int8 { .. }) => Mode::W8A16,
+        (Input::Bf16(_), Values::Bf16(_)) => Mode::W16A16,
+        (Input::Int8 { .. }, Values::Int8 { .. }) => Mode::W8A8,
+        (Input::Rotated(_), Values::Rotated { .. }) => Mode::R8A16,
+        (Input::RotatedInt8 { .. }, Values::Rotated { .. }) => Mode::R8A8,
+        (x, values) => {
+            let reason = format!("{} activations do not go with {} weights", x.name(), values.name());
+            return Err(Error::Unsupported { operation: OPERATION, reason });
         }
-        (Input::Int8 { q, scale, scale_stride }, Values::Int8 { .. }) => {
-            expect(holds(q.len(), k), OPERATION, "x", format!("{} rows of {k}", rows.end), q.len())?;
+    };
+    match x {
+        Input::Bf16(x) | Input::Rotated(x) => {
+            check_x(x.len())?;
+            params.x = x.ptr() + (rows.start * k * size_of::<bf16>()) as u64;
+        }
+        Input::Int8 { q, scale, scale_stride } => {
+            check_x(q.len())?;
             let room =
                 scale_stride.is_multiple_of(4) && rows.end <= scale_stride && rows.start.is_multiple_of(4);
             let expected = format!("a multiple of 4 that holds rows from a multiple of 4 to {}", rows.end);
@@ -377,16 +308,22 @@ pub fn gemm(
             params.q = q.ptr() + (rows.start * k) as u64;
             params.q_scale = scale.ptr() + (rows.start * size_of::<f32>()) as u64;
             params.q_scale_stride = scale_stride as u32;
-            Mode::W8A8
         }
-        (Input::Int8 { .. }, Values::Bf16(_)) => {
-            let reason = "int8 activations go with int8 weights, not with bf16 ones".into();
-            return Err(Error::Unsupported { operation: OPERATION, reason });
+        Input::RotatedInt8 { q, scale } => {
+            check_x(q.len())?;
+            expect(scale.len() >= rows.end, OPERATION, "scale", rows.end, scale.len())?;
+            if k > MAX_INT8_K {
+                let reason = format!("sums of {k} columns do not fit int32, at most {MAX_INT8_K} do");
+                return Err(Error::Unsupported { operation: OPERATION, reason });
+            }
+            params.q = q.ptr() + (rows.start * k) as u64;
+            params.q_scale = scale.ptr() + (rows.start * size_of::<f32>()) as u64;
         }
-    };
+    }
     (params.w, params.w_scale) = match &w.values {
         Values::Int8 { q, scale } => (q.ptr(), scale.ptr()),
         Values::Bf16(values) => (values.ptr(), 0),
+        Values::Rotated { q, scale } => (q.ptr(), scale.ptr()),
     };
     let gated = matches!(out, Output::Bf16(_, Function::SwiGlu));
     let order = if gated { RowOrder::Gated } else { RowOrder::Plain };
@@ -431,8 +368,8 @@ pub fn gemm(
         return Ok(());
     }
     let (rows_of_x, rows) = (rows, packed_rows(w.rows, order));
-    if device.is_hopper() && (arithmetic == Arithmetic::Fast || mode == Mode::W8A8) {
-        let (name, grid, box_rows) = kernel_sm90(mode, n, rows);
+    let sm90 = if device.is_hopper() { kernel_sm90(mode, arithmetic, n, rows) } else { None };
+    if let Some((name, grid, box_rows)) = sm90 {
         let shape = |element_bytes: u32| TensorShape {
             element_bytes,
             rows: n as u64,
@@ -442,8 +379,10 @@ pub fn gemm(
             box_cols: 128 / element_bytes,
         };
         let x = match x {
-            Input::Bf16(x) => device.tensor_map_at(x, rows_of_x.start * k, shape(2))?,
-            Input::Int8 { q, .. } => device.tensor_map_at(q, rows_of_x.start * k, shape(1))?,
+            Input::Bf16(x) | Input::Rotated(x) => device.tensor_map_at(x, rows_of_x.start * k, shape(2))?,
+            Input::Int8 { q, .. } | Input::RotatedInt8 { q, .. } => {
+                device.tensor_map_at(q, rows_of_x.start * k, shape(1))?
+            }
         };
         let params = Sm90Params { x, params };
         // SAFETY: as below.
@@ -462,20 +401,31 @@ struct Sm90Params {
     params: Params,
 }
 
-/// The kernel of `gemm_sm90.cu` for a mode, and the rows of a box of x.
-fn kernel_sm90(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid, u32) {
+/// The kernel of `gemm_sm90.cu` for `n` rows of x and so many packed ones of the weight, if there is one, and the
+/// rows of a box of x.
+fn kernel_sm90(
+    mode: Mode,
+    arithmetic: Arithmetic,
+    n: usize,
+    rows: usize,
+) -> Option<(&'static str, Grid, u32)> {
     // A stage: x, weights, scales of weights, scales of x; rounded up to 1,024 bytes.
     let kernel = |name, tokens: usize, stages: usize, stage: usize| {
         let barriers = 2 * stages * size_of::<u64>();
         let shared_bytes = (stages * stage.next_multiple_of(1024) + barriers) as u32;
         let blocks = [n.div_ceil(tokens) as u32, (rows / TILE_ROWS) as u32, 1];
-        (name, Grid { blocks, threads: 384, shared_bytes }, tokens as u32)
+        Some((name, Grid { blocks, threads: 384, shared_bytes }, tokens as u32))
     };
     let groups = TILE_ROWS * GROUP;
-    match mode {
-        Mode::W8A16 => kernel("gemm_w8a16_sm90", 256, 5, 256 * 128 + 2 * (groups + 2 * TILE_ROWS)),
-        Mode::W16A16 => kernel("gemm_w16a16_sm90", 256, 4, 256 * 128 + 2 * 2 * groups),
-        Mode::W8A8 => kernel("gemm_w8a8_sm90", 128, 6, 128 * 144 + 4 * (groups + 2 * TILE_ROWS)),
+    match (mode, arithmetic) {
+        (Mode::W8A16, Arithmetic::Fast) => {
+            kernel("gemm_w8a16_sm90", 256, 5, 256 * 128 + 2 * (groups + 2 * TILE_ROWS))
+        }
+        (Mode::W16A16, Arithmetic::Fast) => kernel("gemm_w16a16_sm90", 256, 4, 256 * 128 + 2 * 2 * groups),
+        (Mode::W8A8, _) => kernel("gemm_w8a8_sm90", 128, 6, 128 * 144 + 4 * (groups + 2 * TILE_ROWS)),
+        (Mode::R8A8, _) if n <= 128 => kernel("gemm_r8a8_few_sm90", 128, 6, 128 * 128 + 4 * groups),
+        (Mode::R8A8, _) => kernel("gemm_r8a8_sm90", 256, 4, 256 * 128 + 4 * groups),
+        (Mode::W8A16 | Mode::W16A16, Arithmetic::Exact) | (Mode::R8A16, _) => None,
     }
 }
 
@@ -484,6 +434,8 @@ enum Mode {
     W8A16,
     W16A16,
     W8A8,
+    R8A16,
+    R8A8,
 }
 
 /// The kernel of `gemm.cu` for `n` rows of x and so many packed ones of the weight.
@@ -494,13 +446,16 @@ fn kernel(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid) {
         let shared_bytes = (8 * tokens * (strips * STRIP + 4) * size_of::<f32>()) as u32;
         (name, Grid { blocks, threads: THREADS, shared_bytes })
     };
-    if n <= FEW && mode != Mode::W8A8 {
-        return match (mode, n <= 8) {
-            (Mode::W8A16, true) => few("gemm_w8a16_few8", 8, 1),
-            (Mode::W8A16, false) => few("gemm_w8a16_few16", 16, 2),
-            (_, true) => few("gemm_w16a16_few8", 8, 1),
-            (_, false) => few("gemm_w16a16_few16", 16, 1),
-        };
+    if n <= FEW {
+        match (mode, n <= 8) {
+            (Mode::W8A16, true) => return few("gemm_w8a16_few8", 8, 1),
+            (Mode::W8A16, false) => return few("gemm_w8a16_few16", 16, 2),
+            (Mode::W16A16, true) => return few("gemm_w16a16_few8", 8, 1),
+            (Mode::W16A16, false) => return few("gemm_w16a16_few16", 16, 1),
+            (Mode::R8A16, true) => return few("gemm_r8a16_few8", 8, 1),
+            (Mode::R8A16, false) => return few("gemm_r8a16_few16", 16, 2),
+            (Mode::W8A8 | Mode::R8A8, _) => {}
+        }
     }
     // Of 128 rows and 32 columns: weights, scales; of a row of x: 128 bytes and, if int8, 4 scales.
     let tile = |name, tokens: usize, stages: usize| {
@@ -508,6 +463,8 @@ fn kernel(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid) {
             Mode::W8A16 => 2 * (TILE_ROWS * GROUP + 2 * TILE_ROWS) + tokens * 128,
             Mode::W16A16 => 2 * (2 * TILE_ROWS * GROUP) + tokens * 128,
             Mode::W8A8 => 4 * (TILE_ROWS * GROUP + 2 * TILE_ROWS) + tokens * 144,
+            Mode::R8A16 => 2 * (TILE_ROWS * GROUP) + tokens * 128,
+            Mode::R8A8 => 4 * (TILE_ROWS * GROUP) + tokens * 128,
         };
         let sums = tokens * (TILE_ROWS + 4) * size_of::<f32>();
         let blocks = [n.div_ceil(tokens) as u32, (rows / TILE_ROWS) as u32, 1];
@@ -520,5 +477,9 @@ fn kernel(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid) {
         (Mode::W16A16, false) => tile("gemm_w16a16_tile128", 128, 3),
         (Mode::W8A8, true) => tile("gemm_w8a8_tile64", 64, 3),
         (Mode::W8A8, false) => tile("gemm_w8a8_tile128", 128, 2),
+        (Mode::R8A16, true) => tile("gemm_r8a16_tile64", 64, 4),
+        (Mode::R8A16, false) => tile("gemm_r8a16_tile128", 128, 3),
+        (Mode::R8A8, true) => tile("gemm_r8a8_tile64", 64, 3),
+        (Mode::R8A8, false) => tile("gemm_r8a8_tile128", 128, 2),
     }
 }

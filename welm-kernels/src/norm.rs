@@ -1,8 +1,14 @@
-//! Norms, int8 activations and the embedding (`cuda/norm.cu`).
+//! Norms, int8 and rotated activations, and the embedding (`cuda/norm.cu`).
+//!
+//! A product takes its activations in one of four forms ([`crate::gemm::Input`]). [`norm`] makes any of them,
+//! [`quantize`] and [`rotate`] make them of bf16 rows. All work on a range of rows and leave the others alone, so that
+//! rows of one batch can take different forms; the bits of a row depend on that row only.
+
+use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, Element};
 use crate::driver::{Grid, Kernel, Ptr};
 use crate::error::{Error, Result, expect};
 use crate::gemm::ALIGN;
@@ -26,7 +32,7 @@ pub struct Norm<'a> {
     pub layernorm: bool,
 }
 
-/// Where int8 activations of `(n, stride)` rows go.
+/// Where int8 activations of `(n, stride)` rows go, a scale for each 32 columns ([`crate::gemm::Input::Int8`]).
 ///
 /// Columns are permuted within each 32: position `16 h + 4 t + i` has column
 /// `16 h + [2 t, 2 t + 1, 2 t + 8, 2 t + 9][i]` for `h < 2`, `t < 4`, `i < 4`.
@@ -38,6 +44,31 @@ pub struct Quantized<'a> {
     pub scale: &'a mut Buffer<f32>,
     /// Rows that the scales have room for.
     pub scale_stride: usize,
+}
+
+/// Where rotated activations of `(n, stride)` rows go: each 64 columns times the Walsh-Hadamard matrix, divided by 8.
+#[derive(Debug)]
+pub enum Rotated<'a> {
+    /// As bf16, `(n, stride)` ([`crate::gemm::Input::Rotated`]).
+    Bf16(&'a mut Buffer<bf16>),
+    /// As int8 with one scale for a row ([`crate::gemm::Input::RotatedInt8`]).
+    Int8 {
+        /// `(n, stride)`, in -127..=127, columns permuted as [`Quantized`] says.
+        q: &'a mut Buffer<i8>,
+        /// `(n)`: the largest magnitude of the row, divided by 127.
+        scale: &'a mut Buffer<f32>,
+    },
+}
+
+/// Where rows go, and in which form.
+#[derive(Debug)]
+pub enum Rows<'a> {
+    /// As they are, `(n, stride)` ([`crate::gemm::Input::Bf16`]).
+    Bf16(&'a mut Buffer<bf16>),
+    /// As int8 ([`crate::gemm::Input::Int8`]).
+    Int8(Quantized<'a>),
+    /// Rotated.
+    Rotated(Rotated<'a>),
 }
 
 /// A packed table of rows: `K` is dim rounded up to 128, as are rows.
@@ -58,7 +89,7 @@ pub enum Table<'a> {
 #[repr(C)]
 struct NormParams {
     x: Ptr,
-    rows: Ptr,
+    source: Ptr,
     weight: Ptr,
     bias: Ptr,
     out: Ptr,
@@ -74,14 +105,13 @@ struct NormParams {
 
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-struct QuantizeParams {
+struct ConvertParams {
     x: Ptr,
+    out: Ptr,
     q: Ptr,
     scale: Ptr,
-    n: u32,
     stride: u32,
     scale_stride: u32,
-    reserved: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -97,18 +127,48 @@ struct EmbedParams {
     reserved: u32,
 }
 
-/// Checks that `n_rows` rows of `stride` columns fit the buffers of `quantized`.
-fn check_quantized(
-    operation: &'static str,
-    n_rows: usize,
-    stride: usize,
-    quantized: &Quantized,
-) -> Result<()> {
-    let scale_stride = quantized.scale_stride;
-    let (size, scales) = (n_rows.saturating_mul(stride), scale_stride.saturating_mul(stride / GROUP));
-    expect(quantized.q.len() >= size, operation, "q", size, quantized.q.len())?;
-    expect(scale_stride >= n_rows, operation, "scale_stride", format!("at least {n_rows}"), scale_stride)?;
-    expect(quantized.scale.len() >= scales, operation, "scale", scales, quantized.scale.len())
+/// Where a range of rows goes: addresses of its first.
+struct Target {
+    out: Ptr,
+    q: Ptr,
+    scale: Ptr,
+    scale_stride: u32,
+}
+
+impl Target {
+    /// Checks that rows up to the last of `rows` have room, `stride` columns each.
+    fn new(operation: &'static str, rows: &Range<usize>, stride: usize, to: &Rows) -> Result<Target> {
+        let check = |operand, len: usize, need: usize| expect(len >= need, operation, operand, need, len);
+        let size = rows.end.saturating_mul(stride);
+        let (mut out, mut q, mut scale, mut scale_stride) = (0, 0, 0, 0);
+        match to {
+            Rows::Bf16(buffer) | Rows::Rotated(Rotated::Bf16(buffer)) => {
+                check("out", buffer.len(), size)?;
+                out = row_ptr(buffer, rows.start, stride);
+            }
+            Rows::Int8(to) => {
+                check("q", to.q.len(), size)?;
+                check("scale_stride", to.scale_stride, rows.end)?;
+                check("scale", to.scale.len(), to.scale_stride.saturating_mul(stride / GROUP))?;
+                check_sizes(operation, &[to.scale_stride])?;
+                q = row_ptr(to.q, rows.start, stride);
+                scale = row_ptr(to.scale, rows.start, 1);
+                scale_stride = to.scale_stride as u32;
+            }
+            Rows::Rotated(Rotated::Int8 { q: to, scale: to_scale }) => {
+                check("q", to.len(), size)?;
+                check("scale", to_scale.len(), rows.end)?;
+                q = row_ptr(to, rows.start, stride);
+                scale = row_ptr(to_scale, rows.start, 1);
+            }
+        }
+        Ok(Target { out, q, scale, scale_stride })
+    }
+}
+
+/// Where row `row` of `(n, stride)` begins.
+fn row_ptr<T: Element>(buffer: &Buffer<T>, row: usize, stride: usize) -> Ptr {
+    buffer.ptr() + (row * stride * size_of::<T>()) as u64
 }
 
 /// Checks that sizes are numbers of a kernel, and a number of rows that of a grid.
@@ -117,10 +177,16 @@ fn check_sizes(operation: &'static str, sizes: &[usize]) -> Result<()> {
     expect(fit, operation, "sizes", "within 31 bits", format!("{sizes:?}"))
 }
 
-/// Normalises rows of `x`, `(n, dim)`, into `out`, `(m, stride)`; columns from `dim` on become zero.
+fn check_rows(operation: &'static str, rows: &Range<usize>) -> Result<()> {
+    expect(rows.start <= rows.end, operation, "rows", "a range", format!("{rows:?}"))?;
+    check_sizes(operation, &[rows.end])
+}
+
+/// Normalises rows of `x`, `(n, dim)`, and writes them as rows `rows` of `out`, `(.., stride)`; columns from `dim`
+/// on become zero (before they are rotated).
 ///
-/// Row `i` of `out` is made of row `rows[i]` of `x`, or of row `i` without `rows`; a row that is not there
-/// counts as the last. `quantized` takes the rounded values of `out` as int8, too.
+/// Row `i` of `out` is made of row `source[i]` of `x`, or of row `i` without `source`; a row that is not there
+/// counts as the last.
 ///
 /// # Errors
 /// [`Error::Shape`] for a buffer that is too short, a weight or a bias that is not `(dim)`, or a stride that
@@ -131,11 +197,10 @@ pub fn norm(
     norm: &Norm,
     x: &Buffer<f32>,
     dim: usize,
-    rows: Option<&Buffer<u32>>,
-    m: usize,
-    out: &mut Buffer<bf16>,
+    source: Option<&Buffer<u32>>,
+    rows: Range<usize>,
+    out: Rows,
     stride: usize,
-    quantized: Option<Quantized>,
 ) -> Result<()> {
     const OPERATION: &str = "norm";
     expect(dim > 0, OPERATION, "dim", "more than 0", dim)?;
@@ -144,54 +209,52 @@ pub fn norm(
     expect(norm.weight.len() == dim, OPERATION, "weight", dim, norm.weight.len())?;
     let bias_len = norm.bias.map_or(dim, Buffer::len);
     expect(bias_len == dim, OPERATION, "bias", dim, bias_len)?;
+    check_rows(OPERATION, &rows)?;
     let n_rows = x.len() / dim;
-    let need = if rows.is_some() { m.min(1) } else { m };
+    let need = if source.is_some() { rows.len().min(1) } else { rows.end };
     expect(n_rows >= need, OPERATION, "x", format!("{need} rows of {dim}"), x.len())?;
-    let rows_len = rows.map_or(m, Buffer::len);
-    expect(rows_len >= m, OPERATION, "rows", m, rows_len)?;
-    expect(
-        out.len() >= m.saturating_mul(stride),
-        OPERATION,
-        "out",
-        format!("{m} rows of {stride}"),
-        out.len(),
-    )?;
-    if let Some(quantized) = &quantized {
-        check_quantized(OPERATION, m, stride, quantized)?;
-    }
-    let scale_stride = quantized.as_ref().map_or(0, |quantized| quantized.scale_stride);
-    check_sizes(OPERATION, &[m, n_rows, stride, scale_stride])?;
+    let source_len = source.map_or(rows.end, Buffer::len);
+    expect(source_len >= rows.end, OPERATION, "source", rows.end, source_len)?;
+    let target = Target::new(OPERATION, &rows, stride, &out)?;
+    check_sizes(OPERATION, &[n_rows, stride])?;
     let shared_bytes = (stride + 2 * THREADS as usize / 32) * size_of::<f32>();
     let most = device.info().shared_bytes as usize;
     if shared_bytes > most {
         let reason = format!("a row of {stride} columns takes {shared_bytes} bytes of {most} shared ones");
         return Err(Error::Unsupported { operation: OPERATION, reason });
     }
-    if m == 0 {
+    if rows.is_empty() {
         return Ok(());
     }
     let params = NormParams {
-        x: x.ptr(),
-        rows: rows.map_or(0, Buffer::ptr),
+        // A source counts from the first row of x.
+        x: if source.is_some() { x.ptr() } else { row_ptr(x, rows.start, dim) },
+        source: source.map_or(0, |source| row_ptr(source, rows.start, 1)),
         weight: norm.weight.ptr(),
         bias: norm.bias.map_or(0, Buffer::ptr),
-        out: out.ptr(),
-        q: quantized.as_ref().map_or(0, |quantized| quantized.q.ptr()),
-        scale: quantized.as_ref().map_or(0, |quantized| quantized.scale.ptr()),
+        out: target.out,
+        q: target.q,
+        scale: target.scale,
         n_rows: n_rows as u32,
         dim: dim as u32,
         stride: stride as u32,
         layernorm: norm.layernorm.into(),
-        scale_stride: scale_stride as u32,
+        scale_stride: target.scale_stride,
         eps: norm.eps,
     };
-    let kernel = Kernel { file: "norm", name: "norm_rows" };
-    let grid = Grid { blocks: [m as u32, 1, 1], threads: THREADS, shared_bytes: shared_bytes as u32 };
-    // SAFETY: the lengths are checked above; the kernel bounds what it reads from rows.
-    unsafe { device.launch(kernel, grid, &params) }
+    let name = match out {
+        Rows::Bf16(_) => "norm_bf16",
+        Rows::Int8(_) => "norm_int8",
+        Rows::Rotated(Rotated::Bf16(_)) => "norm_rotated",
+        Rows::Rotated(Rotated::Int8 { .. }) => "norm_rotated_int8",
+    };
+    let grid =
+        Grid { blocks: [rows.len() as u32, 1, 1], threads: THREADS, shared_bytes: shared_bytes as u32 };
+    // SAFETY: the lengths are checked above; the kernel bounds what it reads from source.
+    unsafe { device.launch(Kernel { file: "norm", name }, grid, &params) }
 }
 
-/// Quantises `n` rows of `x`, `(n, stride)`.
+/// Quantises rows `rows` of `x`, `(n, stride)`, to the same rows of `out`.
 ///
 /// # Errors
 /// [`Error::Shape`] for a buffer that is too short, or a stride that is no multiple of 64;
@@ -199,34 +262,61 @@ pub fn norm(
 pub fn quantize(
     device: &Device,
     x: &Buffer<bf16>,
-    n: usize,
+    rows: Range<usize>,
     stride: usize,
-    quantized: Quantized,
+    out: Quantized,
 ) -> Result<()> {
-    const OPERATION: &str = "quantize";
-    expect(stride.is_multiple_of(64), OPERATION, "stride", "a multiple of 64", stride)?;
-    let size = n.saturating_mul(stride);
-    expect(x.len() >= size, OPERATION, "x", format!("{n} rows of {stride}"), x.len())?;
-    check_quantized(OPERATION, n, stride, &quantized)?;
-    check_sizes(OPERATION, &[n, stride, quantized.scale_stride])?;
-    if size == 0 {
+    convert(device, "quantize", x, rows, stride, Rows::Int8(out))
+}
+
+/// Rotates rows `rows` of `x`, `(n, stride)`, to the same rows of `out`.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn rotate(
+    device: &Device,
+    x: &Buffer<bf16>,
+    rows: Range<usize>,
+    stride: usize,
+    out: Rotated,
+) -> Result<()> {
+    convert(device, "rotate", x, rows, stride, Rows::Rotated(out))
+}
+
+fn convert(
+    device: &Device,
+    operation: &'static str,
+    x: &Buffer<bf16>,
+    rows: Range<usize>,
+    stride: usize,
+    out: Rows,
+) -> Result<()> {
+    expect(stride.is_multiple_of(64), operation, "stride", "a multiple of 64", stride)?;
+    check_rows(operation, &rows)?;
+    let need = rows.end.saturating_mul(stride);
+    expect(x.len() >= need, operation, "x", format!("{} rows of {stride}", rows.end), x.len())?;
+    let target = Target::new(operation, &rows, stride, &out)?;
+    check_sizes(operation, &[stride])?;
+    if rows.is_empty() || stride == 0 {
         return Ok(());
     }
-    let params = QuantizeParams {
-        x: x.ptr(),
-        q: quantized.q.ptr(),
-        scale: quantized.scale.ptr(),
-        n: n as u32,
+    let params = ConvertParams {
+        x: row_ptr(x, rows.start, stride),
+        out: target.out,
+        q: target.q,
+        scale: target.scale,
         stride: stride as u32,
-        scale_stride: quantized.scale_stride as u32,
-        reserved: 0,
+        scale_stride: target.scale_stride,
     };
-    let blocks = [n as u32, stride.div_ceil(BLOCK_COLUMNS) as u32, 1];
-    expect(blocks[1] <= 65_535, OPERATION, "stride", "at most 65535 blocks", stride)?;
-    let kernel = Kernel { file: "norm", name: "quantize_rows" };
-    let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
+    let (name, across, shared_bytes) = match out {
+        Rows::Rotated(Rotated::Int8 { .. }) => ("rotate_rows_int8", 1, THREADS / 32 * 4),
+        Rows::Rotated(Rotated::Bf16(_)) => ("rotate_rows", stride.div_ceil(BLOCK_COLUMNS), 0),
+        _ => ("quantize_rows", stride.div_ceil(BLOCK_COLUMNS), 0),
+    };
+    expect(across <= 65_535, operation, "stride", "at most 65535 blocks", stride)?;
+    let grid = Grid { blocks: [rows.len() as u32, across as u32, 1], threads: THREADS, shared_bytes };
     // SAFETY: the lengths are checked above.
-    unsafe { device.launch(kernel, grid, &params) }
+    unsafe { device.launch(Kernel { file: "norm", name }, grid, &params) }
 }
 
 /// Writes the rows `tokens[..n]` of `table`, which has `vocab` rows, to `x`, `(n, dim)`. A token that is not

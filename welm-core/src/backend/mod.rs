@@ -7,6 +7,8 @@
 //! text independent of its neighbours, of chunk boundaries and of prefix-cache hits.
 
 pub(crate) mod cpu;
+#[cfg(feature = "kernels")]
+pub(crate) mod cuda;
 
 use crate::config::{Activation, ModelConfig};
 use crate::engine::batch::Batch;
@@ -27,11 +29,30 @@ pub(crate) struct Limits {
     pub(crate) n_blocks: usize,
 }
 
+/// What a buffer holds, from which a backend takes its element type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The residual stream, which every layer adds to.
+    Residual,
+    /// What a normalisation makes for the products behind it.
+    Normed,
+    /// Anything else between two operations.
+    Hidden,
+    /// What an activation function reads, if it is not fused with the product before it.
+    Gates,
+    /// Logits.
+    Logits,
+}
+
 /// What `forward` is written against.
 ///
 /// `(n, d)` below means `n` rows of the current batch, `d` columns, f32 in the caller's eyes; a backend may
 /// keep another type inside.
 pub(crate) trait Backend: Sized + Send + 'static {
+    /// Whether a token's row has the same bits as part of a prompt and as a generated token. If not, a token is
+    /// computed the same way each time (see [`Batch`]), and only what prompts have computed is shared by the prefix
+    /// cache.
+    const ONE_ARITHMETIC: bool;
     /// Activations, `(up to max_rows, cols)`.
     type Buffer: Send;
     /// Weight and bias of a normalisation, `(dim)`.
@@ -41,10 +62,15 @@ pub(crate) trait Backend: Sized + Send + 'static {
     /// Keys and values of one layer, `(n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim)` each.
     type KvLayer: Send;
 
-    /// Starts the backend and allocates what its arithmetic needs beside the buffers.
-    fn new(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> Result<Self>;
-    /// Bytes that `new` allocates.
+    /// Bytes that the backend allocates beside weights, cache and buffers.
     fn scratch_bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> u64;
+    /// Bytes of a buffer.
+    fn buffer_bytes(max_rows: usize, cols: usize, role: Role) -> u64;
+    /// Bytes of a matrix in memory, and whether they are the mapped file's own.
+    ///
+    /// # Errors
+    /// If the backend cannot compute with it as the options ask.
+    fn linear_bytes(source: &LinearSource, options: &LoadOptions) -> Result<(u64, bool)>;
     /// Bytes of one layer's cache.
     fn kv_layer_bytes(config: &ModelConfig, options: &LoadOptions, n_blocks: usize) -> u64;
     /// Takes a normalisation's weights.
@@ -54,12 +80,16 @@ pub(crate) trait Backend: Sized + Send + 'static {
     /// Allocates one layer's cache.
     fn kv_layer(&mut self, n_blocks: usize) -> Result<Self::KvLayer>;
     /// Allocates activations.
-    fn buffer(&mut self, max_rows: usize, cols: usize) -> Result<Self::Buffer>;
+    fn buffer(&mut self, max_rows: usize, cols: usize, role: Role) -> Result<Self::Buffer>;
     /// One line for the log: threads, instruction set.
     fn describe(&self) -> String;
 
-    /// Called once a step, before `embed`: rotary angles of the batch's positions.
+    /// Called once a step, before everything else: rotary angles of the batch's positions.
     fn begin(&mut self, batch: &Batch) -> Result<()>;
+    /// Runs `body`, which is the same for every batch of so many rows: a backend may record it once and repeat that.
+    fn repeat(&mut self, _batch: &Batch, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        body(self)
+    }
     /// `x = table[token_id]`, `(n, dim)`.
     fn embed(&mut self, x: &mut Self::Buffer, table: &Self::Linear, batch: &Batch) -> Result<()>;
     /// `out = norm(x)`, `(n, dim)`.
@@ -76,6 +106,16 @@ pub(crate) trait Backend: Sized + Send + 'static {
     fn linear(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, w: &Self::Linear) -> Result<()>;
     /// `out += x W^T + b`, `(n, rows)`.
     fn linear_add(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, w: &Self::Linear) -> Result<()>;
+    /// `out = f(x W^T + b)`, `(n, hidden_dim)`; `gates` is a buffer for what is between. SwiGLU's matrix has gates and
+    /// ups, `(2 hidden_dim, dim)`.
+    fn linear_activate(
+        &mut self,
+        out: &mut Self::Buffer,
+        gates: &mut Self::Buffer,
+        x: &Self::Buffer,
+        w: &Self::Linear,
+        f: Activation,
+    ) -> Result<()>;
     /// `out = x W^T`, `(n, vocab_size)`: as `linear`, with the most exact activations there are.
     fn logits(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, w: &Self::Linear) -> Result<()>;
     /// Turns q and k of `qkv`, `(n, qkv_dim)`, in place, and writes k and v to the batch's slots.
@@ -90,8 +130,6 @@ pub(crate) trait Backend: Sized + Send + 'static {
         kv: &Self::KvLayer,
         batch: &Batch,
     ) -> Result<()>;
-    /// `out = f(up)`, `(n, hidden_dim)`; SwiGLU reads gate and up side by side, `(n, 2 hidden_dim)`.
-    fn activate(&mut self, out: &mut Self::Buffer, up: &Self::Buffer, f: Activation) -> Result<()>;
     /// Copies one block of one layer's cache.
     fn copy_block(&mut self, kv: &mut Self::KvLayer, from: u32, to: u32) -> Result<()>;
     /// The buffer's rows on the host, row-major `(n, cols)`; mutable, because sampling works in place.

@@ -3,7 +3,20 @@
 /// Tokens of one block of the KV cache.
 pub(crate) const BLOCK_TOKENS: usize = 16;
 
+/// Consecutive prompt tokens of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) first_row: u32,
+    pub(crate) n_rows: u32,
+    pub(crate) first_pos: u32,
+    /// Where the sequence's block table starts in `block_tables`.
+    pub(crate) table_start: u32,
+}
+
 /// One step's rows. Made by the engine, read by the backends; its vectors are reused from step to step.
+///
+/// Rows of prompts come first, in spans, then those of generated tokens. A token is a prompt's or a generated one for
+/// good, also when it is computed again, so that a backend may compute the two in different ways.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     /// `(n)` token ids.
@@ -16,6 +29,8 @@ pub(crate) struct Batch {
     pub(crate) table_start: Vec<u32>,
     /// The sequences' block tables, one after the other.
     pub(crate) block_tables: Vec<u32>,
+    /// The prompts' rows, `0..n_prompt_rows()`.
+    pub(crate) spans: Vec<Span>,
 }
 
 impl Batch {
@@ -27,12 +42,19 @@ impl Batch {
             slot_mapping: Vec::with_capacity(max_rows),
             table_start: Vec::with_capacity(max_rows),
             block_tables: Vec::with_capacity(max_table),
+            spans: Vec::with_capacity(max_rows),
         }
     }
 
     /// Rows.
     pub(crate) fn len(&self) -> usize {
         self.token_ids.len()
+    }
+
+    /// Rows of prompts.
+    #[cfg_attr(not(feature = "kernels"), expect(dead_code, reason = "the CPU computes all rows alike"))]
+    pub(crate) fn n_prompt_rows(&self) -> usize {
+        self.spans.last().map_or(0, |span| (span.first_row + span.n_rows) as usize)
     }
 
     /// Empties the batch, keeping its memory.
@@ -42,10 +64,27 @@ impl Batch {
         self.slot_mapping.clear();
         self.table_start.clear();
         self.block_tables.clear();
+        self.spans.clear();
     }
 
-    /// Adds tokens `first..first + ids.len()` of a sequence whose blocks are `table`.
-    pub(crate) fn push(&mut self, ids: &[u32], first: usize, table: &[u32]) {
+    /// Adds tokens `first..first + ids.len()` of the prompt of a sequence whose blocks are `table`; before all
+    /// generated ones.
+    pub(crate) fn push_prompt(&mut self, ids: &[u32], first: usize, table: &[u32]) {
+        self.spans.push(Span {
+            first_row: self.len() as u32,
+            n_rows: ids.len() as u32,
+            first_pos: first as u32,
+            table_start: self.block_tables.len() as u32,
+        });
+        self.push(ids, first, table);
+    }
+
+    /// Adds generated tokens.
+    pub(crate) fn push_generated(&mut self, ids: &[u32], first: usize, table: &[u32]) {
+        self.push(ids, first, table);
+    }
+
+    fn push(&mut self, ids: &[u32], first: usize, table: &[u32]) {
         let start = self.block_tables.len() as u32;
         self.block_tables.extend_from_slice(table);
         for (i, &id) in ids.iter().enumerate() {

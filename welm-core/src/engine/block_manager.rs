@@ -36,6 +36,8 @@ pub(crate) struct BlockManager {
     clock: u64,
     next_uid: u64,
     prefix_cache: bool,
+    /// Whether blocks with generated tokens are shared, too.
+    pub(crate) share_generated: bool,
 }
 
 impl BlockManager {
@@ -49,6 +51,7 @@ impl BlockManager {
             clock: 0,
             next_uid: ROOT + 1,
             prefix_cache,
+            share_generated: true,
         }
     }
 
@@ -107,6 +110,18 @@ impl BlockManager {
                 self.idle.insert(self.clock, block);
             } else {
                 self.free.push(block);
+            }
+        }
+    }
+
+    /// Nobody else is given these blocks as they are, those apart that others hold already.
+    pub(crate) fn forget(&mut self, blocks: &[u32]) {
+        for &block in blocks {
+            let b = &mut self.blocks[block as usize];
+            if b.refs <= 1
+                && let Some((_, key)) = b.entry.take()
+            {
+                self.index.remove(&key);
             }
         }
     }

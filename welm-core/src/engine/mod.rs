@@ -4,7 +4,8 @@
 //! through one channel per request. Calls from many threads therefore share each forward pass without
 //! knowing of each other (continuous batching), and nothing in here needs a lock.
 //!
-//! If a step fails or panics, every open request and every later one is told why; the host goes on.
+//! If a step fails on the device, its requests are told why, and the others go on. If the device is lost or a step
+//! panics, every open request and every later one is told why; the host goes on.
 
 pub(crate) mod batch;
 pub(crate) mod block_manager;
@@ -75,7 +76,8 @@ impl Handle {
         let fault = Arc::new(Mutex::new(None));
         let (thread_counters, thread_fault) = (Arc::clone(&counters), Arc::clone(&fault));
         let run = move || {
-            let blocks = BlockManager::new(n_blocks, prefix_cache);
+            let mut blocks = BlockManager::new(n_blocks, prefix_cache);
+            blocks.share_generated = B::ONE_ARITHMETIC;
             let scheduler = Scheduler::new(blocks, chunk_tokens, max_running);
             let mut step = Step::new(engine, scheduler, thread_counters);
             let ended = catch_unwind(AssertUnwindSafe(|| step.run(&inbox)));
@@ -158,6 +160,8 @@ struct Step<B: Backend> {
     batch: Batch,
     logit_rows: Vec<LogitRow>,
     rows: Vec<u32>,
+    /// Sequences that begin in this step, behind the prompt of another.
+    forked: Vec<Sequence>,
     sampler: Sampler,
     raw: Vec<f32>, // (vocab_size), logits as they were before sampling changed them
 }
@@ -176,6 +180,7 @@ impl<B: Backend> Step<B> {
             batch: Batch::with_capacity(max_rows, n_blocks),
             logit_rows: Vec::with_capacity(max_rows),
             rows: Vec::new(),
+            forked: Vec::new(),
         }
     }
 
@@ -201,8 +206,10 @@ impl<B: Backend> Step<B> {
             self.interrupt();
             self.schedule();
             if !self.plan.is_empty() {
-                self.compute()?;
-                self.postprocess()?;
+                match self.compute().and_then(|()| self.postprocess()) {
+                    Err(Error::Device(reason)) => self.fail_step(&Error::Device(reason)),
+                    done => done?,
+                }
             }
         }
     }
@@ -249,13 +256,26 @@ impl<B: Backend> Step<B> {
         let running = &mut self.scheduler.running;
         self.batch.clear();
         self.logit_rows.clear();
-        for &Work { seq, n_tokens } in &self.plan {
-            let s = &running[seq];
-            let (start, end, first_row) = (s.computed, s.computed + n_tokens, self.batch.len());
-            self.batch.push(&s.tokens[start..end], start, &s.blocks);
-            let wanted = s.wanted.max(start)..end;
-            let row = |pos| (first_row + pos - start) as u32;
-            self.logit_rows.extend(wanted.map(|pos| LogitRow { row: row(pos), seq, pos }));
+        // Rows of prompts first.
+        for prompt in [true, false] {
+            for &Work { seq, n_tokens } in &self.plan {
+                let s = &running[seq];
+                let (start, end, prompt_len) = (s.computed, s.computed + n_tokens, s.request().prompt.len());
+                let part = if prompt { start..end.min(prompt_len) } else { start.max(prompt_len)..end };
+                if part.is_empty() {
+                    continue;
+                }
+                let (start, first_row) = (part.start, self.batch.len());
+                let ids = &s.tokens[part.clone()];
+                if prompt {
+                    self.batch.push_prompt(ids, start, &s.blocks);
+                } else {
+                    self.batch.push_generated(ids, start, &s.blocks);
+                }
+                let row = |pos| (first_row + pos - start) as u32;
+                let wanted = s.wanted.max(start)..part.end;
+                self.logit_rows.extend(wanted.map(|pos| LogitRow { row: row(pos), seq, pos }));
+            }
         }
         let e = &mut self.engine;
         forward(&mut e.backend, &e.weights, &mut e.kv, &mut e.scratch, &self.batch)?;
@@ -268,7 +288,6 @@ impl<B: Backend> Step<B> {
 
     /// Logits to tokens, tokens to events; ended sequences leave.
     fn postprocess(&mut self) -> Result<()> {
-        let mut forked = Vec::new();
         for tile in self.logit_rows.chunks(self.engine.limits.max_logit_rows) {
             self.rows.clear();
             self.rows.extend(tile.iter().map(|r| r.row));
@@ -292,20 +311,16 @@ impl<B: Backend> Step<B> {
                         sibling.share_blocks(seq, &mut self.scheduler.blocks);
                         chooser.choose(&mut sibling, row, &self.raw);
                         row.copy_from_slice(&self.raw);
-                        copy_partial(
-                            seq,
-                            &mut sibling,
-                            &mut self.scheduler.blocks,
-                            &mut e.kv,
-                            &mut e.backend,
-                        )?;
-                        forked.push(sibling);
+                        let blocks = &mut self.scheduler.blocks;
+                        let copied = copy_partial(seq, &mut sibling, blocks, &mut e.kv, &mut e.backend);
+                        self.forked.push(sibling);
+                        copied?;
                     }
                 }
                 chooser.choose(seq, row, &self.raw);
             }
         }
-        for sibling in forked {
+        for sibling in self.forked.drain(..) {
             self.scheduler.resume(sibling);
         }
         for at in (0..self.scheduler.running.len()).rev() {
@@ -319,6 +334,30 @@ impl<B: Backend> Step<B> {
             }
         }
         Ok(())
+    }
+
+    /// Ends the requests of this step with an error. What they have computed is not shared with later ones.
+    fn fail_step(&mut self, error: &Error) {
+        tracing::warn!(%error, sequences = self.plan.len(), "a step failed");
+        let mut hit: Vec<usize> = self.plan.iter().map(|work| work.seq).collect();
+        hit.sort_unstable();
+        let running = &mut self.scheduler.running;
+        let failed: Vec<Sequence> = hit.iter().rev().map(|&at| running.remove(at)).collect();
+        for mut seq in failed.into_iter().chain(std::mem::take(&mut self.forked)) {
+            self.scheduler.blocks.forget(&seq.blocks);
+            seq.release(&mut self.scheduler.blocks);
+            leave_queue(&self.counters, &seq);
+            // Siblings elsewhere end as cancelled; nobody listens to them any more.
+            seq.request().dropped.cancel();
+            let ended = if seq.index == 0 && !seq.shared.started.get() { seq.request().n } else { 1 };
+            let open = seq.shared.open.get() - ended;
+            seq.shared.open.set(open);
+            if open == 0 {
+                self.counters.finished.fetch_add(1, Ordering::Release);
+            }
+            self.publish();
+            seq.request().send(Err(error.clone()));
+        }
     }
 
     /// Ends a sequence, and the siblings that were still to be forked from it.

@@ -225,7 +225,7 @@ impl Sequence {
     /// Takes known blocks for the beginning, as far as no wanted row is skipped.
     pub(crate) fn find_prefix(&mut self, manager: &mut BlockManager) {
         debug_assert!(self.blocks.is_empty());
-        let limit = self.wanted.min(self.tokens.len() - 1);
+        let limit = self.wanted.min(self.tokens.len() - 1).min(self.shared_len(manager));
         let (blocks, uid) = manager.lookup(&self.tokens[..limit]);
         self.known = blocks.len();
         self.known_uid = uid;
@@ -234,6 +234,11 @@ impl Sequence {
         if self.shared.queued.get() {
             self.cached_tokens = self.computed;
         }
+    }
+
+    /// Leading tokens whose blocks may be shared with other sequences.
+    fn shared_len(&self, manager: &BlockManager) -> usize {
+        if manager.share_generated { usize::MAX } else { self.request().prompt.len() }
     }
 
     /// Gives all blocks back; what was computed must be found or computed again.
@@ -245,7 +250,7 @@ impl Sequence {
     /// Notes `n` more computed tokens and makes full blocks known.
     pub(crate) fn advance(&mut self, n: usize, manager: &mut BlockManager) {
         self.computed += n;
-        while (self.known + 1) * BLOCK_TOKENS <= self.computed {
+        while (self.known + 1) * BLOCK_TOKENS <= self.computed.min(self.shared_len(manager)) {
             let at = self.known * BLOCK_TOKENS;
             let tokens = &self.tokens[at..at + BLOCK_TOKENS];
             self.known_uid = manager.register(self.known_uid, tokens, self.blocks[self.known]);

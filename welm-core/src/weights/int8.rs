@@ -107,6 +107,20 @@ impl Packed {
         Ok(Packed { rows, cols, weight: weight.into(), scale: scale.into() })
     }
 
+    /// Writes row `row` as it is: `q`, `(cols)`, and `scale`, `(cols / 32)` rounded up.
+    #[cfg(feature = "kernels")]
+    pub(crate) fn row_int8(&self, row: usize, q: &mut [i8], scale: &mut [f16]) {
+        let (_, across) = tiles(self.rows, self.cols);
+        let (tile_row, o) = (row / LANES, row % LANES);
+        for ((g, group), scale) in q.chunks_mut(GROUP).enumerate().zip(scale) {
+            let tile = tile_row * across + g;
+            *scale = self.scale[tile * LANES + o];
+            for (k, q) in group.iter_mut().enumerate() {
+                *q = (i16::from(self.weight[tile * TILE + place(o, k)]) - 128) as i8;
+            }
+        }
+    }
+
     /// Writes row `row` as f32 into `out`, `(cols)`: an embedding look-up.
     pub(crate) fn row_f32(&self, row: usize, out: &mut [f32]) {
         let (_, across) = tiles(self.rows, self.cols);
@@ -221,7 +235,7 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
     let mut done_bytes = 0;
     let threads = crate::backend::cpu::pool::available_threads();
     for name in names {
-        let LinearSource { rows, cols, matrix, bias, name } = source.linear(&name)?;
+        let LinearSource { rows, cols, matrix, bias, name, .. } = source.linear(&name)?;
         let MatrixSource::Stored(segments) = matrix else {
             unreachable!("a packed source was refused above")
         };

@@ -29,9 +29,21 @@ pub(crate) enum MatrixSource {
     Packed(Packed),
 }
 
+/// What a matrix is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Embedding or output, a row for each token.
+    Table,
+    /// A layer's.
+    Layer,
+    /// A layer's with a SwiGLU behind it: the first half of the rows are gates, the second ups.
+    Gated,
+}
+
 /// A matrix `(rows, cols)` and its bias `(rows)`.
 pub(crate) struct LinearSource {
     pub(crate) name: String,
+    pub(crate) part: Part,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) matrix: MatrixSource,
@@ -136,6 +148,11 @@ impl Source {
     pub(crate) fn linear(&self, name: &str) -> Result<LinearSource> {
         let (layer, part) = split(name);
         let (rows, cols) = self.shape(part);
+        let role = match part {
+            "embed" | "output" => Part::Table,
+            "up" if self.config.activation == Activation::SwiGlu => Part::Gated,
+            _ => Part::Layer,
+        };
         let has_bias = match part {
             "qkv" | "out" => self.config.attention_bias,
             "up" | "down" => self.config.mlp_bias,
@@ -144,7 +161,7 @@ impl Source {
         if self.naming == Naming::Int8 {
             let matrix = MatrixSource::Packed(Packed::open(&self.tensors, name, rows, cols)?);
             let bias = has_bias.then(|| self.vector(&format!("{name}.bias"), rows)).transpose()?;
-            return Ok(LinearSource { name: name.into(), rows, cols, matrix, bias });
+            return Ok(LinearSource { name: name.into(), part: role, rows, cols, matrix, bias });
         }
         let mut segments = Vec::new();
         let mut bias = Vec::new();
@@ -162,7 +179,8 @@ impl Source {
             }
         }
         let matrix = MatrixSource::Stored(segments);
-        Ok(LinearSource { name: name.into(), rows, cols, matrix, bias: has_bias.then_some(bias) })
+        let bias = has_bias.then_some(bias);
+        Ok(LinearSource { name: name.into(), part: role, rows, cols, matrix, bias })
     }
 
     /// The stored tensors of a part, each with the row pieces `(first, count)` in the engine's order.

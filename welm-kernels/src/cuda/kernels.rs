@@ -1,6 +1,7 @@
 //! Modules are loaded when one of their kernels is first asked for, kernels when they are first launched.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::CString;
 use std::ptr::null_mut;
 
@@ -8,17 +9,20 @@ use cudarc::driver::sys::{self, CUresult};
 
 use super::code::CODE;
 use super::failure::{describe, is_foreign_code};
-use super::{Cuda, lock};
+use super::{Cuda, lock, probe};
 use crate::driver::Kernel;
 use crate::error::{Error, Result};
 
 /// Dynamic shared memory that a kernel has without asking.
 const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 
+/// By the files' stems.
+pub(super) type Modules = HashMap<&'static str, sys::CUmodule>;
+
 /// What has been loaded.
 #[derive(Default)]
 pub(super) struct Loaded {
-    pub(super) modules: HashMap<&'static str, sys::CUmodule>,
+    pub(super) modules: Modules,
     functions: HashMap<Kernel, Function>,
 }
 
@@ -50,8 +54,8 @@ impl Drop for Relaxed {
 }
 
 impl Cuda {
-    pub(super) fn module(&self, loaded: &mut Loaded, file: &'static str) -> Result<sys::CUmodule> {
-        if let Some(module) = loaded.modules.get(file) {
+    pub(super) fn module(&self, modules: &mut Modules, file: &'static str) -> Result<sys::CUmodule> {
+        if let Some(module) = modules.get(file) {
             return Ok(*module);
         }
         let found = CODE.files.iter().find(|(stem, _)| *stem == file);
@@ -66,13 +70,13 @@ impl Cuda {
             return Err(Error::NoDevice(reason));
         }
         self.check(format_args!("{file}.cu"), result)?;
-        loaded.modules.insert(file, module);
+        modules.insert(file, module);
         Ok(module)
     }
 
-    fn load(&self, loaded: &mut Loaded, kernel: Kernel) -> Result<Function> {
+    fn load(&self, modules: &mut Modules, kernel: Kernel) -> Result<Function> {
         let _relaxed = Relaxed::new();
-        let module = self.module(loaded, kernel.file)?;
+        let module = self.module(modules, kernel.file)?;
         let name = CString::new(kernel.name).map_err(|error| Error::launch(kernel, error))?;
         let mut handle = null_mut();
         // SAFETY: gives a function; the name ends with a zero.
@@ -83,9 +87,10 @@ impl Cuda {
         }
         self.check(kernel, result)?;
         let mut param_bytes = None;
-        if self.version >= (12, 4) {
+        // Of CUDA 12.4.
+        if probe::has("cuFuncGetParamInfo") {
             let (mut offset, mut bytes) = (0, 0);
-            // SAFETY: gives two numbers; the function is there from CUDA 12.4 on.
+            // SAFETY: gives two numbers.
             let result = unsafe { sys::cuFuncGetParamInfo(handle, 0, &mut offset, &mut bytes) };
             self.check(kernel, result)?;
             param_bytes = Some(bytes);
@@ -101,12 +106,10 @@ impl Cuda {
         shared_bytes: u32,
     ) -> Result<sys::CUfunction> {
         let mut loaded = lock(&self.loaded);
-        if !loaded.functions.contains_key(&kernel) {
-            let function = self.load(&mut loaded, kernel)?;
-            loaded.functions.insert(kernel, function);
-        }
-        let Some(function) = loaded.functions.get_mut(&kernel) else {
-            unreachable!("inserted above");
+        let Loaded { modules, functions } = &mut *loaded;
+        let function = match functions.entry(kernel) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(self.load(modules, kernel)?),
         };
         if let Some(bytes) = function.param_bytes.filter(|bytes| *bytes != params_len) {
             let reason = format!("expected {bytes} bytes of parameters, got {params_len}");

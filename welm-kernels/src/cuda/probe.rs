@@ -11,7 +11,7 @@ use super::failure::reached;
 use crate::driver::DeviceInfo;
 use crate::error::{Error, Result};
 
-/// All functions of libcuda that are called here, but for `cuFuncGetParamInfo` (CUDA 12.4).
+/// All functions of libcuda that are called unasked.
 const FUNCTIONS: &[&str] = &[
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
@@ -61,12 +61,17 @@ pub(super) fn find_library() -> Result<(), String> {
         return Err("libcuda, a part of the NVIDIA driver, was not found".to_owned());
     }
     for name in FUNCTIONS {
-        // SAFETY: the address is not called.
-        if unsafe { sys::culib().get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err() {
+        if !has(name) {
             return Err(format!("libcuda has no {name}: the driver is too old; {CODE}"));
         }
     }
     Ok(())
+}
+
+/// Whether libcuda, which has been found, has a function.
+pub(super) fn has(name: &str) -> bool {
+    // SAFETY: the address is not called.
+    unsafe { sys::culib().get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_ok()
 }
 
 /// What a device is.
@@ -120,7 +125,7 @@ mod tests {
             let end = name.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(name.len());
             called.insert(format!("cu{}", &name[..end]));
         }
-        // The library itself, and what is called only from its CUDA version on.
+        // The library itself, and what is asked for where it is called.
         assert!(called.remove("culib") && called.remove("cuFuncGetParamInfo"));
         assert_eq!(called, FUNCTIONS.iter().map(|name| name.to_string()).collect());
     }

@@ -172,12 +172,14 @@ mod with_fake {
             let mut logits = device.upload(&[0.0f32, 2.0, 1.0]).unwrap(); // (1, 3)
             let mut tokens = device.upload(&[7u32]).unwrap();
             let spare = device.zeros::<u8>(16).unwrap();
+            let mut other = device.zeros::<u8>(16).unwrap();
             let free_bytes = device.free_bytes().unwrap();
             let graph = device
                 .capture(|| {
                     // What can't be repeated is refused, and does not spoil the rest.
                     let reason = "not while launches are recorded";
-                    assert!(refusal(device.upload(&[1u8])).contains(reason));
+                    assert!(refusal(device.zeros::<u8>(1)).contains(reason));
+                    assert!(refusal(other.write(0, &[1])).contains(reason));
                     assert!(refusal(logits.to_vec()).contains(reason));
                     assert!(refusal(device.synchronize()).contains(reason));
                     assert!(refusal(cuda.begin_capture()).contains(reason));
@@ -187,15 +189,14 @@ mod with_fake {
                     argmax(&device, &logits, 1, 3, &mut tokens)
                 })
                 .unwrap();
-            assert_eq!(device.free_bytes().unwrap(), free_bytes + 16);
             assert_eq!(tokens.to_vec().unwrap(), [7], "recorded, not run");
             for (values, token) in [([0.0, 2.0, 1.0], 1), ([0.0, 2.0, 3.0], 2), ([4.0, 2.0, 3.0], 0)] {
                 logits.write(0, &values).unwrap();
-                // SAFETY: the buffers are there.
-                unsafe { graph.launch().unwrap() };
+                graph.launch().unwrap();
                 assert_eq!(tokens.to_vec().unwrap(), [token]);
             }
             drop(graph);
+            assert_eq!(device.free_bytes().unwrap(), free_bytes + 16, "spare is free now");
             cuda.free_graph(0);
             // SAFETY: an error.
             assert!(refusal(unsafe { cuda.launch_graph(0) }).contains("no such recording"));
@@ -204,6 +205,9 @@ mod with_fake {
             assert_eq!(error, Error::NoCode);
             device.capture(|| argmax(&device, &logits, 1, 3, &mut tokens)).unwrap();
             refusal(cuda.end_capture());
+            // One that is never freed goes with the driver.
+            cuda.begin_capture().unwrap();
+            cuda.end_capture().unwrap();
         });
     }
 
@@ -249,6 +253,18 @@ mod with_fake {
             assert_eq!(launch(&cuda, ARGMAX, &[0; 24]).unwrap_err(), first);
             assert_eq!(device.capture(|| Ok::<_, Error>(())).unwrap_err(), first);
             assert_eq!(cuda.end_capture().unwrap_err(), first);
+        });
+    }
+
+    #[test]
+    fn a_lost_context_stays_lost_even_if_the_driver_forgets() {
+        let settings = "fail=cuStreamSynchronize:201:1";
+        run("a_lost_context_stays_lost_even_if_the_driver_forgets", settings, || {
+            let (_, device) = open();
+            let first = device.synchronize().unwrap_err();
+            assert!(matches!(first, Error::ContextLost(_)), "{first}");
+            assert_eq!(device.synchronize().unwrap_err(), first);
+            assert_eq!(device.zeros::<u8>(1).unwrap_err(), first);
         });
     }
 
@@ -342,17 +358,23 @@ mod with_fake {
     }
 
     /// What `Device::open` says with these settings, without having retained a context.
-    fn refused(name: &str, settings: &str, parts: &[&str]) {
+    fn refused(name: &str, settings: &str, ordinal: usize, parts: &[&str]) {
         run(name, &format!("no device {settings}"), || {
-            let Error::NoDevice(error) = Device::open(0).unwrap_err() else { panic!("another error") };
+            let Error::NoDevice(error) = Device::open(ordinal).unwrap_err() else { panic!("another error") };
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         });
     }
 
     #[test]
+    fn one_beyond_the_last_is_no_device() {
+        let parts = ["device 1: expected one of 1, from 0 on"];
+        refused("one_beyond_the_last_is_no_device", "", 1, &parts);
+    }
+
+    #[test]
     fn an_old_driver_is_no_device() {
         let parts = ["Fake 40: the driver is of CUDA 11.8", "was built by CUDA"];
-        refused("an_old_driver_is_no_device", "version=11080", &parts);
+        refused("an_old_driver_is_no_device", "version=11080", 0, &parts);
     }
 
     #[test]
@@ -360,24 +382,25 @@ mod with_fake {
         refused(
             "an_old_device_is_no_device",
             "capability=75",
+            0,
             &["Fake 40: compute capability 7.5; 8.0 or newer"],
         );
     }
 
     #[test]
     fn no_device_is_no_device() {
-        refused("no_device_is_no_device", "devices=0", &["cuInit: CUDA_ERROR_FAKE, as planned"]);
+        refused("no_device_is_no_device", "devices=0", 0, &["cuInit: CUDA_ERROR_FAKE, as planned"]);
     }
 
     #[test]
     fn an_unknown_error_is_no_device() {
         let parts = ["cuInit: an error without a name"];
-        refused("an_unknown_error_is_no_device", "fail=cuInit:7000:1", &parts);
+        refused("an_unknown_error_is_no_device", "fail=cuInit:7000:1", 0, &parts);
     }
 
     #[test]
     fn a_missing_function_is_no_device() {
         let parts = ["libcuda has no cuLaunchKernel: the driver is too old"];
-        refused("a_missing_function_is_no_device", "without launch", &parts);
+        refused("a_missing_function_is_no_device", "without launch", 0, &parts);
     }
 }

@@ -20,12 +20,12 @@ use self::isa::Isa;
 use self::norm::NormRow;
 use self::pool::{Disjoint, Pool};
 use self::rope::Angles;
-use super::{Backend, Limits};
+use super::{Backend, Limits, Role};
 use crate::config::{Activation, ModelConfig};
 use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::error::{Error, Result};
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
-use crate::weights::int8::Packed;
+use crate::weights::int8::{Packed, packed_bytes};
 use crate::weights::load::{LinearSource, MatrixSource, NormSource, Segment};
 use crate::weights::{Plain, Slab, StoredType};
 
@@ -108,7 +108,7 @@ pub(crate) struct Cpu {
 const WORTH_SHARING: usize = 1 << 14;
 
 /// The element type that a stored matrix is computed with.
-pub(crate) fn compute_type(stored: StoredType, asked: Dtype) -> StoredType {
+fn compute_type(stored: StoredType, asked: Dtype) -> StoredType {
     match (asked, stored) {
         (Dtype::F32, _) => StoredType::F32,
         (Dtype::Bf16, _) => StoredType::Bf16,
@@ -283,13 +283,9 @@ impl Cpu {
     }
 }
 
-impl Backend for Cpu {
-    type Buffer = Buffer;
-    type Norm = Norm;
-    type Linear = Linear;
-    type KvLayer = KvLayer;
-
-    fn new(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> Result<Self> {
+impl Cpu {
+    /// Starts the threads and allocates what the arithmetic needs beside the buffers.
+    pub(crate) fn new(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> Result<Self> {
         let isa = Isa::select(options.isa.as_deref())?;
         let threads = Self::threads(options);
         let pool = Pool::new(threads).map_err(|e| Error::Unavailable {
@@ -311,6 +307,46 @@ impl Backend for Cpu {
         })
     }
 
+    fn activate(&mut self, out: &mut Buffer, up: &Buffer, f: Activation) {
+        out.rows = up.rows;
+        let (cols, rows) = (out.cols, out.rows);
+        let out = Disjoint::new(out.used_mut());
+        let row = |r: usize| {
+            // SAFETY: each task has its own row.
+            activation::activate(unsafe { out.slice(r * cols, cols) }, up.row(r), f);
+        };
+        if rows * cols < WORTH_SHARING { (0..rows).for_each(row) } else { self.pool.run(rows, row) }
+    }
+}
+
+impl Backend for Cpu {
+    const ONE_ARITHMETIC: bool = true;
+    type Buffer = Buffer;
+    type Norm = Norm;
+    type Linear = Linear;
+    type KvLayer = KvLayer;
+
+    fn buffer_bytes(max_rows: usize, cols: usize, _role: Role) -> u64 {
+        4 * (max_rows * cols) as u64
+    }
+
+    fn linear_bytes(source: &LinearSource, options: &LoadOptions) -> Result<(u64, bool)> {
+        let elements = source.rows as u64 * source.cols as u64;
+        Ok(match &source.matrix {
+            MatrixSource::Packed(packed) => (packed.bytes(), true),
+            MatrixSource::Stored(segments) => {
+                let wanted = compute_type(segments[0].tensor.dtype, options.dtype);
+                let mapped = segments.iter().all(|s| s.tensor.dtype == wanted);
+                let bytes = match wanted {
+                    StoredType::I8 => packed_bytes(source.rows, source.cols),
+                    StoredType::F16 | StoredType::Bf16 => 2 * elements,
+                    _ => 4 * elements,
+                };
+                (bytes, mapped)
+            }
+        })
+    }
+
     fn scratch_bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> u64 {
         let group = config.n_heads / config.n_kv_heads;
         let scores = Self::threads(options) * group * limits.max_context;
@@ -329,7 +365,7 @@ impl Backend for Cpu {
     }
 
     fn load_linear(&mut self, source: LinearSource) -> Result<Linear> {
-        let LinearSource { name, rows, cols, matrix, bias } = source;
+        let LinearSource { name, rows, cols, matrix, bias, .. } = source;
         let matrix = match matrix {
             MatrixSource::Packed(packed) => Matrix::Int8(packed),
             MatrixSource::Stored(segments) => {
@@ -357,7 +393,7 @@ impl Backend for Cpu {
         })
     }
 
-    fn buffer(&mut self, max_rows: usize, cols: usize) -> Result<Buffer> {
+    fn buffer(&mut self, max_rows: usize, cols: usize, _role: Role) -> Result<Buffer> {
         Ok(Buffer { data: zeroed(max_rows * cols, "activations")?, rows: 0, cols })
     }
 
@@ -428,6 +464,19 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn linear_activate(
+        &mut self,
+        out: &mut Buffer,
+        gates: &mut Buffer,
+        x: &Buffer,
+        w: &Linear,
+        f: Activation,
+    ) -> Result<()> {
+        self.linear(gates, x, w)?;
+        self.activate(out, gates, f);
+        Ok(())
+    }
+
     fn logits(&mut self, out: &mut Buffer, x: &Buffer, w: &Linear) -> Result<()> {
         // Few rows and most of the divergence: 16 bits cost little here and halve the error.
         self.matmul(out, x, w, Epilogue::Store, true);
@@ -446,22 +495,6 @@ impl Backend for Cpu {
         match kv {
             KvLayer::F32(pages) => self.attend(out, qkv, pages, batch),
             KvLayer::Bf16(pages) => self.attend(out, qkv, pages, batch),
-        }
-        Ok(())
-    }
-
-    fn activate(&mut self, out: &mut Buffer, up: &Buffer, f: Activation) -> Result<()> {
-        out.rows = up.rows;
-        let (cols, rows) = (out.cols, out.rows);
-        let out = Disjoint::new(out.used_mut());
-        let row = |r: usize| {
-            // SAFETY: each task has its own row.
-            activation::activate(unsafe { out.slice(r * cols, cols) }, up.row(r), f);
-        };
-        if rows * cols < WORTH_SHARING {
-            (0..rows).for_each(row)
-        } else {
-            self.pool.run(rows, row)
         }
         Ok(())
     }

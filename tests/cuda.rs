@@ -1,0 +1,404 @@
+//! Whole models on the CUDA backend, over the emulator: against the CPU backend, in company and alone, and when the
+//! device fails. The kernels by themselves are in `kernels/`.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use safetensors::tensor::{Dtype as Stored, TensorView};
+use serde_json::json;
+use tempfile::TempDir;
+use welm_core::{
+    Activations, CacheDtype, Choice, Device, Dtype, Error, GenerateOptions, LoadOptions, Model, Stats,
+};
+use welm_tests::emulator::{Emulator, Fault, Options};
+
+const CAPABILITIES: [(u32, u32); 2] = [(8, 0), (9, 0)];
+
+fn nano() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/welm-nano")
+}
+
+fn emulated(path: &Path, options: &LoadOptions, capability: (u32, u32)) -> (Model, Arc<Emulator>) {
+    let emulator = Emulator::new(Options { capability, ..Options::default() });
+    let device = welm_kernels::Device::with_driver(emulator.clone());
+    (Model::load_on_device(path, options, device).unwrap(), emulator)
+}
+
+/// A small model of random weights, in bf16, as a Hugging Face folder.
+struct Toy {
+    tensors: HashMap<String, (Vec<usize>, Vec<u8>)>,
+    random: u64,
+}
+
+impl Toy {
+    /// `size` is the deviation, times the square root of three.
+    fn tensor(&mut self, name: &str, shape: &[usize], around: f32, size: f32) {
+        let len = shape.iter().product();
+        let value = |_| {
+            self.random =
+                self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let uniform = (self.random >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+            half::bf16::from_f32(around + uniform * size).to_le_bytes()
+        };
+        let bytes = (0..len).flat_map(value).collect();
+        self.tensors.insert(name.into(), (shape.to_vec(), bytes));
+    }
+
+    fn linear(&mut self, name: &str, rows: usize, cols: usize, bias: bool) {
+        self.tensor(&format!("{name}.weight"), &[rows, cols], 0.0, 1.7 / (cols as f32).sqrt());
+        if bias {
+            self.tensor(&format!("{name}.bias"), &[rows], 0.0, 0.3);
+        }
+    }
+
+    fn norm(&mut self, name: &str, dim: usize, bias: bool) {
+        self.tensor(&format!("{name}.weight"), &[dim], 1.0, 0.3);
+        if bias {
+            self.tensor(&format!("{name}.bias"), &[dim], 0.0, 0.2);
+        }
+    }
+
+    fn write(self, config: &serde_json::Value) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = self.tensors.iter();
+        let views: HashMap<_, _> = tensors
+            .map(|(name, (shape, bytes))| {
+                (name, TensorView::new(Stored::BF16, shape.clone(), bytes).unwrap())
+            })
+            .collect();
+        safetensors::serialize_to_file(&views, None, &folder.path().join("model.safetensors")).unwrap();
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        folder
+    }
+
+    fn new(seed: u64) -> Toy {
+        Toy { tensors: HashMap::new(), random: seed }
+    }
+
+    /// GPT-NeoX: layernorms, biases, GELU.
+    fn neox(
+        heads: usize,
+        head_dim: usize,
+        hidden: usize,
+        vocab: usize,
+        parallel: bool,
+        rotary: f64,
+    ) -> TempDir {
+        let dim = heads * head_dim;
+        let mut toy = Toy::new(dim as u64);
+        toy.tensor("gpt_neox.embed_in.weight", &[vocab, dim], 0.0, 1.0);
+        for l in 0..2 {
+            let layer = format!("gpt_neox.layers.{l}");
+            toy.norm(&format!("{layer}.input_layernorm"), dim, true);
+            toy.norm(&format!("{layer}.post_attention_layernorm"), dim, true);
+            toy.linear(&format!("{layer}.attention.query_key_value"), 3 * dim, dim, true);
+            toy.linear(&format!("{layer}.attention.dense"), dim, dim, true);
+            toy.linear(&format!("{layer}.mlp.dense_h_to_4h"), hidden, dim, true);
+            toy.linear(&format!("{layer}.mlp.dense_4h_to_h"), dim, hidden, true);
+        }
+        toy.norm("gpt_neox.final_layer_norm", dim, true);
+        toy.linear("embed_out", vocab, dim, false);
+        toy.write(&json!({
+            "model_type": "gpt_neox", "vocab_size": vocab, "hidden_size": dim, "num_hidden_layers": 2,
+            "num_attention_heads": heads, "intermediate_size": hidden, "hidden_act": "gelu",
+            "max_position_embeddings": 700, "rotary_pct": rotary, "rotary_emb_base": 10000,
+            "layer_norm_eps": 1e-5, "use_parallel_residual": parallel, "tie_word_embeddings": false,
+        }))
+    }
+
+    /// Llama: rmsnorms, SwiGLU, grouped queries.
+    fn llama(heads: usize, kv_heads: usize, head_dim: usize, hidden: usize, vocab: usize) -> TempDir {
+        let dim = heads * head_dim;
+        let mut toy = Toy::new(hidden as u64);
+        toy.tensor("model.embed_tokens.weight", &[vocab, dim], 0.0, 1.0);
+        for l in 0..2 {
+            let layer = format!("model.layers.{l}");
+            toy.norm(&format!("{layer}.input_layernorm"), dim, false);
+            toy.norm(&format!("{layer}.post_attention_layernorm"), dim, false);
+            toy.linear(&format!("{layer}.self_attn.q_proj"), dim, dim, false);
+            toy.linear(&format!("{layer}.self_attn.k_proj"), kv_heads * head_dim, dim, false);
+            toy.linear(&format!("{layer}.self_attn.v_proj"), kv_heads * head_dim, dim, false);
+            toy.linear(&format!("{layer}.self_attn.o_proj"), dim, dim, false);
+            toy.linear(&format!("{layer}.mlp.gate_proj"), hidden, dim, false);
+            toy.linear(&format!("{layer}.mlp.up_proj"), hidden, dim, false);
+            toy.linear(&format!("{layer}.mlp.down_proj"), dim, hidden, false);
+        }
+        toy.norm("model.norm", dim, false);
+        toy.write(&json!({
+            "model_type": "llama", "vocab_size": vocab, "hidden_size": dim, "num_hidden_layers": 2,
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
+            "intermediate_size": hidden, "hidden_act": "silu", "max_position_embeddings": 700,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
+        }))
+    }
+}
+
+fn tokens(n: usize, vocab: usize, seed: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 7919 + seed * 104_729 + i * i) % vocab) as u32).collect()
+}
+
+/// Largest relative error, in the L2 norm, of the logits of a position.
+fn worst_error(got: &[f32], want: &[f32], vocab: usize) -> f64 {
+    let norm = |row: &mut dyn Iterator<Item = f64>| row.map(|x| x * x).sum::<f64>().sqrt();
+    let error = |(got, want): (&[f32], &[f32])| {
+        assert!(got.iter().all(|x| x.is_finite()));
+        let difference = norm(&mut got.iter().zip(want).map(|(a, b)| f64::from(a - b)));
+        difference / norm(&mut want.iter().map(|&x| f64::from(x)))
+    };
+    got.chunks(vocab).zip(want.chunks(vocab)).map(error).fold(0.0, f64::max)
+}
+
+/// Logits of prompts, and of the same texts as generated tokens, against the CPU with the same weights.
+#[test]
+fn logits_are_those_of_the_cpu() {
+    let models = [
+        ("neox 2 x 64", Toy::neox(2, 64, 256, 300, false, 1.0)),
+        ("neox 2 x 80, parallel, partial", Toy::neox(2, 80, 200, 131, true, 0.25)),
+        ("llama 4 / 2 x 64", Toy::llama(4, 2, 64, 200, 300)),
+        ("llama 2 / 1 x 128", Toy::llama(2, 1, 128, 90, 97)),
+        ("llama 2 / 2 x 96", Toy::llama(2, 2, 96, 256, 256)),
+    ];
+    for (name, folder) in &models {
+        for dtype in [Dtype::Bf16, Dtype::Int8] {
+            let options = LoadOptions { dtype, chunk_tokens: 48, ..LoadOptions::default() };
+            let on_cpu =
+                LoadOptions { activations: Activations::Int16, device: Device::Cpu, ..options.clone() };
+            let cpu = Model::load(folder.path(), &on_cpu).unwrap();
+            let vocab = cpu.config().vocab_size;
+            let prompt = tokens(101, vocab, 1);
+            let want = cpu.logits(&prompt, 0).unwrap();
+            for capability in CAPABILITIES {
+                let (model, _) = emulated(folder.path(), &options, capability);
+                let got = model.logits(&prompt, 0).unwrap();
+                let error = worst_error(&got, &want, vocab);
+                println!("{name}, {dtype:?}, {capability:?}: {error:.4}");
+                assert!(error < 1e-2, "{name}, {dtype:?}, {capability:?}: relative error {error}");
+            }
+        }
+    }
+}
+
+/// Prefill modes of int8, each with its own error.
+#[test]
+fn int8_activations_are_as_exact_as_they_say() {
+    let folder = Toy::llama(4, 2, 64, 200, 300);
+    let options = LoadOptions { dtype: Dtype::Int8, ..LoadOptions::default() };
+    let cpu = Model::load(folder.path(), &LoadOptions { device: Device::Cpu, ..options.clone() }).unwrap();
+    let prompt = tokens(70, 300, 2);
+    let want = cpu.logits(&prompt, 0).unwrap();
+    for (activations, most) in [(Activations::Int16, 0.02), (Activations::Int8, 0.02)] {
+        for capability in CAPABILITIES {
+            let (model, _) =
+                emulated(folder.path(), &LoadOptions { activations, ..options.clone() }, capability);
+            let error = worst_error(&model.logits(&prompt, 0).unwrap(), &want, 300);
+            println!("{activations:?}, {capability:?}: {error:.4}");
+            assert!(error < most, "{activations:?}, {capability:?}: relative error {error}");
+        }
+    }
+}
+
+/// Greedy tokens of the model in the repository, which is int8.
+#[test]
+fn greedy_tokens_are_those_of_the_cpu() {
+    for capability in CAPABILITIES {
+        let options = LoadOptions { activations: Activations::Int16, ..LoadOptions::default() };
+        let cpu = Model::load(nano(), &LoadOptions { device: Device::Cpu, ..options.clone() }).unwrap();
+        let (model, _) = emulated(&nano(), &options, capability);
+        let greedy = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(64) };
+        let ids = |model: &Model| {
+            let answer = model.generate("床前明月光，", &greedy).unwrap();
+            answer.choices[0].tokens.iter().map(|t| t.id).collect::<Vec<_>>()
+        };
+        let (want, got) = (ids(&cpu), ids(&model));
+        let equal = want.iter().zip(&got).take_while(|(a, b)| a == b).count();
+        println!("{capability:?}: {equal} of 64 tokens");
+        assert!(equal >= 60, "{capability:?}: {equal} of 64 tokens are the same");
+    }
+}
+
+/// Request `i` of a mix of prompts that share beginnings, short and long, sampled and greedy.
+fn mixed(i: usize) -> (Vec<u32>, GenerateOptions) {
+    let mut prompt = tokens(if i % 3 == 0 { 40 } else { 0 }, 97, 5);
+    prompt.extend(tokens(1 + (i * 11) % 37, 97, i % 4));
+    let options = GenerateOptions {
+        max_tokens: 1 + (i * 5) % 23,
+        temperature: [0.0, 0.8, 1.2][i % 3],
+        n: 1 + (i / 3) % 3,
+        logprobs: Some(2),
+        seed: Some(i as u64),
+        ignore_eos: true,
+        ..GenerateOptions::default()
+    };
+    (prompt, options)
+}
+
+fn at_rest(model: &Model) -> Stats {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let stats = model.stats();
+        if (stats.open == 0 && stats.blocks_used == 0 && stats.running == 0) || Instant::now() > until {
+            return stats;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// The same bits alone and together, with prefix cache, in a cache so small that sequences are preempted.
+#[test]
+fn company_never_changes_a_bit() {
+    let folder = Toy::llama(2, 1, 64, 100, 97);
+    const REQUESTS: usize = 24;
+    for (capability, activations) in
+        [((8, 0), Activations::Int8), ((9, 0), Activations::Auto), ((9, 0), Activations::Int8)]
+    {
+        let options = LoadOptions { dtype: Dtype::Int8, activations, ..LoadOptions::default() };
+        let bare = LoadOptions { prefix_cache: false, ..options.clone() };
+        let (model, _) = emulated(folder.path(), &bare, capability);
+        let alone: Vec<Vec<Choice>> = (0..REQUESTS)
+            .map(|i| {
+                let (prompt, options) = mixed(i);
+                model.generate(&prompt, &options).unwrap().choices
+            })
+            .collect();
+        let tight = LoadOptions { cache_tokens: Some(240), chunk_tokens: 24, ..options.clone() };
+        for (options, preempts) in [(options, false), (tight, true)] {
+            let (model, _) = emulated(folder.path(), &options, capability);
+            let next = AtomicUsize::new(0);
+            std::thread::scope(|scope| {
+                for _ in 0..12 {
+                    scope.spawn(|| {
+                        loop {
+                            let i = next.fetch_add(1, Ordering::Relaxed);
+                            if i >= REQUESTS {
+                                return;
+                            }
+                            let (prompt, options) = mixed(i);
+                            let got = model.generate(&prompt, &options).unwrap().choices;
+                            assert_eq!(got, alone[i], "{capability:?}, {activations:?}: request {i}");
+                        }
+                    });
+                }
+            });
+            let stats = at_rest(&model);
+            assert_eq!((stats.open, stats.blocks_used, stats.queue_depth), (0, 0, 0));
+            assert!(stats.preemptions > 0 || !preempts, "nothing was preempted");
+            // Requests that come again find their prompts, and the same bits.
+            let (prompt, again) = mixed(3);
+            let answer = model.generate(&prompt, &again).unwrap();
+            assert_eq!(answer.choices, alone[3]);
+            assert!(answer.usage.cached_tokens >= 16, "{:?}", answer.usage);
+        }
+    }
+}
+
+/// A launch that fails ends the requests of its step; the next ones are answered, right.
+#[test]
+fn a_failed_launch_hits_its_own_requests_only() {
+    let folder = Toy::llama(2, 1, 64, 100, 97);
+    let options = LoadOptions { dtype: Dtype::Int8, ..LoadOptions::default() };
+    let (model, emulator) = emulated(folder.path(), &options, (8, 0));
+    let (prompt, request) =
+        (tokens(50, 97, 3), GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(9) });
+    let want = model.generate(&prompt, &request).unwrap().choices;
+    let per_step = emulator.launches() as u32 / 9;
+    for after in [0, 1, per_step / 2, per_step - 1, per_step, 3 * per_step + 1] {
+        emulator.plan(Fault::Launch(after));
+        let several = GenerateOptions { n: 3, ..request.clone() };
+        let failed = model.generate(&prompt, &several);
+        assert!(matches!(failed, Err(Error::Device(_))), "after {after} launches: {failed:?}");
+        assert_eq!(model.generate(&prompt, &request).unwrap().choices, want, "after {after} launches");
+        let stats = at_rest(&model);
+        assert_eq!(
+            (stats.blocks_used, stats.running, stats.queue_depth),
+            (0, 0, 0),
+            "after {after} launches"
+        );
+    }
+}
+
+/// A lost context: every call says so, and the host goes on.
+#[test]
+fn a_lost_context_is_told_to_everybody() {
+    let folder = Toy::llama(2, 1, 64, 100, 97);
+    let options = LoadOptions { dtype: Dtype::Bf16, ..LoadOptions::default() };
+    let (model, emulator) = emulated(folder.path(), &options, (9, 0));
+    let prompt = tokens(20, 97, 3);
+    emulator.plan(Fault::ContextLost(30));
+    for _ in 0..3 {
+        let failed = model.generate(&prompt, &GenerateOptions::greedy(20));
+        assert!(matches!(failed, Err(Error::DeviceLost(_))), "{failed:?}");
+    }
+    drop(model);
+    assert_eq!(emulator.used_bytes(), 0);
+}
+
+/// The plan is made before loading and says what would fit; it is what loading takes.
+#[test]
+fn memory_is_planned() {
+    let folder = Toy::neox(2, 64, 256, 300, false, 1.0);
+    for (dtype, activations) in [(Dtype::Int8, Activations::Int8), (Dtype::Bf16, Activations::Auto)] {
+        let options = LoadOptions { dtype, activations, cache_tokens: Some(1024), ..LoadOptions::default() };
+        let plan =
+            Model::estimate(folder.path(), &LoadOptions { device: Device::Cuda(0), ..options.clone() });
+        let plan = plan.unwrap();
+        let (model, emulator) = emulated(folder.path(), &options, (8, 0));
+        assert_eq!(model.memory(), plan);
+        // The norms and biases are not counted.
+        let (used, planned) = (emulator.used_bytes(), plan.total_bytes());
+        assert!(used >= planned && used - planned < 64 << 10, "{used} bytes in use, {planned} planned");
+        drop(model);
+        assert_eq!(emulator.used_bytes(), 0);
+
+        for (memory_bytes, fits) in [(planned - 1, true), (plan.converted_bytes, false)] {
+            let emulator = Emulator::new(Options { memory_bytes, ..Options::default() });
+            let device = welm_kernels::Device::with_driver(emulator.clone());
+            let error = Model::load_on_device(folder.path(), &options, device.clone()).unwrap_err();
+            let Error::OutOfMemory { required, available, fitting_cache_tokens, .. } = error else {
+                panic!("{error}");
+            };
+            assert_eq!((required, available), (planned, memory_bytes));
+            assert_eq!(fitting_cache_tokens.is_some(), fits);
+            assert_eq!(emulator.used_bytes(), 0);
+            if let Some(tokens) = fitting_cache_tokens {
+                assert_eq!(tokens, 1024 - 16);
+                let smaller = LoadOptions { cache_tokens: Some(tokens), ..options.clone() };
+                Model::load_on_device(folder.path(), &smaller, device).unwrap();
+            }
+        }
+    }
+}
+
+/// What the backend has no kernel for is an error that names it; nothing is converted unasked.
+#[test]
+fn what_cuda_cannot_do_is_refused() {
+    let device = || Emulator::device((8, 0));
+    let folder = Toy::neox(2, 64, 256, 300, false, 1.0);
+    let refuse = |path: &Path, options: LoadOptions| {
+        Model::load_on_device(path, &options, device()).map(drop).unwrap_err().to_string()
+    };
+    let f32s = refuse(folder.path(), LoadOptions { dtype: Dtype::F32, ..LoadOptions::default() });
+    let message =
+        "option `dtype`: cuda computes with bf16 or int8 weights, and `embed` is stored as Bf16; got f32";
+    assert_eq!(f32s, message);
+    let cache = refuse(folder.path(), LoadOptions { cache_dtype: CacheDtype::F32, ..LoadOptions::default() });
+    assert_eq!(cache, "option `cache_dtype`: the cache is bf16 on cuda, got f32");
+    let heads = refuse(&welm_tests::fixture("llama_bf16"), LoadOptions::default());
+    assert_eq!(heads, "config setting `head_dim`: cuda attention is written for 64, 80, 96 and 128, not 8");
+}
+
+/// A binary with the backend, where there is no device: an error for who asks for one, the CPU for who does not.
+#[test]
+fn without_a_device_there_is_the_cpu() {
+    if welm_kernels::Device::open(0).is_ok() {
+        return;
+    }
+    let folder = Toy::neox(2, 64, 256, 300, false, 1.0);
+    let asked = LoadOptions { device: Device::Cuda(0), ..LoadOptions::default() };
+    let error = Model::load(folder.path(), &asked).unwrap_err();
+    assert!(matches!(&error, Error::Unavailable { what, .. } if what == "cuda device"), "{error}");
+    let model = Model::load(folder.path(), &LoadOptions::default()).unwrap();
+    assert!(model.backend().starts_with("cpu"), "{}", model.backend());
+}

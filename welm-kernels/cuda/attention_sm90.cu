@@ -1,0 +1,357 @@
+// Prefill attention for sm_90a: what attention.cu does (its header has formula, operands and contract), with the
+// products on wgmma and the cache read by the copy engine.
+//
+// Block (head, tile): 128 rows of one head, 64 to each of two consumer warpgroups; one warp more, the producer,
+// starts the copies. A step is 128 keys, aligned to key 0, so that a row takes the same keys in the same steps
+// whatever lies beside it; attention.cuh says why steps without a visible key, which a row takes here because
+// another one needs them, change no bit of it.
+//
+// - q is the A operand from registers, loaded once; so is p, since the accumulators of 16 keys are, rounded, the A
+//   operand of those keys. K is stored with head_dim contiguous, which is K contiguous for q k^T and N contiguous
+//   for p v: cache blocks are multiplied as they come.
+// - While the softmax of a step runs, the product with V of the step before is under way; and the two warpgroups
+//   take turns at starting products, so that one's softmax runs beside the other's products.
+// - K and V of a step wait in STAGES buffers each, freed one by one: K when the scores are there, V a step later.
+//
+// Cache slots that hold no key may hold NaN, and the copy engine brings whole blocks. Scores are masked by
+// choosing, so that K does not matter. V does, as 0 * NaN is NaN: a block of which some keys are outside of the
+// tile's is copied row by row, with rows outside of the matrix, which the engine fills with zeros, for those
+// keys. Blocks wholly outside are filled so, too; their table entries are not read. The alternative, to overwrite
+// such rows in shared memory, needs a barrier between the copy and both warpgroups.
+#include "attention.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+using namespace attention;
+
+constexpr uint32_t GROUP_ROWS = 64, GROUPS = 2, ROWS = GROUPS * GROUP_ROWS;
+constexpr uint32_t CONSUMERS = 128 * GROUPS;  // threads, before those of the producer's warpgroup
+constexpr uint32_t STEP = 128, STEP_BLOCKS = STEP / BLOCK_KEYS;
+constexpr uint32_t STAGES = 3;
+// 64 columns of a key are a row of 128 bytes; those of a step are a piece.
+constexpr uint32_t ROW_BYTES = 128, BLOCK_BYTES = BLOCK_KEYS * ROW_BYTES, PIECE_BYTES = STEP * ROW_BYTES;
+// Where no row of a tensor map is, for 16 rows on.
+constexpr int NOWHERE = -(int)BLOCK_KEYS;
+
+// As in attention.cu.
+struct Span {
+    uint32_t first_row, n_rows, first_pos, table_start, reserved;
+};
+
+// As in attention.cu; k and v are not used here.
+struct PrefillParams {
+    const uint16_t *qkv, *k, *v;
+    const uint32_t *block_tables;
+    const Span *spans;
+    const uint32_t *tiles;  // (n_tiles, 2): a span, and the first of up to 128 of its rows, from 0
+    uint16_t *out;
+    uint32_t qkv_stride, out_stride, n_rows, table_len, n_blocks, n_spans;
+    uint32_t n_heads, n_kv_heads, window;
+    float c;
+};
+
+struct Sm90Params {
+    ptx::TensorMap k, v;   // (n_blocks * n_kv_heads * 16, head_dim) bf16, in boxes (16, 64)
+    ptx::TensorMap v_row;  // v in boxes (1, 64)
+    PrefillParams p;
+};
+
+// Rows row..row + n - 1, at positions from pos on; what they see, and the steps it lies in.
+struct Tile {
+    uint32_t row, n, pos, table_start;
+    Keys keys;
+    uint32_t first_step, last_step;
+};
+
+// False if it does not lie within the buffers, whatever spans and tiles hold.
+DEVICE bool find_tile(const PrefillParams &p, Tile &tile) {
+    const uint32_t span_index = p.tiles[2 * blockIdx.y], row_in_span = p.tiles[2 * blockIdx.y + 1];
+    if (span_index >= p.n_spans) return false;
+    const Span span = p.spans[span_index];
+    if (span.first_row >= p.n_rows) return false;
+    const uint32_t span_rows = min(span.n_rows, p.n_rows - span.first_row);
+    if (row_in_span >= span_rows) return false;
+    tile.n = min(ROWS, span_rows - row_in_span);
+    tile.row = span.first_row + row_in_span;
+    tile.pos = span.first_pos + row_in_span;
+    tile.table_start = span.table_start;
+    tile.keys = {seen_from(tile.pos, p.window).first, tile.pos + tile.n - 1};
+    tile.first_step = tile.keys.first / STEP;
+    tile.last_step = tile.keys.last / STEP;
+    return tile.keys.last >= tile.pos && in_tables(span.table_start, tile.keys.last, p.table_len);
+}
+
+// ---- shared memory --------------------------------------------------------------------------------------
+
+// A buffer is filled for the next step in turn; the barriers' phases of one round through the buffers have the
+// same parity.
+struct Stage {
+    uint32_t index = 0, parity = 0;
+
+    DEVICE_MEMBER void next() {
+        if (++index < STAGES) return;
+        index = 0;
+        parity ^= 1;
+    }
+};
+
+struct Barriers {
+    ptx::Barrier k_full[STAGES], v_full[STAGES];    // one arrival, and the bytes
+    ptx::Barrier k_empty[STAGES], v_empty[STAGES];  // every warp that computes
+};
+
+// K: (STAGES, pieces, 128 keys, 64 columns) bf16, swizzled; V likewise; barriers.
+template <int HD> struct Shared {
+    static constexpr uint32_t PIECES = (HD + 63) / 64, TILE_BYTES = PIECES * PIECE_BYTES;
+
+    static DEVICE_MEMBER uint8_t *k(uint32_t stage) { return ptx::shared() + stage * TILE_BYTES; }
+    static DEVICE_MEMBER uint8_t *v(uint32_t stage) { return k(STAGES + stage); }
+    static DEVICE_MEMBER Barriers &barriers() { return *(Barriers *)k(2 * STAGES); }
+};
+
+// ---- the producer ---------------------------------------------------------------------------------------
+
+// A warp; its first lane starts the copies.
+template <int HD> DEVICE void produce(const Sm90Params &all, const Tile &tile, uint32_t head) {
+    typedef Shared<HD> S;
+    const PrefillParams &p = all.p;
+    const uint32_t kv_head = head / (p.n_heads / p.n_kv_heads);
+    const int lane = threadIdx.x % 32;
+    const Keys keys = tile.keys;
+    Barriers &barriers = S::barriers();
+    auto copy = [&](uint8_t *to, const ptx::TensorMap &map, int row, ptx::Barrier *full) {
+#pragma unroll
+        for (uint32_t i = 0; i < S::PIECES; ++i) ptx::tma_load_2d(to + i * PIECE_BYTES, &map, 64 * i, row, full);
+    };
+    Stage stage;
+    int row = NOWHERE;
+    for (uint32_t index = tile.first_step; index <= tile.last_step; ++index, stage.next()) {
+        // Where the cache blocks of this and the next three steps are, one to a lane.
+        if (index == tile.first_step || index % 4 == 0) {
+            const uint32_t block = index / 4 * 32 + lane;
+            row = NOWHERE;
+            if (keys.first / BLOCK_KEYS <= block && block <= keys.last / BLOCK_KEYS) {
+                const uint32_t entry = cache_block(p.block_tables[tile.table_start + block], p.n_blocks);
+                row = (int)((entry * p.n_kv_heads + kv_head) * BLOCK_KEYS);
+            }
+        }
+        uint8_t *k = S::k(stage.index), *v = S::v(stage.index);
+        ptx::Barrier *k_full = &barriers.k_full[stage.index], *v_full = &barriers.v_full[stage.index];
+        auto row_of = [&](uint32_t b) { return (int)ptx::shfl((uint32_t)row, index % 4 * STEP_BLOCKS + b); };
+
+        ptx::barrier_wait(&barriers.k_empty[stage.index], stage.parity ^ 1);
+        if (lane == 0) ptx::barrier_expect(k_full, S::TILE_BYTES);
+#pragma unroll 1
+        for (uint32_t b = 0; b < STEP_BLOCKS; ++b) {
+            const int from = row_of(b);
+            if (lane == 0) copy(k + b * BLOCK_BYTES, all.k, from, k_full);
+        }
+
+        ptx::barrier_wait(&barriers.v_empty[stage.index], stage.parity ^ 1);
+        if (lane == 0) ptx::barrier_expect(v_full, S::TILE_BYTES);
+#pragma unroll 1
+        for (uint32_t b = 0; b < STEP_BLOCKS; ++b) {
+            const int from = row_of(b);
+            const uint32_t first = index * STEP + b * BLOCK_KEYS;
+            const bool whole = first >= keys.first && first + BLOCK_KEYS - 1 <= keys.last;
+            if (lane != 0) continue;
+            if (whole || from == NOWHERE) {
+                copy(v + b * BLOCK_BYTES, all.v, from, v_full);
+                continue;
+            }
+#pragma unroll 1
+            for (uint32_t i = 0; i < BLOCK_KEYS; ++i) {
+                const bool valid = keys.first <= first + i && first + i <= keys.last;
+                copy(v + b * BLOCK_BYTES + i * ROW_BYTES, all.v_row, valid ? from + (int)i : NOWHERE, v_full);
+            }
+        }
+    }
+}
+
+// ---- the consumers --------------------------------------------------------------------------------------
+
+// s (64 rows, 128 keys) = q k^T.
+template <int HD>
+DEVICE void start_scores(float (&s)[STEP / 2], const uint32_t (&q)[HD / 16][4], const uint8_t *k) {
+    const uint64_t desc = ptx::matrix_desc(k, 16, 8 * ROW_BYTES);
+#pragma unroll
+    for (int i = 0; i < HD / 16; ++i) {
+        const uint32_t bytes = i / 4 * PIECE_BYTES + i % 4 * 32;
+        ptx::wgmma_bf16<false>(s, q[i], desc + (bytes >> 4), i > 0);
+    }
+    ptx::wgmma_commit();
+}
+
+// acc (64 rows, HD) += p v.
+template <int HD>
+DEVICE void start_product(float (&acc)[HD / 2], const uint32_t (&p)[STEP_BLOCKS][4], const uint8_t *v) {
+    const uint64_t desc = ptx::matrix_desc(v, PIECE_BYTES, 8 * ROW_BYTES);
+#pragma unroll
+    for (uint32_t b = 0; b < STEP_BLOCKS; ++b) ptx::wgmma_bf16<true>(acc, p[b], desc + (b * BLOCK_BYTES >> 4), true);
+    ptx::wgmma_commit();
+}
+
+// Scores become p; what was summed before has to be scaled by `factor`. A lane has parts of two rows, and of
+// each keys 8j + 2t, 8j + 2t + 1.
+DEVICE void softmax(float (&s)[STEP / 2], float (&max)[2], float (&sum)[2], float (&factor)[2], float c) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        float top = max[h];
+#pragma unroll
+        for (uint32_t j = 2 * h; j < STEP / 2; j += 4) top = fmaxf(top, fmaxf(s[j], s[j + 1]));
+        top = fmaxf(top, ptx::shfl_xor(top, 1));
+        top = fmaxf(top, ptx::shfl_xor(top, 2));
+        factor[h] = ptx::ex2((max[h] - top) * c);
+        max[h] = top;
+        const float offset = -top * c;
+        float part = 0.0f;
+#pragma unroll
+        for (uint32_t j = 2 * h; j < STEP / 2; j += 4) {
+            s[j] = ptx::ex2(fmaf(s[j], c, offset));
+            s[j + 1] = ptx::ex2(fmaf(s[j + 1], c, offset));
+            part += s[j];
+            part += s[j + 1];
+        }
+        sum[h] = fmaf(sum[h], factor[h], part);
+    }
+}
+
+DEVICE void round_p(uint32_t (&p)[STEP_BLOCKS][4], const float (&s)[STEP / 2]) {
+#pragma unroll
+    for (uint32_t b = 0; b < STEP_BLOCKS; ++b) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) p[b][i] = ptx::pack_bf16(s[8 * b + 2 * i], s[8 * b + 2 * i + 1]);
+    }
+}
+
+// A warpgroup with at least one row.
+template <int HD> DEVICE void consume(const PrefillParams &p, const Tile &tile, uint32_t head) {
+    typedef Shared<HD> S;
+    const int lane = threadIdx.x % 32;
+    const uint32_t group = threadIdx.x / 128;
+    const bool both = tile.n > GROUP_ROWS;
+    Barriers &barriers = S::barriers();
+
+    // Rows of the warp, and of the lane: g and g + 8.
+    const uint32_t warp_row = threadIdx.x / 32 * 16, lane_row = warp_row + lane / 4;
+    const uint32_t first_pos = tile.pos + warp_row;
+    const uint32_t every_row_from = seen_from(first_pos + 15, p.window).first;
+    const Keys seen[2] = {seen_from(tile.pos + lane_row, p.window), seen_from(tile.pos + lane_row + 8, p.window)};
+
+    uint32_t q[HD / 16][4];
+    const uint16_t *row_g = p.qkv + (size_t)(tile.row + lane_row) * p.qkv_stride + head * HD;
+    const uint16_t *row_g8 = row_g + 8 * (size_t)p.qkv_stride;
+    load_query<HD>(q, lane_row < tile.n ? row_g : nullptr, lane_row + 8 < tile.n ? row_g8 : nullptr, lane);
+
+    float s[STEP / 2], acc[HD / 2];
+    uint32_t rounded[STEP_BLOCKS][4];
+    float max[2] = {LOWEST, LOWEST}, sum[2] = {0.0f, 0.0f}, factor[2];
+#pragma unroll
+    for (int i = 0; i < HD / 2; ++i) acc[i] = 0.0f;
+
+    auto mask = [&](uint32_t index) {
+        const uint32_t first = index * STEP, last = first + STEP - 1;
+        if (first >= every_row_from && last <= first_pos) return;
+#pragma unroll
+        for (uint32_t j = 0; j < STEP / 8; ++j) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const uint32_t key = first + 8 * j + lane % 4 * 2 + e % 2;
+                if (key < seen[e / 2].first || key > seen[e / 2].last) s[4 * j + e] = MASKED;
+            }
+        }
+    };
+    auto release = [&](ptx::Barrier *empty) {
+        if (lane == 0) ptx::barrier_arrive(empty);
+    };
+
+    // `stage` is that of the scores; the product is a step behind.
+    Stage stage;
+    ptx::barrier_wait(&barriers.k_full[0], 0);
+    ptx::wgmma_fence();
+    start_scores<HD>(s, q, S::k(0));
+    ptx::wgmma_wait<0>();
+    release(&barriers.k_empty[0]);
+    mask(tile.first_step);
+    softmax(s, max, sum, factor, p.c);
+    ptx::barrier_wait(&barriers.v_full[0], 0);
+    round_p(rounded, s);
+
+    // Barrier 1 + group: it is the group's turn.
+    if (both && group == 1 && tile.first_step < tile.last_step) ptx::arrive_named(1, CONSUMERS);
+    for (uint32_t index = tile.first_step + 1; index <= tile.last_step; ++index) {
+        const uint32_t before = stage.index;
+        stage.next();
+        ptx::barrier_wait(&barriers.k_full[stage.index], stage.parity);
+        if (both) ptx::sync_named(1 + group, CONSUMERS);
+        ptx::wgmma_fence();
+        start_scores<HD>(s, q, S::k(stage.index));
+        start_product<HD>(acc, rounded, S::v(before));
+        if (both && (group == 0 || index < tile.last_step)) ptx::arrive_named(2 - group, CONSUMERS);
+        ptx::wgmma_wait<1>();
+        release(&barriers.k_empty[stage.index]);
+        mask(index);
+        softmax(s, max, sum, factor, p.c);
+        // For the next product. Here, because the loop in it keeps ptxas from moving the wait for the last one up,
+        // to before the softmax.
+        ptx::barrier_wait(&barriers.v_full[stage.index], stage.parity);
+        ptx::wgmma_wait<0>();
+        release(&barriers.v_empty[before]);
+#pragma unroll
+        for (int i = 0; i < HD / 2; ++i) acc[i] *= factor[i / 2 % 2];
+        round_p(rounded, s);
+    }
+    ptx::wgmma_fence();
+    start_product<HD>(acc, rounded, S::v(stage.index));
+    ptx::wgmma_wait<0>();
+
+    uint16_t *out = p.out + (size_t)tile.row * p.out_stride;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        sum[h] += ptx::shfl_xor(sum[h], 1);
+        sum[h] += ptx::shfl_xor(sum[h], 2);
+        const uint32_t r = lane_row + 8 * h;
+        if (r >= tile.n) continue;
+        const float scale = 1.0f / sum[h];
+        uint16_t *to = out + (size_t)r * p.out_stride + head * HD + lane % 4 * 2;
+#pragma unroll
+        for (int j = 0; j < HD / 8; ++j) {
+            const float x = acc[4 * j + 2 * h] * scale, y = acc[4 * j + 2 * h + 1] * scale;
+            *(uint32_t *)(to + 8 * j) = ptx::pack_bf16(x, y);
+        }
+    }
+    if (head == p.n_heads - 1)
+        zero_padding(out, p.out_stride, p.n_heads * HD, tile.n, both ? CONSUMERS : CONSUMERS / GROUPS);
+}
+
+template <int HD> DEVICE void prefill(const Sm90Params &all) {
+    Tile tile;
+    if (!find_tile(all.p, tile)) return;
+    if (threadIdx.x == 0) {
+        Barriers &barriers = Shared<HD>::barriers();
+        const int warps = tile.n > GROUP_ROWS ? CONSUMERS / 32 : CONSUMERS / GROUPS / 32;
+        for (uint32_t i = 0; i < STAGES; ++i) {
+            ptx::barrier_init(&barriers.k_full[i], 1);
+            ptx::barrier_init(&barriers.v_full[i], 1);
+            ptx::barrier_init(&barriers.k_empty[i], warps);
+            ptx::barrier_init(&barriers.v_empty[i], warps);
+        }
+        ptx::barrier_init_fence();
+    }
+    ptx::sync_block();
+    // 65,536 registers: 128 * 24 + 256 * 240.
+    if (threadIdx.x < CONSUMERS) {
+        ptx::take_registers<240>();
+        if (threadIdx.x / 128 * GROUP_ROWS < tile.n) consume<HD>(all.p, tile, blockIdx.x);
+    } else {
+        ptx::give_registers<24>();
+        if (threadIdx.x < CONSUMERS + 32) produce<HD>(all, tile, blockIdx.x);
+    }
+}
+
+KERNEL(attention_prefill_sm90_hd64, Sm90Params, 384, 1) { prefill<64>(p); }
+KERNEL(attention_prefill_sm90_hd80, Sm90Params, 384, 1) { prefill<80>(p); }
+KERNEL(attention_prefill_sm90_hd96, Sm90Params, 384, 1) { prefill<96>(p); }
+KERNEL(attention_prefill_sm90_hd128, Sm90Params, 384, 1) { prefill<128>(p); }
+
+#endif
