@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use welm_core::{Activations, CacheDtype, Dtype, LoadOptions, Model};
+use welm_core::{Activations, CacheDtype, Device, Dtype, LoadOptions, Model};
 
 /// Flags of every program that loads a model.
 #[derive(Debug, Args)]
@@ -16,9 +16,12 @@ pub struct LoadArgs {
     /// Element type of the weights
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
-    /// 16-bit activations before int8 weights: closer to f32, twice the arithmetic
-    #[arg(long)]
-    pub wide_activations: bool,
+    /// Activations before int8 weights
+    #[arg(long, value_enum, default_value_t = ActivationsArg::Auto)]
+    pub activations: ActivationsArg,
+    /// auto, cpu, cuda, or cuda:N for the device of that number (with the feature `cuda`)
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: Device,
     /// f32 instead of bf16 keys and values
     #[arg(long)]
     pub f32_cache: bool,
@@ -41,6 +44,31 @@ pub enum DtypeArg {
     Bf16,
     /// int8 in groups of 32
     Int8,
+}
+
+/// [`Activations`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ActivationsArg {
+    /// What the device does best
+    Auto,
+    /// 8 bits, a scale per 32 values
+    Int8,
+    /// 8 bits, rotated, a scale per token; CUDA only
+    Int8Rotated,
+    /// 16 bits
+    Int16,
+}
+
+/// `auto`, `cpu`, `cuda` or `cuda:N`.
+fn parse_device(text: &str) -> Result<Device, String> {
+    let wrong = || format!("expected auto, cpu, cuda or cuda:N, got {text}");
+    match text.split_once(':') {
+        None if text == "auto" => Ok(Device::Auto),
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", ordinal)) => ordinal.parse().map(Device::Cuda).map_err(|_| wrong()),
+        _ => Err(wrong()),
+    }
 }
 
 /// The small model of this repository.
@@ -66,7 +94,13 @@ impl LoadArgs {
                 DtypeArg::Bf16 => Dtype::Bf16,
                 DtypeArg::Int8 => Dtype::Int8,
             },
-            activations: if self.wide_activations { Activations::Int16 } else { Activations::Int8 },
+            activations: match self.activations {
+                ActivationsArg::Auto => Activations::Auto,
+                ActivationsArg::Int8 => Activations::Int8,
+                ActivationsArg::Int8Rotated => Activations::Int8Rotated,
+                ActivationsArg::Int16 => Activations::Int16,
+            },
+            device: self.device,
             cache_dtype: if self.f32_cache { CacheDtype::F32 } else { CacheDtype::Bf16 },
             threads: self.threads,
             isa: self.isa.clone(),

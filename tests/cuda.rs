@@ -189,7 +189,8 @@ fn int8_activations_are_as_exact_as_they_say() {
     let cpu = Model::load(folder.path(), &LoadOptions { device: Device::Cpu, ..options.clone() }).unwrap();
     let prompt = tokens(70, 300, 2);
     let want = cpu.logits(&prompt, 0).unwrap();
-    for (activations, most) in [(Activations::Int16, 0.02), (Activations::Int8, 0.02)] {
+    let modes = [(Activations::Int16, 0.02), (Activations::Int8, 0.02), (Activations::Int8Rotated, 0.05)];
+    for (activations, most) in modes {
         for capability in CAPABILITIES {
             let (model, _) =
                 emulated(folder.path(), &LoadOptions { activations, ..options.clone() }, capability);
@@ -203,19 +204,19 @@ fn int8_activations_are_as_exact_as_they_say() {
 /// Greedy tokens of the model in the repository, which is int8.
 #[test]
 fn greedy_tokens_are_those_of_the_cpu() {
-    for capability in CAPABILITIES {
+    for (capability, n) in [((8, 0), 64), ((9, 0), 16)] {
         let options = LoadOptions { activations: Activations::Int16, ..LoadOptions::default() };
         let cpu = Model::load(nano(), &LoadOptions { device: Device::Cpu, ..options.clone() }).unwrap();
         let (model, _) = emulated(&nano(), &options, capability);
-        let greedy = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(64) };
+        let greedy = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(n) };
         let ids = |model: &Model| {
             let answer = model.generate("床前明月光，", &greedy).unwrap();
             answer.choices[0].tokens.iter().map(|t| t.id).collect::<Vec<_>>()
         };
         let (want, got) = (ids(&cpu), ids(&model));
         let equal = want.iter().zip(&got).take_while(|(a, b)| a == b).count();
-        println!("{capability:?}: {equal} of 64 tokens");
-        assert!(equal >= 60, "{capability:?}: {equal} of 64 tokens are the same");
+        println!("{capability:?}: {equal} of {n} tokens");
+        assert!(equal * 64 >= n * 60, "{capability:?}: {equal} of {n} tokens are the same");
     }
 }
 
@@ -250,9 +251,9 @@ fn at_rest(model: &Model) -> Stats {
 #[test]
 fn company_never_changes_a_bit() {
     let folder = Toy::llama(2, 1, 64, 100, 97);
-    const REQUESTS: usize = 24;
+    const REQUESTS: usize = 16;
     for (capability, activations) in
-        [((8, 0), Activations::Int8), ((9, 0), Activations::Auto), ((9, 0), Activations::Int8)]
+        [((8, 0), Activations::Int8), ((9, 0), Activations::Auto), ((9, 0), Activations::Int8Rotated)]
     {
         let options = LoadOptions { dtype: Dtype::Int8, activations, ..LoadOptions::default() };
         let bare = LoadOptions { prefix_cache: false, ..options.clone() };
@@ -263,7 +264,7 @@ fn company_never_changes_a_bit() {
                 model.generate(&prompt, &options).unwrap().choices
             })
             .collect();
-        let tight = LoadOptions { cache_tokens: Some(240), chunk_tokens: 24, ..options.clone() };
+        let tight = LoadOptions { cache_tokens: Some(160), chunk_tokens: 24, ..options.clone() };
         for (options, preempts) in [(options, false), (tight, true)] {
             let (model, _) = emulated(folder.path(), &options, capability);
             let next = AtomicUsize::new(0);
@@ -291,6 +292,34 @@ fn company_never_changes_a_bit() {
             assert_eq!(answer.choices, alone[3]);
             assert!(answer.usage.cached_tokens >= 16, "{:?}", answer.usage);
         }
+    }
+}
+
+/// Tokens chosen from the largest logits, which the device finds, are those chosen from all.
+#[test]
+fn the_largest_logits_are_enough() {
+    let folder = Toy::llama(2, 1, 64, 100, 97);
+    let options = LoadOptions { dtype: Dtype::Int8, ..LoadOptions::default() };
+    let (model, _) = emulated(folder.path(), &options, (8, 0));
+    for i in 0..8 {
+        let request = GenerateOptions {
+            max_tokens: 12,
+            temperature: [0.0, 0.7, 1.5][i % 3],
+            top_k: [50, 5, 63, 1][i % 4],
+            top_p: [1.0, 0.9][i % 2],
+            min_p: [0.0, 0.05][i / 2 % 2],
+            seed: Some(i as u64),
+            n: 1 + i % 2,
+            ignore_eos: true,
+            ..GenerateOptions::default()
+        };
+        let prompt = tokens(9, 97, i);
+        let ids = |logprobs| {
+            let answer = model.generate(&prompt, &GenerateOptions { logprobs, ..request.clone() }).unwrap();
+            let ids = |choice: &Choice| choice.tokens.iter().map(|t| t.id).collect::<Vec<_>>();
+            answer.choices.iter().map(ids).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(None), ids(Some(0)), "request {i}");
     }
 }
 
@@ -339,7 +368,12 @@ fn a_lost_context_is_told_to_everybody() {
 #[test]
 fn memory_is_planned() {
     let folder = Toy::neox(2, 64, 256, 300, false, 1.0);
-    for (dtype, activations) in [(Dtype::Int8, Activations::Int8), (Dtype::Bf16, Activations::Auto)] {
+    let modes = [
+        (Dtype::Int8, Activations::Int8),
+        (Dtype::Int8, Activations::Int8Rotated),
+        (Dtype::Bf16, Activations::Auto),
+    ];
+    for (dtype, activations) in modes {
         let options = LoadOptions { dtype, activations, cache_tokens: Some(1024), ..LoadOptions::default() };
         let plan =
             Model::estimate(folder.path(), &LoadOptions { device: Device::Cuda(0), ..options.clone() });
@@ -397,6 +431,9 @@ fn without_a_device_there_is_the_cpu() {
     }
     let folder = Toy::neox(2, 64, 256, 300, false, 1.0);
     let asked = LoadOptions { device: Device::Cuda(0), ..LoadOptions::default() };
+    let rotated = LoadOptions { activations: Activations::Int8Rotated, ..LoadOptions::default() };
+    let error = Model::load(folder.path(), &rotated).unwrap_err().to_string();
+    assert!(error.starts_with("option `activations`: expected auto, int8 or int16 on the cpu"), "{error}");
     let error = Model::load(folder.path(), &asked).unwrap_err();
     assert!(matches!(&error, Error::Unavailable { what, .. } if what == "cuda device"), "{error}");
     let model = Model::load(folder.path(), &LoadOptions::default()).unwrap();

@@ -93,8 +93,9 @@ struct Inner {
     lost: bool,
 }
 
-/// One launch at a time in the whole process: the runtime's signal handlers are its own.
-static LAUNCHING: Mutex<()> = Mutex::new(());
+/// One launch at a time in the whole process, whose signal handlers and memory (stacks and shared memory, as
+/// addresses) are those of the one.
+static LAUNCHING: Mutex<[usize; 2]> = Mutex::new([0; 2]);
 
 #[repr(C)]
 struct Launch {
@@ -106,6 +107,7 @@ struct Launch {
     params_bytes: u64,
     seed: u64,
     has_sm90: u32,
+    memory: *mut usize,
 }
 
 type LaunchFn = unsafe extern "C" fn(*const Launch, *mut c_char, u64) -> c_int;
@@ -114,7 +116,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A library, which stays loaded: its fibers' stacks are thousands of mappings.
+/// A library, which stays loaded.
 fn library(path: PathBuf) -> Result<&'static Library> {
     static LOADED: Mutex<Vec<(PathBuf, &'static Library)>> = Mutex::new(Vec::new());
     let mut loaded = lock(&LOADED);
@@ -231,7 +233,7 @@ impl Inner {
         // SAFETY: as long as `params`, rounded up.
         unsafe { std::ptr::copy_nonoverlapping(params.as_ptr(), aligned.as_mut_ptr().cast(), params.len()) };
         let name = CString::new(kernel.name).map_err(|e| Error::launch(kernel, e))?;
-        let launch = Launch {
+        let mut launch = Launch {
             kernel: name.as_ptr(),
             blocks: grid.blocks,
             threads: grid.threads,
@@ -240,10 +242,12 @@ impl Inner {
             params_bytes: params.len() as u64,
             seed: options.seed.wrapping_mul(1_000_003).wrapping_add(self.launches),
             has_sm90: (options.capability == (9, 0)).into(),
+            memory: std::ptr::null_mut(),
         };
         let mut error = [0u8; 512];
         let failed = {
-            let _one = lock(&LAUNCHING);
+            let mut memory = lock(&LAUNCHING);
+            launch.memory = memory.as_mut_ptr();
             // SAFETY: `runtime.h` defines it so.
             unsafe {
                 let run: libloading::Symbol<LaunchFn> =

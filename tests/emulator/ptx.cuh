@@ -30,6 +30,7 @@ template <typename T> static constexpr T max(T a, T b) { return a < b ? b : a; }
 namespace ptx {
 
 using emulator::barrier;
+using emulator::BarrierState;
 using emulator::collective;
 using emulator::fail;
 using emulator::state;
@@ -230,16 +231,9 @@ struct alignas(64) TensorMap {
     uint64_t unused[8];
 };
 
-// The fields of a barrier.
-struct BarrierState {
-    uint32_t phase : 1, expected : 15, pending : 16;
-    int32_t bytes;  // still to come
-};
-static_assert(sizeof(BarrierState) == 8);
-
 DEVICE BarrierState &barrier_state(Barrier *b) {
-    for (void *known : state().mbarriers)
-        if (known == b) return *(BarrierState *)b;
+    for (BarrierState *known : state().mbarriers)
+        if (known == (BarrierState *)b) return *known;
     fail("an mbarrier that is not initialised");
 }
 DEVICE void barrier_step(Barrier *b) {
@@ -256,7 +250,7 @@ DEVICE void barrier_step(Barrier *b) {
 DEVICE void barrier_init(Barrier *b, int arrivals) {
     emulator::check_shared(b, 8, 8, "mbarrier.init");
     *(BarrierState *)b = {0, (uint32_t)arrivals, (uint32_t)arrivals, 0};
-    state().mbarriers.push_back(b);
+    state().mbarriers.push_back((BarrierState *)b);
 }
 DEVICE void barrier_init_fence() {}
 DEVICE void barrier_arrive(Barrier *b) {

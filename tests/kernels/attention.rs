@@ -261,6 +261,16 @@ fn run_decode(
 
 /// [`attention_prefill`]: the formula, windows, chunks, neighbours.
 pub fn prefill(device: &Device) {
+    prefill_lengths(device);
+    prefill_windows(device);
+    prefill_far(device);
+    prefill_large(device);
+    prefill_chunks(device);
+    tiles(device);
+}
+
+/// All lengths in one launch, in all shapes.
+pub fn prefill_lengths(device: &Device) {
     let shapes = [shape(64, 2, 2, 0), shape(80, 3, 1, 0), shape(96, 4, 1, 0), shape(128, 8, 1, 0)];
     for (i, shape) in shapes.into_iter().enumerate() {
         // The longest only where it is cheap.
@@ -279,7 +289,10 @@ pub fn prefill(device: &Device) {
         let alone = run_prefill(device, shape, &chunks[6..7], 2);
         assert_eq!(alone, got[before..before + lengths[6]], "{shape:?}: alone and in a batch");
     }
+}
 
+/// Windows around a block and a step.
+pub fn prefill_windows(device: &Device) {
     for window in [1, 16, 50, 64, 129] {
         let shape = shape(80, 4, 2, window);
         let text = Text::new(shape, 200, 1.0);
@@ -287,20 +300,28 @@ pub fn prefill(device: &Device) {
         for (pos, row) in whole.iter().enumerate() {
             text.assert_close(shape, pos, row, "windowed prefill");
         }
-        let rest = run_prefill(device, shape, &[(&text, 131..200)], 4);
-        assert_eq!(rest, whole[131..], "{shape:?}: later chunk");
+        // The first row sees all of a step but its last key.
+        let rest = run_prefill(device, shape, &[(&text, 126..200)], 4);
+        assert_eq!(rest, whole[126..], "{shape:?}: later chunk");
     }
+}
 
-    // More than the 32 steps of which a warp holds the table entries.
-    for window in [0, 100] {
+/// Rows far from key 0.
+pub fn prefill_far(device: &Device) {
+    // More than the 32 steps of which a warp holds the table entries. With the window, the last of the second 16
+    // rows sees all of a step but its first key.
+    for window in [0, 147] {
         let shape = shape(64, 1, 1, window);
         let text = Text::new(shape, 2100, 1.0);
-        let got = run_prefill(device, shape, &[(&text, 2040..2100)], 9);
-        for (row, pos) in got.iter().zip(2040..) {
+        let got = run_prefill(device, shape, &[(&text, 2036..2100)], 9);
+        for (row, pos) in got.iter().zip(2036..) {
             text.assert_close(shape, pos, row, "long prefill");
         }
     }
+}
 
+/// Scores of which the softmax leaves little but the largest.
+pub fn prefill_large(device: &Device) {
     for logits in [100.0, 3000.0] {
         let shape = shape(128, 2, 1, 0);
         let text = Text::new(shape, 100, logits);
@@ -309,8 +330,10 @@ pub fn prefill(device: &Device) {
             text.assert_close(shape, pos, row, "large logits");
         }
     }
+}
 
-    // Each chunk with a cache that ends with it; then all in one launch.
+/// Each chunk with a cache that ends with it; then all in one launch.
+pub fn prefill_chunks(device: &Device) {
     let shapes = [shape(64, 2, 1, 0), shape(96, 1, 1, 40), shape(128, 1, 1, 0)];
     for shape in shapes {
         let text = Text::new(shape, 200, 4.0);
@@ -323,7 +346,10 @@ pub fn prefill(device: &Device) {
         assert_eq!(one_by_one, whole, "{shape:?}: chunks");
         assert_eq!(run_prefill(device, shape, &chunks, 8), whole, "{shape:?}: chunks at once");
     }
+}
 
+/// [`prefill_tiles`].
+fn tiles(device: &Device) {
     let span = |n_rows, first_pos| Span { n_rows, first_pos, ..Span::default() };
     let tiles = prefill_tiles(device, &[span(65, 0), span(0, 9), span(10, 90), span(128, 10)]);
     if device.is_hopper() {
@@ -473,10 +499,15 @@ pub fn errors(device: &Device) {
     let wild_spans = [
         Span { first_row: 5, n_rows: 9, ..Span::default() },
         Span { first_row: 1, n_rows: u32::MAX, first_pos: u32::MAX, table_start: u32::MAX, reserved: 0 },
+        Span { n_rows: 2, first_pos: u32::MAX, ..Span::default() },
+        Span { first_row: 1, n_rows: u32::MAX, first_pos: 500, ..Span::default() },
     ];
     let spans = device.upload(&wild_spans).unwrap();
-    let tiles = device.upload(&[[0u32, 0], [1, 0], [1, 64], [7, 0]]).unwrap();
-    attention_prefill(device, &good, &spans, &tiles, 4, &mut out).unwrap();
+    let tiles = device.upload(&[[0u32, 0], [1, 0], [1, 64], [2, 0], [3, 0], [3, 64], [7, 0]]).unwrap();
+    for window in [0, 5] {
+        let attention = Attention { window, ..good };
+        attention_prefill(device, &attention, &spans, &tiles, 7, &mut out).unwrap();
+    }
 
     // Nothing to do.
     let none = Attention { n_rows: 0, ..good };

@@ -26,6 +26,7 @@ pub fn check(device: &Device) {
     int8_activations(device);
     rotated_weights();
     rotated_int8(device);
+    largest_sum(device);
     rotated_is_the_same(device);
     errors(device);
 }
@@ -418,7 +419,7 @@ impl Int8Rows {
 /// Rotated int8 activations: one exact sum, to the bit; the same from every kernel.
 pub fn rotated_int8(device: &Device) {
     for (rows, cols, n) in
-        [(40, 32, 1), (130, 200, 17), (128, 128, 64), (300, 640, 70), (128, 1000, 140), (100, 300, 261)]
+        [(40, 32, 1), (130, 200, 17), (128, 128, 64), (300, 1150, 70), (128, 1000, 140), (100, 300, 261)]
     {
         let w = Plain::new(device, Kind::Rotated, (rows, cols), RowOrder::Plain, n % 2 == 0, 0.2);
         let mut x = Rows::new(device, n, cols, 3.0);
@@ -460,7 +461,10 @@ pub fn rotated_int8(device: &Device) {
             assert_eq!(bits(&some), bits(part), "({rows}, {cols}), rows {range:?} of {n}");
         }
     }
-    // The largest sum that there is.
+}
+
+/// The largest sum of rotated int8 that there is.
+pub fn largest_sum(device: &Device) {
     let k = 131_072;
     let packed = Packed::Rotated { q: vec![127; 128 * k], scale: vec![1.0; 128] };
     let weight = Weight::upload(device, 1, k, RowOrder::Plain, &packed, None).unwrap();
@@ -483,7 +487,9 @@ pub fn rotated_is_the_same(device: &Device) {
         let weight = Weight::upload(device, rows, cols, order, &packed, None).unwrap();
         let mut x = Rows::new(device, n, cols, 1.0);
         for row in x.values.chunks_mut(x.k) {
-            [5, 77, 200].map(|c| row[c] = bf16::from_f32(row[c].to_f32() * 40.0));
+            for c in [5, 77, 200] {
+                row[c] = bf16::from_f32(row[c].to_f32() * 40.0);
+            }
         }
         x.buffer.write(0, &x.values).unwrap();
 
@@ -494,7 +500,7 @@ pub fn rotated_is_the_same(device: &Device) {
         rotate(device, &x.buffer, generated.clone(), x.k, Rotated::Bf16(&mut z)).unwrap();
         let to = Rotated::Int8 { q: &mut int8.q, scale: &mut int8.scale };
         rotate(device, &x.buffer, prompt.clone(), x.k, to).unwrap();
-        let parts = [(int8.input(), prompt, 0.012), (Input::Rotated(&z), generated, 0.008)];
+        let parts = [(int8.input(), prompt, 0.015), (Input::Rotated(&z), generated, 0.01)];
         let gated = order == RowOrder::Gated;
         let width = if gated { rows / 2 } else { rows };
         let stride = if gated { width.next_multiple_of(64) } else { width };
@@ -517,7 +523,7 @@ pub fn rotated_is_the_same(device: &Device) {
                 let want: Vec<f64> = (0..width).map(want).collect();
                 let size = want.iter().map(|y| y * y).sum::<f64>().sqrt();
                 let error = want.iter().zip(&out[i * stride..]).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
-                let (error, most) = (error.sqrt() / size, if gated { 2.0 * blur } else { blur });
+                let (error, most) = (error.sqrt() / size, if gated { 2.5 * blur } else { blur });
                 assert!(error < most, "{order:?}, row {i}: {error} of the length of the row is lost");
             }
         }

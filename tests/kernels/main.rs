@@ -27,6 +27,7 @@ on_devices! {
     gemm_functions_sm80, (8, 0), gemm::functions;
     gemm_int8_sm80, (8, 0), gemm::int8_activations;
     gemm_rotated_int8_sm80, (8, 0), gemm::rotated_int8;
+    gemm_largest_sum_sm80, (8, 0), gemm::largest_sum;
     gemm_rotated_is_the_same_sm80, (8, 0), gemm::rotated_is_the_same;
     gemm_errors_sm80, (8, 0), gemm::errors;
     gemm_rows_sm90, (9, 0), gemm::few_and_tiles;

@@ -14,6 +14,15 @@ const VOCABS: [usize; 15] = [1, 2, 31, 33, 63, 64, 65, 511, 513, 1024, 1025, 819
 
 /// All checks.
 pub fn check(device: &Device) {
+    sizes(device);
+    neighbours(device);
+    odd_values(device);
+    draws(device);
+    errors(device);
+}
+
+/// [`argmax`] and [`top_k`] of all kinds of logits.
+pub fn sizes(device: &Device) {
     let mut random = Random::new(5);
     for (i, vocab) in VOCABS.into_iter().enumerate() {
         for kind in 0..KINDS {
@@ -24,10 +33,6 @@ pub fn check(device: &Device) {
     }
     let wide: Vec<Vec<f32>> = [0, 3].map(|kind| logits(&mut random, 140_000, kind)).to_vec();
     rows_of(device, &wide, &[50], "a vocabulary of 140,000");
-    neighbours(device);
-    odd_values(device);
-    draws(device);
-    errors(device);
 }
 
 const KS: [usize; 4] = [1, 37, 2, MAX_TOP_K];
@@ -106,7 +111,7 @@ fn assert_log_sum(row: &[f32], got: f32, what: &str) {
 }
 
 /// The bits of a row do not depend on the other rows.
-fn neighbours(device: &Device) {
+pub fn neighbours(device: &Device) {
     let (n, vocab, k) = (9, 8300, 20);
     let logits = Random::new(6).f32s(n * vocab, 9.0);
     let run = |logits: &[f32], n| {
@@ -123,7 +128,7 @@ fn neighbours(device: &Device) {
 }
 
 /// Rows of nothing, infinities, the smallest numbers; the drawn token is always one that can be.
-fn odd_values(device: &Device) {
+pub fn odd_values(device: &Device) {
     let nothing = vec![f32::NAN, -INF, f32::NAN, -INF];
     let rows = [
         nothing,
@@ -198,7 +203,7 @@ fn drawn(row: &[f32], k: usize, s: &Sampling, blur: f64) -> Vec<u32> {
 }
 
 /// [`sample_top`]: every combination of options, many rows at once, and the frequencies.
-fn draws(device: &Device) {
+pub fn draws(device: &Device) {
     let mut random = Random::new(7);
     for (vocab, k) in [(3, 5), (40, 1), (100, 33), (300, 64), (64, 64)] {
         let n = 101;

@@ -21,7 +21,7 @@ use crate::engine::{Engine, Handle};
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, available_bytes, limits};
 use crate::kv_cache::KvCache;
-use crate::options::{CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
+use crate::options::{Activations, CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
 use crate::output::{Choice, FinishReason, Generation, Piece, Score, Usage};
 use crate::sampler::SamplerParams;
 use crate::tokenizer::{GgufVocab, Tokenizer};
@@ -211,6 +211,10 @@ impl Model {
     }
 
     fn load_on_cpu(path: &Path, opened: Opened, options: &LoadOptions) -> Result<Model> {
+        if options.activations == Activations::Int8Rotated {
+            let reason = "expected auto, int8 or int16 on the cpu, got int8_rotated, which is for cuda";
+            return Err(Error::option("activations", reason));
+        }
         let estimate = Estimate::of_source::<Cpu>(&opened.source, options)?;
         estimate.check(options.memory_limit.or_else(available_bytes))?;
         Self::start(path, opened, options, estimate, |config, limits| Cpu::new(config, options, limits))

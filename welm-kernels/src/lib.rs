@@ -7,8 +7,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`attention`] | causal attention over a paged cache of keys and values, prefill and decode |
-//! | [`gemm`] | matrix products with packed weights, int8 or bf16 |
-//! | [`norm`] | rmsnorm and layernorm with int8 activations, the embedding |
+//! | [`gemm`] | matrix products with packed weights, int8, rotated int8 or bf16 |
+//! | [`norm`] | rmsnorm and layernorm, int8 and rotated activations, the embedding |
 //! | [`rope`] | rotary position embedding with the write to the cache |
 //! | [`sample`] | logits to tokens |
 //!
@@ -17,7 +17,7 @@
 //! feature the crate has no device code, and a [`Device`] needs another [`driver::Driver`].
 //!
 //! ```
-//! use welm_kernels::norm::{Norm, norm};
+//! use welm_kernels::norm::{Norm, Rows, norm};
 //! use welm_kernels::{Device, Error};
 //!
 //! # fn main() -> Result<(), Error> {
@@ -33,7 +33,7 @@
 //! let weight = device.upload(&[1.0f32, 1.0])?; // (2)
 //! let mut out = device.zeros::<half::bf16>(64)?; // (1, 64): rows are padded to a multiple of 64
 //! let rmsnorm = Norm { weight: &weight, bias: None, eps: 0.0, layernorm: false };
-//! norm(&device, &rmsnorm, &x, 2, None, 1, &mut out, 64, None)?;
+//! norm(&device, &rmsnorm, &x, 2, None, 0..1, Rows::Bf16(&mut out), 64)?;
 //! let y = out.to_vec()?;
 //! assert!((y[0].to_f32() - 3.0 / 12.5f32.sqrt()).abs() < 0.01 && y[2].to_f32() == 0.0);
 //! # Ok(())

@@ -60,6 +60,12 @@ impl TopK {
         })
     }
 
+    /// Bytes on the device that [`TopK::new`] allocates.
+    pub fn bytes(max_rows: usize, max_vocab: usize, k: usize) -> u64 {
+        let n_chunks = max_vocab.div_ceil(CHUNK);
+        (max_rows * (8 * k + 4 + n_chunks * (8 * k + 8))) as u64
+    }
+
     /// Candidates of a row.
     pub fn k(&self) -> usize {
         self.k

@@ -44,6 +44,13 @@ pub(crate) enum Role {
     Logits,
 }
 
+/// The largest logits of some rows: `k` of each, descending, equal ones by token.
+pub(crate) struct Top<'a> {
+    pub(crate) k: usize,
+    pub(crate) values: &'a [f32], // (rows, k)
+    pub(crate) ids: &'a [u32],    // (rows, k); u32::MAX where a row has fewer
+}
+
 /// What `forward` is written against.
 ///
 /// `(n, d)` below means `n` rows of the current batch, `d` columns, f32 in the caller's eyes; a backend may
@@ -132,6 +139,10 @@ pub(crate) trait Backend: Sized + Send + 'static {
     ) -> Result<()>;
     /// Copies one block of one layer's cache.
     fn copy_block(&mut self, kv: &mut Self::KvLayer, from: u32, to: u32) -> Result<()>;
+    /// The largest logits of the buffer's rows, where that is cheaper than [`Backend::read`]; else none.
+    fn top(&mut self, _logits: &Self::Buffer) -> Result<Option<Top<'_>>> {
+        Ok(None)
+    }
     /// The buffer's rows on the host, row-major `(n, cols)`; mutable, because sampling works in place.
     fn read<'a>(&mut self, buffer: &'a mut Self::Buffer) -> Result<&'a mut [f32]>;
 }

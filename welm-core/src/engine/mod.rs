@@ -26,7 +26,7 @@ use self::block_manager::BlockManager;
 use self::scheduler::{Queue, Scheduler, Work};
 use self::sequence::{Request, Sequence};
 use self::stats::Counters;
-use crate::backend::{Backend, Limits};
+use crate::backend::{Backend, Limits, Top};
 use crate::error::{Error, Result};
 use crate::kv_cache::KvCache;
 use crate::options::LoadOptions;
@@ -163,7 +163,8 @@ struct Step<B: Backend> {
     /// Sequences that begin in this step, behind the prompt of another.
     forked: Vec<Sequence>,
     sampler: Sampler,
-    raw: Vec<f32>, // (vocab_size), logits as they were before sampling changed them
+    candidates: Candidates,
+    raw: Vec<f32>, // (up to vocab_size), logits as they were before sampling changed them
 }
 
 impl<B: Backend> Step<B> {
@@ -171,7 +172,8 @@ impl<B: Backend> Step<B> {
         let Limits { max_rows, n_blocks, .. } = engine.limits;
         Step {
             sampler: Sampler::new(engine.vocab_size),
-            raw: vec![0.0; engine.vocab_size],
+            candidates: Candidates::default(),
+            raw: Vec::with_capacity(engine.vocab_size),
             engine,
             scheduler,
             counters,
@@ -292,19 +294,30 @@ impl<B: Backend> Step<B> {
             self.rows.clear();
             self.rows.extend(tile.iter().map(|r| r.row));
             let e = &mut self.engine;
-            let values = logits(&mut e.backend, &e.weights, &mut e.scratch, &self.rows)?;
-            for (r, row) in tile.iter().zip(values.chunks_exact_mut(e.vocab_size)) {
+            let computed = logits(&mut e.backend, &e.weights, &mut e.scratch, &self.rows)?;
+            // The largest are enough where only they can be chosen; the choice is the same, to the bit.
+            let few = tile.iter().all(|r| self.scheduler.running[r.seq].request().needs_few());
+            let chosen_from_few = few && self.candidates.take(e.backend.top(computed)?);
+            let values: &mut [f32] = if chosen_from_few { &mut [] } else { e.backend.read(computed)? };
+            for (i, r) in tile.iter().enumerate() {
                 let seq = &mut self.scheduler.running[r.seq];
+                let (row, ids) = if chosen_from_few {
+                    self.candidates.row(i)
+                } else {
+                    (&mut values[i * e.vocab_size..(i + 1) * e.vocab_size], None)
+                };
                 if seq.use_logits(r.pos, row) {
                     continue;
                 }
                 let mut chooser = Chooser {
                     sampler: &mut self.sampler,
+                    ids,
                     eos: &e.eos,
                     tokenizer: e.tokenizer.as_deref(),
                     counters: &self.counters,
                 };
-                self.raw.copy_from_slice(row);
+                self.raw.clear();
+                self.raw.extend_from_slice(row);
                 if !seq.shared.started.replace(true) {
                     for index in 1..seq.request().n {
                         let mut sibling = seq.fork(index);
@@ -428,9 +441,47 @@ fn copy_partial<B: Backend>(
     Ok(())
 }
 
+/// The largest logits of some rows, by token, as [`Sampler`] wants them.
+#[derive(Default)]
+struct Candidates {
+    values: Vec<f32>,
+    ids: Vec<u32>,
+    rows: Vec<std::ops::Range<usize>>,
+}
+
+impl Candidates {
+    /// Takes over what the backend has found; false if it does not look.
+    fn take(&mut self, top: Option<Top>) -> bool {
+        let Some(top) = top else { return false };
+        self.values.clear();
+        self.ids.clear();
+        self.rows.clear();
+        for (values, ids) in top.values.chunks(top.k).zip(top.ids.chunks(top.k)) {
+            let mut row: Vec<(u32, f32)> = ids.iter().copied().zip(values.iter().copied()).collect();
+            row.retain(|&(id, _)| id != u32::MAX);
+            if row.is_empty() {
+                row.push((0, f32::NEG_INFINITY)); // what a row of nothing gives
+            }
+            row.sort_unstable_by_key(|&(id, _)| id);
+            let start = self.ids.len();
+            self.ids.extend(row.iter().map(|&(id, _)| id));
+            self.values.extend(row.iter().map(|&(_, value)| value));
+            self.rows.push(start..self.ids.len());
+        }
+        true
+    }
+
+    fn row(&mut self, i: usize) -> (&mut [f32], Option<&[u32]>) {
+        let range = self.rows[i].clone();
+        (&mut self.values[range.clone()], Some(&self.ids[range]))
+    }
+}
+
 /// Logits to the next token.
 struct Chooser<'a> {
     sampler: &'a mut Sampler,
+    /// The tokens that the logits are of; none if they are of all.
+    ids: Option<&'a [u32]>,
     eos: &'a [u32],
     tokenizer: Option<&'a Tokenizer>,
     counters: &'a Counters,
@@ -442,6 +493,7 @@ impl Chooser<'_> {
         let request = seq.request();
         let u = uniform(request.seed, seq.index as u32, seq.tokens.len() as u64);
         let id = self.sampler.sample(row, &request.sampling, &seq.tokens, u);
+        let id = self.ids.map_or(id, |ids| ids[id as usize]);
         let now = Instant::now();
         match seq.last_token_at {
             None => self.counters.first_token(now - request.submitted),

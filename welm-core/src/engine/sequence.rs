@@ -14,6 +14,9 @@ use crate::options::CancelToken;
 use crate::output::{Finish, FinishReason, Piece, Token};
 use crate::sampler::SamplerParams;
 
+/// Logits of a row that a backend finds the largest of; a request that can choose from so many needs all.
+pub(crate) const TOP: usize = 64;
+
 /// What the engine sends back.
 pub(crate) enum Event {
     /// Something a stream may show.
@@ -77,6 +80,13 @@ impl Request {
     /// Whether log-probabilities of given tokens are asked for.
     pub(crate) fn scores(&self) -> bool {
         self.scored_from().is_some()
+    }
+
+    /// Whether its tokens are chosen from the largest logits alone.
+    pub(crate) fn needs_few(&self) -> bool {
+        let s = &self.sampling;
+        let few = s.greedy || (1..TOP).contains(&s.top_k);
+        self.task == Task::Generate && self.logprobs.is_none() && s.repetition_penalty == 1.0 && few
     }
 
     /// First position whose log-probability is reported, if any is.

@@ -43,6 +43,7 @@ pub(crate) enum Part {
 /// A matrix `(rows, cols)` and its bias `(rows)`.
 pub(crate) struct LinearSource {
     pub(crate) name: String,
+    #[cfg_attr(not(feature = "kernels"), expect(dead_code, reason = "to the CPU all matrices are alike"))]
     pub(crate) part: Part,
     pub(crate) rows: usize,
     pub(crate) cols: usize,

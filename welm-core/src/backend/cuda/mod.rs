@@ -8,6 +8,8 @@
 //!
 //! A step without prompts is recorded once for each number of rows as a CUDA graph, and repeated after that.
 
+mod activations;
+
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -16,15 +18,18 @@ use welm_kernels::attention::{
     Attention, Span, attention_decode, attention_prefill, decode_scratch_len, prefill_tiles,
 };
 use welm_kernels::gemm::{self, ALIGN, Arithmetic, Function, Input, Output, RowOrder, Weight, gemm};
-use welm_kernels::norm::{self, GROUP, Quantized, Rows};
+use welm_kernels::norm::{self, Rows};
 use welm_kernels::rope::{self, rope_and_cache};
+use welm_kernels::sample::{self, MAX_VOCAB, TopK};
 use welm_kernels::{Device, Graph};
 
-use super::{Backend, Limits, Role};
+use self::activations::{Buffer, Converted, Form};
+use super::{Backend, Limits, Role, Top};
 use crate::config::{Activation, ModelConfig, NormKind, RopePairing};
 use crate::engine::batch::{BLOCK_TOKENS, Batch};
+use crate::engine::sequence::TOP;
 use crate::error::{Error, Result};
-use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
+use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::StoredType;
 use crate::weights::int8::Packed;
 use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part, Segment};
@@ -33,52 +38,6 @@ use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part, Segment
 const DECODE_ROWS: usize = 64;
 /// Recordings that are kept.
 const MAX_GRAPHS: usize = 128;
-
-/// Activations on the device, `(max_rows, stride)`.
-pub(crate) struct Buffer {
-    data: Data,
-    rows: usize, // in use
-    cols: usize,
-    /// What a normalisation writes for the prompts' rows, in place of `data`, if `converted` says so.
-    int8: Option<Int8Rows>,
-    converted: bool,
-    host: Vec<f32>, // (max_rows, cols), for reading
-}
-
-enum Data {
-    /// Columns side by side.
-    F32(welm_kernels::Buffer<f32>),
-    /// `stride` is a multiple of 128, and columns past those of the buffer are zero.
-    Bf16(welm_kernels::Buffer<bf16>),
-    /// What is fused away.
-    None,
-}
-
-impl Buffer {
-    fn stride(&self) -> usize {
-        self.cols.next_multiple_of(ALIGN)
-    }
-
-    fn f32s(&self) -> &welm_kernels::Buffer<f32> {
-        let Data::F32(data) = &self.data else { unreachable!("forward gives a residual here") };
-        data
-    }
-
-    fn f32s_mut(&mut self) -> &mut welm_kernels::Buffer<f32> {
-        let Data::F32(data) = &mut self.data else { unreachable!("forward gives a residual here") };
-        data
-    }
-
-    fn bf16s(&self) -> &welm_kernels::Buffer<bf16> {
-        let Data::Bf16(data) = &self.data else { unreachable!("forward gives a hidden buffer here") };
-        data
-    }
-
-    fn bf16s_mut(&mut self) -> &mut welm_kernels::Buffer<bf16> {
-        let Data::Bf16(data) = &mut self.data else { unreachable!("forward gives a hidden buffer here") };
-        data
-    }
-}
 
 /// A normalisation on the device.
 pub(crate) struct Norm {
@@ -107,33 +66,6 @@ struct DeviceBatch {
     logit_rows: welm_kernels::Buffer<u32>,   // (max_logit_rows)
 }
 
-/// int8 activations of prompts.
-struct Int8Rows {
-    q: welm_kernels::Buffer<i8>,      // (max_rows, stride)
-    scale: welm_kernels::Buffer<f32>, // (stride / 32, scale_stride)
-    scale_stride: usize,              // max_rows, rounded up to 4
-}
-
-impl Int8Rows {
-    fn bytes(max_rows: usize, stride: usize) -> usize {
-        max_rows * stride + max_rows.next_multiple_of(4) * (stride / GROUP) * size_of::<f32>()
-    }
-
-    fn new(device: &Device, max_rows: usize, stride: usize) -> Result<Self> {
-        let scale_stride = max_rows.next_multiple_of(4);
-        let scale = device.uninit(scale_stride * (stride / GROUP))?;
-        Ok(Int8Rows { q: device.uninit(max_rows * stride)?, scale, scale_stride })
-    }
-
-    fn quantized(&mut self) -> Quantized<'_> {
-        Quantized { q: &mut self.q, scale: &mut self.scale, scale_stride: self.scale_stride }
-    }
-
-    fn input(&self) -> Input<'_> {
-        Input::Int8 { q: &self.q, scale: &self.scale, scale_stride: self.scale_stride }
-    }
-}
-
 /// The backend.
 pub(crate) struct Cuda {
     device: Device,
@@ -141,15 +73,19 @@ pub(crate) struct Cuda {
     dtype: Dtype,
     threads: usize,
     batch: DeviceBatch,
-    /// int8 activations of prompts that no normalisation has made; none if prompts take 16 bits.
-    int8: Option<Int8Rows>,
-    /// Whether every layer's weights are int8, so that a normalisation can round for the product behind it.
-    all_int8: bool,
+    form: Form,
+    /// Activations that no normalisation has converted.
+    converted: Option<Converted>,
+    /// Whether every layer's weights take the form, so that a normalisation can make it for the product behind it.
+    all_fit: bool,
     decode_scratch: welm_kernels::Buffer<f32>,
     inv_freq: Vec<f32>, // (rotary_dim / 2)
     cos: Vec<f32>,      // (max_rows, rotary_dim / 2)
     sin: Vec<f32>,
     max_context: usize,
+    top: Option<TopK>,    // none if there are too many tokens
+    top_values: Vec<f32>, // (max_logit_rows, TOP)
+    top_ids: Vec<u32>,    // (max_logit_rows, TOP)
     // Of the batch under way.
     n: usize,
     n_prompt: usize,
@@ -158,21 +94,49 @@ pub(crate) struct Cuda {
     graphs: HashMap<(usize, usize), Graph>, // by rows and most keys
 }
 
-/// The element type that a matrix is computed with.
-fn compute_type(source: &LinearSource, asked: Dtype) -> Result<StoredType> {
-    let stored = match &source.matrix {
-        MatrixSource::Packed(_) => return Ok(StoredType::I8),
-        MatrixSource::Stored(segments) => segments[0].tensor.dtype,
-    };
-    match (asked, stored) {
-        (Dtype::Int8, _) | (Dtype::Auto, StoredType::Q8_0 | StoredType::Q4_0) => Ok(StoredType::I8),
-        (Dtype::Bf16, _) | (Dtype::Auto, StoredType::Bf16) => Ok(StoredType::Bf16),
-        (Dtype::F32, _) | (Dtype::Auto, _) => {
-            let (name, got) = (&source.name, if asked == Dtype::F32 { "f32" } else { "auto" });
-            let reason = format!(
-                "cuda computes with bf16 or int8 weights, and `{name}` is stored as {stored:?}; got {got}"
-            );
-            Err(Error::option("dtype", reason))
+/// What a weight is on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bf16,
+    Int8,
+    Rotated,
+}
+
+impl Kind {
+    fn of(source: &LinearSource, asked: Dtype, form: Form) -> Result<Kind> {
+        let int8 =
+            if form == Form::Rotated && source.part != Part::Table { Kind::Rotated } else { Kind::Int8 };
+        let stored = match &source.matrix {
+            MatrixSource::Packed(_) => return Ok(int8),
+            MatrixSource::Stored(segments) => segments[0].tensor.dtype,
+        };
+        match (asked, stored) {
+            (Dtype::Int8, _) | (Dtype::Auto, StoredType::Q8_0 | StoredType::Q4_0) => Ok(int8),
+            (Dtype::Bf16, _) | (Dtype::Auto, StoredType::Bf16) => Ok(Kind::Bf16),
+            (Dtype::F32, _) | (Dtype::Auto, _) => {
+                let (name, got) = (&source.name, if asked == Dtype::F32 { "f32" } else { "auto" });
+                let reason = format!(
+                    "cuda computes with bf16 or int8 weights, and `{name}` is stored as {stored:?}; got {got}"
+                );
+                Err(Error::option("dtype", reason))
+            }
+        }
+    }
+}
+
+/// Writes a row of a matrix as f32.
+type RowFn<'a> = Box<dyn Fn(usize, &mut [f32]) + Sync + 'a>;
+
+fn stored_rows(matrix: &MatrixSource) -> RowFn<'_> {
+    match matrix {
+        MatrixSource::Packed(packed) => Box::new(|i, to| packed.row_f32(i, to)),
+        MatrixSource::Stored(segments) => {
+            let rows = |s: &Segment| s.first_row..s.first_row + s.n_rows;
+            let stored: Vec<_> = segments.iter().flat_map(|s| rows(s).map(move |row| (s, row))).collect();
+            Box::new(move |i, to| {
+                let (segment, row) = stored[i];
+                segment.tensor.row_f32(row, to);
+            })
         }
     }
 }
@@ -195,6 +159,11 @@ fn max_cols(config: &ModelConfig) -> usize {
 /// Entries of the block tables of a batch: every sequence may have a prompt's rows and generated ones.
 fn table_len(options: &LoadOptions, limits: Limits) -> usize {
     2 * options.max_running * limits.max_context.div_ceil(BLOCK_TOKENS)
+}
+
+/// How many largest logits are found, if the kernel is made for so many tokens.
+fn top_k(config: &ModelConfig) -> Option<usize> {
+    (config.vocab_size <= MAX_VOCAB).then_some(TOP)
 }
 
 fn scratch_len(config: &ModelConfig, limits: Limits) -> usize {
@@ -224,8 +193,7 @@ impl Cuda {
     ) -> Result<Self> {
         Self::check(config, options)?;
         let (rows, half) = (limits.max_rows, config.rope.rotary_dim / 2);
-        let int8 = options.activations == Activations::Int8;
-        let int8 = int8.then(|| Int8Rows::new(&device, rows, max_cols(config)));
+        let form = Form::of(options);
         Ok(Cuda {
             batch: DeviceBatch {
                 token_ids: device.zeros(rows)?,
@@ -239,8 +207,9 @@ impl Cuda {
                 sin: device.zeros(rows * half)?,
                 logit_rows: device.zeros(limits.max_logit_rows)?,
             },
-            int8: int8.transpose()?,
-            all_int8: true,
+            form,
+            converted: Converted::new(&device, form, rows, max_cols(config))?,
+            all_fit: true,
             decode_scratch: device.uninit(scratch_len(config, limits))?,
             inv_freq: config.rope.inv_freq(),
             cos: Vec::with_capacity(rows * half),
@@ -249,6 +218,11 @@ impl Cuda {
             dtype: options.dtype,
             threads: options.threads.unwrap_or_else(super::cpu::pool::available_threads),
             max_context: limits.max_context,
+            top: top_k(config)
+                .map(|k| TopK::new(&device, limits.max_logit_rows, config.vocab_size, k))
+                .transpose()?,
+            top_values: vec![0.0; limits.max_logit_rows * TOP],
+            top_ids: vec![0; limits.max_logit_rows * TOP],
             n: 0,
             n_prompt: 0,
             n_tiles: 0,
@@ -267,7 +241,7 @@ impl Cuda {
     fn parts(&self) -> impl Iterator<Item = (Range<usize>, Arithmetic)> + use<> {
         let parts = [(0..self.n_prompt, Arithmetic::Fast), (self.n_prompt..self.n, Arithmetic::Exact)];
         // Where both come to the same, weights are read once.
-        let one = !self.device.is_hopper() && self.int8.is_none();
+        let one = !self.device.is_hopper() && self.form == Form::Bf16;
         let whole = (0..self.n, Arithmetic::Exact);
         let parts = if one { vec![whole] } else { parts.to_vec() };
         parts.into_iter().filter(|(rows, _)| !rows.is_empty())
@@ -282,15 +256,15 @@ impl Cuda {
     ) -> Result<()> {
         for (rows, arithmetic) in self.parts() {
             let prompts = arithmetic == Arithmetic::Fast;
-            let input = match (&x.int8, &mut self.int8) {
-                (Some(made), _) if prompts && x.converted => made.input(),
-                (_, Some(int8)) if prompts && w.is_int8() => {
-                    norm::quantize(&self.device, x.bf16s(), rows.clone(), x.stride(), int8.quantized())?;
-                    int8.input()
+            let converted = match (&x.converted, &mut self.converted) {
+                (Some(made), _) if x.is_converted => made.input(prompts),
+                (_, Some(own)) if self.form.fits(w) => {
+                    own.convert(&self.device, x, rows.clone(), prompts)?;
+                    own.input(prompts)
                 }
-                _ => Input::Bf16(x.bf16s()),
+                _ => None,
             };
-            f(&self.device, input, rows, arithmetic)?;
+            f(&self.device, converted.unwrap_or(Input::Bf16(x.bf16s())), rows, arithmetic)?;
         }
         Ok(())
     }
@@ -309,20 +283,6 @@ impl Cuda {
             gemm(device, input, rows, w, Output::Bf16(out, function), stride, arithmetic)
         })
     }
-
-    /// A weight from stored rows.
-    fn bf16_weight(&self, rows: usize, cols: usize, order: RowOrder, segments: &[Segment]) -> gemm::Packed {
-        let stored: Vec<(&Segment, usize)> = segments
-            .iter()
-            .flat_map(|s| (s.first_row..s.first_row + s.n_rows).map(move |r| (s, r)))
-            .collect();
-        gemm::Packed::bf16(rows, cols, order, self.threads, |row, to| {
-            let (segment, row) = stored[row];
-            let mut values = vec![0.0; cols];
-            segment.tensor.row_f32(row, &mut values);
-            to.iter_mut().zip(values).for_each(|(to, x)| *to = bf16::from_f32(x));
-        })
-    }
 }
 
 impl Backend for Cuda {
@@ -337,31 +297,25 @@ impl Backend for Cuda {
         // Four numbers, a span and a tile for each row.
         let batch = rows * (4 * 4 + size_of::<Span>() + 8 + 2 * half * 4)
             + 4 * (table_len(options, limits) + limits.max_logit_rows);
-        // Of what normalisations make, and of everything else.
-        let int8 = match options.activations {
-            Activations::Int8 => {
-                Int8Rows::bytes(rows, max_cols(config))
-                    + Int8Rows::bytes(rows, config.dim.next_multiple_of(ALIGN))
-            }
-            _ => 0,
-        };
-        (batch + int8 + 4 * scratch_len(config, limits)) as u64
+        // Of what normalisations make, before the layers and before the logits, and of everything else.
+        let dim = config.dim.next_multiple_of(ALIGN);
+        let shapes = [(rows, max_cols(config)), (rows, dim)];
+        let bytes = |(rows, stride)| Converted::bytes(Form::of(options), rows, stride);
+        let converted: usize = shapes.into_iter().map(bytes).sum();
+        let top = top_k(config).map_or(0, |k| TopK::bytes(limits.max_logit_rows, config.vocab_size, k));
+        (batch + converted + 4 * scratch_len(config, limits)) as u64 + top
     }
 
     fn buffer_bytes(max_rows: usize, cols: usize, role: Role) -> u64 {
-        let bytes = match role {
-            Role::Residual | Role::Logits => 4 * cols,
-            Role::Normed | Role::Hidden => 2 * cols.next_multiple_of(ALIGN),
-            Role::Gates => 0,
-        };
-        (max_rows * bytes) as u64
+        Buffer::bytes(max_rows, cols, role)
     }
 
     fn linear_bytes(source: &LinearSource, options: &LoadOptions) -> Result<(u64, bool)> {
         let (rows, cols, order) = (source.rows, source.cols, order(source.part));
-        let bytes = match compute_type(source, options.dtype)? {
-            StoredType::I8 => gemm::int8_bytes(rows, cols, order),
-            _ => gemm::bf16_bytes(rows, cols, order),
+        let bytes = match Kind::of(source, options.dtype, Form::of(options))? {
+            Kind::Bf16 => gemm::bf16_bytes(rows, cols, order),
+            Kind::Int8 => gemm::int8_bytes(rows, cols, order),
+            Kind::Rotated => gemm::rotated_bytes(rows, cols, order),
         };
         Ok((bytes, false))
     }
@@ -376,23 +330,34 @@ impl Backend for Cuda {
     }
 
     fn load_linear(&mut self, source: LinearSource) -> Result<Weight> {
-        let wanted = compute_type(&source, self.dtype)?;
+        let kind = Kind::of(&source, self.dtype, self.form)?;
         let LinearSource { name, part, rows, cols, matrix, bias } = source;
-        let order = order(part);
-        self.all_int8 &= part == Part::Table || wanted == StoredType::I8;
+        let (order, threads) = (order(part), self.threads);
         let int8 = |packed: &Packed| {
-            gemm::Packed::int8(rows, cols, order, self.threads, |row, q, scale| {
-                packed.row_int8(row, q, scale)
-            })
+            gemm::Packed::int8(rows, cols, order, threads, |row, q, scale| packed.row_int8(row, q, scale))
         };
-        let packed = match (&matrix, wanted) {
-            (MatrixSource::Packed(packed), _) => int8(packed),
-            (MatrixSource::Stored(segments), StoredType::I8) => {
-                int8(&Packed::pack(&name, rows, cols, segments, self.threads)?)
+        let packed = match (kind, &matrix) {
+            (Kind::Int8, MatrixSource::Packed(packed)) => int8(packed),
+            (Kind::Int8, MatrixSource::Stored(segments)) => {
+                int8(&Packed::pack(&name, rows, cols, segments, threads)?)
             }
-            (MatrixSource::Stored(segments), _) => self.bf16_weight(rows, cols, order, segments),
+            (Kind::Rotated, matrix) => {
+                let row = stored_rows(matrix);
+                let packed = gemm::Packed::rotated(rows, cols, order, threads, |i, to| row(i, to));
+                packed.map_err(|e| Error::tensor(&name, e))?
+            }
+            (Kind::Bf16, matrix) => {
+                let row = stored_rows(matrix);
+                gemm::Packed::bf16(rows, cols, order, threads, |i, to| {
+                    let mut values = vec![0.0; cols];
+                    row(i, &mut values);
+                    to.iter_mut().zip(values).for_each(|(to, x)| *to = bf16::from_f32(x));
+                })
+            }
         };
-        Ok(Weight::upload(&self.device, rows, cols, order, &packed, bias.as_deref())?)
+        let weight = Weight::upload(&self.device, rows, cols, order, &packed, bias.as_deref())?;
+        self.all_fit &= part == Part::Table || self.form.fits(&weight);
+        Ok(weight)
     }
 
     fn kv_layer(&mut self, n_blocks: usize) -> Result<KvLayer> {
@@ -401,17 +366,7 @@ impl Backend for Cuda {
     }
 
     fn buffer(&mut self, max_rows: usize, cols: usize, role: Role) -> Result<Buffer> {
-        let data = match role {
-            Role::Residual | Role::Logits => Data::F32(self.device.zeros(max_rows * cols)?),
-            Role::Normed | Role::Hidden => {
-                Data::Bf16(self.device.zeros(max_rows * cols.next_multiple_of(ALIGN))?)
-            }
-            Role::Gates => Data::None,
-        };
-        let int8 = (role == Role::Normed && self.int8.is_some())
-            .then(|| Int8Rows::new(&self.device, max_rows, cols.next_multiple_of(ALIGN)));
-        let host = if role == Role::Logits { vec![0.0; max_rows * cols] } else { Vec::new() };
-        Ok(Buffer { data, rows: 0, cols, int8: int8.transpose()?, converted: false, host })
+        Buffer::new(&self.device, self.form, max_rows, cols, role)
     }
 
     fn describe(&self) -> String {
@@ -483,15 +438,19 @@ impl Backend for Cuda {
 
     fn norm(&mut self, out: &mut Buffer, x: &Buffer, norm: &Norm) -> Result<()> {
         out.rows = x.rows;
+        out.is_converted = self.all_fit && out.converted.is_some();
         let (stride, formula) = (out.stride(), self.device_norm(norm));
-        let (x, dim, n) = (x.f32s(), x.cols, self.n);
-        let mut first = 0;
-        out.converted = self.all_int8 && out.int8.is_some();
-        if let Some(int8) = out.int8.as_mut().filter(|_| out.converted) {
-            first = self.n_prompt;
-            norm::norm(&self.device, &formula, x, dim, None, 0..first, Rows::Int8(int8.quantized()), stride)?;
+        for (rows, arithmetic) in self.parts() {
+            let prompts = arithmetic == Arithmetic::Fast;
+            let converted = out.is_converted.then(|| out.converted.as_mut()?.target(prompts)).flatten();
+            match converted {
+                Some(to) => norm::norm(&self.device, &formula, x.f32s(), x.cols, None, rows, to, stride)?,
+                None => {
+                    let to = Rows::Bf16(out.bf16s_mut());
+                    norm::norm(&self.device, &formula, x.f32s(), x.cols, None, rows, to, stride)?;
+                }
+            }
         }
-        norm::norm(&self.device, &formula, x, dim, None, first..n, Rows::Bf16(out.bf16s_mut()), stride)?;
         Ok(())
     }
 
@@ -599,12 +558,17 @@ impl Backend for Cuda {
         Ok(())
     }
 
+    fn top(&mut self, logits: &Buffer) -> Result<Option<Top<'_>>> {
+        let Some(top) = &mut self.top else { return Ok(None) };
+        let (rows, vocab) = (logits.rows, logits.cols);
+        sample::top_k(&self.device, logits.f32s(), rows, vocab, top)?;
+        let (values, ids) = (&mut self.top_values[..rows * TOP], &mut self.top_ids[..rows * TOP]);
+        top.values().read(0, values)?;
+        top.ids().read(0, ids)?;
+        Ok(Some(Top { k: TOP, values, ids }))
+    }
+
     fn read<'a>(&mut self, buffer: &'a mut Buffer) -> Result<&'a mut [f32]> {
-        let len = buffer.rows * buffer.cols;
-        let Buffer { data: Data::F32(data), host, .. } = buffer else {
-            unreachable!("forward reads logits");
-        };
-        data.read(0, &mut host[..len])?;
-        Ok(&mut host[..len])
+        buffer.read()
     }
 }
