@@ -1,5 +1,8 @@
-//! Whole models on the CUDA backend, over the emulator: against the CPU backend, in company and alone, and when the
-//! device fails. The kernels by themselves are in `kernels/`.
+//! Whole models on the CUDA backend: against the CPU backend, in company and alone, and when the device fails. The
+//! kernels by themselves are in `kernels/`.
+//!
+//! On the emulator; with the feature `gpu` and `WELM_TEST_GPU=<number>` on that device, but for what is planned to
+//! fail.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +18,20 @@ use welm_core::{
 };
 use welm_tests::emulator::{Emulator, Fault, Options};
 
-const CAPABILITIES: [(u32, u32); 2] = [(8, 0), (9, 0)];
+/// The real device to test on, if one is asked for.
+fn gpu() -> Option<welm_kernels::Device> {
+    let ordinal = std::env::var("WELM_TEST_GPU").ok()?.parse().expect("WELM_TEST_GPU is a number");
+    Some(welm_kernels::Device::open(ordinal).expect("the device of WELM_TEST_GPU opens"))
+}
+
+/// The devices to test on.
+fn devices() -> Vec<welm_kernels::Device> {
+    gpu().map_or_else(|| vec![Emulator::device((8, 0)), Emulator::device((9, 0))], |device| vec![device])
+}
+
+fn load(path: &Path, options: &LoadOptions, device: &welm_kernels::Device) -> Model {
+    Model::load_on_device(path, options, device.clone()).unwrap()
+}
 
 fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/welm-nano")
@@ -170,12 +186,12 @@ fn logits_are_those_of_the_cpu() {
             let vocab = cpu.config().vocab_size;
             let prompt = tokens(101, vocab, 1);
             let want = cpu.logits(&prompt, 0).unwrap();
-            for capability in CAPABILITIES {
-                let (model, _) = emulated(folder.path(), &options, capability);
+            for device in devices() {
+                let model = load(folder.path(), &options, &device);
                 let got = model.logits(&prompt, 0).unwrap();
                 let error = worst_error(&got, &want, vocab);
-                println!("{name}, {dtype:?}, {capability:?}: {error:.4}");
-                assert!(error < 1e-2, "{name}, {dtype:?}, {capability:?}: relative error {error}");
+                println!("{name}, {dtype:?}, {device:?}: {error:.4}");
+                assert!(error < 1e-2, "{name}, {dtype:?}, {device:?}: relative error {error}");
             }
         }
     }
@@ -191,12 +207,11 @@ fn int8_activations_are_as_exact_as_they_say() {
     let want = cpu.logits(&prompt, 0).unwrap();
     let modes = [(Activations::Int16, 0.02), (Activations::Int8, 0.02), (Activations::Int8Rotated, 0.05)];
     for (activations, most) in modes {
-        for capability in CAPABILITIES {
-            let (model, _) =
-                emulated(folder.path(), &LoadOptions { activations, ..options.clone() }, capability);
+        for device in devices() {
+            let model = load(folder.path(), &LoadOptions { activations, ..options.clone() }, &device);
             let error = worst_error(&model.logits(&prompt, 0).unwrap(), &want, 300);
-            println!("{activations:?}, {capability:?}: {error:.4}");
-            assert!(error < most, "{activations:?}, {capability:?}: relative error {error}");
+            println!("{activations:?}, {device:?}: {error:.4}");
+            assert!(error < most, "{activations:?}, {device:?}: relative error {error}");
         }
     }
 }
@@ -204,10 +219,11 @@ fn int8_activations_are_as_exact_as_they_say() {
 /// Greedy tokens of the model in the repository, which is int8.
 #[test]
 fn greedy_tokens_are_those_of_the_cpu() {
-    for (capability, n) in [((8, 0), 64), ((9, 0), 16)] {
+    // All of the 64 on one device; that is long for the emulator.
+    for (device, n) in devices().into_iter().zip([64, 16]) {
         let options = LoadOptions { activations: Activations::Int16, ..LoadOptions::default() };
         let cpu = Model::load(nano(), &LoadOptions { device: Device::Cpu, ..options.clone() }).unwrap();
-        let (model, _) = emulated(&nano(), &options, capability);
+        let model = load(&nano(), &options, &device);
         let greedy = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(n) };
         let ids = |model: &Model| {
             let answer = model.generate("床前明月光，", &greedy).unwrap();
@@ -215,8 +231,8 @@ fn greedy_tokens_are_those_of_the_cpu() {
         };
         let (want, got) = (ids(&cpu), ids(&model));
         let equal = want.iter().zip(&got).take_while(|(a, b)| a == b).count();
-        println!("{capability:?}: {equal} of {n} tokens");
-        assert!(equal * 64 >= n * 60, "{capability:?}: {equal} of {n} tokens are the same");
+        println!("{device:?}: {equal} of {n} tokens");
+        assert!(equal * 64 >= n * 60, "{device:?}: {equal} of {n} tokens are the same");
     }
 }
 
@@ -248,51 +264,61 @@ fn at_rest(model: &Model) -> Stats {
 }
 
 /// The same bits alone and together, with prefix cache, in a cache so small that sequences are preempted.
-#[test]
-fn company_never_changes_a_bit() {
-    let folder = Toy::llama(2, 1, 64, 100, 97);
+fn company(activations: Activations, device: &welm_kernels::Device) {
     const REQUESTS: usize = 16;
-    for (capability, activations) in
-        [((8, 0), Activations::Int8), ((9, 0), Activations::Auto), ((9, 0), Activations::Int8Rotated)]
-    {
-        let options = LoadOptions { dtype: Dtype::Int8, activations, ..LoadOptions::default() };
-        let bare = LoadOptions { prefix_cache: false, ..options.clone() };
-        let (model, _) = emulated(folder.path(), &bare, capability);
-        let alone: Vec<Vec<Choice>> = (0..REQUESTS)
-            .map(|i| {
-                let (prompt, options) = mixed(i);
-                model.generate(&prompt, &options).unwrap().choices
-            })
-            .collect();
-        let tight = LoadOptions { cache_tokens: Some(160), chunk_tokens: 24, ..options.clone() };
-        for (options, preempts) in [(options, false), (tight, true)] {
-            let (model, _) = emulated(folder.path(), &options, capability);
-            let next = AtomicUsize::new(0);
-            std::thread::scope(|scope| {
-                for _ in 0..12 {
-                    scope.spawn(|| {
-                        loop {
-                            let i = next.fetch_add(1, Ordering::Relaxed);
-                            if i >= REQUESTS {
-                                return;
-                            }
-                            let (prompt, options) = mixed(i);
-                            let got = model.generate(&prompt, &options).unwrap().choices;
-                            assert_eq!(got, alone[i], "{capability:?}, {activations:?}: request {i}");
+    let folder = Toy::llama(2, 1, 64, 100, 97);
+    let options = LoadOptions { dtype: Dtype::Int8, activations, ..LoadOptions::default() };
+    let bare = LoadOptions { prefix_cache: false, ..options.clone() };
+    let model = load(folder.path(), &bare, device);
+    let alone: Vec<Vec<Choice>> = (0..REQUESTS)
+        .map(|i| {
+            let (prompt, options) = mixed(i);
+            model.generate(&prompt, &options).unwrap().choices
+        })
+        .collect();
+    let tight = LoadOptions { cache_tokens: Some(160), chunk_tokens: 24, ..options.clone() };
+    for (options, preempts) in [(options, false), (tight, true)] {
+        let model = load(folder.path(), &options, device);
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..12 {
+                scope.spawn(|| {
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        if i >= REQUESTS {
+                            return;
                         }
-                    });
-                }
-            });
-            let stats = at_rest(&model);
-            assert_eq!((stats.open, stats.blocks_used, stats.queue_depth), (0, 0, 0));
-            assert!(stats.preemptions > 0 || !preempts, "nothing was preempted");
-            // Requests that come again find their prompts, and the same bits.
-            let (prompt, again) = mixed(3);
-            let answer = model.generate(&prompt, &again).unwrap();
-            assert_eq!(answer.choices, alone[3]);
-            assert!(answer.usage.cached_tokens >= 16, "{:?}", answer.usage);
-        }
+                        let (prompt, options) = mixed(i);
+                        let got = model.generate(&prompt, &options).unwrap().choices;
+                        assert_eq!(got, alone[i], "request {i}");
+                    }
+                });
+            }
+        });
+        let stats = at_rest(&model);
+        assert_eq!((stats.open, stats.blocks_used, stats.queue_depth), (0, 0, 0));
+        assert!(stats.preemptions > 0 || !preempts, "nothing was preempted");
+        // Requests that come again find their prompts, and the same bits.
+        let (prompt, again) = mixed(3);
+        let answer = model.generate(&prompt, &again).unwrap();
+        assert_eq!(answer.choices, alone[3]);
+        assert!(answer.usage.cached_tokens >= 16, "{:?}", answer.usage);
     }
+}
+
+#[test]
+fn company_never_changes_a_bit_of_int8() {
+    company(Activations::Int8, &devices()[0]);
+}
+
+#[test]
+fn company_never_changes_a_bit_of_bf16() {
+    company(Activations::Auto, devices().last().unwrap());
+}
+
+#[test]
+fn company_never_changes_a_bit_of_rotated_int8() {
+    company(Activations::Int8Rotated, devices().last().unwrap());
 }
 
 /// Tokens chosen from the largest logits, which the device finds, are those chosen from all.
@@ -300,7 +326,7 @@ fn company_never_changes_a_bit() {
 fn the_largest_logits_are_enough() {
     let folder = Toy::llama(2, 1, 64, 100, 97);
     let options = LoadOptions { dtype: Dtype::Int8, ..LoadOptions::default() };
-    let (model, _) = emulated(folder.path(), &options, (8, 0));
+    let model = load(folder.path(), &options, &devices()[0]);
     for i in 0..8 {
         let request = GenerateOptions {
             max_tokens: 12,
@@ -326,6 +352,9 @@ fn the_largest_logits_are_enough() {
 /// A launch that fails ends the requests of its step; the next ones are answered, right.
 #[test]
 fn a_failed_launch_hits_its_own_requests_only() {
+    if gpu().is_some() {
+        return;
+    }
     let folder = Toy::llama(2, 1, 64, 100, 97);
     let options = LoadOptions { dtype: Dtype::Int8, ..LoadOptions::default() };
     let (model, emulator) = emulated(folder.path(), &options, (8, 0));
@@ -351,6 +380,9 @@ fn a_failed_launch_hits_its_own_requests_only() {
 /// A lost context: every call says so, and the host goes on.
 #[test]
 fn a_lost_context_is_told_to_everybody() {
+    if gpu().is_some() {
+        return;
+    }
     let folder = Toy::llama(2, 1, 64, 100, 97);
     let options = LoadOptions { dtype: Dtype::Bf16, ..LoadOptions::default() };
     let (model, emulator) = emulated(folder.path(), &options, (9, 0));
@@ -367,6 +399,9 @@ fn a_lost_context_is_told_to_everybody() {
 /// The plan is made before loading and says what would fit; it is what loading takes.
 #[test]
 fn memory_is_planned() {
+    if gpu().is_some() {
+        return;
+    }
     let folder = Toy::neox(2, 64, 256, 300, false, 1.0);
     let modes = [
         (Dtype::Int8, Activations::Int8),
@@ -408,6 +443,9 @@ fn memory_is_planned() {
 /// What the backend has no kernel for is an error that names it; nothing is converted unasked.
 #[test]
 fn what_cuda_cannot_do_is_refused() {
+    if gpu().is_some() {
+        return;
+    }
     let device = || Emulator::device((8, 0));
     let folder = Toy::neox(2, 64, 256, 300, false, 1.0);
     let refuse = |path: &Path, options: LoadOptions| {

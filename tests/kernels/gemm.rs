@@ -352,7 +352,7 @@ pub fn rotated_weights() {
         for row in 0..rows {
             let x = [&all[row * cols..][..cols], &vec![0.0; k - cols]].concat();
             let rotated = |c: usize| {
-                let term = |j: usize| match (c % 64 & j).count_ones() % 2 {
+                let term = |j: usize| match ((c % 64) & j).count_ones() % 2 {
                     0 => f64::from(x[c / 64 * 64 + j]) / 8.0,
                     _ => -f64::from(x[c / 64 * 64 + j]) / 8.0,
                 };

@@ -223,7 +223,8 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
         copy_stage(index + STAGES - 1);
         const uint8_t *a = shared + index % STAGES * S::BYTES, *scales = a + S::A;
         const uint8_t *b = scales + S::SCALES, *b_scales = b + S::B;
-#pragma unroll
+        // Not all four of int8: their addresses would not fit the registers.
+#pragma unroll 2
         for (uint32_t group = 0; group < GROUPS; ++group) {
             end_segments(index * GROUPS + group);
             Weights<MODE> w[2];
