@@ -2,7 +2,8 @@
 //!
 //! One call, [`Model::generate`], from as many threads as you like: an engine thread behind it computes all
 //! open requests together (continuous batching over a paged KV cache, with prompts in chunks and equal
-//! beginnings shared), on the CPU, with f32, bf16 or int8 weights.
+//! beginnings shared), on the CPU with f32, bf16 or int8 weights, or, with the feature `cuda`, on a GPU with bf16 or
+//! int8 ones.
 //!
 //! ```
 //! # fn main() -> welm_core::Result<()> {
@@ -20,7 +21,8 @@
 //! What it promises:
 //!
 //! - **Reproducible.** The same request with the same seed gives the same bits, whatever else is computed
-//!   at the time, with any number of threads, on any instruction set, with a prefix-cache hit or without.
+//!   at the time, with any number of threads, on any instruction set, with a prefix-cache hit or without. On CUDA,
+//!   too, for one kind of device; its bits are not the CPU's.
 //! - **Whole characters.** Pieces of a stream never end inside a character and never show a stop string.
 //! - **No surprises for the host.** Every failure is an [`enum@Error`] that says what was expected and what
 //!   came; nothing is truncated, converted to less precision or run elsewhere without being asked.
