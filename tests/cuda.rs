@@ -238,7 +238,7 @@ fn greedy_tokens_are_those_of_the_cpu() {
 
 /// Request `i` of a mix of prompts that share beginnings, short and long, sampled and greedy.
 fn mixed(i: usize) -> (Vec<u32>, GenerateOptions) {
-    let mut prompt = tokens(if i % 3 == 0 { 40 } else { 0 }, 97, 5);
+    let mut prompt = tokens(if i.is_multiple_of(3) { 40 } else { 0 }, 97, 5);
     prompt.extend(tokens(1 + (i * 11) % 37, 97, i % 4));
     let options = GenerateOptions {
         max_tokens: 1 + (i * 5) % 23,

@@ -425,11 +425,11 @@ impl ModelConfig {
         within("hidden_dim", self.hidden_dim, 4 * MAX_DIM)?;
         within("max_context", self.max_context, MAX_CONTEXT)?;
         within("rotary_dim", self.rope.rotary_dim, self.head_dim)?;
-        if self.rope.rotary_dim % 2 != 0 {
+        if !self.rope.rotary_dim.is_multiple_of(2) {
             let reason = format!("expected an even number, got {}", self.rope.rotary_dim);
             return Err(Error::config("rotary_dim", reason));
         }
-        if self.n_heads % self.n_kv_heads != 0 {
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let reason = format!("expected a divisor of {}, got {}", self.n_heads, self.n_kv_heads);
             return Err(Error::config("n_kv_heads", reason));
         }
@@ -474,7 +474,7 @@ fn token_id(id: u64) -> u32 {
 }
 
 fn divide(what: &str, a: usize, by: &str, b: usize) -> Result<usize> {
-    if b == 0 || a % b != 0 {
+    if b == 0 || !a.is_multiple_of(b) {
         return Err(Error::config(what, format!("{a} is not a multiple of {by}, {b}")));
     }
     Ok(a / b)
@@ -546,10 +546,10 @@ impl Fields {
 
     /// A number of the newer `rope_parameters` object, else of one of the older top-level keys.
     fn rope_number(&self, key: &str, older: &[&str]) -> Result<Option<f32>> {
-        if let Some(object) = self.find("rope_parameters") {
-            if let Some(x) = Fields(object.clone()).number(key)? {
-                return Ok(Some(x));
-            }
+        if let Some(object) = self.find("rope_parameters")
+            && let Some(x) = Fields(object.clone()).number(key)?
+        {
+            return Ok(Some(x));
         }
         for key in older {
             if let Some(x) = self.number(key)? {

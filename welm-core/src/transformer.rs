@@ -80,8 +80,11 @@ pub(crate) struct Scratch<B: Backend> {
     logits: B::Buffer, // (max_logit_rows, vocab_size)
 }
 
-/// Columns and roles of the row-sized buffers of [`Scratch`], and of the two for the logits.
-fn shapes(c: &ModelConfig) -> ([(usize, Role); 6], [(usize, Role); 2]) {
+/// Columns and role of a buffer.
+type Shape = (usize, Role);
+
+/// The row-sized buffers of [`Scratch`], and the two for the logits.
+fn shapes(c: &ModelConfig) -> ([Shape; 6], [Shape; 2]) {
     let attention = c.n_heads * c.head_dim;
     let rows = [
         (c.dim, Role::Residual),
@@ -109,7 +112,7 @@ impl<B: Backend> Scratch<B> {
     /// Bytes that `new` allocates.
     pub(crate) fn bytes(config: &ModelConfig, limits: Limits) -> u64 {
         let (rows, logit_rows) = shapes(config);
-        let sum = |shapes: &[(usize, Role)], max_rows| {
+        let sum = |shapes: &[Shape], max_rows| {
             shapes.iter().map(|&(cols, role)| B::buffer_bytes(max_rows, cols, role)).sum::<u64>()
         };
         sum(&rows, limits.max_rows) + sum(&logit_rows, limits.max_logit_rows)

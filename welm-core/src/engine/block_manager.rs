@@ -231,7 +231,7 @@ mod tests {
         for _ in 0..5_000 {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let pick = (state >> 16) as usize;
-            if pick % 3 == 0 && !held.is_empty() {
+            if pick.is_multiple_of(3) && !held.is_empty() {
                 let at = pick % held.len();
                 m.release(&mut held.swap_remove(at));
             } else if m.available() >= 3 {
