@@ -5,18 +5,18 @@
 //! fail.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use safetensors::tensor::{Dtype as Stored, TensorView};
 use serde_json::json;
 use tempfile::TempDir;
 use welm_core::{
-    Activations, CacheDtype, Choice, Device, Dtype, Error, GenerateOptions, LoadOptions, Model, Stats,
+    Activations, CacheDtype, Choice, Device, Dtype, Error, GenerateOptions, LoadOptions, Model,
 };
 use welm_tests::emulator::{Emulator, Fault, Options};
+use welm_tests::{at_rest, nano};
 
 /// The real device to test on, if one is asked for.
 fn gpu() -> Option<welm_kernels::Device> {
@@ -31,10 +31,6 @@ fn devices() -> Vec<welm_kernels::Device> {
 
 fn load(path: &Path, options: &LoadOptions, device: &welm_kernels::Device) -> Model {
     Model::load_on_device(path, options, device.clone()).unwrap()
-}
-
-fn nano() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/welm-nano")
 }
 
 fn emulated(path: &Path, options: &LoadOptions, capability: (u32, u32)) -> (Model, Arc<Emulator>) {
@@ -252,17 +248,6 @@ fn mixed(i: usize) -> (Vec<u32>, GenerateOptions) {
     (prompt, options)
 }
 
-fn at_rest(model: &Model) -> Stats {
-    let until = Instant::now() + Duration::from_secs(20);
-    loop {
-        let stats = model.stats();
-        if (stats.open == 0 && stats.blocks_used == 0 && stats.running == 0) || Instant::now() > until {
-            return stats;
-        }
-        std::thread::yield_now();
-    }
-}
-
 /// The same bits alone and together, with prefix cache, in a cache so small that sequences are preempted.
 fn company(activations: Activations, device: &welm_kernels::Device) {
     const REQUESTS: usize = 16;
@@ -353,7 +338,7 @@ fn the_largest_logits_are_enough() {
 #[test]
 fn a_failed_launch_hits_its_own_requests_only() {
     if gpu().is_some() {
-        return;
+        return println!("needs the emulator");
     }
     let folder = Toy::llama(2, 1, 64, 100, 97);
     let options = LoadOptions { dtype: Dtype::Int8, ..LoadOptions::default() };
@@ -381,7 +366,7 @@ fn a_failed_launch_hits_its_own_requests_only() {
 #[test]
 fn a_lost_context_is_told_to_everybody() {
     if gpu().is_some() {
-        return;
+        return println!("needs the emulator");
     }
     let folder = Toy::llama(2, 1, 64, 100, 97);
     let options = LoadOptions { dtype: Dtype::Bf16, ..LoadOptions::default() };
@@ -400,7 +385,7 @@ fn a_lost_context_is_told_to_everybody() {
 #[test]
 fn memory_is_planned() {
     if gpu().is_some() {
-        return;
+        return println!("needs the emulator");
     }
     let folder = Toy::neox(2, 64, 256, 300, false, 1.0);
     let modes = [
@@ -444,7 +429,7 @@ fn memory_is_planned() {
 #[test]
 fn what_cuda_cannot_do_is_refused() {
     if gpu().is_some() {
-        return;
+        return println!("needs the emulator");
     }
     let device = || Emulator::device((8, 0));
     let folder = Toy::neox(2, 64, 256, 300, false, 1.0);
@@ -465,7 +450,7 @@ fn what_cuda_cannot_do_is_refused() {
 #[test]
 fn without_a_device_there_is_the_cpu() {
     if welm_kernels::Device::open(0).is_ok() {
-        return;
+        return println!("needs a machine without a device");
     }
     let folder = Toy::neox(2, 64, 256, 300, false, 1.0);
     let asked = LoadOptions { device: Device::Cuda(0), ..LoadOptions::default() };

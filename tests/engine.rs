@@ -1,32 +1,15 @@
 //! The engine under many requests at once: company, memory and threads never change a text.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use welm_core::{
     CancelToken, Choice, Dtype, Error, FinishReason, GenerateOptions, LoadOptions, Model, Prompt, Stats,
 };
-use welm_tests::{exact, fixture};
-
-fn nano() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/welm-nano")
-}
+use welm_tests::{at_rest, exact, fixture, nano};
 
 fn load(options: &LoadOptions) -> Model {
     Model::load(nano(), options).unwrap()
-}
-
-/// Waits until the engine is at rest; a second is a thousand steps.
-fn at_rest(model: &Model) -> Stats {
-    let until = Instant::now() + Duration::from_secs(20);
-    loop {
-        let stats = model.stats();
-        if (stats.open == 0 && stats.blocks_used == 0 && stats.running == 0) || Instant::now() > until {
-            return stats;
-        }
-        std::thread::yield_now();
-    }
 }
 
 /// Request `i` of the mix: greedy and sampled, short and long, alone and several, with every option.
@@ -40,7 +23,7 @@ fn mixed(i: usize) -> (String, GenerateOptions) {
         "白日依山尽，黄河入海流。",
     ];
     let mut prompt = openings[i % openings.len()].repeat(1 + (i / 7) % 9);
-    if i % 5 == 0 {
+    if i.is_multiple_of(5) {
         // A long beginning that many share.
         prompt = format!("{}{prompt}", "红豆生南国，春来发几枝。愿君多采撷，此物最相思。\n".repeat(2));
     }
@@ -56,7 +39,7 @@ fn mixed(i: usize) -> (String, GenerateOptions) {
         stop: if i % 4 == 2 { vec!["。\n".into(), "，不".into()] } else { Vec::new() },
         logprobs: [None, Some(0), Some(3)][i % 3],
         seed: Some(1_000 + i as u64),
-        ignore_eos: i % 2 == 0,
+        ignore_eos: i.is_multiple_of(2),
         ..GenerateOptions::default()
     };
     (prompt, options)

@@ -4,13 +4,26 @@ pub mod emulator;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use safetensors::{Dtype, SafeTensors};
-use welm_core::{CacheDtype, LoadOptions};
+use welm_core::{CacheDtype, LoadOptions, Model, Stats};
+
+/// A file or folder of the repository; of a copy of it with `WELM_TEST_DATA`, for tests that run elsewhere
+/// (`benches/gpu/make`).
+pub fn data(path: &str) -> PathBuf {
+    let root = std::env::var_os("WELM_TEST_DATA").map(PathBuf::from);
+    root.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).join(path)
+}
 
 /// A file or folder of `tests/fixtures`.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+    data("tests/fixtures").join(name)
+}
+
+/// The small model of the repository.
+pub fn nano() -> PathBuf {
+    data("examples/welm-nano")
 }
 
 /// A reference file: integer tensors as `u32`, float tensors as `f32`.
@@ -63,4 +76,16 @@ pub fn log_softmax(logits: &[f32], vocab: usize) -> Vec<f64> {
         row.iter().map(move |&x| f64::from(x) - log_sum).collect::<Vec<_>>()
     };
     logits.chunks_exact(vocab).flat_map(row).collect()
+}
+
+/// Waits until the engine is at rest; a second is a thousand steps.
+pub fn at_rest(model: &Model) -> Stats {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let stats = model.stats();
+        if (stats.open == 0 && stats.blocks_used == 0 && stats.running == 0) || Instant::now() > until {
+            return stats;
+        }
+        std::thread::yield_now();
+    }
 }

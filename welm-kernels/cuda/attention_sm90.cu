@@ -339,7 +339,7 @@ template <int HD> DEVICE void prefill(const Sm90Params &all) {
         ptx::barrier_init_fence();
     }
     ptx::sync_block();
-    // 65,536 registers: 128 * 24 + 256 * 240.
+    // A block of 384 threads has 168 registers each, 64,512 in all: 128 * 24 + 256 * 240.
     if (threadIdx.x < CONSUMERS) {
         ptx::take_registers<240>();
         if (threadIdx.x / 128 * GROUP_ROWS < tile.n) consume<HD>(all.p, tile, blockIdx.x);

@@ -200,7 +200,7 @@ template <int N> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.syn
 // K contiguous: rows are M or N; `stride` bytes lie between groups of 8 rows; `leading` is unused. 16 (bf16) or
 // 32 (s8) further along K is start + 32 bytes.
 // MN contiguous (transposed): rows are K; `stride` bytes lie between groups of 8 k, `leading` between pieces of
-// 64 columns.
+// 64 columns, the last of which may be used in part (N of 80 or 96).
 DEVICE uint64_t matrix_desc(const void *start, uint32_t leading, uint32_t stride) {
     uint64_t d = (address(start) & 0x3ffff) >> 4;
     d |= (uint64_t)(leading >> 4) << 16;

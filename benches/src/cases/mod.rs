@@ -1,0 +1,395 @@
+//! What is timed: a kernel's launcher on random operands of one shape.
+//!
+//! Bytes and operations are the fewest that the formula needs: every operand read once, every result written once,
+//! keys that a row does not see not counted. What a kernel moves or computes beyond that makes it slower in the
+//! figures, as it should.
+
+mod attention;
+mod noise;
+mod product;
+mod rows;
+
+use anyhow::{Context, ensure};
+use half::bf16;
+use serde_json::{Value, json};
+use welm_kernels::{Buffer, Device, Element, Error, Result};
+
+use crate::timing::{Effort, Times, time};
+
+/// Elements of an output that are looked at.
+const LOOKED_AT: usize = 1 << 16;
+
+/// The heads of an attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Heads of keys and of values.
+    pub n_kv_heads: usize,
+    /// Columns of a head.
+    pub head_dim: usize,
+}
+
+impl Heads {
+    /// Columns of queries, of keys and of values.
+    fn qkv_dim(&self) -> usize {
+        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+}
+
+/// What a product multiplies: weights, activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operands {
+    /// int8 in groups of 32, bf16.
+    W8A16,
+    /// bf16, bf16.
+    W16A16,
+    /// int8 in groups of 32, likewise.
+    W8A8,
+    /// Rotated int8, rotated bf16.
+    R8A16,
+    /// Rotated int8, rotated int8.
+    R8A8,
+}
+
+/// What a product does with its result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epilogue {
+    /// Rounds it to bf16.
+    Bf16,
+    /// The same behind a GELU.
+    Gelu,
+    /// Adds it to the residual stream, f32.
+    Add,
+}
+
+/// How rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// bf16.
+    Bf16,
+    /// int8, a scale for 32 columns.
+    Int8,
+    /// Rotated, bf16.
+    Rotated,
+    /// Rotated, int8, a scale for a row.
+    RotatedInt8,
+}
+
+/// A kernel and its sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Attention of `batch` generated tokens, each at the end of its own `kv_len` keys.
+    Decode {
+        /// Of the attention.
+        heads: Heads,
+        /// Sequences.
+        batch: usize,
+        /// Keys of each.
+        kv_len: usize,
+    },
+    /// Attention of a prompt.
+    Prefill {
+        /// Of the attention.
+        heads: Heads,
+        /// Tokens.
+        n: usize,
+    },
+    /// `n` rows times a weight `(rows, cols)`.
+    Product {
+        /// What is multiplied.
+        operands: Operands,
+        /// What happens behind it.
+        epilogue: Epilogue,
+        /// Rows of activations.
+        n: usize,
+        /// Columns of activations and weights.
+        cols: usize,
+        /// Rows of the weight.
+        rows: usize,
+    },
+    /// A layernorm.
+    Norm {
+        /// Of its result.
+        form: Form,
+        /// Rows.
+        n: usize,
+        /// Columns.
+        dim: usize,
+    },
+    /// bf16 rows to another form.
+    Convert {
+        /// Which.
+        form: Form,
+        /// Rows.
+        n: usize,
+        /// Columns.
+        dim: usize,
+    },
+    /// Rotary embedding and the write to the cache.
+    Rope {
+        /// Of the row.
+        heads: Heads,
+        /// Rows.
+        n: usize,
+    },
+    /// The largest logits.
+    TopK {
+        /// Rows.
+        n: usize,
+        /// Logits of a row.
+        vocab: usize,
+        /// How many are found.
+        k: usize,
+    },
+}
+
+/// What a kernel is measured against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// The bandwidth of a copy.
+    Copy,
+    /// The largest rate of bf16 products.
+    Bf16,
+    /// The largest rate of int8 products.
+    Int8,
+}
+
+impl Limit {
+    /// As records name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Limit::Copy => "copy",
+            Limit::Bf16 => "bf16",
+            Limit::Int8 => "int8",
+        }
+    }
+}
+
+/// Operands of a shape on the device.
+trait Work {
+    /// Starts the kernels once, with the buffers of a set.
+    fn launch(&mut self, device: &Device, set: usize) -> Result<()>;
+    /// The beginning of the result of set 0.
+    fn output(&self) -> Result<Vec<f32>>;
+}
+
+struct Case {
+    sets: usize,
+    work: Box<dyn Work>,
+}
+
+impl Shape {
+    /// The kernel, as records name it.
+    pub fn group(&self) -> &'static str {
+        match self {
+            Shape::Decode { .. } => "attention_decode",
+            Shape::Prefill { .. } => "attention_prefill",
+            Shape::Product { .. } => "product",
+            Shape::Norm { .. } => "norm",
+            Shape::Convert { .. } => "convert",
+            Shape::Rope { .. } => "rope",
+            Shape::TopK { .. } => "top_k",
+        }
+    }
+
+    /// Which of the kernels of a group.
+    pub fn variant(&self) -> &'static str {
+        match self {
+            Shape::Product { operands, .. } => match operands {
+                Operands::W8A16 => "w8a16",
+                Operands::W16A16 => "w16a16",
+                Operands::W8A8 => "w8a8",
+                Operands::R8A16 => "r8a16",
+                Operands::R8A8 => "r8a8",
+            },
+            Shape::Norm { form, .. } | Shape::Convert { form, .. } => match form {
+                Form::Bf16 => "bf16",
+                Form::Int8 => "int8",
+                Form::Rotated => "rotated",
+                Form::RotatedInt8 => "rotated_int8",
+            },
+            Shape::Decode { .. } | Shape::Prefill { .. } | Shape::Rope { .. } => "bf16",
+            Shape::TopK { .. } => "f32",
+        }
+    }
+
+    /// The sizes.
+    pub fn sizes(&self) -> Value {
+        let heads = |Heads { n_heads, n_kv_heads, head_dim }: Heads| json!({ "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim });
+        let (mut sizes, more) = match *self {
+            Shape::Decode { heads: h, batch, kv_len } => {
+                (heads(h), json!({ "batch": batch, "kv_len": kv_len }))
+            }
+            Shape::Prefill { heads: h, n } | Shape::Rope { heads: h, n } => (heads(h), json!({ "n": n })),
+            Shape::Product { n, cols, rows, .. } => {
+                (json!({}), json!({ "n": n, "cols": cols, "rows": rows }))
+            }
+            Shape::Norm { n, dim, .. } | Shape::Convert { n, dim, .. } => {
+                (json!({}), json!({ "n": n, "dim": dim }))
+            }
+            Shape::TopK { n, vocab, k } => (json!({}), json!({ "n": n, "vocab": vocab, "k": k })),
+        };
+        if let (Value::Object(sizes), Value::Object(more)) = (&mut sizes, more) {
+            sizes.extend(more);
+        }
+        sizes
+    }
+
+    /// What bounds it.
+    pub fn limit(&self) -> Limit {
+        match self {
+            Shape::Prefill { .. } => Limit::Bf16,
+            // A weight that is read once for so few rows takes longer than their products.
+            Shape::Product { n, .. } if *n <= 32 => Limit::Copy,
+            Shape::Product { operands: Operands::W8A8 | Operands::R8A8, .. } => Limit::Int8,
+            Shape::Product { .. } => Limit::Bf16,
+            _ => Limit::Copy,
+        }
+    }
+
+    /// Operations, a multiplication and an addition being two; 0 where they do not matter.
+    pub fn ops(&self) -> u64 {
+        let ops = match *self {
+            Shape::Decode { heads, batch, kv_len } => 4 * batch * kv_len * heads.n_heads * heads.head_dim,
+            Shape::Prefill { heads, n } => 2 * n * (n + 1) * heads.n_heads * heads.head_dim,
+            Shape::Product { n, cols, rows, .. } => 2 * n * cols * rows,
+            _ => 0,
+        };
+        ops as u64
+    }
+
+    /// Bytes that are read and written at least.
+    pub fn bytes(&self) -> u64 {
+        /// Of `n` rows of `cols` in a form.
+        fn rows(form: Form, n: usize, cols: usize) -> usize {
+            match form {
+                Form::Bf16 | Form::Rotated => 2 * n * cols,
+                Form::Int8 => n * (cols + cols / 32 * 4),
+                Form::RotatedInt8 => n * (cols + 4),
+            }
+        }
+        let bytes = match *self {
+            Shape::Decode { heads: h, batch, kv_len } => {
+                2 * batch * h.head_dim * (2 * kv_len * h.n_kv_heads + 2 * h.n_heads)
+            }
+            Shape::Prefill { heads: h, n } => 2 * n * h.head_dim * (2 * h.n_kv_heads + 2 * h.n_heads),
+            Shape::Product { operands, epilogue, n, cols, rows: out } => {
+                // int8 with an f16 for 32, bf16, int8 with an f32 for a row.
+                let (w8, w16, r8) = (out * cols * 17 / 16, 2 * out * cols, out * (cols + 4));
+                let (weight, x) = match operands {
+                    Operands::W8A16 => (w8, Form::Bf16),
+                    Operands::W16A16 => (w16, Form::Bf16),
+                    Operands::W8A8 => (w8, Form::Int8),
+                    Operands::R8A16 => (r8, Form::Rotated),
+                    Operands::R8A8 => (r8, Form::RotatedInt8),
+                };
+                let result = if epilogue == Epilogue::Add { 8 } else { 2 };
+                weight + 4 * out + rows(x, n, cols) + result * n * out
+            }
+            Shape::Norm { form, n, dim } => 4 * n * dim + 8 * dim + rows(form, n, dim),
+            Shape::Convert { form, n, dim } => 2 * n * dim + rows(form, n, dim),
+            // q there and back, k and v to the cache, cosines and sines.
+            Shape::Rope { heads: h, n } => {
+                n * (4 * h.n_heads * h.head_dim + 8 * h.n_kv_heads * h.head_dim + 4 * h.head_dim)
+            }
+            Shape::TopK { n, vocab, k } => 4 * n * vocab + 8 * n * k,
+        };
+        bytes as u64
+    }
+
+    fn build(&self, device: &Device, effort: &Effort) -> Result<Case> {
+        let sets = match self.limit() {
+            Limit::Copy => effort.sets(self.bytes()),
+            Limit::Bf16 | Limit::Int8 => 1,
+        };
+        let work: Box<dyn Work> = match *self {
+            Shape::Decode { heads, batch, kv_len } => {
+                Box::new(attention::Decode::new(device, sets, heads, batch, kv_len)?)
+            }
+            Shape::Prefill { heads, n } => Box::new(attention::Prefill::new(device, heads, n)?),
+            Shape::Product { operands, epilogue, n, cols, rows } => {
+                Box::new(product::Product::new(device, sets, operands, epilogue, n, cols, rows)?)
+            }
+            Shape::Norm { form, n, dim } => Box::new(rows::Normed::new(device, sets, form, n, dim)?),
+            Shape::Convert { form, n, dim } => Box::new(rows::Converted::new(device, sets, form, n, dim)?),
+            Shape::Rope { heads, n } => Box::new(rows::Turned::new(device, sets, heads, n)?),
+            Shape::TopK { n, vocab, k } => Box::new(rows::Largest::new(device, sets, n, vocab, k)?),
+        };
+        Ok(Case { sets, work })
+    }
+
+    /// Its time; none if the device has no memory for it.
+    ///
+    /// # Errors
+    /// What the driver reports; a result that is not finite, or nothing but zeros.
+    pub fn measure(&self, device: &Device, effort: &Effort) -> anyhow::Result<Option<Times>> {
+        let mut case = match self.build(device, effort) {
+            Err(Error::OutOfMemory { .. }) => return Ok(None),
+            case => case.with_context(|| format!("{self:?}"))?,
+        };
+        let times = time(device, effort, case.sets, |set| case.work.launch(device, set));
+        let times = times.with_context(|| format!("{self:?}"))?;
+        let output = case.work.output()?;
+        let sound = output.iter().all(|x| x.is_finite()) && output.iter().any(|x| *x != 0.0);
+        ensure!(sound, "{self:?}: expected a finite result, got {:?} ...", &output[..output.len().min(8)]);
+        Ok(Some(times))
+    }
+
+    /// What is measured: WeLM's 10 billion parameters, and grouped-query attention beside its own.
+    pub fn all() -> Vec<Shape> {
+        let (dim, hidden, vocab) = (5120, 20_480, 62_080);
+        let welm = Heads { n_heads: 40, n_kv_heads: 40, head_dim: 128 };
+        let grouped = Heads { n_heads: 32, n_kv_heads: 8, head_dim: 128 };
+        let mut shapes = Vec::new();
+        for heads in [welm, grouped] {
+            for kv_len in [2048, 16_384] {
+                shapes.extend([1, 8, 64].map(|batch| Shape::Decode { heads, batch, kv_len }));
+            }
+        }
+        for heads in [welm, grouped] {
+            shapes.extend([2048, 4096, 8192, 16_384].map(|n| Shape::Prefill { heads, n }));
+        }
+        // The four products of a layer.
+        let layer = [
+            (dim, 3 * dim, Epilogue::Bf16),
+            (dim, dim, Epilogue::Add),
+            (dim, hidden, Epilogue::Gelu),
+            (hidden, dim, Epilogue::Add),
+        ];
+        for operands in [Operands::W8A16, Operands::R8A16] {
+            for (cols, rows, epilogue) in layer {
+                let few = |n| Shape::Product { operands, epilogue, n, cols, rows };
+                shapes.extend([1, 4, 8, 16].map(few));
+            }
+        }
+        for operands in [Operands::W8A16, Operands::W16A16, Operands::W8A8, Operands::R8A8] {
+            for rows in [dim, hidden] {
+                let epilogue = Epilogue::Bf16;
+                shapes.push(Shape::Product { operands, epilogue, n: 2048, cols: dim, rows });
+            }
+        }
+        for n in [1, 64, 2048] {
+            let forms = [Form::Bf16, Form::Int8, Form::Rotated, Form::RotatedInt8];
+            shapes.extend(forms.map(|form| Shape::Norm { form, n, dim }));
+        }
+        for dim in [dim, hidden] {
+            let forms = [Form::Int8, Form::RotatedInt8];
+            shapes.extend(forms.map(|form| Shape::Convert { form, n: 2048, dim }));
+        }
+        shapes.extend([1, 64, 2048].map(|n| Shape::Rope { heads: welm, n }));
+        shapes.extend([1, 64].map(|n| Shape::TopK { n, vocab, k: 64 }));
+        shapes
+    }
+}
+
+/// The beginning of a buffer as f32.
+fn beginning<T: Element + Default>(buffer: &Buffer<T>, to_f32: impl Fn(T) -> f32) -> Result<Vec<f32>> {
+    let mut values = vec![T::default(); buffer.len().min(LOOKED_AT)];
+    buffer.read(0, &mut values)?;
+    Ok(values.into_iter().map(to_f32).collect())
+}
+
+fn bf16_beginning(buffer: &Buffer<bf16>) -> Result<Vec<f32>> {
+    beginning(buffer, bf16::to_f32)
+}
