@@ -1,6 +1,9 @@
 """What the compiler makes of the CUDA kernels: registers, shared memory, spills, and the instructions that matter.
 
-    python3 benches/resources.py [--arch 80 90a] > benches/record/cuda-kernels.md
+    WELM_EMULATOR_LOG=/tmp/launches cargo test -p welm-tests --test kernels
+    python3 benches/resources.py --launches /tmp/launches > benches/record/cuda-kernels.md
+
+Shared memory is dynamic, so that the compiler does not know it: it is what the launchers asked of the emulator.
 
 Needs nvcc, cuobjdump and nvdisasm, on PATH or beside the nvcc of the active Python environment (PyPI packages
 nvidia-cuda-nvcc, nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm). No GPU: this is what a kernel is compiled to, not how
@@ -64,23 +67,30 @@ def count_instructions(cubin):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=["80", "90a"])
+    parser.add_argument("--launches", type=Path, required=True)
     arguments = parser.parse_args()
+    shared = Counter()
+    for line in arguments.launches.read_text().splitlines():
+        name, _, size = line.split()
+        shared[name] = max(shared[name], int(size))
     version = subprocess.run([tool("nvcc"), "--version"], check=True, capture_output=True, text=True).stdout
     release = re.search(r"V([\d.]+)", version)[1]
     print("# What the CUDA kernels are compiled to\n")
     print(f"nvcc {release}, by `benches/resources.py`. Static: nothing here was run on a GPU.\n")
-    print("Registers are per thread, before `setmaxnreg` moves them between the warpgroups of a block.\n")
+    print("Registers are per thread, before `setmaxnreg` moves them between the warpgroups of a block; shared memory is")
+    print("in bytes per block, the most that the tests asked for.\n")
     bad = []
     for arch in arguments.arch:
         print(f"## sm_{arch}\n")
-        print("| kernel | registers | stack | spills | instructions |\n|---|---|---|---|---|")
+        print("| kernel | registers | shared | stack | spills | instructions |\n|---|---|---|---|---|---|")
         for source in sorted(CUDA.glob("*.cu")):
             with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
                 kernels = compile_file(source, arch, cubin.name)
                 counts = count_instructions(cubin.name)
             for name, kernel in sorted(kernels.items()):
                 found = ", ".join(f"{counts[name][i]} {i}" for i in INSTRUCTIONS if counts[name][i])
-                print(f"| {name} | {kernel['registers']} | {kernel['stack']} | {kernel['spills']} | {found} |")
+                sizes = f"{kernel['registers']} | {shared[name]} | {kernel['stack']} | {kernel['spills']}"
+                print(f"| {name} | {sizes} | {found} |")
                 if kernel["spills"] or ("_sm90" in name and not re.search("HGMMA|IGMMA", found)):
                     bad.append(f"{name} on sm_{arch}")
         print()

@@ -4,12 +4,14 @@
 //! A buffer lies between inaccessible pages, its end flush with the second one to within 15 bytes, so that an
 //! access outside of it is caught; that is why, unlike on a GPU, it is aligned to 16 bytes only. Fresh memory is NaN
 //! (as f32 and as bf16). What CUDA refuses while a graph is recorded is refused here. Faults can be planned, to see
-//! what an engine does with them.
+//! what an engine does with them. With
+//! `WELM_EMULATOR_LOG=<file>` each launch adds a line there: kernel, threads and bytes of shared memory of a block.
 
 pub mod compile;
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::io::Write;
 use std::os::raw::{c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -226,6 +228,11 @@ impl Inner {
             None => {}
         }
         self.launches += 1;
+        if let Some(log) = std::env::var_os("WELM_EMULATOR_LOG") {
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
+            let line = format!("{} {} {}\n", kernel.name, grid.threads, grid.shared_bytes);
+            file.and_then(|mut file| file.write_all(line.as_bytes())).map_err(|e| Error::launch(kernel, e))?;
+        }
         let stock = || Path::new(env!("WELM_EMULATOR_LIBRARIES")).join(format!("{}.so", kernel.file));
         let library = library(options.libraries.get(kernel.file).cloned().unwrap_or_else(stock))?;
         // Parameters of their own, aligned for a tensor map.
