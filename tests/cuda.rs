@@ -12,9 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use safetensors::tensor::{Dtype as Stored, TensorView};
 use serde_json::json;
 use tempfile::TempDir;
-use welm_core::{
-    Activations, CacheDtype, Choice, Device, Dtype, Error, GenerateOptions, LoadOptions, Model,
-};
+use welm_core::{Activations, CacheDtype, Choice, Device, Dtype, Error, GenerateOptions, LoadOptions, Model};
 use welm_tests::emulator::{Emulator, Fault, Options};
 use welm_tests::{at_rest, nano};
 

@@ -3,25 +3,23 @@
 use std::path::Path;
 use std::process::Command;
 
-/// Compiles `source` with the headers of `cuda` (the kernels' own folder, or a changed copy) to `library`.
+/// Compiles `source` with the headers of `cuda` (the kernels' own folder, or a changed copy) to `library`, optimised as
+/// `-O<level>` says.
 ///
 /// Misaligned accesses and local arrays out of bounds end in a trap. Products are not contracted to fused ones
 /// where the source does not say so, unlike nvcc's: what is equal to the bit must be written that way.
-pub fn compile(source: &Path, cuda: &Path, emulator: &Path, library: &Path) -> Result<(), String> {
+pub fn compile(
+    source: &Path,
+    cuda: &Path,
+    emulator: &Path,
+    library: &Path,
+    level: u32,
+) -> Result<(), String> {
     let mut gxx = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "g++".into()));
     // The emulator's headers first: its ptx.cuh stands in for the kernels'.
     gxx.arg("-I").arg(emulator).arg("-I").arg(cuda);
-    gxx.args([
-        "-x",
-        "c++",
-        "-std=c++17",
-        "-O2",
-        "-g1",
-        "-march=native",
-        "-fPIC",
-        "-shared",
-        "-fvisibility=hidden",
-    ]);
+    gxx.args(["-x", "c++", "-std=c++17", "-g1", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden"]);
+    gxx.arg(format!("-O{level}"));
     gxx.args(["-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fno-strict-aliasing"]);
     gxx.args(["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"]);
     gxx.args(["-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"]);

@@ -231,7 +231,8 @@ impl Inner {
         if let Some(log) = std::env::var_os("WELM_EMULATOR_LOG") {
             let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
             let line = format!("{} {} {}\n", kernel.name, grid.threads, grid.shared_bytes);
-            file.and_then(|mut file| file.write_all(line.as_bytes())).map_err(|e| Error::launch(kernel, e))?;
+            file.and_then(|mut file| file.write_all(line.as_bytes()))
+                .map_err(|e| Error::launch(kernel, e))?;
         }
         let stock = || Path::new(env!("WELM_EMULATOR_LIBRARIES")).join(format!("{}.so", kernel.file));
         let library = library(options.libraries.get(kernel.file).cloned().unwrap_or_else(stock))?;

@@ -44,6 +44,7 @@ DEVICE uint8_t *shared() { return state().shared; }
 
 DEVICE void sync_block() { barrier(0, state().n_threads); }
 DEVICE void sync_warp() {
+    emulator::show_copies();
     int nothing = 0;
     collective("sync_warp", nothing, [](int **) {});
 }
@@ -124,7 +125,8 @@ DEVICE float rsqrt(float x) { return 1.0f / sqrtf(x); }
 
 DEVICE uint4 load_stream(const void *global) { return *(const uint4 *)global; }
 
-// Takes effect at once, or when it is waited for.
+// Takes effect at once, when it is waited for, or at the next barrier: other threads may not rely on more, and that
+// the thread itself may is not made use of. Collectives that only exchange values are no barriers.
 DEVICE void cp_async_16(void *to, const void *global, bool valid = true) {
     emulator::check_shared(to, 16, 16, "cp.async");
     if ((uintptr_t)global % 16 != 0 && valid) fail("cp.async from an address that is not aligned to 16");
@@ -140,7 +142,10 @@ DEVICE void cp_async_commit() {
 template <int N> DEVICE void cp_async_wait() {
     emulator::Fiber &fiber = *state().current;
     while (fiber.groups.size() > N) {
-        for (const emulator::Copy &copy : fiber.groups.front()) copy.run();
+        for (const emulator::Copy &copy : fiber.groups.front()) {
+            if (state().random.coin()) copy.run();
+            else fiber.unseen.push_back(copy);
+        }
         fiber.groups.pop_front();
     }
 }
@@ -232,8 +237,12 @@ struct alignas(64) TensorMap {
 };
 
 DEVICE BarrierState &barrier_state(Barrier *b) {
-    for (BarrierState *known : state().mbarriers)
-        if (known == (BarrierState *)b) return *known;
+    const std::vector<BarrierState *> &known = state().mbarriers;
+    for (size_t i = 0; i < known.size(); ++i) {
+        if (known[i] != (BarrierState *)b) continue;
+        if (i >= state().n_fenced) fail("an mbarrier without a fence since it was initialised");
+        return *known[i];
+    }
     fail("an mbarrier that is not initialised");
 }
 DEVICE void barrier_step(Barrier *b) {
@@ -252,12 +261,13 @@ DEVICE void barrier_init(Barrier *b, int arrivals) {
     *(BarrierState *)b = {0, (uint32_t)arrivals, (uint32_t)arrivals, 0};
     state().mbarriers.push_back((BarrierState *)b);
 }
-DEVICE void barrier_init_fence() {}
+DEVICE void barrier_init_fence() { state().n_fenced = state().mbarriers.size(); }
 DEVICE void barrier_arrive(Barrier *b) {
     BarrierState &s = barrier_state(b);
     if (s.pending == 0) fail("an mbarrier has more arrivals than it expects");
     --s.pending;
     barrier_step(b);
+    emulator::pause();
 }
 DEVICE void barrier_expect(Barrier *b, uint32_t bytes) {
     barrier_state(b).bytes += (int32_t)bytes;

@@ -4,7 +4,8 @@
 //
 // - Whenever a fiber waits, the next one is drawn from all that can run, from a seed; so are the order of the
 //   blocks and the moment at which an asynchronous copy or product takes effect, anywhere between its start and the
-//   wait for it. A missing barrier, or a read before the wait, gives wrong numbers under some seed.
+//   wait for it (cp.async: the barrier after the wait). A missing barrier, or a read before the wait, gives wrong
+//   numbers under some seed.
 // - Shared memory is poisoned before each block, ends at an inaccessible page, and is watched behind its end.
 // - Device buffers lie between inaccessible pages (mod.rs): an access outside of them ends the launch with an
 //   error, as do a deadlock, lanes of a warp that meet in different collectives, a misaligned access, and rules of
@@ -76,6 +77,7 @@ struct Fiber {
     const char *waits_for;             // null if it can run
     std::vector<Copy> copies;          // cp.async, not committed
     std::deque<std::vector<Copy>> groups;
+    std::vector<Copy> unseen;          // waited for, before a barrier
 };
 
 // One wgmma of one warp.
@@ -134,6 +136,7 @@ struct State {
     Warp warps[MAX_THREADS / WARP];
     NamedBarrier barriers[N_BARRIERS];
     std::vector<BarrierState *> mbarriers;  // initialised ones
+    size_t n_fenced = 0;                    // of them with a fence behind
     std::vector<Transfer> transfers;
     std::vector<Fiber *> runnable;
     Fiber *current = nullptr;
@@ -254,6 +257,7 @@ inline void run_block(Index block) {
 
     memset(s.barriers, 0, sizeof(s.barriers));
     s.mbarriers.clear();
+    s.n_fenced = 0;
     s.transfers.clear();
     s.runnable.clear();
     for (uint32_t w = 0; w < s.n_threads / WARP; ++w) {
@@ -269,6 +273,7 @@ inline void run_block(Index block) {
         fiber.thread = {i, 0, 0};
         fiber.copies.clear();
         fiber.groups.clear();
+        fiber.unseen.clear();
         uint8_t *stack = s.stacks + i * STACK_BYTES;
 #if defined(__x86_64__)
         // Apart by odd numbers of cache lines: at the same offset, all would compete for the same few sets.
@@ -422,6 +427,13 @@ template <typename Args, typename Run> inline void collective(const char *name, 
     pause();
 }
 
+// What the thread has waited for is there for all from here on.
+inline void show_copies() {
+    Fiber &fiber = *state().current;
+    for (const Copy &copy : fiber.unseen) copy.run();
+    fiber.unseen.clear();
+}
+
 // With `wait` false the thread is counted, and goes on.
 inline void barrier(uint32_t id, uint32_t threads, bool wait = true) {
     State &s = state();
@@ -433,6 +445,7 @@ inline void barrier(uint32_t id, uint32_t threads, bool wait = true) {
         "barrier 0", "barrier 1", "barrier 2",  "barrier 3",  "barrier 4",  "barrier 5",  "barrier 6",  "barrier 7",
         "barrier 8", "barrier 9", "barrier 10", "barrier 11", "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
     barrier.expected = threads;
+    show_copies();
     if (++barrier.arrived < threads) return wait ? wait_for(NAMES[id]) : pause();
     barrier.arrived = 0;
     for (uint32_t i = 0; i < s.n_threads; ++i)

@@ -19,8 +19,10 @@ const UNTOUCHED: f32 = -77.0;
 const ROWS_OF_X: [usize; 10] = [1, 7, 8, 9, 16, 17, 33, 64, 65, 150];
 
 /// All checks.
-pub fn check(device: &Device) {
+#[cfg(feature = "gpu")]
+pub(crate) fn check(device: &Device) {
     few_and_tiles(device);
+    weights_alone(device);
     shapes(device);
     functions(device);
     int8_activations(device);
@@ -198,7 +200,7 @@ fn assert_close(w: &Plain, x: &Rows, first: usize, sums: &[f32], relative: f64, 
 }
 
 /// Exact sums of one matrix and all sizes of x: the formula, and the same bits from every kernel.
-pub fn few_and_tiles(device: &Device) {
+pub(crate) fn few_and_tiles(device: &Device) {
     for kind in KINDS {
         let w = Plain::new(device, kind, (200, 330), RowOrder::Plain, true, 0.2);
         let x = Rows::new(device, 150, kind.width(330), 2.0);
@@ -219,8 +221,28 @@ pub fn few_and_tiles(device: &Device) {
     }
 }
 
+/// Every weight by itself, from rows of x with a single one: what is small beside a sum is not beside a weight.
+pub(crate) fn weights_alone(device: &Device) {
+    for kind in KINDS {
+        let w = Plain::new(device, kind, (140, 130), RowOrder::Plain, false, 0.2);
+        let (n, k) = (w.width, w.weight.k());
+        let one = |i: usize| if i / k == i % k { bf16::ONE } else { bf16::ZERO };
+        let values: Vec<bf16> = (0..n * k).map(one).collect();
+        let x = Rows { n, k, buffer: device.upload(&values).unwrap(), values };
+        for (method, relative) in [(Arithmetic::Exact, 1e-7), (Arithmetic::Fast, 1.0 / 256.0)] {
+            let sums = run_f32(device, kind.input(&x), 0..n, &w, method);
+            for (i, &got) in sums.iter().enumerate() {
+                let (row, col) = (i % w.rows, i / w.rows);
+                let want = w.values[row * w.width + col];
+                let close = (f64::from(got) - want).abs() <= want.abs() * relative;
+                assert!(close, "{kind:?} {method:?}, row {row}, column {col}: {got} for {want}");
+            }
+        }
+    }
+}
+
 /// Odd and small matrices, large and small values; residuals.
-pub fn shapes(device: &Device) {
+pub(crate) fn shapes(device: &Device) {
     for kind in KINDS {
         for (rows, cols) in [(1, 1), (16, 32), (97, 33), (129, 64), (40, 1030), (256, 128), (130, 577)] {
             for (n, size) in [(1, 1.0), (5, 1e-3), (12, 1e4), (40, 1.0), (130, 1.0)] {
@@ -243,7 +265,7 @@ pub fn shapes(device: &Device) {
 }
 
 /// Every function, rounded to bf16, with zeros behind the result.
-pub fn functions(device: &Device) {
+pub(crate) fn functions(device: &Device) {
     let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x / 2f64.sqrt()));
     let gelu_tanh = |x: f64| {
         let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
@@ -298,7 +320,7 @@ fn position(c: usize) -> usize {
 }
 
 /// int8 activations: the product of what they stand for.
-pub fn int8_activations(device: &Device) {
+pub(crate) fn int8_activations(device: &Device) {
     for (rows, cols, n) in [(40, 32, 1), (130, 200, 17), (128, 128, 64), (300, 640, 70), (128, 1000, 140)] {
         let w = Plain::new(device, Kind::Int8, (rows, cols), RowOrder::Plain, true, 0.2);
         let x = Rows::new(device, n, cols, 3.0);
@@ -332,7 +354,7 @@ pub fn int8_activations(device: &Device) {
 }
 
 /// [`Packed::rotated`] against its definition: `H[i][j] = (-1)^(ones in i & j) / 8` for each 64 columns.
-pub fn rotated_weights() {
+pub(crate) fn rotated_weights() {
     let mut random = Random::new(4);
     for (rows, cols, order) in [
         (1, 1, RowOrder::Plain),
@@ -417,7 +439,7 @@ impl Int8Rows {
 }
 
 /// Rotated int8 activations: one exact sum, to the bit; the same from every kernel.
-pub fn rotated_int8(device: &Device) {
+pub(crate) fn rotated_int8(device: &Device) {
     for (rows, cols, n) in
         [(40, 32, 1), (130, 200, 17), (128, 128, 64), (300, 1150, 70), (128, 1000, 140), (100, 300, 261)]
     {
@@ -464,7 +486,7 @@ pub fn rotated_int8(device: &Device) {
 }
 
 /// The largest sum of rotated int8 that there is.
-pub fn largest_sum(device: &Device) {
+pub(crate) fn largest_sum(device: &Device) {
     let k = 131_072;
     let packed = Packed::Rotated { q: vec![127; 128 * k], scale: vec![1.0; 128] };
     let weight = Weight::upload(device, 1, k, RowOrder::Plain, &packed, None).unwrap();
@@ -477,7 +499,7 @@ pub fn largest_sum(device: &Device) {
 
 /// A rotation changes nothing but the rounding: against the product of what was there before, with columns that are
 /// large on one side. Both epilogues, rows of both forms of activations in one buffer.
-pub fn rotated_is_the_same(device: &Device) {
+pub(crate) fn rotated_is_the_same(device: &Device) {
     for (rows, cols, order) in [(96, 300, RowOrder::Plain), (150, 512, RowOrder::Gated)] {
         let (n, first_generated) = (40, 33);
         let mut random = Random::new(cols as u64);
@@ -538,7 +560,7 @@ fn operand(result: Result<(), Error>) -> &'static str {
 }
 
 /// What the launcher refuses.
-pub fn errors(device: &Device) {
+pub(crate) fn errors(device: &Device) {
     let w = Plain::new(device, Kind::Int8, (100, 60), RowOrder::Plain, false, 1.0).weight;
     let wide = Plain::new(device, Kind::Bf16, (100, 60), RowOrder::Plain, false, 1.0).weight;
     let gated = Plain::new(device, Kind::Int8, (100, 60), RowOrder::Gated, false, 1.0).weight;

@@ -9,7 +9,6 @@ mod random;
 mod rope;
 mod sample;
 
-use welm_kernels::Device;
 use welm_tests::emulator::Emulator;
 
 /// A test of one kernel file on one kind of device.
@@ -24,6 +23,7 @@ macro_rules! on_devices {
 
 on_devices! {
     gemm_rows_sm80, (8, 0), gemm::few_and_tiles;
+    gemm_weights_alone_sm80, (8, 0), gemm::weights_alone;
     gemm_shapes_sm80, (8, 0), gemm::shapes;
     gemm_functions_sm80, (8, 0), gemm::functions;
     gemm_int8_sm80, (8, 0), gemm::int8_activations;
@@ -32,6 +32,7 @@ on_devices! {
     gemm_rotated_is_the_same_sm80, (8, 0), gemm::rotated_is_the_same;
     gemm_errors_sm80, (8, 0), gemm::errors;
     gemm_rows_sm90, (9, 0), gemm::few_and_tiles;
+    gemm_weights_alone_sm90, (9, 0), gemm::weights_alone;
     gemm_shapes_sm90, (9, 0), gemm::shapes;
     gemm_functions_sm90, (9, 0), gemm::functions;
     gemm_int8_sm90, (9, 0), gemm::int8_activations;
@@ -52,16 +53,29 @@ fn gemm_rotated_weights() {
     gemm::rotated_weights();
 }
 
-/// The same on a real device.
+/// The same on a real device, which `WELM_TEST_GPU` names; `benches/gpu/run` runs them one at a time.
 #[cfg(feature = "gpu")]
-#[test]
-fn gpu() {
-    let ordinal = std::env::var("WELM_TEST_GPU").expect("WELM_TEST_GPU is the number of a device");
-    let device = Device::open(ordinal.parse().expect("a number")).expect("the device opens");
-    println!("{device:?}");
-    gemm::check(&device);
-    norm::check(&device);
-    rope::check(&device);
-    sample::check(&device);
-    attention::check(&device);
+mod gpu {
+    use welm_kernels::Device;
+
+    macro_rules! on_gpu {
+        ($($name:ident;)*) => {$(
+            #[test]
+            #[ignore = "needs a GPU"]
+            fn $name() {
+                let ordinal = std::env::var("WELM_TEST_GPU").expect("WELM_TEST_GPU is the number of a device");
+                let device = Device::open(ordinal.parse().expect("a number")).expect("the device opens");
+                println!("{device:?}");
+                crate::$name::check(&device);
+            }
+        )*};
+    }
+
+    on_gpu! {
+        attention;
+        gemm;
+        norm;
+        rope;
+        sample;
+    }
 }

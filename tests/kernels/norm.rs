@@ -19,7 +19,7 @@ const UNTOUCHED_Q: i8 = -128;
 const UNTOUCHED_SCALE: f32 = -1.0;
 
 /// All checks.
-pub fn check(device: &Device) {
+pub(crate) fn check(device: &Device) {
     formulas(device);
     magnitudes(device);
     neighbours(device);
@@ -263,7 +263,7 @@ impl Case {
 }
 
 /// Both norms at all dims, with and without a bias, gathered rows, wider strides.
-pub fn formulas(device: &Device) {
+pub(crate) fn formulas(device: &Device) {
     for dim in DIMS {
         for layernorm in [false, true] {
             let mut case = Case::new(dim, 3, layernorm, 3.0, 0.5);
@@ -290,7 +290,7 @@ pub fn formulas(device: &Device) {
 }
 
 /// Large and small values, a mean that dwarfs the variance, zeros, NaN.
-pub fn magnitudes(device: &Device) {
+pub(crate) fn magnitudes(device: &Device) {
     for dim in [5, 64, 1100] {
         for (size, mean) in [(1e16, 0.0), (1e-12, 0.0), (1.0, 3000.0), (1e-3, -200.0)] {
             for layernorm in [false, true] {
@@ -321,7 +321,7 @@ pub fn magnitudes(device: &Device) {
 }
 
 /// The bits of a row do not depend on the other rows.
-pub fn neighbours(device: &Device) {
+pub(crate) fn neighbours(device: &Device) {
     for layernorm in [false, true] {
         let case = Case::new(333, 40, layernorm, 2.0, 1.0);
         let all = run(device, &case, None, 0..40, 384);
@@ -333,7 +333,7 @@ pub fn neighbours(device: &Device) {
 }
 
 /// Some rows of many: they go where all would.
-pub fn ranges(device: &Device) {
+pub(crate) fn ranges(device: &Device) {
     let case = Case::new(100, 9, true, 2.0, 1.0);
     let source: Vec<u32> = vec![8, 0, 3, 3, 1, 7];
     let (all, gathered) = (run(device, &case, None, 0..9, 128), run(device, &case, Some(&source), 0..6, 128));
@@ -361,7 +361,7 @@ fn convert(device: &Device, x: &[bf16], rows: Range<usize>, stride: usize) -> Fo
 }
 
 /// [`quantize`] and [`rotate`]: random rows, ties, zeros, the largest and the smallest numbers.
-pub fn conversions(device: &Device) {
+pub(crate) fn conversions(device: &Device) {
     let mut random = Random::new(1);
     for (n, stride) in [(1, 64), (3, 64), (2, 192), (5, 1024), (1, 4160), (33, 128)] {
         let plain = random.bf16s(n * stride, 4.0);
@@ -411,7 +411,7 @@ pub fn conversions(device: &Device) {
 }
 
 /// A rotation against the matrix in f64: `H[i][j] = (-1)^(ones in i & j) / 8`, its own inverse.
-pub fn rotation(device: &Device) {
+pub(crate) fn rotation(device: &Device) {
     let mut random = Random::new(3);
     for (n, stride) in [(1, 64), (3, 320), (1, 2176)] {
         let mut x = random.bf16s(n * stride, 2.0);
@@ -446,7 +446,7 @@ pub fn rotation(device: &Device) {
 }
 
 /// [`embed`]: tables of both kinds, all rows, odd dims.
-pub fn embedding(device: &Device) {
+pub(crate) fn embedding(device: &Device) {
     let mut random = Random::new(2);
     for (vocab, dim) in [(1usize, 1usize), (130, 3), (17, 64), (40, 65), (9, 1030), (256, 96)] {
         let (rows, groups) = (vocab.next_multiple_of(128), dim.next_multiple_of(128) / GROUP);
@@ -499,7 +499,7 @@ fn operand(result: Result<(), Error>) -> &'static str {
 }
 
 /// What the launchers refuse.
-pub fn errors(device: &Device) {
+pub(crate) fn errors(device: &Device) {
     let f32s = |len| device.zeros::<f32>(len).unwrap();
     let u32s = |len| device.zeros::<u32>(len).unwrap();
     let bf16s = |len| device.zeros::<bf16>(len).unwrap();

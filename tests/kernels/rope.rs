@@ -14,7 +14,7 @@ const UNTOUCHED: u16 = 0x7fc1;
 const NOWHERE: u32 = u32::MAX;
 
 /// All checks.
-pub fn check(device: &Device) {
+pub(crate) fn check(device: &Device) {
     let [half, interleaved] = [Pairing::HalfSplit, Pairing::Interleaved];
     for (n, heads, kv_heads, head_dim, rotary_dim) in [
         (1, 1, 1, 64, 64),

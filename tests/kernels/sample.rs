@@ -13,16 +13,17 @@ const INF: f32 = f32::INFINITY;
 const VOCABS: [usize; 15] = [1, 2, 31, 33, 63, 64, 65, 511, 513, 1024, 1025, 8191, 8192, 8193, 20_001];
 
 /// All checks.
-pub fn check(device: &Device) {
+pub(crate) fn check(device: &Device) {
     sizes(device);
     neighbours(device);
     odd_values(device);
     draws(device);
+    edges(device);
     errors(device);
 }
 
 /// [`argmax`] and [`top_k`] of all kinds of logits.
-pub fn sizes(device: &Device) {
+pub(crate) fn sizes(device: &Device) {
     let mut random = Random::new(5);
     for (i, vocab) in VOCABS.into_iter().enumerate() {
         for kind in 0..KINDS {
@@ -111,7 +112,7 @@ fn assert_log_sum(row: &[f32], got: f32, what: &str) {
 }
 
 /// The bits of a row do not depend on the other rows.
-pub fn neighbours(device: &Device) {
+pub(crate) fn neighbours(device: &Device) {
     let (n, vocab, k) = (9, 8300, 20);
     let logits = Random::new(6).f32s(n * vocab, 9.0);
     let run = |logits: &[f32], n| {
@@ -128,7 +129,7 @@ pub fn neighbours(device: &Device) {
 }
 
 /// Rows of nothing, infinities, the smallest numbers; the drawn token is always one that can be.
-pub fn odd_values(device: &Device) {
+pub(crate) fn odd_values(device: &Device) {
     let nothing = vec![f32::NAN, -INF, f32::NAN, -INF];
     let rows = [
         nothing,
@@ -146,6 +147,10 @@ pub fn odd_values(device: &Device) {
         (row[5], row[1029], row[2053]) = ([f32::MAX, INF][i], [INF, f32::MAX][i], INF);
     }
     rows_of(device, &mixed, &[2], "infinities");
+    // Chunks with nothing in them, beside one with something.
+    let mut sparse = [vec![-INF; 3 * 8192], vec![f32::NAN; 3 * 8192]];
+    (sparse[0][8192], sparse[0][9000], sparse[1][0]) = (-3.0, 2.0, 1.0);
+    rows_of(device, &sparse, &[3], "empty chunks");
     let n = rows.len();
     let logits = device.upload(&rows.concat()).unwrap();
     let mut top = TopK::new(device, n, 4, 4).unwrap();
@@ -203,7 +208,7 @@ fn drawn(row: &[f32], k: usize, s: &Sampling, blur: f64) -> Vec<u32> {
 }
 
 /// [`sample_top`]: every combination of options, many rows at once, and the frequencies.
-pub fn draws(device: &Device) {
+pub(crate) fn draws(device: &Device) {
     let mut random = Random::new(7);
     for (vocab, k) in [(3, 5), (40, 1), (100, 33), (300, 64), (64, 64)] {
         let n = 101;
@@ -227,7 +232,23 @@ pub fn draws(device: &Device) {
         }
         assert!(exact * 100 >= n * 95, "{exact} of {n}");
     }
-    // Exact edges: weights 1, 1, 1, 1.
+    // Frequencies.
+    let row: Vec<f32> = (0..10).map(|i| (i * 7 % 10) as f32 * 0.3).collect();
+    let n = 400;
+    let s = |i| Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, uniform: (i as f32 + 0.5) / n as f32 };
+    let tokens = draw(device, &vec![row.clone(); n], 16, &(0..n).map(s).collect::<Vec<_>>());
+    let weights: Vec<f64> = row.iter().map(|&x| f64::from(x).exp()).collect();
+    for (token, weight) in weights.iter().enumerate() {
+        // Evenly spread numbers: every share is met up to one draw at either end.
+        let count = tokens.iter().filter(|&&t| t == token as u32).count() as f64;
+        let want = weight / weights.iter().sum::<f64>() * n as f64;
+        assert!((count - want).abs() <= 1.01, "{token}: {count} for {want}");
+    }
+}
+
+/// [`sample_top`] where a sum meets its bound exactly.
+pub(crate) fn edges(device: &Device) {
+    // Weights 1, 1, 1, 1.
     let flat = vec![0.0; 4];
     for (top_p, uniform, want) in
         [(1.0, 0.0, 0), (1.0, 0.24, 0), (1.0, 0.25, 1), (1.0, 0.99, 3), (0.5, 0.99, 1), (0.51, 0.99, 2)]
@@ -240,18 +261,6 @@ pub fn draws(device: &Device) {
     for (uniform, want) in [(0.99, 31), (0.5, 16)] {
         let s = Sampling { temperature: 1.0, top_p: 0.5, top_k: 0, uniform };
         assert_eq!(draw(device, std::slice::from_ref(&flat), 64, &[s]), [want], "{s:?}");
-    }
-    // Frequencies.
-    let row: Vec<f32> = (0..10).map(|i| (i * 7 % 10) as f32 * 0.3).collect();
-    let n = 400;
-    let s = |i| Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, uniform: (i as f32 + 0.5) / n as f32 };
-    let tokens = draw(device, &vec![row.clone(); n], 16, &(0..n).map(s).collect::<Vec<_>>());
-    let weights: Vec<f64> = row.iter().map(|&x| f64::from(x).exp()).collect();
-    for (token, weight) in weights.iter().enumerate() {
-        // Evenly spread numbers: every share is met up to one draw at either end.
-        let count = tokens.iter().filter(|&&t| t == token as u32).count() as f64;
-        let want = weight / weights.iter().sum::<f64>() * n as f64;
-        assert!((count - want).abs() <= 1.01, "{token}: {count} for {want}");
     }
 }
 

@@ -23,22 +23,6 @@ constexpr int THREADS = 32 * WARPS;
 
 // ---- prefill --------------------------------------------------------------------------------------------
 
-// `n_rows` rows of one sequence, from row `first_row` on, at positions `first_pos`..
-struct Span {
-    uint32_t first_row, n_rows, first_pos, table_start, reserved;
-};
-
-struct PrefillParams {
-    const uint16_t *qkv, *k, *v;
-    const uint32_t *block_tables;
-    const Span *spans;
-    const uint32_t *tiles;  // (n_tiles, 2): a span, and the first of up to 64 of its rows, from 0
-    uint16_t *out;
-    uint32_t qkv_stride, out_stride, n_rows, table_len, n_blocks, n_spans;
-    uint32_t n_heads, n_kv_heads, window;
-    float c;
-};
-
 // Block (head, tile): 64 rows, 16 to a warp. A step is 64 keys, four cache blocks; while one is computed the
 // next is copied, warp w copying its cache block w. Shared memory: 2 stages of K, V (64 keys, HD) bf16.
 template <int HD> DEVICE void prefill(const PrefillParams &p) {
@@ -47,18 +31,11 @@ template <int HD> DEVICE void prefill(const PrefillParams &p) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t head = blockIdx.x, kv_head = head / (p.n_heads / p.n_kv_heads);
 
-    // Rows row..row + n - 1 at positions from pos on, within the buffers whatever spans and tiles hold.
-    const uint32_t span_index = p.tiles[2 * blockIdx.y], row_in_span = p.tiles[2 * blockIdx.y + 1];
-    if (span_index >= p.n_spans) return;
-    const Span span = p.spans[span_index];
-    if (span.first_row >= p.n_rows) return;
-    const uint32_t span_rows = min(span.n_rows, p.n_rows - span.first_row);
-    if (row_in_span >= span_rows) return;
-    const uint32_t n = min(ROWS, span_rows - row_in_span);
-    const uint32_t row = span.first_row + row_in_span, pos = span.first_pos + row_in_span;
-    const Keys keys = {seen_from(pos, p.window).first, pos + n - 1};
-    if (keys.last < pos || !in_tables(span.table_start, keys.last, p.table_len)) return;
-    const uint32_t first_step = keys.first / STEP, last_step = keys.last / STEP;
+    Tile tile;
+    if (!find_tile<ROWS, STEP>(p, tile)) return;
+    const uint32_t row = tile.row, n = tile.n, pos = tile.pos;
+    const Keys keys = tile.keys;
+    const uint32_t first_step = tile.first_step, last_step = tile.last_step;
 
     // Of these the warp's own, at first_pos..last_pos; a lane's are g and g + 8.
     const uint32_t warp_row = 16 * warp, lane_row = warp_row + lane / 4;
@@ -81,7 +58,7 @@ template <int HD> DEVICE void prefill(const PrefillParams &p) {
         if (index == first_step || index % 32 == 0) {
             const uint32_t block = WARPS * (index / 32 * 32 + lane) + warp;
             const bool used = keys.first / BLOCK_KEYS <= block && block <= keys.last / BLOCK_KEYS;
-            entries = used ? p.block_tables[span.table_start + block] : 0;
+            entries = used ? p.block_tables[tile.table_start + block] : 0;
         }
         const uint32_t block = cache_block(ptx::shfl(entries, index % 32), p.n_blocks);
         const size_t at = ((size_t)block * p.n_kv_heads + kv_head) * (BLOCK_KEYS * HD);

@@ -195,6 +195,49 @@ template <int HD> DEVICE void finish(Rows<HD> &rows) {
     }
 }
 
+// ---- tiles of prefill -----------------------------------------------------------------------------------
+
+// `n_rows` rows of one sequence, from row `first_row` on, at positions `first_pos`..
+struct Span {
+    uint32_t first_row, n_rows, first_pos, table_start, reserved;
+};
+
+struct PrefillParams {
+    const uint16_t *qkv, *k, *v;
+    const uint32_t *block_tables;
+    const Span *spans;
+    const uint32_t *tiles;  // (n_tiles, 2): a span, and the first of its rows, from 0
+    uint16_t *out;
+    uint32_t qkv_stride, out_stride, n_rows, table_len, n_blocks, n_spans;
+    uint32_t n_heads, n_kv_heads, window;
+    float c;
+};
+
+// Rows row..row + n - 1, at positions from pos on; what they see, and the steps it lies in.
+struct Tile {
+    uint32_t row, n, pos, table_start;
+    Keys keys;
+    uint32_t first_step, last_step;
+};
+
+// False if it does not lie within the buffers, whatever spans and tiles hold.
+template <uint32_t ROWS, uint32_t STEP> DEVICE bool find_tile(const PrefillParams &p, Tile &tile) {
+    const uint32_t span_index = p.tiles[2 * blockIdx.y], row_in_span = p.tiles[2 * blockIdx.y + 1];
+    if (span_index >= p.n_spans) return false;
+    const Span span = p.spans[span_index];
+    if (span.first_row >= p.n_rows) return false;
+    const uint32_t span_rows = min(span.n_rows, p.n_rows - span.first_row);
+    if (row_in_span >= span_rows) return false;
+    tile.n = min(ROWS, span_rows - row_in_span);
+    tile.row = span.first_row + row_in_span;
+    tile.pos = span.first_pos + row_in_span;
+    tile.table_start = span.table_start;
+    tile.keys = {seen_from(tile.pos, p.window).first, tile.pos + tile.n - 1};
+    tile.first_step = tile.keys.first / STEP;
+    tile.last_step = tile.keys.last / STEP;
+    return tile.keys.last >= tile.pos && in_tables(span.table_start, tile.keys.last, p.table_len);
+}
+
 // ---- parts of a row -------------------------------------------------------------------------------------
 
 // 4 columns of a row and its sum, merged from parts with maxima of their own: each is added with a factor of

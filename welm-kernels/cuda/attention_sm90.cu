@@ -33,53 +33,11 @@ constexpr uint32_t ROW_BYTES = 128, BLOCK_BYTES = BLOCK_KEYS * ROW_BYTES, PIECE_
 // Where no row of a tensor map is, for 16 rows on.
 constexpr int NOWHERE = -(int)BLOCK_KEYS;
 
-// As in attention.cu.
-struct Span {
-    uint32_t first_row, n_rows, first_pos, table_start, reserved;
-};
-
-// As in attention.cu; k and v are not used here.
-struct PrefillParams {
-    const uint16_t *qkv, *k, *v;
-    const uint32_t *block_tables;
-    const Span *spans;
-    const uint32_t *tiles;  // (n_tiles, 2): a span, and the first of up to 128 of its rows, from 0
-    uint16_t *out;
-    uint32_t qkv_stride, out_stride, n_rows, table_len, n_blocks, n_spans;
-    uint32_t n_heads, n_kv_heads, window;
-    float c;
-};
-
 struct Sm90Params {
     ptx::TensorMap k, v;   // (n_blocks * n_kv_heads * 16, head_dim) bf16, in boxes (16, 64)
     ptx::TensorMap v_row;  // v in boxes (1, 64)
-    PrefillParams p;
+    PrefillParams p;       // of which k and v are not used
 };
-
-// Rows row..row + n - 1, at positions from pos on; what they see, and the steps it lies in.
-struct Tile {
-    uint32_t row, n, pos, table_start;
-    Keys keys;
-    uint32_t first_step, last_step;
-};
-
-// False if it does not lie within the buffers, whatever spans and tiles hold.
-DEVICE bool find_tile(const PrefillParams &p, Tile &tile) {
-    const uint32_t span_index = p.tiles[2 * blockIdx.y], row_in_span = p.tiles[2 * blockIdx.y + 1];
-    if (span_index >= p.n_spans) return false;
-    const Span span = p.spans[span_index];
-    if (span.first_row >= p.n_rows) return false;
-    const uint32_t span_rows = min(span.n_rows, p.n_rows - span.first_row);
-    if (row_in_span >= span_rows) return false;
-    tile.n = min(ROWS, span_rows - row_in_span);
-    tile.row = span.first_row + row_in_span;
-    tile.pos = span.first_pos + row_in_span;
-    tile.table_start = span.table_start;
-    tile.keys = {seen_from(tile.pos, p.window).first, tile.pos + tile.n - 1};
-    tile.first_step = tile.keys.first / STEP;
-    tile.last_step = tile.keys.last / STEP;
-    return tile.keys.last >= tile.pos && in_tables(span.table_start, tile.keys.last, p.table_len);
-}
 
 // ---- shared memory --------------------------------------------------------------------------------------
 
@@ -326,7 +284,7 @@ template <int HD> DEVICE void consume(const PrefillParams &p, const Tile &tile, 
 
 template <int HD> DEVICE void prefill(const Sm90Params &all) {
     Tile tile;
-    if (!find_tile(all.p, tile)) return;
+    if (!find_tile<ROWS, STEP>(all.p, tile)) return;
     if (threadIdx.x == 0) {
         Barriers &barriers = Shared<HD>::barriers();
         const int warps = tile.n > GROUP_ROWS ? CONSUMERS / 32 : CONSUMERS / GROUPS / 32;
