@@ -4,8 +4,8 @@
 //! A buffer lies between inaccessible pages, its end flush with the second one to within 15 bytes, so that an
 //! access outside of it is caught; that is why, unlike on a GPU, it is aligned to 16 bytes only. Fresh memory is NaN
 //! (as f32 and as bf16). What CUDA refuses while a graph is recorded is refused here. Faults can be planned, to see
-//! what an engine does with them. With
-//! `WELM_EMULATOR_LOG=<file>` each launch adds a line there: kernel, threads and bytes of shared memory of a block.
+//! what an engine does with them. With `WELM_EMULATOR_LOG=<file>` each launch adds a line there: kernel, threads and
+//! bytes of shared memory of a block.
 
 pub mod compile;
 

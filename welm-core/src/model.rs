@@ -2,9 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -24,10 +22,9 @@ use crate::kv_cache::KvCache;
 use crate::options::{Activations, CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
 use crate::output::{Choice, FinishReason, Generation, Piece, Score, Usage};
 use crate::sampler::SamplerParams;
-use crate::tokenizer::{GgufVocab, Tokenizer};
+use crate::tokenizer::Tokenizer;
 use crate::transformer::{Scratch, Weights};
-use crate::weights::gguf::Gguf;
-use crate::weights::load::Source;
+use crate::weights::load::{Opened, Source, open};
 
 /// A prompt: text, or tokens as they are.
 #[derive(Debug, Clone, Copy)]
@@ -87,47 +84,11 @@ struct Inner {
     description: String,
 }
 
-/// An opened file or folder: tensors and tokenizer.
-struct Opened {
-    source: Source,
-    tokenizer: Option<Tokenizer>,
-}
-
-fn open(path: &Path, with_tokenizer: bool) -> Result<Opened> {
-    let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if metadata.is_dir() {
-        let source = Source::open(path, None)?;
-        let file = path.join("tokenizer.json");
-        let wanted = with_tokenizer && file.is_file();
-        let tokenizer = wanted.then(|| Tokenizer::from_json_file(&file)).transpose()?;
-        return Ok(Opened { source, tokenizer });
-    }
-    let mut magic = [0; 4];
-    let read = File::open(path).and_then(|mut f| f.read_exact(&mut magic));
-    if read.is_err() || &magic != b"GGUF" {
-        return Err(Error::file(path, "expected a folder with config.json and safetensors, or a GGUF file"));
-    }
-    let gguf = Gguf::open(path)?;
-    let source = Source::open(path, Some(&gguf))?;
-    let tokenizer = with_tokenizer.then(|| Tokenizer::from_gguf(gguf_vocab(&gguf)?)).transpose()?;
-    Ok(Opened { source, tokenizer })
-}
-
-/// Memory of the device, if the model can run there as asked and fits.
-#[cfg(feature = "kernels")]
-fn plan_cuda(source: &Source, options: &LoadOptions, device: &welm_kernels::Device) -> Result<Estimate> {
-    Cuda::check(&source.config, options)?;
-    let estimate = Estimate::of_source::<Cuda>(source, options)?;
-    let free = device.free_bytes()?;
-    estimate.check(Some(options.memory_limit.map_or(free, |limit| limit.min(free))))?;
-    Ok(estimate)
-}
-
 /// The first device, if it can run this model as asked.
 #[cfg(feature = "kernels")]
 fn cuda_for(source: &Source, options: &LoadOptions) -> Result<welm_kernels::Device> {
     let device = welm_kernels::Device::open(0)?;
-    plan_cuda(source, options, &device)?;
+    Cuda::plan(source, options, &device)?;
     Ok(device)
 }
 
@@ -140,23 +101,6 @@ fn cuda_for(_source: &Source, _options: &LoadOptions) -> Result<std::convert::In
 fn no_cuda() -> Error {
     let reason = "this build has no CUDA backend; enable the feature `cuda`".into();
     Error::Unavailable { what: "cuda device".into(), reason }
-}
-
-fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
-    let id = |key: &str| Ok::<_, Error>(g.opt_u64(key)?.and_then(|x| u32::try_from(x).ok()));
-    let pre = g.opt_str("tokenizer.ggml.pre")?.unwrap_or("default").to_string();
-    Ok(GgufVocab {
-        model: g.str("tokenizer.ggml.model")?.to_string(),
-        tokens: g.str_array("tokenizer.ggml.tokens")?,
-        merges: g.str_array("tokenizer.ggml.merges")?,
-        token_types: g.opt_i64_array("tokenizer.ggml.token_type")?.unwrap_or_default(),
-        bos: id("tokenizer.ggml.bos_token_id")?,
-        eos: id("tokenizer.ggml.eos_token_id")?,
-        add_bos: g
-            .opt_bool("tokenizer.ggml.add_bos_token")?
-            .unwrap_or_else(|| GgufVocab::default_add_bos(&pre)),
-        pre,
-    })
 }
 
 impl Model {
@@ -227,7 +171,7 @@ impl Model {
         options: &LoadOptions,
         device: welm_kernels::Device,
     ) -> Result<Model> {
-        let estimate = plan_cuda(&opened.source, options, &device)?;
+        let estimate = Cuda::plan(&opened.source, options, &device)?;
         Self::start(path, opened, options, estimate, |config, limits| {
             Cuda::new(device, config, options, limits)
         })

@@ -5,10 +5,13 @@
 //! described as segments of rows of stored tensors, in the order the engine wants, so that float weights
 //! are used where they lie in the mapped file and nothing is copied to fuse or to reorder.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use crate::config::{Activation, ModelConfig, NormKind};
 use crate::error::{Error, Result};
+use crate::tokenizer::{GgufVocab, Tokenizer};
 use crate::weights::gguf::Gguf;
 use crate::weights::int8::{FORMAT, Packed};
 use crate::weights::{StoredTensor, TensorMap, safetensors};
@@ -268,6 +271,50 @@ impl Source {
         tensor.expect_shape(&[len])?;
         Ok(tensor.to_f32())
     }
+}
+
+/// An opened file or folder: tensors and tokenizer.
+pub(crate) struct Opened {
+    pub(crate) source: Source,
+    pub(crate) tokenizer: Option<Tokenizer>,
+}
+
+/// Opens what [`crate::Model::load`] takes.
+pub(crate) fn open(path: &Path, with_tokenizer: bool) -> Result<Opened> {
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if metadata.is_dir() {
+        let source = Source::open(path, None)?;
+        let file = path.join("tokenizer.json");
+        let wanted = with_tokenizer && file.is_file();
+        let tokenizer = wanted.then(|| Tokenizer::from_json_file(&file)).transpose()?;
+        return Ok(Opened { source, tokenizer });
+    }
+    let mut magic = [0; 4];
+    let read = File::open(path).and_then(|mut f| f.read_exact(&mut magic));
+    if read.is_err() || &magic != b"GGUF" {
+        return Err(Error::file(path, "expected a folder with config.json and safetensors, or a GGUF file"));
+    }
+    let gguf = Gguf::open(path)?;
+    let source = Source::open(path, Some(&gguf))?;
+    let tokenizer = with_tokenizer.then(|| Tokenizer::from_gguf(gguf_vocab(&gguf)?)).transpose()?;
+    Ok(Opened { source, tokenizer })
+}
+
+fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
+    let id = |key: &str| Ok::<_, Error>(g.opt_u64(key)?.and_then(|x| u32::try_from(x).ok()));
+    let pre = g.opt_str("tokenizer.ggml.pre")?.unwrap_or("default").to_string();
+    Ok(GgufVocab {
+        model: g.str("tokenizer.ggml.model")?.to_string(),
+        tokens: g.str_array("tokenizer.ggml.tokens")?,
+        merges: g.str_array("tokenizer.ggml.merges")?,
+        token_types: g.opt_i64_array("tokenizer.ggml.token_type")?.unwrap_or_default(),
+        bos: id("tokenizer.ggml.bos_token_id")?,
+        eos: id("tokenizer.ggml.eos_token_id")?,
+        add_bos: g
+            .opt_bool("tokenizer.ggml.add_bos_token")?
+            .unwrap_or_else(|| GgufVocab::default_add_bos(&pre)),
+        pre,
+    })
 }
 
 /// `layers.3.qkv` to `(3, "qkv")`; `embed` to `(0, "embed")`.

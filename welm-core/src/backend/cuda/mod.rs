@@ -29,10 +29,11 @@ use crate::config::{Activation, ModelConfig, NormKind, RopePairing};
 use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::engine::sequence::TOP;
 use crate::error::{Error, Result};
+use crate::estimate::Estimate;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::StoredType;
 use crate::weights::int8::Packed;
-use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part, Segment};
+use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part, Segment, Source};
 
 /// Rows of generated tokens that attention takes at a time: what its scratch is for.
 const DECODE_ROWS: usize = 64;
@@ -173,7 +174,7 @@ fn scratch_len(config: &ModelConfig, limits: Limits) -> usize {
 
 impl Cuda {
     /// Refuses what no kernel is written for.
-    pub(crate) fn check(config: &ModelConfig, options: &LoadOptions) -> Result<()> {
+    fn check(config: &ModelConfig, options: &LoadOptions) -> Result<()> {
         if ![64, 80, 96, 128].contains(&config.head_dim) {
             let reason = format!("cuda attention is written for 64, 80, 96 and 128, not {}", config.head_dim);
             return Err(Error::config("head_dim", reason));
@@ -182,6 +183,15 @@ impl Cuda {
             return Err(Error::option("cache_dtype", "the cache is bf16 on cuda, got f32"));
         }
         Ok(())
+    }
+
+    /// Memory of the device, if the model can run there as asked and fits.
+    pub(crate) fn plan(source: &Source, options: &LoadOptions, device: &Device) -> Result<Estimate> {
+        Self::check(&source.config, options)?;
+        let estimate = Estimate::of_source::<Cuda>(source, options)?;
+        let free = device.free_bytes()?;
+        estimate.check(Some(options.memory_limit.map_or(free, |limit| limit.min(free))))?;
+        Ok(estimate)
     }
 
     /// Takes the device, and allocates what the arithmetic needs beside the buffers.
