@@ -60,8 +60,8 @@ pub enum Activations {
     /// 8 bits, one scale per 32 values.
     Int8,
     /// CUDA only: 8 bits, one scale per token, after each 64 values were rotated by a Hadamard matrix; weights
-    /// likewise, with one scale per row. Products need no scale inside, so that a prompt is computed at the full speed
-    /// of int8 tensor cores, and weights take 6 % less memory. A model that is stored as int8 is rounded twice:
+    /// likewise, with one scale per row. Products need no scale inside, which is what holds int8 tensor cores up, and
+    /// weights take 6 % less memory. A model that is stored as int8 is rounded twice:
     /// quantise from floats.
     Int8Rotated,
     /// 16 bits: int16 with one scale per 32 values on the CPU (a quarter of the divergence, twice the arithmetic),
