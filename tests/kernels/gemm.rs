@@ -1,4 +1,6 @@
 //! Products against the formula in f64, and row by row: which kernel a row meets changes no bit of it.
+//!
+//! Long for one file, because three formats of weights share the references and the rows of x.
 
 use std::ops::Range;
 

@@ -4,7 +4,14 @@
 //! at the same index. Which block belongs to whom is the block manager's business; this is only the memory.
 
 use crate::backend::Backend;
+use crate::config::ModelConfig;
+use crate::engine::batch::BLOCK_TOKENS;
 use crate::error::Result;
+
+/// Values of one block, of keys or of values, in one layer.
+pub(crate) fn block_values(config: &ModelConfig) -> usize {
+    BLOCK_TOKENS * config.n_kv_heads * config.head_dim
+}
 
 /// The cache of all layers.
 pub(crate) struct KvCache<B: Backend> {

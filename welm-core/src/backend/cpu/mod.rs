@@ -10,7 +10,7 @@ pub(crate) mod isa;
 mod linear;
 mod norm;
 pub(crate) mod pool;
-mod rope;
+pub(crate) mod rope;
 
 use half::{bf16, f16};
 
@@ -24,6 +24,7 @@ use super::{Backend, Limits, Role};
 use crate::config::{Activation, ModelConfig};
 use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::error::{Error, Result};
+use crate::kv_cache::block_values;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
 use crate::weights::int8::{Packed, packed_bytes};
 use crate::weights::load::{LinearSource, MatrixSource, NormSource, Segment};
@@ -138,11 +139,6 @@ impl Cpu {
 
     fn threads(options: &LoadOptions) -> usize {
         options.threads.unwrap_or_else(pool::available_threads)
-    }
-
-    /// Values of one block, of keys or of values, in one layer.
-    fn block_values(config: &ModelConfig) -> usize {
-        BLOCK_TOKENS * config.n_kv_heads * config.head_dim
     }
 
     /// Float parts in place where the stored type is the one asked for, else one converted copy.
@@ -357,7 +353,7 @@ impl Backend for Cpu {
 
     fn kv_layer_bytes(config: &ModelConfig, options: &LoadOptions, n_blocks: usize) -> u64 {
         let bytes = if options.cache_dtype == CacheDtype::F32 { 4 } else { 2 };
-        2 * bytes * (n_blocks * Self::block_values(config)) as u64
+        2 * bytes * (n_blocks * block_values(config)) as u64
     }
 
     fn load_norm(&mut self, source: NormSource) -> Result<Norm> {
@@ -386,7 +382,7 @@ impl Backend for Cpu {
     }
 
     fn kv_layer(&mut self, n_blocks: usize) -> Result<KvLayer> {
-        let len = n_blocks * Self::block_values(&self.config);
+        let len = n_blocks * block_values(&self.config);
         Ok(match self.cache_dtype {
             CacheDtype::F32 => KvLayer::F32(Pages::new(len)),
             CacheDtype::Bf16 => KvLayer::Bf16(Pages::new(len)),
@@ -500,7 +496,7 @@ impl Backend for Cpu {
     }
 
     fn copy_block(&mut self, kv: &mut KvLayer, from: u32, to: u32) -> Result<()> {
-        let len = Self::block_values(&self.config);
+        let len = block_values(&self.config);
         match kv {
             KvLayer::F32(pages) => pages.copy_block(from, to, len),
             KvLayer::Bf16(pages) => pages.copy_block(from, to, len),

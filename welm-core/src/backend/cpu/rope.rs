@@ -35,6 +35,13 @@ impl Angles {
         }
     }
 
+    /// Cosines and sines of the first `n` rows, `(n, pairs)` each.
+    #[cfg(feature = "kernels")]
+    pub(crate) fn of_rows(&self, n: usize) -> (&[f32], &[f32]) {
+        let len = n * self.inv_freq.len();
+        (&self.cos[..len], &self.sin[..len])
+    }
+
     /// Turns one head, `(head_dim)`, of a row.
     pub(crate) fn turn(&self, row: usize, head: &mut [f32], pairing: RopePairing) {
         let n = self.inv_freq.len();

@@ -24,12 +24,14 @@ use welm_kernels::sample::{self, MAX_VOCAB, TopK};
 use welm_kernels::{Device, Graph};
 
 use self::activations::{Buffer, Converted, Form};
+use super::cpu::rope::Angles;
 use super::{Backend, Limits, Role, Top};
 use crate::config::{Activation, ModelConfig, NormKind, RopePairing};
 use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::engine::sequence::TOP;
 use crate::error::{Error, Result};
 use crate::estimate::Estimate;
+use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::StoredType;
 use crate::weights::int8::Packed;
@@ -80,9 +82,7 @@ pub(crate) struct Cuda {
     /// Whether every layer's weights take the form, so that a normalisation can make it for the product behind it.
     all_fit: bool,
     decode_scratch: welm_kernels::Buffer<f32>,
-    inv_freq: Vec<f32>, // (rotary_dim / 2)
-    cos: Vec<f32>,      // (max_rows, rotary_dim / 2)
-    sin: Vec<f32>,
+    angles: Angles,
     max_context: usize,
     top: Option<TopK>,    // none if there are too many tokens
     top_values: Vec<f32>, // (max_logit_rows, TOP)
@@ -144,11 +144,6 @@ fn stored_rows(matrix: &MatrixSource) -> RowFn<'_> {
 
 fn order(part: Part) -> RowOrder {
     if part == Part::Gated { RowOrder::Gated } else { RowOrder::Plain }
-}
-
-/// Values of one block, of keys or of values, in one layer.
-fn block_values(config: &ModelConfig) -> usize {
-    BLOCK_TOKENS * config.n_kv_heads * config.head_dim
 }
 
 /// The widest input of a product.
@@ -221,9 +216,7 @@ impl Cuda {
             converted: Converted::new(&device, form, rows, max_cols(config))?,
             all_fit: true,
             decode_scratch: device.uninit(scratch_len(config, limits))?,
-            inv_freq: config.rope.inv_freq(),
-            cos: Vec::with_capacity(rows * half),
-            sin: Vec::with_capacity(rows * half),
+            angles: Angles::new(config.rope.inv_freq(), rows),
             config: config.clone(),
             dtype: options.dtype,
             threads: options.threads.unwrap_or_else(super::cpu::pool::available_threads),
@@ -388,23 +381,16 @@ impl Backend for Cuda {
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         self.n = batch.len();
         self.n_prompt = batch.n_prompt_rows();
-        self.cos.clear();
-        self.sin.clear();
-        for &pos in &batch.positions {
-            for f in &self.inv_freq {
-                let (sin, cos) = (pos as f32 * f).sin_cos();
-                self.sin.push(sin);
-                self.cos.push(cos);
-            }
-        }
+        self.angles.fill(&batch.positions);
+        let (cos, sin) = self.angles.of_rows(self.n);
         let to = &mut self.batch;
         to.token_ids.write(0, &batch.token_ids)?;
         to.positions.write(0, &batch.positions)?;
         to.slot_mapping.write(0, &batch.slot_mapping)?;
         to.table_starts.write(0, &batch.table_start)?;
         to.block_tables.write(0, &batch.block_tables)?;
-        to.cos.write(0, &self.cos)?;
-        to.sin.write(0, &self.sin)?;
+        to.cos.write(0, cos)?;
+        to.sin.write(0, sin)?;
         let span = |s: &crate::engine::batch::Span| Span {
             first_row: s.first_row,
             n_rows: s.n_rows,
