@@ -1,17 +1,27 @@
-//! Measurements of the CUDA kernels, and of a whole model on them, for `gpu/run`.
+//! Measurements of the CUDA kernels, of whole models on them, for `gpu/run`, and of whole models on the CPU, for
+//! `peers/run`.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`timing`] | how long a launch takes |
 //! | [`cases`] | every kernel, on the shapes of a model of 10 billion parameters |
 //! | [`whole`] | that model, of random weights, decoding and reading a prompt |
-//! | [`record`] | results as lines of JSON |
+//! | [`record`] | these results as lines of JSON |
+//! | [`random_model`] | models of random weights |
+//! | [`work`] | the operations and bytes that a model needs |
+//! | [`cpu`] | a model on the CPU: reading prompts, decoding several sequences at once |
+//! | [`limits`] | what this CPU and its memory can do |
 //!
-//! All of it takes any [`welm_kernels::Device`], so that tests can run it on the emulator, where its figures mean
-//! nothing. A figure of a GPU stands beside that GPU's own limits: the bandwidth of a copy is measured here, the
-//! rates of large matrix products by `gpu/peer.py`, through PyTorch, in the same run.
+//! The first four take any [`welm_kernels::Device`], so that tests can run them on the emulator, where their figures
+//! mean nothing. A figure of a GPU stands beside that GPU's own limits: the bandwidth of a copy is measured here, the
+//! rates of large matrix products by `gpu/peer.py`, through PyTorch, in the same run. A figure of a CPU stands beside
+//! [`limits`], and those of other engines.
 
 pub mod cases;
+pub mod cpu;
+pub mod limits;
+pub mod random_model;
 pub mod record;
 pub mod timing;
 pub mod whole;
+pub mod work;

@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use welm_benches::cases::{Epilogue, Form, Heads, Operands, Shape};
+use welm_benches::random_model;
 use welm_benches::record;
 use welm_benches::timing::{Effort, Times, copy_bandwidth, time};
 use welm_benches::whole::{self, Request};
@@ -114,10 +115,10 @@ fn tiny() -> ModelConfig {
 fn a_whole_model_is_timed() {
     let folder = tempfile::tempdir().unwrap();
     let config = tiny();
-    whole::write_random(folder.path(), &config).unwrap();
+    random_model::write(folder.path(), &config).unwrap();
     let written = |folder: &Path| fs::metadata(folder.join("model.safetensors")).unwrap().modified().unwrap();
     let first = written(folder.path());
-    whole::write_random(folder.path(), &config).unwrap();
+    random_model::write(folder.path(), &config).unwrap();
     assert_eq!(written(folder.path()), first, "a model that is there is written again");
     for activations in [Activations::Int16, Activations::Int8, Activations::Int8Rotated] {
         let request = Request { prompt: 40, tokens: 6, samples: 1 };

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use welm_benches::cases::Shape;
+use welm_benches::random_model;
 use welm_benches::record::{self, Lines};
 use welm_benches::timing::{Effort, copy_bandwidth};
 use welm_benches::whole::{self, Request};
@@ -88,7 +89,7 @@ fn run(args: Args) -> Result<()> {
 /// WeLM's 10 billion parameters, with each form of activations.
 fn whole_model(folder: &Path, device: &Device, quick: bool, copy: f64, lines: &mut Lines) -> Result<()> {
     let config = whole::welm_xl();
-    whole::write_random(folder, &config)?;
+    random_model::write(folder, &config)?;
     let samples = if quick { 1 } else { 5 };
     let request = Request { prompt: 2048, tokens: 128, samples };
     let modes = [

@@ -13,6 +13,7 @@
 //! Long for one file, because tensor, map and slab share the checks and their tests.
 
 pub(crate) mod gguf;
+pub(crate) mod int4;
 pub(crate) mod int8;
 pub(crate) mod load;
 pub(crate) mod safetensors;

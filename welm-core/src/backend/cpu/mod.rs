@@ -5,20 +5,24 @@
 
 mod activation;
 mod attention;
+mod exp;
 mod i8dot;
 pub(crate) mod isa;
 mod linear;
 mod norm;
+mod pages;
 pub(crate) mod pool;
+mod quantize;
 pub(crate) mod rope;
 
 use half::{bf16, f16};
 
-use self::attention::{AttendRow, CacheElement, Pages};
-use self::i8dot::Quantized;
+use self::attention::Attention;
 use self::isa::Isa;
 use self::norm::NormRow;
+use self::pages::{CacheElement, CacheRows, Heads, Pages};
 use self::pool::{Disjoint, Pool};
+use self::quantize::Quantized;
 use self::rope::Angles;
 use super::{Backend, Limits, Role};
 use crate::config::{Activation, ModelConfig};
@@ -26,6 +30,7 @@ use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::error::{Error, Result};
 use crate::kv_cache::block_values;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
+use crate::weights::int4::{Packed4, is_int4, packed4_bytes};
 use crate::weights::int8::{Packed, packed_bytes};
 use crate::weights::load::{LinearSource, MatrixSource, NormSource, Segment};
 use crate::weights::{Plain, Slab, StoredType};
@@ -44,6 +49,7 @@ pub(crate) struct Buffer {
     data: Vec<f32>, // (max_rows, cols)
     rows: usize,    // in use
     cols: usize,
+    id: usize,
 }
 
 impl Buffer {
@@ -73,6 +79,30 @@ enum Matrix {
     F16(Vec<Part<f16>>),
     Bf16(Vec<Part<bf16>>),
     Int8(Packed),
+    Int4(Packed4),
+}
+
+/// The element type that a stored matrix is computed with.
+enum Computed {
+    Int4,
+    Int8,
+    Float(StoredType),
+}
+
+impl Computed {
+    fn of(segments: &[Segment], asked: Dtype) -> Computed {
+        let stored = segments[0].tensor.dtype;
+        let all_in = |types: &[StoredType]| segments.iter().all(|s| types.contains(&s.tensor.dtype));
+        match asked {
+            Dtype::F32 => Computed::Float(StoredType::F32),
+            Dtype::Bf16 => Computed::Float(StoredType::Bf16),
+            Dtype::Int8 => Computed::Int8,
+            Dtype::Auto if is_int4(segments) => Computed::Int4,
+            Dtype::Auto if all_in(&[StoredType::Q8_0, StoredType::Q4_0]) => Computed::Int8,
+            Dtype::Auto if all_in(&[StoredType::F16]) || all_in(&[StoredType::Bf16]) => Computed::Float(stored),
+            Dtype::Auto => Computed::Float(StoredType::F32),
+        }
+    }
 }
 
 /// A matrix `(rows, cols)` and its bias `(rows)`.
@@ -100,24 +130,12 @@ pub(crate) struct Cpu {
     cache_dtype: CacheDtype,
     config: ModelConfig,
     quantized: Quantized,
+    /// The buffer whose rows `quantized` has, and whether with 16 bits. Whatever writes to that buffer resets this.
+    quantized_from: Option<(usize, bool)>,
+    quantizes: bool, // some matrix is int8 or int4
+    n_buffers: usize,
     angles: Angles,
-    scores: Vec<f32>, // (threads, n_heads / n_kv_heads, max_context)
-    max_context: usize,
-}
-
-/// Below this many multiplications an operation is done faster by one thread than by waking others.
-const WORTH_SHARING: usize = 1 << 14;
-
-/// The element type that a stored matrix is computed with.
-fn compute_type(stored: StoredType, asked: Dtype) -> StoredType {
-    match (asked, stored) {
-        (Dtype::F32, _) => StoredType::F32,
-        (Dtype::Bf16, _) => StoredType::Bf16,
-        (Dtype::Int8, _) => StoredType::I8,
-        (Dtype::Auto, StoredType::Q8_0 | StoredType::Q4_0) => StoredType::I8,
-        (Dtype::Auto, StoredType::F16 | StoredType::Bf16) => stored,
-        (Dtype::Auto, _) => StoredType::F32,
-    }
+    attention: Attention,
 }
 
 /// Zeroed memory, or an error instead of an abort.
@@ -167,18 +185,24 @@ impl Cpu {
         Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows }])
     }
 
+    /// Forgets what was quantised of a buffer that is about to change.
+    fn overwrites(&mut self, out: &Buffer) {
+        if self.quantized_from.is_some_and(|(id, _)| id == out.id) {
+            self.quantized_from = None;
+        }
+    }
+
     fn matmul(&mut self, out: &mut Buffer, x: &Buffer, w: &Linear, epilogue: Epilogue, wide: bool) {
+        self.overwrites(out);
         let (pool, isa) = (&mut self.pool, self.isa);
         debug_assert_eq!(x.cols, w.cols);
         if epilogue == Epilogue::Store {
             out.rows = x.rows;
         }
-        let stride = out.cols;
         let bias = w.bias.as_deref();
-        if let Matrix::Int8(packed) = &w.matrix {
+        if matches!(w.matrix, Matrix::Int8(_) | Matrix::Int4(_)) && self.quantized_from != Some((x.id, wide)) {
             self.quantized.fill(pool, isa, x.used(), x.cols, wide);
-            i8dot::matmul(pool, isa, out.used_mut(), &self.quantized, packed, bias, epilogue);
-            return;
+            self.quantized_from = Some((x.id, wide));
         }
         fn parts<T: linear::Element + Plain>(
             pool: &mut Pool,
@@ -202,80 +226,28 @@ impl Cpu {
             Matrix::F32(p) => parts(pool, isa, out, x, p, bias, epilogue),
             Matrix::F16(p) => parts(pool, isa, out, x, p, bias, epilogue),
             Matrix::Bf16(p) => parts(pool, isa, out, x, p, bias, epilogue),
-            Matrix::Int8(_) => debug_assert_eq!(stride, out.cols),
+            Matrix::Int8(w) => i8dot::matmul(pool, isa, out.used_mut(), &self.quantized, w, bias, epilogue),
+            Matrix::Int4(w) => i8dot::matmul(pool, isa, out.used_mut(), &self.quantized, w, bias, epilogue),
         }
     }
 
-    fn cache_rows<T: CacheElement + Send>(&mut self, qkv: &mut Buffer, pages: &mut Pages<T>, batch: &Batch) {
-        let c = &self.config;
-        let (d, n_q, n_kv) = (c.head_dim, c.n_heads, c.n_kv_heads);
-        let (angles, pairing, cols, rows) = (&self.angles, c.rope.pairing, qkv.cols, qkv.rows);
-        let values = Disjoint::new(qkv.used_mut());
-        let (k_pages, v_pages) = (Disjoint::new(&mut pages.k), Disjoint::new(&mut pages.v));
-        let row = |r: usize| {
-            // SAFETY: each task has its own row.
-            let qkv = unsafe { values.slice(r * cols, cols) };
-            let (turned, v) = qkv.split_at_mut((n_q + n_kv) * d);
-            turned.chunks_mut(d).for_each(|head| angles.turn(r, head, pairing));
-            let slot = batch.slot_mapping[r] as usize;
-            let (block, offset) = (slot / BLOCK_TOKENS, slot % BLOCK_TOKENS);
-            for head in 0..n_kv {
-                let at = ((block * n_kv + head) * BLOCK_TOKENS + offset) * d;
-                // SAFETY: the engine gives each row of a batch a slot of its own.
-                let (k_slot, v_slot) = unsafe { (k_pages.slice(at, d), v_pages.slice(at, d)) };
-                let k = &turned[(n_q + head) * d..][..d];
-                k_slot.iter_mut().zip(k).for_each(|(slot, &x)| *slot = T::from_f32(x));
-                v_slot.iter_mut().zip(&v[head * d..][..d]).for_each(|(slot, &x)| *slot = T::from_f32(x));
-            }
-        };
-        if rows * cols < WORTH_SHARING { (0..rows).for_each(row) } else { self.pool.run(rows, row) }
+    fn cache_rows<T: CacheElement>(&mut self, qkv: &mut Buffer, pages: &mut Pages<T>, batch: &Batch) {
+        let (rows, cols, isa) = (qkv.rows, qkv.cols, self.isa);
+        let (heads, angles, pairing) = (Heads::of(&self.config), &self.angles, self.config.rope.pairing);
+        let (k, v) = pages.both_mut();
+        let (qkv, k, v) = (Disjoint::new(qkv.used_mut()), Disjoint::new(k), Disjoint::new(v));
+        // Neighbouring rows share cache lines of the keys, so a task takes several where there are many.
+        let share = rows.div_ceil(2 * self.pool.threads()).clamp(1, BLOCK_TOKENS);
+        self.pool.run_if_worth(rows.div_ceil(share), rows * cols, |task| {
+            let (rows, qkv, k, v) = (task * share..rows.min((task + 1) * share), &qkv, &k, &v);
+            // SAFETY: each task has its own rows, and the engine gives each row of a batch a slot of its own.
+            unsafe { isa.dispatch(CacheRows { rows, qkv, k, v, heads, angles, pairing, batch }) };
+        });
     }
 
-    fn attend<T: CacheElement + Send>(
-        &mut self,
-        out: &mut Buffer,
-        qkv: &Buffer,
-        pages: &Pages<T>,
-        batch: &Batch,
-    ) {
-        let c = &self.config;
-        let (d, n_kv, group) = (c.head_dim, c.n_kv_heads, c.n_heads / c.n_kv_heads);
+    fn attend<T: CacheElement>(&mut self, out: &mut Buffer, qkv: &Buffer, pages: &Pages<T>, batch: &Batch) {
         out.rows = qkv.rows;
-        let (isa, cols, scores_len) = (self.isa, out.cols, group * self.max_context);
-        let tasks = qkv.rows * n_kv;
-        // As many strands as threads, each with its own scores; a strand takes every so-many-th row.
-        let strands = self.pool.threads().min(tasks);
-        let work: usize = batch.positions.iter().map(|&p| 2 * (p as usize + 1) * cols).sum();
-        let out = Disjoint::new(out.used_mut());
-        let scores = Disjoint::new(&mut self.scores);
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        let strand = |s: usize| {
-            // SAFETY: each strand has its own scores.
-            let scores = unsafe { scores.slice(s * scores_len, scores_len) };
-            loop {
-                let task = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                if task >= tasks {
-                    return;
-                }
-                let (r, kv_head) = (task / n_kv, task % n_kv);
-                let at = kv_head * group * d;
-                // SAFETY: `task` is handed out once, and each has its own heads of its own row.
-                unsafe {
-                    isa.dispatch(AttendRow {
-                        q: &qkv.row(r)[at..at + group * d],
-                        pages,
-                        table: batch.table(r),
-                        kv_len: batch.positions[r] as usize + 1,
-                        kv_head,
-                        n_kv_heads: n_kv,
-                        head_dim: d,
-                        scores,
-                        out: out.slice(r * cols + at, group * d),
-                    });
-                }
-            }
-        };
-        if work < WORTH_SHARING { strand(0) } else { self.pool.run(strands, strand) }
+        self.attention.run(&mut self.pool, self.isa, out.used_mut(), qkv.used(), pages, batch);
     }
 }
 
@@ -288,7 +260,6 @@ impl Cpu {
             what: format!("{threads} compute threads"),
             reason: e.to_string(),
         })?;
-        let group = config.n_heads / config.n_kv_heads;
         Ok(Cpu {
             pool,
             isa,
@@ -296,22 +267,19 @@ impl Cpu {
             wide: options.activations == Activations::Int16,
             cache_dtype: options.cache_dtype,
             quantized: Quantized::new(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config)),
+            quantized_from: None,
+            quantizes: false,
+            n_buffers: 0,
             angles: Angles::new(config.rope.inv_freq(), limits.max_rows),
-            scores: zeroed(threads * group * limits.max_context, "attention scores")?,
-            max_context: limits.max_context,
+            attention: Attention::new(Heads::of(config), threads, limits.max_rows)?,
             config: config.clone(),
         })
     }
 
     fn activate(&mut self, out: &mut Buffer, up: &Buffer, f: Activation) {
         out.rows = up.rows;
-        let (cols, rows) = (out.cols, out.rows);
-        let out = Disjoint::new(out.used_mut());
-        let row = |r: usize| {
-            // SAFETY: each task has its own row.
-            activation::activate(unsafe { out.slice(r * cols, cols) }, up.row(r), f);
-        };
-        if rows * cols < WORTH_SHARING { (0..rows).for_each(row) } else { self.pool.run(rows, row) }
+        let cols = out.cols;
+        activation::activate(&mut self.pool, self.isa, out.used_mut(), cols, up.used(), f);
     }
 }
 
@@ -331,23 +299,21 @@ impl Backend for Cpu {
         Ok(match &source.matrix {
             MatrixSource::Packed(packed) => (packed.bytes(), true),
             MatrixSource::Stored(segments) => {
-                let wanted = compute_type(segments[0].tensor.dtype, options.dtype);
-                let mapped = segments.iter().all(|s| s.tensor.dtype == wanted);
-                let bytes = match wanted {
-                    StoredType::I8 => packed_bytes(source.rows, source.cols),
-                    StoredType::F16 | StoredType::Bf16 => 2 * elements,
-                    _ => 4 * elements,
-                };
-                (bytes, mapped)
+                let stored_as = |wanted| segments.iter().all(|s| s.tensor.dtype == wanted);
+                match Computed::of(segments, options.dtype) {
+                    Computed::Int4 => (packed4_bytes(source.rows, source.cols), false),
+                    Computed::Int8 => (packed_bytes(source.rows, source.cols), false),
+                    Computed::Float(StoredType::F32) => (4 * elements, stored_as(StoredType::F32)),
+                    Computed::Float(wanted) => (2 * elements, stored_as(wanted)),
+                }
             }
         })
     }
 
     fn scratch_bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> u64 {
-        let group = config.n_heads / config.n_kv_heads;
-        let scores = Self::threads(options) * group * limits.max_context;
         let angles = limits.max_rows * config.rope.rotary_dim;
-        4 * (scores + angles) as u64
+        4 * angles as u64
+            + Attention::bytes(Heads::of(config), Self::threads(options), limits.max_rows)
             + Quantized::bytes(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config))
     }
 
@@ -365,32 +331,38 @@ impl Backend for Cpu {
         let matrix = match matrix {
             MatrixSource::Packed(packed) => Matrix::Int8(packed),
             MatrixSource::Stored(segments) => {
-                let stored = segments[0].tensor.dtype;
-                let wanted = compute_type(stored, self.dtype);
-                let same = segments.iter().all(|s| s.tensor.dtype == wanted);
-                match wanted {
-                    StoredType::I8 => {
-                        Matrix::Int8(Packed::pack(&name, rows, cols, &segments, self.pool.threads())?)
+                let threads = self.pool.threads();
+                let stored_as = |wanted| segments.iter().all(|s| s.tensor.dtype == wanted);
+                match Computed::of(&segments, self.dtype) {
+                    Computed::Int4 => Matrix::Int4(Packed4::pack(&name, rows, cols, &segments, threads)?),
+                    Computed::Int8 => Matrix::Int8(Packed::pack(&name, rows, cols, &segments, threads)?),
+                    Computed::Float(StoredType::Bf16) => {
+                        Matrix::Bf16(Self::parts(&segments, stored_as(StoredType::Bf16), cols, bf16::from_f32)?)
                     }
-                    StoredType::Bf16 => Matrix::Bf16(Self::parts(&segments, same, cols, bf16::from_f32)?),
-                    StoredType::F16 => Matrix::F16(Self::parts(&segments, same, cols, f16::from_f32)?),
-                    _ => Matrix::F32(Self::parts(&segments, same, cols, |x| x)?),
+                    Computed::Float(StoredType::F16) => {
+                        Matrix::F16(Self::parts(&segments, stored_as(StoredType::F16), cols, f16::from_f32)?)
+                    }
+                    Computed::Float(_) => {
+                        Matrix::F32(Self::parts(&segments, stored_as(StoredType::F32), cols, |x| x)?)
+                    }
                 }
             }
         };
+        self.quantizes |= matches!(matrix, Matrix::Int8(_) | Matrix::Int4(_));
         Ok(Linear { matrix, cols, bias })
     }
 
     fn kv_layer(&mut self, n_blocks: usize) -> Result<KvLayer> {
         let len = n_blocks * block_values(&self.config);
         Ok(match self.cache_dtype {
-            CacheDtype::F32 => KvLayer::F32(Pages::new(len)),
-            CacheDtype::Bf16 => KvLayer::Bf16(Pages::new(len)),
+            CacheDtype::F32 => KvLayer::F32(Pages::new(len)?),
+            CacheDtype::Bf16 => KvLayer::Bf16(Pages::new(len)?),
         })
     }
 
     fn buffer(&mut self, max_rows: usize, cols: usize, _role: Role) -> Result<Buffer> {
-        Ok(Buffer { data: zeroed(max_rows * cols, "activations")?, rows: 0, cols })
+        self.n_buffers += 1;
+        Ok(Buffer { data: zeroed(max_rows * cols, "activations")?, rows: 0, cols, id: self.n_buffers })
     }
 
     fn describe(&self) -> String {
@@ -408,6 +380,7 @@ impl Backend for Cpu {
             let row = &part.values[(part.first_row + id) * out.len()..][..out.len()];
             out.iter_mut().zip(row).for_each(|(y, &x)| *y = f(x));
         }
+        self.overwrites(x);
         x.rows = batch.len();
         let cols = x.cols;
         for (out, &id) in x.used_mut().chunks_mut(cols).zip(&batch.token_ids) {
@@ -417,6 +390,7 @@ impl Backend for Cpu {
                 Matrix::F16(p) => look_up(p, id, out, f16::to_f32),
                 Matrix::Bf16(p) => look_up(p, id, out, bf16::to_f32),
                 Matrix::Int8(packed) => packed.row_f32(id, out),
+                Matrix::Int4(packed) => packed.row_f32(id, out),
             }
         }
         Ok(())
@@ -424,21 +398,25 @@ impl Backend for Cpu {
 
     fn norm(&mut self, out: &mut Buffer, x: &Buffer, norm: &Norm) -> Result<()> {
         out.rows = x.rows;
-        let (isa, cols, rows) = (self.isa, x.cols, x.rows);
+        let (isa, cols, n) = (self.isa, x.cols, x.rows);
+        self.quantized_from = self.quantizes.then_some((out.id, self.wide));
+        let quantized = self.quantizes.then(|| self.quantized.rows(n, cols, self.wide));
         let out = Disjoint::new(out.used_mut());
-        let row = |r: usize| {
+        self.pool.run_if_worth(n, n * cols, |r| {
             // SAFETY: each task has its own row.
-            unsafe { isa.dispatch(norm_row(norm, x.row(r), out.slice(r * cols, cols))) }
-        };
-        if rows * cols < WORTH_SHARING {
-            (0..rows).for_each(row)
-        } else {
-            self.pool.run(rows, row)
-        }
+            unsafe {
+                let out = out.slice(r * cols, cols);
+                isa.dispatch(norm_row(norm, x.row(r), out));
+                if let Some(rows) = &quantized {
+                    rows.fill(isa, r, out);
+                }
+            }
+        });
         Ok(())
     }
 
     fn norm_rows(&mut self, out: &mut Buffer, x: &Buffer, rows: &[u32], norm: &Norm) -> Result<()> {
+        self.overwrites(out);
         out.rows = rows.len();
         let cols = x.cols;
         for (out, &r) in out.used_mut().chunks_mut(cols).zip(rows) {
@@ -469,6 +447,7 @@ impl Backend for Cpu {
         f: Activation,
     ) -> Result<()> {
         self.linear(gates, x, w)?;
+        self.overwrites(out);
         self.activate(out, gates, f);
         Ok(())
     }
@@ -488,6 +467,7 @@ impl Backend for Cpu {
     }
 
     fn attention(&mut self, out: &mut Buffer, qkv: &Buffer, kv: &KvLayer, batch: &Batch) -> Result<()> {
+        self.overwrites(out);
         match kv {
             KvLayer::F32(pages) => self.attend(out, qkv, pages, batch),
             KvLayer::Bf16(pages) => self.attend(out, qkv, pages, batch),

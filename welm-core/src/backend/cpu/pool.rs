@@ -5,12 +5,14 @@
 //! park, and a job ends when its *tasks* are done, not when every worker has reported: a worker that the
 //! system has put aside delays nobody.
 //!
-//! The whole state of a job is one word, `tasks | next`, and claiming a task is one `fetch_add` on
-//! it. The word that comes back says whether the claim is valid, and a job cannot end while a valid claim
-//! is open, so a worker that wakes up late can neither touch a finished job nor miss the current one.
+//! The whole state of a job is one word, `tasks | next`, and a claim is one exchange on it. A claim that
+//! succeeds is one of the current job's, and a job cannot end while a claim is open, so a worker that wakes up
+//! late can neither touch a finished job nor miss the current one. A claim takes a share of what is left, at
+//! first many tasks in a row: threads then read long runs of memory, and meet at the word a few times only.
 //!
 //! Which thread computes a task must not matter: tasks write disjoint outputs and share no sums.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -21,18 +23,25 @@ fn split(word: u64) -> (u64, u64) {
     (word >> 32, word & 0xFFFF_FFFF)
 }
 
-/// Empty looks at the word before a worker parks; some 50 microseconds.
+/// Empty looks at the word before a worker parks: longer than the pause between two steps, for sampling.
 const SPINS: u32 = 20_000;
 
+/// Below this many multiplications an operation is done faster by one thread than by two.
+pub(crate) const WORTH_SHARING: usize = 1 << 14;
+
 /// The job's closure, behind one more reference so that the pointer is thin.
-type Task<'a> = &'a (dyn Fn(usize) + Sync);
+type Task<'a> = &'a (dyn Fn(Range<usize>) + Sync);
+
+/// Keeps what several threads write apart from its neighbours; processors fetch lines of 64 bytes in pairs.
+#[repr(align(128))]
+struct Apart<T>(T);
 
 struct Shared {
     /// `tasks << 32 | next`.
-    word: AtomicU64,
+    word: Apart<AtomicU64>,
+    done: Apart<AtomicUsize>,
     /// The current job's closure; valid while a claimed task of the job is not done.
     task: AtomicPtr<Task<'static>>,
-    done: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
     parked: Vec<AtomicBool>,
@@ -41,24 +50,33 @@ struct Shared {
 impl Shared {
     /// Takes tasks of the current job until there are none.
     fn work(&self) {
+        let threads = self.parked.len() as u64 + 1;
         loop {
-            let (tasks, next) = split(self.word.fetch_add(1, Ordering::AcqRel));
+            let word = self.word.0.load(Ordering::Acquire);
+            let (tasks, next) = split(word);
             if next >= tasks {
                 return;
+            }
+            let claimed = ((tasks - next) / (2 * threads)).max(1);
+            let exchange =
+                self.word.0.compare_exchange(word, word + claimed, Ordering::AcqRel, Ordering::Relaxed);
+            if exchange.is_err() {
+                continue;
             }
             // SAFETY: `next < tasks`, so the job is not over before `done` is raised below; until then the
             // caller of `run` keeps the closure alive and leaves the pointer as it is.
             let task = unsafe { *self.task.load(Ordering::Acquire) };
-            if catch_unwind(AssertUnwindSafe(|| task(next as usize))).is_err() {
+            let range = next as usize..(next + claimed) as usize;
+            if catch_unwind(AssertUnwindSafe(|| task(range))).is_err() {
                 self.panicked.store(true, Ordering::Release);
             }
-            self.done.fetch_add(1, Ordering::Release);
+            self.done.0.fetch_add(claimed as usize, Ordering::Release);
         }
     }
 
     /// Whether the current job has a task left; a look, not a claim.
     fn has_work(&self) -> bool {
-        let (tasks, next) = split(self.word.load(Ordering::SeqCst));
+        let (tasks, next) = split(self.word.0.load(Ordering::SeqCst));
         next < tasks
     }
 
@@ -98,9 +116,9 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> std::io::Result<Pool> {
         let n_workers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
-            word: AtomicU64::new(0),
+            word: Apart(AtomicU64::new(0)),
+            done: Apart(AtomicUsize::new(0)),
             task: AtomicPtr::new(std::ptr::null_mut()),
-            done: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             parked: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
@@ -119,22 +137,34 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// As [`Pool::run`], but on this thread alone if the `work`, in multiplications or so, is not worth waking others.
+    pub(crate) fn run_if_worth(&mut self, tasks: usize, work: usize, task: impl Fn(usize) + Sync) {
+        if work < WORTH_SHARING { (0..tasks).for_each(task) } else { self.run(tasks, task) }
+    }
+
     /// Calls `task(0)` to `task(tasks - 1)`, each once, on any thread, and returns when all are done.
     /// `&mut self`, because there is one job at a time.
     ///
     /// # Panics
     /// If a task panicked.
     pub(crate) fn run(&mut self, tasks: usize, task: impl Fn(usize) + Sync) {
+        self.run_ranges(tasks, |range| range.for_each(&task));
+    }
+
+    /// As [`Pool::run`], but tasks in a row come as one call: for those that are short, or share something.
+    pub(crate) fn run_ranges(&mut self, tasks: usize, task: impl Fn(Range<usize>) + Sync) {
         if tasks <= 1 || self.workers.is_empty() {
-            (0..tasks).for_each(task);
+            if tasks > 0 {
+                task(0..tasks);
+            }
             return;
         }
         assert!(tasks < 1 << 31, "a job has less than 2^31 tasks");
         let mut thin: Task<'_> = &task;
         let shared = &*self.shared;
-        shared.done.store(0, Ordering::Relaxed);
+        shared.done.0.store(0, Ordering::Relaxed);
         shared.task.store((&raw mut thin).cast(), Ordering::Release);
-        shared.word.store((tasks as u64) << 32, Ordering::SeqCst);
+        shared.word.0.store((tasks as u64) << 32, Ordering::SeqCst);
         for (parked, worker) in shared.parked.iter().zip(&self.workers) {
             if parked.load(Ordering::SeqCst) && parked.swap(false, Ordering::SeqCst) {
                 worker.thread().unpark();
@@ -142,7 +172,7 @@ impl Pool {
         }
         shared.work();
         let mut spins = 0u32;
-        while shared.done.load(Ordering::Acquire) < tasks {
+        while shared.done.0.load(Ordering::Acquire) < tasks {
             // On a crowded machine the worker may need this very core to finish.
             spins += 1;
             if spins.is_multiple_of(1_000) { thread::yield_now() } else { std::hint::spin_loop() }

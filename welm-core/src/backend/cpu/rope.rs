@@ -42,18 +42,25 @@ impl Angles {
         (&self.cos[..len], &self.sin[..len])
     }
 
-    /// Turns one head, `(head_dim)`, of a row.
+    /// Turns one head, `(head_dim)`, of a row. Inlined, so that it has its caller's instructions.
+    #[inline(always)]
     pub(crate) fn turn(&self, row: usize, head: &mut [f32], pairing: RopePairing) {
         let n = self.inv_freq.len();
         let (cos, sin) = (&self.cos[row * n..][..n], &self.sin[row * n..][..n]);
-        for i in 0..n {
-            let (ia, ib) = match pairing {
-                RopePairing::HalfSplit => (i, i + n),
-                RopePairing::Interleaved => (2 * i, 2 * i + 1),
-            };
-            let (a, b) = (head[ia], head[ib]);
-            head[ia] = a * cos[i] - b * sin[i];
-            head[ib] = b * cos[i] + a * sin[i];
+        let turned = |a: f32, b: f32, i: usize| (a * cos[i] - b * sin[i], b * cos[i] + a * sin[i]);
+        match pairing {
+            RopePairing::HalfSplit => {
+                let (a, rest) = head.split_at_mut(n);
+                let b = &mut rest[..n];
+                for i in 0..n {
+                    (a[i], b[i]) = turned(a[i], b[i], i);
+                }
+            }
+            RopePairing::Interleaved => {
+                for (i, pair) in head[..2 * n].chunks_exact_mut(2).enumerate() {
+                    (pair[0], pair[1]) = turned(pair[0], pair[1], i);
+                }
+            }
         }
     }
 }

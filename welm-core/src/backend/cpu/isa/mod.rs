@@ -30,6 +30,8 @@ pub(crate) const GROUP: usize = 32;
 /// Every method requires that the CPU has the implementation's instructions; code reached through
 /// [`Isa::dispatch`] may rely on it. Pointers must be valid for the lengths that each method states.
 pub(crate) trait Simd: Copy + 'static {
+    /// Most rows of activations that meet a group of weights in registers, at most 8.
+    const ROWS: usize;
     /// Sixteen f32 lanes.
     type V: Copy;
     /// Sixteen i32 lanes.
@@ -53,6 +55,24 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Sum of the lanes: 16 to 8 to 4 to 2 to 1, each time the lower half plus the upper half.
     unsafe fn sum(v: Self::V) -> f32;
+    /// Vectors that the registers hold: how many sums a tile may keep.
+    const VECTORS: usize;
+    /// `a - b`.
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// `if a > b { a } else { b }`: `b` where one of them is not a number.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// `if a > b { x } else { y }`: `y` where one of `a` and `b` is not a number.
+    unsafe fn if_greater(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// The lanes' bits moved up by 23: what was a number in the lowest bits becomes an exponent.
+    unsafe fn to_exponent(v: Self::V) -> Self::V;
+    /// Writes 16 bf16, rounded to nearest even; what is not a number stays so. As `bf16::from_f32`.
+    unsafe fn store_bf16(p: *mut bf16, v: Self::V);
+    /// Asks for the cache line of `p`, which may point anywhere.
+    unsafe fn prefetch<T>(p: *const T);
+    /// As `prefetch`, but only as near as the second cache.
+    unsafe fn prefetch_far<T>(p: *const T);
     /// i32 to f32, rounded to nearest even.
     unsafe fn to_f32(v: Self::I) -> Self::V;
     /// `256 * hi + lo`, the two planes of a 16-bit activation put together again.
@@ -62,6 +82,37 @@ pub(crate) trait Simd: Copy + 'static {
     /// Lane `o` of result `r` is `init[r] + sum over k < 32 of w[k / 4][o][k % 4] * x[r][k]`, exactly.
     /// `w` points to 512 u8, `(8, 16, 4)`; each `x[r]` to 32 i8.
     unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [Self::I; R];
+    /// As `dot_group` for weights of four bits, 0 to 15, and from zero.
+    ///
+    /// `w` points to 256 u8, `(4, 16, 4)`: byte `(j, o, i)` has value `8 j + i` of row `o` in its low half and
+    /// value `8 j + 4 + i` in its high half.
+    unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R];
+    /// The largest magnitude of a group, as the bits of an f32: infinity's or more if a value is not finite.
+    #[inline(always)]
+    unsafe fn largest_bits(group: &[f32; GROUP]) -> u32 {
+        group.iter().fold(0, |largest, x| largest.max(x.abs().to_bits()))
+    }
+    /// `q = round_ties_even(x * inverse)`, in two planes, `256 * hi + lo`, if `WIDE`, else in `lo` alone; and the
+    /// sum of each plane. Every product is in +-32512, without `WIDE` in +-127.
+    #[inline(always)]
+    unsafe fn quantize_group<const WIDE: bool>(
+        group: &[f32; GROUP],
+        inverse: f32,
+        lo: &mut [i8; GROUP],
+        hi: &mut [i8; GROUP],
+    ) -> (i32, i32) {
+        let (mut lo_sum, mut hi_sum) = (0, 0);
+        for k in 0..GROUP {
+            let q = (group[k] * inverse).round_ties_even() as i32;
+            lo[k] = q as i8; // wraps on purpose: the low byte, signed
+            lo_sum += i32::from(lo[k]);
+            if WIDE {
+                hi[k] = ((q - i32::from(lo[k])) >> 8) as i8;
+                hi_sum += i32::from(hi[k]);
+            }
+        }
+        (lo_sum, hi_sum)
+    }
 }
 
 /// Something to run on the widest instructions at hand; implement `run` with `#[inline(always)]`.
@@ -157,6 +208,7 @@ impl Isa {
 pub(crate) struct Scalar;
 
 impl Simd for Scalar {
+    const ROWS: usize = 1;
     type V = [f32; LANES];
     type I = [i32; LANES];
 
@@ -209,6 +261,38 @@ impl Simd for Scalar {
         }
         v[0]
     }
+    const VECTORS: usize = 4;
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn if_greater(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
+        std::array::from_fn(|i| if a[i] > b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    unsafe fn to_exponent(v: Self::V) -> Self::V {
+        v.map(|x| f32::from_bits(x.to_bits() << 23))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut bf16, v: Self::V) {
+        for (i, x) in v.into_iter().enumerate() {
+            // SAFETY: the caller gives 16 writable bf16.
+            unsafe { p.add(i).write_unaligned(bf16::from_f32(x)) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch<T>(_: *const T) {}
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(_: *const T) {}
     #[inline(always)]
     unsafe fn to_f32(v: Self::I) -> Self::V {
         v.map(|x| x as f32)
@@ -227,6 +311,22 @@ impl Simd for Scalar {
                 for (o, a) in acc.iter_mut().enumerate() {
                     // SAFETY: the caller gives 512 readable u8; the index is below (7 * 16 + 15) * 4 + 4.
                     *a += i32::from(unsafe { *w.add(((k / 4) * LANES + o) * 4 + k % 4) }) * xk;
+                }
+            }
+            acc
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R] {
+        std::array::from_fn(|r| {
+            let mut acc = [0; LANES];
+            for k in 0..GROUP {
+                // SAFETY: the caller gives 32 readable i8.
+                let xk = i32::from(unsafe { *x[r].add(k) });
+                for (o, a) in acc.iter_mut().enumerate() {
+                    // SAFETY: the caller gives 256 readable u8; the index is below (3 * 16 + 15) * 4 + 4.
+                    let byte = unsafe { *w.add((k / 8 * LANES + o) * 4 + k % 4) };
+                    *a += i32::from(if k % 8 < 4 { byte & 15 } else { byte >> 4 }) * xk;
                 }
             }
             acc
@@ -266,10 +366,28 @@ mod tests {
                 keep(out(S::load_bf16(brains.as_ptr())));
                 let halves: Vec<f16> = self.f.iter().map(|&x| f16::from_f32(x)).collect();
                 keep(out(S::load_f16(halves.as_ptr())));
+                keep(out(S::sub(a, b)));
+                keep(out(S::div(a, b)));
+                keep(out(S::max(a, b)));
+                keep(out(S::if_greater(a, b, c, S::splat(7.0))));
+                let odd = S::load([f32::NAN, 1.0, -0.0, 0.0, f32::INFINITY, -3.0, 1e-40, 5.0].repeat(2).as_ptr());
+                keep(out(S::max(odd, S::splat(0.0))));
+                keep(out(S::if_greater(S::splat(1.0), odd, a, b)));
+                keep(out(S::to_exponent(S::add(a, S::splat(12_583_039.0)))));
+                let mut narrow = [bf16::ZERO; 2 * LANES];
+                S::store_bf16(narrow.as_mut_ptr(), a);
+                S::store_bf16(narrow.as_mut_ptr().add(LANES), odd);
+                keep(std::array::from_fn(|i| narrow[i].to_f32()));
+                keep(std::array::from_fn(|i| narrow[LANES + i].to_f32()));
+                S::prefetch(std::ptr::null::<f32>());
+                S::prefetch_far(std::ptr::null::<f32>());
                 let x = [self.x.as_ptr(), self.x.as_ptr().add(32)];
                 let [r0, r1] = S::dot_group(self.w.as_ptr(), x, [-77, 12_345]);
                 keep(out(S::to_f32(r0)));
                 keep(out(S::to_f32(S::join(r1, r0))));
+                let [r0, r1] = S::dot_group4(self.w.as_ptr(), x);
+                keep(out(S::to_f32(r0)));
+                keep(out(S::to_f32(r1)));
             }
             bits
         }

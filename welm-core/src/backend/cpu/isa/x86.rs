@@ -1,8 +1,11 @@
 //! x86-64: AVX2 holds the sixteen lanes in two registers, AVX-512 in one.
+//!
+//! Loops instead of closures wherever there are instructions inside: a closure that the compiler does not inline is a
+//! function without the caller's instruction set, and each instruction in it a call.
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Simd};
+use super::{GROUP, Kernel, LANES, Simd};
 use half::{bf16, f16};
 
 /// # Safety
@@ -25,6 +28,21 @@ pub(super) unsafe fn run_avx512vnni<K: Kernel>(kernel: K) -> K::Out {
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
 
+/// The sum of 32 i8: bytes summed as unsigned, with an offset of 128.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn sum_i8(v: __m256i) -> i32 {
+    // SAFETY: AVX2, by the caller's promise.
+    unsafe {
+        let unsigned = _mm256_xor_si256(v, _mm256_set1_epi8(i8::MIN));
+        let sums = _mm256_sad_epu8(unsigned, _mm256_setzero_si256());
+        let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+        _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))) - 32 * 128
+    }
+}
+
 /// Lanes 8 to 4 to 2 to 1.
 #[inline(always)]
 unsafe fn sum8(v: __m256) -> f32 {
@@ -37,6 +55,7 @@ unsafe fn sum8(v: __m256) -> f32 {
 }
 
 impl Simd for Avx2 {
+    const ROWS: usize = 2;
     type V = (__m256, __m256);
     type I = (__m256i, __m256i);
 
@@ -96,6 +115,65 @@ impl Simd for Avx2 {
         // SAFETY: AVX by the contract.
         unsafe { sum8(_mm256_add_ps(v.0, v.1)) }
     }
+    const VECTORS: usize = 8;
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: AVX by the contract.
+        unsafe { (_mm256_sub_ps(a.0, b.0), _mm256_sub_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: AVX by the contract.
+        unsafe { (_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: AVX by the contract.
+        unsafe { (_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn if_greater(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
+        // SAFETY: AVX by the contract.
+        unsafe {
+            let pick = |a, b, x, y| _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_GT_OQ>(a, b));
+            (pick(a.0, b.0, x.0, y.0), pick(a.1, b.1, x.1, y.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_exponent(v: Self::V) -> Self::V {
+        // SAFETY: AVX2 by the contract.
+        unsafe {
+            let shift = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(v)));
+            (shift(v.0), shift(v.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut bf16, v: Self::V) {
+        // SAFETY: AVX2 by the contract; 16 writable bf16.
+        unsafe {
+            let round = |v: __m256| {
+                let bits = _mm256_castps_si256(v);
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+                let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+                _mm256_srli_epi32::<16>(_mm256_blendv_epi8(up, quiet, nan))
+            };
+            // The packing works on halves; the permutation puts their quarters in order.
+            let packed = _mm256_packus_epi32(round(v.0), round(v.1));
+            _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch<T>(p: *const T) {
+        // SAFETY: a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(p: *const T) {
+        // SAFETY: a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
     #[inline(always)]
     unsafe fn to_f32(v: Self::I) -> Self::V {
         // SAFETY: AVX by the contract.
@@ -119,10 +197,11 @@ impl Simd for Avx2 {
             // acc[r][q]: rows 4q to 4q + 3, two partial sums each.
             let mut acc = [[_mm256_setzero_si256(); 4]; R];
             for kk in 0..8 {
-                let xs: [__m256i; R] = std::array::from_fn(|r| {
+                let mut xs = [_mm256_setzero_si256(); R];
+                for r in 0..R {
                     let four = x[r].add(4 * kk).cast::<i32>().read_unaligned();
-                    _mm256_cvtepi8_epi16(_mm_set1_epi32(four))
-                });
+                    xs[r] = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
+                }
                 for q in 0..4 {
                     let wq = _mm256_cvtepu8_epi16(_mm_loadu_si128(w.add(64 * kk + 16 * q).cast()));
                     for r in 0..R {
@@ -130,14 +209,44 @@ impl Simd for Avx2 {
                     }
                 }
             }
-            std::array::from_fn(|r| {
+            let mut sums = [(_mm256_setzero_si256(), _mm256_setzero_si256()); R];
+            for r in 0..R {
+                let start = _mm256_set1_epi32(init[r]);
                 // hadd gives rows 0 1 4 5 | 2 3 6 7; the permutation puts them in order.
-                let fold = |a, b| {
-                    let v = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(a, b));
-                    _mm256_add_epi32(v, _mm256_set1_epi32(init[r]))
-                };
-                (fold(acc[r][0], acc[r][1]), fold(acc[r][2], acc[r][3]))
-            })
+                let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(acc[r][0], acc[r][1]));
+                let high = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(acc[r][2], acc[r][3]));
+                sums[r] = (_mm256_add_epi32(low, start), _mm256_add_epi32(high, start));
+            }
+            sums
+        }
+    }
+    /// Pairs fit in 16 bits here, and so do all eight of a group: `8 * 2 * 15 * 128` is 30,720.
+    #[inline(always)]
+    unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R] {
+        // SAFETY: AVX2 by the contract; 256 u8 behind `w`, 32 i8 behind each `x`.
+        unsafe {
+            let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+            let mut acc = [[_mm256_setzero_si256(); 2]; R];
+            for j in 0..4 {
+                let a = _mm256_loadu_si256(w.add(64 * j).cast());
+                let b = _mm256_loadu_si256(w.add(64 * j + 32).cast());
+                let high = [_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b)];
+                for (part, four) in [[a, b], high].into_iter().zip(0..) {
+                    let part = [_mm256_and_si256(part[0], low), _mm256_and_si256(part[1], low)];
+                    for r in 0..R {
+                        let xk = x[r].add(8 * j + 4 * four).cast::<i32>().read_unaligned();
+                        let xk = _mm256_set1_epi32(xk);
+                        for q in 0..2 {
+                            acc[r][q] = _mm256_add_epi16(acc[r][q], _mm256_maddubs_epi16(part[q], xk));
+                        }
+                    }
+                }
+            }
+            let mut sums = [(_mm256_setzero_si256(), _mm256_setzero_si256()); R];
+            for r in 0..R {
+                sums[r] = (_mm256_madd_epi16(acc[r][0], ones), _mm256_madd_epi16(acc[r][1], ones));
+            }
+            sums
         }
     }
 }
@@ -147,6 +256,7 @@ impl Simd for Avx2 {
 pub(crate) struct Avx512Vnni;
 
 impl Simd for Avx512Vnni {
+    const ROWS: usize = 8;
     type V = __m512;
     type I = __m512i;
 
@@ -198,6 +308,55 @@ impl Simd for Avx512Vnni {
         // SAFETY: AVX-512DQ by the contract.
         unsafe { sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
+    const VECTORS: usize = 32;
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: AVX-512F by the contract.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: AVX-512F by the contract.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: AVX-512F by the contract.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn if_greater(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
+        // SAFETY: AVX-512F by the contract.
+        unsafe { _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), x) }
+    }
+    #[inline(always)]
+    unsafe fn to_exponent(v: Self::V) -> Self::V {
+        // SAFETY: AVX-512F by the contract.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(v))) }
+    }
+    /// Not `vcvtneps2bf16`, which takes denormal values for zero.
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut bf16, v: Self::V) {
+        // SAFETY: AVX-512F by the contract; 16 writable bf16.
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let rounded = _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), quiet);
+            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded)));
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch<T>(p: *const T) {
+        // SAFETY: a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(p: *const T) {
+        // SAFETY: a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
     #[inline(always)]
     unsafe fn to_f32(v: Self::I) -> Self::V {
         // SAFETY: AVX-512F by the contract.
@@ -212,7 +371,10 @@ impl Simd for Avx512Vnni {
     unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [Self::I; R] {
         // SAFETY: AVX-512 VNNI by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
         unsafe {
-            let mut acc: [__m512i; R] = std::array::from_fn(|r| _mm512_set1_epi32(init[r]));
+            let mut acc = [_mm512_setzero_si512(); R];
+            for r in 0..R {
+                acc[r] = _mm512_set1_epi32(init[r]);
+            }
             for kk in 0..8 {
                 let wk = _mm512_loadu_si512(w.add(kk * 4 * LANES).cast());
                 for r in 0..R {
@@ -221,6 +383,63 @@ impl Simd for Avx512Vnni {
                 }
             }
             acc
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R] {
+        // SAFETY: AVX-512 VNNI by the contract; 256 u8 behind `w`, 32 i8 behind each `x`.
+        unsafe {
+            let low = _mm512_set1_epi8(15);
+            let mut acc = [_mm512_setzero_si512(); R];
+            for j in 0..4 {
+                let both = _mm512_loadu_si512(w.add(j * 4 * LANES).cast());
+                let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+                let parts = [_mm512_and_si512(both, low), high];
+                for (part, four) in parts.into_iter().zip(0..) {
+                    for r in 0..R {
+                        let xk = x[r].add(8 * j + 4 * four).cast::<i32>().read_unaligned();
+                        acc[r] = _mm512_dpbusd_epi32(acc[r], part, _mm512_set1_epi32(xk));
+                    }
+                }
+            }
+            acc
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest_bits(group: &[f32; GROUP]) -> u32 {
+        // SAFETY: AVX-512F by the contract.
+        unsafe {
+            let magnitude = _mm512_set1_epi32(i32::MAX);
+            let a = _mm512_and_si512(_mm512_loadu_si512(group.as_ptr().cast()), magnitude);
+            let b = _mm512_and_si512(_mm512_loadu_si512(group.as_ptr().add(LANES).cast()), magnitude);
+            _mm512_reduce_max_epi32(_mm512_max_epi32(a, b)) as u32
+        }
+    }
+    #[inline(always)]
+    unsafe fn quantize_group<const WIDE: bool>(
+        group: &[f32; GROUP],
+        inverse: f32,
+        lo: &mut [i8; GROUP],
+        hi: &mut [i8; GROUP],
+    ) -> (i32, i32) {
+        // SAFETY: AVX-512F by the contract; 32 values each.
+        unsafe {
+            let inverse = _mm512_set1_ps(inverse);
+            let a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(group.as_ptr()), inverse));
+            let b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(group.as_ptr().add(LANES)), inverse));
+            let low = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
+            _mm256_storeu_si256(lo.as_mut_ptr().cast(), low);
+            let mut hi_sum = 0;
+            if WIDE {
+                // The low byte counts as signed, so that the rest rounds up with its top bit: (q + 128) >> 8.
+                let half = _mm512_set1_epi32(128);
+                let a = _mm512_srai_epi32::<8>(_mm512_add_epi32(a, half));
+                let b = _mm512_srai_epi32::<8>(_mm512_add_epi32(b, half));
+                let high = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
+                _mm256_storeu_si256(hi.as_mut_ptr().cast(), high);
+                hi_sum = sum_i8(high);
+            }
+            (sum_i8(low), hi_sum)
         }
     }
 }

@@ -1,0 +1,610 @@
+//! Attention of a step's rows over their sequences' caches.
+//!
+//! Positions are cut into pieces of [`PIECE`]. With `m`, `l`, `O` starting from `-inf`, 0, 0, each query vector takes
+//! the pieces of its sequence in ascending order (arXiv 1805.02867, 2205.14135):
+//!
+//! ```text
+//! s[j] = sum_d (q[d] / sqrt(head_dim)) k[j][d]      j of the piece, j <= position
+//! M = max s[j],   p[j] = exp(s[j] - M),   L = sum_j p[j],   P[d] = sum_j p[j] v[j][d]
+//! m' = max(m, M),   a = exp(m - m'),   b = exp(M - m')
+//! l = l a + L b,   O = O a + P b                    out = O / l behind the last piece
+//! ```
+//!
+//! Sums over d and over j ascend, one fused multiply-add after the other, and L adds the keys' blocks lane by lane
+//! before its lanes. That is the whole definition: a row has the same bits alone or in a tile, whichever thread took
+//! which piece, whatever chunk the row came in. What makes one vector's chain of additions fast is that several
+//! chains, of other vectors, keys or dimensions, run beside it.
+//!
+//! - **Prompts.** Query vectors of one key/value head and one sequence, its rows times the heads that share the key,
+//!   form tiles of [`TILE`], for which a key and a value are loaded and widened once. The tile's rows end at
+//!   different positions: what all of them see is done jointly, the rest asks for each row.
+//! - **Generated tokens.** A tile of few vectors is bound by memory: it asks for the values while it reads the keys
+//!   before them, and for the next piece's keys while it reads the values.
+//! - **Threads** take whole tiles; where those are too few to go round, pieces of tiles, folded behind.
+//!
+//! Keys and values are read from the cache only, in the cache's element type, a row's own included: a row sees the
+//! same bits whether its neighbours were computed with it, before it, or by another request. Slots behind a row's
+//! position may hold anything, and no arithmetic with them reaches the row.
+
+mod piece;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use self::piece::{BLOCKS, PIECE, Piece, STRIP, Sums, TILE};
+use super::exp::exp_to_most;
+use super::isa::{Isa, Kernel, LANES, Simd};
+use super::pages::{CacheElement, Heads, Pages};
+use super::pool::{Disjoint, Pool};
+use super::zeroed;
+use crate::engine::batch::{BLOCK_TOKENS, Batch};
+use crate::error::Result;
+
+/// Some consecutive query vectors, of one sequence: `first = row * group + head in group`.
+#[derive(Debug, Clone, Copy)]
+struct Tile {
+    first: usize,
+    len: usize,
+}
+
+/// What all tasks read.
+struct Step<'a, T> {
+    qkv: &'a [f32], // (n, Heads::cols)
+    heads: Heads,
+    pages: &'a Pages<T>,
+    batch: &'a Batch,
+}
+
+impl<T> Step<'_, T> {
+    fn task<'a>(&'a self, tile: Tile, kv_head: usize, scratch: &'a mut [f32]) -> Task<'a, T> {
+        let mut kv_len = [0; TILE];
+        for (m, n) in kv_len[..tile.len].iter_mut().enumerate() {
+            *n = self.batch.positions[(tile.first + m) / self.heads.group()] as usize + 1;
+        }
+        Task { step: self, tile, kv_head, kv_len, scratch }
+    }
+}
+
+/// One tile and one key/value head.
+struct Task<'a, T> {
+    step: &'a Step<'a, T>,
+    tile: Tile,
+    kv_head: usize,
+    kv_len: [usize; TILE],  // keys of each vector; 0 behind the tile's end
+    scratch: &'a mut [f32], // q as packed, scores (TILE, PIECE)
+}
+
+impl<T: CacheElement> Task<'_, T> {
+    fn scratch_len(heads: Heads) -> usize {
+        Self::q_len(heads) + TILE * PIECE
+    }
+
+    fn pieces(&self) -> usize {
+        self.kv_len.iter().max().map_or(0, |n| n.div_ceil(PIECE))
+    }
+
+    /// f32 of the tile's query vectors.
+    fn q_len(heads: Heads) -> usize {
+        heads.head_dim.next_multiple_of(STRIP) * TILE
+    }
+
+    /// The tile's query vectors, scaled: `(strips of head_dim, TILE, STRIP)`.
+    #[inline(always)]
+    fn pack(&mut self) {
+        let (d, group) = (self.step.heads.head_dim, self.step.heads.group());
+        let scale = 1.0 / (d as f32).sqrt();
+        for m in 0..self.tile.len {
+            let (r, h) = ((self.tile.first + m) / group, (self.tile.first + m) % group);
+            let q = &self.step.qkv[r * self.step.heads.cols() + (self.kv_head * group + h) * d..][..d];
+            for (i, q) in q.chunks(STRIP).enumerate() {
+                let strip = &mut self.scratch[(i * TILE + m) * STRIP..][..STRIP];
+                strip.iter_mut().zip(q).for_each(|(to, &x)| *to = x * scale);
+            }
+        }
+    }
+
+    /// The sums of one piece, of the vectors that have keys in it; the maximum of the others is `-inf`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `S`; `pack` has run; the piece is one of `pieces`.
+    #[inline(always)]
+    unsafe fn piece<S: Simd>(&mut self, piece: usize, to: &mut Sums) {
+        let (d, len, first) = (self.step.heads.head_dim, self.tile.len, piece * PIECE);
+        let n: [usize; TILE] = std::array::from_fn(|m| self.kv_len[m].saturating_sub(first).min(PIECE));
+        let most = n.iter().fold(0, |most, &n| most.max(n));
+        let (q, p) = self.scratch.split_at_mut(Self::q_len(self.step.heads));
+        let p = &mut p[..TILE * PIECE];
+        // The table of any row starts the same; that of the last is the longest.
+        let table = self.step.batch.table((self.tile.first + len - 1) / self.step.heads.group());
+        let (k, v) = self.step.pages.both();
+        let block = |b: usize| {
+            let start = self.step.heads.start(table[b] as usize, self.kv_head);
+            let both = start..start + BLOCK_TOKENS * d;
+            (k[both.clone()].as_ptr(), v[both].as_ptr())
+        };
+        // Blocks behind the last stand for it, so that blocks can be taken by twos and fours.
+        let blocks = most.div_ceil(BLOCK_TOKENS);
+        let here: [_; BLOCKS] = std::array::from_fn(|b| block(piece * BLOCKS + b.min(blocks - 1)));
+        let next: [_; BLOCKS] =
+            std::array::from_fn(|b| block(((piece + 1) * BLOCKS + b).min(table.len() - 1)).0);
+        let piece = Piece { d, keys: here.map(|b| b.0), values: here.map(|b| b.1), next, n, most, blocks };
+        // SAFETY: instructions by the caller's promise; lengths as `Piece` says them.
+        unsafe {
+            if S::VECTORS >= 32 {
+                match len {
+                    1 => piece.scores::<S, 1, 4>(q, p),
+                    2..=4 => piece.scores::<S, 4, 4>(q, p),
+                    5..=8 => piece.scores::<S, 8, 2>(q, p),
+                    _ => piece.scores::<S, 12, 2>(q, p),
+                }
+            } else {
+                for m in (0..len).step_by(6) {
+                    let (q, p) = (&q[m * STRIP..], &mut p[m * PIECE..]);
+                    match len - m {
+                        1 => piece.scores::<S, 1, 4>(q, p),
+                        2..=4 => piece.scores::<S, 4, 1>(q, p),
+                        _ => piece.scores::<S, 6, 1>(q, p),
+                    }
+                }
+            }
+            piece.softmax::<S>(p, to);
+            if S::VECTORS >= 32 {
+                match len {
+                    1 => piece.values::<S, 1, 8, 4>(p, 0, to.out),
+                    2..=4 => piece.values::<S, 4, 4, 2>(p, 0, to.out),
+                    5..=8 => piece.values::<S, 8, 2, 2>(p, 0, to.out),
+                    _ => piece.values::<S, 12, 2, 2>(p, 0, to.out),
+                }
+            } else {
+                for m in (0..len).step_by(6) {
+                    match len - m {
+                        1 => piece.values::<S, 1, 4, 2>(p, m, to.out),
+                        2..=4 => piece.values::<S, 4, 1, 1>(p, m, to.out),
+                        _ => piece.values::<S, 6, 1, 1>(p, m, to.out),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes one more piece into the sums of those before it.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `S`.
+    #[inline(always)]
+    unsafe fn fold<S: Simd>(&self, piece: usize, all: &mut Sums, one: &Sums) {
+        let stride = self.step.heads.head_dim.next_multiple_of(LANES);
+        let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
+        // SAFETY: instructions by the caller's promise; all slices are whole vectors, and long enough.
+        unsafe {
+            // A vector without keys in the piece has M = -inf and L = 0, which leaves m and l as they are.
+            let (m, more) = (S::load(all.max.as_ptr()), S::load(one.max.as_ptr()));
+            let max = S::max(m, more);
+            let (va, vb) = (exp_to_most::<S>(S::sub(m, max)), exp_to_most::<S>(S::sub(more, max)));
+            let sum = S::mul(S::load(all.sum.as_ptr()), va);
+            S::store(all.sum.as_mut_ptr(), S::fma(S::load(one.sum.as_ptr()), vb, sum));
+            S::store(all.max.as_mut_ptr(), max);
+            S::store(a.as_mut_ptr(), va);
+            S::store(b.as_mut_ptr(), vb);
+        }
+        for m in 0..self.tile.len {
+            if self.kv_len[m] <= piece * PIECE {
+                continue;
+            }
+            let (out, one) = (&mut all.out[m * stride..][..stride], &one.out[m * stride..][..stride]);
+            for i in (0..stride).step_by(LANES) {
+                // SAFETY: as above.
+                unsafe {
+                    let scaled = S::mul(S::load(out.as_ptr().add(i)), S::splat(a[m]));
+                    let y = S::fma(S::load(one.as_ptr().add(i)), S::splat(b[m]), scaled);
+                    S::store(out.as_mut_ptr().add(i), y);
+                }
+            }
+        }
+    }
+
+    /// `O / l`, to the rows' places in `out`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `S`; no other task has this tile and head.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, all: &Sums, out: &Disjoint<f32>) {
+        let Heads { n_heads, head_dim: d, .. } = self.step.heads;
+        let (group, stride) = (self.step.heads.group(), d.next_multiple_of(LANES));
+        for m in 0..self.tile.len {
+            let (r, h) = ((self.tile.first + m) / group, (self.tile.first + m) % group);
+            let sums = &all.out[m * stride..][..stride];
+            // SAFETY: by the caller's promise; 16 values each.
+            unsafe {
+                let row = out.slice((r * n_heads + self.kv_head * group + h) * d, d);
+                let mut lanes = [0.0; LANES];
+                for i in (0..d).step_by(LANES) {
+                    let y = S::div(S::load(sums.as_ptr().add(i)), S::splat(all.sum[m]));
+                    S::store(lanes.as_mut_ptr(), y);
+                    let n = LANES.min(d - i);
+                    row[i..i + n].copy_from_slice(&lanes[..n]);
+                }
+            }
+        }
+    }
+}
+
+/// What to do with a tile.
+enum Work<'a> {
+    /// All of it; two `Sums`.
+    Whole { sums: &'a mut [f32] },
+    /// One piece.
+    One { piece: usize, to: &'a mut [f32] },
+    /// Fold consecutive pieces from `first` into `all`; the outputs if they are the last.
+    Fold { first: usize, pieces: &'a mut [f32], all: &'a mut [f32], last: bool },
+}
+
+/// Some work on one tile; implements [`Kernel`].
+struct Run<'a, T> {
+    task: Task<'a, T>,
+    work: Work<'a>,
+    out: &'a Disjoint<'a, f32>, // (n, n_heads * head_dim)
+}
+
+impl<T: CacheElement> Kernel for Run<'_, T> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let len = Sums::len(self.task.step.heads);
+        let mut task = self.task;
+        // SAFETY: the instructions are there; `pack` comes first, and a tile is one task's.
+        unsafe {
+            match self.work {
+                Work::Whole { sums } => {
+                    let (all, one) = sums.split_at_mut(len);
+                    let (mut all, mut one) = (Sums::of(all), Sums::of(one));
+                    all.clear();
+                    task.pack();
+                    for piece in 0..task.pieces() {
+                        task.piece::<S>(piece, &mut one);
+                        task.fold::<S>(piece, &mut all, &one);
+                    }
+                    task.finish::<S>(&all, self.out);
+                }
+                Work::One { piece, to } => {
+                    task.pack();
+                    task.piece::<S>(piece, &mut Sums::of(to));
+                }
+                Work::Fold { first, pieces, all, last } => {
+                    let mut all = Sums::of(all);
+                    if first == 0 {
+                        all.clear();
+                    }
+                    for (piece, one) in (first..task.pieces()).zip(pieces.chunks_exact_mut(len)) {
+                        task.fold::<S>(piece, &mut all, &Sums::of(one));
+                    }
+                    if last {
+                        task.finish::<S>(&all, self.out);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Tiles and scratch of the threads, allocated once.
+pub(crate) struct Attention {
+    heads: Heads,
+    tiles: Vec<Tile>,
+    strands: Vec<f32>, // (threads) of a task's scratch and two `Sums`
+    sums: Vec<f32>,    // (SPLIT_BELOW * threads) `Sums` of tiles that are taken by pieces
+    pieces: Vec<f32>,  // (PIECES * threads) `Sums` of their pieces
+}
+
+/// Tiles per thread from which on whole tiles keep all threads busy.
+const SPLIT_BELOW: usize = 4;
+/// Pieces per thread that are computed before they are folded.
+const PIECES: usize = 16;
+
+impl Attention {
+    /// Lengths of the vectors.
+    fn lens(heads: Heads, threads: usize, max_rows: usize) -> [usize; 4] {
+        let split = if threads > 1 { threads * Sums::len(heads) } else { 0 };
+        [
+            max_rows * heads.group().div_ceil(TILE),
+            threads * Self::strand_len(heads),
+            SPLIT_BELOW * split,
+            PIECES * split,
+        ]
+    }
+
+    fn strand_len(heads: Heads) -> usize {
+        Task::<f32>::scratch_len(heads) + 2 * Sums::len(heads)
+    }
+
+    /// Bytes that `new` allocates.
+    pub(crate) fn bytes(heads: Heads, threads: usize, max_rows: usize) -> u64 {
+        let [tiles, strands, sums, pieces] = Self::lens(heads, threads, max_rows);
+        (tiles * size_of::<Tile>() + 4 * (strands + sums + pieces)) as u64
+    }
+
+    /// For steps of at most `max_rows` rows.
+    pub(crate) fn new(heads: Heads, threads: usize, max_rows: usize) -> Result<Self> {
+        let [tiles, strands, sums, pieces] = Self::lens(heads, threads, max_rows);
+        Ok(Attention {
+            heads,
+            tiles: Vec::with_capacity(tiles),
+            strands: zeroed(strands, "attention tiles")?,
+            sums: zeroed(sums, "attention sums")?,
+            pieces: zeroed(pieces, "attention pieces")?,
+        })
+    }
+
+    /// Cuts the rows of each sequence into tiles.
+    fn cut(&mut self, batch: &Batch) {
+        self.tiles.clear();
+        let group = self.heads.group();
+        let mut row = 0;
+        for run in batch.table_start.chunk_by(|a, b| a == b) {
+            let (first, end) = (row * group, (row + run.len()) * group);
+            row += run.len();
+            self.tiles
+                .extend((first..end).step_by(TILE).map(|first| Tile { first, len: TILE.min(end - first) }));
+        }
+    }
+
+    /// `out = attention(q)`, `(n, n_heads * head_dim)`, of the rows of q, k and v, `(n, Heads::cols)`.
+    pub(crate) fn run<T: CacheElement>(
+        &mut self,
+        pool: &mut Pool,
+        isa: Isa,
+        out: &mut [f32],
+        qkv: &[f32],
+        pages: &Pages<T>,
+        batch: &Batch,
+    ) {
+        self.cut(batch);
+        let (heads, threads, tiles) = (self.heads, pool.threads(), &self.tiles);
+        let (tasks, sums_len) = (tiles.len() * heads.n_kv_heads, Sums::len(heads));
+        let longest = batch.positions.iter().map(|&p| p as usize / PIECE + 1).max().unwrap_or(0);
+        let keys: usize = batch.positions.iter().map(|&p| p as usize + 1).sum();
+        let macs = 2 * keys * heads.n_heads * heads.head_dim;
+        let strand_len = Self::strand_len(heads);
+        let (out, strands) = (Disjoint::new(out), Disjoint::new(&mut self.strands));
+        let step = Step { qkv, heads, pages, batch };
+        // Heads outside, tiles inside: a head's keys and values stay in the cache.
+        let place = |at: usize| (tiles[at % tiles.len()], at / tiles.len());
+        // As many strands as threads, each with its own scratch; a strand takes the next task that is left.
+        let share = |pool: &mut Pool, n: usize, run: &(dyn Fn(usize, &mut [f32]) + Sync)| {
+            let next = AtomicUsize::new(0);
+            pool.run_if_worth(threads.min(n), macs, |strand| {
+                // SAFETY: each strand has its own scratch.
+                let scratch = unsafe { strands.slice(strand * strand_len, strand_len) };
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= n {
+                        return;
+                    }
+                    run(at, scratch);
+                }
+            });
+        };
+        if longest <= 1 || threads == 1 || tasks >= SPLIT_BELOW * threads || tasks % threads == 0 {
+            share(pool, tasks, &|at, scratch| {
+                let (scratch, sums) = scratch.split_at_mut(strand_len - 2 * sums_len);
+                let (tile, kv_head) = place(at);
+                let task = step.task(tile, kv_head, scratch);
+                // SAFETY: `at` is handed out once, and each has its own vectors.
+                unsafe { isa.dispatch(Run { task, work: Work::Whole { sums }, out: &out }) }
+            });
+            return;
+        }
+        let at_once = PIECES * threads / tasks;
+        let (sums, pieces) = (Disjoint::new(&mut self.sums), Disjoint::new(&mut self.pieces));
+        for first in (0..longest).step_by(at_once) {
+            share(pool, tasks * at_once, &|i, scratch| {
+                let (at, piece) = (i % tasks, first + i / tasks);
+                let (tile, kv_head) = place(at);
+                let task = step.task(tile, kv_head, scratch);
+                if piece < task.pieces() {
+                    // SAFETY: `i` is handed out once, and each has its own sums.
+                    unsafe {
+                        let to = pieces.slice((at * at_once + i / tasks) * sums_len, sums_len);
+                        isa.dispatch(Run { task, work: Work::One { piece, to }, out: &out });
+                    }
+                }
+            });
+            share(pool, tasks, &|at, scratch| {
+                let (tile, kv_head) = place(at);
+                let task = step.task(tile, kv_head, scratch);
+                // SAFETY: `at` is handed out once, and each has its own sums and vectors.
+                unsafe {
+                    let work = Work::Fold {
+                        first,
+                        pieces: pieces.slice(at * at_once * sums_len, at_once * sums_len),
+                        all: sums.slice(at * sums_len, sums_len),
+                        last: first + at_once >= longest,
+                    };
+                    isa.dispatch(Run { task, work, out: &out });
+                }
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::backend::cpu::isa::Scalar;
+
+    fn hash(i: usize) -> f32 {
+        (((i as u32).wrapping_mul(2_654_435_761) >> 9) % 1_000) as f32 / 500.0 - 1.0
+    }
+
+    /// Rows of several sequences, and a cache in which everything but their own past is not a number.
+    struct Case<T> {
+        heads: Heads,
+        batch: Batch,
+        qkv: Vec<f32>,
+        pages: Pages<T>,
+    }
+
+    impl<T: CacheElement + Into<f32>> Case<T> {
+        /// `runs` are first positions and lengths, one sequence each; the last key and value of a sequence of more
+        /// than two rows is not a number either, for which only its last row may answer.
+        fn new(heads: Heads, runs: &[(usize, usize)], round: impl Fn(f32) -> T) -> Self {
+            let d = heads.head_dim;
+            let n_blocks =
+                runs.iter().map(|(first, n)| (first + n).div_ceil(BLOCK_TOKENS)).sum::<usize>() + 1;
+            let mut free = (0..n_blocks as u32).rev();
+            let mut batch = Batch::default();
+            let mut pages = Pages::new(n_blocks * heads.start(1, 0)).unwrap();
+            let (k, v) = pages.both_mut();
+            k.fill(round(f32::NAN));
+            v.fill(round(f32::NAN));
+            for &(first, n) in runs {
+                let table: Vec<u32> = free.by_ref().take((first + n).div_ceil(BLOCK_TOKENS)).collect();
+                batch.push_generated(&vec![1; n], first, &table);
+                for pos in 0..first + n - usize::from(n > 2) {
+                    for (kv_head, i) in (0..heads.n_kv_heads).flat_map(|h| (0..d).map(move |i| (h, i))) {
+                        let start = heads.start(table[pos / BLOCK_TOKENS] as usize, kv_head);
+                        let seed = start + pos % BLOCK_TOKENS * d + i;
+                        k[start + i * BLOCK_TOKENS + pos % BLOCK_TOKENS] = round(1.5 * hash(seed));
+                        v[start + pos % BLOCK_TOKENS * d + i] = round(hash(seed + 77_777));
+                    }
+                }
+            }
+            let qkv = (0..batch.len() * heads.cols()).map(|i| 2.0 * hash(i + 5)).collect();
+            Case { heads, batch, qkv, pages }
+        }
+
+        fn run(&self, isa: Isa, threads: usize) -> Vec<f32> {
+            let n = self.batch.len();
+            let mut attention = Attention::new(self.heads, threads, n).unwrap();
+            let mut out = vec![9.0; n * self.heads.n_heads * self.heads.head_dim];
+            let mut pool = Pool::new(threads).unwrap();
+            // Twice: scratch is not clean the second time.
+            for _ in 0..2 {
+                attention.run(&mut pool, isa, &mut out, &self.qkv, &self.pages, &self.batch);
+            }
+            out
+        }
+
+        /// Key and value of a position.
+        fn at(&self, row: usize, kv_head: usize, pos: usize) -> (Vec<f32>, Vec<f32>) {
+            let d = self.heads.head_dim;
+            let start = self.heads.start(self.batch.table(row)[pos / BLOCK_TOKENS] as usize, kv_head);
+            let offset = pos % BLOCK_TOKENS;
+            let (keys, values) = self.pages.both();
+            let k = (0..d).map(|i| keys[start + i * BLOCK_TOKENS + offset].into()).collect();
+            let v = (0..d).map(|i| values[start + offset * d + i].into()).collect();
+            (k, v)
+        }
+
+        /// The definition, one number after the other; and the same in f64, with softmax as it is written.
+        fn want(&self, row: usize, head: usize) -> (Vec<f32>, Vec<f64>) {
+            let (d, group) = (self.heads.head_dim, self.heads.group());
+            let q = &self.qkv[row * self.heads.cols() + head * d..][..d];
+            let keys: Vec<_> =
+                (0..=self.batch.positions[row] as usize).map(|pos| self.at(row, head / group, pos)).collect();
+            // SAFETY: plain Rust.
+            let exp = |x: f32| unsafe { exp_to_most::<Scalar>([x; LANES])[0] };
+            let scale = 1.0 / (d as f32).sqrt();
+            let (mut m, mut l, mut out) = (f32::NEG_INFINITY, 0.0, vec![0.0_f32; d]);
+            for piece in keys.chunks(PIECE) {
+                let score = |k: &[f32]| q.iter().zip(k).fold(0.0, |s, (q, k)| (q * scale).mul_add(*k, s));
+                let s: Vec<f32> = piece.iter().map(|(k, _)| score(k)).collect();
+                let max = s.iter().fold(f32::NEG_INFINITY, |m, &s| if m > s { m } else { s });
+                let p: Vec<f32> = s.iter().map(|s| exp(s - max)).collect();
+                let mut lanes = [0.0; LANES];
+                p.iter().enumerate().for_each(|(j, p)| lanes[j % LANES] += p);
+                // SAFETY: plain Rust.
+                let sum = unsafe { Scalar::sum(lanes) };
+                let both = if m > max { m } else { max };
+                let (a, b) = (exp(m - both), exp(max - both));
+                (m, l) = (both, sum.mul_add(b, l * a));
+                for (i, out) in out.iter_mut().enumerate() {
+                    let y = p.iter().zip(piece).fold(0.0_f32, |y, (p, (_, v))| p.mul_add(v[i], y));
+                    *out = y.mul_add(b, *out * a);
+                }
+            }
+            let dot = |k: &[f32]| q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>();
+            let weights: Vec<f64> = keys.iter().map(|(k, _)| (dot(k) / (d as f64).sqrt()).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            let exact = |i: usize| {
+                weights.iter().zip(&keys).map(|(w, (_, v))| w * f64::from(v[i])).sum::<f64>() / total
+            };
+            (out.into_iter().map(|y| y / l).collect(), (0..d).map(exact).collect())
+        }
+
+        fn check(&self, threads: &[usize]) {
+            let (d, n_heads) = (self.heads.head_dim, self.heads.n_heads);
+            let vectors = (0..self.batch.len()).flat_map(|r| (0..n_heads).map(move |h| (r, h)));
+            let want: Vec<_> = vectors.map(|(r, h)| self.want(r, h)).collect();
+            for isa in Isa::all() {
+                for &threads in threads {
+                    let out = self.run(isa, threads);
+                    for (i, (bits, exact)) in want.iter().enumerate() {
+                        let y = &out[i * d..(i + 1) * d];
+                        let which = || {
+                            let (row, head) = (i / n_heads, i % n_heads);
+                            format!("{} {threads} {:?} row {row} head {head}", isa.name(), self.heads)
+                        };
+                        let same =
+                            |(y, x): (&f32, &f32)| y.to_bits() == x.to_bits() || y.is_nan() && x.is_nan();
+                        assert!(y.iter().zip(bits).all(same), "{}: {y:?}, not {bits:?}", which());
+                        for (y, x) in y.iter().zip(exact) {
+                            let error = (f64::from(*y) - x).abs();
+                            assert!(error < 2e-6 || y.is_nan() && x.is_nan(), "{}: {y}, not {x}", which());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_of_rows_are_the_definition_bit_for_bit() {
+        let runs = [(0, 37), (120, 21), (5, 1), (250, 13), (126, 2), (15, 3)];
+        for (n_heads, n_kv_heads, head_dim) in [(2, 2, 64), (6, 2, 20), (7, 1, 80), (4, 1, 16), (13, 1, 33)] {
+            let heads = Heads { n_heads, n_kv_heads, head_dim };
+            Case::new(heads, &runs, |x| x).check(&[1, 3]);
+            Case::new(heads, &runs, bf16::from_f32).check(&[2]);
+        }
+    }
+
+    #[test]
+    fn single_rows_at_the_edges_of_blocks_and_pieces() {
+        for heads in [
+            Heads { n_heads: 2, n_kv_heads: 2, head_dim: 128 },
+            Heads { n_heads: 9, n_kv_heads: 3, head_dim: 20 },
+            Heads { n_heads: 8, n_kv_heads: 1, head_dim: 80 },
+        ] {
+            for last in [0, 1, 14, 15, 16, 17, 126, 127, 128, 129, 255, 256, 257, 400] {
+                // Alone, so that threads take pieces of it; and with others, so that they do not.
+                Case::new(heads, &[(last, 1)], bf16::from_f32).check(&[1, 2, 5]);
+            }
+            let all = [0, 1, 15, 16, 17, 127, 128, 255, 256, 300].map(|last| (last, 1));
+            Case::new(heads, &all, |x| x).check(&[2]);
+        }
+    }
+
+    #[test]
+    fn more_pieces_than_scratch_are_folded_in_several_rounds() {
+        let heads = Heads { n_heads: 3, n_kv_heads: 3, head_dim: 20 };
+        Case::new(heads, &[(2 * PIECES * PIECE + 70, 1)], |x| x).check(&[1, 2]);
+        let heads = Heads { n_heads: 5, n_kv_heads: 1, head_dim: 32 };
+        Case::new(heads, &[(PIECES * PIECE - 3, 5), (90, 2)], bf16::from_f32).check(&[4]);
+    }
+
+    #[test]
+    fn scores_that_are_not_finite_stay_in_their_row() {
+        let heads = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 16 };
+        let mut case = Case::new(heads, &[(130, 1), (131, 1)], |x| x);
+        // Minus infinity with every key, of both heads of row 0.
+        case.qkv[..32].fill(f32::NEG_INFINITY);
+        case.pages.both_mut().0.iter_mut().for_each(|k| *k = k.abs().max(0.1));
+        let base = case.run(Isa::all()[0], 1);
+        assert!(base[..32].iter().all(|y| y.is_nan()));
+        assert!(base[32..].iter().all(|y| y.is_finite()));
+        for isa in Isa::all() {
+            assert_eq!(case.run(isa, 3)[32..], base[32..], "{}", isa.name());
+        }
+    }
+}

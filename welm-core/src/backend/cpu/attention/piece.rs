@@ -1,0 +1,283 @@
+//! A piece of the keys and values with a tile of query vectors: scores, softmax, weighted values.
+//!
+//! Both products keep their sums in registers: `M` vectors times `N` blocks of keys, or times `N` vectors of
+//! dimensions. What a sum adds, in which order, does not depend on either.
+
+use super::super::exp::exp_to_most;
+use super::super::isa::{LANES, Simd};
+use super::super::linear::load_at;
+use super::super::pages::{CacheElement, Heads};
+use crate::engine::batch::BLOCK_TOKENS;
+
+/// Positions of a piece.
+pub(super) const PIECE: usize = 128;
+/// Dimensions of a strip: a tile's query vectors lie `(strips, TILE, STRIP)`, at distances known to the compiler.
+pub(super) const STRIP: usize = 64;
+/// Blocks of a piece.
+pub(super) const BLOCKS: usize = PIECE / BLOCK_TOKENS;
+/// Query vectors of a tile: times two vectors of keys or values, three quarters of the widest registers.
+pub(super) const TILE: usize = 12;
+/// `0, 1, 2, ...`
+const LANE: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+
+/// Largest lane, folded as [`Simd::sum`] folds.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
+#[inline(always)]
+unsafe fn max_lane<S: Simd>(v: S::V) -> f32 {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: the caller's promise; 16 values.
+    unsafe { S::store(lanes.as_mut_ptr(), v) };
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = if lanes[i] > lanes[i + half] { lanes[i] } else { lanes[i + half] };
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// What is known of a tile's vectors, of some pieces or of all so far.
+pub(super) struct Sums<'a> {
+    pub(super) max: &'a mut [f32], // (LANES): m, M
+    pub(super) sum: &'a mut [f32], // (LANES): l, L
+    pub(super) out: &'a mut [f32], // (TILE, whole vectors of head_dim): O, P
+}
+
+impl Sums<'_> {
+    /// f32 that they take.
+    pub(super) fn len(heads: Heads) -> usize {
+        2 * LANES + TILE * heads.head_dim.next_multiple_of(LANES)
+    }
+
+    /// Those that lie in `values`.
+    #[inline(always)]
+    pub(super) fn of(values: &mut [f32]) -> Sums<'_> {
+        let (max, rest) = values.split_at_mut(LANES);
+        let (sum, out) = rest.split_at_mut(LANES);
+        Sums { max, sum, out }
+    }
+
+    /// No piece so far.
+    #[inline(always)]
+    pub(super) fn clear(&mut self) {
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+        self.out.fill(0.0);
+    }
+}
+
+/// The memory of one piece, and its part of each query vector's keys.
+pub(super) struct Piece<T> {
+    pub(super) d: usize,
+    pub(super) keys: [*const T; BLOCKS],   // (d, BLOCK_TOKENS) each
+    pub(super) values: [*const T; BLOCKS], // (BLOCK_TOKENS, d) each
+    pub(super) next: [*const T; BLOCKS],   // keys that are read behind this piece; valid, or any block's
+    pub(super) n: [usize; TILE],           // keys of each vector in the piece
+    pub(super) most: usize,                // the largest of them
+    pub(super) blocks: usize,              // that hold `most`
+}
+
+impl<T: CacheElement> Piece<T> {
+    /// Scores of `M` vectors with all keys of the blocks, `N` blocks at a time; garbage behind a vector's `n`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `S`; `BLOCKS` is a multiple of `N`, the pointers are as the fields say.
+    #[inline(always)]
+    pub(super) unsafe fn scores<S: Simd, const M: usize, const N: usize>(&self, q: &[f32], p: &mut [f32]) {
+        assert!(q.len() >= (self.d.div_ceil(STRIP) * TILE - TILE + M) * STRIP && p.len() >= M * PIECE);
+        for b in (0..self.blocks).step_by(N) {
+            // SAFETY: by the assertion, the caller's promise, and because blocks are BLOCK_TOKENS * d long.
+            unsafe {
+                let mut acc = [[S::splat(0.0); N]; M];
+                for first in (0..self.d).step_by(STRIP) {
+                    let strip = q.as_ptr().add(first * TILE);
+                    for i in first..self.d.min(first + STRIP) {
+                        let k: [S::V; N] =
+                            std::array::from_fn(|j| T::load::<S>(self.keys[b + j].add(i * LANES)));
+                        for m in 0..M {
+                            let q = S::splat(*strip.add(m * STRIP + i - first));
+                            for j in 0..N {
+                                acc[m][j] = S::fma(q, k[j], acc[m][j]);
+                            }
+                        }
+                        if M < TILE && i * LANES * size_of::<T>() % 64 == 0 {
+                            for j in 0..N {
+                                S::prefetch(self.values[b + j].wrapping_add(i * LANES));
+                            }
+                        }
+                    }
+                }
+                for m in 0..M {
+                    for j in 0..N {
+                        S::store(p.as_mut_ptr().add(m * PIECE + (b + j) * LANES), acc[m][j]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Scores to weights, in place; maxima and sums to `to`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `S`.
+    #[inline(always)]
+    pub(super) unsafe fn softmax<S: Simd>(&self, p: &mut [f32], to: &mut Sums) {
+        to.max.fill(f32::NEG_INFINITY);
+        to.sum.fill(0.0);
+        for (m, p) in p.chunks_exact_mut(PIECE).enumerate() {
+            let n = self.n[m];
+            if n == 0 {
+                continue;
+            }
+            // The vector that may hold keys of others is the last.
+            let last = (n - 1) / LANES * LANES;
+            // SAFETY: instructions by the caller's promise; `last + LANES <= PIECE`.
+            unsafe {
+                let start = p.as_mut_ptr();
+                let at = |i: usize| start.add(i);
+                let own = S::splat((n - last) as f32);
+                let lowest = S::splat(f32::NEG_INFINITY);
+                let masked = S::if_greater(own, S::load(LANE.as_ptr()), S::load(at(last)), lowest);
+                S::store(at(last), masked);
+                let mut max = lowest;
+                for i in (0..=last).step_by(LANES) {
+                    max = S::max(max, S::load(at(i)));
+                }
+                let max = max_lane::<S>(max);
+                let mut sum = S::splat(0.0);
+                for i in (0..=last).step_by(LANES) {
+                    let y = exp_to_most::<S>(S::sub(S::load(at(i)), S::splat(max)));
+                    S::store(at(i), y);
+                    sum = S::add(sum, y);
+                }
+                (to.max[m], to.sum[m]) = (max, S::sum(sum));
+            }
+        }
+    }
+
+    /// Weighted sums of the values, of vectors `first..first + M`, `N` vectors of dimensions at a time, then `FEW`,
+    /// then one.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `S`; the pointers are as the fields say.
+    #[inline(always)]
+    pub(super) unsafe fn values<S: Simd, const M: usize, const N: usize, const FEW: usize>(
+        &self,
+        p: &[f32],
+        first: usize,
+        out: &mut [f32],
+    ) {
+        let stride = self.d.next_multiple_of(LANES);
+        let (p, out) = (&p[first * PIECE..][..M * PIECE], &mut out[first * stride..][..M * stride]);
+        let n: [usize; M] = std::array::from_fn(|m| self.n[first + m]);
+        let mut at = 0;
+        // SAFETY: by the caller's promise.
+        unsafe {
+            while at + N * LANES <= self.d {
+                self.columns::<S, M, N, false>(p, &n, at, out);
+                at += N * LANES;
+            }
+            while at + FEW * LANES <= self.d {
+                self.columns::<S, M, FEW, false>(p, &n, at, out);
+                at += FEW * LANES;
+            }
+            while at + LANES <= self.d {
+                self.columns::<S, M, 1, false>(p, &n, at, out);
+                at += LANES;
+            }
+            if at < self.d {
+                self.columns::<S, M, 1, true>(p, &n, at, out);
+            }
+        }
+    }
+
+    /// `N` vectors of dimensions from `at` of value `i` of block `b`, zeros behind the block's end.
+    ///
+    /// # Safety
+    /// As `values`; `i` is below `BLOCK_TOKENS`, and without `TAIL` the vectors are whole.
+    #[inline(always)]
+    unsafe fn row<S: Simd, const N: usize, const TAIL: bool>(
+        &self,
+        b: usize,
+        i: usize,
+        at: usize,
+    ) -> [S::V; N] {
+        let (block, from) = (self.values[b], i * self.d + at);
+        // SAFETY: by the caller's promise.
+        let mut row = [unsafe { S::splat(0.0) }; N];
+        for (c, v) in row.iter_mut().enumerate() {
+            // SAFETY: by the caller's promise; a block has BLOCK_TOKENS * d values.
+            unsafe {
+                *v = if TAIL {
+                    let block = std::slice::from_raw_parts(block, BLOCK_TOKENS * self.d);
+                    load_at::<S, T>(block, from + c * LANES)
+                } else {
+                    T::load::<S>(block.add(from + c * LANES))
+                };
+            }
+        }
+        row
+    }
+
+    /// `N` vectors of dimensions from `at`, the last of which is not whole if `TAIL`.
+    ///
+    /// # Safety
+    /// As `values`.
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const M: usize, const N: usize, const TAIL: bool>(
+        &self,
+        p: &[f32], // (M, PIECE)
+        n: &[usize; M],
+        at: usize,
+        out: &mut [f32], // (M, whole vectors of d)
+    ) {
+        let stride = self.d.next_multiple_of(LANES);
+        assert!(p.len() == M * PIECE && out.len() == M * stride && at + N * LANES <= stride);
+        // A vector without keys here has no say, and sums that nobody reads.
+        let joint = n.iter().filter(|&&n| n > 0).fold(self.most, |joint, &n| joint.min(n));
+        // SAFETY: by the caller's promise, the assertion, and because j is below PIECE and i below BLOCK_TOKENS.
+        unsafe {
+            let mut acc = [[S::splat(0.0); N]; M];
+            for b in 0..joint.div_ceil(BLOCK_TOKENS) {
+                let first = b * BLOCK_TOKENS;
+                for j in first..joint.min(first + BLOCK_TOKENS) {
+                    let v = self.row::<S, N, TAIL>(b, j - first, at);
+                    for m in 0..M {
+                        let p = S::splat(*p.get_unchecked(m * PIECE + j));
+                        for c in 0..N {
+                            acc[m][c] = S::fma(p, v[c], acc[m][c]);
+                        }
+                    }
+                    if M < TILE {
+                        for c in (0..N).step_by(64 / (LANES * size_of::<T>())) {
+                            let from = (j - first) * self.d + at + c * LANES;
+                            S::prefetch(self.next[b].wrapping_add(from));
+                        }
+                    }
+                }
+            }
+            for m in 0..M {
+                for c in 0..N {
+                    S::store(out.as_mut_ptr().add(m * stride + at + c * LANES), acc[m][c]);
+                }
+            }
+            // In memory: conditions between registers would cost moves in the loop above as well.
+            for j in joint..self.most {
+                let v = self.row::<S, N, TAIL>(j / BLOCK_TOKENS, j % BLOCK_TOKENS, at);
+                for m in 0..M {
+                    if j >= n[m] {
+                        continue;
+                    }
+                    let p = S::splat(p[m * PIECE + j]);
+                    for c in 0..N {
+                        let y = out.as_mut_ptr().add(m * stride + at + c * LANES);
+                        S::store(y, S::fma(p, v[c], S::load(y)));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The paged cache of one layer, and how a step's keys and values get into it.
+//!
+//! A block's keys lie transposed, sixteen tokens side by side for each dimension: a vector of scores is then sixteen
+//! keys, summed over the dimensions without a sum across lanes. Its values lie as rows, because a row of outputs
+//! is a sum of such rows. A token's key is therefore written two or four bytes at a time, once, to be read as whole
+//! vectors by every later token.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut, Range};
+
+use half::bf16;
+use memmap2::MmapMut;
+
+use super::isa::{Kernel, LANES, Simd};
+use super::linear::{Element, load_at};
+use super::pool::Disjoint;
+use super::rope::Angles;
+use crate::config::{ModelConfig, RopePairing};
+use crate::engine::batch::{BLOCK_TOKENS, Batch};
+use crate::error::{Error, Result};
+
+const _: () = assert!(BLOCK_TOKENS == LANES, "a vector of scores is a block's keys");
+
+/// A float that the cache stores.
+pub(crate) trait CacheElement: Element {
+    /// Writes 16 of them, rounded to nearest even.
+    ///
+    /// # Safety
+    /// As [`Simd::store`].
+    unsafe fn store<S: Simd>(p: *mut Self, v: S::V);
+}
+
+impl CacheElement for f32 {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(p: *mut f32, v: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { S::store(p, v) }
+    }
+}
+
+impl CacheElement for bf16 {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(p: *mut bf16, v: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { S::store_bf16(p, v) }
+    }
+}
+
+/// Zeros from the system, which provides them when they are first written, in huge pages where it has them: a block
+/// of one head is some 4 kB, and without, each of them would cost a walk through the page tables.
+struct Memory<T> {
+    map: MmapMut,
+    len: usize,
+    _element: PhantomData<T>,
+}
+
+impl<T: Element> Memory<T> {
+    fn zeroed(len: usize) -> Result<Self> {
+        let bytes = len * size_of::<T>();
+        let map = MmapMut::map_anon(bytes).map_err(|e| Error::Unavailable {
+            what: format!("{bytes} bytes for keys and values"),
+            reason: e.to_string(),
+        })?;
+        // A wish, which systems without huge pages refuse.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Memory { map, len, _element: PhantomData })
+    }
+}
+
+impl<T: Element> Deref for Memory<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: the map starts at a page and has `len` elements, floats, for which all bits are valid.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Element> DerefMut for Memory<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// Keys and values of one layer.
+pub(crate) struct Pages<T> {
+    k: Memory<T>, // (n_blocks, n_kv_heads, head_dim, BLOCK_TOKENS)
+    v: Memory<T>, // (n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim)
+}
+
+impl<T: Element> Pages<T> {
+    /// Zeros, `len` of each.
+    ///
+    /// # Errors
+    /// If the system has not as much memory.
+    pub(crate) fn new(len: usize) -> Result<Self> {
+        Ok(Pages { k: Memory::zeroed(len)?, v: Memory::zeroed(len)? })
+    }
+
+    /// The keys, `(n_blocks, n_kv_heads, head_dim, BLOCK_TOKENS)`, and the values,
+    /// `(n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim)`.
+    pub(crate) fn both(&self) -> (&[T], &[T]) {
+        (&self.k, &self.v)
+    }
+
+    /// As [`Pages::both`].
+    pub(crate) fn both_mut(&mut self) -> (&mut [T], &mut [T]) {
+        (&mut self.k, &mut self.v)
+    }
+
+    /// Copies block `from` over block `to`; `len` values a block.
+    pub(crate) fn copy_block(&mut self, from: u32, to: u32, len: usize) {
+        let from = from as usize * len;
+        self.k.copy_within(from..from + len, to as usize * len);
+        self.v.copy_within(from..from + len, to as usize * len);
+    }
+}
+
+/// The heads of a model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heads {
+    pub(crate) n_heads: usize,
+    pub(crate) n_kv_heads: usize,
+    pub(crate) head_dim: usize,
+}
+
+impl Heads {
+    /// Those of a model.
+    pub(crate) fn of(config: &ModelConfig) -> Heads {
+        Heads { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim }
+    }
+
+    /// Query heads of a key/value head.
+    pub(crate) fn group(self) -> usize {
+        self.n_heads / self.n_kv_heads
+    }
+
+    /// Where a key/value head's part of a block starts, in the keys as in the values.
+    #[inline(always)]
+    pub(crate) fn start(self, block: usize, kv_head: usize) -> usize {
+        (block * self.n_kv_heads + kv_head) * BLOCK_TOKENS * self.head_dim
+    }
+
+    /// Columns of a row of q, k and v.
+    pub(crate) fn cols(self) -> usize {
+        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+}
+
+/// Turns q and k of some rows in place, and writes k and v to their slots; implements [`Kernel`].
+///
+/// Rows of one task should be neighbours: their keys share cache lines.
+pub(crate) struct CacheRows<'a, T> {
+    pub(crate) rows: Range<usize>,
+    pub(crate) qkv: &'a Disjoint<'a, f32>, // (n, Heads::cols); the rows are this task's alone
+    pub(crate) k: &'a Disjoint<'a, T>,     // as in `Pages`; so are the rows' slots
+    pub(crate) v: &'a Disjoint<'a, T>,
+    pub(crate) heads: Heads,
+    pub(crate) angles: &'a Angles,
+    pub(crate) pairing: RopePairing,
+    pub(crate) batch: &'a Batch,
+}
+
+impl<T: CacheElement> Kernel for CacheRows<'_, T> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Heads { n_heads, n_kv_heads, head_dim: d } = self.heads;
+        let cols = self.heads.cols();
+        for r in self.rows.clone() {
+            // SAFETY: the row is this task's.
+            let turned = unsafe { self.qkv.slice(r * cols, (n_heads + n_kv_heads) * d) };
+            turned.chunks_exact_mut(d).for_each(|head| self.angles.turn(r, head, self.pairing));
+        }
+        for kv_head in 0..n_kv_heads {
+            for r in self.rows.clone() {
+                let slot = self.batch.slot_mapping[r] as usize;
+                let start = self.heads.start(slot / BLOCK_TOKENS, kv_head);
+                let offset = slot % BLOCK_TOKENS;
+                // SAFETY: the row and its slot are this task's; vectors are stored to 16 values.
+                unsafe {
+                    let k = &*self.qkv.slice(r * cols + (n_heads + kv_head) * d, d);
+                    let v = &*self.qkv.slice(r * cols + (n_heads + n_kv_heads + kv_head) * d, d);
+                    let v_slot = self.v.slice(start + offset * d, d);
+                    let mut lanes = [T::ZERO; LANES];
+                    for i in (0..d).step_by(LANES) {
+                        let n = LANES.min(d - i);
+                        T::store::<S>(lanes.as_mut_ptr(), load_at::<S, f32>(k, i));
+                        for (j, &x) in lanes[..n].iter().enumerate() {
+                            self.k.slice(start + (i + j) * BLOCK_TOKENS + offset, 1)[0] = x;
+                        }
+                        T::store::<S>(lanes.as_mut_ptr(), load_at::<S, f32>(v, i));
+                        v_slot[i..i + n].copy_from_slice(&lanes[..n]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::isa::Isa;
+
+    fn check<T: CacheElement + PartialEq + std::fmt::Debug>(d: usize, round: impl Fn(f32) -> T) {
+        let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: d };
+        let (cols, n_blocks) = (heads.cols(), 4);
+        let mut batch = Batch::default();
+        batch.push_prompt(&[1; 20], 14, &[3, 0, 2]);
+        batch.push_generated(&[1], 5, &[1]);
+        let n = batch.len();
+        let hash = |i: usize| ((i as u32).wrapping_mul(2_654_435_761) >> 9) % 1_000;
+        let rows: Vec<f32> = (0..n * cols).map(|i| hash(i) as f32 / 300.0 - 1.5).collect();
+        let mut angles = Angles::new(vec![1.0, 0.3, 0.01], n);
+        angles.fill(&batch.positions);
+        for isa in Isa::all() {
+            for pairing in [RopePairing::HalfSplit, RopePairing::Interleaved] {
+                let mut qkv = rows.clone();
+                let mut pages: Pages<T> = Pages::new(n_blocks * heads.start(1, 0)).unwrap();
+                {
+                    let (k, v) = pages.both_mut();
+                    let (qkv, k, v) = (Disjoint::new(&mut qkv), Disjoint::new(k), Disjoint::new(v));
+                    for rows in [0..3, 3..n] {
+                        let (qkv, k, v, angles, batch) = (&qkv, &k, &v, &angles, &batch);
+                        // SAFETY: one after the other.
+                        unsafe { isa.dispatch(CacheRows { rows, qkv, k, v, heads, angles, pairing, batch }) };
+                    }
+                }
+                let (k, v) = pages.both();
+                let mut written = 0;
+                for r in 0..n {
+                    let mut row = rows[r * cols..(r + 1) * cols].to_vec();
+                    row[..6 * d].chunks_mut(d).for_each(|head| angles.turn(r, head, pairing));
+                    assert_eq!(qkv[r * cols..(r + 1) * cols], row, "{} row {r}", isa.name());
+                    let slot = batch.slot_mapping[r] as usize;
+                    for (kv_head, i) in (0..2).flat_map(|h| (0..d).map(move |i| (h, i))) {
+                        let start = heads.start(slot / 16, kv_head);
+                        let at = |heads: usize| round(row[(heads + kv_head) * d + i]);
+                        assert_eq!(k[start + i * 16 + slot % 16], at(4), "{} {r} {i}", isa.name());
+                        assert_eq!(v[start + slot % 16 * d + i], at(6), "{} {r} {i}", isa.name());
+                        written += 1;
+                    }
+                }
+                let zeros = k.iter().filter(|&&k| k == T::ZERO).count();
+                assert!(zeros >= k.len() - written, "only the rows' slots are written");
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_transposed_values_are_not_and_both_are_rounded() {
+        for d in [16, 20, 33, 64] {
+            check(d, |x| x);
+            check(d, bf16::from_f32);
+        }
+    }
+}
