@@ -296,6 +296,35 @@ fn a_long_prompt_delays_others_by_one_chunk_at_most() {
     assert!(tokens >= steps, "{tokens} tokens in {steps} steps");
 }
 
+/// In a process of its own, where nothing else computes.
+#[test]
+#[cfg(target_os = "linux")]
+fn without_a_request_no_time_is_used() {
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "idle_for_a_second", "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+#[ignore = "a part of `without_a_request_no_time_is_used`"]
+fn idle_for_a_second() {
+    let model = load(&LoadOptions { threads: Some(4), ..LoadOptions::default() });
+    model.generate("床前明月光，", &GenerateOptions::greedy(16)).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let ticks = || -> u64 {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(ticks() - before, 0, "ticks of 10 ms in a second without a request");
+    drop(model);
+}
+
 #[test]
 fn memory_is_estimated_refused_and_given_back() {
     let options = LoadOptions { cache_tokens: Some(1_024), ..LoadOptions::default() };

@@ -25,8 +25,8 @@ pub enum Device {
 /// Element type of the weights in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dtype {
-    /// Never less exact than the file: f32, f16 and bf16 as stored; Q8_0 and Q4_0 as int8, which holds
-    /// them without loss; Q4_1 as f32.
+    /// Never less exact than the file: f32, f16 and bf16 as stored; Q8_0 as int8, Q4_0 and Q4_1 as four bits,
+    /// which hold them without loss (on CUDA Q4_0 as int8, and Q4_1 not).
     #[default]
     Auto,
     /// 32-bit floats.

@@ -50,9 +50,14 @@ impl Kernel for NormRow<'_> {
             S::sum(acc)
         };
         let inverse = 1.0 / (square / dim as f32 + self.eps).sqrt();
-        for k in 0..dim {
-            let y = self.out[k] * inverse * self.weight[k];
-            self.out[k] = self.bias.map_or(y, |b| y + b[k]);
+        let scale = |x: f32, w: f32| x * inverse * w;
+        match self.bias {
+            Some(bias) => {
+                for ((out, &w), &b) in self.out.iter_mut().zip(self.weight).zip(bias) {
+                    *out = scale(*out, w) + b;
+                }
+            }
+            None => self.out.iter_mut().zip(self.weight).for_each(|(out, &w)| *out = scale(*out, w)),
         }
     }
 }

@@ -103,7 +103,7 @@ impl<T: CacheElement> Piece<T> {
                                 acc[m][j] = S::fma(q, k[j], acc[m][j]);
                             }
                         }
-                        if M < TILE && i * LANES * size_of::<T>() % 64 == 0 {
+                        if M < TILE && (i * LANES * size_of::<T>()).is_multiple_of(64) {
                             for j in 0..N {
                                 S::prefetch(self.values[b + j].wrapping_add(i * LANES));
                             }

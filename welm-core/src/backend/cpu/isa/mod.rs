@@ -14,6 +14,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_dot;
 
 use half::{bf16, f16};
 
@@ -55,6 +57,16 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Sum of the lanes: 16 to 8 to 4 to 2 to 1, each time the lower half plus the upper half.
     unsafe fn sum(v: Self::V) -> f32;
+    /// `sum` of each.
+    #[inline(always)]
+    unsafe fn sums<const N: usize>(v: [Self::V; N]) -> [f32; N] {
+        let mut sums = [0.0; N];
+        for i in 0..N {
+            // SAFETY: the caller's promise.
+            sums[i] = unsafe { Self::sum(v[i]) };
+        }
+        sums
+    }
     /// Vectors that the registers hold: how many sums a tile may keep.
     const VECTORS: usize;
     /// `a - b`.
@@ -69,7 +81,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn to_exponent(v: Self::V) -> Self::V;
     /// Writes 16 bf16, rounded to nearest even; what is not a number stays so. As `bf16::from_f32`.
     unsafe fn store_bf16(p: *mut bf16, v: Self::V);
-    /// Asks for the cache line of `p`, which may point anywhere.
+    /// Asks for the cache line of `p`, which may point anywhere, in the second cache: what is asked for long before
+    /// its use would drive what is in use out of the first.
     unsafe fn prefetch<T>(p: *const T);
     /// As `prefetch`, but only as near as the second cache.
     unsafe fn prefetch_far<T>(p: *const T);
@@ -132,6 +145,11 @@ enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    /// `AvxVnni` by the instructions of AVX-512 where there are no others.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnniEvex,
+    #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
 }
 
@@ -151,7 +169,13 @@ impl Isa {
                 all.push(Isa(Level::Avx2));
             }
             let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
-            if avx2 && avx512 && has!("avx512vnni") {
+            let avx512vnni = avx2 && avx512 && has!("avx512vnni");
+            if avx2 && has!("avxvnni") {
+                all.push(Isa(Level::AvxVnni));
+            } else if avx512vnni {
+                all.push(Isa(Level::AvxVnniEvex));
+            }
+            if avx512vnni {
                 all.push(Isa(Level::Avx512Vnni));
             }
         }
@@ -164,6 +188,8 @@ impl Isa {
             Level::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni | Level::AvxVnniEvex => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => "avx512vnni",
         }
@@ -196,6 +222,12 @@ impl Isa {
             // SAFETY: an `Isa` of this level exists only where detection found its features.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { x86::run_avx2(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => unsafe { x86::run_avxvnni(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnniEvex => unsafe { x86::run_avxvnni_evex(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => unsafe { x86::run_avx512vnni(kernel) },
@@ -362,6 +394,9 @@ mod tests {
                 keep(out(S::fma(a, b, c)));
                 keep(out(S::add(S::mul(a, b), S::splat(0.1))));
                 keep(out(S::splat(S::sum(S::fma(a, b, c)))));
+                for sum in S::sums([a, b, c, S::fma(a, b, c)]).into_iter().chain(S::sums([b])) {
+                    keep(out(S::splat(sum)));
+                }
                 let brains: Vec<bf16> = self.f.iter().map(|&x| bf16::from_f32(x)).collect();
                 keep(out(S::load_bf16(brains.as_ptr())));
                 let halves: Vec<f16> = self.f.iter().map(|&x| f16::from_f32(x)).collect();
@@ -370,7 +405,8 @@ mod tests {
                 keep(out(S::div(a, b)));
                 keep(out(S::max(a, b)));
                 keep(out(S::if_greater(a, b, c, S::splat(7.0))));
-                let odd = S::load([f32::NAN, 1.0, -0.0, 0.0, f32::INFINITY, -3.0, 1e-40, 5.0].repeat(2).as_ptr());
+                let odd =
+                    S::load([f32::NAN, 1.0, -0.0, 0.0, f32::INFINITY, -3.0, 1e-40, 5.0].repeat(2).as_ptr());
                 keep(out(S::max(odd, S::splat(0.0))));
                 keep(out(S::if_greater(S::splat(1.0), odd, a, b)));
                 keep(out(S::to_exponent(S::add(a, S::splat(12_583_039.0)))));

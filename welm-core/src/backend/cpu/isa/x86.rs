@@ -1,10 +1,12 @@
-//! x86-64: AVX2 holds the sixteen lanes in two registers, AVX-512 in one.
+//! x86-64: AVX2 holds the sixteen lanes in two registers, AVX-512 in one. AVX-VNNI is AVX2 with `vpdpbusd`.
 //!
 //! Loops instead of closures wherever there are instructions inside: a closure that the compiler does not inline is a
 //! function without the caller's instruction set, and each instruction in it a call.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
+use super::x86_dot::{Dot, Evex, Nibbles, Vex};
 use super::{GROUP, Kernel, LANES, Simd};
 use half::{bf16, f16};
 
@@ -13,7 +15,23 @@ use half::{bf16, f16};
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the features are enabled here, which is what `Avx2` asks for.
-    unsafe { kernel.run::<Avx2>() }
+    unsafe { kernel.run::<Avx2<Nibbles>>() }
+}
+
+/// # Safety
+/// The CPU has the features named below; the kernel's fields keep their promises.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(super) unsafe fn run_avxvnni<K: Kernel>(kernel: K) -> K::Out {
+    // SAFETY: the features are enabled here, which is what `Avx2` and `Vex` ask for.
+    unsafe { kernel.run::<Avx2<Vex>>() }
+}
+
+/// # Safety
+/// The CPU has the features named below; the kernel's fields keep their promises.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512vnni")]
+pub(super) unsafe fn run_avxvnni_evex<K: Kernel>(kernel: K) -> K::Out {
+    // SAFETY: the features are enabled here, which is what `Avx2` and `Evex` ask for.
+    unsafe { kernel.run::<Avx2<Evex>>() }
 }
 
 /// # Safety
@@ -24,9 +42,9 @@ pub(super) unsafe fn run_avx512vnni<K: Kernel>(kernel: K) -> K::Out {
     unsafe { kernel.run::<Avx512Vnni>() }
 }
 
-/// Two registers of eight lanes.
+/// Two registers of eight lanes; `D` adds up the integer products.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2;
+pub(crate) struct Avx2<D>(PhantomData<D>);
 
 /// The sum of 32 i8: bytes summed as unsigned, with an offset of 128.
 ///
@@ -54,10 +72,10 @@ unsafe fn sum8(v: __m256) -> f32 {
     }
 }
 
-impl Simd for Avx2 {
-    const ROWS: usize = 2;
+impl<D: Dot> Simd for Avx2<D> {
+    const ROWS: usize = 4;
     type V = (__m256, __m256);
-    type I = (__m256i, __m256i);
+    type I = [__m256i; 2];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -167,7 +185,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn prefetch<T>(p: *const T) {
         // SAFETY: a prefetch reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn prefetch_far<T>(p: *const T) {
@@ -177,83 +195,44 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn to_f32(v: Self::I) -> Self::V {
         // SAFETY: AVX by the contract.
-        unsafe { (_mm256_cvtepi32_ps(v.0), _mm256_cvtepi32_ps(v.1)) }
+        unsafe { (_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])) }
     }
     #[inline(always)]
     unsafe fn join(hi: Self::I, lo: Self::I) -> Self::I {
         // SAFETY: AVX2 by the contract.
         unsafe {
-            (
-                _mm256_add_epi32(_mm256_slli_epi32::<8>(hi.0), lo.0),
-                _mm256_add_epi32(_mm256_slli_epi32::<8>(hi.1), lo.1),
-            )
+            [
+                _mm256_add_epi32(_mm256_slli_epi32::<8>(hi[0]), lo[0]),
+                _mm256_add_epi32(_mm256_slli_epi32::<8>(hi[1]), lo[1]),
+            ]
         }
     }
-    /// Widened to 16 bits, because `vpmaddubsw` saturates: u8 x i8 pairs reach 64,770.
     #[inline(always)]
     unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [Self::I; R] {
-        // SAFETY: AVX2 by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
-        unsafe {
-            // acc[r][q]: rows 4q to 4q + 3, two partial sums each.
-            let mut acc = [[_mm256_setzero_si256(); 4]; R];
-            for kk in 0..8 {
-                let mut xs = [_mm256_setzero_si256(); R];
-                for r in 0..R {
-                    let four = x[r].add(4 * kk).cast::<i32>().read_unaligned();
-                    xs[r] = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
-                }
-                for q in 0..4 {
-                    let wq = _mm256_cvtepu8_epi16(_mm_loadu_si128(w.add(64 * kk + 16 * q).cast()));
-                    for r in 0..R {
-                        acc[r][q] = _mm256_add_epi32(acc[r][q], _mm256_madd_epi16(wq, xs[r]));
-                    }
-                }
-            }
-            let mut sums = [(_mm256_setzero_si256(), _mm256_setzero_si256()); R];
-            for r in 0..R {
-                let start = _mm256_set1_epi32(init[r]);
-                // hadd gives rows 0 1 4 5 | 2 3 6 7; the permutation puts them in order.
-                let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(acc[r][0], acc[r][1]));
-                let high = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(acc[r][2], acc[r][3]));
-                sums[r] = (_mm256_add_epi32(low, start), _mm256_add_epi32(high, start));
-            }
-            sums
-        }
+        // SAFETY: the caller's promise.
+        unsafe { D::group(w, x, init) }
     }
-    /// Pairs fit in 16 bits here, and so do all eight of a group: `8 * 2 * 15 * 128` is 30,720.
     #[inline(always)]
     unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R] {
-        // SAFETY: AVX2 by the contract; 256 u8 behind `w`, 32 i8 behind each `x`.
-        unsafe {
-            let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
-            let mut acc = [[_mm256_setzero_si256(); 2]; R];
-            for j in 0..4 {
-                let a = _mm256_loadu_si256(w.add(64 * j).cast());
-                let b = _mm256_loadu_si256(w.add(64 * j + 32).cast());
-                let high = [_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b)];
-                for (part, four) in [[a, b], high].into_iter().zip(0..) {
-                    let part = [_mm256_and_si256(part[0], low), _mm256_and_si256(part[1], low)];
-                    for r in 0..R {
-                        let xk = x[r].add(8 * j + 4 * four).cast::<i32>().read_unaligned();
-                        let xk = _mm256_set1_epi32(xk);
-                        for q in 0..2 {
-                            acc[r][q] = _mm256_add_epi16(acc[r][q], _mm256_maddubs_epi16(part[q], xk));
-                        }
-                    }
-                }
-            }
-            let mut sums = [(_mm256_setzero_si256(), _mm256_setzero_si256()); R];
-            for r in 0..R {
-                sums[r] = (_mm256_madd_epi16(acc[r][0], ones), _mm256_madd_epi16(acc[r][1], ones));
-            }
-            sums
-        }
+        // SAFETY: the caller's promise.
+        unsafe { D::group4(w, x) }
     }
 }
 
 /// One register of sixteen lanes, and `vpdpbusd` for four products at a time.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Vnni;
+
+/// The eight sums of each vector's lower and upper half.
+#[inline(always)]
+unsafe fn halves(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: AVX-512F, by the contract of `Simd`.
+    unsafe {
+        let (low, high) =
+            (_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b));
+        _mm512_add_ps(low, high)
+    }
+}
 
 impl Simd for Avx512Vnni {
     const ROWS: usize = 8;
@@ -308,6 +287,30 @@ impl Simd for Avx512Vnni {
         // SAFETY: AVX-512DQ by the contract.
         unsafe { sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
+    #[inline(always)]
+    unsafe fn sums<const N: usize>(v: [Self::V; N]) -> [f32; N] {
+        let mut sums = [0.0; N];
+        // SAFETY: AVX-512F by the contract; `N` is 4 where four are read and written.
+        unsafe {
+            if N == 4 {
+                // Quarters of lanes: two of each vector, of two vectors in one register; then one of each of four.
+                let (a, b) = (halves(v[0], v[1]), halves(v[2], v[3]));
+                let (low, high) = (
+                    _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+                    _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+                );
+                let v = _mm512_add_ps(low, high);
+                let v = _mm512_add_ps(v, _mm512_permute_ps::<0b11_10_11_10>(v));
+                let v = _mm512_add_ps(v, _mm512_permute_ps::<0b01_01_01_01>(v));
+                _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, v)));
+            } else {
+                for i in 0..N {
+                    sums[i] = Self::sum(v[i]);
+                }
+            }
+        }
+        sums
+    }
     const VECTORS: usize = 32;
     #[inline(always)]
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
@@ -350,7 +353,7 @@ impl Simd for Avx512Vnni {
     #[inline(always)]
     unsafe fn prefetch<T>(p: *const T) {
         // SAFETY: a prefetch reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn prefetch_far<T>(p: *const T) {

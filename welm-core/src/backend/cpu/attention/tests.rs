@@ -1,0 +1,181 @@
+//! The definition, one number after the other, against every tiling of it.
+
+use half::bf16;
+
+use super::*;
+use crate::backend::cpu::isa::Scalar;
+
+fn hash(i: usize) -> f32 {
+    (((i as u32).wrapping_mul(2_654_435_761) >> 9) % 1_000) as f32 / 500.0 - 1.0
+}
+
+/// Rows of several sequences, and a cache in which everything but their own past is not a number.
+struct Case<T> {
+    heads: Heads,
+    batch: Batch,
+    qkv: Vec<f32>,
+    pages: Pages<T>,
+}
+
+impl<T: CacheElement + Into<f32>> Case<T> {
+    /// `runs` are first positions and lengths, one sequence each; the last key and value of a sequence of more
+    /// than two rows is not a number either, for which only its last row may answer.
+    fn new(heads: Heads, runs: &[(usize, usize)], round: impl Fn(f32) -> T) -> Self {
+        let d = heads.head_dim;
+        let n_blocks = runs.iter().map(|(first, n)| (first + n).div_ceil(BLOCK_TOKENS)).sum::<usize>() + 1;
+        let mut free = (0..n_blocks as u32).rev();
+        let mut batch = Batch::default();
+        let mut pages = Pages::new(n_blocks * heads.start(1, 0)).unwrap();
+        let (k, v) = pages.both_mut();
+        k.fill(round(f32::NAN));
+        v.fill(round(f32::NAN));
+        for &(first, n) in runs {
+            let table: Vec<u32> = free.by_ref().take((first + n).div_ceil(BLOCK_TOKENS)).collect();
+            batch.push_generated(&vec![1; n], first, &table);
+            for pos in 0..first + n - usize::from(n > 2) {
+                for (kv_head, i) in (0..heads.n_kv_heads).flat_map(|h| (0..d).map(move |i| (h, i))) {
+                    let start = heads.start(table[pos / BLOCK_TOKENS] as usize, kv_head);
+                    let seed = start + pos % BLOCK_TOKENS * d + i;
+                    k[start + i * BLOCK_TOKENS + pos % BLOCK_TOKENS] = round(1.5 * hash(seed));
+                    v[start + pos % BLOCK_TOKENS * d + i] = round(hash(seed + 77_777));
+                }
+            }
+        }
+        let qkv = (0..batch.len() * heads.cols()).map(|i| 2.0 * hash(i + 5)).collect();
+        Case { heads, batch, qkv, pages }
+    }
+
+    fn run(&self, isa: Isa, threads: usize) -> Vec<f32> {
+        let n = self.batch.len();
+        let mut attention = Attention::new(self.heads, threads, n).unwrap();
+        let mut out = vec![9.0; n * self.heads.n_heads * self.heads.head_dim];
+        let mut pool = Pool::new(threads).unwrap();
+        // Twice: scratch is not clean the second time.
+        for _ in 0..2 {
+            attention.run(&mut pool, isa, &mut out, &self.qkv, &self.pages, &self.batch);
+        }
+        out
+    }
+
+    /// Key and value of a position.
+    fn at(&self, row: usize, kv_head: usize, pos: usize) -> (Vec<f32>, Vec<f32>) {
+        let d = self.heads.head_dim;
+        let start = self.heads.start(self.batch.table(row)[pos / BLOCK_TOKENS] as usize, kv_head);
+        let offset = pos % BLOCK_TOKENS;
+        let (keys, values) = self.pages.both();
+        let k = (0..d).map(|i| keys[start + i * BLOCK_TOKENS + offset].into()).collect();
+        let v = (0..d).map(|i| values[start + offset * d + i].into()).collect();
+        (k, v)
+    }
+
+    /// The definition, one number after the other; and the same in f64, with softmax as it is written.
+    fn want(&self, row: usize, head: usize) -> (Vec<f32>, Vec<f64>) {
+        let (d, group) = (self.heads.head_dim, self.heads.group());
+        let q = &self.qkv[row * self.heads.cols() + head * d..][..d];
+        let keys: Vec<_> =
+            (0..=self.batch.positions[row] as usize).map(|pos| self.at(row, head / group, pos)).collect();
+        // SAFETY: plain Rust.
+        let exp = |x: f32| unsafe { exp_to_most::<Scalar>([x; LANES])[0] };
+        let scale = 1.0 / (d as f32).sqrt();
+        let (mut m, mut l, mut out) = (f32::NEG_INFINITY, 0.0, vec![0.0_f32; d]);
+        for piece in keys.chunks(PIECE) {
+            let score = |k: &[f32]| q.iter().zip(k).fold(0.0, |s, (q, k)| (q * scale).mul_add(*k, s));
+            let s: Vec<f32> = piece.iter().map(|(k, _)| score(k)).collect();
+            let max = s.iter().fold(f32::NEG_INFINITY, |m, &s| if m > s { m } else { s });
+            let p: Vec<f32> = s.iter().map(|s| exp(s - max)).collect();
+            let mut lanes = [0.0; LANES];
+            p.iter().enumerate().for_each(|(j, p)| lanes[j % LANES] += p);
+            // SAFETY: plain Rust.
+            let sum = unsafe { Scalar::sum(lanes) };
+            let both = if m > max { m } else { max };
+            let (a, b) = (exp(m - both), exp(max - both));
+            (m, l) = (both, sum.mul_add(b, l * a));
+            for (i, out) in out.iter_mut().enumerate() {
+                let y = p.iter().zip(piece).fold(0.0_f32, |y, (p, (_, v))| p.mul_add(v[i], y));
+                *out = y.mul_add(b, *out * a);
+            }
+        }
+        let dot = |k: &[f32]| q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>();
+        let weights: Vec<f64> = keys.iter().map(|(k, _)| (dot(k) / (d as f64).sqrt()).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let exact =
+            |i: usize| weights.iter().zip(&keys).map(|(w, (_, v))| w * f64::from(v[i])).sum::<f64>() / total;
+        (out.into_iter().map(|y| y / l).collect(), (0..d).map(exact).collect())
+    }
+
+    fn check(&self, threads: &[usize]) {
+        let (d, n_heads) = (self.heads.head_dim, self.heads.n_heads);
+        let vectors = (0..self.batch.len()).flat_map(|r| (0..n_heads).map(move |h| (r, h)));
+        let want: Vec<_> = vectors.map(|(r, h)| self.want(r, h)).collect();
+        for isa in Isa::all() {
+            for &threads in threads {
+                let out = self.run(isa, threads);
+                for (i, (bits, exact)) in want.iter().enumerate() {
+                    let y = &out[i * d..(i + 1) * d];
+                    let which = || {
+                        let (row, head) = (i / n_heads, i % n_heads);
+                        format!("{} {threads} {:?} row {row} head {head}", isa.name(), self.heads)
+                    };
+                    let same = |(y, x): (&f32, &f32)| y.to_bits() == x.to_bits() || y.is_nan() && x.is_nan();
+                    assert!(y.iter().zip(bits).all(same), "{}: {y:?}, not {bits:?}", which());
+                    for (y, x) in y.iter().zip(exact) {
+                        let error = (f64::from(*y) - x).abs();
+                        assert!(error < 2e-6 || y.is_nan() && x.is_nan(), "{}: {y}, not {x}", which());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_of_rows_are_the_definition_bit_for_bit() {
+    let runs = [(0, 37), (120, 21), (5, 1), (250, 13), (126, 2), (15, 3), (123, 6)];
+    for (n_heads, n_kv_heads, head_dim) in [(2, 2, 64), (6, 2, 20), (7, 1, 80), (4, 1, 16), (13, 1, 33)] {
+        let heads = Heads { n_heads, n_kv_heads, head_dim };
+        Case::new(heads, &runs, |x| x).check(&[1, 3]);
+        Case::new(heads, &runs, bf16::from_f32).check(&[2]);
+    }
+}
+
+#[test]
+fn single_rows_at_the_edges_of_blocks_and_pieces() {
+    for heads in [
+        Heads { n_heads: 2, n_kv_heads: 2, head_dim: 128 },
+        Heads { n_heads: 9, n_kv_heads: 3, head_dim: 20 },
+        Heads { n_heads: 8, n_kv_heads: 1, head_dim: 80 },
+    ] {
+        for last in [0, 1, 14, 15, 16, 17, 126, 127, 128, 129, 255, 256, 257, 400] {
+            // Alone, so that threads take pieces of it; and with others, so that they do not.
+            Case::new(heads, &[(last, 1)], bf16::from_f32).check(&[1, 2, 5]);
+        }
+        let all = [0, 1, 15, 16, 17, 127, 128, 255, 256, 300].map(|last| (last, 1));
+        Case::new(heads, &all, |x| x).check(&[2]);
+    }
+}
+
+#[test]
+fn more_pieces_than_scratch_are_folded_in_several_rounds() {
+    let heads = Heads { n_heads: 3, n_kv_heads: 3, head_dim: 20 };
+    Case::new(heads, &[(2 * PIECES * PIECE + 70, 1)], |x| x).check(&[1, 2]);
+    // Four tiles for three threads, of which one is shorter than a round; and a round that is full.
+    let heads = Heads { n_heads: 5, n_kv_heads: 1, head_dim: 32 };
+    Case::new(heads, &[(PIECES * PIECE - 3, 5), (90, 2)], bf16::from_f32).check(&[3]);
+    let heads = Heads { n_heads: 3, n_kv_heads: 1, head_dim: 16 };
+    Case::new(heads, &[(2 * PIECES * PIECE - 1, 1)], |x| x).check(&[2]);
+}
+
+#[test]
+fn scores_that_are_not_finite_stay_in_their_row() {
+    let heads = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 16 };
+    let mut case = Case::new(heads, &[(130, 1), (131, 1)], |x| x);
+    // Minus infinity with every key, of both heads of row 0.
+    case.qkv[..32].fill(f32::NEG_INFINITY);
+    case.pages.both_mut().0.iter_mut().for_each(|k| *k = k.abs().max(0.1));
+    let base = case.run(Isa::all()[0], 1);
+    assert!(base[..32].iter().all(|y| y.is_nan()));
+    assert!(base[32..].iter().all(|y| y.is_finite()));
+    for isa in Isa::all() {
+        assert_eq!(case.run(isa, 3)[32..], base[32..], "{}", isa.name());
+    }
+}
