@@ -15,7 +15,7 @@ pub(crate) fn block_values(config: &ModelConfig) -> usize {
 
 /// The cache of all layers.
 pub(crate) struct KvCache<B: Backend> {
-    /// `(n_layers)` of `(n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim)` keys and values.
+    /// `(n_layers)` of `(n_blocks, n_kv_heads, BLOCK_TOKENS * head_dim)` keys and values.
     pub(crate) layers: Vec<B::KvLayer>,
 }
 

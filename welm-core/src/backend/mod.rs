@@ -66,7 +66,8 @@ pub(crate) trait Backend: Sized + Send + 'static {
     type Norm: Send;
     /// A weight matrix `(rows, cols)` with its bias `(rows)`; also an embedding table.
     type Linear: Send;
-    /// Keys and values of one layer, `(n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim)` each.
+    /// Keys and values of one layer: `n_blocks` of `n_kv_heads` of `BLOCK_TOKENS` times `head_dim` each, a block
+    /// in one piece, in an order of the backend's own.
     type KvLayer: Send;
 
     /// Bytes that the backend allocates beside weights, cache and buffers.

@@ -12,6 +12,8 @@
 //! The instruction set is detected once, at load, and kept as an [`Isa`], which only detection can make
 //! and which therefore proves that its instructions exist.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
@@ -151,6 +153,10 @@ enum Level {
     AvxVnniEvex,
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 /// Proof that this machine has an instruction set. Made by detection only.
@@ -179,6 +185,16 @@ impl Isa {
                 all.push(Isa(Level::Avx512Vnni));
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            if has!("neon") {
+                all.push(Isa(Level::Neon));
+            }
+            if has!("neon") && has!("dotprod") {
+                all.push(Isa(Level::NeonDot));
+            }
+        }
         all
     }
 
@@ -192,6 +208,10 @@ impl Isa {
             Level::AvxVnni | Level::AvxVnniEvex => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => "avx512vnni",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDot => "neondot",
         }
     }
 
@@ -231,6 +251,12 @@ impl Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => unsafe { x86::run_avx512vnni(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => unsafe { aarch64::run_neon(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDot => unsafe { aarch64::run_neondot(kernel) },
         }
     }
 }
