@@ -125,7 +125,7 @@ fn every_instruction_set_gives_the_same_text() {
         let model = load(&LoadOptions::default());
         (0..12).map(|i| mixed(i * 5)).map(|(p, o)| model.generate(&p, &o).unwrap().choices).collect()
     };
-    for isa in ["scalar", "avx2", "avx512vnni"] {
+    for isa in ["scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot"] {
         let options = LoadOptions { isa: Some(isa.into()), ..LoadOptions::default() };
         let model = match Model::load(nano(), &options) {
             Ok(model) => model,

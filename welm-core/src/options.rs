@@ -100,8 +100,9 @@ pub struct LoadOptions {
     pub activations: Activations,
     /// Compute threads; `None` takes as many as affinity and cgroup quota allow.
     pub threads: Option<usize>,
-    /// Instruction set to use at most: `scalar`, `avx2` or `avx512vnni`. `None` asks the environment
-    /// variable `WELM_ISA`, then takes the best. One that the machine lacks is an error.
+    /// Instruction set to use at most: `scalar`; on x86-64 `avx2`, `avxvnni` or `avx512vnni`; on AArch64 `neon` or
+    /// `neondot`. `None` asks the environment variable `WELM_ISA`, then takes the best. One that the machine lacks is
+    /// an error.
     pub isa: Option<String>,
     /// Most tokens of one sequence; `None` takes the model's own limit. A larger one is an error.
     pub context_tokens: Option<usize>,

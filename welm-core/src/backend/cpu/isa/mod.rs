@@ -1,13 +1,13 @@
 //! Instruction sets: sixteen lanes, whatever the machine.
 //!
 //! Every kernel is written once, against [`Simd`]: sixteen f32 lanes and sixteen i32 lanes. AVX-512 holds
-//! them in one register, AVX2 in two, the scalar reference in an array. Each lane does the same IEEE
-//! operations in the same order on all three (fused multiply-adds included) and [`Simd::sum`] folds the
-//! lanes along one fixed tree, so the three give the *same bits*: the scalar version is a reference that
+//! them in one register, AVX2 in two, NEON in four, the scalar reference in an array. Each lane does the same
+//! IEEE operations in the same order on all of them (fused multiply-adds included) and [`Simd::sum`] folds the
+//! lanes along one fixed tree, so all give the *same bits*: the scalar version is a reference that
 //! tests compare with `==`, and a service gives the same text on old and new machines.
 //!
 //! Why not let the compiler vectorise plain loops: it may not reorder f32 sums, and the baseline x86-64
-//! target has no FMA. Why not one hand-written function per instruction set: three chances to differ.
+//! target has no FMA. Why not one hand-written function per instruction set: as many chances to differ.
 //!
 //! The instruction set is detected once, at load, and kept as an [`Isa`], which only detection can make
 //! and which therefore proves that its instructions exist.
