@@ -99,7 +99,9 @@ impl Computed {
             Dtype::Int8 => Computed::Int8,
             Dtype::Auto if is_int4(segments) => Computed::Int4,
             Dtype::Auto if all_in(&[StoredType::Q8_0, StoredType::Q4_0]) => Computed::Int8,
-            Dtype::Auto if all_in(&[StoredType::F16]) || all_in(&[StoredType::Bf16]) => Computed::Float(stored),
+            Dtype::Auto if all_in(&[StoredType::F16]) || all_in(&[StoredType::Bf16]) => {
+                Computed::Float(stored)
+            }
             Dtype::Auto => Computed::Float(StoredType::F32),
         }
     }
@@ -200,7 +202,8 @@ impl Cpu {
             out.rows = x.rows;
         }
         let bias = w.bias.as_deref();
-        if matches!(w.matrix, Matrix::Int8(_) | Matrix::Int4(_)) && self.quantized_from != Some((x.id, wide)) {
+        if matches!(w.matrix, Matrix::Int8(_) | Matrix::Int4(_)) && self.quantized_from != Some((x.id, wide))
+        {
             self.quantized.fill(pool, isa, x.used(), x.cols, wide);
             self.quantized_from = Some((x.id, wide));
         }
@@ -336,9 +339,12 @@ impl Backend for Cpu {
                 match Computed::of(&segments, self.dtype) {
                     Computed::Int4 => Matrix::Int4(Packed4::pack(&name, rows, cols, &segments, threads)?),
                     Computed::Int8 => Matrix::Int8(Packed::pack(&name, rows, cols, &segments, threads)?),
-                    Computed::Float(StoredType::Bf16) => {
-                        Matrix::Bf16(Self::parts(&segments, stored_as(StoredType::Bf16), cols, bf16::from_f32)?)
-                    }
+                    Computed::Float(StoredType::Bf16) => Matrix::Bf16(Self::parts(
+                        &segments,
+                        stored_as(StoredType::Bf16),
+                        cols,
+                        bf16::from_f32,
+                    )?),
                     Computed::Float(StoredType::F16) => {
                         Matrix::F16(Self::parts(&segments, stored_as(StoredType::F16), cols, f16::from_f32)?)
                     }
