@@ -28,7 +28,7 @@ pub struct LoadArgs {
     /// Compute threads [default: what affinity and cgroup allow]
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Instruction set to use at most: scalar, avx2 or avx512vnni
+    /// Instruction set to use at most: scalar; avx2, avxvnni or avx512vnni; neon or neondot
     #[arg(long)]
     pub isa: Option<String>,
 }

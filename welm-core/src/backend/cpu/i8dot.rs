@@ -106,7 +106,7 @@ impl TileRows<'_> {
             for g in 0..groups {
                 let w = self.w.as_ptr().add(w + g * tile);
                 for line in 0..fetch.lines {
-                    S::prefetch_far(fetch.at.wrapping_add((g * fetch.lines + line) * LINE));
+                    S::prefetch(fetch.at.wrapping_add((g * fetch.lines + line) * LINE));
                 }
                 let scale = self.scale.as_ptr().add(scales + g * LANES);
                 let at = x.at(r, g);

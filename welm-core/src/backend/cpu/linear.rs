@@ -15,7 +15,7 @@
 //! A task is some outputs for as many rows as the second cache holds. Its register tile goes down the rows first:
 //! the weights of a tile's outputs come from memory once, while the next tile's are fetched, and are in the first
 //! or second cache for the other rows. Copying rows and weights in the order of their use, in pieces of K, so that
-//! both are read from the first cache, costs more than it gains: 0.74 of the peak instead of 0.86 (bf16, 512 rows
+//! both are read from the first cache, costs more than it gains: 0.75 of the peak instead of 0.85 (bf16, 512 rows
 //! of 2,048).
 
 use half::{bf16, f16};
@@ -79,7 +79,8 @@ pub(crate) unsafe fn load_at<S: Simd, T: Element>(values: &[T], at: usize) -> S:
     }
 }
 
-/// How far ahead of their use weights are fetched into the first cache.
+/// How far ahead in a row weights are fetched, beside those of the next tile: 13 % more bytes a second with f32, none
+/// with bf16.
 const NEAR: usize = 1 << 10;
 
 /// Some consecutive outputs, for some rows of x.
@@ -126,7 +127,7 @@ impl<T: Element> Tile<'_, T> {
                     wk[j] = T::load::<S>(at);
                     if r == 0 {
                         S::prefetch(at.wrapping_byte_add(NEAR));
-                        S::prefetch_far(at.wrapping_add(C * self.cols));
+                        S::prefetch(at.wrapping_add(C * self.cols));
                     }
                 }
                 for i in 0..R {

@@ -9,6 +9,7 @@ mod exp;
 mod i8dot;
 pub(crate) mod isa;
 mod linear;
+mod memory;
 mod norm;
 mod pages;
 pub(crate) mod pool;
@@ -19,6 +20,7 @@ use half::{bf16, f16};
 
 use self::attention::Attention;
 use self::isa::Isa;
+use self::memory::Memory;
 use self::norm::NormRow;
 use self::pages::{CacheElement, CacheRows, Heads, Pages};
 use self::pool::{Disjoint, Pool};
@@ -46,8 +48,8 @@ pub(crate) enum Epilogue {
 
 /// Activations, row-major.
 pub(crate) struct Buffer {
-    data: Vec<f32>, // (max_rows, cols)
-    rows: usize,    // in use
+    data: Memory<f32>, // (max_rows, cols)
+    rows: usize,       // in use
     cols: usize,
     id: usize,
 }
@@ -138,17 +140,6 @@ pub(crate) struct Cpu {
     n_buffers: usize,
     angles: Angles,
     attention: Attention,
-}
-
-/// Zeroed memory, or an error instead of an abort.
-fn zeroed(len: usize, what: &str) -> Result<Vec<f32>> {
-    let mut data = Vec::new();
-    data.try_reserve_exact(len).map_err(|e| Error::Unavailable {
-        what: format!("{} bytes for {what}", 4 * len as u64),
-        reason: e.to_string(),
-    })?;
-    data.resize(len, 0.0);
-    Ok(data)
 }
 
 impl Cpu {
@@ -368,7 +359,12 @@ impl Backend for Cpu {
 
     fn buffer(&mut self, max_rows: usize, cols: usize, _role: Role) -> Result<Buffer> {
         self.n_buffers += 1;
-        Ok(Buffer { data: zeroed(max_rows * cols, "activations")?, rows: 0, cols, id: self.n_buffers })
+        Ok(Buffer {
+            data: Memory::zeroed(max_rows * cols, "activations")?,
+            rows: 0,
+            cols,
+            id: self.n_buffers,
+        })
     }
 
     fn describe(&self) -> String {

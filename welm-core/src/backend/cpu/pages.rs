@@ -5,19 +5,18 @@
 //! is a sum of such rows. A token's key is therefore written two or four bytes at a time, once, to be read as whole
 //! vectors by every later token.
 
-use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::Range;
 
 use half::bf16;
-use memmap2::MmapMut;
 
 use super::isa::{Kernel, LANES, Simd};
 use super::linear::{Element, load_at};
+use super::memory::Memory;
 use super::pool::Disjoint;
 use super::rope::Angles;
 use crate::config::{ModelConfig, RopePairing};
 use crate::engine::batch::{BLOCK_TOKENS, Batch};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 const _: () = assert!(BLOCK_TOKENS == LANES, "a vector of scores is a block's keys");
 
@@ -46,43 +45,6 @@ impl CacheElement for bf16 {
     }
 }
 
-/// Zeros from the system, which provides them when they are first written, in huge pages where it has them: a block
-/// of one head is some 4 kB, and without, each of them would cost a walk through the page tables.
-struct Memory<T> {
-    map: MmapMut,
-    len: usize,
-    _element: PhantomData<T>,
-}
-
-impl<T: Element> Memory<T> {
-    fn zeroed(len: usize) -> Result<Self> {
-        let bytes = len * size_of::<T>();
-        let map = MmapMut::map_anon(bytes).map_err(|e| Error::Unavailable {
-            what: format!("{bytes} bytes for keys and values"),
-            reason: e.to_string(),
-        })?;
-        // A wish, which systems without huge pages refuse.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        Ok(Memory { map, len, _element: PhantomData })
-    }
-}
-
-impl<T: Element> Deref for Memory<T> {
-    type Target = [T];
-    fn deref(&self) -> &[T] {
-        // SAFETY: the map starts at a page and has `len` elements, floats, for which all bits are valid.
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.len) }
-    }
-}
-
-impl<T: Element> DerefMut for Memory<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.len) }
-    }
-}
-
 /// Keys and values of one layer.
 pub(crate) struct Pages<T> {
     k: Memory<T>, // (n_blocks, n_kv_heads, head_dim, BLOCK_TOKENS)
@@ -95,7 +57,7 @@ impl<T: Element> Pages<T> {
     /// # Errors
     /// If the system has not as much memory.
     pub(crate) fn new(len: usize) -> Result<Self> {
-        Ok(Pages { k: Memory::zeroed(len)?, v: Memory::zeroed(len)? })
+        Ok(Pages { k: Memory::zeroed(len, "keys and values")?, v: Memory::zeroed(len, "keys and values")? })
     }
 
     /// The keys, `(n_blocks, n_kv_heads, head_dim, BLOCK_TOKENS)`, and the values,

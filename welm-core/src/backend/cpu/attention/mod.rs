@@ -35,9 +35,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use self::piece::{BLOCKS, PIECE, Piece, STRIP, Sums, TILE};
 use super::exp::exp_to_most;
 use super::isa::{Isa, Kernel, LANES, Simd};
+use super::memory::Memory;
 use super::pages::{CacheElement, Heads, Pages};
 use super::pool::{Disjoint, Pool};
-use super::zeroed;
 use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::error::Result;
 
@@ -292,9 +292,9 @@ impl<T: CacheElement> Kernel for Run<'_, T> {
 pub(crate) struct Attention {
     heads: Heads,
     tiles: Vec<Tile>,
-    strands: Vec<f32>, // (threads) of a task's scratch and two `Sums`
-    sums: Vec<f32>,    // (SPLIT_BELOW * threads) `Sums` of tiles that are taken by pieces
-    pieces: Vec<f32>,  // (PIECES * threads) `Sums` of their pieces
+    strands: Memory<f32>, // (threads) of a task's scratch and two `Sums`
+    sums: Memory<f32>,    // (SPLIT_BELOW * threads) `Sums` of tiles that are taken by pieces
+    pieces: Memory<f32>,  // (PIECES * threads) `Sums` of their pieces
 }
 
 /// Tiles per thread from which on whole tiles keep all threads busy.
@@ -330,9 +330,9 @@ impl Attention {
         Ok(Attention {
             heads,
             tiles: Vec::with_capacity(tiles),
-            strands: zeroed(strands, "attention tiles")?,
-            sums: zeroed(sums, "attention sums")?,
-            pieces: zeroed(pieces, "attention pieces")?,
+            strands: Memory::zeroed(strands, "attention tiles")?,
+            sums: Memory::zeroed(sums, "attention sums")?,
+            pieces: Memory::zeroed(pieces, "attention pieces")?,
         })
     }
 

@@ -366,11 +366,6 @@ impl<D: Dot> Simd for Neon<D> {
         unsafe { asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }
     }
     #[inline(always)]
-    unsafe fn prefetch_far<T>(p: *const T) {
-        // SAFETY: as above.
-        unsafe { Self::prefetch(p) }
-    }
-    #[inline(always)]
     unsafe fn to_f32(v: Self::I) -> Self::V {
         // SAFETY: NEON by the contract.
         unsafe { each!(vcvtq_f32_s32, v) }

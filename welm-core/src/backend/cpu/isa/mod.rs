@@ -86,8 +86,6 @@ pub(crate) trait Simd: Copy + 'static {
     /// Asks for the cache line of `p`, which may point anywhere, in the second cache: what is asked for long before
     /// its use would drive what is in use out of the first.
     unsafe fn prefetch<T>(p: *const T);
-    /// As `prefetch`, but only as near as the second cache.
-    unsafe fn prefetch_far<T>(p: *const T);
     /// i32 to f32, rounded to nearest even.
     unsafe fn to_f32(v: Self::I) -> Self::V;
     /// `256 * hi + lo`, the two planes of a 16-bit activation put together again.
@@ -350,8 +348,6 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn prefetch<T>(_: *const T) {}
     #[inline(always)]
-    unsafe fn prefetch_far<T>(_: *const T) {}
-    #[inline(always)]
     unsafe fn to_f32(v: Self::I) -> Self::V {
         v.map(|x| x as f32)
     }
@@ -442,7 +438,6 @@ mod tests {
                 keep(std::array::from_fn(|i| narrow[i].to_f32()));
                 keep(std::array::from_fn(|i| narrow[LANES + i].to_f32()));
                 S::prefetch(std::ptr::null::<f32>());
-                S::prefetch_far(std::ptr::null::<f32>());
                 let x = [self.x.as_ptr(), self.x.as_ptr().add(32)];
                 let [r0, r1] = S::dot_group(self.w.as_ptr(), x, [-77, 12_345]);
                 keep(out(S::to_f32(r0)));

@@ -188,11 +188,6 @@ impl<D: Dot> Simd for Avx2<D> {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn prefetch_far<T>(p: *const T) {
-        // SAFETY: a prefetch reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-    }
-    #[inline(always)]
     unsafe fn to_f32(v: Self::I) -> Self::V {
         // SAFETY: AVX by the contract.
         unsafe { (_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])) }
@@ -352,11 +347,6 @@ impl Simd for Avx512Vnni {
     }
     #[inline(always)]
     unsafe fn prefetch<T>(p: *const T) {
-        // SAFETY: a prefetch reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_far<T>(p: *const T) {
         // SAFETY: a prefetch reads nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
