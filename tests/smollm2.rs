@@ -159,21 +159,21 @@ fn int8_is_no_less_true_than_q8_0_of_llama_cpp() {
         "| against f32 weights, f32 cache of the same engine | ppl ratio | mean KL | median | p99 | top-1 |"
     );
     println!("|---|---|---|---|---|---|");
-    let default = ours(&int8);
-    default.line("welm int8, bf16 cache (default)");
+    let int8_default = ours(&int8);
+    int8_default.line("welm int8, bf16 cache");
     let f32_cache = ours(&LoadOptions { cache_dtype: CacheDtype::F32, ..int8.clone() });
     f32_cache.line("welm int8, f32 cache");
     let wide = ours(&LoadOptions { activations: Activations::Int16, ..int8.clone() });
     wide.line("welm int8, 16-bit activations, bf16 cache");
     let four = ours(&LoadOptions { dtype: Dtype::Auto, ..int8 });
-    four.line("welm four bits as stored, bf16 cache");
+    four.line("welm four bits as stored, bf16 cache (default)");
     let cache = ours(&LoadOptions { cache_dtype: CacheDtype::Bf16, ..f32 });
     cache.line("welm f32, bf16 cache");
     theirs("f16").line("llama.cpp Q8_0, f16 cache (default)");
     theirs("f32").line("llama.cpp Q8_0, f32 cache");
 
     for (name, ours, theirs) in
-        [("default", &default, theirs("f16")), ("f32 cache", &f32_cache, theirs("f32"))]
+        [("bf16 cache", &int8_default, theirs("f16")), ("f32 cache", &f32_cache, theirs("f32"))]
     {
         assert!(
             ours.mean_kl <= theirs.mean_kl,
@@ -184,6 +184,6 @@ fn int8_is_no_less_true_than_q8_0_of_llama_cpp() {
         assert!(ours.median_kl <= theirs.median_kl, "{name}: median KL");
         assert!((ours.ppl_ratio - 1.0).abs() <= (theirs.ppl_ratio - 1.0).abs(), "{name}: perplexity");
     }
-    assert!(wide.mean_kl < default.mean_kl / 2.0);
-    assert!(four.mean_kl < default.mean_kl, "weights that are not rounded again: {}", four.mean_kl);
+    assert!(wide.mean_kl < int8_default.mean_kl / 2.0);
+    assert!(four.mean_kl < int8_default.mean_kl, "weights that are not rounded again: {}", four.mean_kl);
 }

@@ -47,7 +47,7 @@ pub enum CacheDtype {
     Bf16,
 }
 
-/// How many bits an activation has when it meets an int8 weight.
+/// How many bits an activation has when it meets an int8 or four-bit weight.
 ///
 /// Generated tokens on CUDA, and the output projection everywhere, take 16 bits whatever this says: there the
 /// weights are what must be read.
@@ -64,7 +64,7 @@ pub enum Activations {
     /// weights take 6 % less memory. A model that is stored as int8 is rounded twice:
     /// quantise from floats.
     Int8Rotated,
-    /// 16 bits: int16 with one scale per 32 values on the CPU (a quarter of the divergence, twice the arithmetic),
+    /// 16 bits: int16 with one scale per 32 values on the CPU (a third of the divergence, twice the arithmetic),
     /// bf16 on CUDA.
     Int16,
 }
@@ -96,7 +96,7 @@ pub struct LoadOptions {
     pub dtype: Dtype,
     /// Element type of the KV cache; bf16 on CUDA.
     pub cache_dtype: CacheDtype,
-    /// Bits of an activation before an int8 weight; without effect on float weights.
+    /// Bits of an activation before an int8 or four-bit weight; without effect on float weights.
     pub activations: Activations,
     /// Compute threads; `None` takes as many as affinity and cgroup quota allow.
     pub threads: Option<usize>,

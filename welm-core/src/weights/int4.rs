@@ -136,3 +136,75 @@ fn pack_rows(
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::StoredTensor;
+    use crate::weights::tests::mapped;
+
+    /// Blocks of any nibbles with the given scales.
+    fn tensor(dtype: StoredType, rows: usize, cols: usize, scale: f16) -> StoredTensor {
+        let head = if dtype == StoredType::Q4_1 { 2 } else { 1 };
+        let mut state = 7u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 13) as u16
+        };
+        let mut bytes = Vec::new();
+        for _ in 0..rows * cols / GROUP {
+            for _ in 0..head {
+                let factor = f32::from(noise() % 1_000) / 500.0 - 1.0;
+                bytes.extend(f16::from_f32(scale.to_f32() * factor).to_le_bytes());
+            }
+            bytes.extend((0..GROUP / 2).map(|_| noise() as u8));
+        }
+        StoredTensor::new(&mapped(&bytes), "t", dtype, &[rows, cols], 0).unwrap()
+    }
+
+    #[test]
+    fn packed_rows_are_the_stored_ones_bit_for_bit() {
+        let segment = |dtype, rows, first_row, n_rows| Segment {
+            tensor: tensor(dtype, rows, 64, f16::from_f32(0.013)),
+            first_row,
+            n_rows,
+        };
+        let segments = [segment(StoredType::Q4_0, 17, 3, 14), segment(StoredType::Q4_1, 40, 1, 39)];
+        assert!(is_int4(&segments));
+        let rows = 14 + 39;
+        for threads in [1, 3] {
+            let packed = Packed4::pack("t", rows, 64, &segments, threads).unwrap();
+            let bytes = packed.weight.len() + 2 * (packed.scale.len() + packed.min.len());
+            assert_eq!(bytes as u64, packed4_bytes(rows, 64));
+            let stored =
+                segments.iter().flat_map(|s| (0..s.n_rows).map(move |r| (&s.tensor, s.first_row + r)));
+            for (row, (tensor, stored_row)) in stored.enumerate() {
+                let (mut got, mut want) = ([0.0; 64], [0.0; 64]);
+                packed.row_f32(row, &mut got);
+                tensor.row_f32(stored_row, &mut want);
+                assert_eq!(got, want, "row {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn scales_that_cannot_be_kept_are_an_error() {
+        let pack = |dtype, scale: u16| {
+            let tensor = {
+                let head = if dtype == StoredType::Q4_1 { 4 } else { 2 };
+                let mut bytes = vec![0u8; head + GROUP / 2];
+                bytes[..2].copy_from_slice(&scale.to_le_bytes());
+                StoredTensor::new(&mapped(&bytes), "t", dtype, &[1, GROUP], 0).unwrap()
+            };
+            Packed4::pack("t", 1, GROUP, &[Segment { tensor, first_row: 0, n_rows: 1 }], 1).map(|_| ())
+        };
+        let large = f16::from_f32(8_192.0).to_bits();
+        assert!(pack(StoredType::Q4_1, large).is_ok() && pack(StoredType::Q4_0, large - 1).is_ok());
+        for (dtype, scale) in
+            [(StoredType::Q4_0, large), (StoredType::Q4_0, 0x7C00), (StoredType::Q4_1, 0x7E00)]
+        {
+            let message = pack(dtype, scale).unwrap_err().to_string();
+            assert!(message.contains("scale"), "{message}");
+        }
+    }
+}

@@ -250,6 +250,7 @@ pub(crate) fn matmul<'a>(
     let tile = if w.min.is_empty() { LANES * GROUP } else { LANES * GROUP / 2 };
     assert_eq!(x.groups, across, "activations and weights have the same groups");
     assert!(x.n * w.rows <= out.len() && w.weight.len() == down * across * tile);
+    assert!(w.scale.len() == down * across * LANES && (w.min.is_empty() || w.min.len() == w.scale.len()));
     let disjoint = Disjoint::new(out);
     pool.run_ranges(down, |range| {
         let outputs = range.start * LANES..w.rows.min(range.end * LANES);
@@ -257,7 +258,7 @@ pub(crate) fn matmul<'a>(
         let tile_rows = TileRows {
             w: &w.weight[range.start * across * tile..range.end * across * tile],
             scale: &w.scale[scales.clone()],
-            min: w.min.get(scales).unwrap_or(&[]),
+            min: if w.min.is_empty() { &[] } else { &w.min[scales] },
             x,
             bias: bias.map(|b| &b[outputs.clone()]),
             outputs: outputs.len(),
@@ -303,7 +304,7 @@ mod tests {
         let (rows, cols) = (w.rows, w.cols);
         let run = |isa: Isa, threads, range: std::ops::Range<usize>| {
             let mut pool = Pool::new(threads).unwrap();
-            let mut q = Quantized::new(n + 1, cols + 40);
+            let mut q = Quantized::new(n + 1, cols + 40).unwrap();
             q.fill(&mut pool, isa, &x[range.start * cols..range.end * cols], cols, wide);
             let mut out = vec![0.0; range.len() * rows];
             matmul(&mut pool, isa, &mut out, &q, w, Some(bias), Epilogue::Store);
@@ -362,7 +363,7 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut x = [1.0; 32];
             x[7] = bad;
-            let (mut q, mut out) = (Quantized::new(1, 32), vec![0.0; 16]);
+            let (mut q, mut out) = (Quantized::new(1, 32).unwrap(), vec![0.0; 16]);
             q.fill(&mut pool, Isa::all()[0], &x, 32, false);
             matmul(&mut pool, Isa::all()[0], &mut out, &q, &w, None, Epilogue::Store);
             assert!(out.iter().any(|y| !y.is_finite()));

@@ -130,7 +130,7 @@ pub(crate) struct Cpu {
     pool: Pool,
     isa: Isa,
     dtype: Dtype,
-    wide: bool, // 16-bit activations in every int8 product
+    wide: bool, // 16-bit activations in every quantised product
     cache_dtype: CacheDtype,
     config: ModelConfig,
     quantized: Quantized,
@@ -143,7 +143,7 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    /// The widest input of an int8 product.
+    /// The widest input of a quantised product.
     fn max_cols(config: &ModelConfig) -> usize {
         config.dim.max(config.hidden_dim).max(config.n_heads * config.head_dim)
     }
@@ -195,6 +195,7 @@ impl Cpu {
         let bias = w.bias.as_deref();
         if matches!(w.matrix, Matrix::Int8(_) | Matrix::Int4(_)) && self.quantized_from != Some((x.id, wide))
         {
+            self.quantized_from = None;
             self.quantized.fill(pool, isa, x.used(), x.cols, wide);
             self.quantized_from = Some((x.id, wide));
         }
@@ -260,7 +261,7 @@ impl Cpu {
             dtype: options.dtype,
             wide: options.activations == Activations::Int16,
             cache_dtype: options.cache_dtype,
-            quantized: Quantized::new(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config)),
+            quantized: Quantized::new(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config))?,
             quantized_from: None,
             quantizes: false,
             n_buffers: 0,
@@ -461,6 +462,7 @@ impl Backend for Cpu {
     }
 
     fn rope_and_cache(&mut self, qkv: &mut Buffer, kv: &mut KvLayer, batch: &Batch) -> Result<()> {
+        self.overwrites(qkv);
         match kv {
             KvLayer::F32(pages) => self.cache_rows(qkv, pages, batch),
             KvLayer::Bf16(pages) => self.cache_rows(qkv, pages, batch),
@@ -487,6 +489,7 @@ impl Backend for Cpu {
     }
 
     fn read<'a>(&mut self, buffer: &'a mut Buffer) -> Result<&'a mut [f32]> {
+        self.overwrites(buffer);
         Ok(buffer.used_mut())
     }
 }

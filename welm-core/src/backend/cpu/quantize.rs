@@ -15,6 +15,7 @@
 
 use super::isa::{GROUP, Isa, Kernel, Simd};
 use super::pool::{Disjoint, Pool};
+use crate::error::{Error, Result};
 
 /// Rows that lie together.
 pub(super) const BLOCK: usize = 8;
@@ -44,19 +45,19 @@ impl Quantized {
     }
 
     /// Room for `max_rows` rows of `max_cols`.
-    pub(crate) fn new(max_rows: usize, max_cols: usize) -> Self {
+    pub(crate) fn new(max_rows: usize, max_cols: usize) -> Result<Self> {
         let groups = Self::groups(max_rows, max_cols);
-        Quantized {
-            lo: vec![[0; GROUP]; groups],
-            hi: vec![[0; GROUP]; groups],
-            scale: vec![0.0; groups],
-            sum: vec![0.0; groups],
-            lo_start: vec![0; groups],
-            hi_start: vec![0; groups],
+        Ok(Quantized {
+            lo: filled(groups, [0; GROUP])?,
+            hi: filled(groups, [0; GROUP])?,
+            scale: filled(groups, 0.0)?,
+            sum: filled(groups, 0.0)?,
+            lo_start: filled(groups, 0)?,
+            hi_start: filled(groups, 0)?,
             groups: 0,
             n: 0,
             wide: false,
-        }
+        })
     }
 
     /// Bytes that `new` allocates.
@@ -93,6 +94,17 @@ impl Quantized {
             unsafe { rows.fill(isa, r, &x[r * cols..(r + 1) * cols]) }
         });
     }
+}
+
+/// `len` times `value`, or an error instead of an abort.
+fn filled<T: Copy>(len: usize, value: T) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(len).map_err(|e| Error::Unavailable {
+        what: format!("{} bytes for quantised activations", len * size_of::<T>()),
+        reason: e.to_string(),
+    })?;
+    values.resize(len, value);
+    Ok(values)
 }
 
 /// Rows that tasks of one job fill.
@@ -208,7 +220,7 @@ mod tests {
             x[0] = 0.0;
             for wide in [false, true] {
                 let run = |pool: &mut Pool, isa| {
-                    let mut q = Quantized::new(n, cols + 40);
+                    let mut q = Quantized::new(n, cols + 40).unwrap();
                     q.fill(pool, isa, &x, cols, wide);
                     q
                 };
@@ -245,7 +257,7 @@ mod tests {
                 [(0.0, 0.0), (-0.0, 0.0), (1e-40, 0.0), (f32::INFINITY, f32::NAN), (-f32::NAN, f32::NAN)]
             {
                 for wide in [false, true] {
-                    let mut q = Quantized::new(1, 64);
+                    let mut q = Quantized::new(1, 64).unwrap();
                     let mut x = [value; 64];
                     x[40] = 1.0;
                     q.fill(&mut pool, isa, &x, 64, wide);

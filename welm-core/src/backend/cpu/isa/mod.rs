@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
-/// Values along K that share one int8 scale.
+/// Values along K that share one scale.
 pub(crate) const GROUP: usize = 32;
 
 /// Sixteen lanes of arithmetic.
