@@ -16,7 +16,7 @@ use crate::backend::cpu::isa::{GROUP, LANES};
 use crate::error::{Error, Result};
 use crate::weights::StoredType;
 use crate::weights::int8::tiles;
-use crate::weights::load::Segment;
+use crate::weights::load::{Segment, rows_of};
 
 /// Bytes of one tile of 16 rows and 32 columns.
 pub(crate) const TILE4: usize = LANES * GROUP / 2;
@@ -53,11 +53,7 @@ impl Packed4 {
         let (down, across) = tiles(rows, cols);
         let (mut weight, zeros) = (vec![0u8; down * across * TILE4], vec![f16::ZERO; down * across * LANES]);
         let (mut scale, mut min) = (zeros.clone(), zeros);
-        // Row `o` of the matrix is row `stored[o].1` of a stored tensor.
-        let stored: Vec<(&Segment, usize)> = segments
-            .iter()
-            .flat_map(|s| (s.first_row..s.first_row + s.n_rows).map(move |r| (s, r)))
-            .collect();
+        let stored = rows_of(segments);
         debug_assert_eq!(stored.len(), rows);
         let per_thread = down.div_ceil(threads.max(1));
         let scales = per_thread * across * LANES;

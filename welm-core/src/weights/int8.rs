@@ -23,7 +23,7 @@ use half::f16;
 use crate::backend::cpu::isa::{GROUP, LANES};
 use crate::error::{Error, Result};
 use crate::options::LoadProgress;
-use crate::weights::load::{LinearSource, MatrixSource, Segment, Source};
+use crate::weights::load::{LinearSource, MatrixSource, Segment, Source, rows_of};
 use crate::weights::{Slab, StoredType, TensorMap};
 
 /// The `format` entry of an int8 folder's metadata.
@@ -84,11 +84,7 @@ impl Packed {
         let (down, across) = tiles(rows, cols);
         let mut weight = vec![128u8; down * across * TILE]; // 128 is zero
         let mut scale = vec![f16::ZERO; down * across * LANES];
-        // Row `o` of the matrix is row `stored[o].1` of a stored tensor.
-        let stored: Vec<(&Segment, usize)> = segments
-            .iter()
-            .flat_map(|s| (s.first_row..s.first_row + s.n_rows).map(move |r| (s, r)))
-            .collect();
+        let stored = rows_of(segments);
         debug_assert_eq!(stored.len(), rows);
         let per_thread = down.div_ceil(threads.max(1));
         let parts = weight

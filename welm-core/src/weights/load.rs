@@ -24,6 +24,11 @@ pub(crate) struct Segment {
     pub(crate) n_rows: usize,
 }
 
+/// Where each row of a matrix is: row `o` is row `rows[o].1` of the tensor of `rows[o].0`.
+pub(crate) fn rows_of(segments: &[Segment]) -> Vec<(&Segment, usize)> {
+    segments.iter().flat_map(|s| (s.first_row..s.first_row + s.n_rows).map(move |r| (s, r))).collect()
+}
+
 /// The values of a matrix.
 pub(crate) enum MatrixSource {
     /// Row segments, in order.
