@@ -15,7 +15,7 @@ use half::f16;
 use crate::backend::cpu::isa::{GROUP, LANES};
 use crate::error::{Error, Result};
 use crate::weights::StoredType;
-use crate::weights::int8::tiles;
+use crate::weights::int8::{all_on_threads, tiles};
 use crate::weights::load::{Segment, rows_of};
 
 /// Bytes of one tile of 16 rows and 32 columns.
@@ -61,15 +61,10 @@ impl Packed4 {
             .chunks_mut(per_thread * across * TILE4)
             .zip(scale.chunks_mut(scales).zip(min.chunks_mut(scales)))
             .zip(stored.chunks(per_thread * LANES));
-        let finite = std::thread::scope(|scope| {
-            let workers: Vec<_> = parts
-                .map(|((weight, (scale, min)), stored)| {
-                    scope.spawn(move || pack_rows(weight, scale, min, stored, across))
-                })
-                .collect();
-            workers.into_iter().all(|w| w.join().unwrap_or(false))
+        let packed = all_on_threads(parts, |((weight, (scale, min)), stored)| {
+            pack_rows(weight, scale, min, stored, across)
         });
-        if !finite {
+        if !packed {
             return Err(Error::tensor(name, "a scale is not a number, or too large for four-bit weights"));
         }
         Ok(Packed4 { rows, cols, weight, scale, min })

@@ -45,6 +45,18 @@ pub(crate) fn tiles(rows: usize, cols: usize) -> (usize, usize) {
     (rows.div_ceil(LANES), cols.div_ceil(GROUP))
 }
 
+/// Whether `pack` is true of all parts, each on a thread of its own.
+pub(crate) fn all_on_threads<P: Send>(
+    parts: impl Iterator<Item = P>,
+    pack: impl Fn(P) -> bool + Sync,
+) -> bool {
+    let pack = &pack;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = parts.map(|part| scope.spawn(move || pack(part))).collect();
+        workers.into_iter().all(|w| w.join().unwrap_or(false))
+    })
+}
+
 /// Bytes of a packed matrix.
 pub(crate) fn packed_bytes(rows: usize, cols: usize) -> u64 {
     let (down, across) = tiles(rows, cols);
@@ -91,13 +103,7 @@ impl Packed {
             .chunks_mut(per_thread * across * TILE)
             .zip(scale.chunks_mut(per_thread * across * LANES))
             .zip(stored.chunks(per_thread * LANES));
-        let finite = std::thread::scope(|scope| {
-            let workers: Vec<_> = parts
-                .map(|((weight, scale), stored)| scope.spawn(move || pack_rows(weight, scale, stored, cols)))
-                .collect();
-            workers.into_iter().all(|w| w.join().unwrap_or(false))
-        });
-        if !finite {
+        if !all_on_threads(parts, |((weight, scale), stored)| pack_rows(weight, scale, stored, cols)) {
             return Err(Error::tensor(name, "a weight is not a number, or too large for an f16 scale"));
         }
         Ok(Packed { rows, cols, weight: weight.into(), scale: scale.into() })

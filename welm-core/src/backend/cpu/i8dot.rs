@@ -12,10 +12,10 @@
 //! `-128 * sum(x)` instead of at zero. Weights of four bits (see `weights::int4`) are unsigned as they are, and
 //! `w = sw * q + min` adds `min[o][g] * (sx[r][g] * sum(x))` to each group.
 //!
-//! A task is sixteen outputs for all rows, or several of these: up to eight rows of activations meet each 64 bytes of weights in
-//! registers, so that a prompt is bound by `vpdpbusd` (eight of ten operations of the inner loop), and the
-//! sixteen rows' weights, read from memory once, are still in the second cache for the next eight. While they are
-//! multiplied, the next sixteen are fetched.
+//! A task is sixteen outputs for all rows, or several of these: up to eight rows of activations meet each 64 bytes
+//! of weights in registers, so that a prompt is bound by `vpdpbusd` (eight of ten operations of the inner loop), and
+//! the sixteen rows' weights, read from memory once, are still in the second cache for the next eight. While they
+//! are multiplied, the next sixteen are fetched.
 
 use half::f16;
 
@@ -23,8 +23,8 @@ use super::Epilogue;
 use super::isa::{GROUP, Isa, Kernel, LANES, Simd};
 use super::pool::{Disjoint, Pool};
 use super::quantize::{BLOCK, Quantized};
-use crate::weights::int4::Packed4;
-use crate::weights::int8::{Packed, tiles};
+use crate::weights::int4::{Packed4, TILE4};
+use crate::weights::int8::{Packed, TILE, tiles};
 
 /// Weights that many rows of activations share: half of a small second cache.
 const SHARED_BYTES: usize = 1 << 18;
@@ -93,7 +93,7 @@ impl TileRows<'_> {
         fetch: Fetch,
     ) {
         let (x, groups) = (self.x, self.x.groups);
-        let tile = if FOUR { LANES * GROUP / 2 } else { LANES * GROUP };
+        let tile = if FOUR { TILE4 } else { TILE };
         let (w, scales) = (t * groups * tile, t * groups * LANES);
         debug_assert!(self.w.len() >= w + groups * tile && self.scale.len() >= scales + groups * LANES);
         debug_assert!(!FOUR || self.min.len() >= scales + groups * LANES);
@@ -247,7 +247,7 @@ pub(crate) fn matmul<'a>(
 ) {
     let w = w.into();
     let (down, across) = tiles(w.rows, w.cols);
-    let tile = if w.min.is_empty() { LANES * GROUP } else { LANES * GROUP / 2 };
+    let tile = if w.min.is_empty() { TILE } else { TILE4 };
     assert_eq!(x.groups, across, "activations and weights have the same groups");
     assert!(x.n * w.rows <= out.len() && w.weight.len() == down * across * tile);
     assert!(w.scale.len() == down * across * LANES && (w.min.is_empty() || w.min.len() == w.scale.len()));
@@ -275,7 +275,6 @@ pub(crate) fn matmul<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::int8::TILE;
 
     fn noise(n: usize, seed: u32) -> impl Iterator<Item = u32> {
         (0..n as u32).map(move |i| (i.wrapping_mul(2_654_435_761) ^ seed).wrapping_mul(0x85EB_CA6B) >> 9)

@@ -23,9 +23,10 @@ use half::{bf16, f16};
 use super::Epilogue;
 use super::isa::{Isa, Kernel, LANES, Simd};
 use super::pool::{Disjoint, Pool};
+use crate::weights::Plain;
 
 /// A float that weights are stored in.
-pub(crate) trait Element: Copy + Send + Sync + 'static {
+pub(crate) trait Element: Plain {
     /// The value 0.
     const ZERO: Self;
     /// Reads 16 of them.

@@ -1,8 +1,8 @@
 //! Large memory for activations, keys and values: zeros from the system, which provides them when they are first
 //! written, in huge pages where it has them.
 //!
-//! A block of one head of the cache is some 4 kB: without huge pages each would cost a walk through the page tables. Pages
-//! also start where cache lines do, and vectors of 64 bytes lie in one line each, which a `Vec` does not promise: float
+//! A block of one head of the cache is some 4 kB: without huge pages each would cost a walk through the page tables.
+//! Pages also start where cache lines do, and vectors of 64 bytes lie in one line each, which a `Vec` does not promise: float
 //! products of a prompt lose up to a quarter without.
 
 use std::marker::PhantomData;
@@ -10,8 +10,8 @@ use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
 
-use super::linear::Element;
 use crate::error::{Error, Result};
+use crate::weights::Plain;
 
 /// Some values, all of which start as zero.
 pub(crate) struct Memory<T> {
@@ -20,7 +20,7 @@ pub(crate) struct Memory<T> {
     _element: PhantomData<T>,
 }
 
-impl<T: Element> Memory<T> {
+impl<T: Plain> Memory<T> {
     /// Takes `len` values for what `what` says.
     pub(crate) fn zeroed(len: usize, what: &str) -> Result<Self> {
         let bytes = len * size_of::<T>();
@@ -35,15 +35,15 @@ impl<T: Element> Memory<T> {
     }
 }
 
-impl<T: Element> Deref for Memory<T> {
+impl<T: Plain> Deref for Memory<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: the map starts at a page and has `len` elements, floats, for which all bits are valid.
+        // SAFETY: the map starts at a page and has `len` elements, for which `Plain` promises that all bits are valid.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.len) }
     }
 }
 
-impl<T: Element> DerefMut for Memory<T> {
+impl<T: Plain> DerefMut for Memory<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.len) }

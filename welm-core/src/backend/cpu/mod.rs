@@ -34,7 +34,7 @@ use crate::kv_cache::block_values;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
 use crate::weights::int4::{Packed4, is_int4, packed4_bytes};
 use crate::weights::int8::{Packed, packed_bytes};
-use crate::weights::load::{LinearSource, MatrixSource, NormSource, Segment};
+use crate::weights::load::{LinearSource, MatrixSource, NormSource, Segment, rows_of};
 use crate::weights::{Plain, Slab, StoredType};
 
 /// What a product does with what its output held.
@@ -82,6 +82,18 @@ enum Matrix {
     Bf16(Vec<Part<bf16>>),
     Int8(Packed),
     Int4(Packed4),
+}
+
+impl Matrix {
+    /// Whether its products take quantised activations.
+    fn is_quantized(&self) -> bool {
+        matches!(self, Matrix::Int8(_) | Matrix::Int4(_))
+    }
+}
+
+/// Whether all segments have this type in the file.
+fn stored_as(segments: &[Segment], wanted: StoredType) -> bool {
+    segments.iter().all(|s| s.tensor.dtype == wanted)
 }
 
 /// The element type that a stored matrix is computed with.
@@ -152,30 +164,23 @@ impl Cpu {
         options.threads.unwrap_or_else(pool::available_threads)
     }
 
-    /// Float parts in place where the stored type is the one asked for, else one converted copy.
-    fn parts<T: Plain>(
-        source: &[Segment],
-        same: bool,
-        cols: usize,
-        convert: impl Fn(f32) -> T,
-    ) -> Result<Vec<Part<T>>> {
-        if same {
+    /// Float parts in place where all are stored as `T`, else one converted copy.
+    fn parts<T: Plain>(source: &[Segment], cols: usize, convert: impl Fn(f32) -> T) -> Result<Vec<Part<T>>> {
+        if stored_as(source, T::STORED) {
             let part = |s: &Segment| {
                 let values = Slab::from_tensor(&s.tensor)?;
                 Ok(Part { values, first_row: s.first_row, n_rows: s.n_rows })
             };
             return source.iter().map(part).collect();
         }
-        let rows: usize = source.iter().map(|s| s.n_rows).sum();
-        let mut values = Vec::with_capacity(rows * cols);
+        let rows = rows_of(source);
+        let mut values = Vec::with_capacity(rows.len() * cols);
         let mut row = vec![0.0; cols];
-        for s in source {
-            for r in s.first_row..s.first_row + s.n_rows {
-                s.tensor.row_f32(r, &mut row);
-                values.extend(row.iter().map(|&x| convert(x)));
-            }
+        for &(segment, r) in &rows {
+            segment.tensor.row_f32(r, &mut row);
+            values.extend(row.iter().map(|&x| convert(x)));
         }
-        Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows }])
+        Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows.len() }])
     }
 
     /// Forgets what was quantised of a buffer that is about to change.
@@ -193,13 +198,12 @@ impl Cpu {
             out.rows = x.rows;
         }
         let bias = w.bias.as_deref();
-        if matches!(w.matrix, Matrix::Int8(_) | Matrix::Int4(_)) && self.quantized_from != Some((x.id, wide))
-        {
+        if w.matrix.is_quantized() && self.quantized_from != Some((x.id, wide)) {
             self.quantized_from = None;
             self.quantized.fill(pool, isa, x.used(), x.cols, wide);
             self.quantized_from = Some((x.id, wide));
         }
-        fn parts<T: linear::Element + Plain>(
+        fn parts<T: linear::Element>(
             pool: &mut Pool,
             isa: Isa,
             out: &mut Buffer,
@@ -293,15 +297,12 @@ impl Backend for Cpu {
         let elements = source.rows as u64 * source.cols as u64;
         Ok(match &source.matrix {
             MatrixSource::Packed(packed) => (packed.bytes(), true),
-            MatrixSource::Stored(segments) => {
-                let stored_as = |wanted| segments.iter().all(|s| s.tensor.dtype == wanted);
-                match Computed::of(segments, options.dtype) {
-                    Computed::Int4 => (packed4_bytes(source.rows, source.cols), false),
-                    Computed::Int8 => (packed_bytes(source.rows, source.cols), false),
-                    Computed::Float(StoredType::F32) => (4 * elements, stored_as(StoredType::F32)),
-                    Computed::Float(wanted) => (2 * elements, stored_as(wanted)),
-                }
-            }
+            MatrixSource::Stored(segments) => match Computed::of(segments, options.dtype) {
+                Computed::Int4 => (packed4_bytes(source.rows, source.cols), false),
+                Computed::Int8 => (packed_bytes(source.rows, source.cols), false),
+                Computed::Float(StoredType::F32) => (4 * elements, stored_as(segments, StoredType::F32)),
+                Computed::Float(wanted) => (2 * elements, stored_as(segments, wanted)),
+            },
         })
     }
 
@@ -327,26 +328,20 @@ impl Backend for Cpu {
             MatrixSource::Packed(packed) => Matrix::Int8(packed),
             MatrixSource::Stored(segments) => {
                 let threads = self.pool.threads();
-                let stored_as = |wanted| segments.iter().all(|s| s.tensor.dtype == wanted);
                 match Computed::of(&segments, self.dtype) {
                     Computed::Int4 => Matrix::Int4(Packed4::pack(&name, rows, cols, &segments, threads)?),
                     Computed::Int8 => Matrix::Int8(Packed::pack(&name, rows, cols, &segments, threads)?),
-                    Computed::Float(StoredType::Bf16) => Matrix::Bf16(Self::parts(
-                        &segments,
-                        stored_as(StoredType::Bf16),
-                        cols,
-                        bf16::from_f32,
-                    )?),
+                    Computed::Float(StoredType::Bf16) => {
+                        Matrix::Bf16(Self::parts(&segments, cols, bf16::from_f32)?)
+                    }
                     Computed::Float(StoredType::F16) => {
-                        Matrix::F16(Self::parts(&segments, stored_as(StoredType::F16), cols, f16::from_f32)?)
+                        Matrix::F16(Self::parts(&segments, cols, f16::from_f32)?)
                     }
-                    Computed::Float(_) => {
-                        Matrix::F32(Self::parts(&segments, stored_as(StoredType::F32), cols, |x| x)?)
-                    }
+                    Computed::Float(_) => Matrix::F32(Self::parts(&segments, cols, |x| x)?),
                 }
             }
         };
-        self.quantizes |= matches!(matrix, Matrix::Int8(_) | Matrix::Int4(_));
+        self.quantizes |= matrix.is_quantized();
         Ok(Linear { matrix, cols, bias })
     }
 
