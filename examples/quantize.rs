@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-/// Quantises a Hugging Face folder to int8 in groups of 32.
+/// Quantises a Hugging Face folder to int8.
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder with config.json and safetensors

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -122,6 +123,16 @@ impl View for &Tensor<'_> {
     }
 }
 
+/// The format that [`write`] writes.
+const FORMAT: &str = "welm-int8-2";
+
+/// Whether a file of weights is there and of this format, by its first bytes.
+fn is_current(file: &Path) -> bool {
+    let mut head = [0; 256];
+    let read = fs::File::open(file).and_then(|mut file| file.read_exact(&mut head));
+    read.is_ok() && String::from_utf8_lossy(&head).contains(FORMAT)
+}
+
 /// Writes a model of this shape and of random weights as an int8 folder (11.4 GB for WeLM's 10 billion parameters),
 /// unless `folder` has it already.
 ///
@@ -131,7 +142,7 @@ pub fn write(folder: &Path, config: &ModelConfig) -> Result<()> {
     let c = config;
     let description = describe(c)?.to_string();
     let (file, described) = (folder.join("model.safetensors"), folder.join("config.json"));
-    if file.is_file() && fs::read_to_string(&described).is_ok_and(|text| text == description) {
+    if is_current(&file) && fs::read_to_string(&described).is_ok_and(|text| text == description) {
         return Ok(());
     }
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
@@ -162,11 +173,12 @@ pub fn write(folder: &Path, config: &ModelConfig) -> Result<()> {
     // As `welm_core::quantize` names and shapes them.
     let mut matrix = |name: &str, rows: usize, cols: usize, bias: bool| {
         let (down, across) = (rows.div_ceil(16), cols.div_ceil(32));
+        let groups = if cols % 64 == 0 { cols.div_ceil(128) } else { across };
         let first = tensors.len() * 104_729 % PERIOD; // another beginning for each
         let weight =
             Tensor { dtype: Stored::U8, shape: vec![down, across, 8, 16, 4], pattern: &weights, first };
         let scale =
-            Tensor { dtype: Stored::F16, shape: vec![down, across, 16], pattern: &scales[&cols], first: 0 };
+            Tensor { dtype: Stored::F16, shape: vec![down, groups, 16], pattern: &scales[&cols], first: 0 };
         tensors.push((format!("{name}.weight"), weight));
         tensors.push((format!("{name}.scale"), scale));
         if bias {
@@ -190,7 +202,7 @@ pub fn write(folder: &Path, config: &ModelConfig) -> Result<()> {
             tensors.push(vector(format!("{name}.bias"), c.dim, &small));
         }
     }
-    let metadata = HashMap::from([("format".to_string(), "welm-int8-1".to_string())]);
+    let metadata = HashMap::from([("format".to_string(), FORMAT.to_string())]);
     let tensors = tensors.iter().map(|(name, tensor)| (name, tensor));
     safetensors::serialize_to_file(tensors, Some(metadata), &file)
         .with_context(|| file.display().to_string())?;

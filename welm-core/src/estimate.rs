@@ -9,7 +9,7 @@ use crate::engine::batch::BLOCK_TOKENS;
 use crate::error::{Error, Result};
 use crate::options::{Dtype, LoadOptions};
 use crate::transformer::Scratch;
-use crate::weights::int8::packed_bytes;
+use crate::weights::int8::{Grouping, packed_bytes};
 use crate::weights::load::Source;
 
 /// Bytes that a loaded model takes; see [`crate::Model::estimate`].
@@ -42,7 +42,7 @@ impl Estimate {
     /// use welm_core::{Dtype, Estimate, LoadOptions, ModelConfig};
     /// let options = LoadOptions { dtype: Dtype::Int8, ..LoadOptions::default() };
     /// let xl = Estimate::of_config(&ModelConfig::welm_xl(), &options)?;
-    /// assert_eq!(xl.converted_bytes >> 30, 10); // 8.5 bits a weight
+    /// assert_eq!(xl.converted_bytes >> 30, 10); // 8.1 bits a weight
     /// # Ok::<(), welm_core::Error>(())
     /// ```
     ///
@@ -59,7 +59,7 @@ impl Estimate {
             (c.dim, c.hidden_dim),
         ];
         let bytes = |&(rows, cols): &(usize, usize)| match options.dtype {
-            Dtype::Int8 => packed_bytes(rows, cols),
+            Dtype::Int8 => packed_bytes(rows, cols, Grouping::of_cols(cols)),
             Dtype::Bf16 => 2 * (rows * cols) as u64,
             _ => 4 * (rows * cols) as u64,
         };

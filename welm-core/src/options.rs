@@ -3,6 +3,7 @@
 //! Both are validated once, on entry; behind that the engine trusts them.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -33,7 +34,8 @@ pub enum Dtype {
     F32,
     /// bfloat16: f32 arithmetic over weights rounded to 8 bits of mantissa.
     Bf16,
-    /// int8 with one f16 scale per 32 weights of a row.
+    /// int8 with an f16 scale for every 128 weights of a row, each 64 of which were rotated by a Hadamard matrix; on
+    /// CUDA, and for rows whose length is no multiple of 64, one for every 32 weights as they are.
     Int8,
 }
 
@@ -57,16 +59,135 @@ pub enum Activations {
     /// [`Activations::Int16`] on CUDA.
     #[default]
     Auto,
-    /// 8 bits, one scale per 32 values.
+    /// 8 bits, a scale for every group of values, as the weights are grouped: 32, or 128 that were rotated.
     Int8,
     /// CUDA only: 8 bits, one scale per token, after each 64 values were rotated by a Hadamard matrix; weights
     /// likewise, with one scale per row. Products need no scale inside, which is what holds int8 tensor cores up, and
     /// weights take 6 % less memory. A model that is stored as int8 is rounded twice:
     /// quantise from floats.
     Int8Rotated,
-    /// 16 bits: int16 with one scale per 32 values on the CPU (a third of the divergence, twice the arithmetic),
+    /// 16 bits: int16 with a scale for every group on the CPU (half of the divergence or less, twice the arithmetic),
     /// bf16 on CUDA.
     Int16,
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// `auto`, `cpu`, `cuda` (the first device) or `cuda:N`.
+    fn from_str(text: &str) -> Result<Self> {
+        let device = match text.split_once(':') {
+            None if text == "auto" => Some(Device::Auto),
+            None if text == "cpu" => Some(Device::Cpu),
+            None if text == "cuda" => Some(Device::Cuda(0)),
+            // Digits only: the integer's own parser takes a plus sign.
+            Some(("cuda", ordinal)) if ordinal.bytes().all(|b| b.is_ascii_digit()) => {
+                ordinal.parse().ok().map(Device::Cuda)
+            }
+            _ => None,
+        };
+        device
+            .ok_or_else(|| Error::option("device", format!("expected auto, cpu, cuda or cuda:N, got {text}")))
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.pad("auto"),
+            Device::Cpu => f.pad("cpu"),
+            Device::Cuda(ordinal) => f.pad(&format!("cuda:{ordinal}")),
+        }
+    }
+}
+
+/// Spellings of an option's values. A value is displayed as its first one.
+type Names<T> = [(&'static str, T)];
+
+fn value_of<T: Copy>(option: &'static str, expected: &str, names: &Names<T>, text: &str) -> Result<T> {
+    let named = names.iter().find(|(name, _)| *name == text);
+    named
+        .map(|&(_, value)| value)
+        .ok_or_else(|| Error::option(option, format!("expected {expected}, got {text}")))
+}
+
+fn name_of<T: PartialEq>(names: &Names<T>, value: &T) -> &'static str {
+    names.iter().find(|(_, named)| named == value).map_or("", |&(name, _)| name)
+}
+
+impl Dtype {
+    const NAMES: &Names<Self> = &[
+        ("auto", Dtype::Auto),
+        ("f32", Dtype::F32),
+        ("bf16", Dtype::Bf16),
+        ("int8", Dtype::Int8),
+        ("float32", Dtype::F32),
+        ("bfloat16", Dtype::Bf16),
+    ];
+}
+
+impl FromStr for Dtype {
+    type Err = Error;
+
+    /// `auto`, `f32` (or `float32`), `bf16` (or `bfloat16`) or `int8`.
+    fn from_str(text: &str) -> Result<Self> {
+        value_of("dtype", "auto, f32, bf16 or int8", Self::NAMES, text)
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(name_of(Self::NAMES, self))
+    }
+}
+
+impl CacheDtype {
+    const NAMES: &Names<Self> = &[
+        ("f32", CacheDtype::F32),
+        ("bf16", CacheDtype::Bf16),
+        ("float32", CacheDtype::F32),
+        ("bfloat16", CacheDtype::Bf16),
+    ];
+}
+
+impl FromStr for CacheDtype {
+    type Err = Error;
+
+    /// `f32` (or `float32`) or `bf16` (or `bfloat16`).
+    fn from_str(text: &str) -> Result<Self> {
+        value_of("cache_dtype", "f32 or bf16", Self::NAMES, text)
+    }
+}
+
+impl fmt::Display for CacheDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(name_of(Self::NAMES, self))
+    }
+}
+
+impl Activations {
+    const NAMES: &Names<Self> = &[
+        ("auto", Activations::Auto),
+        ("int8", Activations::Int8),
+        ("int8_rotated", Activations::Int8Rotated),
+        ("int16", Activations::Int16),
+        ("int8-rotated", Activations::Int8Rotated),
+    ];
+}
+
+impl FromStr for Activations {
+    type Err = Error;
+
+    /// `auto`, `int8`, `int8_rotated` (or `int8-rotated`) or `int16`.
+    fn from_str(text: &str) -> Result<Self> {
+        value_of("activations", "auto, int8, int8_rotated or int16", Self::NAMES, text)
+    }
+}
+
+impl fmt::Display for Activations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(name_of(Self::NAMES, self))
+    }
 }
 
 /// One report while a model loads.
@@ -118,6 +239,11 @@ pub struct LoadOptions {
     pub queue_limit: usize,
     /// Whether blocks of equal prompt beginnings are kept and shared between requests.
     pub prefix_cache: bool,
+    /// Whether weights that could be read where they lie in the mapped file are copied into memory of the process
+    /// instead (on the CPU; a CUDA device has them in its own anyway). Loading takes as long as reading the file, and
+    /// processes no longer share them; in return the file may be changed or deleted while the model lives, the system
+    /// cannot drop them, and they lie in huge pages where there are any, which is faster for several sequences at once.
+    pub copy_weights: bool,
     /// Most bytes that weights, cache and scratch may take; `None` takes what the machine has available.
     pub memory_limit: Option<u64>,
     /// Called while weights are read or quantised.
@@ -139,6 +265,7 @@ impl Default for LoadOptions {
             max_running: 64,
             queue_limit: 1024,
             prefix_cache: true,
+            copy_weights: false,
             memory_limit: None,
             progress: None,
         }
@@ -160,6 +287,7 @@ impl fmt::Debug for LoadOptions {
             .field("max_running", &self.max_running)
             .field("queue_limit", &self.queue_limit)
             .field("prefix_cache", &self.prefix_cache)
+            .field("copy_weights", &self.copy_weights)
             .field("memory_limit", &self.memory_limit)
             .finish_non_exhaustive()
     }
@@ -358,5 +486,50 @@ mod tests {
         assert!(LoadOptions::default().validate().is_ok());
         assert!(LoadOptions { chunk_tokens: 0, ..Default::default() }.validate().is_err());
         assert!(LoadOptions { threads: Some(0), ..Default::default() }.validate().is_err());
+    }
+
+    /// Each spelling gives its value, and what a value is displayed as gives it back.
+    fn spelled<T: FromStr<Err = Error> + fmt::Display + fmt::Debug + PartialEq>(
+        option: &str,
+        right: &[(&str, T)],
+        wrong: &[&str],
+        expected: &str,
+    ) {
+        for (text, value) in right {
+            assert_eq!(text.parse().as_ref(), Ok(value));
+            assert_eq!(value.to_string().parse().as_ref(), Ok(value));
+        }
+        for text in wrong {
+            let want = format!("option `{option}`: expected {expected}, got {text}");
+            assert_eq!(text.parse::<T>().unwrap_err().to_string(), want);
+        }
+    }
+
+    #[test]
+    fn names_of_values_are_read_as_they_are_written() {
+        let devices = [
+            ("auto", Device::Auto),
+            ("cpu", Device::Cpu),
+            ("cuda", Device::Cuda(0)),
+            ("cuda:0", Device::Cuda(0)),
+            ("cuda:12", Device::Cuda(12)),
+        ];
+        let wrong = ["", "CPU", "gpu", "cuda:", "cuda:+1", "cuda:-1", "cuda:x", "cpu:0", "cuda:0:1", " cpu"];
+        spelled("device", &devices, &wrong, "auto, cpu, cuda or cuda:N");
+        let more_than_usize = "cuda:99999999999999999999999";
+        spelled("device", &devices, &[more_than_usize], "auto, cpu, cuda or cuda:N");
+
+        let wrong = ["", "F32", "f16", "int4"];
+        spelled("dtype", Dtype::NAMES, &wrong, "auto, f32, bf16 or int8");
+        spelled("cache_dtype", CacheDtype::NAMES, &["auto", "int8", ""], "f32 or bf16");
+        let wrong = ["", "bf16", "int8 rotated"];
+        spelled("activations", Activations::NAMES, &wrong, "auto, int8, int8_rotated or int16");
+
+        let shown = [Dtype::Auto, Dtype::F32, Dtype::Bf16, Dtype::Int8].map(|x| x.to_string());
+        assert_eq!(shown, ["auto", "f32", "bf16", "int8"]);
+        assert_eq!([CacheDtype::F32, CacheDtype::Bf16].map(|x| x.to_string()), ["f32", "bf16"]);
+        let all = [Activations::Auto, Activations::Int8, Activations::Int8Rotated, Activations::Int16];
+        assert_eq!(all.map(|x| x.to_string()), ["auto", "int8", "int8_rotated", "int16"]);
+        assert_eq!(Device::Cuda(0).to_string(), "cuda:0");
     }
 }

@@ -7,6 +7,8 @@
 //!
 //! It does arithmetic and makes no policy; all of its memory is [`Scratch`], allocated at load.
 
+use std::ops::Range;
+
 use crate::backend::{Backend, Limits, Role};
 use crate::config::{Activation, ModelConfig};
 use crate::engine::batch::Batch;
@@ -120,6 +122,9 @@ impl<B: Backend> Scratch<B> {
 }
 
 /// Computes the batch's rows, up to the residual stream behind the last layer; fills the cache.
+///
+/// Of the last layer, rows whose logits are not wanted need their keys and values only: where the backend can, they
+/// are left out behind its attention, which saves a prompt most of one layer.
 pub(crate) fn forward<B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
@@ -130,11 +135,19 @@ pub(crate) fn forward<B: Backend>(
     ops.begin(batch)?;
     ops.repeat(batch, |ops| {
         ops.embed(&mut s.x, &weights.embed, batch)?; // (n, dim)
-        for (layer, kv) in weights.layers.iter().zip(&mut kv.layers) {
+        let last = weights.layers.len() - 1;
+        for ((l, layer), kv) in weights.layers.iter().enumerate().zip(&mut kv.layers) {
             ops.norm(&mut s.h, &s.x, &layer.attn_norm)?; // (n, dim)
             ops.linear(&mut s.qkv, &s.h, &layer.qkv)?; // (n, (n_heads + 2 * n_kv_heads) * head_dim)
             ops.rope_and_cache(&mut s.qkv, kv, batch)?; // turns q, k; writes k, v
             ops.attention(&mut s.att, &s.qkv, kv, batch)?; // (n, n_heads * head_dim)
+            if B::KEEPS && l == last {
+                ops.keep(&mut s.x, &batch.wanted)?; // from here on n is the number of wanted rows
+                ops.keep(&mut s.att, &batch.wanted)?;
+                if batch.wanted.is_empty() {
+                    break;
+                }
+            }
             if weights.parallel_residual {
                 ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
                 ops.linear_add(&mut s.x, &s.att, &layer.out)?;
@@ -149,13 +162,16 @@ pub(crate) fn forward<B: Backend>(
     })
 }
 
-/// Logits of some rows of the last `forward`: `(rows.len(), vocab_size)`, at most `max_logit_rows` rows.
+/// Logits of some of the wanted rows of the batch that `forward` has computed: `(some.len(), vocab_size)`, at most
+/// `max_logit_rows`.
 pub(crate) fn logits<'s, B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
     s: &'s mut Scratch<B>,
-    rows: &[u32],
+    batch: &Batch,
+    some: Range<usize>,
 ) -> Result<&'s mut B::Buffer> {
+    let rows = if B::KEEPS { &batch.places[some] } else { &batch.wanted[some] };
     ops.norm_rows(&mut s.last, &s.x, rows, &weights.final_norm)?; // (rows.len(), dim)
     ops.logits(&mut s.logits, &s.last, weights.output.as_ref().unwrap_or(&weights.embed))?;
     Ok(&mut s.logits)
@@ -210,10 +226,12 @@ mod tests {
             let mut batch = Batch::default();
             batch.push_prompt(&[1, 2, 3, 4, 5], 0, &[2]);
             batch.push_prompt(&[6], 0, &[0]);
+            batch.want(4);
+            batch.want(5);
             let before = ALLOCATIONS.get();
             assert!(before > 0, "the counter counts");
             forward(&mut cpu, &weights, &mut kv, &mut scratch, &batch).unwrap();
-            let logits = logits(&mut cpu, &weights, &mut scratch, &[4, 5]).unwrap();
+            let logits = logits(&mut cpu, &weights, &mut scratch, &batch, 0..2).unwrap();
             let logits = cpu.read(logits).unwrap();
             assert!(logits.iter().all(|x| x.is_finite()));
             assert_eq!(ALLOCATIONS.get(), before, "{fixture} as {dtype:?}");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 use welm_benches::cpu::{self, Random, Request};
 use welm_benches::{limits, random_model, work};
@@ -48,27 +48,6 @@ struct LimitsArgs {
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum DtypeArg {
-    Auto,
-    F32,
-    Bf16,
-    Int8,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum ActivationsArg {
-    Auto,
-    Int8,
-    Int16,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum CacheArg {
-    F32,
-    Bf16,
-}
-
 #[derive(Debug, Args)]
 struct RunArgs {
     /// Folder or GGUF file
@@ -79,18 +58,21 @@ struct RunArgs {
     /// Prompt tokens of a step
     #[arg(long, default_value_t = LoadOptions::default().chunk_tokens)]
     chunk_tokens: usize,
-    /// Element type of the weights
-    #[arg(long, value_enum, default_value = "auto")]
-    dtype: DtypeArg,
-    /// Bits of an activation before an int8 weight
-    #[arg(long, value_enum, default_value = "auto")]
-    activations: ActivationsArg,
-    /// Element type of the KV cache
-    #[arg(long, value_enum, default_value = "bf16")]
-    cache: CacheArg,
+    /// Element type of the weights: auto, f32, bf16 or int8
+    #[arg(long, default_value_t = Dtype::Auto)]
+    dtype: Dtype,
+    /// Bits of an activation before an int8 weight: auto, int8 or int16
+    #[arg(long, default_value_t = Activations::Auto)]
+    activations: Activations,
+    /// Element type of the KV cache: f32 or bf16
+    #[arg(long, default_value_t = CacheDtype::Bf16)]
+    cache: CacheDtype,
     /// Instruction set at most
     #[arg(long)]
     isa: Option<String>,
+    /// Weights in memory of the process, in huge pages, instead of the mapped file
+    #[arg(long)]
+    copy_weights: bool,
     /// Lengths of prompts that are timed
     #[arg(long, value_delimiter = ',')]
     prefill: Vec<usize>,
@@ -169,24 +151,13 @@ fn run(args: &RunArgs) -> Result<()> {
     let for_prompts = args.prefill.iter().map(|n| (n + 1).next_multiple_of(16)).max().unwrap_or(0);
     let for_steps = requests.iter().map(room).max().unwrap_or(0);
     let options = LoadOptions {
-        dtype: match args.dtype {
-            DtypeArg::Auto => Dtype::Auto,
-            DtypeArg::F32 => Dtype::F32,
-            DtypeArg::Bf16 => Dtype::Bf16,
-            DtypeArg::Int8 => Dtype::Int8,
-        },
-        activations: match args.activations {
-            ActivationsArg::Auto => Activations::Auto,
-            ActivationsArg::Int8 => Activations::Int8,
-            ActivationsArg::Int16 => Activations::Int16,
-        },
-        cache_dtype: match args.cache {
-            CacheArg::F32 => CacheDtype::F32,
-            CacheArg::Bf16 => CacheDtype::Bf16,
-        },
+        dtype: args.dtype,
+        activations: args.activations,
+        cache_dtype: args.cache,
         isa: args.isa.clone(),
         threads: Some(args.threads),
         chunk_tokens: args.chunk_tokens,
+        copy_weights: args.copy_weights,
         cache_tokens: Some(for_prompts.max(for_steps).max(16) + 16),
         prefix_cache: false,
         ..on_cpu

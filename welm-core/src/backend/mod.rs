@@ -60,6 +60,8 @@ pub(crate) trait Backend: Sized + Send + 'static {
     /// computed the same way each time (see [`Batch`]), and only what prompts have computed is shared by the prefix
     /// cache.
     const ONE_ARITHMETIC: bool;
+    /// Whether [`Backend::keep`] drops rows.
+    const KEEPS: bool = false;
     /// Activations, `(up to max_rows, cols)`.
     type Buffer: Send;
     /// Weight and bias of a normalisation, `(dim)`.
@@ -138,6 +140,10 @@ pub(crate) trait Backend: Sized + Send + 'static {
         kv: &Self::KvLayer,
         batch: &Batch,
     ) -> Result<()>;
+    /// Drops all rows of a buffer but some, given ascending; only where [`Backend::KEEPS`].
+    fn keep(&mut self, _buffer: &mut Self::Buffer, _rows: &[u32]) -> Result<()> {
+        Ok(())
+    }
     /// Copies one block of one layer's cache.
     fn copy_block(&mut self, kv: &mut Self::KvLayer, from: u32, to: u32) -> Result<()>;
     /// The largest logits of the buffer's rows, where that is cheaper than [`Backend::read`]; else none.

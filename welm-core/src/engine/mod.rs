@@ -143,9 +143,8 @@ impl Drop for Handle {
     }
 }
 
-/// A row whose logits are needed.
+/// Whose logits one of the batch's wanted rows gives.
 struct LogitRow {
-    row: u32,   // of the batch
     seq: usize, // of the running sequences
     pos: usize, // in that sequence
 }
@@ -159,7 +158,6 @@ struct Step<B: Backend> {
     plan: Vec<Work>,
     batch: Batch,
     logit_rows: Vec<LogitRow>,
-    rows: Vec<u32>,
     /// Sequences that begin in this step, behind the prompt of another.
     forked: Vec<Sequence>,
     sampler: Sampler,
@@ -181,7 +179,6 @@ impl<B: Backend> Step<B> {
             plan: Vec::new(),
             batch: Batch::with_capacity(max_rows, n_blocks),
             logit_rows: Vec::with_capacity(max_rows),
-            rows: Vec::new(),
             forked: Vec::new(),
         }
     }
@@ -274,9 +271,10 @@ impl<B: Backend> Step<B> {
                 } else {
                     self.batch.push_generated(ids, start, &s.blocks);
                 }
-                let row = |pos| (first_row + pos - start) as u32;
-                let wanted = s.wanted.max(start)..part.end;
-                self.logit_rows.extend(wanted.map(|pos| LogitRow { row: row(pos), seq, pos }));
+                for pos in s.wanted.max(start)..part.end {
+                    self.batch.want((first_row + pos - start) as u32);
+                    self.logit_rows.push(LogitRow { seq, pos });
+                }
             }
         }
         let e = &mut self.engine;
@@ -290,11 +288,12 @@ impl<B: Backend> Step<B> {
 
     /// Logits to tokens, tokens to events; ended sequences leave.
     fn postprocess(&mut self) -> Result<()> {
+        let mut first = 0;
         for tile in self.logit_rows.chunks(self.engine.limits.max_logit_rows) {
-            self.rows.clear();
-            self.rows.extend(tile.iter().map(|r| r.row));
             let e = &mut self.engine;
-            let computed = logits(&mut e.backend, &e.weights, &mut e.scratch, &self.rows)?;
+            let wanted = first..first + tile.len();
+            first = wanted.end;
+            let computed = logits(&mut e.backend, &e.weights, &mut e.scratch, &self.batch, wanted)?;
             // The largest are enough where only they can be chosen; the choice is the same, to the bit.
             let few = tile.iter().all(|r| self.scheduler.running[r.seq].request().needs_few());
             let chosen_from_few = few && self.candidates.take(e.backend.top(computed)?);

@@ -13,10 +13,11 @@
 use half::f16;
 
 use crate::backend::cpu::isa::{GROUP, LANES};
+use crate::backend::cpu::memory::Memory;
 use crate::error::{Error, Result};
-use crate::weights::StoredType;
 use crate::weights::int8::{all_on_threads, tiles};
 use crate::weights::load::{Segment, rows_of};
+use crate::weights::{Slab, StoredType};
 
 /// Bytes of one tile of 16 rows and 32 columns.
 pub(crate) const TILE4: usize = LANES * GROUP / 2;
@@ -25,9 +26,9 @@ pub(crate) const TILE4: usize = LANES * GROUP / 2;
 pub(crate) struct Packed4 {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    pub(crate) weight: Vec<u8>, // (rows / 16, cols / 32, 4, 16, 4) u8
-    pub(crate) scale: Vec<f16>, // (rows / 16, cols / 32, 16) f16
-    pub(crate) min: Vec<f16>,   // (rows / 16, cols / 32, 16) f16
+    pub(crate) weight: Slab<u8>, // (rows / 16, cols / 32, 4, 16, 4) u8
+    pub(crate) scale: Slab<f16>, // (rows / 16, cols / 32, 16) f16
+    pub(crate) min: Slab<f16>,   // (rows / 16, cols / 32, 16) f16
 }
 
 /// Bytes of a packed matrix.
@@ -51,8 +52,9 @@ impl Packed4 {
         threads: usize,
     ) -> Result<Self> {
         let (down, across) = tiles(rows, cols);
-        let (mut weight, zeros) = (vec![0u8; down * across * TILE4], vec![f16::ZERO; down * across * LANES]);
-        let (mut scale, mut min) = (zeros.clone(), zeros);
+        let mut weight = Memory::zeroed(down * across * TILE4, "four-bit weights")?;
+        let zeros = || Memory::zeroed(down * across * LANES, "four-bit scales");
+        let (mut scale, mut min) = (zeros()?, zeros()?);
         let stored = rows_of(segments);
         debug_assert_eq!(stored.len(), rows);
         let per_thread = down.div_ceil(threads.max(1));
@@ -67,7 +69,7 @@ impl Packed4 {
         if !packed {
             return Err(Error::tensor(name, "a scale is not a number, or too large for four-bit weights"));
         }
-        Ok(Packed4 { rows, cols, weight, scale, min })
+        Ok(Packed4 { rows, cols, weight: weight.into(), scale: scale.into(), min: min.into() })
     }
 
     /// Writes row `row` as f32 into `out`, `(cols)`: an embedding look-up.

@@ -11,9 +11,9 @@ use std::path::Path;
 
 use crate::config::{Activation, ModelConfig, NormKind};
 use crate::error::{Error, Result};
-use crate::tokenizer::{GgufVocab, Tokenizer};
+use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use crate::weights::gguf::Gguf;
-use crate::weights::int8::{FORMAT, Packed};
+use crate::weights::int8::{FORMAT, FORMAT_PLAIN, Packed};
 use crate::weights::{StoredTensor, TensorMap, safetensors};
 
 /// Some rows of a stored tensor.
@@ -51,7 +51,6 @@ pub(crate) enum Part {
 /// A matrix `(rows, cols)` and its bias `(rows)`.
 pub(crate) struct LinearSource {
     pub(crate) name: String,
-    #[cfg_attr(not(feature = "kernels"), expect(dead_code, reason = "to the CPU all matrices are alike"))]
     pub(crate) part: Part,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
@@ -88,8 +87,8 @@ enum Naming {
     LlamaFolder,
     NeoxGguf,
     LlamaGguf,
-    /// This crate's int8 folder: the engine's own names.
-    Int8,
+    /// This crate's int8 folder, in this format: the engine's own names.
+    Int8(&'static str),
 }
 
 /// An opened model: configuration and mapped tensors.
@@ -110,9 +109,11 @@ impl Source {
         let config = ModelConfig::from_folder(path)?;
         let tensors = safetensors::open(path)?;
         let naming = match tensors.metadata.get("format").map(String::as_str) {
-            Some(FORMAT) => Naming::Int8,
+            Some(FORMAT) => Naming::Int8(FORMAT),
+            Some(FORMAT_PLAIN) => Naming::Int8(FORMAT_PLAIN),
             Some(other) if other.starts_with("welm") => {
-                return Err(Error::file(path, format!("expected format {FORMAT}, got {other}")));
+                let reason = format!("expected format {FORMAT} or {FORMAT_PLAIN}, got {other}");
+                return Err(Error::file(path, reason));
             }
             _ if config.norm == NormKind::RmsNorm => Naming::LlamaFolder,
             _ => Naming::NeoxFolder,
@@ -122,7 +123,7 @@ impl Source {
 
     /// Whether the matrices are stored in this crate's int8 layout.
     pub(crate) fn is_packed(&self) -> bool {
-        self.naming == Naming::Int8
+        matches!(self.naming, Naming::Int8(_))
     }
 
     /// Every matrix with its shape, the largest part of what a model needs in memory.
@@ -167,8 +168,8 @@ impl Source {
             "up" | "down" => self.config.mlp_bias,
             _ => false,
         };
-        if self.naming == Naming::Int8 {
-            let matrix = MatrixSource::Packed(Packed::open(&self.tensors, name, rows, cols)?);
+        if let Naming::Int8(format) = self.naming {
+            let matrix = MatrixSource::Packed(Packed::open(&self.tensors, name, rows, cols, format)?);
             let bias = has_bias.then(|| self.vector(&format!("{name}.bias"), rows)).transpose()?;
             return Ok(LinearSource { name: name.into(), part: role, rows, cols, matrix, bias });
         }
@@ -251,7 +252,7 @@ impl Source {
     pub(crate) fn norm(&self, name: &str) -> Result<NormSource> {
         let (l, part) = split(name);
         let stem = match (self.naming, part) {
-            (Naming::Int8, _) => name.to_string(),
+            (Naming::Int8(_), _) => name.to_string(),
             (Naming::NeoxFolder, "attn_norm") => format!("gpt_neox.layers.{l}.input_layernorm"),
             (Naming::NeoxFolder, "ffn_norm") => format!("gpt_neox.layers.{l}.post_attention_layernorm"),
             (Naming::NeoxFolder, _) => "gpt_neox.final_layer_norm".into(),
@@ -278,10 +279,12 @@ impl Source {
     }
 }
 
-/// An opened file or folder: tensors and tokenizer.
+/// An opened file or folder: tensors, tokenizer and chat template.
 pub(crate) struct Opened {
     pub(crate) source: Source,
     pub(crate) tokenizer: Option<Tokenizer>,
+    /// None if no tokenizer was wanted.
+    pub(crate) chat: Option<ChatTemplate>,
 }
 
 /// Opens what [`crate::Model::load`] takes.
@@ -292,7 +295,8 @@ pub(crate) fn open(path: &Path, with_tokenizer: bool) -> Result<Opened> {
         let file = path.join("tokenizer.json");
         let wanted = with_tokenizer && file.is_file();
         let tokenizer = wanted.then(|| Tokenizer::from_json_file(&file)).transpose()?;
-        return Ok(Opened { source, tokenizer });
+        let chat = with_tokenizer.then(|| ChatTemplate::from_folder(path));
+        return Ok(Opened { source, tokenizer, chat });
     }
     let mut magic = [0; 4];
     let read = File::open(path).and_then(|mut f| f.read_exact(&mut magic));
@@ -301,8 +305,14 @@ pub(crate) fn open(path: &Path, with_tokenizer: bool) -> Result<Opened> {
     }
     let gguf = Gguf::open(path)?;
     let source = Source::open(path, Some(&gguf))?;
-    let tokenizer = with_tokenizer.then(|| Tokenizer::from_gguf(gguf_vocab(&gguf)?)).transpose()?;
-    Ok(Opened { source, tokenizer })
+    if !with_tokenizer {
+        return Ok(Opened { source, tokenizer: None, chat: None });
+    }
+    let vocab = gguf_vocab(&gguf)?;
+    let token = |id: Option<u32>| id.and_then(|id| vocab.tokens.get(id as usize)).map(String::as_str);
+    let template = gguf.opt_str("tokenizer.chat_template");
+    let chat = ChatTemplate::from_gguf(template, token(vocab.bos), token(vocab.eos));
+    Ok(Opened { source, tokenizer: Some(Tokenizer::from_gguf(vocab)?), chat: Some(chat) })
 }
 
 fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {

@@ -29,6 +29,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
 
+use crate::backend::cpu::memory::Memory;
 use crate::error::{Error, Result};
 
 /// Most dimensions a tensor may have; models have 1 or 2, GGUF allows 4.
@@ -418,7 +419,7 @@ pub(crate) struct Slab<T: Plain>(Storage<T>);
 
 #[derive(Clone)]
 enum Storage<T: Plain> {
-    Owned(Arc<Vec<T>>),
+    Owned(Arc<Memory<T>>),
     /// `cast` succeeded on these bytes when the slab was made, so it always does.
     Mapped {
         map: Arc<Mmap>,
@@ -441,8 +442,22 @@ impl<T: Plain> Slab<T> {
         let bytes = tensor.bytes();
         Ok(match cast::<T>(bytes) {
             Some(_) => Slab(Storage::Mapped { map: Arc::clone(&tensor.map), range: tensor.range.clone() }),
-            None => Slab::from(bytes.chunks_exact(size_of::<T>()).map(T::from_le).collect::<Vec<T>>()),
+            None => {
+                let mut values = Memory::zeroed(bytes.len() / size_of::<T>(), "weights")?;
+                values
+                    .iter_mut()
+                    .zip(bytes.chunks_exact(size_of::<T>()))
+                    .for_each(|(x, bytes)| *x = T::from_le(bytes));
+                values.into()
+            }
         })
+    }
+
+    /// The same elements in memory of their own.
+    pub(crate) fn copied(&self) -> Result<Self> {
+        let mut values = Memory::zeroed(self.len(), "weights")?;
+        values.copy_from_slice(self);
+        Ok(values.into())
     }
 
     /// Whether the elements lie in a mapped file, and so take no memory of their own.
@@ -451,9 +466,18 @@ impl<T: Plain> Slab<T> {
     }
 }
 
+impl<T: Plain> From<Memory<T>> for Slab<T> {
+    fn from(values: Memory<T>) -> Self {
+        Slab(Storage::Owned(Arc::new(values)))
+    }
+}
+
+#[cfg(test)]
 impl<T: Plain> From<Vec<T>> for Slab<T> {
     fn from(values: Vec<T>) -> Self {
-        Slab(Storage::Owned(Arc::new(values)))
+        let mut memory = Memory::zeroed(values.len(), "a test").unwrap();
+        memory.copy_from_slice(&values);
+        memory.into()
     }
 }
 

@@ -21,6 +21,7 @@ use super::exp::{exp, exp_to_most};
 use super::isa::{Isa, Kernel, LANES, Simd};
 use super::linear::load_at;
 use super::pool::{Disjoint, Pool};
+use super::quantize::{PART, Rows};
 use crate::config::Activation;
 
 /// `sqrt(2 / pi)`.
@@ -150,36 +151,51 @@ impl Kernel for Part<'_> {
 }
 
 /// `out = f(up)`, row by row of `cols` outputs; a row of `up` has as many values, for SwiGLU twice as many: gates,
-/// then ups.
-pub(crate) fn activate(pool: &mut Pool, isa: Isa, out: &mut [f32], cols: usize, up: &[f32], f: Activation) {
+/// then ups. With `quantized`, the outputs are quantised as well, while they are in the first cache.
+pub(crate) fn activate(
+    pool: &mut Pool,
+    isa: Isa,
+    out: &mut [f32],
+    cols: usize,
+    up: &[f32],
+    f: Activation,
+    quantized: Option<&Rows>,
+) {
     let rows = out.len() / cols;
     let shares = cols.div_ceil(SHARE);
-    // Whole vectors; a value's bits do not depend on where it is cut.
-    let share = cols.div_ceil(shares).next_multiple_of(LANES);
+    // Whole parts; a value's bits do not depend on where it is cut.
+    let share = cols.div_ceil(shares).next_multiple_of(PART);
     let work = if out.len() <= SHARE { 0 } else { usize::MAX };
     let values = Disjoint::new(out);
     pool.run_if_worth(rows * shares, work, |task| {
-        let (r, at) = (task / shares, (task % shares * share).min(cols));
-        let n = share.min(cols - at);
+        let (r, first) = (task / shares, (task % shares * share).min(cols));
         let up = &up[r * (up.len() / rows)..][..up.len() / rows];
         // The functions of one argument read the same values twice rather than none.
         let second = if f == Activation::SwiGlu { cols } else { 0 };
-        // SAFETY: each task has its own columns of its own row; `part`'s slices have one length.
-        unsafe {
-            let out = values.slice(r * cols + at, n);
-            isa.dispatch(Part { out, gate: &up[at..at + n], up: &up[second + at..][..n], f });
+        for at in (first..cols.min(first + share)).step_by(PART) {
+            let n = PART.min(cols - at);
+            // SAFETY: each task has its own columns of its own row; `part`'s slices have one length.
+            unsafe {
+                let out = values.slice(r * cols + at, n);
+                isa.dispatch(Part { out, gate: &up[at..at + n], up: &up[second + at..][..n], f });
+                if let Some(rows) = quantized {
+                    rows.fill(isa, r, at, out);
+                }
+            }
         }
     });
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::quantize::{Form, Quantized};
     use super::*;
+    use crate::weights::int8::Grouping;
 
     fn run(isa: Isa, threads: usize, up: &[f32], cols: usize, f: Activation) -> Vec<f32> {
         let width = if f == Activation::SwiGlu { 2 * cols } else { cols };
         let mut out = vec![9.0; up.len() / width * cols];
-        activate(&mut Pool::new(threads).unwrap(), isa, &mut out, cols, up, f);
+        activate(&mut Pool::new(threads).unwrap(), isa, &mut out, cols, up, f, None);
         out
     }
 
@@ -244,6 +260,26 @@ mod tests {
             }
             let y = run(isa, 1, &[100.0, -100.0, f32::NAN, 2.0, 3.0, 1.0], 3, Activation::SwiGlu);
             assert!(y[0] == 200.0 && y[1] == 0.0 && y[2].is_nan(), "{y:?}");
+        }
+    }
+
+    #[test]
+    fn outputs_are_quantised_as_they_would_be_alone() {
+        let isa = *Isa::all().last().unwrap();
+        for (rows, cols) in [(3, 640), (9, 64), (2, 9_216)] {
+            let up: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin() * 4.0).collect();
+            for grouping in [Grouping::Plain, Grouping::Rotated] {
+                let form = Form { wide: false, grouping };
+                let mut pool = Pool::new(3).unwrap();
+                let (mut fused, mut alone) =
+                    (Quantized::new(rows, cols).unwrap(), Quantized::new(rows, cols).unwrap());
+                let mut out = vec![0.0; rows * cols];
+                let to = fused.rows(rows, cols, form);
+                activate(&mut pool, isa, &mut out, cols, &up, Activation::Gelu, Some(&to));
+                alone.fill(&mut pool, isa, &out, cols, form);
+                assert!(fused.lo == alone.lo && fused.scale == alone.scale, "{rows} {cols} {grouping:?}");
+                assert!(fused.lo_start == alone.lo_start && fused.sum == alone.sum);
+            }
         }
     }
 }

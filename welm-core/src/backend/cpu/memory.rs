@@ -1,5 +1,5 @@
-//! Large memory for activations, keys and values: zeros from the system, which provides them when they are first
-//! written, in huge pages where it has them.
+//! Large memory for weights, activations, keys and values: zeros from the system, which provides them when they are
+//! first written, in huge pages where it has them.
 //!
 //! A block of one head of the cache is some 4 kB: without huge pages each would cost a walk through the page tables.
 //! Pages also start where cache lines do, and vectors of 64 bytes lie in one line each, which a `Vec` does not promise: float
@@ -24,7 +24,7 @@ impl<T: Plain> Memory<T> {
     /// Takes `len` values for what `what` says.
     pub(crate) fn zeroed(len: usize, what: &str) -> Result<Self> {
         let bytes = len * size_of::<T>();
-        let map = MmapMut::map_anon(bytes).map_err(|e| Error::Unavailable {
+        let map = MmapMut::map_anon(bytes.max(1)).map_err(|e| Error::Unavailable {
             what: format!("{bytes} bytes for {what}"),
             reason: e.to_string(),
         })?;

@@ -9,7 +9,7 @@ mod exp;
 mod i8dot;
 pub(crate) mod isa;
 mod linear;
-mod memory;
+pub(crate) mod memory;
 mod norm;
 mod pages;
 pub(crate) mod pool;
@@ -24,7 +24,7 @@ use self::memory::Memory;
 use self::norm::NormRow;
 use self::pages::{CacheElement, CacheRows, Heads, Pages};
 use self::pool::{Disjoint, Pool};
-use self::quantize::Quantized;
+use self::quantize::{Form, Quantized};
 use self::rope::Angles;
 use super::{Backend, Limits, Role};
 use crate::config::{Activation, ModelConfig};
@@ -33,8 +33,8 @@ use crate::error::{Error, Result};
 use crate::kv_cache::block_values;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
 use crate::weights::int4::{Packed4, is_int4, packed4_bytes};
-use crate::weights::int8::{Packed, packed_bytes};
-use crate::weights::load::{LinearSource, MatrixSource, NormSource, Segment, rows_of};
+use crate::weights::int8::{Grouping, Packed, all_on_threads, packed_bytes};
+use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part as Use, Segment, rows_of};
 use crate::weights::{Plain, Slab, StoredType};
 
 /// What a product does with what its output held.
@@ -85,9 +85,13 @@ enum Matrix {
 }
 
 impl Matrix {
-    /// Whether its products take quantised activations.
-    fn is_quantized(&self) -> bool {
-        matches!(self, Matrix::Int8(_) | Matrix::Int4(_))
+    /// The grouping of the quantised activations that its products take; none of floats.
+    fn grouping(&self) -> Option<Grouping> {
+        match self {
+            Matrix::Int8(packed) => Some(packed.grouping),
+            Matrix::Int4(_) => Some(Grouping::Plain),
+            Matrix::F32(_) | Matrix::F16(_) | Matrix::Bf16(_) => None,
+        }
     }
 }
 
@@ -142,13 +146,17 @@ pub(crate) struct Cpu {
     pool: Pool,
     isa: Isa,
     dtype: Dtype,
-    wide: bool, // 16-bit activations in every quantised product
+    wide: bool,         // 16-bit activations in every quantised product
+    copy_weights: bool, // as `LoadOptions` says
     cache_dtype: CacheDtype,
     config: ModelConfig,
     quantized: Quantized,
-    /// The buffer whose rows `quantized` has, and whether with 16 bits. Whatever writes to that buffer resets this.
-    quantized_from: Option<(usize, bool)>,
-    quantizes: bool, // some matrix is int8 or int4
+    /// The buffer whose rows `quantized` has, and how. Whatever writes to that buffer resets this.
+    quantized_from: Option<(usize, Form)>,
+    /// How the matrices behind a norm take its rows, if they take them quantised.
+    normed: Option<Form>,
+    /// How those behind an activation do.
+    activated: Option<Form>,
     n_buffers: usize,
     angles: Angles,
     attention: Attention,
@@ -164,9 +172,15 @@ impl Cpu {
         options.threads.unwrap_or_else(pool::available_threads)
     }
 
-    /// Float parts in place where all are stored as `T`, else one converted copy.
-    fn parts<T: Plain>(source: &[Segment], cols: usize, convert: impl Fn(f32) -> T) -> Result<Vec<Part<T>>> {
-        if stored_as(source, T::STORED) {
+    /// Float parts in place where all are stored as `T` and `copy` is not asked for, else one copy.
+    fn parts<T: Plain>(
+        source: &[Segment],
+        cols: usize,
+        convert: impl Fn(f32) -> T + Sync,
+        copy: bool,
+        threads: usize,
+    ) -> Result<Vec<Part<T>>> {
+        if stored_as(source, T::STORED) && !copy {
             let part = |s: &Segment| {
                 let values = Slab::from_tensor(&s.tensor)?;
                 Ok(Part { values, first_row: s.first_row, n_rows: s.n_rows })
@@ -174,12 +188,16 @@ impl Cpu {
             return source.iter().map(part).collect();
         }
         let rows = rows_of(source);
-        let mut values = Vec::with_capacity(rows.len() * cols);
-        let mut row = vec![0.0; cols];
-        for &(segment, r) in &rows {
-            segment.tensor.row_f32(r, &mut row);
-            values.extend(row.iter().map(|&x| convert(x)));
-        }
+        let mut values = Memory::zeroed(rows.len() * cols, "weights")?;
+        let share = rows.len().div_ceil(threads);
+        all_on_threads(values.chunks_mut(share * cols).zip(rows.chunks(share)), |(values, rows)| {
+            let mut row = vec![0.0; cols];
+            for (to, (segment, r)) in values.chunks_mut(cols).zip(rows) {
+                segment.tensor.row_f32(*r, &mut row);
+                to.iter_mut().zip(&row).for_each(|(to, &x)| *to = convert(x));
+            }
+            true
+        });
         Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows.len() }])
     }
 
@@ -198,10 +216,13 @@ impl Cpu {
             out.rows = x.rows;
         }
         let bias = w.bias.as_deref();
-        if w.matrix.is_quantized() && self.quantized_from != Some((x.id, wide)) {
-            self.quantized_from = None;
-            self.quantized.fill(pool, isa, x.used(), x.cols, wide);
-            self.quantized_from = Some((x.id, wide));
+        if let Some(grouping) = w.matrix.grouping() {
+            let form = Form { wide, grouping };
+            if self.quantized_from != Some((x.id, form)) {
+                self.quantized_from = None;
+                self.quantized.fill(pool, isa, x.used(), x.cols, form);
+                self.quantized_from = Some((x.id, form));
+            }
         }
         fn parts<T: linear::Element>(
             pool: &mut Pool,
@@ -264,26 +285,23 @@ impl Cpu {
             isa,
             dtype: options.dtype,
             wide: options.activations == Activations::Int16,
+            copy_weights: options.copy_weights,
             cache_dtype: options.cache_dtype,
             quantized: Quantized::new(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config))?,
             quantized_from: None,
-            quantizes: false,
+            normed: None,
+            activated: None,
             n_buffers: 0,
             angles: Angles::new(config.rope.inv_freq(), limits.max_rows),
             attention: Attention::new(Heads::of(config), threads, limits.max_rows)?,
             config: config.clone(),
         })
     }
-
-    fn activate(&mut self, out: &mut Buffer, up: &Buffer, f: Activation) {
-        out.rows = up.rows;
-        let cols = out.cols;
-        activation::activate(&mut self.pool, self.isa, out.used_mut(), cols, up.used(), f);
-    }
 }
 
 impl Backend for Cpu {
     const ONE_ARITHMETIC: bool = true;
+    const KEEPS: bool = true;
     type Buffer = Buffer;
     type Norm = Norm;
     type Linear = Linear;
@@ -294,16 +312,18 @@ impl Backend for Cpu {
     }
 
     fn linear_bytes(source: &LinearSource, options: &LoadOptions) -> Result<(u64, bool)> {
-        let elements = source.rows as u64 * source.cols as u64;
-        Ok(match &source.matrix {
+        let (rows, cols) = (source.rows, source.cols);
+        let elements = rows as u64 * cols as u64;
+        let (bytes, in_place) = match &source.matrix {
             MatrixSource::Packed(packed) => (packed.bytes(), true),
             MatrixSource::Stored(segments) => match Computed::of(segments, options.dtype) {
-                Computed::Int4 => (packed4_bytes(source.rows, source.cols), false),
-                Computed::Int8 => (packed_bytes(source.rows, source.cols), false),
+                Computed::Int4 => (packed4_bytes(rows, cols), false),
+                Computed::Int8 => (packed_bytes(rows, cols, Packed::grouping_of(segments, cols)), false),
                 Computed::Float(StoredType::F32) => (4 * elements, stored_as(segments, StoredType::F32)),
                 Computed::Float(wanted) => (2 * elements, stored_as(segments, wanted)),
             },
-        })
+        };
+        Ok((bytes, in_place && !options.copy_weights))
     }
 
     fn scratch_bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> u64 {
@@ -323,25 +343,34 @@ impl Backend for Cpu {
     }
 
     fn load_linear(&mut self, source: LinearSource) -> Result<Linear> {
-        let LinearSource { name, rows, cols, matrix, bias, .. } = source;
+        let LinearSource { name, part, rows, cols, matrix, bias } = source;
+        let (threads, copy) = (self.pool.threads(), self.copy_weights);
         let matrix = match matrix {
+            MatrixSource::Packed(packed) if copy => Matrix::Int8(packed.copied()?),
             MatrixSource::Packed(packed) => Matrix::Int8(packed),
-            MatrixSource::Stored(segments) => {
-                let threads = self.pool.threads();
-                match Computed::of(&segments, self.dtype) {
-                    Computed::Int4 => Matrix::Int4(Packed4::pack(&name, rows, cols, &segments, threads)?),
-                    Computed::Int8 => Matrix::Int8(Packed::pack(&name, rows, cols, &segments, threads)?),
-                    Computed::Float(StoredType::Bf16) => {
-                        Matrix::Bf16(Self::parts(&segments, cols, bf16::from_f32)?)
-                    }
-                    Computed::Float(StoredType::F16) => {
-                        Matrix::F16(Self::parts(&segments, cols, f16::from_f32)?)
-                    }
-                    Computed::Float(_) => Matrix::F32(Self::parts(&segments, cols, |x| x)?),
+            MatrixSource::Stored(segments) => match Computed::of(&segments, self.dtype) {
+                Computed::Int4 => Matrix::Int4(Packed4::pack(&name, rows, cols, &segments, threads)?),
+                Computed::Int8 => {
+                    let grouping = Packed::grouping_of(&segments, cols);
+                    Matrix::Int8(Packed::pack(&name, rows, cols, &segments, grouping, threads)?)
                 }
-            }
+                Computed::Float(StoredType::Bf16) => {
+                    Matrix::Bf16(Self::parts(&segments, cols, bf16::from_f32, copy, threads)?)
+                }
+                Computed::Float(StoredType::F16) => {
+                    Matrix::F16(Self::parts(&segments, cols, f16::from_f32, copy, threads)?)
+                }
+                Computed::Float(_) => Matrix::F32(Self::parts(&segments, cols, |x| x, copy, threads)?),
+            },
         };
-        self.quantizes |= matrix.is_quantized();
+        // By width; where two have the same and differ, one is quantised once more when it comes.
+        let form = matrix.grouping().map(|grouping| Form { wide: self.wide, grouping });
+        if part != Use::Table && cols == self.config.dim {
+            self.normed = form;
+        }
+        if part != Use::Table && cols == self.config.hidden_dim {
+            self.activated = form;
+        }
         Ok(Linear { matrix, cols, bias })
     }
 
@@ -397,8 +426,8 @@ impl Backend for Cpu {
     fn norm(&mut self, out: &mut Buffer, x: &Buffer, norm: &Norm) -> Result<()> {
         out.rows = x.rows;
         let (isa, cols, n) = (self.isa, x.cols, x.rows);
-        self.quantized_from = self.quantizes.then_some((out.id, self.wide));
-        let quantized = self.quantizes.then(|| self.quantized.rows(n, cols, self.wide));
+        self.quantized_from = self.normed.map(|form| (out.id, form));
+        let quantized = self.normed.map(|form| self.quantized.rows(n, cols, form));
         let out = Disjoint::new(out.used_mut());
         self.pool.run_if_worth(n, n * cols, |r| {
             // SAFETY: each task has its own row.
@@ -406,7 +435,7 @@ impl Backend for Cpu {
                 let out = out.slice(r * cols, cols);
                 isa.dispatch(norm_row(norm, x.row(r), out));
                 if let Some(rows) = &quantized {
-                    rows.fill(isa, r, out);
+                    rows.fill(isa, r, 0, out);
                 }
             }
         });
@@ -445,8 +474,12 @@ impl Backend for Cpu {
         f: Activation,
     ) -> Result<()> {
         self.linear(gates, x, w)?;
+        out.rows = gates.rows;
+        let (isa, cols, n) = (self.isa, out.cols, out.rows);
         self.overwrites(out);
-        self.activate(out, gates, f);
+        self.quantized_from = self.activated.map(|form| (out.id, form)).or(self.quantized_from);
+        let quantized = self.activated.map(|form| self.quantized.rows(n, cols, form));
+        activation::activate(&mut self.pool, isa, out.used_mut(), cols, gates.used(), f, quantized.as_ref());
         Ok(())
     }
 
@@ -470,6 +503,19 @@ impl Backend for Cpu {
         match kv {
             KvLayer::F32(pages) => self.attend(out, qkv, pages, batch),
             KvLayer::Bf16(pages) => self.attend(out, qkv, pages, batch),
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, buffer: &mut Buffer, rows: &[u32]) -> Result<()> {
+        if rows.len() < buffer.rows {
+            self.overwrites(buffer);
+            let cols = buffer.cols;
+            for (to, &from) in rows.iter().enumerate() {
+                let from = from as usize * cols;
+                buffer.data.copy_within(from..from + cols, to * cols);
+            }
+            buffer.rows = rows.len();
         }
         Ok(())
     }

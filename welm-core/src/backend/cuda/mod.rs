@@ -34,7 +34,7 @@ use crate::estimate::Estimate;
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::StoredType;
-use crate::weights::int8::Packed;
+use crate::weights::int8::{Grouping, Packed};
 use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part, Segment, Source};
 
 /// Rows of generated tokens that attention takes at a time: what its scratch is for.
@@ -340,9 +340,9 @@ impl Backend for Cuda {
             gemm::Packed::int8(rows, cols, order, threads, |row, q, scale| packed.row_int8(row, q, scale))
         };
         let packed = match (kind, &matrix) {
-            (Kind::Int8, MatrixSource::Packed(packed)) => int8(packed),
+            (Kind::Int8, MatrixSource::Packed(packed)) => int8(&packed.to_plain(&name, threads)?),
             (Kind::Int8, MatrixSource::Stored(segments)) => {
-                int8(&Packed::pack(&name, rows, cols, segments, threads)?)
+                int8(&Packed::pack(&name, rows, cols, segments, Grouping::Plain, threads)?)
             }
             (Kind::Rotated, matrix) => {
                 let row = stored_rows(matrix);

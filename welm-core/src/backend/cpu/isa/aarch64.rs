@@ -39,7 +39,11 @@ pub(crate) trait Dot: Copy + 'static {
     /// As [`Simd::ROWS`].
     const ROWS: usize;
     /// As [`Simd::dot_group`].
-    unsafe fn group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [[int32x4_t; 4]; R];
+    unsafe fn group<const R: usize>(
+        w: *const u8,
+        x: [*const i8; R],
+        acc: [[int32x4_t; 4]; R],
+    ) -> [[int32x4_t; 4]; R];
     /// As [`Simd::dot_group4`].
     unsafe fn group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [[int32x4_t; 4]; R];
 }
@@ -92,25 +96,32 @@ unsafe fn nibbles(w: *const u8) -> [int8x16_t; 2] {
     }
 }
 
-/// What a group's sums start with if its weights are 128 too small: `init + 128 * sum(x)`.
+/// What weights that are 128 too small leave out: `128 * sum(x)`.
 ///
 /// # Safety
 /// The CPU has NEON; 32 i8 behind `x`.
 #[inline(always)]
-unsafe fn start(init: i32, x: *const i8) -> i32 {
+unsafe fn left_out(x: *const i8) -> int32x4_t {
     // SAFETY: the caller's promise.
-    unsafe { init + 128 * i32::from(vaddlvq_s8(vld1q_s8(x)) + vaddlvq_s8(vld1q_s8(x.add(LANES)))) }
+    unsafe { vdupq_n_s32(128 * i32::from(vaddlvq_s8(vld1q_s8(x)) + vaddlvq_s8(vld1q_s8(x.add(LANES))))) }
 }
 
 impl Dot for Sdot {
     const ROWS: usize = 4;
     #[inline(always)]
-    unsafe fn group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [[int32x4_t; 4]; R] {
+    unsafe fn group<const R: usize>(
+        w: *const u8,
+        x: [*const i8; R],
+        acc: [[int32x4_t; 4]; R],
+    ) -> [[int32x4_t; 4]; R] {
         // SAFETY: dotprod by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
         unsafe {
-            let mut acc = [[vdupq_n_s32(0); 4]; R];
+            let mut acc = acc;
             for r in 0..R {
-                acc[r] = [vdupq_n_s32(start(init[r], x[r])); 4];
+                let left_out = left_out(x[r]);
+                for q in 0..4 {
+                    acc[r][q] = vaddq_s32(acc[r][q], left_out);
+                }
             }
             for half in 0..2 {
                 let w = w.add(half * 256);
@@ -165,10 +176,14 @@ unsafe fn four(x: *const i8) -> int8x8_t {
 impl Dot for Pairs {
     const ROWS: usize = 2;
     #[inline(always)]
-    unsafe fn group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [[int32x4_t; 4]; R] {
+    unsafe fn group<const R: usize>(
+        w: *const u8,
+        x: [*const i8; R],
+        acc: [[int32x4_t; 4]; R],
+    ) -> [[int32x4_t; 4]; R] {
         // SAFETY: NEON by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
         unsafe {
-            let mut sums = [[vdupq_n_s32(0); 4]; R];
+            let mut sums = acc;
             for q in 0..4 {
                 let mut acc = [[vdupq_n_s32(0); 2]; R]; // of two outputs each, in two parts
                 for kk in 0..8 {
@@ -180,8 +195,8 @@ impl Dot for Pairs {
                     }
                 }
                 for r in 0..R {
-                    let start = vdupq_n_s32(start(init[r], x[r]));
-                    sums[r][q] = vaddq_s32(vpaddq_s32(acc[r][0], acc[r][1]), start);
+                    let sum = vaddq_s32(vpaddq_s32(acc[r][0], acc[r][1]), left_out(x[r]));
+                    sums[r][q] = vaddq_s32(sums[r][q], sum);
                 }
             }
             sums
@@ -379,9 +394,14 @@ impl<D: Dot> Simd for Neon<D> {
         }
     }
     #[inline(always)]
-    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [Self::I; R] {
+    unsafe fn splat_i32(x: i32) -> Self::I {
+        // SAFETY: NEON by the contract.
+        unsafe { [vdupq_n_s32(x); 4] }
+    }
+    #[inline(always)]
+    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], acc: [Self::I; R]) -> [Self::I; R] {
         // SAFETY: the caller's promise.
-        unsafe { D::group(w, x, init) }
+        unsafe { D::group(w, x, acc) }
     }
     #[inline(always)]
     unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R] {

@@ -25,8 +25,10 @@ use crate::error::{Error, Result};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
-/// Values along K that share one scale.
+/// Values along K of one tile: those that share a scale, or a quarter of them (see `weights::int8`).
 pub(crate) const GROUP: usize = 32;
+/// Values that a rotation mixes.
+pub(crate) const ROTATED: usize = 64;
 
 /// Sixteen lanes of arithmetic.
 ///
@@ -90,16 +92,32 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn to_f32(v: Self::I) -> Self::V;
     /// `256 * hi + lo`, the two planes of a 16-bit activation put together again.
     unsafe fn join(hi: Self::I, lo: Self::I) -> Self::I;
-    /// Integer dot products of one group of 32 along K: 16 weight rows with `R` activation rows.
+    /// All lanes `x`.
+    unsafe fn splat_i32(x: i32) -> Self::I;
+    /// Integer dot products of 32 values along K: 16 weight rows with `R` activation rows.
     ///
-    /// Lane `o` of result `r` is `init[r] + sum over k < 32 of w[k / 4][o][k % 4] * x[r][k]`, exactly.
+    /// Lane `o` of result `r` is `acc[r][o] + sum over k < 32 of w[k / 4][o][k % 4] * x[r][k]`, exactly.
     /// `w` points to 512 u8, `(8, 16, 4)`; each `x[r]` to 32 i8.
-    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [Self::I; R];
+    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], acc: [Self::I; R]) -> [Self::I; R];
     /// As `dot_group` for weights of four bits, 0 to 15, and from zero.
     ///
     /// `w` points to 256 u8, `(4, 16, 4)`: byte `(j, o, i)` has value `8 j + i` of row `o` in its low half and
     /// value `8 j + 4 + i` in its high half.
     unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R];
+    /// Multiplies 64 values by the Walsh-Hadamard matrix, divided by 8 so that the product is orthonormal: the
+    /// division first, where it rounds nothing, then sums and differences at distances 1, 2, 4, .. 32.
+    #[inline(always)]
+    unsafe fn rotate(values: &mut [f32; ROTATED]) {
+        values.iter_mut().for_each(|x| *x *= 0.125);
+        for distance in [1, 2, 4, 8, 16, 32] {
+            for pairs in values.chunks_exact_mut(2 * distance) {
+                let (a, b) = pairs.split_at_mut(distance);
+                for (a, b) in a.iter_mut().zip(b) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+        }
+    }
     /// The largest magnitude of a group, as the bits of an f32: infinity's or more if a value is not finite.
     #[inline(always)]
     unsafe fn largest_bits(group: &[f32; GROUP]) -> u32 {
@@ -356,9 +374,13 @@ impl Simd for Scalar {
         std::array::from_fn(|i| (hi[i] << 8) + lo[i])
     }
     #[inline(always)]
-    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [Self::I; R] {
+    unsafe fn splat_i32(x: i32) -> Self::I {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], acc: [Self::I; R]) -> [Self::I; R] {
         std::array::from_fn(|r| {
-            let mut acc = [init[r]; LANES];
+            let mut acc = acc[r];
             for k in 0..GROUP {
                 // SAFETY: the caller gives 32 readable i8.
                 let xk = i32::from(unsafe { *x[r].add(k) });
@@ -439,12 +461,17 @@ mod tests {
                 keep(std::array::from_fn(|i| narrow[LANES + i].to_f32()));
                 S::prefetch(std::ptr::null::<f32>());
                 let x = [self.x.as_ptr(), self.x.as_ptr().add(32)];
-                let [r0, r1] = S::dot_group(self.w.as_ptr(), x, [-77, 12_345]);
+                let acc = [S::splat_i32(-77), S::splat_i32(12_345)];
+                let [r0, r1] = S::dot_group(self.w.as_ptr(), x, acc);
+                let [r0, r1] = S::dot_group(self.w.as_ptr(), [x[1], x[0]], [r0, r1]);
                 keep(out(S::to_f32(r0)));
                 keep(out(S::to_f32(S::join(r1, r0))));
                 let [r0, r1] = S::dot_group4(self.w.as_ptr(), x);
                 keep(out(S::to_f32(r0)));
                 keep(out(S::to_f32(r1)));
+                let mut values: [f32; ROTATED] = self.f.try_into().unwrap();
+                S::rotate(&mut values);
+                bits.extend(values.map(f32::to_bits));
             }
             bits
         }

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use super::x86_dot::{Dot, Evex, Nibbles, Vex};
-use super::{GROUP, Kernel, LANES, Simd};
+use super::{GROUP, Kernel, LANES, ROTATED, Simd};
 use half::{bf16, f16};
 
 /// # Safety
@@ -203,9 +203,14 @@ impl<D: Dot> Simd for Avx2<D> {
         }
     }
     #[inline(always)]
-    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [Self::I; R] {
+    unsafe fn splat_i32(x: i32) -> Self::I {
+        // SAFETY: AVX by the contract.
+        unsafe { [_mm256_set1_epi32(x); 2] }
+    }
+    #[inline(always)]
+    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], acc: [Self::I; R]) -> [Self::I; R] {
         // SAFETY: the caller's promise.
-        unsafe { D::group(w, x, init) }
+        unsafe { D::group(w, x, acc) }
     }
     #[inline(always)]
     unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R] {
@@ -227,6 +232,13 @@ unsafe fn halves(a: __m512, b: __m512) -> __m512 {
             (_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b));
         _mm512_add_ps(low, high)
     }
+}
+
+/// Each lane's sum with its partner, in the `upper` lanes the partner less the lane.
+#[inline(always)]
+unsafe fn butterfly(x: __m512, partner: __m512, upper: u16) -> __m512 {
+    // SAFETY: AVX-512F, by the contract of `Simd`.
+    unsafe { _mm512_mask_sub_ps(_mm512_add_ps(partner, x), upper, partner, x) }
 }
 
 impl Simd for Avx512Vnni {
@@ -361,13 +373,18 @@ impl Simd for Avx512Vnni {
         unsafe { _mm512_add_epi32(_mm512_slli_epi32::<8>(hi), lo) }
     }
     #[inline(always)]
-    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [Self::I; R] {
+    unsafe fn splat_i32(x: i32) -> Self::I {
+        // SAFETY: AVX-512F by the contract.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_group<const R: usize>(
+        w: *const u8,
+        x: [*const i8; R],
+        mut acc: [Self::I; R],
+    ) -> [Self::I; R] {
         // SAFETY: AVX-512 VNNI by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
         unsafe {
-            let mut acc = [_mm512_setzero_si512(); R];
-            for r in 0..R {
-                acc[r] = _mm512_set1_epi32(init[r]);
-            }
             for kk in 0..8 {
                 let wk = _mm512_loadu_si512(w.add(kk * 4 * LANES).cast());
                 for r in 0..R {
@@ -396,6 +413,27 @@ impl Simd for Avx512Vnni {
                 }
             }
             acc
+        }
+    }
+    #[inline(always)]
+    unsafe fn rotate(values: &mut [f32; ROTATED]) {
+        // SAFETY: AVX-512F by the contract; 64 values.
+        unsafe {
+            let mut v = [_mm512_setzero_ps(); ROTATED / LANES];
+            for i in 0..v.len() {
+                let x = _mm512_mul_ps(_mm512_loadu_ps(values.as_ptr().add(i * LANES)), _mm512_set1_ps(0.125));
+                let x = butterfly(x, _mm512_permute_ps::<0b10_11_00_01>(x), 0xAAAA);
+                let x = butterfly(x, _mm512_permute_ps::<0b01_00_11_10>(x), 0xCCCC);
+                let x = butterfly(x, _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x), 0xF0F0);
+                v[i] = butterfly(x, _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x), 0xFF00);
+            }
+            let [a, b, c, d] = v;
+            let (a, b) = (_mm512_add_ps(a, b), _mm512_sub_ps(a, b));
+            let (c, d) = (_mm512_add_ps(c, d), _mm512_sub_ps(c, d));
+            let v = [_mm512_add_ps(a, c), _mm512_add_ps(b, d), _mm512_sub_ps(a, c), _mm512_sub_ps(b, d)];
+            for i in 0..v.len() {
+                _mm512_storeu_ps(values.as_mut_ptr().add(i * LANES), v[i]);
+            }
         }
     }
     #[inline(always)]

@@ -8,7 +8,11 @@ use std::arch::x86_64::*;
 /// The methods require what those of [`super::Simd`] do.
 pub(crate) trait Dot: Copy + 'static {
     /// As [`super::Simd::dot_group`].
-    unsafe fn group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [[__m256i; 2]; R];
+    unsafe fn group<const R: usize>(
+        w: *const u8,
+        x: [*const i8; R],
+        acc: [[__m256i; 2]; R],
+    ) -> [[__m256i; 2]; R];
     /// As [`super::Simd::dot_group4`].
     unsafe fn group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [[__m256i; 2]; R];
 }
@@ -54,10 +58,14 @@ impl Vpdpbusd for Evex {
 impl Dot for Nibbles {
     /// The lower and the upper halves of weights apart, because `vpmaddubsw` saturates: pairs of u8 x i8 reach 65,280.
     #[inline(always)]
-    unsafe fn group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [[__m256i; 2]; R] {
+    unsafe fn group<const R: usize>(
+        w: *const u8,
+        x: [*const i8; R],
+        acc: [[__m256i; 2]; R],
+    ) -> [[__m256i; 2]; R] {
         // SAFETY: AVX2 by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
         unsafe {
-            let mut sums = [[_mm256_setzero_si256(); 2]; R];
+            let mut sums = acc;
             for q in 0..2 {
                 let mut acc = [[_mm256_setzero_si256(); 2]; R];
                 for kk in 0..8 {
@@ -73,7 +81,7 @@ impl Dot for Nibbles {
                 for r in 0..R {
                     let low = _mm256_madd_epi16(acc[r][0], _mm256_set1_epi16(1));
                     let high = _mm256_madd_epi16(acc[r][1], _mm256_set1_epi16(16));
-                    sums[r][q] = _mm256_add_epi32(_mm256_add_epi32(low, _mm256_set1_epi32(init[r])), high);
+                    sums[r][q] = _mm256_add_epi32(_mm256_add_epi32(low, sums[r][q]), high);
                 }
             }
             sums
@@ -118,13 +126,14 @@ unsafe fn nibbles(w: *const u8) -> [__m256i; 2] {
 
 impl<F: Vpdpbusd> Dot for F {
     #[inline(always)]
-    unsafe fn group<const R: usize>(w: *const u8, x: [*const i8; R], init: [i32; R]) -> [[__m256i; 2]; R] {
+    unsafe fn group<const R: usize>(
+        w: *const u8,
+        x: [*const i8; R],
+        acc: [[__m256i; 2]; R],
+    ) -> [[__m256i; 2]; R] {
         // SAFETY: instructions by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
         unsafe {
-            let mut acc = [[_mm256_setzero_si256(); 2]; R];
-            for r in 0..R {
-                acc[r] = [_mm256_set1_epi32(init[r]); 2];
-            }
+            let mut acc = acc;
             for kk in 0..8 {
                 let low = _mm256_loadu_si256(w.add(64 * kk).cast());
                 let high = _mm256_loadu_si256(w.add(64 * kk + 32).cast());
