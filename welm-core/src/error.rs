@@ -44,6 +44,9 @@ pub enum Error {
     /// The tokenizer cannot be built, or failed on a text.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// The model has no chat template, or it cannot be read, is not valid, or ended with an error of its own.
+    #[error("chat template: {0}")]
+    ChatTemplate(String),
     /// An option is outside its domain.
     #[error("option `{option}`: {reason}")]
     InvalidOption {

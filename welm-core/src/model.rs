@@ -5,8 +5,9 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use crate::backend::cpu::Cpu;
 #[cfg(feature = "kernels")]
@@ -22,7 +23,7 @@ use crate::kv_cache::KvCache;
 use crate::options::{Activations, CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
 use crate::output::{Choice, FinishReason, Generation, Piece, Score, Usage};
 use crate::sampler::SamplerParams;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{ChatTemplate, Message, Tokenizer};
 use crate::transformer::{Scratch, Weights};
 use crate::weights::load::{Opened, Source, open};
 
@@ -79,6 +80,7 @@ pub struct Model {
 struct Inner {
     engine: Handle,
     tokenizer: Option<Arc<Tokenizer>>,
+    chat: Option<ChatTemplate>,
     config: ModelConfig,
     estimate: Estimate,
     description: String,
@@ -180,7 +182,7 @@ impl Model {
     /// Loads everything onto a backend and starts its engine.
     fn start<B: Backend>(
         path: &Path,
-        Opened { source, tokenizer }: Opened,
+        Opened { source, tokenizer, chat }: Opened,
         options: &LoadOptions,
         estimate: Estimate,
         backend: impl FnOnce(&ModelConfig, Limits) -> Result<B>,
@@ -231,7 +233,7 @@ impl Model {
             vocab_size: config.vocab_size,
         };
         let engine = Handle::start(engine, options)?;
-        Ok(Model { inner: Arc::new(Inner { engine, tokenizer, config, estimate, description }) })
+        Ok(Model { inner: Arc::new(Inner { engine, tokenizer, chat, config, estimate, description }) })
     }
 
     /// Memory that [`Model::load`] with these options would take, from the headers of the files: the device's with
@@ -400,6 +402,38 @@ impl Model {
         self.inner.tokenizer.as_ref()?.token_to_id(token)
     }
 
+    /// Whether the model comes with a chat template. One that is not valid shows only when it is used.
+    pub fn has_chat_template(&self) -> bool {
+        self.inner.chat.as_ref().is_some_and(ChatTemplate::is_present)
+    }
+
+    /// The text of a conversation, by the model's own template: what transformers' `apply_chat_template` gives
+    /// without tools. With `add_generation_prompt` it ends where the assistant's answer begins.
+    ///
+    /// The template is a program of the model's author. It runs with bounds on steps, memory and depth, and sees
+    /// nothing but the messages, the special tokens and, in UTC, the time.
+    ///
+    /// # Errors
+    /// [`Error::ChatTemplate`] if the model has none, or it fails; [`Error::InvalidFile`] or [`Error::Io`] if the
+    /// file with it cannot be read; [`Error::InvalidOption`] without a message.
+    pub fn chat_prompt(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let missing = || Error::ChatTemplate("this model has none".into());
+        self.inner.chat.as_ref().ok_or_else(missing)?.render(messages, add_generation_prompt)
+    }
+
+    /// The tokens of [`Model::chat_prompt`], ready to be continued by [`Model::generate`]: special tokens are
+    /// parsed, and none is put in front, since the template names the one that starts a text.
+    ///
+    /// Special tokens that are written *in a message*, such as `<|im_end|>`, are parsed too, as in transformers: who
+    /// may write a message can end it and begin another one in any role. Where messages are not trusted, look for
+    /// such texts first ([`Model::token_id`] knows them).
+    ///
+    /// # Errors
+    /// As [`Model::chat_prompt`], and [`Error::Tokenizer`].
+    pub fn chat_tokens(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<u32>> {
+        self.tokenize(&self.chat_prompt(messages, add_generation_prompt)?, true)
+    }
+
     /// Counters of the engine, at this moment.
     pub fn stats(&self) -> Stats {
         self.inner.engine.counters.snapshot()
@@ -526,19 +560,44 @@ impl Stream {
         self.model.inner.engine.wake();
     }
 
+    /// As the iterator's `next`, but waits no longer than this: `Pending` if nothing came, and the request goes on.
+    /// For those who must look at something else from time to time, such as signals.
+    ///
+    /// ```
+    /// # fn main() -> welm_core::Result<()> {
+    /// use std::task::Poll;
+    /// use std::time::Duration;
+    /// use welm_core::{GenerateOptions, LoadOptions, Model};
+    /// let model = Model::load("../examples/welm-nano", &LoadOptions::default())?;
+    /// let mut stream = model.stream("床前明月光，", &GenerateOptions::greedy(18))?;
+    /// loop {
+    ///     match stream.next_timeout(Duration::from_millis(20)) {
+    ///         Poll::Ready(Some(piece)) => print!("{}", piece?.text),
+    ///         Poll::Ready(None) => break,
+    ///         Poll::Pending => {} // the place to look at something else
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn next_timeout(&mut self, timeout: Duration) -> Poll<Option<Result<Piece>>> {
+        if self.open == 0 {
+            return Poll::Ready(None);
+        }
+        match self.events.recv_timeout(timeout) {
+            Ok(event) => Poll::Ready(self.pass(event)),
+            Err(RecvTimeoutError::Timeout) => Poll::Pending,
+            Err(RecvTimeoutError::Disconnected) => Poll::Ready(self.pass(Err(self.model.inner.engine.fault()))),
+        }
+    }
+
     fn receive(&self) -> Result<Event> {
         self.events.recv().unwrap_or_else(|_| Err(self.model.inner.engine.fault()))
     }
-}
 
-impl Iterator for Stream {
-    type Item = Result<Piece>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.open == 0 {
-            return None;
-        }
-        match self.receive() {
+    /// An event as an item; keeps count of what is open.
+    fn pass(&mut self, event: Result<Event>) -> Option<Result<Piece>> {
+        match event {
             Ok(Event::Piece(piece)) => {
                 self.open -= usize::from(piece.finish.is_some());
                 Some(Ok(piece))
@@ -549,6 +608,18 @@ impl Iterator for Stream {
                 Some(Err(error))
             }
         }
+    }
+}
+
+impl Iterator for Stream {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.open == 0 {
+            return None;
+        }
+        let event = self.receive();
+        self.pass(event)
     }
 }
 

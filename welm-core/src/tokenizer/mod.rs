@@ -21,6 +21,7 @@
 //! token has its bytes in a table instead ([`TokenBytes`]), and a text is their concatenation.
 
 mod bytes;
+mod chat;
 mod gguf;
 
 use std::any::Any;
@@ -35,6 +36,8 @@ use tokenizers::{
 
 use crate::error::{Error, Result};
 use bytes::TokenBytes;
+pub(crate) use chat::ChatTemplate;
+pub use chat::Message;
 pub(crate) use gguf::GgufVocab;
 
 /// Turns text into token ids and token ids into bytes. Nothing in it changes after loading, but for the
