@@ -174,6 +174,9 @@ impl Model {
         device: welm_kernels::Device,
     ) -> Result<Model> {
         let estimate = Cuda::plan(&opened.source, options, &device)?;
+        if opened.source.is_rotated() {
+            tracing::warn!("int8 weights in rotated groups of 128 are rounded once more, to what cuda computes with");
+        }
         Self::start(path, opened, options, estimate, |config, limits| {
             Cuda::new(device, config, options, limits)
         })

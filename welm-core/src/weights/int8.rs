@@ -332,6 +332,9 @@ fn quantize_group(values: &[f32], q: &mut [i8]) -> Option<f16> {
 /// Writes an int8 folder from any model that [`crate::Model::load`] takes (GGUF files excepted, whose
 /// tokenizer has no file form here).
 ///
+/// The folder is what the CPU computes with, as it is. On CUDA its weights are rounded once more when they are loaded, and
+/// the log says so: there, quantise from floats at load, with [`crate::Dtype::Int8`].
+///
 /// `to` is made if need be; configuration and tokenizer files are copied beside the weights. `progress`
 /// is called after each matrix and may return `false` to stop; an unfinished file is not left behind.
 ///
@@ -403,7 +406,15 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
 
 /// Copies everything of a model folder that is not weights.
 fn copy_descriptions(from: &Path, to: &Path) -> Result<()> {
-    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+    let names = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    ];
+    for name in names {
         if from.join(name).is_file() {
             fs::copy(from.join(name), to.join(name)).map_err(|e| Error::io(to.join(name), e))?;
         }

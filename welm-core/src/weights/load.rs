@@ -126,6 +126,12 @@ impl Source {
         matches!(self.naming, Naming::Int8(_))
     }
 
+    /// Whether they are, in groups that were rotated.
+    #[cfg(feature = "kernels")]
+    pub(crate) fn is_rotated(&self) -> bool {
+        self.naming == Naming::Int8(FORMAT)
+    }
+
     /// Every matrix with its shape, the largest part of what a model needs in memory.
     pub(crate) fn linear_names(&self) -> Vec<String> {
         let mut names = vec!["embed".to_string()];
