@@ -1,5 +1,8 @@
 //! Compiles `cuda/*.cu` for the feature `fatbin`; without it there is nothing to do.
 //!
+//! `fatbin-if-found` is for packages whose features nobody chooses, such as a wheel that pip builds: where a
+//! compiler is found it is `fatbin`, and where none is, a warning and the crate without device code.
+//!
 //! Every file becomes a fatbin of its own, and `code.rs` in OUT_DIR a table of them that `src/cuda/code.rs`
 //! includes. Not one linked fatbin: the kernels of `sm_90a` want whole-program compilation, a change
 //! compiles one file again, and the driver loads only what is used. Not one packed file either: with a table
@@ -32,10 +35,12 @@ const OLDEST: (u32, u32) = (12, 0);
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    if env::var_os("CARGO_FEATURE_FATBIN").is_none() {
+    let on = |feature| env::var_os(feature).is_some();
+    let strict = on("CARGO_FEATURE_FATBIN");
+    if !strict && !on("CARGO_FEATURE_FATBIN_IF_FOUND") {
         return;
     }
-    if let Err(error) = build() {
+    if let Err(error) = build(strict) {
         // Cargo shows what follows as errors and fails the build; a panic would bury it under a backtrace.
         for line in error.lines() {
             println!("cargo::error={line}");
@@ -43,20 +48,36 @@ fn main() {
     }
 }
 
-fn build() -> Result<(), String> {
+/// Compiles and embeds. A compiler that is not there is an error only if `strict`; one that was chosen, or that
+/// fails, always is.
+fn build(strict: bool) -> Result<(), String> {
     // nvcc itself reads the last two.
     for name in ["WELM_CUDA_ARCHS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-changed=cuda");
     let (nvcc, asked) = find_nvcc(env::var_os, python_sites);
-    for name in asked {
+    for name in &asked {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    let nvcc = nvcc?;
-    println!("cargo::rerun-if-changed={}", nvcc.display());
-    let version = version_of(&nvcc)?;
-    let release = release_of(&version, &nvcc)?;
+    let chosen = asked.len() == 1;
+    let usable = nvcc.and_then(|nvcc| {
+        println!("cargo::rerun-if-changed={}", nvcc.display());
+        let version = version_of(&nvcc)?;
+        let release = release_of(&version, &nvcc)?;
+        Ok((nvcc, version, release))
+    });
+    let (nvcc, version, release) = match usable {
+        Err(reason) if !strict && !chosen => {
+            println!("cargo::warning=built without CUDA kernels: {reason}");
+            return Ok(());
+        }
+        usable => usable?,
+    };
+    if !strict {
+        // From here on the same crate as with the strict feature.
+        println!("cargo::rustc-cfg=feature=\"fatbin\"");
+    }
     let archs = env::var_os("WELM_CUDA_ARCHS");
     let archs = parse_archs(archs.as_deref().map(OsStr::to_string_lossy).as_deref())?;
 

@@ -1,0 +1,679 @@
+// welm for C++17: a thin header over welm.h.
+//
+//     const welm::Model model = welm::Model::load("my-model");
+//     for (const welm::Piece& piece : model.stream("Once", options))
+//         std::cout << piece.text << std::flush;
+//
+// - Handles own what they hold, and can be moved, not copied. A handle that was moved from is empty: its functions
+//   fail with WELM_NULL_POINTER, or return nothing, zero or false.
+// - Functions that can fail throw welm::Error. Each has a twin, try_..., that returns a welm::Result instead; with
+//   -fno-exceptions there are only those.
+// - Texts are UTF-8. A std::string_view, View or pointer that is returned belongs to the object that it came from,
+//   as its comment says. Arguments are only looked at during the call.
+// - Callbacks may throw: the work stops, and the exception comes out of the function that was called, of a try_
+//   function as well.
+// - Threads: as in welm.h. One Model may be used by any number of threads at once; answers never change.
+
+#ifndef WELM_HPP
+#define WELM_HPP
+
+#include "welm.h"
+#include "welm_types.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <initializer_list>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace welm {
+
+namespace detail {
+
+template <auto Free>
+struct Freer {
+    template <class T>
+    void operator()(T* object) const noexcept {
+        Free(object);
+    }
+};
+
+template <class T, auto Free>
+using Handle = std::unique_ptr<T, Freer<Free>>;
+
+/// Where a C function writes its error.
+class ErrorOut {
+public:
+    ~ErrorOut() { welm_error_free(error_); }
+    ErrorOut() = default;
+    ErrorOut(const ErrorOut&) = delete;
+    ErrorOut& operator=(const ErrorOut&) = delete;
+
+    welm_error** out() noexcept { return &error_; }
+    Error with(Status code) const { return Error(code, welm_error_message(error_)); }
+
+private:
+    welm_error* error_ = nullptr;
+};
+
+/// Calls what may fail.
+template <class Call>
+Result<void> run(Call call) {
+    ErrorOut error;
+    const Status status = call(error.out());
+    if (status != WELM_OK) return error.with(status);
+    return {};
+}
+
+/// Calls what makes a `C`, and wraps it.
+template <class T, class C, class Call>
+Result<T> make(Call call) {
+    C* made = nullptr;
+    ErrorOut error;
+    const Status status = call(&made, error.out());
+    if (status != WELM_OK) return error.with(status);
+    return T(made);
+}
+
+/// Calls what fills a struct that may grow.
+template <class C, class Call>
+Result<C> fill(Call call) {
+    C filled{};
+    filled.struct_size = sizeof(C);
+    ErrorOut error;
+    const Status status = call(&filled, error.out());
+    if (status != WELM_OK) return error.with(status);
+    return filled;
+}
+
+/// Calls what makes a text.
+template <class Call>
+Result<std::string> text(Call call) {
+    welm_string* made = nullptr;
+    ErrorOut error;
+    const Status status = call(&made, error.out());
+    if (status != WELM_OK) return error.with(status);
+    const Handle<welm_string, welm_string_free> owned(made);
+    std::size_t len = 0;
+    const char* data = welm_string_data(made, &len);
+    return std::string(data, len);
+}
+
+/// Calls what makes tokens.
+template <class Call>
+Result<std::vector<std::uint32_t>> tokens(Call call) {
+    welm_tokens* made = nullptr;
+    ErrorOut error;
+    const Status status = call(&made, error.out());
+    if (status != WELM_OK) return error.with(status);
+    const Handle<welm_tokens, welm_tokens_free> owned(made);
+    std::size_t len = 0;
+    const std::uint32_t* data = welm_tokens_data(made, &len);
+    return std::vector<std::uint32_t>(data, data + len);
+}
+
+/// A callable behind a C callback; keeps what it throws, as nothing may be thrown through C.
+template <class F>
+class Guarded {
+public:
+    explicit Guarded(F& callable) noexcept : callable_(callable) {}
+
+    /// Whether to go on: what the callable returns; always if it returns nothing, never if it throws.
+    template <class... Args>
+    bool operator()(Args&&... args) noexcept {
+#if WELM_HPP_EXCEPTIONS
+        try {
+            return call(std::forward<Args>(args)...);
+        } catch (...) {
+            thrown_ = std::current_exception();
+            return false;
+        }
+#else
+        return call(std::forward<Args>(args)...);
+#endif
+    }
+
+    /// Throws on what was thrown.
+    void rethrow() const {
+        if (thrown_) std::rethrow_exception(thrown_);
+    }
+
+private:
+    template <class... Args>
+    bool call(Args&&... args) {
+        if constexpr (std::is_void_v<std::invoke_result_t<F&, Args...>>) {
+            std::invoke(callable_, std::forward<Args>(args)...);
+            return true;
+        } else {
+            return static_cast<bool>(std::invoke(callable_, std::forward<Args>(args)...));
+        }
+    }
+
+    F& callable_;
+    std::exception_ptr thrown_;
+};
+
+/// Texts as C takes them.
+struct Texts {
+    std::vector<const char*> data;
+    std::vector<std::size_t> lens;
+
+    template <class Range>
+    explicit Texts(const Range& texts) {
+        for (const std::string_view text : texts) {
+            data.push_back(text.data());
+            lens.push_back(text.size());
+        }
+    }
+};
+
+} // namespace detail
+
+/// Ends requests from any thread: every one whose options pointed to it.
+class CancelToken {
+public:
+    /// A token that is not cancelled.
+    CancelToken() : handle_(welm_cancel_token_new()) {}
+
+    /// Asks the requests to stop, within one step. It stays cancelled.
+    void cancel() const noexcept { welm_cancel_token_cancel(handle_.get()); }
+    /// Whether it was cancelled.
+    bool is_cancelled() const noexcept { return welm_cancel_token_is_cancelled(handle_.get()); }
+    /// For functions of welm.h.
+    const welm_cancel_token* get() const noexcept { return handle_.get(); }
+
+private:
+    detail::Handle<welm_cancel_token, welm_cancel_token_free> handle_;
+};
+
+namespace detail {
+
+inline welm_load_options to_c(const LoadOptions& options, Guarded<const Progress>& progress) {
+    const auto set = [](const std::string& text) { return text.empty() ? nullptr : text.c_str(); };
+    welm_load_options c = load_defaults();
+    c.device = set(options.device);
+    c.dtype = set(options.dtype);
+    c.cache_dtype = set(options.cache_dtype);
+    c.activations = set(options.activations);
+    c.isa = set(options.isa);
+    c.threads = options.threads;
+    c.context_tokens = options.context_tokens;
+    c.cache_tokens = options.cache_tokens;
+    c.chunk_tokens = options.chunk_tokens;
+    c.max_running = options.max_running;
+    c.queue_limit = options.queue_limit;
+    c.memory_limit = options.memory_limit;
+    c.prefix_cache = options.prefix_cache;
+    if (options.progress) {
+        c.progress = [](void* data, std::uint64_t done_bytes, std::uint64_t total_bytes) {
+            return (*static_cast<Guarded<const Progress>*>(data))(done_bytes, total_bytes);
+        };
+        c.progress_data = &progress;
+    }
+    return c;
+}
+
+/// Options as C takes them, with the arrays that they point to.
+class COptions {
+public:
+    explicit COptions(const GenerateOptions& options) : stop_(options.stop), c_(generate_defaults()) {
+        c_.max_tokens = options.max_tokens;
+        c_.top_k = options.top_k;
+        c_.n = options.n;
+        c_.temperature = options.temperature;
+        c_.top_p = options.top_p;
+        c_.min_p = options.min_p;
+        c_.repetition_penalty = options.repetition_penalty;
+        c_.stop = stop_.data.data();
+        c_.stop_lens = stop_.lens.data();
+        c_.n_stop = stop_.data.size();
+        c_.has_seed = options.seed.has_value();
+        c_.seed = options.seed.value_or(0);
+        c_.logprobs = options.logprobs.value_or(c_.logprobs);
+        c_.echo = options.echo;
+        c_.parse_special = options.parse_special;
+        c_.ignore_eos = options.ignore_eos;
+        if (options.deadline) {
+            // 0 would be never.
+            const auto ms = options.deadline->count();
+            c_.deadline_ms = ms > 0 ? static_cast<std::uint64_t>(ms) : 1;
+        }
+        c_.cancel = options.cancel ? options.cancel->get() : nullptr;
+    }
+    COptions(const COptions&) = delete;
+    COptions& operator=(const COptions&) = delete;
+
+    const welm_generate_options* get() const noexcept { return &c_; }
+
+private:
+    Texts stop_;
+    welm_generate_options c_;
+};
+
+} // namespace detail
+
+/// The answer to a request.
+class Generation {
+public:
+    explicit Generation(welm_generation* owned) noexcept : handle_(owned) {}
+
+    /// Text of the first sequence; lives as long as this.
+    std::string_view text() const { return choice(handle_.get(), 0).text; }
+    /// All sequences, in order; they live as long as this.
+    View<Choice> choices() const noexcept {
+        return {handle_.get(), welm_generation_n_choices(handle_.get()), choice};
+    }
+    /// Tokens that were used.
+    Usage usage() const noexcept {
+        const welm_usage* usage = welm_generation_usage(handle_.get());
+        return usage ? *usage : Usage{};
+    }
+    /// The seed that was used.
+    std::uint64_t seed() const noexcept { return welm_generation_seed(handle_.get()); }
+    /// For functions of welm.h.
+    const welm_generation* get() const noexcept { return handle_.get(); }
+
+private:
+    static Choice choice(const void* generation, std::size_t index) {
+        const welm_choice* c = welm_generation_choice(static_cast<const welm_generation*>(generation), index);
+        return c ? Choice(*c) : Choice();
+    }
+
+    detail::Handle<welm_generation, welm_generation_free> handle_;
+};
+
+/// An answer that is under way. One thread at a time may ask for pieces; any thread may cancel. Ends its request
+/// when it is destroyed.
+class Stream {
+public:
+    explicit Stream(welm_stream* owned) noexcept : handle_(owned) {}
+
+    /// Waits for the next piece; nothing at the end. Its text lives until the next call.
+    Result<std::optional<Piece>> try_next() {
+        const welm_piece* piece = nullptr;
+        detail::ErrorOut error;
+        const Status status = welm_stream_next(handle_.get(), &piece, error.out());
+        if (status == WELM_END) return std::optional<Piece>();
+        if (status != WELM_OK) return error.with(status);
+        return std::optional<Piece>(*piece);
+    }
+    /// Ends the request; pieces that are under way still come.
+    void cancel() const noexcept { welm_stream_cancel(handle_.get()); }
+    /// The seed that is used.
+    std::uint64_t seed() const noexcept { return welm_stream_seed(handle_.get()); }
+    /// Tokens of the prompt.
+    std::size_t prompt_tokens() const noexcept { return welm_stream_prompt_tokens(handle_.get()); }
+    /// For functions of welm.h.
+    const welm_stream* get() const noexcept { return handle_.get(); }
+
+#if WELM_HPP_EXCEPTIONS
+    /// See `try_next`.
+    std::optional<Piece> next() { return try_next().value(); }
+
+    /// Goes from piece to piece, once: all iterators of a stream are at the same one.
+    class iterator {
+    public:
+        using iterator_category = std::input_iterator_tag;
+        using value_type = Piece;
+        using difference_type = std::ptrdiff_t;
+        using pointer = const Piece*;
+        using reference = const Piece&;
+
+        iterator() = default;
+        explicit iterator(Stream& stream) : stream_(&stream), piece_(stream.next()) {}
+        const Piece& operator*() const noexcept { return *piece_; }
+        const Piece* operator->() const noexcept { return &*piece_; }
+        iterator& operator++() {
+            piece_ = stream_->next();
+            return *this;
+        }
+        void operator++(int) { ++*this; }
+        /// Only the end is told apart.
+        friend bool operator==(const iterator& a, const iterator& b) noexcept {
+            return a.piece_.has_value() == b.piece_.has_value();
+        }
+        friend bool operator!=(const iterator& a, const iterator& b) noexcept { return !(a == b); }
+
+    private:
+        Stream* stream_ = nullptr;
+        std::optional<Piece> piece_;
+    };
+
+    /// Waits for the first piece that is left.
+    iterator begin() { return iterator(*this); }
+    /// Behind the last piece.
+    iterator end() noexcept { return {}; }
+#endif
+
+private:
+    detail::Handle<welm_stream, welm_stream_free> handle_;
+};
+
+/// The scores of several continuations.
+class Scores {
+public:
+    explicit Scores(welm_scores* owned) noexcept : handle_(owned) {}
+
+    /// All of them, in the order of the continuations; they live as long as this.
+    View<Score> all() const noexcept {
+        return {handle_.get(), welm_scores_len(handle_.get()), [](const void* scores, std::size_t index) {
+                    return Score(*welm_scores_get(static_cast<const welm_scores*>(scores), index));
+                }};
+    }
+
+private:
+    detail::Handle<welm_scores, welm_scores_free> handle_;
+};
+
+/// Logits behind some tokens of a prompt, `rows()` times `cols()`.
+class Logits {
+public:
+    explicit Logits(welm_logits* owned) noexcept
+        : handle_(owned), data_(welm_logits_data(owned, &rows_, &cols_)) {}
+
+    /// Tokens of the prompt that were asked for.
+    std::size_t rows() const noexcept { return handle_ ? rows_ : 0; }
+    /// The model's `vocab_size`.
+    std::size_t cols() const noexcept { return handle_ ? cols_ : 0; }
+    /// One row after another; they live as long as this.
+    const float* data() const noexcept { return handle_ ? data_ : nullptr; }
+
+private:
+    detail::Handle<welm_logits, welm_logits_free> handle_;
+    std::size_t rows_ = 0, cols_ = 0;
+    const float* data_;
+};
+
+namespace detail {
+
+inline std::vector<welm_message> to_c(const std::vector<Message>& messages) {
+    std::vector<welm_message> c;
+    for (const Message& message : messages)
+        c.push_back({message.role.c_str(), message.content.data(), message.content.size()});
+    return c;
+}
+
+} // namespace detail
+
+/// A loaded model. Any number of threads may use one at once: their requests are computed together.
+class Model {
+public:
+    explicit Model(welm_model* owned) noexcept : handle_(owned) {}
+
+    /// Loads a Hugging Face folder, an int8 folder, or a GGUF file. The files must not change while it lives.
+    static Result<Model> try_load(const std::string& path, const LoadOptions& options = {}) {
+        detail::Guarded<const Progress> progress(options.progress);
+        const welm_load_options c = detail::to_c(options, progress);
+        auto model = detail::make<Model, welm_model>(
+            [&](auto** out, auto** error) { return welm_model_load(path.c_str(), &c, out, error); });
+        progress.rethrow();
+        return model;
+    }
+
+    /// Memory that loading would take.
+    static Result<Estimate> try_estimate(const std::string& path, const LoadOptions& options = {}) {
+        detail::Guarded<const Progress> progress(options.progress);
+        const welm_load_options c = detail::to_c(options, progress);
+        return detail::fill<Estimate>(
+            [&](auto* out, auto** error) { return welm_model_estimate(path.c_str(), &c, out, error); });
+    }
+
+    /// Continues a prompt; returns when all sequences have ended. Being cancelled is no error.
+    Result<Generation> try_generate(Prompt prompt, const GenerateOptions& options = {}) const {
+        const detail::COptions c(options);
+        return detail::make<Generation, welm_generation>([&](auto** out, auto** error) {
+            return welm_model_generate(get(), prompt.get(), c.get(), out, error);
+        });
+    }
+
+    /// Continues a prompt piece by piece: `callback(const Piece&)` runs on this thread; returning `false` ends it.
+    template <class F>
+    Result<void> try_generate_with(Prompt prompt, const GenerateOptions& options, F&& callback) const {
+        using Callback = detail::Guarded<std::remove_reference_t<F>>;
+        const detail::COptions c(options);
+        Callback guarded(callback);
+        const auto call = [](void* data, const welm_piece* piece) {
+            return (*static_cast<Callback*>(data))(Piece(*piece));
+        };
+        auto done = detail::run([&](auto** error) {
+            return welm_model_generate_with(get(), prompt.get(), c.get(), call, &guarded, error);
+        });
+        guarded.rethrow();
+        return done;
+    }
+
+    /// Continues a prompt piece by piece, as they are asked for. The model may end before the stream.
+    Result<Stream> try_stream(Prompt prompt, const GenerateOptions& options = {}) const {
+        const detail::COptions c(options);
+        return detail::make<Stream, welm_stream>([&](auto** out, auto** error) {
+            return welm_model_stream(get(), prompt.get(), c.get(), out, error);
+        });
+    }
+
+    /// Log-likelihoods of given continuations, any range of what converts to std::string_view.
+    template <class Range = std::initializer_list<std::string_view>>
+    Result<Scores> try_score(std::string_view prompt, const Range& continuations) const {
+        const detail::Texts texts(continuations);
+        return detail::make<Scores, welm_scores>([&](auto** out, auto** error) {
+            return welm_model_score(get(), prompt.data(), prompt.size(), texts.data.data(), texts.lens.data(),
+                                    texts.data.size(), out, error);
+        });
+    }
+
+    /// Logits behind each token of a prompt from position `from` on.
+    Result<Logits> try_logits(Prompt prompt, std::size_t from = 0) const {
+        return detail::make<Logits, welm_logits>(
+            [&](auto** out, auto** error) { return welm_model_logits(get(), prompt.get(), from, out, error); });
+    }
+
+    /// The tokens of a text; with `parse_special`, special tokens written in it are special.
+    Result<std::vector<std::uint32_t>> try_tokenize(std::string_view text, bool parse_special = false) const {
+        return detail::tokens([&](auto** out, auto** error) {
+            return welm_model_tokenize(get(), text.data(), text.size(), parse_special, out, error);
+        });
+    }
+
+    /// The text of tokens; bytes that are no UTF-8 become U+FFFD.
+    Result<std::string> try_detokenize(const std::vector<std::uint32_t>& tokens) const {
+        return detail::text([&](auto** out, auto** error) {
+            return welm_model_detokenize(get(), tokens.data(), tokens.size(), out, error);
+        });
+    }
+
+    /// The id of a token as the vocabulary spells it; WELM_NOT_FOUND if there is none.
+    Result<std::uint32_t> try_token_id(std::string_view token) const {
+        std::uint32_t id = 0;
+        auto done = detail::run([&](auto** error) {
+            return welm_model_token_id(get(), token.data(), token.size(), &id, error);
+        });
+        if (!done) return done.error();
+        return id;
+    }
+
+    /// The text of a conversation, by the model's own template; with `answer` it ends where the assistant's begins.
+    Result<std::string> try_chat_prompt(const std::vector<Message>& messages, bool answer = true) const {
+        const std::vector<welm_message> c = detail::to_c(messages);
+        return detail::text([&](auto** out, auto** error) {
+            return welm_model_chat_prompt(get(), c.data(), c.size(), answer, out, error);
+        });
+    }
+
+    /// Its tokens, a prompt as it is. Special tokens that a message spells are parsed: look for them in messages that
+    /// are not trusted.
+    Result<std::vector<std::uint32_t>> try_chat_tokens(const std::vector<Message>& messages, bool answer = true) const {
+        const std::vector<welm_message> c = detail::to_c(messages);
+        return detail::tokens([&](auto** out, auto** error) {
+            return welm_model_chat_tokens(get(), c.data(), c.size(), answer, out, error);
+        });
+    }
+
+    /// Counters of the engine, at this moment.
+    Result<Stats> try_stats() const {
+        return detail::fill<Stats>([&](auto* out, auto** error) { return welm_model_stats(get(), out, error); });
+    }
+
+    /// The memory that the model takes.
+    Result<Estimate> try_memory() const {
+        return detail::fill<Estimate>([&](auto* out, auto** error) { return welm_model_memory(get(), out, error); });
+    }
+
+    /// Shape and settings.
+    Config config() const {
+        const welm_config* config = welm_model_config(get());
+        return config ? Config(*config) : Config();
+    }
+    /// The bytes that a token stands for, perhaps a part of a character; they live as long as this handle.
+    std::string_view token_bytes(std::uint32_t token) const noexcept {
+        std::size_t len = 0;
+        const std::uint8_t* data = welm_model_token_bytes(get(), token, &len);
+        return detail::text(reinterpret_cast<const char*>(data), len);
+    }
+    /// Whether a token is a control token, which is no part of a text.
+    bool is_special(std::uint32_t token) const noexcept { return welm_model_is_special(get(), token); }
+    /// Whether the model comes with a chat template.
+    bool has_chat_template() const noexcept { return welm_model_has_chat_template(get()); }
+    /// Another handle of the same engine; costs nothing.
+    Model clone() const noexcept { return Model(welm_model_clone(get())); }
+    /// For functions of welm.h.
+    const welm_model* get() const noexcept { return handle_.get(); }
+
+#if WELM_HPP_EXCEPTIONS
+    /// See `try_load`.
+    static Model load(const std::string& path, const LoadOptions& options = {}) {
+        return try_load(path, options).value();
+    }
+    /// See `try_estimate`.
+    static Estimate estimate(const std::string& path, const LoadOptions& options = {}) {
+        return try_estimate(path, options).value();
+    }
+    /// See `try_generate`.
+    Generation generate(Prompt prompt, const GenerateOptions& options = {}) const {
+        return try_generate(prompt, options).value();
+    }
+    /// See `try_generate_with`.
+    template <class F>
+    void generate_with(Prompt prompt, const GenerateOptions& options, F&& callback) const {
+        try_generate_with(prompt, options, callback).value();
+    }
+    /// See `try_stream`.
+    Stream stream(Prompt prompt, const GenerateOptions& options = {}) const {
+        return try_stream(prompt, options).value();
+    }
+    /// See `try_score`.
+    template <class Range = std::initializer_list<std::string_view>>
+    Scores score(std::string_view prompt, const Range& continuations) const {
+        return try_score(prompt, continuations).value();
+    }
+    /// See `try_logits`.
+    Logits logits(Prompt prompt, std::size_t from = 0) const { return try_logits(prompt, from).value(); }
+    /// See `try_tokenize`.
+    std::vector<std::uint32_t> tokenize(std::string_view text, bool parse_special = false) const {
+        return try_tokenize(text, parse_special).value();
+    }
+    /// See `try_detokenize`.
+    std::string detokenize(const std::vector<std::uint32_t>& tokens) const { return try_detokenize(tokens).value(); }
+    /// See `try_token_id`.
+    std::uint32_t token_id(std::string_view token) const { return try_token_id(token).value(); }
+    /// See `try_chat_prompt`.
+    std::string chat_prompt(const std::vector<Message>& messages, bool answer = true) const {
+        return try_chat_prompt(messages, answer).value();
+    }
+    /// See `try_chat_tokens`.
+    std::vector<std::uint32_t> chat_tokens(const std::vector<Message>& messages, bool answer = true) const {
+        return try_chat_tokens(messages, answer).value();
+    }
+    /// See `try_stats`.
+    Stats stats() const { return try_stats().value(); }
+    /// See `try_memory`.
+    Estimate memory() const { return try_memory().value(); }
+#endif
+
+private:
+    detail::Handle<welm_model, welm_model_free> handle_;
+};
+
+/// Writes an int8 folder from a Hugging Face folder; `progress` is called after each matrix.
+inline Result<void> try_quantize(const std::string& from, const std::string& to, const Progress& progress = {}) {
+    using Callback = detail::Guarded<const Progress>;
+    Callback guarded(progress);
+    const auto call = [](void* data, std::uint64_t done_bytes, std::uint64_t total_bytes) {
+        return (*static_cast<Callback*>(data))(done_bytes, total_bytes);
+    };
+    auto done = detail::run([&](auto** error) {
+        return welm_quantize(from.c_str(), to.c_str(), progress ? +call : nullptr, &guarded, error);
+    });
+    guarded.rethrow();
+    return done;
+}
+
+/// Sends the log to a callback, in place of the one before, until it is destroyed; then the log goes nowhere.
+///
+/// The callback runs on the threads that log, several at once; what it throws is dropped. It must not make nor
+/// destroy a Log.
+class Log {
+public:
+    using Callback = std::function<void(LogLevel level, std::string_view target, std::string_view message)>;
+
+    /// Starts. WELM_UNAVAILABLE if this program has another log of Rust's.
+    static Result<Log> try_start(LogLevel max_level, Callback callback) {
+        auto kept = std::make_unique<Callback>(std::move(callback));
+        const auto call = [](void* data, LogLevel level, const char* target, const char* message) {
+            detail::Guarded<Callback> guarded(*static_cast<Callback*>(data));
+            guarded(level, std::string_view(target), std::string_view(message));
+        };
+        auto done = detail::run([&](auto** error) {
+            return welm_log_set_callback(static_cast<std::int32_t>(max_level), call, kept.get(), error);
+        });
+        if (!done) return done.error();
+        return Log(std::move(kept));
+    }
+
+#if WELM_HPP_EXCEPTIONS
+    /// See `try_start`.
+    static Log start(LogLevel max_level, Callback callback) {
+        return try_start(max_level, std::move(callback)).value();
+    }
+#endif
+
+    Log(Log&&) = default;
+    // The one that is written over would end the other's log.
+    Log& operator=(Log&&) = delete;
+    ~Log() {
+        if (callback_) welm_log_set_callback(WELM_LOG_OFF, nullptr, nullptr, nullptr);
+    }
+
+private:
+    explicit Log(std::unique_ptr<Callback> callback) noexcept : callback_(std::move(callback)) {}
+
+    std::unique_ptr<Callback> callback_;
+};
+
+/// Upper bound, in seconds, of the bucket in which the share `q` (0 to 1) of the observations is reached.
+inline double quantile_s(const Histogram& histogram, double q) noexcept {
+    return welm_histogram_quantile_s(&histogram, q);
+}
+
+/// Version of the library that runs, "0.1.0"; lives for ever.
+inline std::string_view version() noexcept { return welm_version(); }
+
+/// The WELM_ABI_VERSION of the library that runs.
+inline std::uint32_t abi_version() noexcept { return welm_abi_version(); }
+
+#if WELM_HPP_EXCEPTIONS
+/// See `try_quantize`.
+inline void quantize(const std::string& from, const std::string& to, const Progress& progress = {}) {
+    try_quantize(from, to, progress).value();
+}
+#endif
+
+} // namespace welm
+
+#endif // WELM_HPP

@@ -1,0 +1,345 @@
+// What the handles of welm.hpp take and give: errors, options, and the parts of answers. Include welm.hpp.
+
+#ifndef WELM_TYPES_HPP
+#define WELM_TYPES_HPP
+
+#include "welm.h"
+
+#include <cassert>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <iterator>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#if defined(__cpp_exceptions) || defined(_CPPUNWIND)
+#define WELM_HPP_EXCEPTIONS 1
+#else
+#define WELM_HPP_EXCEPTIONS 0
+#endif
+
+namespace welm {
+
+class CancelToken;
+
+using Status = welm_status;              ///< What kind of error it is.
+using FinishReason = welm_finish_reason; ///< Why a sequence ended.
+using LogLevel = welm_log_level;         ///< How important a message is.
+using Alternative = welm_alternative;    ///< A likely token, with the logarithm of its probability.
+using Usage = welm_usage;                ///< Tokens that a request used.
+using Estimate = welm_estimate;          ///< Memory that a model takes, in bytes.
+using Stats = welm_stats;                ///< Counters of an engine.
+using Histogram = welm_histogram;        ///< Times in buckets.
+
+/// What went wrong: `what()` says it in one line, with what was expected and what came.
+class Error : public std::runtime_error {
+public:
+    Error(Status code, const std::string& message) : std::runtime_error(message), code_(code) {}
+
+    /// The kind of error.
+    Status code() const noexcept { return code_; }
+    /// The kind as welm.h spells it, "WELM_QUEUE_FULL"; lives for ever.
+    const char* name() const noexcept { return welm_status_name(static_cast<std::int32_t>(code_)); }
+
+private:
+    Status code_;
+};
+
+/// A value, or the error that came instead.
+template <class T>
+class [[nodiscard]] Result {
+public:
+    Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}
+    Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}
+
+    /// Whether there is a value.
+    bool has_value() const noexcept { return state_.index() == 0; }
+    /// Whether there is a value.
+    explicit operator bool() const noexcept { return has_value(); }
+
+    /// The value; there has to be one.
+    T& operator*() & noexcept { return *operator->(); }
+    /// The value; there has to be one.
+    const T& operator*() const& noexcept { return *operator->(); }
+    /// The value, moved out; there has to be one.
+    T operator*() && { return std::move(*operator->()); }
+    /// The value; there has to be one.
+    T* operator->() noexcept {
+        assert(has_value());
+        return std::get_if<0>(&state_);
+    }
+    /// The value; there has to be one.
+    const T* operator->() const noexcept {
+        assert(has_value());
+        return std::get_if<0>(&state_);
+    }
+    /// The error; there has to be one.
+    const Error& error() const noexcept {
+        assert(!has_value());
+        return *std::get_if<1>(&state_);
+    }
+
+#if WELM_HPP_EXCEPTIONS
+    /// The value, moved out; throws the error if there is none.
+    T value() && {
+        if (!has_value()) throw error();
+        return std::move(*operator->());
+    }
+#endif
+
+private:
+    std::variant<T, Error> state_;
+};
+
+/// Done, or the error that came instead.
+template <>
+class [[nodiscard]] Result<void> {
+public:
+    Result() = default;
+    Result(Error error) : error_(std::move(error)) {}
+
+    /// Whether it is done.
+    bool has_value() const noexcept { return !error_; }
+    /// Whether it is done.
+    explicit operator bool() const noexcept { return has_value(); }
+    /// The error; there has to be one.
+    const Error& error() const noexcept {
+        assert(error_);
+        return *error_;
+    }
+
+#if WELM_HPP_EXCEPTIONS
+    /// Throws the error if there is one.
+    void value() const {
+        if (error_) throw *error_;
+    }
+#endif
+
+private:
+    std::optional<Error> error_;
+};
+
+/// Some values that are made when they are asked for. It lives as long as the object that it came from.
+template <class T>
+class View {
+public:
+    using Get = T (*)(const void* object, std::size_t index);
+
+    View() = default;
+    View(const void* object, std::size_t size, Get get) noexcept : object_(object), size_(size), get_(get) {}
+
+    /// Number of values.
+    std::size_t size() const noexcept { return size_; }
+    /// Whether there is none.
+    bool empty() const noexcept { return size_ == 0; }
+    /// The value of this index, which has to be below `size()`.
+    T operator[](std::size_t index) const {
+        assert(index < size_);
+        return get_(object_, index);
+    }
+
+    /// Goes from value to value; stays valid without the view.
+    class iterator {
+    public:
+        using iterator_category = std::input_iterator_tag;
+        using value_type = T;
+        using difference_type = std::ptrdiff_t;
+        using pointer = void;
+        using reference = T;
+
+        iterator() = default;
+        iterator(const View& view, std::size_t index) noexcept : view_(view), index_(index) {}
+        T operator*() const { return view_[index_]; }
+        iterator& operator++() noexcept {
+            ++index_;
+            return *this;
+        }
+        iterator operator++(int) noexcept { return {view_, index_++}; }
+        friend bool operator==(const iterator& a, const iterator& b) noexcept { return a.index_ == b.index_; }
+        friend bool operator!=(const iterator& a, const iterator& b) noexcept { return a.index_ != b.index_; }
+
+    private:
+        View view_;
+        std::size_t index_ = 0;
+    };
+
+    /// The first value.
+    iterator begin() const noexcept { return {*this, 0}; }
+    /// Behind the last value.
+    iterator end() const noexcept { return {*this, size_}; }
+
+private:
+    const void* object_ = nullptr;
+    std::size_t size_ = 0;
+    Get get_ = nullptr;
+};
+
+namespace detail {
+
+inline welm_generate_options generate_defaults() noexcept {
+    welm_generate_options options{};
+    welm_generate_options_init(&options, sizeof options);
+    return options;
+}
+
+inline welm_load_options load_defaults() noexcept {
+    welm_load_options options{};
+    welm_load_options_init(&options, sizeof options);
+    return options;
+}
+
+inline std::string_view text(const char* data, std::size_t len) noexcept {
+    return data ? std::string_view(data, len) : std::string_view();
+}
+
+/// Views of C arrays.
+template <class T, class C>
+View<T> array(const C* data, std::size_t size) noexcept {
+    return {data, size, [](const void* values, std::size_t i) { return T(static_cast<const C*>(values)[i]); }};
+}
+
+} // namespace detail
+
+/// Tells of a load: bytes that are ready, bytes in all. Returning `false` ends it with WELM_LOAD_CANCELLED.
+using Progress = std::function<bool(std::uint64_t done_bytes, std::uint64_t total_bytes)>;
+
+/// How a model is loaded; see `welm_load_options`. Empty texts and zeros are the defaults.
+struct LoadOptions {
+    std::string device{};           ///< "auto", "cpu", "cuda" or "cuda:1".
+    std::string dtype{};            ///< Of the weights: "auto", "f32", "bf16", "int8".
+    std::string cache_dtype{};      ///< Of the KV cache: "bf16" (the default) or "f32".
+    std::string activations{};      ///< Before int8 weights: "auto", "int8", "int16", "int8_rotated".
+    std::string isa{};              ///< Instruction set to use at most.
+    std::size_t threads = detail::load_defaults().threads;               ///< Compute threads.
+    std::size_t context_tokens = detail::load_defaults().context_tokens; ///< Most tokens of one sequence.
+    std::size_t cache_tokens = detail::load_defaults().cache_tokens;     ///< Tokens in the KV cache, in all.
+    std::size_t chunk_tokens = detail::load_defaults().chunk_tokens;     ///< Prompt tokens in one step.
+    std::size_t max_running = detail::load_defaults().max_running;       ///< Most sequences that run at once.
+    std::size_t queue_limit = detail::load_defaults().queue_limit;       ///< Most sequences that wait.
+    std::uint64_t memory_limit = detail::load_defaults().memory_limit;   ///< Most bytes to take.
+    bool prefix_cache = detail::load_defaults().prefix_cache; ///< Whether equal beginnings are shared (true).
+    Progress progress{};            ///< Called on the loading thread while weights are read.
+};
+
+/// How a prompt is continued; see `welm_generate_options`. Defaults are those of the library.
+struct GenerateOptions {
+    std::size_t max_tokens = detail::generate_defaults().max_tokens; ///< Most tokens of each sequence (16).
+    float temperature = detail::generate_defaults().temperature;     ///< 0 is greedy (0.85).
+    float top_p = detail::generate_defaults().top_p;                 ///< 0 is greedy, 1 is off (0.95).
+    std::size_t top_k = detail::generate_defaults().top_k;           ///< 0 is off (50).
+    float min_p = detail::generate_defaults().min_p;                 ///< 0 is off (0).
+    float repetition_penalty = detail::generate_defaults().repetition_penalty; ///< 1 is off (1).
+    std::size_t n = detail::generate_defaults().n;                   ///< Sequences (1).
+    bool echo = detail::generate_defaults().echo;                    ///< Whether the prompt is part of the text (false).
+    std::vector<std::string> stop{};                                 ///< Strings that end a sequence.
+    std::optional<std::int32_t> logprobs{};                          ///< Alternatives told with each token.
+    std::optional<std::uint64_t> seed{};                             ///< Otherwise one is drawn; the answer has it.
+    std::optional<std::chrono::milliseconds> deadline{};             ///< From now; one that has passed is 1 ms.
+    const CancelToken* cancel = nullptr;                             ///< Has to live only during the call.
+    bool parse_special = detail::generate_defaults().parse_special;  ///< Special tokens in the prompt (false).
+    bool ignore_eos = detail::generate_defaults().ignore_eos;        ///< Goes on behind the end of text (false).
+};
+
+/// One message of a conversation.
+struct Message {
+    std::string role{};    ///< "system", "user", "assistant", and whatever else the template knows.
+    std::string content{}; ///< What is said.
+};
+
+/// A prompt: text, or tokens as they are. It only points to what it is made from.
+class Prompt {
+public:
+    Prompt(std::string_view text) : c_(welm_prompt_text(text.data(), text.size())) {}
+    Prompt(const std::string& text) : Prompt(std::string_view(text)) {}
+    Prompt(const char* text) : Prompt(std::string_view(text)) {}
+    Prompt(const std::vector<std::uint32_t>& tokens) : c_(welm_prompt_tokens(tokens.data(), tokens.size())) {}
+
+    /// For functions of welm.h.
+    welm_prompt get() const noexcept { return c_; }
+
+private:
+    welm_prompt c_;
+};
+
+/// A token of an answer. Its view lives as long as the answer or piece.
+struct Token {
+    std::uint32_t id = 0;                 ///< The token.
+    std::optional<float> logprob{};       ///< Natural logarithm of its probability, if asked for.
+    View<Alternative> alternatives{};     ///< The likeliest tokens at this place, likeliest first.
+
+    explicit Token(const welm_token& c)
+        : id(c.id), logprob(c.has_logprob ? std::optional<float>(c.logprob) : std::nullopt),
+          alternatives(detail::array<Alternative>(c.alternatives, c.n_alternatives)) {}
+};
+
+/// A piece of a stream. Text and tokens live until the next piece is asked for, or the callback returns.
+struct Piece {
+    std::size_t index = 0;                         ///< Which of the `n` sequences it belongs to.
+    std::string_view text{};                       ///< What follows; may be empty.
+    View<Token> tokens{};                          ///< Tokens since the last piece.
+    FinishReason finish_reason = WELM_FINISH_NONE; ///< On the last piece of a sequence: why it ended.
+    std::size_t completion_tokens = 0;             ///< On the last piece: tokens generated.
+    std::size_t cached_tokens = 0;                 ///< On the last piece: found in the prefix cache.
+
+    explicit Piece(const welm_piece& c)
+        : index(c.index), text(detail::text(c.text, c.text_len)), tokens(detail::array<Token>(c.tokens, c.n_tokens)),
+          finish_reason(c.finish_reason), completion_tokens(c.completion_tokens), cached_tokens(c.cached_tokens) {}
+};
+
+/// One generated sequence. It lives as long as its Generation.
+struct Choice {
+    std::string_view text{};                       ///< The text; with `echo`, behind the prompt.
+    View<Token> tokens{};                          ///< Its tokens; with `echo`, behind the prompt's.
+    FinishReason finish_reason = WELM_FINISH_NONE; ///< Why it ended.
+
+    Choice() = default;
+    explicit Choice(const welm_choice& c)
+        : text(detail::text(c.text, c.text_len)), tokens(detail::array<Token>(c.tokens, c.n_tokens)),
+          finish_reason(c.finish_reason) {}
+};
+
+/// The log-likelihood of a continuation. Its view lives as long as its Scores.
+struct Score {
+    double logprob = 0;   ///< Sum over its tokens, natural logarithm.
+    View<Token> tokens{}; ///< The tokens with theirs.
+
+    explicit Score(const welm_score& c) : logprob(c.logprob), tokens(detail::array<Token>(c.tokens, c.n_tokens)) {}
+};
+
+/// What a model is; see `welm_config`. Its views live as long as the handle that it came from.
+struct Config {
+    std::string_view family{};                ///< As the file spells it.
+    std::string_view backend{};               ///< Where the model runs.
+    std::uint64_t n_params = 0;               ///< Number of weights.
+    std::size_t vocab_size = 0;               ///< Length of the logits.
+    std::size_t dim = 0;                      ///< Width of the residual stream.
+    std::size_t n_layers = 0;                 ///< Layers.
+    std::size_t n_heads = 0;                  ///< Query heads.
+    std::size_t n_kv_heads = 0;               ///< Key and value heads.
+    std::size_t head_dim = 0;                 ///< Width of a head.
+    std::size_t hidden_dim = 0;               ///< Width of the feed-forward half.
+    std::size_t max_context = 0;              ///< Tokens that the model was made for.
+    View<std::uint32_t> eos_token_ids{};      ///< Tokens that end a text.
+    std::optional<std::uint32_t> bos_token_id{}; ///< The token that starts a text.
+    bool has_tokenizer = false;               ///< Without one there are only tokens.
+
+    Config() = default;
+    explicit Config(const welm_config& c)
+        : family(c.family), backend(c.backend), n_params(c.n_params), vocab_size(c.vocab_size), dim(c.dim),
+          n_layers(c.n_layers), n_heads(c.n_heads), n_kv_heads(c.n_kv_heads), head_dim(c.head_dim),
+          hidden_dim(c.hidden_dim), max_context(c.max_context),
+          eos_token_ids(detail::array<std::uint32_t>(c.eos_token_ids, c.n_eos)),
+          bos_token_id(c.has_bos ? std::optional<std::uint32_t>(c.bos_token_id) : std::nullopt),
+          has_tokenizer(c.has_tokenizer) {}
+};
+
+} // namespace welm
+
+#endif // WELM_TYPES_HPP

@@ -1,0 +1,269 @@
+//! The installed C library: `tests/capi/install` puts it into a prefix, and here are its consumers.
+//!
+//! The programs of `tests/capi` are compiled as users compile theirs, through pkg-config and through CMake, against
+//! the shared and the static library, and run on the model of this repository.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use tempfile::TempDir;
+use welm_core::{GenerateOptions, LoadOptions, Model};
+use welm_tests::{data, fixture, nano};
+
+/// Warnings that no file of ours and no header of welm has.
+const STRICT: [&str; 5] = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"];
+const SOURCES: [&str; 8] = ["main", "load", "log", "tokens", "chat", "generate", "stream", "threads"];
+
+/// Where welm is installed.
+static PREFIX: LazyLock<PathBuf> = LazyLock::new(|| {
+    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).join("../capi-prefix");
+    let prefix = std::env::var_os("WELM_PREFIX").map_or_else(default, PathBuf::from);
+    let installed = fs::read_to_string(prefix.join("include/welm.h"));
+    let current = fs::read_to_string(data("include/welm.h")).unwrap();
+    assert!(
+        installed.is_ok_and(|header| header == current),
+        "this welm is not installed in {}; tests/run does it, or tests/capi/install alone",
+        prefix.display()
+    );
+    prefix.canonicalize().unwrap()
+});
+
+/// The folder of libraries below a prefix: `lib`, or what the system calls its own.
+fn libdir(prefix: &Path) -> PathBuf {
+    let inner = fs::read_dir(prefix.join("lib")).unwrap().map(|entry| entry.unwrap().path());
+    let mut all = inner.chain([prefix.join("lib"), prefix.join("lib64")]);
+    all.find(|dir| dir.join("libwelm.a").exists()).expect("libwelm.a is installed")
+}
+
+/// Runs to the end; what it printed, if it went well.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
+    out.into_owned()
+}
+
+fn pkg_config(prefix: &Path, arguments: &[&str]) -> Vec<String> {
+    let mut command = Command::new("pkg-config");
+    // As if the prefix had been moved, which it may be.
+    command.env("PKG_CONFIG_PATH", libdir(prefix).join("pkgconfig")).arg("--define-prefix").args(arguments);
+    run(command.arg("welm")).split_whitespace().map(String::from).collect()
+}
+
+/// The arguments that link welm, as pkg-config has them.
+fn linking(prefix: &Path, linkage: Linkage) -> Vec<String> {
+    match linkage {
+        Linkage::Shared => {
+            let mut flags = pkg_config(prefix, &["--cflags", "--libs"]);
+            flags.push(format!("-Wl,-rpath,{}", libdir(prefix).display()));
+            flags
+        }
+        Linkage::Static => {
+            let flags = pkg_config(prefix, &["--static", "--cflags", "--libs"]);
+            flags.into_iter().map(|f| if f == "-lwelm" { "-l:libwelm.a".into() } else { f }).collect()
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Linkage {
+    Shared,
+    Static,
+}
+use Linkage::{Shared, Static};
+
+/// Compiles the consumer of `tests/capi`.
+fn compile(linkage: Linkage, more: &[&str]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("consumer");
+    let sources = SOURCES.map(|name| data("tests/capi").join(format!("{name}.c")));
+    let mut command = Command::new("gcc");
+    command.args(STRICT).args(more).args(sources).arg("-o").arg(&program);
+    run(command.args(linking(&PREFIX, linkage)).args(["-lpthread", "-lm"]));
+    (folder, program)
+}
+
+/// One entry of `tests/fixtures/nano_greedy.json`.
+struct Golden {
+    prompt: String,
+    ids: Vec<u32>,
+    text: String,
+}
+
+fn goldens() -> Vec<Golden> {
+    let file = fs::read_to_string(fixture("nano_greedy.json")).unwrap();
+    let list: Vec<serde_json::Value> = serde_json::from_str(&file).unwrap();
+    let one = |entry: &serde_json::Value| Golden {
+        prompt: entry["prompt"].as_str().unwrap().into(),
+        ids: entry["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect(),
+        text: entry["text"].as_str().unwrap().into(),
+    };
+    list.iter().map(one).collect()
+}
+
+/// Runs the consumer, perhaps inside another program.
+fn consume(mut command: Command) {
+    let scratch = tempfile::tempdir().unwrap();
+    command.arg(nano()).arg(fixture("llama_f16")).arg(scratch.path());
+    for Golden { prompt, ids, text } in goldens() {
+        let ids: Vec<_> = ids.iter().map(u32::to_string).collect();
+        command.args([prompt, ids.join(" "), text]);
+    }
+    assert!(run(&mut command).ends_with("all passed\n"));
+}
+
+#[test]
+fn rust_gives_the_pinned_ids() {
+    let model = Model::load(nano(), &LoadOptions::default()).unwrap();
+    for Golden { prompt, ids, text } in goldens() {
+        let answer = model.generate(&prompt, &GenerateOptions::greedy(ids.len())).unwrap();
+        let got: Vec<_> = answer.choices[0].tokens.iter().map(|t| t.id).collect();
+        assert_eq!((got, answer.text()), (ids, text.as_str()), "{prompt}");
+    }
+}
+
+#[test]
+fn a_consumer_through_pkg_config() {
+    for linkage in [Shared, Static] {
+        let (_folder, program) = compile(linkage, &["-O1"]);
+        let needed = run(Command::new("readelf").arg("-d").arg(&program)).contains("[libwelm.so.0.1]");
+        assert_eq!(needed, linkage == Shared, "the soname is in the program where it is linked so");
+        consume(Command::new(&program));
+    }
+}
+
+#[test]
+fn a_consumer_under_the_sanitizers() {
+    let options = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+    let (_folder, program) = compile(Shared, &options);
+    let mut command = Command::new(&program);
+    command.env("ASAN_OPTIONS", "detect_leaks=1:detect_stack_use_after_return=1");
+    consume(command);
+}
+
+#[test]
+fn a_consumer_under_valgrind() {
+    let (_folder, program) = compile(Shared, &["-g", "-O1"]);
+    let mut command = Command::new("valgrind");
+    command.args(["--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=all"]);
+    // Valgrind knows no AVX-512, and runs one thread at a time.
+    let isa = if cfg!(target_arch = "x86_64") { "avx2" } else { "scalar" };
+    command.env("WELM_ISA", isa).env("WELM_TEST_SLOW", "1").env("WELM_TEST_THREADS", "1");
+    command.arg("--show-leak-kinds=all").arg("--fair-sched=yes").arg(&program);
+    consume(command);
+}
+
+/// Configures and builds a CMake project against a prefix.
+fn cmake(source: &Path, prefix: &Path, more: &[&str]) -> (TempDir, Result<(), String>) {
+    let build = tempfile::tempdir().unwrap();
+    let mut configure = Command::new("cmake");
+    configure.arg("-S").arg(source).arg("-B").arg(build.path()).args(more);
+    configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display()));
+    let output = configure.output().expect("cmake runs");
+    if !output.status.success() {
+        return (build, Err(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    run(Command::new("cmake").arg("--build").arg(build.path()));
+    (build, Ok(()))
+}
+
+#[test]
+fn a_consumer_through_cmake() {
+    for (linkage, option) in [(Shared, "-DWELM_USE_STATIC=OFF"), (Static, "-DWELM_USE_STATIC=ON")] {
+        let (build, built) = cmake(&data("tests/capi"), &PREFIX, &[option]);
+        built.unwrap();
+        let program = build.path().join("consumer");
+        let needed = run(Command::new("readelf").arg("-d").arg(&program)).contains("[libwelm.so.0.1]");
+        assert_eq!(needed, linkage == Shared);
+        consume(Command::new(&program));
+    }
+}
+
+#[test]
+fn the_cmake_package_can_be_moved_and_knows_its_version() {
+    let moved = tempfile::tempdir().unwrap();
+    run(Command::new("cp").arg("-a").arg(PREFIX.join(".")).arg(moved.path()));
+    let project = |version: &str| {
+        let source = tempfile::tempdir().unwrap();
+        let text = format!(
+            "cmake_minimum_required(VERSION 3.16)\nproject(p LANGUAGES C)\nfind_package(welm {version} REQUIRED)\n\
+             add_executable(p p.c)\ntarget_link_libraries(p PRIVATE welm::welm)\n"
+        );
+        fs::write(source.path().join("CMakeLists.txt"), text).unwrap();
+        let program = "#include <welm.h>\n#include <stdio.h>\nint main(void) { return puts(welm_version()) < 0; }\n";
+        fs::write(source.path().join("p.c"), program).unwrap();
+        source
+    };
+    let source = project("0.1.0 EXACT");
+    let (build, built) = cmake(source.path(), moved.path(), &[]);
+    built.unwrap();
+    let program = build.path().join("p");
+    assert!(run(Command::new("readelf").arg("-d").arg(&program)).contains(moved.path().to_str().unwrap()));
+    assert_eq!(run(&mut Command::new(&program)).trim(), env!("CARGO_PKG_VERSION"));
+
+    for version in ["0.2", "1.0", "0.1.7"] {
+        let (_build, built) = cmake(project(version).path(), moved.path(), &[]);
+        let error = built.unwrap_err();
+        assert!(error.contains("version: 0.1.0") || error.contains("0.1.0"), "{version}: {error}");
+    }
+    // Without the shared library the static one is taken; without that, the message says so.
+    for library in ["libwelm.so", "libwelm.so.0.1", "libwelm.so.0.1.0"] {
+        fs::remove_file(libdir(moved.path()).join(library)).unwrap();
+    }
+    let (build, built) = cmake(source.path(), moved.path(), &[]);
+    built.unwrap();
+    assert_eq!(run(&mut Command::new(build.path().join("p"))).trim(), env!("CARGO_PKG_VERSION"));
+    fs::remove_file(libdir(moved.path()).join("libwelm.a")).unwrap();
+    let (_build, built) = cmake(source.path(), moved.path(), &[]);
+    assert!(built.unwrap_err().contains("expected include/welm.h and a library under"));
+}
+
+#[test]
+fn only_its_own_symbols_are_exported() {
+    let library = libdir(&PREFIX).join("libwelm.so");
+    let listed = run(Command::new("nm").args(["-D", "--defined-only", "--format=posix"]).arg(&library));
+    let mut symbols: Vec<_> = listed.lines().filter_map(|line| line.split(' ').next()).collect();
+    symbols.sort_unstable();
+    let header = fs::read_to_string(data("include/welm.h")).unwrap();
+    let mut declared: Vec<_> = header
+        .lines()
+        .filter(|line| !line.starts_with([' ', '#', '/', '}']) && !line.starts_with("typedef"))
+        .filter_map(|line| line.split_once('(')?.0.rsplit([' ', '*']).next())
+        .collect();
+    declared.sort_unstable();
+    assert!(declared.len() > 40);
+    assert_eq!(symbols, declared, "what libwelm.so exports, and what welm.h declares");
+}
+
+#[test]
+fn the_header_is_that_of_any_c_and_cpp() {
+    let header = data("include/welm.h");
+    for (compiler, language, standards) in
+        [("gcc", "c", ["c99", "c11", "c17"]), ("g++", "c++", ["c++11", "c++17", "c++20"])]
+    {
+        for standard in standards {
+            let mut command = Command::new(compiler);
+            command.args(["-x", language, &format!("-std={standard}"), "-Wall", "-Wextra", "-Werror", "-pedantic"]);
+            run(command.arg("-fsyntax-only").arg("-include").arg(&header).arg("/dev/null"));
+        }
+    }
+}
+
+/// The blocks of C in welm-capi/README.md, compiled and run in the repository's root.
+#[test]
+fn the_readme_s_example_runs() {
+    let readme = fs::read_to_string(data("welm-capi/README.md")).unwrap();
+    let blocks: Vec<_> = readme.split("```c\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, program) = (folder.path().join("example.c"), folder.path().join("example"));
+        fs::write(&source, block).unwrap();
+        let mut command = Command::new("gcc");
+        run(command.args(STRICT).arg(&source).arg("-o").arg(&program).args(linking(&PREFIX, Shared)));
+        let printed = run(Command::new(&program).current_dir(data("")));
+        assert!(printed.contains('\u{ff0c}') || printed.contains('\u{3002}'), "expected verse, got {printed}");
+    }
+}

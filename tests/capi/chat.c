@@ -1,0 +1,88 @@
+/* From conversations to prompts, on the model of this repository with a template beside it. */
+#define _POSIX_C_SOURCE 200809L
+#include "check.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char TEMPLATE[] =
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}";
+
+static welm_model *with_template(const context *c, const char *name, const char *text) {
+    static const char *const files[] = {"config.json", "tokenizer.json", "model.safetensors"};
+    char folder[1024], from[2048], to[2048];
+    welm_model *model;
+    FILE *file;
+    size_t i;
+    snprintf(folder, sizeof folder, "%s/%s", c->scratch, name);
+    CHECK(mkdir(folder, 0777) == 0);
+    for (i = 0; i < LEN(files); i++) {
+        snprintf(from, sizeof from, "%s/%s", c->nano, files[i]);
+        snprintf(to, sizeof to, "%s/%s", folder, files[i]);
+        CHECK(symlink(from, to) == 0);
+    }
+    snprintf(to, sizeof to, "%s/chat_template.jinja", folder);
+    file = fopen(to, "wb");
+    CHECK(file != NULL && fwrite(text, 1, strlen(text), file) == strlen(text));
+    fclose(file);
+    model = load(folder, NULL);
+    return model;
+}
+
+static void conversations(const context *c) {
+    const welm_message messages[] = {{"system", "简短。", WELM_NUL_TERMINATED}, {"user", "你好吗？", 6}};
+    welm_model *model = with_template(c, "chat", TEMPLATE);
+    welm_generate_options options = greedy(4);
+    welm_string *prompt = NULL;
+    welm_tokens *tokens = NULL, *same = NULL;
+    welm_generation *generation = NULL;
+    const char *text;
+    size_t n = 0, n_same = 0, len = 0;
+    const uint32_t *ids;
+    CHECK(welm_model_has_chat_template(model));
+    OK(welm_model_chat_prompt(model, messages, 2, true, &prompt, &error));
+    text = welm_string_data(prompt, &len);
+    CHECK(strcmp(text, "<|system|>简短。\n<|user|>你好\n<|assistant|>") == 0 && len == strlen(text));
+    OK(welm_model_chat_tokens(model, messages, 2, true, &tokens, &error));
+    OK(welm_model_tokenize(model, text, len, true, &same, &error));
+    ids = welm_tokens_data(tokens, &n);
+    CHECK(memcmp(ids, welm_tokens_data(same, &n_same), n * sizeof *ids) == 0 && n == n_same);
+    OK(welm_model_generate(model, welm_prompt_tokens(ids, n), &options, &generation, &error));
+    CHECK(welm_generation_usage(generation)->prompt_tokens == n);
+    welm_generation_free(generation);
+    welm_tokens_free(tokens);
+    welm_tokens_free(same);
+    welm_string_free(prompt);
+    OK(welm_model_chat_prompt(model, messages, 1, false, &prompt, &error));
+    CHECK(strcmp(welm_string_data(prompt, NULL), "<|system|>简短。\n") == 0);
+    welm_string_free(prompt);
+    welm_model_free(model);
+}
+
+static void errors(const context *c) {
+    const welm_message good = {"user", "a", 1}, broken = {"user", "a\xff", 2}, no_role = {NULL, "a", 1};
+    welm_model *model = with_template(c, "bad-chat", "{{ raise_exception('no roles like ' ~ messages[0].role) }}");
+    welm_string *prompt = UNTOUCHED;
+    welm_tokens *tokens = UNTOUCHED;
+    CHECK(welm_model_has_chat_template(model));
+    FAILS(WELM_CHAT_TEMPLATE, "no roles like user", welm_model_chat_prompt(model, &good, 1, true, &prompt, &error));
+    FAILS(WELM_CHAT_TEMPLATE, "no roles like user", welm_model_chat_tokens(model, &good, 1, true, &tokens, &error));
+    FAILS(WELM_INVALID_OPTION, "`messages`", welm_model_chat_prompt(model, NULL, 0, true, &prompt, &error));
+    FAILS(WELM_INVALID_UTF8, "`messages[0].content` is no UTF-8 from byte 1",
+          welm_model_chat_prompt(model, &broken, 1, true, &prompt, &error));
+    FAILS(WELM_NULL_POINTER, "`messages[0].role`", welm_model_chat_tokens(model, &no_role, 1, true, &tokens, &error));
+    FAILS(WELM_NULL_POINTER, "`messages` is NULL", welm_model_chat_tokens(model, NULL, 1, true, &tokens, &error));
+    FAILS(WELM_NULL_POINTER, "`prompt` is NULL", welm_model_chat_prompt(model, &good, 1, true, NULL, &error));
+    FAILS(WELM_NULL_POINTER, "`tokens` is NULL", welm_model_chat_tokens(model, &good, 1, true, NULL, &error));
+    welm_model_free(model);
+
+    CHECK(!welm_model_has_chat_template(c->model));
+    FAILS(WELM_CHAT_TEMPLATE, "none", welm_model_chat_prompt(c->model, &good, 1, true, &prompt, &error));
+    CHECK(prompt == UNTOUCHED && tokens == UNTOUCHED);
+}
+
+void test_chat(const context *c) {
+    conversations(c);
+    errors(c);
+}

@@ -1,0 +1,114 @@
+/* The log: messages arrive, and the callback can change under way. */
+#define _POSIX_C_SOURCE 200809L
+#include "check.h"
+
+#include <pthread.h>
+
+typedef struct heard {
+    pthread_mutex_t lock;
+    int messages, loaded, above;
+    welm_log_level max_level;
+    welm_status inner;
+    bool alive;
+} heard;
+
+static void hear(void *data, welm_log_level level, const char *target, const char *message) {
+    heard *h = data;
+    pthread_mutex_lock(&h->lock);
+    CHECK(h->alive && target != NULL && message != NULL);
+    h->messages++;
+    h->above += level > h->max_level;
+    if (strncmp(message, "model loaded", 12) == 0) {
+        h->loaded++;
+        CHECK(strncmp(target, "welm_core", 9) == 0 && level == WELM_LOG_INFO);
+        CHECK(strstr(message, " family=welm") != NULL && strstr(message, " parameters=6541312") != NULL);
+    }
+    pthread_mutex_unlock(&h->lock);
+}
+
+static void start(heard *h, welm_log_level level) {
+    memset(h, 0, sizeof *h);
+    CHECK(pthread_mutex_init(&h->lock, NULL) == 0);
+    h->max_level = level;
+    h->alive = true;
+    OK(welm_log_set_callback(level, hear, h, &error));
+}
+
+static void messages_arrive(const context *c) {
+    heard h, later;
+    start(&h, WELM_LOG_INFO);
+    welm_model_free(load(c->nano, NULL));
+    CHECK(h.loaded == 1 && h.above == 0);
+
+    /* The next one takes over; the one before is not called again. */
+    start(&later, WELM_LOG_WARN);
+    h.alive = false;
+    welm_model_free(load(c->nano, NULL));
+    CHECK(later.messages == 0);
+    OK(welm_log_set_callback(WELM_LOG_TRACE, NULL, NULL, &error));
+    later.alive = false;
+    welm_model_free(load(c->nano, NULL));
+    start(&h, WELM_LOG_OFF);
+    welm_model_free(load(c->nano, NULL));
+    CHECK(h.messages == 0);
+    start(&h, WELM_LOG_INFO);
+    welm_model_free(load(c->nano, NULL));
+    CHECK(h.loaded == 1);
+    OK(welm_log_set_callback(WELM_LOG_OFF, NULL, NULL, &error));
+    FAILS(WELM_INVALID_ARGUMENT, "`max_level`: expected 0 to 5, got 9", welm_log_set_callback(9, hear, &h, &error));
+}
+
+static void from_inside(void *data, welm_log_level level, const char *target, const char *message) {
+    heard *h = data;
+    welm_error *error = NULL;
+    (void)level, (void)target, (void)message;
+    h->messages++;
+    h->inner = welm_log_set_callback(WELM_LOG_INFO, hear, data, &error);
+    welm_error_free(error);
+}
+
+static void the_callback_cannot_change_itself(const context *c) {
+    heard h;
+    memset(&h, 0, sizeof h);
+    OK(welm_log_set_callback(WELM_LOG_INFO, from_inside, &h, &error));
+    welm_model_free(load(c->nano, NULL));
+    OK(welm_log_set_callback(WELM_LOG_OFF, NULL, NULL, &error));
+    CHECK(h.messages > 0 && h.inner == WELM_INVALID_ARGUMENT);
+}
+
+typedef struct loader {
+    pthread_t thread;
+    const context *c;
+} loader;
+
+static void *load_often(void *data) {
+    loader *l = data;
+    int i;
+    for (i = 0; i < (l->c->slow ? 1 : 5); i++) welm_model_free(load(l->c->nano, NULL));
+    return NULL;
+}
+
+static void the_callback_changes_while_others_log(const context *c) {
+    loader loaders[3];
+    size_t i;
+    int k;
+    for (i = 0; i < LEN(loaders); i++) {
+        loaders[i].c = c;
+        CHECK(pthread_create(&loaders[i].thread, NULL, load_often, &loaders[i]) == 0);
+    }
+    for (k = 0; k < 100; k++) {
+        heard *h = malloc(sizeof *h); /* freed at once: a late call would be seen by the sanitizer */
+        start(h, k % 2 ? WELM_LOG_TRACE : WELM_LOG_INFO);
+        CHECK(h->above == 0);
+        OK(welm_log_set_callback(WELM_LOG_OFF, NULL, NULL, &error));
+        pthread_mutex_destroy(&h->lock);
+        free(h);
+    }
+    for (i = 0; i < LEN(loaders); i++) pthread_join(loaders[i].thread, NULL);
+}
+
+void test_log(const context *c) {
+    messages_arrive(c);
+    the_callback_cannot_change_itself(c);
+    the_callback_changes_while_others_log(c);
+}

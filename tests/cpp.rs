@@ -1,0 +1,493 @@
+//! C++ against the installed library: welm.hpp, and the programs of `examples/cpp`.
+//!
+//! `tests/capi/install` installs welm first; `WELM_PREFIX` says where if it is elsewhere. Needs g++, cmake, pkg-config
+//! and, of Debian, libcpp-httplib-dev and nlohmann-json3-dev.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use welm_tests::{data, fixture, nano};
+
+/// Warnings that no file of ours and no header of welm has.
+const STRICT: [&str; 7] =
+    ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-Wshadow"];
+
+/// Where welm is installed.
+static PREFIX: LazyLock<PathBuf> = LazyLock::new(|| {
+    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).join("../capi-prefix");
+    let prefix = std::env::var_os("WELM_PREFIX").map_or_else(default, PathBuf::from);
+    for header in ["welm.h", "welm.hpp", "welm_types.hpp"] {
+        let installed = fs::read_to_string(prefix.join("include").join(header));
+        assert!(
+            installed.is_ok_and(|text| text == fs::read_to_string(data("include").join(header)).unwrap()),
+            "this {header} is not installed in {}; tests/run does it, or tests/capi/install alone",
+            prefix.display()
+        );
+    }
+    prefix.canonicalize().unwrap()
+});
+
+/// The folder of libraries: `lib`, or what the system calls its own.
+fn libdir() -> PathBuf {
+    let inner = fs::read_dir(PREFIX.join("lib")).unwrap().map(|entry| entry.unwrap().path());
+    let mut all = inner.chain([PREFIX.join("lib"), PREFIX.join("lib64")]);
+    all.find(|dir| dir.join("libwelm.a").exists()).expect("libwelm.a is installed")
+}
+
+/// Runs to the end; what it printed, if it went well.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
+    out.into_owned()
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Linkage {
+    Shared,
+    Static,
+}
+use Linkage::{Shared, Static};
+
+/// The arguments that link welm, as pkg-config has them.
+fn linking(linkage: Linkage) -> Vec<String> {
+    let mut command = Command::new("pkg-config");
+    // As if the prefix had been moved, which it may be.
+    command.env("PKG_CONFIG_PATH", libdir().join("pkgconfig")).args([
+        "--define-prefix",
+        "--cflags",
+        "--libs",
+    ]);
+    let flags = run(command.args((linkage == Static).then_some("--static")).arg("welm"));
+    let flags = flags.split_whitespace().map(String::from);
+    match linkage {
+        Shared => flags.chain([format!("-Wl,-rpath,{}", libdir().display())]).collect(),
+        Static => flags.map(|f| if f == "-lwelm" { "-l:libwelm.a".into() } else { f }).collect(),
+    }
+}
+
+/// Builds a CMake project against the installed package, with these targets or all.
+fn cmake(source: &str, linkage: Linkage, targets: &[&str]) -> TempDir {
+    let build = tempfile::tempdir().unwrap();
+    let mut configure = Command::new("cmake");
+    configure.arg("-S").arg(data(source)).arg("-B").arg(build.path()).arg("-DCMAKE_BUILD_TYPE=Release");
+    configure.arg(format!("-DCMAKE_CXX_FLAGS={}", STRICT[1..].join(" ")));
+    configure.arg(format!("-DWELM_USE_STATIC={}", if linkage == Static { "ON" } else { "OFF" }));
+    run(configure.arg(format!("-DCMAKE_PREFIX_PATH={}", PREFIX.display())));
+    for target in if targets.is_empty() { &["all"] } else { targets } {
+        run(Command::new("cmake").arg("--build").arg(build.path()).args(["--parallel", "--target", target]));
+    }
+    build
+}
+
+fn check_linkage(program: &Path, linkage: Linkage) {
+    let needed = run(Command::new("readelf").arg("-d").arg(program)).contains("[libwelm.so.");
+    assert_eq!(needed, linkage == Shared, "{}", program.display());
+}
+
+/// Entries of `tests/fixtures/nano_greedy.json`: prompt, ids with spaces between them, text.
+fn goldens() -> Vec<[String; 3]> {
+    let file = fs::read_to_string(fixture("nano_greedy.json")).unwrap();
+    let list: Vec<Value> = serde_json::from_str(&file).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_string();
+    let one = |entry: &Value| {
+        let ids: Vec<_> = entry["ids"].as_array().unwrap().iter().map(Value::to_string).collect();
+        [text(&entry["prompt"]), ids.join(" "), text(&entry["text"])]
+    };
+    list.iter().map(one).collect()
+}
+
+/// Runs the consumers of `tests/cpp`.
+fn consume(folder: &Path, linkage: Linkage) {
+    for program in ["consumer", "no_exceptions"] {
+        check_linkage(&folder.join(program), linkage);
+        run(Command::new(folder.join(program)).arg(nano()).args(goldens().iter().flatten()));
+    }
+}
+
+#[test]
+fn consumers_through_pkg_config() {
+    let source = |name: &str| data("tests/cpp").join(name);
+    for linkage in [Shared, Static] {
+        let folder = tempfile::tempdir().unwrap();
+        for (program, sources, more) in [
+            ("consumer", &["consumer.cpp", "other.cpp"][..], &["-O1"][..]),
+            ("no_exceptions", &["no_exceptions.cpp"], &["-O1", "-fno-exceptions", "-fno-rtti"]),
+        ] {
+            let mut command = Command::new("g++");
+            command.args(STRICT).args(more).args(sources.iter().map(|s| source(s)));
+            run(command.arg("-o").arg(folder.path().join(program)).args(linking(linkage)).arg("-lpthread"));
+        }
+        consume(folder.path(), linkage);
+    }
+}
+
+#[test]
+fn consumers_through_cmake() {
+    for linkage in [Shared, Static] {
+        consume(cmake("tests/cpp", linkage, &[]).path(), linkage);
+    }
+}
+
+#[test]
+fn a_consumer_under_the_sanitizers() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("consumer");
+    let mut command = Command::new("g++");
+    command.args(STRICT).args(["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
+    command.args(["consumer.cpp", "other.cpp"].map(|name| data("tests/cpp").join(name)));
+    run(command.arg("-o").arg(&program).args(linking(Shared)).arg("-lpthread"));
+    run(Command::new(program).arg(nano()).args(goldens().iter().flatten()));
+}
+
+#[test]
+fn the_header_is_that_of_any_standard_since_17() {
+    let header = data("include/welm.hpp");
+    for standard in ["c++17", "c++20", "c++23"] {
+        for more in ["-fexceptions", "-fno-exceptions"] {
+            let mut command = Command::new("g++");
+            command.args(STRICT).args(["-x", "c++", &format!("-std={standard}"), more, "-fsyntax-only"]);
+            run(command.arg("-include").arg(&header).arg("/dev/null"));
+        }
+    }
+}
+
+/// The blocks of C++ in examples/cpp/README.md, compiled and run in the repository's root.
+#[test]
+fn the_readme_s_examples_run() {
+    let readme = fs::read_to_string(data("examples/cpp/README.md")).unwrap();
+    let blocks: Vec<_> =
+        readme.split("```cpp\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, program) = (folder.path().join("example.cpp"), folder.path().join("example"));
+        fs::write(&source, block).unwrap();
+        run(Command::new("g++").args(STRICT).arg(&source).arg("-o").arg(&program).args(linking(Shared)));
+        let printed = run(Command::new(&program).current_dir(data("")));
+        assert!(!printed.trim().is_empty(), "expected verse");
+    }
+}
+
+fn signal(process: &Child, signal: i32) {
+    // SAFETY: the process is ours, and was not waited for, so that its number is still its own.
+    assert_eq!(unsafe { libc::kill(process.id() as libc::pid_t, signal) }, 0);
+}
+
+#[test]
+fn the_generator() {
+    for linkage in [Shared, Static] {
+        let build = cmake("examples/cpp", linkage, &["generate"]);
+        let program = build.path().join("generate");
+        check_linkage(&program, linkage);
+        let generate = |arguments: &[&str]| {
+            let mut command = Command::new(&program);
+            command.arg("--model").arg(nano()).args(arguments);
+            command
+        };
+        for [prompt, ids, text] in goldens() {
+            let n = ids.split(' ').count().to_string();
+            let printed = run(generate(&["--temperature", "0", "--max-tokens", &n]).arg(&prompt));
+            assert_eq!(printed, format!("{prompt}{text}\n"));
+        }
+        let sampled = || run(&mut generate(&["--seed", "1", "床前明月光，"]));
+        let whole = sampled();
+        assert_eq!(whole, sampled());
+        let stopped = run(&mut generate(&["--seed", "1", "--stop", "。", "床前明月光，"]));
+        assert_eq!(stopped, format!("{}\n", whole.split('。').next().unwrap()));
+
+        for (arguments, code, reason) in [
+            (&["--temperature", "-1", "x"][..], 2, "--temperature: expected a number, got -1"),
+            (&["--max-tokens", "9000", "x"], 1, "9001 tokens"),
+            (&["--nonsense", "1"], 2, "unknown option --nonsense"),
+            (&["--seed"], 2, "--seed: expected a value"),
+        ] {
+            let output = generate(arguments).output().unwrap();
+            let printed = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                output.status.code() == Some(code) && printed.contains(reason),
+                "{arguments:?}: {printed}"
+            );
+        }
+
+        // Ctrl-C behind the first bytes; the answer may have ended by itself before it is noticed.
+        let cancelled = (0..50).any(|seed| {
+            let mut command = generate(&["--max-tokens", "400", "--seed", &seed.to_string(), "甲：你好"]);
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut first = [0; 1];
+            child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+            signal(&child, libc::SIGINT);
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success());
+            String::from_utf8_lossy(&output.stderr).contains("; cancelled;")
+        });
+        assert!(cancelled);
+    }
+}
+
+/// The service, running.
+struct Service {
+    process: Child,
+    port: u16,
+    _out: BufReader<ChildStdout>,
+}
+
+impl Service {
+    fn start(folder: &Path, model: &Path) -> Self {
+        let mut command = Command::new(folder.join("serve"));
+        command.arg("--model").arg(model).args(["--port", "0"]).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut out = BufReader::new(process.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        let port = line.trim().rsplit(':').next().and_then(|p| p.parse().ok());
+        Service {
+            process,
+            port: port.unwrap_or_else(|| panic!("expected an address, got {line}")),
+            _out: out,
+        }
+    }
+
+    /// Sends a request, for which the server closes the connection behind its answer.
+    fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        let len = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n"
+        );
+        stream.write_all((head + body).as_bytes()).unwrap();
+        stream
+    }
+
+    fn ask(&self, body: Value) -> TcpStream {
+        self.send("POST", "/v1/completions", &body.to_string())
+    }
+
+    fn json(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let (status, text) = read_answer(self.send(method, path, body));
+        (status, serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e} in {text}")))
+    }
+
+    fn stats(&self) -> Value {
+        self.json("GET", "/stats", "").1
+    }
+
+    /// Waits for this; not for ever.
+    fn wait(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            let stats = self.stats();
+            if condition(&stats) {
+                return stats;
+            }
+            assert!(Instant::now() < until, "waited for {what}; {stats}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn at_rest(&self) -> Value {
+        self.wait("rest", |stats| stats["open"] == 0 && stats["blocks_used"] == 0)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Status and body of an answer, put together if it comes in chunks.
+fn read_answer(mut stream: TcpStream) -> (u16, String) {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    let (head, body) =
+        text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("expected an answer, got {text:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        return (status, body.into());
+    }
+    let (mut whole, mut rest) = (String::new(), body);
+    loop {
+        let (len, behind) = rest.split_once("\r\n").expect("a chunk");
+        let len = usize::from_str_radix(len, 16).expect("the length of a chunk");
+        if len == 0 {
+            return (status, whole);
+        }
+        whole += &behind[..len];
+        rest = behind[len..].strip_prefix("\r\n").expect("the end of a chunk");
+    }
+}
+
+/// The events of a stream, of which the last is the end.
+fn events(body: &str) -> Vec<Value> {
+    let all = body.strip_suffix("data: [DONE]\n\n").unwrap_or_else(|| panic!("expected an end, got {body}"));
+    all.split_terminator("\n\n")
+        .map(|e| serde_json::from_str(e.strip_prefix("data: ").unwrap()).unwrap())
+        .collect()
+}
+
+fn greedy(prompt: &str, n: usize, stream: bool) -> Value {
+    json!({"prompt": prompt, "max_tokens": n, "temperature": 0, "stream": stream})
+}
+
+fn answers_are_right(service: &Service) {
+    for [prompt, ids, text] in goldens() {
+        let n = ids.split(' ').count();
+        let (status, whole) = read_answer(service.ask(greedy(&prompt, n, false)));
+        let whole: Value = serde_json::from_str(&whole).unwrap();
+        assert_eq!((status, whole["choices"][0]["text"].as_str()), (200, Some(text.as_str())));
+        assert_eq!(whole["choices"][0]["finish_reason"], "length");
+        assert_eq!(whole["usage"]["completion_tokens"], n);
+
+        let (status, body) = read_answer(service.ask(greedy(&prompt, n, true)));
+        let events = events(&body);
+        let pieces = events.iter().filter_map(|e| e["choices"][0]["text"].as_str());
+        assert_eq!((status, pieces.collect::<String>()), (200, text));
+        assert_eq!(events.last().unwrap()["usage"]["completion_tokens"], n);
+    }
+    let request =
+        json!({"prompt": "春眠不觉晓，", "n": 3, "seed": 5, "logprobs": 2, "stop": ["。"], "top_k": null});
+    let asked = || serde_json::from_str::<Value>(&read_answer(service.ask(request.clone())).1).unwrap();
+    let (first, again) = (asked(), asked());
+    assert_eq!(first["choices"], again["choices"]);
+    assert_eq!((first["seed"].as_u64(), first["choices"].as_array().unwrap().len()), (Some(5), 3));
+    let token = &first["choices"][2]["logprobs"][0];
+    assert!(token["logprob"].as_f64().unwrap() <= 0.0 && token["top"].as_array().unwrap().len() == 2);
+    assert!(!first["choices"][1]["text"].as_str().unwrap().contains('。'));
+}
+
+fn errors_have_their_status(service: &Service) {
+    for (body, status, kind, reason) in [
+        (r#"{"prompt": "x", "temperature": -1}"#, 400, "WELM_INVALID_OPTION", "temperature"),
+        (r#"{"prompt": "x", "max_tokens": 9000}"#, 400, "WELM_TOO_LONG", "9001 tokens"),
+        (
+            r#"{"prompt": "x", "max_tokens": -1}"#,
+            400,
+            "invalid_request",
+            "max_tokens: expected a whole number",
+        ),
+        (
+            r#"{"prompt": "x", "logprobs": 4294967295}"#,
+            400,
+            "invalid_request",
+            "logprobs: expected a whole number",
+        ),
+        (r#"{"prompt": "x", "stop": [1]}"#, 400, "invalid_request", "stop: expected a text, got 1"),
+        (r#"{"prompt": "x", "suffix": "y"}"#, 400, "invalid_request", "unknown field suffix"),
+        (r#"{"max_tokens": 3}"#, 400, "invalid_request", "prompt: expected a text"),
+        (r#"["x"]"#, 400, "invalid_request", "expected a JSON object"),
+        ("{", 400, "invalid_request", "parse error"),
+    ] {
+        let (got, answer) = service.json("POST", "/v1/completions", body);
+        let error = &answer["error"];
+        assert_eq!((got, error["type"].as_str()), (status, Some(kind)), "{body}: {answer}");
+        assert!(error["message"].as_str().unwrap().contains(reason), "{body}: {answer}");
+    }
+    assert_eq!(service.json("GET", "/nowhere", "").0, 404);
+    assert_eq!(service.json("GET", "/health", ""), (200, json!({"status": "ok"})));
+
+    // More sequences at once than the engine lets wait.
+    let much = json!({"prompt": "甲：你好", "n": 128, "max_tokens": 400, "seed": 1});
+    let asked: Vec<_> = (0..24).map(|_| service.ask(much.clone())).collect();
+    service.wait("a refusal", |stats| stats["rejected"].as_u64() > Some(0));
+    let mut refused = 0;
+    for mut stream in asked {
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).unwrap();
+        match std::str::from_utf8(&head[9..]).unwrap() {
+            "200" => {} // and hangs up
+            "429" => {
+                let mut rest = String::new();
+                stream.read_to_string(&mut rest).unwrap();
+                assert!(rest.contains("WELM_QUEUE_FULL"), "{rest}");
+                refused += 1;
+            }
+            other => panic!("expected 200 or 429, got {other}"),
+        }
+    }
+    assert!(refused > 0);
+    service.at_rest();
+}
+
+fn hanging_up_cancels(service: &Service) {
+    let tokens = |stats: &Value| stats["completion_tokens"].as_u64().unwrap();
+    for stream in [false, true] {
+        let request = json!({"prompt": "甲：你好", "n": 128, "max_tokens": 400, "seed": 3, "stream": stream});
+        let start = tokens(&service.at_rest());
+        assert_eq!(read_answer(service.ask(request.clone())).0, 200);
+        let whole = tokens(&service.at_rest());
+        let mut hung_up = service.ask(request);
+        if stream {
+            hung_up.read_exact(&mut [0; 400]).unwrap();
+        } else {
+            service.wait("a start", |stats| stats["running"].as_u64() > Some(0));
+        }
+        drop(hung_up);
+        let end = tokens(&service.at_rest());
+        assert!(end - whole < whole - start, "stream {stream}: {} of {} tokens", end - whole, whole - start);
+    }
+}
+
+/// What is under way ends well; then the process does.
+fn sigterm_lets_requests_end(mut service: Service) {
+    let mut stream =
+        service.ask(json!({"prompt": "甲：你好", "n": 32, "max_tokens": 400, "seed": 4, "stream": true}));
+    let mut start = vec![0; 2000];
+    stream.read_exact(&mut start).unwrap();
+    signal(&service.process, libc::SIGTERM);
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap_or_else(|e| panic!("{e}")); // its chunks' sizes are ASCII
+    assert!(rest.contains("data: [DONE]\n\n") && rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
+    assert!(service.process.wait().unwrap().success());
+    assert!(TcpStream::connect(("127.0.0.1", service.port)).is_err());
+}
+
+#[test]
+fn the_service() {
+    for linkage in [Shared, Static] {
+        let build = cmake("examples/cpp", linkage, &["serve"]);
+        check_linkage(&build.path().join("serve"), linkage);
+        let service = Service::start(build.path(), &nano());
+        answers_are_right(&service);
+        errors_have_their_status(&service);
+        hanging_up_cancels(&service);
+        sigterm_lets_requests_end(service);
+    }
+}
+
+/// Loads the service for some seconds; `WELM_LOAD_SECONDS=60` for the long version.
+fn load(model: &Path, ratio: &str) {
+    let seconds = std::env::var("WELM_LOAD_SECONDS").unwrap_or("6".into());
+    let (examples, tests) =
+        (cmake("examples/cpp", Shared, &["serve"]), cmake("tests/cpp", Shared, &["load"]));
+    let mut service = Service::start(examples.path(), model);
+    let mut load = Command::new(tests.path().join("load"));
+    load.arg("--model").arg(model).args(["--port", &service.port.to_string(), "--ratio", ratio]);
+    load.args(["--pid", &service.process.id().to_string(), "--seconds", &seconds]);
+    println!("{}", run(&mut load));
+    signal(&service.process, libc::SIGTERM);
+    assert!(service.process.wait().unwrap().success());
+}
+
+/// Its weights stay in the caches, and one sequence is as fast as they are; many gain little on few cores.
+#[test]
+fn the_service_under_load() {
+    load(&nano(), "1");
+}
+
+/// A model that is read from memory for each step, as those are that people use.
+#[test]
+fn the_service_under_load_with_a_real_model() {
+    let path = std::env::var_os("WELM_SMOLLM2").expect("WELM_SMOLLM2 names the GGUF file; tests/run sets it");
+    load(Path::new(&path), "3");
+}

@@ -1,0 +1,51 @@
+//! The Python package: its tests, its types, its style. They run in the virtual environment that
+//! `tests/python/install` makes; `WELM_PYTHON` is its python.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Runs a module of that python in the root of the repository, and shows what it says if it fails.
+fn run(module: &str, arguments: &[&str]) {
+    let python = std::env::var_os("WELM_PYTHON").unwrap_or_else(|| {
+        panic!("expected WELM_PYTHON to name a python with welm and its test tools, as tests/python/install prints it")
+    });
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut command = Command::new(&python);
+    command.current_dir(root).args(["-m", module]).args(arguments);
+    // A virtual environment of the caller, such as the one with the CUDA compiler, is not the one meant.
+    command.env_remove("VIRTUAL_ENV").env_remove("PYTHONPATH");
+    let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", python.to_string_lossy()));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{module}:\n{}{}", text(&output.stdout), text(&output.stderr));
+    println!("{}", text(&output.stdout));
+}
+
+#[test]
+fn tests() {
+    run("pytest", &["-q", "-rP", "--timeout", "300", "-p", "no:cacheprovider", "tests/python"]);
+}
+
+#[test]
+fn mypy() {
+    let config = ["--config-file", "welm-py/pyproject.toml"];
+    run("mypy", &[&config[..], &["-p", "welm"]].concat());
+    run("mypy", &[&config[..], &["tests/python"]].concat());
+}
+
+#[test]
+fn stubs_are_what_is_there() {
+    run("mypy.stubtest", &["welm"]);
+}
+
+#[test]
+fn pyright() {
+    run("pyright", &["--project", "welm-py", "welm-py/python", "tests/python"]);
+}
+
+#[test]
+fn ruff() {
+    let config = ["--config", "welm-py/pyproject.toml"];
+    for arguments in [&["check"][..], &["format", "--check"]] {
+        run("ruff", &[arguments, &config[..], &["welm-py/python", "tests/python"]].concat());
+    }
+}

@@ -1,0 +1,57 @@
+"""What the tests share: the small model of the repository, and where its fixtures are."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import welm
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+PROMPT = "床前明月光，"
+
+
+@pytest.fixture(scope="session")
+def model() -> welm.Model:
+    return welm.Model()
+
+
+@pytest.fixture(scope="session")
+def bare() -> welm.Model:
+    """A model without a tokenizer."""
+    return welm.Model(FIXTURES / "welm")
+
+
+def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a file, integers and floats."""
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    tensors = {}
+    for name, entry in json.loads(data[8 : 8 + size]).items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            dtype = {"I64": np.int64, "I32": np.int32, "F32": np.float32}[entry["dtype"]]
+            tensors[name] = np.frombuffer(data[8 + size + start : 8 + size + end], dtype).reshape(
+                entry["shape"]
+            )
+    return tensors
+
+
+def at_rest(model: welm.Model) -> welm.Stats:
+    """The counters when nothing is open any more."""
+    until = time.monotonic() + 20
+    while True:
+        stats = model.stats()
+        if (stats.open, stats.blocks_used, stats.running) == (0, 0, 0) or time.monotonic() > until:
+            assert (stats.open, stats.blocks_used, stats.running, stats.queue_depth) == (0, 0, 0, 0)
+            return stats
+        time.sleep(0.001)

@@ -1,0 +1,301 @@
+"""``welm.hf``: transformers' arguments, what they mean there, and what is refused."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, PROMPT, read_safetensors
+
+import welm
+import welm.hf
+
+PINNED = json.loads((Path(__file__).parent / "nano_greedy.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def causal() -> welm.hf.CausalLM:
+    return welm.hf.from_pretrained(welm.NANO)
+
+
+@pytest.fixture(scope="module")
+def plain(causal: welm.hf.CausalLM) -> welm.hf.CausalLM:
+    """The same model without a generation config of its own."""
+    return welm.hf.CausalLM(causal.model)
+
+
+@pytest.fixture(scope="module")
+def prompt(causal: welm.hf.CausalLM) -> list[int]:
+    return causal.model.tokenize(PROMPT)
+
+
+class Tensor:
+    """What of a torch tensor is used: it is not imported."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tolist(self) -> list[Any]:
+        return self.rows
+
+    def new_tensor(self, rows: list[Any]) -> Tensor:
+        return Tensor(rows)
+
+
+def test_greedy_tokens_are_those_of_transformers() -> None:
+    for name in ("neox_sequential", "llama_gqa", "welm"):
+        want = read_safetensors(FIXTURES / name / "expected.safetensors")
+        model = welm.hf.from_pretrained(
+            FIXTURES / name, torch_dtype="float32", device_map="cpu", cache_dtype="f32"
+        )
+        prompt, greedy = want["prompt"].reshape(1, -1), want["greedy"].flatten().tolist()
+        out = model.generate(prompt, max_new_tokens=64, do_sample=False)[0].tolist()
+        ends = [at for at, token in enumerate(greedy) if token in model.config.eos_token_ids]
+        greedy = greedy[: ends[0] + 1] if ends else greedy
+        assert out == [*prompt[0].tolist(), *greedy]
+
+
+def test_greedy_tokens_of_the_small_model_up_to_its_end_token(
+    plain: welm.hf.CausalLM, prompt: list[int]
+) -> None:
+    end = PINNED["greedy"].index(1)
+    assert plain.config.eos_token_ids == (1,)
+    assert plain.generate([prompt], max_new_tokens=100) == [[*prompt, *PINNED["greedy"][: end + 1]]]
+
+
+def test_the_default_is_twenty_tokens_in_all_and_greedy(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
+    assert plain.generate(prompt) == [*prompt, *PINNED["greedy"][: 20 - len(prompt)]]
+    assert plain.generate(prompt, max_length=7) == [*prompt, *PINNED["greedy"][: 7 - len(prompt)]]
+    assert len(plain.generate(prompt, max_length=7, max_new_tokens=9)) == len(prompt) + 9
+    with pytest.raises(
+        welm.InvalidOption, match="`max_length`: expected more than the prompt's 5 tokens, got 5"
+    ):
+        plain.generate(prompt, max_length=5)
+
+
+def test_the_same_kind_comes_back(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 3}
+    want = [*prompt, *PINNED["greedy"][:3]]
+    assert plain.generate(prompt, **options) == want
+    assert plain.generate(tuple(prompt), **options) == want
+    assert plain.generate([prompt, prompt], **options) == [want, want]
+    for dtype in (np.int64, np.uint32):
+        array = plain.generate(np.array([prompt], dtype), **options)
+        assert (array.dtype, array.tolist()) == (dtype, [want])
+    assert plain.generate(np.array(prompt), **options).shape == (len(want),)
+    tensor = plain.generate(Tensor([prompt]), attention_mask=Tensor([[1] * len(prompt)]), **options)
+    assert isinstance(tensor, Tensor)
+    assert tensor.rows == [want]
+    assert plain.generate([], **options) == []
+    for wrong in ("text", 5, [[[1]]], [1, [2]], None):
+        with pytest.raises(TypeError, match="argument 'input_ids'"):
+            plain.generate(wrong, **options)
+
+
+def test_padding(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
+    short = plain.model.tokenize("春")
+    pads = [0] * (len(prompt) - len(short))
+    rows = [prompt, [9] * len(pads) + short]
+    mask = [[1] * len(prompt), [*pads, *([1] * len(short))]]
+    first, second = plain.generate(rows, attention_mask=mask, max_new_tokens=60, pad_token_id=2)
+    alone = plain.generate(prompt, max_new_tokens=60), plain.generate(short, max_new_tokens=60)
+    width = max(len(alone[0]), len(alone[1]) + len(pads))
+    assert (len(first), len(second)) == (width, width)
+    assert first == alone[0] + [2] * (width - len(alone[0]))
+    behind = [9] * len(pads) + alone[1]
+    assert second == behind + [2] * (width - len(behind))
+    assert plain.generate(
+        [[9, *short]], attention_mask=[[False, *([True] * len(short))]], max_new_tokens=4
+    ) == [[9, *plain.generate(short, max_new_tokens=4)]]
+    with pytest.raises(welm.InvalidOption, match="got holes"):
+        plain.generate([prompt], attention_mask=[[1, 0, 1, 1, 1]])
+    with pytest.raises(welm.InvalidOption, match="`attention_mask`: expected rows as long"):
+        plain.generate([prompt], attention_mask=[[1]])
+
+
+def test_sampling_is_the_engine_s(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
+    want = plain.model.generate(
+        prompt,
+        temperature=0.7,
+        top_k=20,
+        top_p=0.9,
+        min_p=0.05,
+        repetition_penalty=1.2,
+        n=3,
+        seed=4,
+        max_tokens=12,
+    )
+    got = plain.generate(
+        [prompt],
+        max_new_tokens=12,
+        do_sample=True,
+        temperature=0.7,
+        top_k=20,
+        top_p=0.9,
+        min_p=0.05,
+        repetition_penalty=1.2,
+        num_return_sequences=3,
+        seed=4,
+        pad_token_id=2,
+    )
+    assert len(got) == 3
+    for row, choice in zip(got, want.choices, strict=True):
+        ids = [token.id for token in choice.tokens]
+        assert row[: len(prompt) + len(ids)] == [*prompt, *ids]
+    # transformers' defaults, not the engine's.
+    (row,) = plain.generate([prompt], do_sample=True, max_new_tokens=9, seed=5)
+    choice = plain.model.generate(prompt, temperature=1.0, top_k=50, top_p=1.0, seed=5, max_tokens=9).choices[
+        0
+    ]
+    assert row[len(prompt) :][: len(choice.tokens)] == [token.id for token in choice.tokens]
+    # Greedy says nothing about temperatures, as there.
+    assert plain.generate(prompt, temperature=5.0, max_new_tokens=3) == [*prompt, *PINNED["greedy"][:3]]
+
+
+def test_stop_strings_are_part_of_the_row(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
+    (row,) = plain.generate([prompt], stop_strings=["，"], max_new_tokens=40, tokenizer=object())
+    (comma,) = plain.model.tokenize("，")
+    assert row == [*prompt, *PINNED["greedy"][: PINNED["greedy"].index(comma) + 1]]
+    assert plain.generate(prompt, max_time=0.0) == prompt
+
+
+def test_generation_configs(causal: welm.hf.CausalLM, prompt: list[int], tmp_path: Path) -> None:
+    assert causal.generation_config["temperature"] == 0.8
+    want = causal.model.generate(
+        prompt, temperature=0.8, top_p=0.9, top_k=50, seed=1, max_tokens=128
+    ).choices[0]
+    (row,) = causal.generate([prompt], seed=1)
+    assert row[len(prompt) :][: len(want.tokens)] == [token.id for token in want.tokens]
+    assert len(causal.generate(prompt, seed=1, max_new_tokens=2)) == len(prompt) + 2
+
+    class Config:
+        def to_diff_dict(self) -> dict[str, Any]:
+            return {
+                "max_new_tokens": 3,
+                "transformers_version": "5.0",
+                "bos_token_id": 1,
+                "eos_token_id": [1],
+            }
+
+    greedy = [*prompt, *PINNED["greedy"][:3]]
+    assert causal.generate(prompt, generation_config=Config()) == greedy
+    assert causal.generate(prompt, {"max_new_tokens": 9}, max_new_tokens=3) == greedy
+    with pytest.raises(TypeError, match="argument 'generation_config'"):
+        causal.generate(prompt, 5)
+    with pytest.raises(welm.InvalidOption, match="`num_beams`"):
+        causal.generate(prompt, {"num_beams": 4})
+
+    shutil.copytree(welm.NANO, tmp_path / "model")
+    own = {"max_new_tokens": 3, "chat_format": "chatml", "transformers_version": "4.1"}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(own))
+    assert welm.hf.from_pretrained(tmp_path / "model").generate(prompt) == greedy
+    with pytest.raises(TypeError, match="'chat_format'"):
+        causal.generate(prompt, own)
+    (tmp_path / "model" / "generation_config.json").write_text("[1]")
+    with pytest.raises(welm.InvalidFile, match=r"generation_config\.json: expected a JSON object"):
+        welm.hf.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_beams", 4),
+        ("no_repeat_ngram_size", 2),
+        ("typical_p", 0.5),
+        ("min_new_tokens", 5),
+        ("bad_words_ids", [[1]]),
+        ("logits_processor", [print]),
+        ("stopping_criteria", np.zeros(3)),
+        ("streamer", object()),
+        ("return_dict_in_generate", True),
+        ("output_scores", True),
+        ("assistant_model", object()),
+        ("use_cache", False),
+        ("inputs_embeds", [[0.0]]),
+        ("token_type_ids", [[0]]),
+        ("num_return_sequences", 2),
+        ("eos_token_id", 5),
+        ("eos_token_id", [1, 5]),
+        ("min_length", 5),
+    ],
+)
+def test_what_is_not_offered_is_refused_by_name(
+    plain: welm.hf.CausalLM, prompt: list[int], name: str, value: object
+) -> None:
+    with pytest.raises(welm.InvalidOption, match=f"option `{name}`: ") as raised:
+        plain.generate([prompt], **{name: value})
+    assert raised.value.option == name
+    assert isinstance(raised.value, ValueError)
+
+
+def test_what_asks_for_nothing_is_taken(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
+    out = plain.generate(
+        prompt,
+        max_new_tokens=3,
+        num_beams=1,
+        use_cache=True,
+        no_repeat_ngram_size=0,
+        output_scores=False,
+        streamer=None,
+        length_penalty=1.0,
+        eos_token_id=1,
+        min_p=None,
+    )
+    assert out == [*prompt, *PINNED["greedy"][:3]]
+
+
+def test_errors(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
+        plain.generate(prompt, temprature=1.0)
+    with pytest.raises(welm.InvalidOption, match="`temperature`: expected more than 0"):
+        plain.generate(prompt, do_sample=True, temperature=0.0)
+    with pytest.raises(welm.TooLong):
+        plain.generate(prompt, max_new_tokens=5000)
+    with pytest.raises(welm.InvalidOption, match="expected a local folder or GGUF file, got 'org/name'"):
+        welm.hf.from_pretrained("org/name")
+    for name, value in {
+        "load_in_8bit": True,
+        "trust_remote_code": True,
+        "attn_implementation": "sdpa",
+    }.items():
+        with pytest.raises(welm.InvalidOption, match=f"option `{name}`: not offered; "):
+            welm.hf.from_pretrained(welm.NANO, **{name: value})
+    met = {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "load_in_8bit": None,
+    }
+    assert welm.hf.from_pretrained(welm.NANO, device_map={"": "cpu"}, **met).config.family == "welm"
+    with pytest.raises(welm.InvalidOption, match="`device_map`: expected one device"):
+        welm.hf.from_pretrained(welm.NANO, device_map={"layers.0": 0, "layers.1": 1})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'revizion'"):
+        welm.hf.from_pretrained(welm.NANO, revizion="main")
+
+
+def test_example() -> None:
+    assert doctest.testmod(welm.hf) == (0, 3)
+
+
+def test_attributes(causal: welm.hf.CausalLM) -> None:
+    assert causal.eval() is causal
+    assert (causal.device, causal.config) == ("cpu", causal.model.config)
+
+
+def test_torch_and_numpy_are_not_imported() -> None:
+    program = "import sys, welm.hf; print([name for name in ('torch', 'numpy', 'transformers') if name in sys.modules])"
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, env=os.environ
+    ).stdout
+    assert out == b"[]\n"

@@ -1,0 +1,62 @@
+"""Types as checkers see them; running it checks that they are true."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+from typing_extensions import assert_type
+
+import welm
+
+from conftest import PROMPT
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def test_results(model: welm.Model) -> None:
+    one = model.generate(PROMPT, max_tokens=2, logprobs=1)
+    assert_type(one, welm.Generation)
+    assert_type(model.generate([1, 2], max_tokens=1), welm.Generation)
+    assert_type(model.generate(np.array([1, 2]), max_tokens=1), welm.Generation)
+    many = model.generate([PROMPT, "春"], max_tokens=1)
+    assert_type(many, list[welm.Generation])
+    assert_type(model.generate([[1, 2], [3]], max_tokens=1), list[welm.Generation])
+    mixed: list[str | list[int]] = [PROMPT, [1]]
+    assert_type(model.generate(mixed, max_tokens=1), list[welm.Generation])
+    assert (type(one), type(many)) == (welm.Generation, list)
+
+    choice = one.choices[0]
+    assert_type(choice, welm.Choice)
+    assert_type(choice.finish_reason, welm.FinishReason)
+    assert_type(choice.tokens[0].logprob, "float | None")
+    assert_type(choice.tokens[0].alternatives, tuple[welm.Token, ...])
+    assert (type(choice.tokens[0].logprob), type(choice.tokens[0].bytes)) == (float, bytes)
+
+    with model.stream(PROMPT, max_tokens=1) as stream:
+        assert_type(stream, welm.Stream)
+        for piece in stream:
+            assert_type(piece, welm.Piece)
+            assert type(piece) is welm.Piece
+
+    logits: NDArray[np.float32] = model.logits(PROMPT)
+    assert type(logits) is np.ndarray
+    assert_type(model.score(PROMPT, ["a"]), list[welm.Score])
+    assert_type(model.tokenize(PROMPT), list[int])
+    assert_type(model.token_id("a"), "int | None")
+    assert_type(model.stats().time_between_tokens, welm.Histogram)
+    assert_type(welm.Model.estimate(), welm.Estimate)
+
+
+def test_asyncio(model: welm.Model) -> None:
+    async def run() -> None:
+        assert_type(await model.generate_async(PROMPT, max_tokens=1), welm.Generation)
+        assert_type(await model.generate_async([PROMPT], max_tokens=1), list[welm.Generation])
+        async with model.stream_async(PROMPT, max_tokens=1) as stream:
+            assert_type(stream, welm.AsyncStream)
+            async for piece in stream:
+                assert_type(piece, welm.Piece)
+
+    asyncio.run(run())

@@ -1,0 +1,219 @@
+//! Answers at once, and by a callback.
+
+use std::ffi::{c_char, c_void};
+use std::ptr;
+
+use welm_core::{Choice, Generation};
+
+use crate::error::{Failure, welm_error, welm_status};
+use crate::guard::{free, status, value};
+use crate::list::{TokenList, welm_finish_reason, welm_token};
+use crate::model::welm_model;
+use crate::request::{welm_generate_options, welm_prompt};
+use crate::sized;
+use crate::stream::{PieceBox, welm_piece};
+use crate::text::Text;
+
+/// One generated sequence.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_choice {
+    /// The text, in UTF-8, with a NUL behind it; with `echo`, behind the prompt.
+    pub text: *const c_char,
+    /// Bytes of the text.
+    pub text_len: usize,
+    /// Its tokens; with `echo`, behind the prompt's.
+    pub tokens: *const welm_token,
+    /// Number of them.
+    pub n_tokens: usize,
+    /// Why it ended.
+    pub finish_reason: welm_finish_reason,
+}
+
+/// Tokens that a request used.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated, over all sequences.
+    pub completion_tokens: usize,
+    /// Prompt tokens whose keys and values came from the prefix cache.
+    pub cached_tokens: usize,
+}
+
+/// The answer to a request. It never changes, so that any number of threads may read it at once; what its functions
+/// return lives as long as it does.
+pub struct welm_generation {
+    choices: Vec<ChoiceBox>,
+    usage: welm_usage,
+    seed: u64,
+}
+
+/// A choice with what it points to.
+struct ChoiceBox {
+    choice: welm_choice,
+    _text: Text,
+    _tokens: TokenList,
+}
+
+impl ChoiceBox {
+    fn new(choice: Choice) -> Self {
+        let (text, tokens) = (Text::new(choice.text), TokenList::new(choice.tokens));
+        let choice = welm_choice {
+            text: text.as_ptr(),
+            text_len: text.len(),
+            tokens: tokens.as_ptr(),
+            n_tokens: tokens.len(),
+            finish_reason: choice.finish_reason.into(),
+        };
+        ChoiceBox { choice, _text: text, _tokens: tokens }
+    }
+}
+
+impl welm_generation {
+    fn new(generation: Generation) -> *mut Self {
+        let usage = welm_usage {
+            prompt_tokens: generation.usage.prompt_tokens,
+            completion_tokens: generation.usage.completion_tokens,
+            cached_tokens: generation.usage.cached_tokens,
+        };
+        let choices = generation.choices.into_iter().map(ChoiceBox::new).collect();
+        Box::into_raw(Box::new(welm_generation { choices, usage, seed: generation.seed }))
+    }
+}
+
+/// Continues a prompt; returns when all `n` sequences have ended.
+///
+/// Cancelling and deadlines are no errors: the sequences end with that reason and what they have.
+///
+/// - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of prompt and
+///   options is kept.
+/// - threads: any number at once on one model; their requests are computed together.
+/// - NULL: `model` and `generation` must not be; `options` may be, for the defaults; `error` may be.
+/// - encoding: of prompt and stop strings UTF-8.
+/// - errors: `WELM_INVALID_OPTION`, `WELM_TOO_LONG`, `WELM_EMPTY_PROMPT`, `WELM_TOKENIZER`; `WELM_QUEUE_FULL` if
+///   too many wait; `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; those of any function:
+///   `WELM_NULL_POINTER`, `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_generate(
+    model: *const welm_model,
+    prompt: welm_prompt,
+    options: *const welm_generate_options,
+    generation: *mut *mut welm_generation,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, prompt, options and output are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        let options = sized::read("options", options, Default::default())?.to_core()?;
+        if generation.is_null() {
+            return Err(Failure::null("generation"));
+        }
+        let answer = model.generate(prompt.to_core()?, &options)?;
+        generation.write(welm_generation::new(answer));
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// Takes the pieces of an answer as they come; returning `false` ends the request. `piece` and what it points to
+/// live until the callback returns. It must not throw, nor `longjmp` out.
+pub type welm_piece_callback =
+    Option<unsafe extern "C" fn(data: *mut c_void, piece: *const welm_piece) -> bool>;
+
+/// As `welm_model_generate`, piece by piece, on the calling thread; returns when all sequences have ended, or when
+/// `callback` returns `false`, which is no error. See `welm_stream_next` for what a piece is.
+///
+/// - ownership: nothing to free. Nothing of prompt and options is kept.
+/// - threads: any number at once on one model. `callback` runs on the thread of this call, and may use the model.
+/// - NULL: `model` and `callback` must not be; `options`, `data` and `error` may be.
+/// - encoding: of prompt and stop strings UTF-8.
+/// - errors: as `welm_model_generate`; pieces may have come before.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_generate_with(
+    model: *const welm_model,
+    prompt: welm_prompt,
+    options: *const welm_generate_options,
+    callback: welm_piece_callback,
+    data: *mut c_void,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, prompt, options and callback are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        let options = sized::read("options", options, Default::default())?.to_core()?;
+        let callback = callback.ok_or_else(|| Failure::null("callback"))?;
+        for piece in model.stream(prompt.to_core()?, &options)? {
+            if !callback(data, PieceBox::new(piece?).as_ptr()) {
+                break;
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// How many sequences an answer has: the `n` of its options.
+///
+/// - ownership: nothing to free.
+/// - threads: any number at once on one answer.
+/// - NULL: 0 for a NULL `generation`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_generation_n_choices(generation: *const welm_generation) -> usize {
+    // SAFETY: NULL, or an answer that was not freed, by the function's contract.
+    value(0, || unsafe { generation.as_ref() }.map_or(0, |g| g.choices.len()))
+}
+
+/// One of the sequences, from 0.
+///
+/// - ownership: belongs to `generation`, and lives as long.
+/// - threads: any number at once on one answer.
+/// - NULL: returned for a NULL `generation`, and where there is no such sequence.
+/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_generation_choice(
+    generation: *const welm_generation,
+    index: usize,
+) -> *const welm_choice {
+    value(ptr::null(), || {
+        // SAFETY: NULL, or an answer that was not freed, by the function's contract.
+        let generation = unsafe { generation.as_ref() };
+        generation.and_then(|g| g.choices.get(index)).map_or(ptr::null(), |c| &c.choice)
+    })
+}
+
+/// The tokens that a request used.
+///
+/// - ownership: belongs to `generation`, and lives as long.
+/// - threads: any number at once on one answer.
+/// - NULL: returned for a NULL `generation`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_generation_usage(generation: *const welm_generation) -> *const welm_usage {
+    // SAFETY: NULL, or an answer that was not freed, by the function's contract.
+    value(ptr::null(), || unsafe { generation.as_ref() }.map_or(ptr::null(), |g| &g.usage))
+}
+
+/// The seed that was used; the same request with this seed gives the same bits.
+///
+/// - ownership: nothing to free.
+/// - threads: any number at once on one answer.
+/// - NULL: 0 for a NULL `generation`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_generation_seed(generation: *const welm_generation) -> u64 {
+    // SAFETY: NULL, or an answer that was not freed, by the function's contract.
+    value(0, || unsafe { generation.as_ref() }.map_or(0, |g| g.seed))
+}
+
+/// Frees an answer.
+///
+/// - ownership: takes `generation`; all that its functions returned goes with it.
+/// - threads: once, when nobody reads it any more.
+/// - NULL: does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_generation_free(generation: *mut welm_generation) {
+    // SAFETY: NULL, or a box of this library that the caller gives back.
+    unsafe { free(generation) }
+}

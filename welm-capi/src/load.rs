@@ -1,0 +1,292 @@
+//! Loading a model, planning for one, and writing a smaller one.
+
+use std::ffi::{c_char, c_void};
+use std::sync::Arc;
+
+use welm_core::{Estimate, LoadOptions, LoadProgress, Model};
+
+use crate::error::{Failure, welm_error, welm_status};
+use crate::guard::status;
+use crate::model::welm_model;
+use crate::sized::{self, Growing, flag};
+use crate::text::{optional, path};
+
+/// Told while weights are read, on the thread that loads: bytes that are ready, and bytes in all. Returning `false`
+/// ends the loading with `WELM_LOAD_CANCELLED`. It must not throw, nor `longjmp` out.
+pub type welm_progress_callback =
+    Option<unsafe extern "C" fn(data: *mut c_void, done_bytes: u64, total_bytes: u64) -> bool>;
+
+/// How a model is loaded. `welm_load_options_init` sets the defaults, which are right for most programs.
+///
+/// Texts are UTF-8, NUL-terminated, and need to live only while the function runs that takes them; NULL is their
+/// default. So is 0, of the numbers.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_load_options {
+    /// `sizeof(welm_load_options)`.
+    pub struct_size: usize,
+    /// Where the model runs: "auto", "cpu", "cuda" or "cuda:1". "auto" is the first CUDA device if that can run
+    /// the model as the other options ask, else the CPU; the log says which.
+    pub device: *const c_char,
+    /// Element type of the weights: "auto" (never less exact than the file), "f32", "bf16", "int8".
+    pub dtype: *const c_char,
+    /// Element type of the KV cache: "bf16" (the default) or "f32".
+    pub cache_dtype: *const c_char,
+    /// Bits of an activation before an int8 weight: "auto", "int8", "int16", or, on CUDA, "int8_rotated".
+    pub activations: *const c_char,
+    /// Instruction set to use at most: "scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot". By default the
+    /// environment variable WELM_ISA decides, then the machine.
+    pub isa: *const c_char,
+    /// Compute threads; by default as many as affinity and cgroup quota allow.
+    pub threads: usize,
+    /// Most tokens of one sequence; by default the model's own limit.
+    pub context_tokens: usize,
+    /// Tokens that the KV cache holds, over all sequences; by default eight full contexts, at most 32,768.
+    pub cache_tokens: usize,
+    /// Prompt tokens computed in one step: what a long prompt delays the others by at most.
+    pub chunk_tokens: usize,
+    /// Most sequences that run at once.
+    pub max_running: usize,
+    /// Most sequences that wait; a request beyond it is refused with `WELM_QUEUE_FULL`.
+    pub queue_limit: usize,
+    /// Most bytes that weights, cache and scratch may take; by default what the machine has available.
+    pub memory_limit: u64,
+    /// Whether blocks of equal prompt beginnings are kept and shared between requests; on by default.
+    pub prefix_cache: flag,
+    /// Called while weights are read or quantised; may be NULL.
+    pub progress: welm_progress_callback,
+    /// Given to `progress`.
+    pub progress_data: *mut c_void,
+}
+
+// SAFETY: `repr(C)`, size first; pointers, integers and a flag; ends with a pointer.
+unsafe impl Growing for welm_load_options {}
+
+impl Default for welm_load_options {
+    fn default() -> Self {
+        let d = LoadOptions::default();
+        welm_load_options {
+            struct_size: size_of::<Self>(),
+            device: std::ptr::null(),
+            dtype: std::ptr::null(),
+            cache_dtype: std::ptr::null(),
+            activations: std::ptr::null(),
+            isa: std::ptr::null(),
+            threads: d.threads.unwrap_or(0),
+            context_tokens: d.context_tokens.unwrap_or(0),
+            cache_tokens: d.cache_tokens.unwrap_or(0),
+            chunk_tokens: d.chunk_tokens,
+            max_running: d.max_running,
+            queue_limit: d.queue_limit,
+            memory_limit: d.memory_limit.unwrap_or(0),
+            prefix_cache: d.prefix_cache.into(),
+            progress: None,
+            progress_data: std::ptr::null_mut(),
+        }
+    }
+}
+
+/// A callback with its data, as closures need it.
+#[derive(Clone, Copy)]
+struct Progress {
+    callback: unsafe extern "C" fn(*mut c_void, u64, u64) -> bool,
+    data: *mut c_void,
+}
+
+// SAFETY: the engine calls it on the thread that loads, which is the caller's own.
+unsafe impl Send for Progress {}
+// SAFETY: as above.
+unsafe impl Sync for Progress {}
+
+impl Progress {
+    fn call(&self, p: LoadProgress) -> bool {
+        // SAFETY: the caller gave the function for this; it does not unwind, as its type's comment asks.
+        unsafe { (self.callback)(self.data, p.done_bytes, p.total_bytes) }
+    }
+}
+
+impl welm_load_options {
+    /// # Safety
+    /// Each text is NULL or NUL-terminated.
+    unsafe fn to_core(self) -> Result<LoadOptions, Failure> {
+        let set = |number: usize| Some(number).filter(|&n| n != 0);
+        let mut o = LoadOptions::default();
+        // SAFETY: by this function's contract.
+        unsafe {
+            if let Some(device) = optional("device", self.device)? {
+                o.device = device.parse()?;
+            }
+            if let Some(dtype) = optional("dtype", self.dtype)? {
+                o.dtype = dtype.parse()?;
+            }
+            if let Some(dtype) = optional("cache_dtype", self.cache_dtype)? {
+                o.cache_dtype = dtype.parse()?;
+            }
+            if let Some(activations) = optional("activations", self.activations)? {
+                o.activations = activations.parse()?;
+            }
+            o.isa = optional("isa", self.isa)?.map(str::to_string);
+        }
+        o.threads = set(self.threads);
+        o.context_tokens = set(self.context_tokens);
+        o.cache_tokens = set(self.cache_tokens);
+        o.chunk_tokens = set(self.chunk_tokens).unwrap_or(o.chunk_tokens);
+        o.max_running = set(self.max_running).unwrap_or(o.max_running);
+        o.queue_limit = set(self.queue_limit).unwrap_or(o.queue_limit);
+        o.memory_limit = Some(self.memory_limit).filter(|&n| n != 0);
+        o.prefix_cache = self.prefix_cache.get();
+        if let Some(callback) = self.progress {
+            let progress = Progress { callback, data: self.progress_data };
+            o.progress = Some(Arc::new(move |p| progress.call(p)));
+        }
+        Ok(o)
+    }
+}
+
+/// Sets every option to its default, and `struct_size` to the size given: `sizeof(welm_load_options)`.
+///
+/// - ownership: nothing to free.
+/// - threads: any, each with a struct of its own.
+/// - NULL: `options` must not be.
+/// - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, and nothing is written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_load_options_init(
+    options: *mut welm_load_options,
+    struct_size: usize,
+) -> welm_status {
+    // SAFETY: the caller's struct has the size that it says.
+    let body = || unsafe { sized::init("options", options, struct_size, &welm_load_options::default()) };
+    // SAFETY: NULL is allowed.
+    unsafe { status(std::ptr::null_mut(), body) }
+}
+
+/// Loads a Hugging Face folder, an int8 folder of `welm_quantize`, or a GGUF file, and starts its engine.
+///
+/// Files are mapped: they must not be changed while the model lives. A folder without tokenizer gives a model that
+/// takes and returns tokens only.
+///
+/// - ownership: `*model` is the caller's, to be freed with `welm_model_free`. Nothing of `options` is kept.
+/// - threads: any, also several at once.
+/// - NULL: `path` and `model` must not be; `options` may be, for the defaults; `error` may be.
+/// - encoding: `path` is NUL-terminated; on Unix any bytes that name a file, elsewhere UTF-8.
+/// - errors: `WELM_IO`, `WELM_INVALID_FILE`, `WELM_CONFIG`, `WELM_TENSOR`, `WELM_TOKENIZER` for files that are
+///   absent, damaged or not supported; `WELM_OUT_OF_MEMORY` before anything is read, if it cannot fit;
+///   `WELM_INVALID_OPTION`, `WELM_UNAVAILABLE`, `WELM_LOAD_CANCELLED`; those of any function: `WELM_NULL_POINTER`,
+///   `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_load(
+    path: *const c_char,
+    options: *const welm_load_options,
+    model: *mut *mut welm_model,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    let body = || {
+        // SAFETY: texts, struct and output are the caller's, as the comment asks.
+        unsafe {
+            let path = self::path("path", path)?;
+            let options = sized::read("options", options, Default::default())?.to_core()?;
+            if model.is_null() {
+                return Err(Failure::null("model"));
+            }
+            let loaded = Model::load(path, &options)?;
+            model.write(welm_model::new(loaded));
+        }
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// Memory that a model takes. Set `struct_size` before the call that fills it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_estimate {
+    /// `sizeof(welm_estimate)`.
+    pub struct_size: usize,
+    /// Weights that are read from the mapped file where they lie; the system can drop and reread them.
+    pub mapped_bytes: u64,
+    /// Weights that are converted or quantised into memory.
+    pub converted_bytes: u64,
+    /// The KV cache.
+    pub cache_bytes: u64,
+    /// Activations, logits and whatever else a step needs.
+    pub scratch_bytes: u64,
+    /// Everything together.
+    pub total_bytes: u64,
+    /// Most tokens of one sequence.
+    pub context_tokens: usize,
+    /// Tokens that the KV cache holds, over all sequences.
+    pub cache_tokens: usize,
+}
+
+// SAFETY: `repr(C)`, size first; integers of the same size.
+unsafe impl Growing for welm_estimate {}
+
+impl From<Estimate> for welm_estimate {
+    fn from(e: Estimate) -> Self {
+        welm_estimate {
+            struct_size: size_of::<Self>(),
+            mapped_bytes: e.mapped_bytes,
+            converted_bytes: e.converted_bytes,
+            cache_bytes: e.cache_bytes,
+            scratch_bytes: e.scratch_bytes,
+            total_bytes: e.total_bytes(),
+            context_tokens: e.context_tokens,
+            cache_tokens: e.cache_tokens,
+        }
+    }
+}
+
+/// Memory that `welm_model_load` with these options would take, from the headers of the files: the device's with
+/// the device "cuda", which need not be there, otherwise the CPU's.
+///
+/// - ownership: nothing to free.
+/// - threads: any, also several at once.
+/// - NULL: `path` and `estimate` must not be; `options` may be, for the defaults; `error` may be.
+/// - encoding: `path` as for `welm_model_load`.
+/// - errors: as `welm_model_load`, without the ones about memory.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_estimate(
+    path: *const c_char,
+    options: *const welm_load_options,
+    estimate: *mut welm_estimate,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    let body = || {
+        // SAFETY: texts and structs are the caller's, as the comment asks.
+        unsafe {
+            let path = self::path("path", path)?;
+            let options = sized::read("options", options, Default::default())?.to_core()?;
+            sized::write("estimate", estimate, &Model::estimate(path, &options)?.into())
+        }
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// Writes an int8 folder from the Hugging Face folder `from`; `to` is made if need be. `progress` is called after
+/// each matrix and may stop it; an unfinished file is not left behind.
+///
+/// - ownership: nothing to free.
+/// - threads: any; not two at once into the same folder.
+/// - NULL: `from` and `to` must not be; `progress`, its `data` and `error` may be.
+/// - encoding: paths as for `welm_model_load`.
+/// - errors: those of files of `welm_model_load`; `WELM_IO` if `to` cannot be written; `WELM_LOAD_CANCELLED`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_quantize(
+    from: *const c_char,
+    to: *const c_char,
+    progress: welm_progress_callback,
+    data: *mut c_void,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    let body = || {
+        // SAFETY: texts are the caller's, as the comment asks.
+        let (from, to) = unsafe { (path("from", from)?, path("to", to)?) };
+        let progress = progress.map(|callback| Progress { callback, data });
+        welm_core::quantize(&from, &to, |p| progress.is_none_or(|f| f.call(p)))?;
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}

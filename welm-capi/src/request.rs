@@ -1,0 +1,247 @@
+//! What a request is made of: prompt, options, and the token that cancels it.
+
+use std::ffi::c_char;
+use std::ptr;
+use std::time::Duration;
+
+use welm_core::{CancelToken, GenerateOptions, Prompt};
+
+use crate::error::welm_status::WELM_INVALID_ARGUMENT;
+use crate::error::{Failure, welm_status};
+use crate::guard::{free, status, value};
+use crate::sized::{self, Growing, flag};
+use crate::text::{WELM_NUL_TERMINATED, array, text, texts};
+
+/// A prompt, as text or as tokens; see `welm_prompt_text` and `welm_prompt_tokens`. It is passed by value, and what
+/// it points to needs to live only while the function runs that takes it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_prompt {
+    /// The text, in UTF-8, where `tokens` is NULL.
+    pub text: *const c_char,
+    /// The tokens.
+    pub tokens: *const u32,
+    /// Bytes of the text, or `WELM_NUL_TERMINATED`; number of tokens.
+    pub len: usize,
+}
+
+impl welm_prompt {
+    /// # Safety
+    /// What it points to is as long as it says and does not change during `'a`.
+    pub(crate) unsafe fn to_core<'a>(self) -> Result<Prompt<'a>, Failure> {
+        if self.tokens.is_null() {
+            // SAFETY: by this function's contract.
+            return Ok(Prompt::Text(unsafe { text("prompt", self.text, self.len) }?));
+        }
+        if !self.text.is_null() || self.len == WELM_NUL_TERMINATED {
+            let reason = "`prompt`: expected a text, or tokens and their number; got both";
+            return Err(Failure::new(WELM_INVALID_ARGUMENT, reason));
+        }
+        // SAFETY: by this function's contract.
+        Ok(Prompt::Tokens(unsafe { array("prompt", self.tokens, self.len) }?))
+    }
+}
+
+/// A prompt of text. The model tokenizes it, and puts the token that starts a text in front where its tokenizer does.
+///
+/// - ownership: only points to `text`.
+/// - threads: any, at any time.
+/// - NULL: `text` may be, if `len` is 0.
+/// - encoding: UTF-8, of `len` bytes or, with `WELM_NUL_TERMINATED`, up to its NUL; looked at by the function that
+///   takes the prompt.
+#[unsafe(no_mangle)]
+pub extern "C" fn welm_prompt_text(text: *const c_char, len: usize) -> welm_prompt {
+    welm_prompt { text, tokens: ptr::null(), len }
+}
+
+/// A prompt of tokens; nothing is added to them.
+///
+/// - ownership: only points to `tokens`.
+/// - threads: any, at any time.
+/// - NULL: `tokens` may be, if `n_tokens` is 0.
+#[unsafe(no_mangle)]
+pub extern "C" fn welm_prompt_tokens(tokens: *const u32, n_tokens: usize) -> welm_prompt {
+    // No tokens are tokens, too, so there has to be a pointer.
+    static NONE: u32 = 0;
+    let tokens = if tokens.is_null() && n_tokens == 0 { &raw const NONE } else { tokens };
+    welm_prompt { text: ptr::null(), tokens, len: n_tokens }
+}
+
+/// How a prompt is continued. `welm_generate_options_init` sets the defaults, which are in brackets here.
+///
+/// What it points to needs to live only while the function runs that takes it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_generate_options {
+    /// `sizeof(welm_generate_options)`.
+    pub struct_size: usize,
+    /// Most tokens generated for each sequence (16).
+    pub max_tokens: usize,
+    /// Keeps this many of the likeliest tokens (50); 0 is off.
+    pub top_k: usize,
+    /// Sequences returned (1), at most 128; the prompt is computed once.
+    pub n: usize,
+    /// Divides the logits (0.85); 0 is greedy.
+    pub temperature: f32,
+    /// Keeps the likeliest tokens whose probabilities reach this sum (0.95); 0 is greedy, 1 is off.
+    pub top_p: f32,
+    /// Drops tokens less likely than this share of the likeliest one's probability (0); 0 is off.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens that prompt or text contain (1); 1 is off.
+    pub repetition_penalty: f32,
+    /// Strings that end a sequence, `n_stop` of them (NULL), in UTF-8; never part of the text.
+    pub stop: *const *const c_char,
+    /// Bytes of each; NULL where all are NUL-terminated (NULL).
+    pub stop_lens: *const usize,
+    /// Number of them (0), at most 256 of at most 256 bytes each.
+    pub n_stop: usize,
+    /// Seed of the random numbers, where `has_seed` is set; otherwise one is drawn. The answer reports it.
+    pub seed: u64,
+    /// How many likeliest alternatives are reported with each token's log-probability (-1), at most 100; -1 reports
+    /// nothing, 0 the log-probability alone.
+    pub logprobs: i32,
+    /// Whether `seed` counts (false).
+    pub has_seed: flag,
+    /// Whether the prompt is part of the text, and of the log-probabilities if those are asked for (false).
+    pub echo: flag,
+    /// Whether special tokens written in the prompt, `<|endoftext|>`, are special (false); otherwise they are text.
+    pub parse_special: flag,
+    /// Whether the end-of-text token is ignored, so that exactly `max_tokens` are generated (false).
+    pub ignore_eos: flag,
+    /// Milliseconds from now after which the request ends with what it has (0); 0 is never.
+    pub deadline_ms: u64,
+    /// Ends the request from any thread (NULL). The request holds a share: the token may be freed at once.
+    pub cancel: *const welm_cancel_token,
+}
+
+// SAFETY: `repr(C)`, size first; pointers, numbers and flags; ends with a pointer.
+unsafe impl Growing for welm_generate_options {}
+
+impl Default for welm_generate_options {
+    fn default() -> Self {
+        let d = GenerateOptions::default();
+        welm_generate_options {
+            struct_size: size_of::<Self>(),
+            max_tokens: d.max_tokens,
+            top_k: d.top_k,
+            n: d.n,
+            temperature: d.temperature,
+            top_p: d.top_p,
+            min_p: d.min_p,
+            repetition_penalty: d.repetition_penalty,
+            stop: ptr::null(),
+            stop_lens: ptr::null(),
+            n_stop: 0,
+            seed: 0,
+            logprobs: -1,
+            has_seed: false.into(),
+            echo: d.echo.into(),
+            parse_special: d.parse_special.into(),
+            ignore_eos: d.ignore_eos.into(),
+            deadline_ms: 0,
+            cancel: ptr::null(),
+        }
+    }
+}
+
+impl welm_generate_options {
+    /// # Safety
+    /// What it points to is as long as it says; `cancel` is NULL or a token that was not freed.
+    pub(crate) unsafe fn to_core(self) -> Result<GenerateOptions, Failure> {
+        let logprobs = match self.logprobs {
+            -1 => None,
+            k if k >= 0 => Some(k as usize),
+            k => {
+                let reason = format!("`options->logprobs`: expected -1 or more, got {k}");
+                return Err(Failure::new(WELM_INVALID_ARGUMENT, reason));
+            }
+        };
+        // SAFETY: by this function's contract.
+        let stop = unsafe { texts("stop", self.stop, self.stop_lens, self.n_stop) }?;
+        Ok(GenerateOptions {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            n: self.n,
+            echo: self.echo.get(),
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            stop: stop.into_iter().map(str::to_string).collect(),
+            logprobs,
+            seed: self.has_seed.get().then_some(self.seed),
+            deadline: Some(self.deadline_ms).filter(|&ms| ms != 0).map(Duration::from_millis),
+            // SAFETY: by this function's contract.
+            cancel: unsafe { self.cancel.as_ref() }.map(|c| c.0.clone()),
+            parse_special: self.parse_special.get(),
+            ignore_eos: self.ignore_eos.get(),
+        })
+    }
+}
+
+/// Sets every option to its default, and `struct_size` to the size given: `sizeof(welm_generate_options)`.
+///
+/// - ownership: nothing to free.
+/// - threads: any, each with a struct of its own.
+/// - NULL: `options` must not be.
+/// - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, and nothing is written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_generate_options_init(
+    options: *mut welm_generate_options,
+    struct_size: usize,
+) -> welm_status {
+    // SAFETY: the caller's struct has the size that it says.
+    let body = || unsafe { sized::init("options", options, struct_size, &welm_generate_options::default()) };
+    // SAFETY: NULL is allowed.
+    unsafe { status(ptr::null_mut(), body) }
+}
+
+/// Ends requests from outside: every one whose options held it. Any number of threads may use it at once.
+pub struct welm_cancel_token(CancelToken);
+
+/// A token that is not cancelled.
+///
+/// - ownership: the result is the caller's, to be freed with `welm_cancel_token_free`.
+/// - threads: any, at any time.
+/// - NULL: returned only after a fault inside the library.
+#[unsafe(no_mangle)]
+pub extern "C" fn welm_cancel_token_new() -> *mut welm_cancel_token {
+    value(ptr::null_mut(), || Box::into_raw(Box::new(welm_cancel_token(CancelToken::new()))))
+}
+
+/// Asks every request that holds this token to stop, within one step. It stays cancelled.
+///
+/// - ownership: nothing changes.
+/// - threads: any number at once on one token.
+/// - NULL: does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_cancel_token_cancel(token: *const welm_cancel_token) {
+    value((), || {
+        // SAFETY: NULL, or a token that was not freed, by the function's contract.
+        if let Some(token) = unsafe { token.as_ref() } {
+            token.0.cancel();
+        }
+    });
+}
+
+/// Whether a token was cancelled.
+///
+/// - ownership: nothing changes.
+/// - threads: any number at once on one token.
+/// - NULL: `false` for a NULL `token`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_cancel_token_is_cancelled(token: *const welm_cancel_token) -> bool {
+    // SAFETY: NULL, or a token that was not freed, by the function's contract.
+    value(false, || unsafe { token.as_ref() }.is_some_and(|t| t.0.is_cancelled()))
+}
+
+/// Frees a token. Requests that hold it run on.
+///
+/// - ownership: takes `token`.
+/// - threads: once, when no other call with this token is under way.
+/// - NULL: does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_cancel_token_free(token: *mut welm_cancel_token) {
+    // SAFETY: NULL, or a box of this library that the caller gives back.
+    unsafe { free(token) }
+}

@@ -1,0 +1,176 @@
+//! Likelihoods of given texts, and logits.
+
+use std::ffi::c_char;
+use std::ptr;
+
+use welm_core::Score;
+
+use crate::error::{Failure, welm_error, welm_status};
+use crate::guard::{free, status, value};
+use crate::list::{TokenList, welm_token};
+use crate::model::welm_model;
+use crate::request::welm_prompt;
+use crate::text::{put, text, texts};
+
+/// The log-likelihood of a given continuation.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_score {
+    /// Sum of the tokens' log-probabilities, natural logarithm.
+    pub logprob: f64,
+    /// The continuation's tokens with theirs.
+    pub tokens: *const welm_token,
+    /// Number of them.
+    pub n_tokens: usize,
+}
+
+/// The scores of several continuations, in their order. They never change, so that any number of threads may read
+/// them at once.
+pub struct welm_scores(Vec<(welm_score, TokenList)>);
+
+/// Log-likelihoods of given continuations of a prompt.
+///
+/// A continuation's tokens are those of prompt and continuation together, behind the longest beginning that they
+/// share with the prompt's own. Memory is bounded however many continuations there are.
+///
+/// - ownership: `*scores` is the caller's, to be freed with `welm_scores_free`. Nothing of the texts is kept.
+/// - threads: any number at once on one model.
+/// - NULL: `model` and `scores` must not be; `prompt` may be, if `prompt_len` is 0, `continuations`, if `n` is 0;
+///   `lens` may be, where all continuations are NUL-terminated; `error` may be.
+/// - encoding: UTF-8; `prompt_len` and each of `lens` in bytes, or `WELM_NUL_TERMINATED`.
+/// - errors: as `welm_model_generate`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_score(
+    model: *const welm_model,
+    prompt: *const c_char,
+    prompt_len: usize,
+    continuations: *const *const c_char,
+    lens: *const usize,
+    n: usize,
+    scores: *mut *mut welm_scores,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, texts and output are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        let prompt = text("prompt", prompt, prompt_len)?;
+        let continuations = texts("continuations", continuations, lens, n)?;
+        if scores.is_null() {
+            return Err(Failure::null("scores"));
+        }
+        let one = |Score { logprob, tokens }| {
+            let tokens = TokenList::new(tokens);
+            (welm_score { logprob, tokens: tokens.as_ptr(), n_tokens: tokens.len() }, tokens)
+        };
+        let all = model.score(prompt, &continuations)?.into_iter().map(one).collect();
+        scores.write(Box::into_raw(Box::new(welm_scores(all))));
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// How many scores there are.
+///
+/// - ownership: nothing to free.
+/// - threads: any number at once on the same scores.
+/// - NULL: 0 for NULL `scores`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_scores_len(scores: *const welm_scores) -> usize {
+    // SAFETY: NULL, or scores that were not freed, by the function's contract.
+    value(0, || unsafe { scores.as_ref() }.map_or(0, |s| s.0.len()))
+}
+
+/// The score of a continuation, from 0.
+///
+/// - ownership: belongs to `scores`, and lives as long.
+/// - threads: any number at once on the same scores.
+/// - NULL: returned for NULL `scores`, and where there is no such continuation.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_scores_get(scores: *const welm_scores, index: usize) -> *const welm_score {
+    value(ptr::null(), || {
+        // SAFETY: NULL, or scores that were not freed, by the function's contract.
+        let scores = unsafe { scores.as_ref() };
+        scores.and_then(|s| s.0.get(index)).map_or(ptr::null(), |(score, _)| score)
+    })
+}
+
+/// Frees scores.
+///
+/// - ownership: takes `scores`; all that its functions returned goes with it.
+/// - threads: once, when nobody reads them any more.
+/// - NULL: does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_scores_free(scores: *mut welm_scores) {
+    // SAFETY: NULL, or a box of this library that the caller gives back.
+    unsafe { free(scores) }
+}
+
+/// Logits behind some tokens of a prompt. They never change, so that any number of threads may read them at once.
+pub struct welm_logits {
+    values: Vec<f32>, // (rows, cols)
+    cols: usize,
+}
+
+/// Logits behind each token of a prompt from position `from` on. For measuring; a caller bounds the memory by the
+/// positions it asks for.
+///
+/// - ownership: `*logits` is the caller's, to be freed with `welm_logits_free`. Nothing of the prompt is kept.
+/// - threads: any number at once on one model.
+/// - NULL: `model` and `logits` must not be; `error` may be.
+/// - encoding: of the prompt UTF-8.
+/// - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` if `from` is behind the prompt.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_logits(
+    model: *const welm_model,
+    prompt: welm_prompt,
+    from: usize,
+    logits: *mut *mut welm_logits,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, prompt and output are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        if logits.is_null() {
+            return Err(Failure::null("logits"));
+        }
+        let values = model.logits(prompt.to_core()?, from)?;
+        logits.write(Box::into_raw(Box::new(welm_logits { values, cols: model.config().vocab_size })));
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// The values, one row after another: `*rows`, one for each token, of `*cols`, the model's `vocab_size`.
+///
+/// - ownership: belongs to `logits`, and lives as long.
+/// - threads: any number at once on the same logits.
+/// - NULL: returned for NULL `logits`, with 0 rows and columns. `rows` and `cols` may be.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_logits_data(
+    logits: *const welm_logits,
+    rows: *mut usize,
+    cols: *mut usize,
+) -> *const f32 {
+    value(ptr::null(), || {
+        // SAFETY: NULL, or logits that were not freed; outputs are the caller's.
+        unsafe {
+            let logits = logits.as_ref();
+            put(rows, logits.map_or(0, |l| l.values.len() / l.cols));
+            put(cols, logits.map_or(0, |l| l.cols));
+            logits.map_or(ptr::null(), |l| l.values.as_ptr())
+        }
+    })
+}
+
+/// Frees logits.
+///
+/// - ownership: takes `logits`; their values go with them.
+/// - threads: once, when nobody reads them any more.
+/// - NULL: does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_logits_free(logits: *mut welm_logits) {
+    // SAFETY: NULL, or a box of this library that the caller gives back.
+    unsafe { free(logits) }
+}

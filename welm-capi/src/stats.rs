@@ -1,0 +1,127 @@
+//! What an operator wants to know.
+
+use welm_core::{Histogram, Stats};
+
+use crate::error::{welm_error, welm_status};
+use crate::guard::{status, value};
+use crate::model::welm_model;
+use crate::sized::{self, Growing};
+
+/// Buckets of a histogram.
+pub const WELM_HISTOGRAM_BUCKETS: usize = 23;
+const _: () = assert!(WELM_HISTOGRAM_BUCKETS == Histogram::BUCKETS);
+
+/// Times in buckets whose upper bounds double.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_histogram {
+    /// Upper bound of each bucket, in seconds, from 0.1 ms on; infinite for the last.
+    pub bounds_s: [f64; WELM_HISTOGRAM_BUCKETS],
+    /// Observations in each bucket.
+    pub counts: [u64; WELM_HISTOGRAM_BUCKETS],
+    /// Sum of the observations, in seconds.
+    pub sum_s: f64,
+}
+
+impl From<&Histogram> for welm_histogram {
+    fn from(h: &Histogram) -> Self {
+        welm_histogram { bounds_s: std::array::from_fn(Histogram::bound_s), counts: h.counts, sum_s: h.sum_s }
+    }
+}
+
+/// Counters of an engine. Set `struct_size` before the call that fills it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_stats {
+    /// `sizeof(welm_stats)`.
+    pub struct_size: usize,
+    /// Requests taken into the queue.
+    pub requests: u64,
+    /// Requests turned away because the queue was full.
+    pub rejected: u64,
+    /// Requests that are not finished.
+    pub open: u64,
+    /// Sequences that wait for their first admission.
+    pub queue_depth: usize,
+    /// Sequences in the current step.
+    pub running: usize,
+    /// Sequences that gave their memory back to others and were computed again.
+    pub preemptions: u64,
+    /// Steps of the engine.
+    pub steps: u64,
+    /// Prompt tokens computed or found.
+    pub prompt_tokens: u64,
+    /// Prompt tokens found in the prefix cache.
+    pub prefix_hit_tokens: u64,
+    /// Tokens generated.
+    pub completion_tokens: u64,
+    /// Blocks of the KV cache.
+    pub blocks_total: usize,
+    /// Blocks that sequences hold.
+    pub blocks_used: usize,
+    /// Blocks that none holds but a prefix may hit.
+    pub blocks_cached: usize,
+    /// From submission to the first token of each sequence.
+    pub time_to_first_token: welm_histogram,
+    /// Between two tokens of a sequence.
+    pub time_between_tokens: welm_histogram,
+}
+
+// SAFETY: `repr(C)`, size first; numbers of the same size.
+unsafe impl Growing for welm_stats {}
+
+impl From<Stats> for welm_stats {
+    fn from(s: Stats) -> Self {
+        welm_stats {
+            struct_size: size_of::<Self>(),
+            requests: s.requests,
+            rejected: s.rejected,
+            open: s.open,
+            queue_depth: s.queue_depth,
+            running: s.running,
+            preemptions: s.preemptions,
+            steps: s.steps,
+            prompt_tokens: s.prompt_tokens,
+            prefix_hit_tokens: s.prefix_hit_tokens,
+            completion_tokens: s.completion_tokens,
+            blocks_total: s.blocks_total,
+            blocks_used: s.blocks_used,
+            blocks_cached: s.blocks_cached,
+            time_to_first_token: (&s.time_to_first_token).into(),
+            time_between_tokens: (&s.time_between_tokens).into(),
+        }
+    }
+}
+
+/// Counters of the engine, at this moment. Set `stats->struct_size` before.
+///
+/// - ownership: nothing to free.
+/// - threads: any number at once on one model; requests do not wait for it.
+/// - NULL: `model` and `stats` must not be; `error` may be.
+/// - errors: those of any function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_stats(
+    model: *const welm_model,
+    stats: *mut welm_stats,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle and struct are the caller's, as the comment asks.
+    let body = || unsafe { sized::write("stats", stats, &welm_model::get(model)?.stats().into()) };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// Upper bound, in seconds, of the bucket in which the share `q` (0 to 1) of the observations is reached; 0 when
+/// there are none.
+///
+/// - ownership: nothing to free.
+/// - threads: any number at once on one histogram.
+/// - NULL: 0 for a NULL `histogram`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_histogram_quantile_s(histogram: *const welm_histogram, q: f64) -> f64 {
+    value(0.0, || {
+        // SAFETY: NULL, or a histogram of the caller's, by the function's contract.
+        let histogram = unsafe { histogram.as_ref() };
+        histogram.map_or(0.0, |h| Histogram { counts: h.counts, sum_s: h.sum_s }.quantile_s(q))
+    })
+}

@@ -1,0 +1,219 @@
+//! Answers piece by piece.
+
+use std::ffi::c_char;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, TryLockError};
+use std::task::Poll;
+use std::time::Duration;
+
+use welm_core::{Piece, Stream};
+
+use crate::error::welm_status::WELM_INVALID_ARGUMENT;
+use crate::error::{Failure, welm_error, welm_status};
+use crate::guard::{free, status, value};
+use crate::list::{TokenList, welm_finish_reason, welm_token};
+use crate::model::welm_model;
+use crate::request::{welm_generate_options, welm_prompt};
+use crate::sized;
+use crate::text::Text;
+
+/// A piece of a stream.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_piece {
+    /// Which of the `n` sequences it belongs to, from 0.
+    pub index: usize,
+    /// Text that follows what came before, in UTF-8, with a NUL behind it; may be empty while a character or a stop
+    /// string is undecided.
+    pub text: *const c_char,
+    /// Bytes of the text.
+    pub text_len: usize,
+    /// Tokens generated since the last piece; with `echo`, the first piece has the prompt's.
+    pub tokens: *const welm_token,
+    /// Number of them.
+    pub n_tokens: usize,
+    /// On the last piece of a sequence why it ended; otherwise `WELM_FINISH_NONE`.
+    pub finish_reason: welm_finish_reason,
+    /// On the last piece: tokens generated, the end token not counted.
+    pub completion_tokens: usize,
+    /// On the last piece: prompt tokens that were found in the prefix cache.
+    pub cached_tokens: usize,
+}
+
+/// A piece with what it points to.
+pub(crate) struct PieceBox {
+    piece: welm_piece,
+    _text: Text,
+    _tokens: TokenList,
+}
+
+impl PieceBox {
+    pub(crate) fn new(piece: Piece) -> Box<Self> {
+        let (text, tokens) = (Text::new(piece.text), TokenList::new(piece.tokens));
+        let reason = piece.finish.map_or(welm_finish_reason::WELM_FINISH_NONE, |f| f.reason.into());
+        let piece = welm_piece {
+            index: piece.index,
+            text: text.as_ptr(),
+            text_len: text.len(),
+            tokens: tokens.as_ptr(),
+            n_tokens: tokens.len(),
+            finish_reason: reason,
+            completion_tokens: piece.finish.map_or(0, |f| f.completion_tokens),
+            cached_tokens: piece.finish.map_or(0, |f| f.cached_tokens),
+        };
+        Box::new(PieceBox { piece, _text: text, _tokens: tokens })
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const welm_piece {
+        &self.piece
+    }
+}
+
+/// How often a waiting thread looks whether another one has cancelled.
+const CANCEL_WITHIN: Duration = Duration::from_millis(20);
+
+/// An answer that is under way. One thread at a time may ask for its pieces; any thread may cancel it meanwhile.
+pub struct welm_stream {
+    pull: Mutex<Pull>,
+    cancelled: AtomicBool,
+    seed: u64,
+    prompt_tokens: usize,
+}
+
+struct Pull {
+    stream: Stream,
+    /// The last one, which the caller reads.
+    piece: Option<Box<PieceBox>>,
+}
+
+/// As `welm_model_generate`, piece by piece, at the caller's pace: what is not asked for yet waits in memory.
+///
+/// - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of prompt and options is
+///   kept. `model` may be freed while the stream lives.
+/// - threads: any number at once on one model.
+/// - NULL: `model` and `stream` must not be; `options` may be, for the defaults; `error` may be.
+/// - encoding: of prompt and stop strings UTF-8.
+/// - errors: as `welm_model_generate`; those of the engine come from `welm_stream_next`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_stream(
+    model: *const welm_model,
+    prompt: welm_prompt,
+    options: *const welm_generate_options,
+    stream: *mut *mut welm_stream,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, prompt, options and output are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        let options = sized::read("options", options, Default::default())?.to_core()?;
+        if stream.is_null() {
+            return Err(Failure::null("stream"));
+        }
+        let opened = model.stream(prompt.to_core()?, &options)?;
+        let (seed, prompt_tokens) = (opened.seed(), opened.prompt_tokens());
+        let pull = Mutex::new(Pull { stream: opened, piece: None });
+        let cancelled = AtomicBool::new(false);
+        stream.write(Box::into_raw(Box::new(welm_stream { pull, cancelled, seed, prompt_tokens })));
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// Waits for the next piece. `WELM_END` says that all sequences have ended, with nothing written and no error.
+///
+/// The texts of one sequence's pieces make its final text; none ends inside a character, and none shows a stop
+/// string or its beginning.
+///
+/// - ownership: `*piece` belongs to `stream`, and lives until the next call of this function or
+///   `welm_stream_free`.
+/// - threads: one at a time on one stream; a second one is refused with `WELM_INVALID_ARGUMENT`.
+/// - NULL: `stream` and `piece` must not be; `error` may be.
+/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
+/// - errors: `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults, after which the stream has ended;
+///   those of any function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_stream_next(
+    stream: *const welm_stream,
+    piece: *mut *const welm_piece,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    let body = || {
+        // SAFETY: NULL, or a stream that was not freed, by the function's contract.
+        let stream = unsafe { stream.as_ref() }.ok_or_else(|| Failure::null("stream"))?;
+        if piece.is_null() {
+            return Err(Failure::null("piece"));
+        }
+        let mut pull = match stream.pull.try_lock() {
+            Ok(pull) => pull,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let reason = "`stream`: another thread waits for its next piece";
+                return Err(Failure::new(WELM_INVALID_ARGUMENT, reason));
+            }
+        };
+        let next = loop {
+            if stream.cancelled.load(Ordering::Acquire) {
+                pull.stream.cancel();
+            }
+            if let Poll::Ready(next) = pull.stream.next_timeout(CANCEL_WITHIN) {
+                break next;
+            }
+        };
+        let next = PieceBox::new(next.ok_or_else(Failure::end)??);
+        // SAFETY: not NULL; the caller's.
+        unsafe { piece.write(next.as_ptr()) };
+        pull.piece = Some(next);
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// Ends the request; pieces that are under way still come, then the last ones, with `WELM_FINISH_CANCELLED`.
+///
+/// - ownership: nothing changes; the stream is still to be freed.
+/// - threads: any number at once on one stream, also while another waits in `welm_stream_next`.
+/// - NULL: does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_stream_cancel(stream: *const welm_stream) {
+    value((), || {
+        // SAFETY: NULL, or a stream that was not freed, by the function's contract.
+        if let Some(stream) = unsafe { stream.as_ref() } {
+            stream.cancelled.store(true, Ordering::Release);
+        }
+    });
+}
+
+/// The seed that is used; the same request with this seed gives the same bits.
+///
+/// - ownership: nothing to free.
+/// - threads: any number at once on one stream.
+/// - NULL: 0 for a NULL `stream`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_stream_seed(stream: *const welm_stream) -> u64 {
+    // SAFETY: NULL, or a stream that was not freed, by the function's contract.
+    value(0, || unsafe { stream.as_ref() }.map_or(0, |s| s.seed))
+}
+
+/// Tokens of the prompt.
+///
+/// - ownership: nothing to free.
+/// - threads: any number at once on one stream.
+/// - NULL: 0 for a NULL `stream`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_stream_prompt_tokens(stream: *const welm_stream) -> usize {
+    // SAFETY: NULL, or a stream that was not freed, by the function's contract.
+    value(0, || unsafe { stream.as_ref() }.map_or(0, |s| s.prompt_tokens))
+}
+
+/// Frees a stream, and ends its request if that is under way.
+///
+/// - ownership: takes `stream`; its last piece goes with it.
+/// - threads: once, when no other call with this stream is under way.
+/// - NULL: does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_stream_free(stream: *mut welm_stream) {
+    // SAFETY: NULL, or a box of this library that the caller gives back.
+    unsafe { free(stream) }
+}

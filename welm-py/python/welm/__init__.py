@@ -1,0 +1,102 @@
+"""An embeddable engine for language models.
+
+>>> import welm
+>>> model = welm.Model()  # the small model in this package; or the path of another
+>>> print(model.generate("床前明月光，", max_tokens=48, seed=7).text)  # doctest: +SKIP
+
+One :class:`Model` serves any number of threads and ``asyncio`` tasks: their requests are computed together, and the
+same request with the same seed gives the same text, whatever else is computed at the time.
+"""
+
+import os as _os
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+from welm._errors import (
+    Cancelled,
+    ChatTemplateError,
+    ConfigError,
+    DeviceError,
+    DeviceLost,
+    EmptyPrompt,
+    EngineStopped,
+    Error,
+    ForkError,
+    InvalidFile,
+    InvalidOption,
+    IoError,
+    OutOfMemory,
+    QueueFull,
+    TensorError,
+    TokenizerError,
+    TooLong,
+    Unavailable,
+)
+from welm._output import (
+    Choice,
+    Estimate,
+    Finish,
+    FinishReason,
+    Generation,
+    ModelConfig,
+    Piece,
+    Score,
+    Stats,
+    Token,
+    Usage,
+)
+from welm._welm import CancelToken, Histogram, Model, Stream, __version__, quantize
+
+if _TYPE_CHECKING:
+    from welm._aio import AsyncStream
+
+NANO: str = _os.path.join(_os.path.dirname(__file__), "welm-nano")
+"""The folder of the small model in this package, which :class:`Model` takes without a path."""
+
+__all__ = [
+    "NANO",
+    "AsyncStream",
+    "CancelToken",
+    "Cancelled",
+    "ChatTemplateError",
+    "Choice",
+    "ConfigError",
+    "DeviceError",
+    "DeviceLost",
+    "EmptyPrompt",
+    "EngineStopped",
+    "Error",
+    "Estimate",
+    "Finish",
+    "FinishReason",
+    "ForkError",
+    "Generation",
+    "Histogram",
+    "InvalidFile",
+    "InvalidOption",
+    "IoError",
+    "Model",
+    "ModelConfig",
+    "OutOfMemory",
+    "Piece",
+    "QueueFull",
+    "Score",
+    "Stats",
+    "Stream",
+    "TensorError",
+    "Token",
+    "TokenizerError",
+    "TooLong",
+    "Unavailable",
+    "Usage",
+    "__version__",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> object:
+    # asyncio takes longer to import than all the rest, and not every program needs it.
+    if name == "AsyncStream":
+        from welm._aio import AsyncStream
+
+        return AsyncStream
+    raise AttributeError(f"module 'welm' has no attribute {name!r}")

@@ -1,0 +1,147 @@
+"""``bench``: measures tokens a second."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import statistics
+import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from welm._cli.answer import print_json
+from welm._cli.arguments import add_json, add_loading, counts, load
+from welm._cli.terminal import BOLD, OFF, has_colours, megabytes
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable
+
+    from welm import Model
+
+SUMMARY = """Measures tokens a second.
+
+Prefill is a prompt of random tokens up to the first token behind it. Decode is the steps of several sequences
+together, each behind a prompt of 16 tokens, by the engine's own clock. Each is done once unmeasured, then --rounds
+times; the median is told, with the least and the most."""
+EXAMPLES = (
+    "bench",
+    "bench --model smollm2.gguf --prompt-tokens 128,1024 --sequences 1,4,16 --rounds 5 --json",
+)
+
+DECODE_PROMPT = 16
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds flags and positional arguments."""
+    many = "with commas between"
+    parser.add_argument(
+        "--prompt-tokens",
+        type=counts,
+        metavar="N",
+        default=None,
+        help=f"lengths of prompts, {many} (default: 128,512, or what the context has room for)",
+    )
+    parser.add_argument(
+        "--sequences",
+        type=counts,
+        metavar="N",
+        default=[1, 8],
+        help=f"how many at once, {many} (default: 1,8)",
+    )
+    parser.add_argument(
+        "--new-tokens", type=int, metavar="N", default=64, help="of each sequence (default: 64)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", default=3, help="measurements of each (default: 3)"
+    )
+    add_json(parser, "print a JSON object")
+    add_loading(parser)
+    parser.set_defaults(fail=parser.error)
+
+
+def random_prompt(model: Model, length: int, source: random.Random) -> list[int]:
+    """Tokens that no prompt before began with."""
+    return [source.randrange(model.config.vocab_size) for _ in range(length)]
+
+
+def prefill(model: Model, length: int, source: random.Random) -> float:
+    """Tokens a second of a prompt."""
+    prompt = random_prompt(model, length, source)
+    started = time.perf_counter()
+    model.generate(prompt, max_tokens=1, temperature=0, ignore_eos=True)
+    return length / (time.perf_counter() - started)
+
+
+def decode(model: Model, sequences: int, new_tokens: int, source: random.Random) -> float:
+    """Tokens a second of all sequences together."""
+    prompts = [random_prompt(model, DECODE_PROMPT, source) for _ in range(sequences)]
+    before = model.stats().time_between_tokens
+    model.generate(prompts, max_tokens=new_tokens, temperature=0, ignore_eos=True)
+    after = model.stats().time_between_tokens
+    return sequences * (after.count - before.count) / (after.sum - before.sum)
+
+
+def peak_resident_bytes() -> int | None:
+    """The most memory that this process has had resident, mapped files included."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run(args: Namespace) -> int:
+    """Does it; gives the exit code."""
+    if args.new_tokens < 2 or args.rounds < 1:
+        args.fail("--new-tokens: expected 2 or more; --rounds: expected 1 or more")
+    more: dict[str, Any] = {"prefix_cache": False}
+    if not hasattr(args, "max_running"):
+        more["max_running"] = max(64, *args.sequences)
+    started = time.perf_counter()
+    model = load(args, **more)
+    load_s = time.perf_counter() - started
+    context = model.memory.context_tokens
+    lengths = args.prompt_tokens or sorted({min(length, context - 1) for length in (128, 512)})
+    source = random.Random(0)
+
+    bold, off = (BOLD, OFF) if has_colours(sys.stdout) else ("", "")
+    if not args.json:
+        print(f"{args.model or 'the small model'}: {model.config.n_params:,} parameters, {model.backend}")
+        print(f"{bold}{'':22} {'tok/s':>10}  {'least':>10}  {'most':>10}{off}")
+    rows: list[dict[str, Any]] = []
+
+    def measure(label: str, row: dict[str, Any], rate: Callable[[], float]) -> None:
+        rate()
+        rates = [rate() for _ in range(args.rounds)]
+        rows.append({**row, "tokens_per_s": statistics.median(rates), "rounds": rates})
+        if not args.json:
+            figures = (statistics.median(rates), min(rates), max(rates))
+            print(f"{label:22} {'  '.join(f'{figure:10,.1f}' for figure in figures)}", flush=True)
+
+    row: dict[str, Any]
+    for length in lengths:
+        row = {"what": "prefill", "prompt_tokens": length}
+        measure(f"prefill {length}", row, partial(prefill, model, length, source))
+    for sequences in args.sequences:
+        row = {"what": "decode", "sequences": sequences, "new_tokens": args.new_tokens}
+        rate = partial(decode, model, sequences, args.new_tokens, source)
+        measure(f"decode {args.new_tokens} × {sequences}", row, rate)
+    peak, memory = peak_resident_bytes(), model.memory
+    if args.json:
+        about = {"backend": model.backend, "n_params": model.config.n_params, "load_s": load_s}
+        sizes = {"memory": dataclasses.asdict(memory), "peak_resident_bytes": peak}
+        print_json({**about, "measurements": rows, **sizes, "preemptions": model.stats().preemptions})
+        return 0
+    weights = memory.mapped_bytes + memory.converted_bytes
+    print(
+        f"loaded in {load_s:.2f} s; weights {megabytes(weights)}, cache {megabytes(memory.cache_bytes)}, "
+        f"scratch {megabytes(memory.scratch_bytes)}" + (f"; peak resident {megabytes(peak)}" if peak else "")
+    )
+    if model.stats().preemptions:
+        print(
+            "sequences were preempted for want of cache, so decode is slower than it could be: see --cache-tokens"
+        )
+    return 0

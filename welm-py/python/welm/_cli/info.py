@@ -1,0 +1,107 @@
+"""``info``: tells a model's shape, and the memory that it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import welm
+from welm._cli.answer import print_json
+from welm._cli.arguments import add_json, add_loading, loading, text
+from welm._cli.terminal import megabytes
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterable, Iterator
+
+SUMMARY = """Tells a model's shape, and the memory that it takes.
+
+Memory is what loading with these flags would take, from the headers of the files. For the rest the model is loaded with
+a cache of one block."""
+EXAMPLES = ("info", "info smollm2.gguf", "info my-model --dtype int8 --cache-tokens 65536 --json")
+
+# The least that a model can be loaded with.
+SMALLEST: dict[str, Any] = {"cache_tokens": 16, "max_running": 1, "chunk_tokens": 1, "prefix_cache": False}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds flags and positional arguments."""
+    parser.add_argument(
+        "model",
+        type=text,
+        nargs="?",
+        default=None,
+        metavar="PATH",
+        help="Hugging Face folder, int8 folder or GGUF file (default: the small model in this package)",
+    )
+    add_json(parser, "print a JSON object, sizes in bytes")
+    add_loading(parser, path=False)
+
+
+def run(args: Namespace) -> int:
+    """Does it; gives the exit code."""
+    options = loading(args)
+    estimate = welm.Model.estimate(args.model, **options)
+    try:
+        model = welm.Model(args.model, **{**options, **SMALLEST})
+    except welm.OutOfMemory:
+        if not args.json:
+            print_rows(memory(estimate))
+        raise
+    config, path = model.config, args.model or welm.NANO
+    if args.json:
+        value: dict[str, Any] = {
+            "path": path,
+            **dataclasses.asdict(config),
+            "has_chat_template": model.has_chat_template,
+            "memory": dataclasses.asdict(estimate),
+            "backend": model.backend,
+        }
+        print_json(value)
+        return 0
+    rows = [("path", path), *shape(config)]
+    rows.append(("chat template", "yes" if model.has_chat_template else "no"))
+    rows.append(("backend", model.backend))
+    print_rows([*rows, *memory(estimate, config.n_params)])
+    return 0
+
+
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """A table of two columns."""
+    for name, value in rows:
+        print(f"{name:15} {value}")
+
+
+def shape(config: welm.ModelConfig) -> Iterator[tuple[str, str]]:
+    """A model's shape, in words."""
+    heads = f"{config.n_heads} heads of {config.head_dim}"
+    if config.n_kv_heads != config.n_heads:
+        heads += f", {config.n_kv_heads} of keys and values"
+    scaling = f", {config.rope_scaling} scaling" if config.rope_scaling else ""
+    yield "family", config.family
+    yield "parameters", f"{config.n_params:,}"
+    yield "layers", f"{config.n_layers} of dim {config.dim}, {heads}, hidden dim {config.hidden_dim}"
+    yield "residual", "parallel" if config.parallel_residual else "sequential"
+    yield "norm", f"{config.norm}, epsilon {config.norm_eps:g}"
+    yield "activation", config.activation
+    yield "rotary", f"{config.rotary_dim} of {config.head_dim} values, base {config.rope_base:g}{scaling}"
+    yield (
+        "vocabulary",
+        f"{config.vocab_size:,}{', output tied to the embedding' if config.tied_output else ''}",
+    )
+    yield "begin, end", f"{config.bos_token_id}, {', '.join(map(str, config.eos_token_ids)) or None}"
+    yield "context", f"{config.max_context:,} tokens"
+
+
+def memory(estimate: welm.Estimate, n_params: int | None = None) -> Iterator[tuple[str, str]]:
+    """The parts of the memory, in words."""
+    bits = 8 * (estimate.mapped_bytes + estimate.converted_bytes) / n_params if n_params else 0
+    each = f"; {bits:.1f} bits a parameter, both together" if n_params else ""
+    yield "memory", f"{megabytes(estimate.total_bytes)} in all"
+    yield "  mapped", f"{megabytes(estimate.mapped_bytes)} of weights, read where they lie in the file"
+    yield "  converted", f"{megabytes(estimate.converted_bytes)} of weights{each}"
+    yield (
+        "  cache",
+        f"{megabytes(estimate.cache_bytes)} for {estimate.cache_tokens:,} tokens of keys and values",
+    )
+    yield "  scratch", megabytes(estimate.scratch_bytes)

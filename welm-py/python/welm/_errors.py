@@ -1,0 +1,124 @@
+"""What can go wrong: one class for each kind of the engine's errors, with what a program may want as attributes.
+
+Every message says which file, tensor, setting or option is at fault, what was expected and what came. Where Python
+has a class for the kind, it is a base too: ``except ValueError`` catches an option outside its domain.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """The base of all exceptions of this package."""
+
+
+class InvalidOption(Error, ValueError):
+    """An option is outside its domain."""
+
+    option: str
+    """The option's name."""
+
+
+class TooLong(Error, ValueError):
+    """Prompt and ``max_tokens`` together do not fit the model's context or the KV cache."""
+
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    requested: int
+    """Tokens of prompt and ``max_tokens``."""
+    limit: int
+    """The most that fits."""
+    what: str
+    """``"context"`` or ``"KV cache"``."""
+
+
+class EmptyPrompt(Error, ValueError):
+    """The prompt has no token, and the model has none to start an empty text with."""
+
+
+class IoError(Error, OSError):
+    """A file could not be opened, read, mapped or written."""
+
+    path: str
+    """The file or folder."""
+
+
+class InvalidFile(Error):
+    """A file was read, but its content is damaged or not of the format that it should be."""
+
+    path: str
+    """The file."""
+
+
+class ConfigError(Error):
+    """The model's configuration asks for something that is unknown or not supported."""
+
+    setting: str
+    """The key as the file spells it."""
+
+
+class TensorError(Error):
+    """A tensor is absent, or has another shape or element type than the configuration asks for."""
+
+    tensor: str
+    """The tensor's name in the file."""
+
+
+class TokenizerError(Error):
+    """The tokenizer cannot be built, or failed on a text; or the model has none."""
+
+
+class ChatTemplateError(Error):
+    """The model has no chat template, or it is not valid, or ended with an error of its own."""
+
+
+class OutOfMemory(Error, MemoryError):
+    """The model would not fit in memory; it is found out before anything is read. All figures are bytes."""
+
+    required: int
+    """Sum of the three parts."""
+    weights: int
+    """Weights."""
+    cache: int
+    """KV cache."""
+    scratch: int
+    """Scratch."""
+    available: int
+    """What the machine, the device, or ``memory_limit`` allows."""
+    fitting_cache_tokens: int | None
+    """The largest ``cache_tokens`` with which it would fit, if any."""
+
+
+class QueueFull(Error):
+    """The request was turned away because too many are waiting."""
+
+    waiting: int
+    """Sequences that were waiting."""
+    limit: int
+    """``queue_limit`` of the model."""
+
+
+class Unavailable(Error):
+    """The device or instruction set that was asked for is not there."""
+
+    what: str
+    """Device or instruction set."""
+
+
+class DeviceError(Error):
+    """The device failed in a step; the requests of that step end with this, later ones are served."""
+
+
+class DeviceLost(DeviceError):
+    """The device's context is lost; this model cannot serve any more."""
+
+
+class EngineStopped(Error):
+    """The engine stopped after an internal fault; this model cannot serve any more."""
+
+
+class Cancelled(Error):
+    """The progress callback of a loading asked to stop it."""
+
+
+class ForkError(Error, RuntimeError):
+    """A model or stream was used in a process that was forked after it was made."""

@@ -1,0 +1,229 @@
+"""What comes back: frozen dataclasses, to be compared, pickled, matched, or made by hand in a test."""
+
+from __future__ import annotations
+
+import builtins
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from welm._welm import Histogram
+
+FinishReason: TypeAlias = Literal["stop", "end_of_text", "length", "cancelled", "deadline"]
+"""Why a sequence ended: a stop string, the model's own end, ``max_tokens``, a cancelled request, its deadline."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Token:
+    """One token."""
+
+    id: int
+    """Its number in the vocabulary."""
+    logprob: float | None = None
+    """Natural logarithm of its probability under the model, before temperature and truncation; ``None`` if not
+    asked for, and for the first token of an echoed prompt, which nothing precedes."""
+    alternatives: tuple[Token, ...] = ()
+    """The likeliest tokens at this place, likeliest first; as many as ``logprobs`` asked for."""
+    bytes: builtins.bytes = b""
+    """What it stands for, which may be part of a character; nothing for a special token."""
+
+    @property
+    def text(self) -> str:
+        """Its bytes as text; parts of a character become U+FFFD."""
+        return self.bytes.decode("utf-8", "replace")
+
+    def __repr__(self) -> str:
+        """The token as text, without its alternatives."""
+        logprob = "" if self.logprob is None else f", logprob={self.logprob:.4f}"
+        return f"Token(id={self.id}, text={self.text!r}{logprob})"
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a sequence ended."""
+
+    reason: FinishReason
+    """Why."""
+    completion_tokens: int
+    """Tokens generated, the end token not counted."""
+    cached_tokens: int
+    """Prompt tokens that were found in the prefix cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a stream."""
+
+    index: int
+    """Which of the ``n`` sequences it belongs to."""
+    text: str
+    """Text that follows what came before; may be empty while a character or a stop string is undecided."""
+    tokens: tuple[Token, ...] = field(default=(), repr=False)
+    """Tokens generated since the last piece; with ``echo``, the first piece has the prompt's."""
+    finish: Finish | None = None
+    """Set on the last piece of a sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One generated sequence."""
+
+    text: str
+    """The text; with ``echo``, behind the prompt."""
+    tokens: tuple[Token, ...] = field(default=(), repr=False)
+    """Its tokens; with ``echo``, behind the prompt's."""
+    finish_reason: FinishReason = "length"
+    """Why it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a request used."""
+
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    completion_tokens: int
+    """Tokens generated, over all sequences."""
+    cached_tokens: int
+    """Prompt tokens whose keys and values came from the prefix cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The answer to a request.
+
+    In a notebook, one with ``logprobs`` shows its texts coloured by probability.
+    """
+
+    choices: tuple[Choice, ...]
+    """The ``n`` sequences."""
+    seed: int
+    """The seed that was used; the same request with this seed gives the same text."""
+    usage: Usage
+    """Tokens used."""
+
+    @property
+    def text(self) -> str:
+        """The text of the first sequence."""
+        return self.choices[0].text if self.choices else ""
+
+    def _repr_html_(self) -> str | None:
+        """Notebooks show this; without log-probabilities there is nothing to colour, and they show the repr."""
+        from welm._html import html_of
+
+        return html_of(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The log-likelihood of a given continuation."""
+
+    logprob: float
+    """Sum of the tokens' log-probabilities, natural logarithm."""
+    tokens: tuple[Token, ...] = field(default=(), repr=False)
+    """The continuation's tokens with theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Memory that a model takes, in bytes."""
+
+    total_bytes: int
+    """Everything together."""
+    mapped_bytes: int
+    """Weights that are read from the mapped file where they lie; the system can drop and reread them."""
+    converted_bytes: int
+    """Weights that are converted or quantised into memory."""
+    cache_bytes: int
+    """The KV cache."""
+    scratch_bytes: int
+    """Activations, logits and whatever else a step needs."""
+    context_tokens: int
+    """Most tokens of one sequence."""
+    cache_tokens: int
+    """Tokens that the KV cache holds, over all sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters of an engine at one moment."""
+
+    requests: int
+    """Requests taken into the queue."""
+    rejected: int
+    """Requests turned away because the queue was full."""
+    open: int
+    """Requests that are not finished."""
+    queue_depth: int
+    """Sequences that wait for their first admission."""
+    running: int
+    """Sequences in the current step."""
+    preemptions: int
+    """Sequences that gave their memory back to others and were computed again."""
+    steps: int
+    """Steps of the engine."""
+    prompt_tokens: int
+    """Prompt tokens computed or found."""
+    prefix_hit_tokens: int
+    """Prompt tokens found in the prefix cache."""
+    completion_tokens: int
+    """Tokens generated."""
+    blocks_total: int
+    """Blocks of the KV cache."""
+    blocks_used: int
+    """Blocks that sequences hold."""
+    blocks_cached: int
+    """Blocks that none holds but a prefix may hit."""
+    time_to_first_token: Histogram
+    """From submission to the first token."""
+    time_between_tokens: Histogram
+    """Between two tokens of a sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of a model and what its arithmetic depends on."""
+
+    family: str
+    """As the file spells it: ``welm``, ``gpt_neox``, ``llama``."""
+    n_params: int
+    """Parameters."""
+    vocab_size: int
+    """Rows of the embedding, and length of the logits."""
+    dim: int
+    """Width of the residual stream."""
+    n_layers: int
+    """Layers."""
+    n_heads: int
+    """Query heads."""
+    n_kv_heads: int
+    """Key and value heads."""
+    head_dim: int
+    """Width of a head."""
+    hidden_dim: int
+    """Width of the feed-forward half."""
+    max_context: int
+    """Most tokens of a sequence."""
+    norm: Literal["layernorm", "rmsnorm"]
+    """Normalisation."""
+    norm_eps: float
+    """Added to the variance, or the mean square."""
+    activation: Literal["gelu", "gelu_tanh", "swiglu"]
+    """Nonlinearity."""
+    rotary_dim: int
+    """Leading values of each head that the rotary embedding turns."""
+    rope_base: float
+    """Base of its frequencies."""
+    rope_scaling: Literal["linear", "llama3", "per_frequency"] | None
+    """How its frequencies are stretched for long contexts."""
+    parallel_residual: bool
+    """Whether both halves of a layer read the same input."""
+    tied_output: bool
+    """Whether the output projection is the embedding."""
+    attention_bias: bool
+    """Whether q, k, v and the attention's output have biases."""
+    mlp_bias: bool
+    """Whether the feed-forward projections have biases."""
+    bos_token_id: int | None
+    """The token that starts a text, if there is one."""
+    eos_token_ids: tuple[int, ...]
+    """Tokens that end a text."""

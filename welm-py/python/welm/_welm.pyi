@@ -1,0 +1,288 @@
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import timedelta
+from os import PathLike
+from types import TracebackType
+from typing import Any, Final, Literal, SupportsIndex, TypeAlias, final, overload
+
+from _typeshed import SupportsLenAndGetItem
+from numpy import float32
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from welm._aio import AsyncStream
+from welm._output import Estimate, Generation, ModelConfig, Piece, Score, Stats
+
+__all__ = [
+    "CancelToken",
+    "Histogram",
+    "Model",
+    "Request",
+    "Selector",
+    "Stream",
+    "Submit",
+    "__version__",
+    "quantize",
+]
+
+__version__: Final[str]
+
+# Lists, tuples, arrays of the standard library or of numpy.
+_Tokens: TypeAlias = SupportsLenAndGetItem[SupportsIndex]
+_Prompt: TypeAlias = str | _Tokens
+_Progress: TypeAlias = Callable[[int, int], object]
+
+def quantize(
+    src: str | PathLike[str], dst: str | PathLike[str], /, *, progress: _Progress | None = None
+) -> None: ...
+
+@final
+class CancelToken:
+    def __new__(cls) -> Self: ...
+    def cancel(self) -> None: ...
+    @property
+    def cancelled(self) -> bool: ...
+
+@final
+class Histogram:
+    def __new__(cls, counts: Sequence[int], sum: float) -> Self: ...
+    @property
+    def counts(self) -> tuple[int, ...]: ...
+    @property
+    def bounds(self) -> tuple[float, ...]: ...
+    @property
+    def sum(self) -> float: ...
+    @property
+    def count(self) -> int: ...
+    def quantile(self, q: float) -> float: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __getnewargs__(self) -> tuple[tuple[int, ...], float]: ...
+    __hash__: None  # type: ignore[assignment]
+
+@final
+class Stream:
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Piece: ...
+    def cancel(self) -> None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+@final
+class Model:
+    def __new__(
+        cls,
+        path: str | PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        dtype: Literal["auto", "f32", "bf16", "int8", "float32", "bfloat16"] = "auto",
+        threads: SupportsIndex | None = None,
+        cache_dtype: Literal["bf16", "f32", "bfloat16", "float32"] = "bf16",
+        activations: Literal["auto", "int8", "int16", "int8_rotated"] = "auto",
+        isa: str | None = None,
+        context_tokens: SupportsIndex | None = None,
+        cache_tokens: SupportsIndex | None = None,
+        chunk_tokens: SupportsIndex = 256,
+        max_running: SupportsIndex = 64,
+        queue_limit: SupportsIndex = 1024,
+        prefix_cache: bool = True,
+        memory_limit: SupportsIndex | None = None,
+        progress: _Progress | None = None,
+    ) -> Self: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too; it is one prompt
+        self,
+        prompt: _Prompt,
+        /,
+        *,
+        max_tokens: SupportsIndex = 16,
+        temperature: float = 0.85,
+        top_p: float = 0.95,
+        top_k: SupportsIndex = 50,
+        n: SupportsIndex = 1,
+        echo: bool = False,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        logprobs: SupportsIndex | None = None,
+        seed: SupportsIndex | None = None,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[_Tokens] | Sequence[_Prompt],
+        /,
+        *,
+        max_tokens: SupportsIndex = 16,
+        temperature: float = 0.85,
+        top_p: float = 0.95,
+        top_k: SupportsIndex = 50,
+        n: SupportsIndex = 1,
+        echo: bool = False,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        logprobs: SupportsIndex | None = None,
+        seed: SupportsIndex | None = None,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+    ) -> list[Generation]: ...
+    def stream(
+        self,
+        prompt: _Prompt,
+        /,
+        *,
+        max_tokens: SupportsIndex = 16,
+        temperature: float = 0.85,
+        top_p: float = 0.95,
+        top_k: SupportsIndex = 50,
+        n: SupportsIndex = 1,
+        echo: bool = False,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        logprobs: SupportsIndex | None = None,
+        seed: SupportsIndex | None = None,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+    ) -> Stream: ...
+    @overload
+    def generate_async(  # type: ignore[overload-overlap]  # a str is a sequence of str, too; it is one prompt
+        self,
+        prompt: _Prompt,
+        /,
+        *,
+        max_tokens: SupportsIndex = 16,
+        temperature: float = 0.85,
+        top_p: float = 0.95,
+        top_k: SupportsIndex = 50,
+        n: SupportsIndex = 1,
+        echo: bool = False,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        logprobs: SupportsIndex | None = None,
+        seed: SupportsIndex | None = None,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+    ) -> Coroutine[Any, Any, Generation]: ...
+    @overload
+    def generate_async(
+        self,
+        prompt: Sequence[str] | Sequence[_Tokens] | Sequence[_Prompt],
+        /,
+        *,
+        max_tokens: SupportsIndex = 16,
+        temperature: float = 0.85,
+        top_p: float = 0.95,
+        top_k: SupportsIndex = 50,
+        n: SupportsIndex = 1,
+        echo: bool = False,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        logprobs: SupportsIndex | None = None,
+        seed: SupportsIndex | None = None,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+    ) -> Coroutine[Any, Any, list[Generation]]: ...
+    def stream_async(
+        self,
+        prompt: _Prompt,
+        /,
+        *,
+        max_tokens: SupportsIndex = 16,
+        temperature: float = 0.85,
+        top_p: float = 0.95,
+        top_k: SupportsIndex = 50,
+        n: SupportsIndex = 1,
+        echo: bool = False,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        logprobs: SupportsIndex | None = None,
+        seed: SupportsIndex | None = None,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+    ) -> AsyncStream: ...
+    def score(self, prompt: str, continuations: Sequence[str], /) -> list[Score]: ...
+    def logits(self, prompt: _Prompt, /, from_: SupportsIndex = 0) -> NDArray[float32]: ...
+    def tokenize(self, text: str, /, parse_special: bool = False) -> list[int]: ...
+    def detokenize(self, tokens: _Tokens, /) -> str: ...
+    @property
+    def has_chat_template(self) -> bool: ...
+    def chat_prompt(
+        self, messages: Sequence[Mapping[str, str]], /, add_generation_prompt: bool = True
+    ) -> str: ...
+    def chat_tokens(
+        self, messages: Sequence[Mapping[str, str]], /, add_generation_prompt: bool = True
+    ) -> list[int]: ...
+    def token_bytes(self, token: SupportsIndex, /) -> bytes: ...
+    def token_id(self, token: str, /) -> int | None: ...
+    def is_special(self, token: SupportsIndex, /) -> bool: ...
+    def stats(self) -> Stats: ...
+    @staticmethod
+    def estimate(
+        path: str | PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        dtype: Literal["auto", "f32", "bf16", "int8", "float32", "bfloat16"] = "auto",
+        threads: SupportsIndex | None = None,
+        cache_dtype: Literal["bf16", "f32", "bfloat16", "float32"] = "bf16",
+        activations: Literal["auto", "int8", "int16", "int8_rotated"] = "auto",
+        isa: str | None = None,
+        context_tokens: SupportsIndex | None = None,
+        cache_tokens: SupportsIndex | None = None,
+        chunk_tokens: SupportsIndex = 256,
+        max_running: SupportsIndex = 64,
+        queue_limit: SupportsIndex = 1024,
+        prefix_cache: bool = True,
+        memory_limit: SupportsIndex | None = None,
+    ) -> Estimate: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def memory(self) -> Estimate: ...
+    @property
+    def backend(self) -> str: ...
+
+# What `welm._aio` is built on.
+
+@final
+class Submit:
+    def send(self) -> Request: ...
+
+@final
+class Request:
+    def cancel(self) -> None: ...
+    def abandon(self) -> None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+
+@final
+class Selector:
+    def __new__(cls) -> Self: ...
+    def add(self, request: Request, listener: object) -> bool: ...
+    def wait(self) -> list[tuple[Any, Any]] | None: ...
+    def clear(self) -> None: ...

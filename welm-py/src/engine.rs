@@ -1,0 +1,144 @@
+//! How the binding holds what belongs to an engine, and how it waits for it.
+//!
+//! Three things are Python's own and no concern of the core: the GIL, which must not be held while anything waits;
+//! signals, which Python looks at between bytecodes only, so that whoever waits must ask for them; and `fork`, after
+//! which the child has the memory of an engine but not its threads.
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::task::Poll;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use welm_core::{CancelToken, Choice, Error, FinishReason, Generation, Piece, Result, Stream, Usage};
+
+use crate::error::{OrRaise, forked};
+
+/// How long a signal may go unseen.
+pub(crate) const TICK: Duration = Duration::from_millis(20);
+
+/// Something of an engine: a model or a stream.
+///
+/// Letting the last one go joins the engine's thread, so the GIL is released for it. In a forked child that thread
+/// does not exist; there the value can be neither used nor dropped.
+pub(crate) struct Owned<T: Send> {
+    value: Option<T>,
+    pid: u32,
+}
+
+impl<T: Send> Owned<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Owned { value: Some(value), pid: std::process::id() }
+    }
+
+    fn is_forked(&self) -> bool {
+        self.pid != std::process::id()
+    }
+
+    /// The value, in the process that made it.
+    pub(crate) fn get(&self, py: Python<'_>) -> PyResult<&T> {
+        self.value.as_ref().filter(|_| !self.is_forked()).ok_or_else(|| forked(py))
+    }
+}
+
+impl<T: Send> Drop for Owned<T> {
+    fn drop(&mut self) {
+        let value = self.value.take();
+        if self.is_forked() {
+            std::mem::forget(value);
+            return;
+        }
+        let mut value = Some(value);
+        // Where the interpreter is gone, there is no GIL to release, and `value` is dropped behind this.
+        Python::try_attach(|py| {
+            let value = value.take();
+            py.detach(move || drop(value));
+        });
+    }
+}
+
+/// A generation while its pieces come.
+pub(crate) struct Collected(Generation);
+
+impl Collected {
+    /// Of a stream of `n` sequences.
+    pub(crate) fn new(stream: &Stream, n: usize) -> Self {
+        let choice = Choice { text: String::new(), tokens: Vec::new(), finish_reason: FinishReason::Length };
+        let usage = Usage { prompt_tokens: stream.prompt_tokens(), ..Usage::default() };
+        Collected(Generation { choices: vec![choice; n], seed: stream.seed(), usage })
+    }
+
+    pub(crate) fn push(&mut self, piece: Piece) {
+        let choice = &mut self.0.choices[piece.index];
+        choice.text.push_str(&piece.text);
+        choice.tokens.extend(piece.tokens);
+        if let Some(finish) = piece.finish {
+            choice.finish_reason = finish.reason;
+            self.0.usage.completion_tokens += finish.completion_tokens;
+            self.0.usage.cached_tokens = self.0.usage.cached_tokens.max(finish.cached_tokens);
+        }
+    }
+
+    pub(crate) fn finish(self) -> Generation {
+        self.0
+    }
+}
+
+/// Waits for all pieces of a stream. A signal handler that raises ends the waiting, and the request.
+pub(crate) fn collect(py: Python<'_>, mut stream: Stream, n: usize) -> PyResult<Generation> {
+    let mut collected = Collected::new(&stream, n);
+    // The GIL is asked for once a tick, not once a piece: another thread may hold it for milliseconds.
+    let mut wait_a_tick = || -> Poll<Result<()>> {
+        let end = Instant::now() + TICK;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match stream.next_timeout(left) {
+                Poll::Ready(Some(Ok(piece))) => collected.push(piece),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
+            if left.is_zero() {
+                return Poll::Pending;
+            }
+        }
+    };
+    loop {
+        match py.detach(&mut wait_a_tick) {
+            Poll::Ready(done) => {
+                done.or_raise(py)?;
+                return Ok(collected.finish());
+            }
+            Poll::Pending => py.check_signals()?,
+        }
+    }
+}
+
+/// Waits for work of the core that has no end of its own, on a thread aside. A signal handler that raises ends the
+/// waiting and sets the token, which the work looks at when it can.
+pub(crate) fn wait_aside<T: Send + 'static>(
+    py: Python<'_>,
+    work: impl FnOnce(&CancelToken) -> Result<T> + Send + 'static,
+) -> PyResult<T> {
+    let (done, mut result) = channel();
+    let stop = CancelToken::new();
+    let stopped = stop.clone();
+    let worker = thread::Builder::new().name("welm-wait".into()).spawn(move || {
+        let _ = done.send(work(&stopped)); // nobody listens any more if it was stopped
+    })?;
+    loop {
+        let result = &mut result;
+        match py.detach(move || result.recv_timeout(TICK)) {
+            Ok(value) => return value.or_raise(py),
+            Err(RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| stop.cancel())?,
+            Err(RecvTimeoutError::Disconnected) => {
+                let reason = "a call panicked".to_string();
+                return worker
+                    .join()
+                    .map_err(|_| Error::EngineStopped(reason.clone()))
+                    .or_raise(py)
+                    .and_then(|()| Err(crate::error::exception(py, &Error::EngineStopped(reason))));
+            }
+        }
+    }
+}

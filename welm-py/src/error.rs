@@ -1,0 +1,94 @@
+//! `welm_core::Error` as an exception of `welm._errors`: the class that fits, the same message, the fields that a
+//! program may want as attributes.
+
+use pyo3::IntoPyObjectExt;
+use pyo3::prelude::*;
+use welm_core::Error;
+
+/// A result whose error is the core's, on its way to Python.
+pub(crate) trait OrRaise<T> {
+    /// The value, or the exception.
+    fn or_raise(self, py: Python<'_>) -> PyResult<T>;
+}
+
+impl<T> OrRaise<T> for welm_core::Result<T> {
+    fn or_raise(self, py: Python<'_>) -> PyResult<T> {
+        self.map_err(|error| exception(py, &error))
+    }
+}
+
+/// The exception that stands for an error.
+pub(crate) fn exception(py: Python<'_>, error: &Error) -> PyErr {
+    build(py, error).unwrap_or_else(|failed| failed)
+}
+
+fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
+    crate::log::flush(py)?;
+    let class = match error {
+        Error::Io { .. } => "IoError",
+        Error::InvalidFile { .. } => "InvalidFile",
+        Error::Config { .. } => "ConfigError",
+        Error::Tensor { .. } => "TensorError",
+        Error::Tokenizer(_) => "TokenizerError",
+        Error::ChatTemplate(_) => "ChatTemplateError",
+        Error::InvalidOption { .. } => "InvalidOption",
+        Error::TooLong { .. } => "TooLong",
+        Error::EmptyPrompt => "EmptyPrompt",
+        Error::QueueFull { .. } => "QueueFull",
+        Error::OutOfMemory { .. } => "OutOfMemory",
+        Error::Unavailable { .. } => "Unavailable",
+        Error::Device(_) => "DeviceError",
+        Error::DeviceLost(_) => "DeviceLost",
+        Error::EngineStopped(_) => "EngineStopped",
+        Error::LoadCancelled => "Cancelled",
+        _ => "Error",
+    };
+    let raised = raised(py, class, &error.to_string())?;
+    let set = |name: &str, value: Py<PyAny>| raised.setattr(name, value);
+    match error {
+        Error::Io { path, .. } | Error::InvalidFile { path, .. } => {
+            set("path", path.as_os_str().into_py_any(py)?)?;
+        }
+        Error::Config { setting, .. } => set("setting", setting.into_py_any(py)?)?,
+        Error::Tensor { name, .. } => set("tensor", name.into_py_any(py)?)?,
+        Error::InvalidOption { option, .. } => set("option", option.into_py_any(py)?)?,
+        Error::TooLong { prompt, requested, limit, what } => {
+            set("prompt_tokens", prompt.into_py_any(py)?)?;
+            set("requested", requested.into_py_any(py)?)?;
+            set("limit", limit.into_py_any(py)?)?;
+            set("what", what.into_py_any(py)?)?;
+        }
+        Error::QueueFull { waiting, limit } => {
+            set("waiting", waiting.into_py_any(py)?)?;
+            set("limit", limit.into_py_any(py)?)?;
+        }
+        Error::OutOfMemory { required, weights, cache, scratch, available, fitting_cache_tokens } => {
+            set("required", required.into_py_any(py)?)?;
+            set("weights", weights.into_py_any(py)?)?;
+            set("cache", cache.into_py_any(py)?)?;
+            set("scratch", scratch.into_py_any(py)?)?;
+            set("available", available.into_py_any(py)?)?;
+            set("fitting_cache_tokens", fitting_cache_tokens.into_py_any(py)?)?;
+        }
+        Error::Unavailable { what, .. } => set("what", what.into_py_any(py)?)?,
+        _ => {}
+    }
+    Ok(PyErr::from_value(raised))
+}
+
+/// An exception of `welm._errors` with this message.
+fn raised<'py>(py: Python<'py>, class: &str, message: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import("welm._errors")?.getattr(class)?.call1((message,))
+}
+
+/// Use of what the parent process loaded.
+pub(crate) fn forked(py: Python<'_>) -> PyErr {
+    let message = "this was made before os.fork(), and its engine runs in the parent process only: load the model \
+                   in the process that uses it (multiprocessing: start method `spawn` or `forkserver`)";
+    raised(py, "ForkError", message).map_or_else(|failed| failed, PyErr::from_value)
+}
+
+/// An option outside its domain that the core's types cannot hold.
+pub(crate) fn invalid_option(py: Python<'_>, option: &'static str, reason: String) -> PyErr {
+    exception(py, &Error::InvalidOption { option, reason })
+}

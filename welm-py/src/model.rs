@@ -1,0 +1,475 @@
+//! `welm.Model`.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
+use welm_core::{self as core, Error};
+
+use crate::engine::{Owned, collect, wait_aside};
+use crate::error::{OrRaise, exception};
+use crate::log;
+use crate::options::{OnePrompt, Progress, Prompts, generate_options, load_options, model_path, tokens};
+use crate::output;
+use crate::request::Request;
+use crate::stream::Stream;
+
+/// Continuations scored between two looks at signals: the core takes one, then sixteen at a time.
+const SCORE_WINDOW: usize = 1 + 2 * 16;
+
+/// A loaded model.
+///
+/// Any number of threads may use one at the same time; their requests are computed together, and none changes the
+/// text of another.
+///
+/// ``path`` is a Hugging Face folder, an int8 folder of :func:`welm.quantize`, or a GGUF file; without one it is the
+/// small model in this package, which writes verse. Files are mapped: they must not change while the model lives.
+/// What was loaded, and where it runs, goes to the logger ``welm`` of :mod:`logging`.
+///
+/// >>> import welm
+/// >>> model = welm.Model()
+/// >>> model.generate("床前明月光，", max_tokens=12, temperature=0).text  # doctest: +ELLIPSIS
+/// '...'
+///
+/// Options:
+///
+/// - ``device``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. ``auto`` is the first CUDA device that can run the
+///   model, else the CPU; what is asked for by name and not there is :class:`welm.Unavailable`.
+/// - ``dtype``: of the weights in memory: ``"auto"`` (as exact as the file), ``"f32"``, ``"bf16"``, ``"int8"``.
+/// - ``threads``: compute threads; ``None``: all that affinity and cgroup allow.
+/// - ``cache_dtype``: of cached keys and values, ``"bf16"`` or ``"f32"``.
+/// - ``activations``: bits of an activation before an int8 or four-bit weight: ``"auto"``, ``"int8"``, ``"int16"``,
+///   ``"int8_rotated"`` (CUDA).
+/// - ``isa``: instruction set to use at most, such as ``"avx2"``.
+/// - ``context_tokens``: most tokens of one sequence; ``None``: the model's limit.
+/// - ``cache_tokens``: tokens that the KV cache holds, over all sequences.
+/// - ``chunk_tokens``: prompt tokens computed in one step.
+/// - ``max_running``, ``queue_limit``: most sequences that run, and that wait.
+/// - ``prefix_cache``: whether equal beginnings of prompts are shared.
+/// - ``memory_limit``: most bytes that weights, cache and scratch may take; ``None``: what the machine has available.
+/// - ``progress``: called with the bytes done and in all; ``False`` ends the loading with :class:`welm.Cancelled`.
+#[pyclass(frozen, module = "welm", weakref)]
+pub(crate) struct Model {
+    core: Owned<core::Model>,
+}
+
+/// The last keyword argument of loading.
+fn take_progress(options: Option<&Bound<'_, PyDict>>) -> PyResult<Progress> {
+    let Some(options) = options else { return Ok(Progress::new(None)) };
+    let call = options.get_item("progress")?.filter(|call| !call.is_none());
+    if options.contains("progress")? {
+        options.del_item("progress")?;
+    }
+    Ok(Progress::new(call.map(Bound::unbind)))
+}
+
+#[pymethods]
+impl Model {
+    #[new]
+    #[pyo3(
+        signature = (path = None, **options),
+        text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
+            activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
+            queue_limit=1024, prefix_cache=True, memory_limit=None, progress=None)"
+    )]
+    fn new(py: Python<'_>, path: Option<PathBuf>, options: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        let progress = take_progress(options)?;
+        let mut load = load_options("Model", options)?;
+        load.progress = Some(progress.callback());
+        let path = model_path(py, path)?;
+        let loaded = py.detach(|| core::Model::load(&path, &load));
+        let model = Model { core: Owned::new(progress.finish(py, loaded)?) };
+        log::flush(py)?;
+        Ok(model)
+    }
+
+    /// Continues a prompt, or several together.
+    ///
+    /// A prompt is a text, or a sequence of token ids to which nothing is added. A list of prompts gives a list of
+    /// generations, each what it would be alone; if one fails, the others are cancelled.
+    ///
+    /// >>> a, b = model.generate(["春眠不觉晓，", "白日依山尽，"], max_tokens=8, temperature=0)
+    /// >>> b.text == model.generate("白日依山尽，", max_tokens=8, temperature=0).text
+    /// True
+    ///
+    /// Options:
+    ///
+    /// - ``max_tokens``: most tokens generated.
+    /// - ``temperature``, ``top_p``, ``top_k``, ``min_p``, ``repetition_penalty``: the choice of a token.
+    ///   ``temperature=0`` is greedy; ``top_p=1``, ``top_k=0``, ``min_p=0``, ``repetition_penalty=1`` are off.
+    /// - ``n``: sequences; the prompt is computed once.
+    /// - ``echo``: the prompt is part of the text, and of the log-probabilities.
+    /// - ``stop``: a string or several that end the text and are not part of it.
+    /// - ``logprobs``: how many likeliest alternatives each token comes with; ``None``: no log-probabilities.
+    /// - ``seed``: the same seed gives the same text; ``None`` draws one, and the result has it.
+    /// - ``deadline``: seconds, or a ``timedelta``, after which the text ends with what there is.
+    /// - ``cancel``: a :class:`welm.CancelToken`.
+    /// - ``parse_special``: whether special tokens written in the prompt are special.
+    /// - ``ignore_eos``: whether the model may not end the text.
+    ///
+    /// Raises :class:`welm.InvalidOption`, :class:`welm.TooLong`, :class:`welm.EmptyPrompt`,
+    /// :class:`welm.TokenizerError`, :class:`welm.QueueFull`, :class:`welm.DeviceError`,
+    /// :class:`welm.EngineStopped`. Ctrl-C cancels.
+    #[pyo3(
+        signature = (prompt, /, **options),
+        text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
+            echo=False, min_p=0.0, repetition_penalty=1.0, stop=None, logprobs=None, seed=None, deadline=None, \
+            cancel=None, parse_special=False, ignore_eos=False)"
+    )]
+    fn generate<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: Prompts,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let model = self.core.get(py)?;
+        let options = generate_options("generate", options)?;
+        match prompt {
+            Prompts::One(prompt) => {
+                let stream = py.detach(|| model.stream(prompt.as_prompt(), &options)).or_raise(py)?;
+                output::generation(py, model, &collect(py, stream, options.n)?)
+            }
+            Prompts::Many(prompts) => {
+                let whole = PyList::empty(py);
+                for generation in batch(py, model, &prompts, &options)? {
+                    whole.append(output::generation(py, model, &generation)?)?;
+                }
+                Ok(whole.into_any())
+            }
+        }
+    }
+
+    /// As :meth:`generate`, piece by piece.
+    ///
+    /// >>> for piece in model.stream("床前明月光，", max_tokens=20, seed=7):
+    /// ...     print(piece.text, end="", flush=True)  # doctest: +SKIP
+    #[pyo3(
+        signature = (prompt, /, **options),
+        text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
+            echo=False, min_p=0.0, repetition_penalty=1.0, stop=None, logprobs=None, seed=None, deadline=None, \
+            cancel=None, parse_special=False, ignore_eos=False)"
+    )]
+    fn stream(
+        &self,
+        py: Python<'_>,
+        prompt: OnePrompt,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Stream> {
+        let model = self.core.get(py)?;
+        let options = generate_options("stream", options)?;
+        let stream = py.detach(|| model.stream(prompt.as_prompt(), &options)).or_raise(py)?;
+        Ok(Stream::new(model.clone(), stream))
+    }
+
+    /// As :meth:`generate`, for ``asyncio``: the event loop goes on. Cancelling the task cancels the request.
+    ///
+    /// >>> import asyncio
+    /// >>> async def two():
+    /// ...     options = {"max_tokens": 8, "temperature": 0}
+    /// ...     return await asyncio.gather(
+    /// ...         model.generate_async("春眠不觉晓，", **options), model.generate_async("白日依山尽，", **options)
+    /// ...     )
+    /// >>> [len(generation.choices) for generation in asyncio.run(two())]
+    /// [1, 1]
+    #[pyo3(
+        signature = (prompt, /, **options),
+        text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
+            echo=False, min_p=0.0, repetition_penalty=1.0, stop=None, logprobs=None, seed=None, deadline=None, \
+            cancel=None, parse_special=False, ignore_eos=False)"
+    )]
+    fn generate_async<'py>(
+        this: &Bound<'py, Self>,
+        prompt: &Bound<'py, PyAny>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = this.py();
+        let (model, options) = (this.get().core.get(py)?, generate_options("generate_async", options)?);
+        let submit = |prompt| Submit::new(model.clone(), prompt, options.clone(), true);
+        let asyncio = py.import("welm._aio")?;
+        match prompt.extract::<Prompts>()? {
+            Prompts::One(prompt) => asyncio.getattr("generate")?.call1((submit(prompt),)),
+            Prompts::Many(prompts) => {
+                let submits = prompts.into_iter().map(submit).collect::<Vec<_>>();
+                asyncio.getattr("generate_all")?.call1((submits,))
+            }
+        }
+    }
+
+    /// As :meth:`stream`, for ``asyncio``: ``async for piece in model.stream_async(prompt)``.
+    ///
+    /// The request is sent when the iteration begins, or on entering ``async with``. Cancelling the task that
+    /// iterates cancels the request.
+    ///
+    /// >>> async def text(prompt):
+    /// ...     async with model.stream_async(prompt, max_tokens=8, temperature=0) as stream:
+    /// ...         return "".join([piece.text async for piece in stream])
+    /// >>> asyncio.run(text("床前明月光，")) == model.generate("床前明月光，", max_tokens=8, temperature=0).text
+    /// True
+    #[pyo3(
+        signature = (prompt, /, **options),
+        text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
+            echo=False, min_p=0.0, repetition_penalty=1.0, stop=None, logprobs=None, seed=None, deadline=None, \
+            cancel=None, parse_special=False, ignore_eos=False)"
+    )]
+    fn stream_async<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: OnePrompt,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let model = self.core.get(py)?.clone();
+        let options = generate_options("stream_async", options)?;
+        let submit = Submit::new(model, prompt, options, false);
+        py.import("welm._aio")?.getattr("AsyncStream")?.call1((submit,))
+    }
+
+    /// Log-likelihoods of given continuations of a prompt, in their order.
+    ///
+    /// >>> likely, unlikely = model.score("床前明月光，", ["疑是地上霜。", "一二三四五。"])
+    /// >>> likely.logprob < 0
+    /// True
+    #[pyo3(signature = (prompt, continuations, /))]
+    fn score<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: String,
+        continuations: Vec<String>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let model = self.core.get(py)?;
+        let shared = model.clone();
+        let scores = wait_aside(py, move |stop| {
+            let mut scores = Vec::with_capacity(continuations.len());
+            for window in continuations.chunks(SCORE_WINDOW).take_while(|_| !stop.is_cancelled()) {
+                scores.extend(shared.score(&prompt, window)?);
+            }
+            Ok(scores)
+        })?;
+        scores.iter().map(|score| output::score(py, model, score)).collect()
+    }
+
+    /// Logits behind each token of a prompt from position ``from_`` on: a numpy array of ``float32``,
+    /// ``(prompt_tokens - from_, vocab_size)``. Needs numpy, which the rest of the package does not.
+    ///
+    /// >>> model.logits("床前明月光，").shape[1] == model.config.vocab_size
+    /// True
+    #[pyo3(signature = (prompt, /, from_ = 0))]
+    fn logits<'py>(&self, py: Python<'py>, prompt: OnePrompt, from_: usize) -> PyResult<Bound<'py, PyAny>> {
+        let numpy = py.import("numpy")?;
+        let model = self.core.get(py)?.clone();
+        let vocab_size = model.config().vocab_size;
+        let logits = wait_aside(py, move |_| model.logits(prompt.as_prompt(), from_))?;
+        let bytes = PyByteArray::new_with(py, size_of_val(&logits[..]), |bytes| {
+            for (to, logit) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&logits) {
+                *to = logit.to_ne_bytes();
+            }
+            Ok(())
+        })?;
+        let flat = numpy.getattr("frombuffer")?.call1((bytes, numpy.getattr("float32")?))?;
+        flat.call_method1("reshape", ((logits.len() / vocab_size, vocab_size),))
+    }
+
+    /// The tokens of a text, without any that would be added in front of a prompt.
+    ///
+    /// >>> model.detokenize(model.tokenize("床前明月光，"))
+    /// '床前明月光，'
+    #[pyo3(signature = (text, /, parse_special = false))]
+    fn tokenize(&self, py: Python<'_>, text: PyBackedStr, parse_special: bool) -> PyResult<Vec<u32>> {
+        let model = self.core.get(py)?;
+        py.detach(|| model.tokenize(&text, parse_special)).or_raise(py)
+    }
+
+    /// The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing.
+    #[pyo3(signature = (tokens, /))]
+    fn detokenize(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = token_ids)] tokens: Vec<u32>,
+    ) -> PyResult<String> {
+        let model = self.core.get(py)?;
+        Ok(py.detach(|| model.detokenize(&tokens)))
+    }
+
+    /// Whether the model comes with a chat template.
+    #[getter]
+    fn has_chat_template(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.core.get(py)?.has_chat_template())
+    }
+
+    /// The text of a conversation, by the model's own template: what transformers' ``apply_chat_template`` gives
+    /// without tools. With ``add_generation_prompt`` it ends where the assistant's answer begins.
+    ///
+    /// >>> model.chat_prompt([{"role": "user", "content": "你好"}])  # this model has no template
+    /// Traceback (most recent call last):
+    /// ...
+    /// welm._errors.ChatTemplateError: chat template: this model has none
+    #[pyo3(signature = (messages, /, add_generation_prompt = true))]
+    fn chat_prompt(
+        &self,
+        py: Python<'_>,
+        messages: Vec<Message>,
+        add_generation_prompt: bool,
+    ) -> PyResult<String> {
+        let (model, messages) = (self.core.get(py)?, Message::all(messages));
+        py.detach(|| model.chat_prompt(&messages, add_generation_prompt)).or_raise(py)
+    }
+
+    /// The tokens of :meth:`chat_prompt`, a prompt for :meth:`generate`: special tokens are parsed, and none is put in
+    /// front, since the template names the one that starts a text.
+    ///
+    /// Special tokens that are written in a message, such as ``<|im_end|>``, are parsed too, as in transformers: who
+    /// may write a message can end it and begin another one in any role.
+    #[pyo3(signature = (messages, /, add_generation_prompt = true))]
+    fn chat_tokens(
+        &self,
+        py: Python<'_>,
+        messages: Vec<Message>,
+        add_generation_prompt: bool,
+    ) -> PyResult<Vec<u32>> {
+        let (model, messages) = (self.core.get(py)?, Message::all(messages));
+        py.detach(|| model.chat_tokens(&messages, add_generation_prompt)).or_raise(py)
+    }
+
+    /// The bytes that a token stands for; none for a special one.
+    #[pyo3(signature = (token, /))]
+    fn token_bytes<'py>(&self, py: Python<'py>, token: u32) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, self.core.get(py)?.token_bytes(token)))
+    }
+
+    /// The id of a token as the vocabulary spells it, special ones included; ``None`` if there is none.
+    #[pyo3(signature = (token, /))]
+    fn token_id(&self, py: Python<'_>, token: &str) -> PyResult<Option<u32>> {
+        Ok(self.core.get(py)?.token_id(token))
+    }
+
+    /// Whether a token is a control token, which is no part of a text.
+    #[pyo3(signature = (token, /))]
+    fn is_special(&self, py: Python<'_>, token: u32) -> PyResult<bool> {
+        Ok(self.core.get(py)?.is_special(token))
+    }
+
+    /// Counters of the engine, at this moment.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        output::stats(py, self.core.get(py)?.stats())
+    }
+
+    /// Memory that loading with these options would take, from the headers of the files.
+    ///
+    /// >>> welm.Model.estimate(cache_tokens=1024).cache_tokens
+    /// 1024
+    #[staticmethod]
+    #[pyo3(
+        signature = (path = None, **options),
+        text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
+            activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
+            queue_limit=1024, prefix_cache=True, memory_limit=None)"
+    )]
+    fn estimate<'py>(
+        py: Python<'py>,
+        path: Option<PathBuf>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (path, options) = (model_path(py, path)?, load_options("estimate", options)?);
+        let estimate = py.detach(|| core::Model::estimate(&path, &options)).or_raise(py)?;
+        output::estimate(py, &estimate)
+    }
+
+    /// Shape and settings.
+    #[getter]
+    fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        output::config(py, self.core.get(py)?.config())
+    }
+
+    /// The memory it takes.
+    #[getter]
+    fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        output::estimate(py, &self.core.get(py)?.memory())
+    }
+
+    /// Where it runs: device, threads, instruction set.
+    #[getter]
+    fn backend(&self, py: Python<'_>) -> PyResult<&str> {
+        Ok(self.core.get(py)?.backend())
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let model = self.core.get(py)?;
+        let (config, backend) = (model.config(), model.backend());
+        Ok(format!("<welm.Model {}, {} parameters, {backend}>", config.family, config.n_params()))
+    }
+}
+
+/// A message as chat programs write it: a mapping with `role` and `content`.
+#[derive(FromPyObject)]
+struct Message {
+    #[pyo3(item)]
+    role: String,
+    #[pyo3(item)]
+    content: String,
+}
+
+impl Message {
+    fn all(messages: Vec<Message>) -> Vec<core::Message> {
+        messages.into_iter().map(|m| core::Message::new(m.role, m.content)).collect()
+    }
+}
+
+fn token_ids(value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    tokens("tokens", value)
+}
+
+/// Several prompts at once. They wait in the engine's queue like any others; when it is full, the first are
+/// collected before the next are sent. What ends this early drops the streams, which cancels them.
+fn batch(
+    py: Python<'_>,
+    model: &core::Model,
+    prompts: &[OnePrompt],
+    options: &core::GenerateOptions,
+) -> PyResult<Vec<core::Generation>> {
+    let mut open = VecDeque::new();
+    let mut whole = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        loop {
+            match py.detach(|| model.stream(prompt.as_prompt(), options)) {
+                Ok(stream) => break open.push_back(stream),
+                Err(error @ Error::QueueFull { .. }) => match open.pop_front() {
+                    Some(stream) => whole.push(collect(py, stream, options.n)?),
+                    None => return Err(exception(py, &error)),
+                },
+                Err(error) => return Err(exception(py, &error)),
+            }
+        }
+        py.check_signals()?;
+    }
+    for stream in open {
+        whole.push(collect(py, stream, options.n)?);
+    }
+    Ok(whole)
+}
+
+/// A request that is still to be sent: tokenizing a long text takes time that an event loop does not have.
+#[pyclass(frozen, module = "welm._welm")]
+pub(crate) struct Submit {
+    model: Owned<core::Model>,
+    prompt: OnePrompt,
+    options: core::GenerateOptions,
+    whole: bool,
+}
+
+impl Submit {
+    /// `whole`: its pieces are wanted as one generation.
+    fn new(model: core::Model, prompt: OnePrompt, options: core::GenerateOptions, whole: bool) -> Self {
+        Submit { model: Owned::new(model), prompt, options, whole }
+    }
+}
+
+#[pymethods]
+impl Submit {
+    /// Sends it.
+    fn send(&self, py: Python<'_>) -> PyResult<Request> {
+        let model = self.model.get(py)?;
+        let stream = py.detach(|| model.stream(self.prompt.as_prompt(), &self.options)).or_raise(py)?;
+        Ok(Request::new(model.clone(), stream, self.whole.then_some(self.options.n)))
+    }
+}

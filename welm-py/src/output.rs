@@ -1,0 +1,229 @@
+//! The core's results as the dataclasses of `welm._output`.
+//!
+//! Dataclasses rather than classes of this module: their types are their source, and equality, pickling, `match` and
+//! `dataclasses.asdict` come with them. One costs about a microsecond, a token of a small model hundreds.
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
+use welm_core::{self as core, Activation, NormKind, RopeScaling};
+
+/// A class of `welm._output`, looked up once.
+macro_rules! class {
+    ($py:expr, $name:literal) => {{
+        static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        CLASS.import($py, "welm._output", $name)
+    }};
+}
+
+/// An object of such a class from its fields.
+macro_rules! record {
+    ($py:expr, $name:literal { $($field:ident: $value:expr),* $(,)? }) => {{
+        let fields = PyDict::new($py);
+        $(fields.set_item(intern!($py, stringify!($field)), $value)?;)*
+        class!($py, $name)?.call((), Some(&fields))
+    }};
+}
+
+type Object<'py> = PyResult<Bound<'py, PyAny>>;
+
+fn tuple<'py, T>(
+    py: Python<'py>,
+    items: impl IntoIterator<Item = T>,
+    object: impl Fn(T) -> Object<'py>,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let objects = items.into_iter().map(object).collect::<PyResult<Vec<_>>>()?;
+    PyTuple::new(py, objects)
+}
+
+fn token<'py>(py: Python<'py>, model: &core::Model, token: &core::Token) -> Object<'py> {
+    let class = class!(py, "Token")?;
+    let bytes = |id| PyBytes::new(py, model.token_bytes(id));
+    let alternatives =
+        tuple(py, &token.alternatives, |&(id, logprob)| class.call1((id, logprob, (), bytes(id))))?;
+    class.call1((token.id, token.logprob, alternatives, bytes(token.id)))
+}
+
+fn tokens<'py>(
+    py: Python<'py>,
+    model: &core::Model,
+    tokens: &[core::Token],
+) -> PyResult<Bound<'py, PyTuple>> {
+    tuple(py, tokens, |t| token(py, model, t))
+}
+
+pub(crate) fn piece<'py>(py: Python<'py>, model: &core::Model, piece: &core::Piece) -> Object<'py> {
+    let finish = piece.finish.as_ref().map(|f| {
+        record!(py, "Finish" {
+            reason: f.reason.as_str(),
+            completion_tokens: f.completion_tokens,
+            cached_tokens: f.cached_tokens,
+        })
+    });
+    record!(py, "Piece" {
+        index: piece.index,
+        text: &piece.text,
+        tokens: tokens(py, model, &piece.tokens)?,
+        finish: finish.transpose()?,
+    })
+}
+
+pub(crate) fn generation<'py>(
+    py: Python<'py>,
+    model: &core::Model,
+    generation: &core::Generation,
+) -> Object<'py> {
+    let choice = |choice: &core::Choice| {
+        record!(py, "Choice" {
+            text: &choice.text,
+            tokens: tokens(py, model, &choice.tokens)?,
+            finish_reason: choice.finish_reason.as_str(),
+        })
+    };
+    let usage = &generation.usage;
+    record!(py, "Generation" {
+        choices: tuple(py, &generation.choices, choice)?,
+        seed: generation.seed,
+        usage: record!(py, "Usage" {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            cached_tokens: usage.cached_tokens,
+        })?,
+    })
+}
+
+pub(crate) fn score<'py>(py: Python<'py>, model: &core::Model, score: &core::Score) -> Object<'py> {
+    record!(py, "Score" { logprob: score.logprob, tokens: tokens(py, model, &score.tokens)? })
+}
+
+pub(crate) fn estimate<'py>(py: Python<'py>, e: &core::Estimate) -> Object<'py> {
+    record!(py, "Estimate" {
+        total_bytes: e.total_bytes(),
+        mapped_bytes: e.mapped_bytes,
+        converted_bytes: e.converted_bytes,
+        cache_bytes: e.cache_bytes,
+        scratch_bytes: e.scratch_bytes,
+        context_tokens: e.context_tokens,
+        cache_tokens: e.cache_tokens,
+    })
+}
+
+pub(crate) fn stats<'py>(py: Python<'py>, s: core::Stats) -> Object<'py> {
+    record!(py, "Stats" {
+        requests: s.requests,
+        rejected: s.rejected,
+        open: s.open,
+        queue_depth: s.queue_depth,
+        running: s.running,
+        preemptions: s.preemptions,
+        steps: s.steps,
+        prompt_tokens: s.prompt_tokens,
+        prefix_hit_tokens: s.prefix_hit_tokens,
+        completion_tokens: s.completion_tokens,
+        blocks_total: s.blocks_total,
+        blocks_used: s.blocks_used,
+        blocks_cached: s.blocks_cached,
+        time_to_first_token: Histogram(s.time_to_first_token),
+        time_between_tokens: Histogram(s.time_between_tokens),
+    })
+}
+
+pub(crate) fn config<'py>(py: Python<'py>, c: &core::ModelConfig) -> Object<'py> {
+    let norm = match c.norm {
+        NormKind::LayerNorm => "layernorm",
+        NormKind::RmsNorm => "rmsnorm",
+    };
+    let activation = match c.activation {
+        Activation::Gelu => "gelu",
+        Activation::GeluTanh => "gelu_tanh",
+        Activation::SwiGlu => "swiglu",
+    };
+    let rope_scaling = match c.rope.scaling {
+        RopeScaling::None => None,
+        RopeScaling::Linear { .. } => Some("linear"),
+        RopeScaling::Llama3 { .. } => Some("llama3"),
+        RopeScaling::PerFrequency(_) => Some("per_frequency"),
+    };
+    record!(py, "ModelConfig" {
+        family: &c.family,
+        n_params: c.n_params(),
+        vocab_size: c.vocab_size,
+        dim: c.dim,
+        n_layers: c.n_layers,
+        n_heads: c.n_heads,
+        n_kv_heads: c.n_kv_heads,
+        head_dim: c.head_dim,
+        hidden_dim: c.hidden_dim,
+        max_context: c.max_context,
+        norm: norm,
+        norm_eps: c.norm_eps,
+        activation: activation,
+        rotary_dim: c.rope.rotary_dim,
+        rope_base: c.rope.base,
+        rope_scaling: rope_scaling,
+        parallel_residual: c.parallel_residual,
+        tied_output: c.tied_output,
+        attention_bias: c.attention_bias,
+        mlp_bias: c.mlp_bias,
+        bos_token_id: c.bos_token_id,
+        eos_token_ids: PyTuple::new(py, &c.eos_token_ids)?,
+    })
+}
+
+/// Times in buckets whose upper bounds double: 0.1 ms, 0.2 ms, …, 209 s, more.
+///
+/// >>> times = model.stats().time_to_first_token
+/// >>> times.quantile(0.5) <= times.quantile(0.99)
+/// True
+#[pyclass(frozen, eq, module = "welm")]
+#[derive(PartialEq)]
+pub(crate) struct Histogram(core::Histogram);
+
+#[pymethods]
+impl Histogram {
+    #[new]
+    fn new(counts: [u64; core::Histogram::BUCKETS], sum: f64) -> Self {
+        Histogram(core::Histogram { counts, sum_s: sum })
+    }
+
+    /// Observations per bucket.
+    #[getter]
+    fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.0.counts)
+    }
+
+    /// Upper bounds of the buckets in seconds, the last infinite.
+    #[getter]
+    fn bounds<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, (0..core::Histogram::BUCKETS).map(core::Histogram::bound_s).collect::<Vec<_>>())
+    }
+
+    /// Sum of the observations, in seconds.
+    #[getter]
+    fn sum(&self) -> f64 {
+        self.0.sum_s
+    }
+
+    /// Observations in all.
+    #[getter]
+    fn count(&self) -> u64 {
+        self.0.count()
+    }
+
+    /// Upper bound, in seconds, of the bucket in which the share ``q`` of the observations is reached; 0 when there
+    /// are none.
+    fn quantile(&self, q: f64) -> f64 {
+        self.0.quantile_s(q)
+    }
+
+    fn __getnewargs__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, f64)> {
+        Ok((self.counts(py)?, self.0.sum_s))
+    }
+
+    fn __repr__(&self) -> String {
+        let h = &self.0;
+        let (count, p50, p99) = (h.count(), h.quantile_s(0.5), h.quantile_s(0.99));
+        format!("Histogram(count={count}, sum={}, p50={p50}, p99={p99})", h.sum_s)
+    }
+}
