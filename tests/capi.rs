@@ -192,7 +192,8 @@ fn the_cmake_package_can_be_moved_and_knows_its_version() {
              add_executable(p p.c)\ntarget_link_libraries(p PRIVATE welm::welm)\n"
         );
         fs::write(source.path().join("CMakeLists.txt"), text).unwrap();
-        let program = "#include <welm.h>\n#include <stdio.h>\nint main(void) { return puts(welm_version()) < 0; }\n";
+        let program =
+            "#include <welm.h>\n#include <stdio.h>\nint main(void) { return puts(welm_version()) < 0; }\n";
         fs::write(source.path().join("p.c"), program).unwrap();
         source
     };
@@ -245,7 +246,15 @@ fn the_header_is_that_of_any_c_and_cpp() {
     {
         for standard in standards {
             let mut command = Command::new(compiler);
-            command.args(["-x", language, &format!("-std={standard}"), "-Wall", "-Wextra", "-Werror", "-pedantic"]);
+            command.args([
+                "-x",
+                language,
+                &format!("-std={standard}"),
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-pedantic",
+            ]);
             run(command.arg("-fsyntax-only").arg("-include").arg(&header).arg("/dev/null"));
         }
     }
@@ -255,7 +264,8 @@ fn the_header_is_that_of_any_c_and_cpp() {
 #[test]
 fn the_readme_s_example_runs() {
     let readme = fs::read_to_string(data("welm-capi/README.md")).unwrap();
-    let blocks: Vec<_> = readme.split("```c\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let blocks: Vec<_> =
+        readme.split("```c\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert!(!blocks.is_empty());
     for block in blocks {
         let folder = tempfile::tempdir().unwrap();
@@ -264,6 +274,9 @@ fn the_readme_s_example_runs() {
         let mut command = Command::new("gcc");
         run(command.args(STRICT).arg(&source).arg("-o").arg(&program).args(linking(&PREFIX, Shared)));
         let printed = run(Command::new(&program).current_dir(data("")));
-        assert!(printed.contains('\u{ff0c}') || printed.contains('\u{3002}'), "expected verse, got {printed}");
+        assert!(
+            printed.contains('\u{ff0c}') || printed.contains('\u{3002}'),
+            "expected verse, got {printed}"
+        );
     }
 }

@@ -99,6 +99,28 @@ fn together(options: &LoadOptions, want: &[Vec<Choice>]) -> Stats {
     stats
 }
 
+/// The pins that C, C++, Python and its command line have to meet as well.
+#[test]
+fn greedy_tokens_of_the_small_model_are_pinned() {
+    let pins = std::fs::read_to_string(fixture("nano_greedy.json")).unwrap();
+    let pins: serde_json::Value = serde_json::from_str(&pins).unwrap();
+    let ids = |pin: &serde_json::Value, key: &str| -> Vec<u32> {
+        let ids = pin[key].as_array().into_iter().flatten();
+        ids.map(|id| id.as_u64().unwrap() as u32).collect()
+    };
+    let model = load(&LoadOptions::default());
+    for pin in pins.as_array().unwrap() {
+        let (first, beyond) = (ids(pin, "ids"), ids(pin, "beyond"));
+        let (prompt, n) = (pin["prompt"].as_str().unwrap(), first.len());
+        let answer = model.generate(prompt, &GenerateOptions::greedy(n)).unwrap();
+        assert_eq!(answer.text(), pin["text"].as_str().unwrap());
+        let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(n + beyond.len()) };
+        let answer = model.generate(prompt, &options).unwrap();
+        let got: Vec<u32> = answer.choices[0].tokens.iter().map(|token| token.id).collect();
+        assert_eq!(got, [first, beyond].concat(), "{prompt}");
+    }
+}
+
 #[test]
 fn company_never_changes_a_text() {
     fn shared<T: Clone + Send + Sync>() {}

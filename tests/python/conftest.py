@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-PROMPT = "床前明月光，"
+# The first of the pins that all languages share: a prompt, and what greedy decoding makes of it, the end token ignored.
+_FIRST = json.loads((FIXTURES / "nano_greedy.json").read_text("utf-8"))[0]
+PROMPT: str = _FIRST["prompt"]
+GREEDY: list[int] = _FIRST["ids"] + _FIRST["beyond"]
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FIXTURES, PROMPT, read_safetensors
 
 import welm
 from welm._cli.terminal import OFF, Progress, Shading, shade_of
 
-PINNED = json.loads((Path(__file__).parent / "nano_greedy.json").read_text("utf-8"))
+from conftest import FIXTURES, GREEDY, PROMPT, read_safetensors
+
 SMOLLM2 = os.environ.get("WELM_SMOLLM2")
 ESCAPE = re.compile(r"\x1b\[[0-9;]*[mK]")
 # A request that takes seconds, so that there is time to end it.
@@ -111,18 +111,18 @@ def _controlling(far: int) -> None:
 
 
 def test_greedy_tokens_of_the_small_model() -> None:
-    want = PINNED["greedy"]
+    want = GREEDY
     options = ("--max-tokens", str(len(want)), "--temperature", "0", "--ignore-eos")
-    answer = run_json(PINNED["prompt"], *options)
+    answer = run_json(PROMPT, *options)
     (choice,) = answer["choices"]
     assert choice["token_ids"] == want
     assert answer["usage"]["completion_tokens"] == len(want)
     assert answer["timings"].keys() == {"load_s", "first_token_s", "total_s", "tokens_per_s"}
     text = choice["text"] + "\n"
-    assert run(PINNED["prompt"], *options) == (text, "")
-    assert run("generate", *options, PINNED["prompt"]) == (text, "")
-    assert run("-", *options, stdin=PINNED["prompt"] + "\n") == (text, "")
-    assert run("generate", *options, stdin=PINNED["prompt"]) == (text, "")
+    assert run(PROMPT, *options) == (text, "")
+    assert run("generate", *options, PROMPT) == (text, "")
+    assert run("-", *options, stdin=PROMPT + "\n") == (text, "")
+    assert run("generate", *options, stdin=PROMPT) == (text, "")
 
 
 @pytest.mark.parametrize("name", ["neox_sequential", "welm", "llama_gqa", "llama_sharded"])

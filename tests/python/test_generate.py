@@ -16,9 +16,7 @@ import pytest
 
 import welm
 
-from conftest import FIXTURES, PROMPT, at_rest, read_safetensors
-
-PINNED = json.loads((Path(__file__).parent / "nano_greedy.json").read_text("utf-8"))
+from conftest import FIXTURES, GREEDY, PROMPT, at_rest, read_safetensors
 
 
 def ids(choice: welm.Choice) -> list[int]:
@@ -26,10 +24,10 @@ def ids(choice: welm.Choice) -> list[int]:
 
 
 def test_greedy_tokens_of_the_small_model(model: welm.Model) -> None:
-    want = PINNED["greedy"]
-    got = model.generate(PINNED["prompt"], max_tokens=len(want), temperature=0, ignore_eos=True)
+    want = GREEDY
+    got = model.generate(PROMPT, max_tokens=len(want), temperature=0, ignore_eos=True)
     assert ids(got.choices[0]) == want
-    tokens = model.tokenize(PINNED["prompt"])
+    tokens = model.tokenize(PROMPT)
     assert got.usage == welm.Usage(len(tokens), len(want), 0)
     for way in (tokens, tuple(tokens), np.array(tokens, np.uint32), array.array("I", tokens)):
         assert ids(model.generate(way, max_tokens=8, temperature=0).choices[0]) == want[:8]

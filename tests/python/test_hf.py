@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, PROMPT, read_safetensors
 
 import welm
 import welm.hf
 
-PINNED = json.loads((Path(__file__).parent / "nano_greedy.json").read_text("utf-8"))
+from conftest import FIXTURES, GREEDY, PROMPT, read_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +68,14 @@ def test_greedy_tokens_are_those_of_transformers() -> None:
 def test_greedy_tokens_of_the_small_model_up_to_its_end_token(
     plain: welm.hf.CausalLM, prompt: list[int]
 ) -> None:
-    end = PINNED["greedy"].index(1)
+    end = GREEDY.index(1)
     assert plain.config.eos_token_ids == (1,)
-    assert plain.generate([prompt], max_new_tokens=100) == [[*prompt, *PINNED["greedy"][: end + 1]]]
+    assert plain.generate([prompt], max_new_tokens=100) == [[*prompt, *GREEDY[: end + 1]]]
 
 
 def test_the_default_is_twenty_tokens_in_all_and_greedy(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
-    assert plain.generate(prompt) == [*prompt, *PINNED["greedy"][: 20 - len(prompt)]]
-    assert plain.generate(prompt, max_length=7) == [*prompt, *PINNED["greedy"][: 7 - len(prompt)]]
+    assert plain.generate(prompt) == [*prompt, *GREEDY[: 20 - len(prompt)]]
+    assert plain.generate(prompt, max_length=7) == [*prompt, *GREEDY[: 7 - len(prompt)]]
     assert len(plain.generate(prompt, max_length=7, max_new_tokens=9)) == len(prompt) + 9
     with pytest.raises(
         welm.InvalidOption, match="`max_length`: expected more than the prompt's 5 tokens, got 5"
@@ -86,7 +85,7 @@ def test_the_default_is_twenty_tokens_in_all_and_greedy(plain: welm.hf.CausalLM,
 
 def test_the_same_kind_comes_back(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
     options: dict[str, Any] = {"max_new_tokens": 3}
-    want = [*prompt, *PINNED["greedy"][:3]]
+    want = [*prompt, *GREEDY[:3]]
     assert plain.generate(prompt, **options) == want
     assert plain.generate(tuple(prompt), **options) == want
     assert plain.generate([prompt, prompt], **options) == [want, want]
@@ -160,13 +159,13 @@ def test_sampling_is_the_engine_s(plain: welm.hf.CausalLM, prompt: list[int]) ->
     ]
     assert row[len(prompt) :][: len(choice.tokens)] == [token.id for token in choice.tokens]
     # Greedy says nothing about temperatures, as there.
-    assert plain.generate(prompt, temperature=5.0, max_new_tokens=3) == [*prompt, *PINNED["greedy"][:3]]
+    assert plain.generate(prompt, temperature=5.0, max_new_tokens=3) == [*prompt, *GREEDY[:3]]
 
 
 def test_stop_strings_are_part_of_the_row(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
     (row,) = plain.generate([prompt], stop_strings=["，"], max_new_tokens=40, tokenizer=object())
     (comma,) = plain.model.tokenize("，")
-    assert row == [*prompt, *PINNED["greedy"][: PINNED["greedy"].index(comma) + 1]]
+    assert row == [*prompt, *GREEDY[: GREEDY.index(comma) + 1]]
     assert plain.generate(prompt, max_time=0.0) == prompt
 
 
@@ -188,7 +187,7 @@ def test_generation_configs(causal: welm.hf.CausalLM, prompt: list[int], tmp_pat
                 "eos_token_id": [1],
             }
 
-    greedy = [*prompt, *PINNED["greedy"][:3]]
+    greedy = [*prompt, *GREEDY[:3]]
     assert causal.generate(prompt, generation_config=Config()) == greedy
     assert causal.generate(prompt, {"max_new_tokens": 9}, max_new_tokens=3) == greedy
     with pytest.raises(TypeError, match="argument 'generation_config'"):
@@ -252,7 +251,7 @@ def test_what_asks_for_nothing_is_taken(plain: welm.hf.CausalLM, prompt: list[in
         eos_token_id=1,
         min_p=None,
     )
-    assert out == [*prompt, *PINNED["greedy"][:3]]
+    assert out == [*prompt, *GREEDY[:3]]
 
 
 def test_errors(plain: welm.hf.CausalLM, prompt: list[int]) -> None:

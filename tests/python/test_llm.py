@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import FIXTURES, PROMPT
 
 import welm
+
+from conftest import FIXTURES, PROMPT
 
 if TYPE_CHECKING:
     import llm

@@ -175,7 +175,9 @@ impl Model {
     ) -> Result<Model> {
         let estimate = Cuda::plan(&opened.source, options, &device)?;
         if opened.source.is_rotated() {
-            tracing::warn!("int8 weights in rotated groups of 128 are rounded once more, to what cuda computes with");
+            tracing::warn!(
+                "int8 weights in rotated groups of 128 are rounded once more, to what cuda computes with"
+            );
         }
         Self::start(path, opened, options, estimate, |config, limits| {
             Cuda::new(device, config, options, limits)
@@ -590,7 +592,9 @@ impl Stream {
         match self.events.recv_timeout(timeout) {
             Ok(event) => Poll::Ready(self.pass(event)),
             Err(RecvTimeoutError::Timeout) => Poll::Pending,
-            Err(RecvTimeoutError::Disconnected) => Poll::Ready(self.pass(Err(self.model.inner.engine.fault()))),
+            Err(RecvTimeoutError::Disconnected) => {
+                Poll::Ready(self.pass(Err(self.model.inner.engine.fault())))
+            }
         }
     }
 
