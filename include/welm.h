@@ -359,6 +359,11 @@ typedef struct {
    */
   bool prefix_cache;
   /**
+   * Whether weights are copied out of the mapped file into memory of the process, in huge pages; off by default. The
+   * file may then be changed, and several sequences at once are faster; loading takes as long as reading.
+   */
+  bool copy_weights;
+  /**
    * Called while weights are read or quantised; may be NULL.
    */
   welm_progress_callback progress;

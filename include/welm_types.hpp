@@ -225,6 +225,7 @@ struct LoadOptions {
     std::size_t queue_limit = detail::load_defaults().queue_limit;       ///< Most sequences that wait.
     std::uint64_t memory_limit = detail::load_defaults().memory_limit;   ///< Most bytes to take.
     bool prefix_cache = detail::load_defaults().prefix_cache; ///< Whether equal beginnings are shared (true).
+    bool copy_weights = detail::load_defaults().copy_weights; ///< Whether weights leave the mapped file (false).
     Progress progress{};            ///< Called on the loading thread while weights are read.
 };
 

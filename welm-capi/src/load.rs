@@ -53,6 +53,9 @@ pub struct welm_load_options {
     pub memory_limit: u64,
     /// Whether blocks of equal prompt beginnings are kept and shared between requests; on by default.
     pub prefix_cache: flag,
+    /// Whether weights are copied out of the mapped file into memory of the process, in huge pages; off by default. The
+    /// file may then be changed, and several sequences at once are faster; loading takes as long as reading.
+    pub copy_weights: flag,
     /// Called while weights are read or quantised; may be NULL.
     pub progress: welm_progress_callback,
     /// Given to `progress`.
@@ -80,6 +83,7 @@ impl Default for welm_load_options {
             queue_limit: d.queue_limit,
             memory_limit: d.memory_limit.unwrap_or(0),
             prefix_cache: d.prefix_cache.into(),
+            copy_weights: d.copy_weights.into(),
             progress: None,
             progress_data: std::ptr::null_mut(),
         }
@@ -135,6 +139,7 @@ impl welm_load_options {
         o.queue_limit = set(self.queue_limit).unwrap_or(o.queue_limit);
         o.memory_limit = Some(self.memory_limit).filter(|&n| n != 0);
         o.prefix_cache = self.prefix_cache.get();
+        o.copy_weights = self.copy_weights.get();
         if let Some(callback) = self.progress {
             let progress = Progress { callback, data: self.progress_data };
             o.progress = Some(Arc::new(move |p| progress.call(p)));

@@ -183,6 +183,7 @@ const LOAD: &[&str] = &[
     "max_running",
     "queue_limit",
     "prefix_cache",
+    "copy_weights",
     "memory_limit",
 ];
 
@@ -203,6 +204,7 @@ pub(crate) fn load_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyR
             "max_running" => options.max_running = argument.count()?,
             "queue_limit" => options.queue_limit = argument.count()?,
             "prefix_cache" => options.prefix_cache = argument.get()?,
+            "copy_weights" => options.copy_weights = argument.get()?,
             _ => options.memory_limit = argument.optional_count()?,
         }
         Ok(())

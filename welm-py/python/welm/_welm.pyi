@@ -91,6 +91,7 @@ class Model:
         max_running: SupportsIndex = 64,
         queue_limit: SupportsIndex = 1024,
         prefix_cache: bool = True,
+        copy_weights: bool = False,
         memory_limit: SupportsIndex | None = None,
         progress: _Progress | None = None,
     ) -> Self: ...
@@ -256,6 +257,7 @@ class Model:
         max_running: SupportsIndex = 64,
         queue_limit: SupportsIndex = 1024,
         prefix_cache: bool = True,
+        copy_weights: bool = False,
         memory_limit: SupportsIndex | None = None,
     ) -> Estimate: ...
     @property

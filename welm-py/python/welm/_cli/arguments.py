@@ -134,6 +134,11 @@ def add_loading(parser: ArgumentParser, *, path: bool = True) -> None:
         action="store_false",
         help="do not share prompts' beginnings",
     )
+    group.add_argument(
+        "--copy-weights",
+        action="store_true",
+        help="weights in memory of the process, in huge pages, instead of the mapped file",
+    )
 
 
 def add_request(parser: ArgumentParser, *, without: Collection[str] = ()) -> None:
@@ -156,7 +161,7 @@ def add_json(parser: ArgumentParser, about: str) -> None:
 
 def loading(args: Namespace) -> dict[str, Any]:
     """Keyword arguments of :class:`welm.Model`, but for the path."""
-    names = [flag.option for flag in LOADING] + ["prefix_cache"]
+    names = [flag.option for flag in LOADING] + ["prefix_cache", "copy_weights"]
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
