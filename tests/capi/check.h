@@ -44,6 +44,8 @@ welm_model *load(const char *path, const welm_load_options *options);
 welm_generate_options greedy(size_t max_tokens);
 welm_generation *generate(const welm_model *model, const char *prompt, const welm_generate_options *options);
 welm_stats stats(const welm_model *model);
+/* A millisecond. */
+void short_sleep(void);
 /* Waits until no request is open and no block is held. */
 void wait_for_rest(const welm_model *model);
 

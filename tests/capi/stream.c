@@ -59,7 +59,7 @@ static void check_equal(const sums *s, const welm_generation *generation) {
 static void pieces_make_the_text(const context *c) {
     const char *const stop[] = {"。\n"};
     int i;
-    for (i = 0; i < 8; i++) {
+    for (i = 0; i < 8; i += c->slow ? 3 : 1) {
         welm_generate_options options = greedy(30);
         welm_generation *generation;
         welm_stream *stream;
@@ -161,8 +161,7 @@ static void cancelled_from_another_thread(const context *c) {
         stream = open_stream(c->model, "床前明月光，", &options);
         if (i < 2) welm_cancel_token_free(cancel); /* the request holds a share */
         CHECK(pthread_create(&thread, NULL, pull_on_thread, stream) == 0);
-        while (stats(c->model).running == 0) {
-        }
+        while (stats(c->model).running == 0) short_sleep();
         if (i < 2) {
             welm_stream_cancel(stream);
         } else {

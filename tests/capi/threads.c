@@ -9,8 +9,8 @@ enum { THREADS = 32, REQUESTS = 4 };
 
 static const char *const PROMPTS[] = {"床前明月光，", "春眠不觉晓，", "《秋思》\n", "甲：你好", "Hello, world. "};
 
-static welm_generate_options request(size_t i, const char **prompt) {
-    welm_generate_options options = greedy(10 + i % 23);
+static welm_generate_options request(const context *c, size_t i, const char **prompt) {
+    welm_generate_options options = greedy(c->slow ? 3 + i % 5 : 10 + i % 23);
     *prompt = PROMPTS[i % LEN(PROMPTS)];
     options.temperature = i % 3 ? 1.0f : 0;
     options.n = 1 + i % 2;
@@ -40,6 +40,7 @@ static bool equal(const welm_generation *a, const welm_generation *b) {
 
 typedef struct worker {
     pthread_t thread;
+    const context *c;
     size_t first, n;
     const welm_model *model;
     welm_generation **alone;
@@ -50,7 +51,7 @@ static void *work(void *data) {
     size_t r;
     for (r = w->first; r < w->first + w->n; r++) {
         const char *prompt;
-        welm_generate_options options = request(r, &prompt);
+        welm_generate_options options = request(w->c, r, &prompt);
         if (r % 2 == 0) {
             welm_generation *together = generate(w->model, prompt, &options);
             CHECK(equal(together, w->alone[r]));
@@ -80,11 +81,12 @@ void test_threads(const context *c) {
     size_t i;
     for (i = 0; i < THREADS * n; i++) {
         const char *prompt;
-        welm_generate_options options = request(i, &prompt);
+        welm_generate_options options = request(c, i, &prompt);
         alone[i] = generate(c->model, prompt, &options);
     }
     model = load(c->nano, NULL);
     for (i = 0; i < THREADS; i++) {
+        workers[i].c = c;
         workers[i].first = i * n;
         workers[i].n = n;
         workers[i].model = model;

@@ -648,3 +648,34 @@ impl fmt::Debug for Stream {
 fn random_seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_with_a_timeout_loses_nothing() {
+        let model = Model::load("../examples/welm-nano", &LoadOptions::default()).unwrap();
+        let options = GenerateOptions { n: 3, ignore_eos: true, seed: Some(1), ..GenerateOptions::default() };
+        let want: Vec<_> = model.stream("春", &options).unwrap().map(Result::unwrap).collect();
+        let mut stream = model.stream("春", &options).unwrap();
+        let (mut pieces, mut waits) = (Vec::new(), 0);
+        loop {
+            match stream.next_timeout(Duration::ZERO) {
+                Poll::Ready(Some(piece)) => pieces.push(piece.unwrap()),
+                Poll::Ready(None) => break,
+                Poll::Pending => waits += 1,
+            }
+        }
+        let tokens = |pieces: &[Piece]| -> Vec<_> {
+            (0..3)
+                .map(|n| {
+                    pieces.iter().filter(|p| p.index == n).flat_map(|p| p.tokens.clone()).collect::<Vec<_>>()
+                })
+                .collect()
+        };
+        assert_eq!(tokens(&pieces), tokens(&want));
+        assert!(waits > 0, "the first step takes longer than no time");
+        assert_eq!((stream.next_timeout(Duration::MAX), stream.next()), (Poll::Ready(None), None));
+    }
+}

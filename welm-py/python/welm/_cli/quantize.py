@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SUMMARY = """Writes an int8 copy of a model, which loads by mapping alone.
 
-Weights become int8 in groups of 32 of a row; configuration and tokenizer files are copied beside them. Ctrl-C leaves
-no unfinished file."""
+Weights become int8, in the form that the CPU computes with; configuration and tokenizer files are copied beside them.
+Ctrl-C leaves no unfinished file."""
 EXAMPLES = ("quantize my-model my-model-int8", "generate --model my-model-int8 PROMPT")
 
 
