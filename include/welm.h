@@ -829,7 +829,7 @@ typedef struct {
    */
   size_t blocks_cached;
   /**
-   * From submission to the first token.
+   * From submission to the first token of each sequence.
    */
   welm_histogram time_to_first_token;
   /**
@@ -1026,7 +1026,7 @@ const welm_config *welm_model_config(const welm_model *model);
 welm_status welm_model_memory(const welm_model *model, welm_estimate *memory, welm_error **error);
 
 /**
- * A prompt of text. The model tokenizes it, and adds the token that starts a text where it has one.
+ * A prompt of text. The model tokenizes it, and puts the token that starts a text in front where its tokenizer does.
  *
  * - ownership: only points to `text`.
  * - threads: any, at any time.

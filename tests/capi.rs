@@ -47,8 +47,7 @@ fn run(command: &mut Command) -> String {
 
 fn pkg_config(prefix: &Path, arguments: &[&str]) -> Vec<String> {
     let mut command = Command::new("pkg-config");
-    // As if the prefix had been moved, which it may be.
-    command.env("PKG_CONFIG_PATH", libdir(prefix).join("pkgconfig")).arg("--define-prefix").args(arguments);
+    command.env("PKG_CONFIG_PATH", libdir(prefix).join("pkgconfig")).args(arguments);
     run(command.arg("welm")).split_whitespace().map(String::from).collect()
 }
 

@@ -4,17 +4,21 @@
 use std::path::Path;
 use std::process::Command;
 
+fn python() -> String {
+    std::env::var("WELM_PYTHON").unwrap_or_else(|_| {
+        panic!("expected WELM_PYTHON to name a python with welm and its test tools, as tests/python/install prints it")
+    })
+}
+
 /// Runs a module of that python in the root of the repository, and shows what it says if it fails.
 fn run(module: &str, arguments: &[&str]) {
-    let python = std::env::var_os("WELM_PYTHON").unwrap_or_else(|| {
-        panic!("expected WELM_PYTHON to name a python with welm and its test tools, as tests/python/install prints it")
-    });
+    let python = python();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut command = Command::new(&python);
     command.current_dir(root).args(["-m", module]).args(arguments);
     // A virtual environment of the caller, such as the one with the CUDA compiler, is not the one meant.
     command.env_remove("VIRTUAL_ENV").env_remove("PYTHONPATH");
-    let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", python.to_string_lossy()));
+    let output = command.output().unwrap_or_else(|e| panic!("{python}: {e}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{module}:\n{}{}", text(&output.stdout), text(&output.stderr));
     println!("{}", text(&output.stdout));
@@ -34,12 +38,14 @@ fn mypy() {
 
 #[test]
 fn stubs_are_what_is_there() {
-    run("mypy.stubtest", &["welm"]);
+    run("mypy.stubtest", &["welm", "--allowlist", "tests/python/stubtest.txt"]);
 }
 
 #[test]
 fn pyright() {
-    run("pyright", &["--project", "welm-py", "welm-py/python", "tests/python"]);
+    // It would look for packages in the python on PATH.
+    let python = ["--pythonpath", &python()];
+    run("pyright", &[&python[..], &["--project", "welm-py", "welm-py/python", "tests/python"]].concat());
 }
 
 #[test]

@@ -202,6 +202,27 @@ def test_event_loops_in_several_threads(model: welm.Model) -> None:
     assert set(got) == {model.generate(PROMPT, max_tokens=12, seed=i).text for i in range(2)}
 
 
+def test_one_request_after_another() -> None:
+    """The thread that waits ends with the last request and begins with the next, also when both are at once."""
+    script = """
+import asyncio, time, welm
+model = welm.Model()
+async def run():
+    for i in range(1000):
+        task = asyncio.ensure_future(model.generate_async("春", max_tokens=500, ignore_eos=True))
+        await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait([task])
+        until = time.monotonic() + i % 8 * 0.0004  # that thread looks every 2 ms
+        while time.monotonic() < until:
+            pass
+        assert (await model.generate_async("春", max_tokens=1)).usage.completion_tokens == 1
+asyncio.run(run())
+"""
+    # In a process of its own, which can be killed if no thread can go on.
+    subprocess.run([sys.executable, "-c", script], timeout=100, check=True)
+
+
 @pytest.mark.parametrize("end", ["loop.close()", "sys.exit(0)", "1 / 0"])
 def test_an_exit_with_open_requests(end: str) -> None:
     """A loop that is left behind; the process ends, and soon."""

@@ -139,10 +139,10 @@ fn wait(arrivals: &Mutex<Arrivals>, open: &mut Vec<Open>) -> Option<Events> {
     let (mut timeout, mut moved) = (Duration::ZERO, 0);
     let end = Instant::now() + BREATH;
     loop {
+        open.retain(|request| !request.flags.abandon.load(Ordering::Relaxed));
         {
             let mut arrivals = lock(arrivals);
             open.append(&mut arrivals.requests);
-            open.retain(|request| !request.flags.abandon.load(Ordering::Relaxed));
             if open.is_empty() {
                 arrivals.waiting = false;
                 return None;
@@ -192,9 +192,10 @@ impl Selector {
     /// Waits until something comes, for a tenth of a second at most: pairs of a listener and a :class:`Piece`, a :class:`Generation`, an exception or
     /// ``None`` for the end. ``None`` when no request is left; the thread ends then.
     fn wait<'py>(&self, py: Python<'py>) -> PyResult<Option<Vec<(Py<PyAny>, Bound<'py, PyAny>)>>> {
-        let (arrivals, mut open) = (self.arrivals.get(py)?, lock(self.open.get(py)?));
-        let open = &mut *open;
-        let Some(events) = py.detach(|| wait(arrivals, open)) else { return Ok(None) };
+        let (arrivals, open) = (self.arrivals.get(py)?, self.open.get(py)?);
+        // Nobody may ask for the GIL with this lock: the next thread may begin before this one has gone.
+        let Some(events) = py.detach(|| wait(arrivals, &mut lock(open))) else { return Ok(None) };
+        let mut open = lock(open);
         let mut told = Vec::with_capacity(events.len());
         let mut ended = Vec::new();
         for (at, item) in events {
@@ -218,6 +219,7 @@ impl Selector {
         // From behind, so that places stay what they were; the engine's end is waited for without the GIL.
         ended.sort_unstable();
         let ended: Vec<_> = ended.into_iter().rev().map(|at| open.swap_remove(at)).collect();
+        drop(open);
         py.detach(move || drop(ended));
         Ok(Some(told))
     }
