@@ -132,6 +132,9 @@ struct Arrivals {
 /// What came, with the place of its request.
 type Events = Vec<(usize, Item)>;
 
+/// The same for Python: listeners, and what is for them.
+type Told<'py> = Vec<(Py<PyAny>, Bound<'py, PyAny>)>;
+
 /// Waits until something comes, or [`BREATH`] is over; `None` when no request is left.
 fn wait(arrivals: &Mutex<Arrivals>, open: &mut Vec<Open>) -> Option<Events> {
     let mut events = Events::new();
@@ -191,7 +194,7 @@ impl Selector {
 
     /// Waits until something comes, for a tenth of a second at most: pairs of a listener and a :class:`Piece`, a :class:`Generation`, an exception or
     /// ``None`` for the end. ``None`` when no request is left; the thread ends then.
-    fn wait<'py>(&self, py: Python<'py>) -> PyResult<Option<Vec<(Py<PyAny>, Bound<'py, PyAny>)>>> {
+    fn wait<'py>(&self, py: Python<'py>) -> PyResult<Option<Told<'py>>> {
         let (arrivals, open) = (self.arrivals.get(py)?, self.open.get(py)?);
         // Nobody may ask for the GIL with this lock: the next thread may begin before this one has gone.
         let Some(events) = py.detach(|| wait(arrivals, &mut lock(open))) else { return Ok(None) };
@@ -228,8 +231,8 @@ impl Selector {
     fn clear(&self, py: Python<'_>) -> PyResult<()> {
         let (arrivals, open) = (self.arrivals.get(py)?, self.open.get(py)?);
         py.detach(|| {
-            lock(&arrivals).requests.clear();
-            lock(&open).clear();
+            lock(arrivals).requests.clear();
+            lock(open).clear();
         });
         Ok(())
     }
