@@ -217,3 +217,37 @@ pub unsafe extern "C" fn welm_stream_free(stream: *mut welm_stream) {
     // SAFETY: NULL, or a box of this library that the caller gives back.
     unsafe { free(stream) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::{null, null_mut};
+
+    use super::*;
+    use crate::error::welm_status::{WELM_INVALID_ARGUMENT, WELM_OK};
+    use crate::error::{welm_error_free, welm_error_message};
+    use crate::model::welm_model_free;
+    use crate::request::welm_prompt_tokens;
+
+    #[test]
+    fn a_second_reader_is_refused() {
+        let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/welm-nano");
+        let model = welm_model::new(welm_core::Model::load(nano, &Default::default()).unwrap());
+        let (mut stream, mut piece, mut error) = (null_mut(), null(), null_mut());
+        // SAFETY: handles are freed once, at the end; outputs are local variables.
+        unsafe {
+            let prompt = welm_prompt_tokens(null(), 0);
+            assert_eq!(welm_model_stream(model, prompt, null(), &mut stream, null_mut()), WELM_OK);
+            let reader = (*stream).pull.lock();
+            assert_eq!(welm_stream_next(stream, &mut piece, &mut error), WELM_INVALID_ARGUMENT);
+            assert!(piece.is_null());
+            let message = std::ffi::CStr::from_ptr(welm_error_message(error));
+            assert_eq!(message, c"`stream`: another thread waits for its next piece");
+            drop(reader);
+            assert_eq!(welm_stream_next(stream, &mut piece, null_mut()), WELM_OK);
+            assert!((*piece).n_tokens <= 1);
+            welm_error_free(error);
+            welm_stream_free(stream);
+            welm_model_free(model);
+        }
+    }
+}
