@@ -4,74 +4,19 @@
 //! the shared and the static library, and run on the model of this repository.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::sync::LazyLock;
 
 use tempfile::TempDir;
-use welm_core::{GenerateOptions, LoadOptions, Model};
+use welm_tests::installed::Linkage::{self, Shared, Static};
+use welm_tests::installed::{
+    PREFIX, check_linkage, cmake, cmake_linkage, code_blocks, libdir, linking, pin_arguments, run,
+};
 use welm_tests::{data, fixture, nano};
 
 /// Warnings that no file of ours and no header of welm has.
 const STRICT: [&str; 5] = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"];
 const SOURCES: [&str; 8] = ["main", "load", "log", "tokens", "chat", "generate", "stream", "threads"];
-
-/// Where welm is installed.
-static PREFIX: LazyLock<PathBuf> = LazyLock::new(|| {
-    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).join("../capi-prefix");
-    let prefix = std::env::var_os("WELM_PREFIX").map_or_else(default, PathBuf::from);
-    let installed = fs::read_to_string(prefix.join("include/welm.h"));
-    let current = fs::read_to_string(data("include/welm.h")).unwrap();
-    assert!(
-        installed.is_ok_and(|header| header == current),
-        "this welm is not installed in {}; tests/run does it, or tests/capi/install alone",
-        prefix.display()
-    );
-    prefix.canonicalize().unwrap()
-});
-
-/// The folder of libraries below a prefix: `lib`, or what the system calls its own.
-fn libdir(prefix: &Path) -> PathBuf {
-    let inner = fs::read_dir(prefix.join("lib")).unwrap().map(|entry| entry.unwrap().path());
-    let mut all = inner.chain([prefix.join("lib"), prefix.join("lib64")]);
-    all.find(|dir| dir.join("libwelm.a").exists()).expect("libwelm.a is installed")
-}
-
-/// Runs to the end; what it printed, if it went well.
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
-    out.into_owned()
-}
-
-fn pkg_config(prefix: &Path, arguments: &[&str]) -> Vec<String> {
-    let mut command = Command::new("pkg-config");
-    command.env("PKG_CONFIG_PATH", libdir(prefix).join("pkgconfig")).args(arguments);
-    run(command.arg("welm")).split_whitespace().map(String::from).collect()
-}
-
-/// The arguments that link welm, as pkg-config has them.
-fn linking(prefix: &Path, linkage: Linkage) -> Vec<String> {
-    match linkage {
-        Linkage::Shared => {
-            let mut flags = pkg_config(prefix, &["--cflags", "--libs"]);
-            flags.push(format!("-Wl,-rpath,{}", libdir(prefix).display()));
-            flags
-        }
-        Linkage::Static => {
-            let flags = pkg_config(prefix, &["--static", "--cflags", "--libs"]);
-            flags.into_iter().map(|f| if f == "-lwelm" { "-l:libwelm.a".into() } else { f }).collect()
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Linkage {
-    Shared,
-    Static,
-}
-use Linkage::{Shared, Static};
 
 /// Compiles the consumer of `tests/capi`.
 fn compile(linkage: Linkage, more: &[&str]) -> (TempDir, PathBuf) {
@@ -80,55 +25,23 @@ fn compile(linkage: Linkage, more: &[&str]) -> (TempDir, PathBuf) {
     let sources = SOURCES.map(|name| data("tests/capi").join(format!("{name}.c")));
     let mut command = Command::new("gcc");
     command.args(STRICT).args(more).args(sources).arg("-o").arg(&program);
-    run(command.args(linking(&PREFIX, linkage)).args(["-lpthread", "-lm"]));
+    run(command.args(linking(linkage)).args(["-lpthread", "-lm"]));
     (folder, program)
-}
-
-/// One entry of `tests/fixtures/nano_greedy.json`.
-struct Golden {
-    prompt: String,
-    ids: Vec<u32>,
-    text: String,
-}
-
-fn goldens() -> Vec<Golden> {
-    let file = fs::read_to_string(fixture("nano_greedy.json")).unwrap();
-    let list: Vec<serde_json::Value> = serde_json::from_str(&file).unwrap();
-    let one = |entry: &serde_json::Value| Golden {
-        prompt: entry["prompt"].as_str().unwrap().into(),
-        ids: entry["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect(),
-        text: entry["text"].as_str().unwrap().into(),
-    };
-    list.iter().map(one).collect()
 }
 
 /// Runs the consumer, perhaps inside another program.
 fn consume(mut command: Command) {
     let scratch = tempfile::tempdir().unwrap();
     command.arg(nano()).arg(fixture("llama_f16")).arg(scratch.path());
-    for Golden { prompt, ids, text } in goldens() {
-        let ids: Vec<_> = ids.iter().map(u32::to_string).collect();
-        command.args([prompt, ids.join(" "), text]);
-    }
+    command.args(pin_arguments().iter().flatten());
     assert!(run(&mut command).ends_with("all passed\n"));
-}
-
-#[test]
-fn rust_gives_the_pinned_ids() {
-    let model = Model::load(nano(), &LoadOptions::default()).unwrap();
-    for Golden { prompt, ids, text } in goldens() {
-        let answer = model.generate(&prompt, &GenerateOptions::greedy(ids.len())).unwrap();
-        let got: Vec<_> = answer.choices[0].tokens.iter().map(|t| t.id).collect();
-        assert_eq!((got, answer.text()), (ids, text.as_str()), "{prompt}");
-    }
 }
 
 #[test]
 fn a_consumer_through_pkg_config() {
     for linkage in [Shared, Static] {
         let (_folder, program) = compile(linkage, &["-O1"]);
-        let needed = run(Command::new("readelf").arg("-d").arg(&program)).contains("[libwelm.so.0.1]");
-        assert_eq!(needed, linkage == Shared, "the soname is in the program where it is linked so");
+        check_linkage(&program, linkage);
         consume(Command::new(&program));
     }
 }
@@ -158,28 +71,13 @@ fn a_consumer_under_valgrind() {
     consume(command);
 }
 
-/// Configures and builds a CMake project against a prefix.
-fn cmake(source: &Path, prefix: &Path, more: &[&str]) -> (TempDir, Result<(), String>) {
-    let build = tempfile::tempdir().unwrap();
-    let mut configure = Command::new("cmake");
-    configure.arg("-S").arg(source).arg("-B").arg(build.path()).args(more);
-    configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display()));
-    let output = configure.output().expect("cmake runs");
-    if !output.status.success() {
-        return (build, Err(String::from_utf8_lossy(&output.stderr).into_owned()));
-    }
-    run(Command::new("cmake").arg("--build").arg(build.path()));
-    (build, Ok(()))
-}
-
 #[test]
 fn a_consumer_through_cmake() {
-    for (linkage, option) in [(Shared, "-DWELM_USE_STATIC=OFF"), (Static, "-DWELM_USE_STATIC=ON")] {
-        let (build, built) = cmake(&data("tests/capi"), &PREFIX, &[option]);
+    for linkage in [Shared, Static] {
+        let (build, built) = cmake(&data("tests/capi"), &PREFIX, &[cmake_linkage(linkage)], &[]);
         built.unwrap();
         let program = build.path().join("consumer");
-        let needed = run(Command::new("readelf").arg("-d").arg(&program)).contains("[libwelm.so.0.1]");
-        assert_eq!(needed, linkage == Shared);
+        check_linkage(&program, linkage);
         consume(Command::new(&program));
     }
 }
@@ -201,14 +99,14 @@ fn the_cmake_package_can_be_moved_and_knows_its_version() {
         source
     };
     let source = project("0.1.0 EXACT");
-    let (build, built) = cmake(source.path(), moved.path(), &[]);
+    let (build, built) = cmake(source.path(), moved.path(), &[], &[]);
     built.unwrap();
     let program = build.path().join("p");
     assert!(run(Command::new("readelf").arg("-d").arg(&program)).contains(moved.path().to_str().unwrap()));
     assert_eq!(run(&mut Command::new(&program)).trim(), env!("CARGO_PKG_VERSION"));
 
     for version in ["0.2", "1.0", "0.1.7"] {
-        let (_build, built) = cmake(project(version).path(), moved.path(), &[]);
+        let (_build, built) = cmake(project(version).path(), moved.path(), &[], &[]);
         let error = built.unwrap_err();
         assert!(error.contains("version: 0.1.0") || error.contains("0.1.0"), "{version}: {error}");
     }
@@ -216,11 +114,11 @@ fn the_cmake_package_can_be_moved_and_knows_its_version() {
     for library in ["libwelm.so", "libwelm.so.0.1", "libwelm.so.0.1.0"] {
         fs::remove_file(libdir(moved.path()).join(library)).unwrap();
     }
-    let (build, built) = cmake(source.path(), moved.path(), &[]);
+    let (build, built) = cmake(source.path(), moved.path(), &[], &[]);
     built.unwrap();
     assert_eq!(run(&mut Command::new(build.path().join("p"))).trim(), env!("CARGO_PKG_VERSION"));
     fs::remove_file(libdir(moved.path()).join("libwelm.a")).unwrap();
-    let (_build, built) = cmake(source.path(), moved.path(), &[]);
+    let (_build, built) = cmake(source.path(), moved.path(), &[], &[]);
     assert!(built.unwrap_err().contains("expected include/welm.h and a library under"));
 }
 
@@ -266,16 +164,12 @@ fn the_header_is_that_of_any_c_and_cpp() {
 /// The blocks of C in welm-capi/README.md, compiled and run in the repository's root.
 #[test]
 fn the_readme_s_example_runs() {
-    let readme = fs::read_to_string(data("welm-capi/README.md")).unwrap();
-    let blocks: Vec<_> =
-        readme.split("```c\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert!(!blocks.is_empty());
-    for block in blocks {
+    for block in code_blocks("welm-capi/README.md", "c") {
         let folder = tempfile::tempdir().unwrap();
         let (source, program) = (folder.path().join("example.c"), folder.path().join("example"));
         fs::write(&source, block).unwrap();
         let mut command = Command::new("gcc");
-        run(command.args(STRICT).arg(&source).arg("-o").arg(&program).args(linking(&PREFIX, Shared)));
+        run(command.args(STRICT).arg(&source).arg("-o").arg(&program).args(linking(Shared)));
         let printed = run(Command::new(&program).current_dir(data("")));
         assert!(
             printed.contains('\u{ff0c}') || printed.contains('\u{3002}'),

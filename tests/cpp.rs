@@ -6,109 +6,36 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use welm_tests::{data, fixture, nano};
+use welm_tests::installed::Linkage::{self, Shared, Static};
+use welm_tests::installed::{
+    PREFIX, check_linkage, cmake, cmake_linkage, code_blocks, linking, pin_arguments, run,
+};
+use welm_tests::{data, nano};
 
 /// Warnings that no file of ours and no header of welm has.
 const STRICT: [&str; 7] =
     ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-Wshadow"];
 
-/// Where welm is installed.
-static PREFIX: LazyLock<PathBuf> = LazyLock::new(|| {
-    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).join("../capi-prefix");
-    let prefix = std::env::var_os("WELM_PREFIX").map_or_else(default, PathBuf::from);
-    for header in ["welm.h", "welm.hpp", "welm_types.hpp"] {
-        let installed = fs::read_to_string(prefix.join("include").join(header));
-        assert!(
-            installed.is_ok_and(|text| text == fs::read_to_string(data("include").join(header)).unwrap()),
-            "this {header} is not installed in {}; tests/run does it, or tests/capi/install alone",
-            prefix.display()
-        );
-    }
-    prefix.canonicalize().unwrap()
-});
-
-/// The folder of libraries: `lib`, or what the system calls its own.
-fn libdir() -> PathBuf {
-    let inner = fs::read_dir(PREFIX.join("lib")).unwrap().map(|entry| entry.unwrap().path());
-    let mut all = inner.chain([PREFIX.join("lib"), PREFIX.join("lib64")]);
-    all.find(|dir| dir.join("libwelm.a").exists()).expect("libwelm.a is installed")
-}
-
-/// Runs to the end; what it printed, if it went well.
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
-    out.into_owned()
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Linkage {
-    Shared,
-    Static,
-}
-use Linkage::{Shared, Static};
-
-/// The arguments that link welm, as pkg-config has them.
-fn linking(linkage: Linkage) -> Vec<String> {
-    let mut command = Command::new("pkg-config");
-    // As if the prefix had been moved, which it may be.
-    command.env("PKG_CONFIG_PATH", libdir().join("pkgconfig")).args([
-        "--define-prefix",
-        "--cflags",
-        "--libs",
-    ]);
-    let flags = run(command.args((linkage == Static).then_some("--static")).arg("welm"));
-    let flags = flags.split_whitespace().map(String::from);
-    match linkage {
-        Shared => flags.chain([format!("-Wl,-rpath,{}", libdir().display())]).collect(),
-        Static => flags.map(|f| if f == "-lwelm" { "-l:libwelm.a".into() } else { f }).collect(),
-    }
-}
-
 /// Builds a CMake project against the installed package, with these targets or all.
-fn cmake(source: &str, linkage: Linkage, targets: &[&str]) -> TempDir {
-    let build = tempfile::tempdir().unwrap();
-    let mut configure = Command::new("cmake");
-    configure.arg("-S").arg(data(source)).arg("-B").arg(build.path()).arg("-DCMAKE_BUILD_TYPE=Release");
-    configure.arg(format!("-DCMAKE_CXX_FLAGS={}", STRICT[1..].join(" ")));
-    configure.arg(format!("-DWELM_USE_STATIC={}", if linkage == Static { "ON" } else { "OFF" }));
-    run(configure.arg(format!("-DCMAKE_PREFIX_PATH={}", PREFIX.display())));
-    for target in if targets.is_empty() { &["all"] } else { targets } {
-        run(Command::new("cmake").arg("--build").arg(build.path()).args(["--parallel", "--target", target]));
-    }
-    build
-}
-
-fn check_linkage(program: &Path, linkage: Linkage) {
-    let needed = run(Command::new("readelf").arg("-d").arg(program)).contains("[libwelm.so.");
-    assert_eq!(needed, linkage == Shared, "{}", program.display());
-}
-
-/// Entries of `tests/fixtures/nano_greedy.json`: prompt, ids with spaces between them, text.
-fn goldens() -> Vec<[String; 3]> {
-    let file = fs::read_to_string(fixture("nano_greedy.json")).unwrap();
-    let list: Vec<Value> = serde_json::from_str(&file).unwrap();
-    let text = |value: &Value| value.as_str().unwrap().to_string();
-    let one = |entry: &Value| {
-        let ids: Vec<_> = entry["ids"].as_array().unwrap().iter().map(Value::to_string).collect();
-        [text(&entry["prompt"]), ids.join(" "), text(&entry["text"])]
-    };
-    list.iter().map(one).collect()
+fn build(source: &str, linkage: Linkage, targets: &[&str]) -> TempDir {
+    let flags = format!("-DCMAKE_CXX_FLAGS={}", STRICT[1..].join(" "));
+    let options = ["-DCMAKE_BUILD_TYPE=Release".into(), flags, cmake_linkage(linkage)];
+    let (folder, built) = cmake(&data(source), &PREFIX, &options, targets);
+    built.unwrap();
+    folder
 }
 
 /// Runs the consumers of `tests/cpp`.
 fn consume(folder: &Path, linkage: Linkage) {
     for program in ["consumer", "no_exceptions"] {
         check_linkage(&folder.join(program), linkage);
-        run(Command::new(folder.join(program)).arg(nano()).args(goldens().iter().flatten()));
+        run(Command::new(folder.join(program)).arg(nano()).args(pin_arguments().iter().flatten()));
     }
 }
 
@@ -132,7 +59,7 @@ fn consumers_through_pkg_config() {
 #[test]
 fn consumers_through_cmake() {
     for linkage in [Shared, Static] {
-        consume(cmake("tests/cpp", linkage, &[]).path(), linkage);
+        consume(build("tests/cpp", linkage, &[]).path(), linkage);
     }
 }
 
@@ -144,7 +71,7 @@ fn a_consumer_under_the_sanitizers() {
     command.args(STRICT).args(["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
     command.args(["consumer.cpp", "other.cpp"].map(|name| data("tests/cpp").join(name)));
     run(command.arg("-o").arg(&program).args(linking(Shared)).arg("-lpthread"));
-    run(Command::new(program).arg(nano()).args(goldens().iter().flatten()));
+    run(Command::new(program).arg(nano()).args(pin_arguments().iter().flatten()));
 }
 
 #[test]
@@ -162,11 +89,7 @@ fn the_header_is_that_of_any_standard_since_17() {
 /// The blocks of C++ in examples/cpp/README.md, compiled and run in the repository's root.
 #[test]
 fn the_readme_s_examples_run() {
-    let readme = fs::read_to_string(data("examples/cpp/README.md")).unwrap();
-    let blocks: Vec<_> =
-        readme.split("```cpp\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert!(!blocks.is_empty());
-    for block in blocks {
+    for block in code_blocks("examples/cpp/README.md", "cpp") {
         let folder = tempfile::tempdir().unwrap();
         let (source, program) = (folder.path().join("example.cpp"), folder.path().join("example"));
         fs::write(&source, block).unwrap();
@@ -184,7 +107,7 @@ fn signal(process: &Child, signal: i32) {
 #[test]
 fn the_generator() {
     for linkage in [Shared, Static] {
-        let build = cmake("examples/cpp", linkage, &["generate"]);
+        let build = build("examples/cpp", linkage, &["generate"]);
         let program = build.path().join("generate");
         check_linkage(&program, linkage);
         let generate = |arguments: &[&str]| {
@@ -192,7 +115,7 @@ fn the_generator() {
             command.arg("--model").arg(nano()).args(arguments);
             command
         };
-        for [prompt, ids, text] in goldens() {
+        for [prompt, ids, text] in pin_arguments() {
             let n = ids.split(' ').count().to_string();
             let printed = run(generate(&["--temperature", "0", "--max-tokens", &n]).arg(&prompt));
             assert_eq!(printed, format!("{prompt}{text}\n"));
@@ -341,7 +264,7 @@ fn greedy(prompt: &str, n: usize, stream: bool) -> Value {
 }
 
 fn answers_are_right(service: &Service) {
-    for [prompt, ids, text] in goldens() {
+    for [prompt, ids, text] in pin_arguments() {
         let n = ids.split(' ').count();
         let (status, whole) = read_answer(service.ask(greedy(&prompt, n, false)));
         let whole: Value = serde_json::from_str(&whole).unwrap();
@@ -455,7 +378,7 @@ fn sigterm_lets_requests_end(mut service: Service) {
 #[test]
 fn the_service() {
     for linkage in [Shared, Static] {
-        let build = cmake("examples/cpp", linkage, &["serve"]);
+        let build = build("examples/cpp", linkage, &["serve"]);
         check_linkage(&build.path().join("serve"), linkage);
         let service = Service::start(build.path(), &nano());
         answers_are_right(&service);
@@ -469,7 +392,7 @@ fn the_service() {
 fn load(model: &Path, ratio: &str) {
     let seconds = std::env::var("WELM_LOAD_SECONDS").unwrap_or("6".into());
     let (examples, tests) =
-        (cmake("examples/cpp", Shared, &["serve"]), cmake("tests/cpp", Shared, &["load"]));
+        (build("examples/cpp", Shared, &["serve"]), build("tests/cpp", Shared, &["load"]));
     let mut service = Service::start(examples.path(), model);
     let mut load = Command::new(tests.path().join("load"));
     load.arg("--model").arg(model).args(["--port", &service.port.to_string(), "--ratio", ratio]);

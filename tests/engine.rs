@@ -6,7 +6,7 @@ use std::time::Duration;
 use welm_core::{
     CancelToken, Choice, Dtype, Error, FinishReason, GenerateOptions, LoadOptions, Model, Prompt, Stats,
 };
-use welm_tests::{at_rest, exact, fixture, nano};
+use welm_tests::{at_rest, exact, fixture, nano, pins};
 
 fn load(options: &LoadOptions) -> Model {
     Model::load(nano(), options).unwrap()
@@ -121,22 +121,16 @@ fn copied_weights_give_the_same_text_and_outlive_their_file() {
 /// The pins that C, C++, Python and its command line have to meet as well.
 #[test]
 fn greedy_tokens_of_the_small_model_are_pinned() {
-    let pins = std::fs::read_to_string(fixture("nano_greedy.json")).unwrap();
-    let pins: serde_json::Value = serde_json::from_str(&pins).unwrap();
-    let ids = |pin: &serde_json::Value, key: &str| -> Vec<u32> {
-        let ids = pin[key].as_array().into_iter().flatten();
-        ids.map(|id| id.as_u64().unwrap() as u32).collect()
-    };
     let model = load(&LoadOptions::default());
-    for pin in pins.as_array().unwrap() {
-        let (first, beyond) = (ids(pin, "ids"), ids(pin, "beyond"));
-        let (prompt, n) = (pin["prompt"].as_str().unwrap(), first.len());
-        let answer = model.generate(prompt, &GenerateOptions::greedy(n)).unwrap();
-        assert_eq!(answer.text(), pin["text"].as_str().unwrap());
-        let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(n + beyond.len()) };
-        let answer = model.generate(prompt, &options).unwrap();
-        let got: Vec<u32> = answer.choices[0].tokens.iter().map(|token| token.id).collect();
-        assert_eq!(got, [first, beyond].concat(), "{prompt}");
+    let ids = |choice: &Choice| choice.tokens.iter().map(|token| token.id).collect::<Vec<_>>();
+    for pin in pins() {
+        let n = pin.ids.len();
+        let answer = model.generate(&pin.prompt, &GenerateOptions::greedy(n)).unwrap();
+        assert_eq!((ids(&answer.choices[0]), answer.text()), (pin.ids.clone(), pin.text.as_str()));
+        let more = GenerateOptions::greedy(n + pin.beyond.len());
+        let options = GenerateOptions { ignore_eos: true, ..more };
+        let answer = model.generate(&pin.prompt, &options).unwrap();
+        assert_eq!(ids(&answer.choices[0]), [pin.ids, pin.beyond].concat(), "{}", pin.prompt);
     }
 }
 

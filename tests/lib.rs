@@ -1,6 +1,7 @@
 //! What the test files share: where fixtures are, and how references are read.
 
 pub mod emulator;
+pub mod installed;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,35 @@ pub fn fixture(name: &str) -> PathBuf {
 /// The small model of the repository.
 pub fn nano() -> PathBuf {
     data("examples/welm-nano")
+}
+
+/// A prompt and what greedy decoding makes of it with the small model, whatever the language: an entry of
+/// `tests/fixtures/nano_greedy.json`.
+pub struct Pin {
+    /// The prompt.
+    pub prompt: String,
+    /// The tokens, without an end.
+    pub ids: Vec<u32>,
+    /// Those that follow if the end token is ignored.
+    pub beyond: Vec<u32>,
+    /// The text of `ids`.
+    pub text: String,
+}
+
+/// All pins.
+pub fn pins() -> Vec<Pin> {
+    let file = std::fs::read_to_string(fixture("nano_greedy.json")).unwrap();
+    let list: Vec<serde_json::Value> = serde_json::from_str(&file).unwrap();
+    let ids = |ids: &serde_json::Value| -> Vec<u32> {
+        ids.as_array().into_iter().flatten().map(|id| id.as_u64().unwrap() as u32).collect()
+    };
+    let one = |entry: &serde_json::Value| Pin {
+        prompt: entry["prompt"].as_str().unwrap().into(),
+        ids: ids(&entry["ids"]),
+        beyond: ids(&entry["beyond"]),
+        text: entry["text"].as_str().unwrap().into(),
+    };
+    list.iter().map(one).collect()
 }
 
 /// A reference file: integer tensors as `u32`, float tensors as `f32`.
