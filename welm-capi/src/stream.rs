@@ -1,10 +1,7 @@
 //! Answers piece by piece.
 
 use std::ffi::c_char;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, TryLockError};
-use std::task::Poll;
-use std::time::Duration;
 
 use welm_core::{Piece, Stream};
 
@@ -69,13 +66,10 @@ impl PieceBox {
     }
 }
 
-/// How often a waiting thread looks whether another one has cancelled.
-const CANCEL_WITHIN: Duration = Duration::from_millis(20);
-
 /// An answer that is under way. One thread at a time may ask for its pieces; any thread may cancel it meanwhile.
 pub struct welm_stream {
     pull: Mutex<Pull>,
-    cancelled: AtomicBool,
+    cancel: Box<dyn Fn() + Send + Sync>,
     seed: u64,
     prompt_tokens: usize,
 }
@@ -111,9 +105,9 @@ pub unsafe extern "C" fn welm_model_stream(
         }
         let opened = model.stream(prompt.to_core()?, &options)?;
         let (seed, prompt_tokens) = (opened.seed(), opened.prompt_tokens());
+        let cancel = Box::new(opened.canceller());
         let pull = Mutex::new(Pull { stream: opened, piece: None });
-        let cancelled = AtomicBool::new(false);
-        stream.write(Box::into_raw(Box::new(welm_stream { pull, cancelled, seed, prompt_tokens })));
+        stream.write(Box::into_raw(Box::new(welm_stream { pull, cancel, seed, prompt_tokens })));
         Ok(())
     };
     // SAFETY: `error` is the caller's.
@@ -152,15 +146,7 @@ pub unsafe extern "C" fn welm_stream_next(
                 return Err(Failure::new(WELM_INVALID_ARGUMENT, reason));
             }
         };
-        let next = loop {
-            if stream.cancelled.load(Ordering::Acquire) {
-                pull.stream.cancel();
-            }
-            if let Poll::Ready(next) = pull.stream.next_timeout(CANCEL_WITHIN) {
-                break next;
-            }
-        };
-        let next = PieceBox::new(next.ok_or_else(Failure::end)??);
+        let next = PieceBox::new(pull.stream.next().ok_or_else(Failure::end)??);
         // SAFETY: not NULL; the caller's.
         unsafe { piece.write(next.as_ptr()) };
         pull.piece = Some(next);
@@ -180,7 +166,7 @@ pub unsafe extern "C" fn welm_stream_cancel(stream: *const welm_stream) {
     value((), || {
         // SAFETY: NULL, or a stream that was not freed, by the function's contract.
         if let Some(stream) = unsafe { stream.as_ref() } {
-            stream.cancelled.store(true, Ordering::Release);
+            (stream.cancel)();
         }
     });
 }

@@ -271,23 +271,12 @@ impl Model {
         prompt: impl Into<Prompt<'p>>,
         options: &GenerateOptions,
     ) -> Result<Generation> {
-        let mut stream = self.stream(prompt, options)?;
-        let mut usage = Usage { prompt_tokens: stream.prompt_tokens, ..Usage::default() };
-        let empty =
-            || Choice { text: String::new(), tokens: Vec::new(), finish_reason: FinishReason::Length };
-        let mut choices: Vec<Choice> = (0..options.n).map(|_| empty()).collect();
-        for piece in &mut stream {
-            let Piece { index, text, tokens, finish } = piece?;
-            let choice = &mut choices[index];
-            choice.text.push_str(&text);
-            choice.tokens.extend(tokens);
-            if let Some(finish) = finish {
-                choice.finish_reason = finish.reason;
-                usage.completion_tokens += finish.completion_tokens;
-                usage.cached_tokens = usage.cached_tokens.max(finish.cached_tokens);
-            }
+        let stream = self.stream(prompt, options)?;
+        let mut generation = stream.generation();
+        for piece in stream {
+            generation.push(piece?);
         }
-        Ok(Generation { choices, seed: stream.seed, usage })
+        Ok(generation)
     }
 
     /// As [`Model::generate`], piece by piece. Dropping the stream cancels the request.
@@ -519,10 +508,10 @@ impl Model {
     }
 
     fn submit(&self, (request, events): (Request, Receiver<Result<Event>>)) -> Result<Stream> {
-        let (prompt_tokens, seed, open) = (request.prompt.len(), request.seed, request.n);
+        let (prompt_tokens, seed, n) = (request.prompt.len(), request.seed, request.n);
         let dropped = request.dropped.clone();
         self.inner.engine.submit(request)?;
-        Ok(Stream { model: self.clone(), events, dropped, open, seed, prompt_tokens })
+        Ok(Stream { model: self.clone(), events, dropped, n, open: n, seed, prompt_tokens })
     }
 }
 
@@ -543,7 +532,8 @@ pub struct Stream {
     model: Model,
     events: Receiver<Result<Event>>,
     dropped: CancelToken,
-    open: usize,
+    n: usize,    // sequences
+    open: usize, // of which have not ended
     seed: u64,
     prompt_tokens: usize,
 }
@@ -559,10 +549,26 @@ impl Stream {
         self.prompt_tokens
     }
 
+    /// A generation of as many sequences, with no piece in it yet: for those who [`Generation::push`] the pieces
+    /// themselves.
+    pub fn generation(&self) -> Generation {
+        let choice = Choice { text: String::new(), tokens: Vec::new(), finish_reason: FinishReason::Length };
+        let usage = Usage { prompt_tokens: self.prompt_tokens, ..Usage::default() };
+        Generation { choices: vec![choice; self.n], seed: self.seed, usage }
+    }
+
     /// Ends the request; pieces that are under way still come, and then the last ones.
     pub fn cancel(&self) {
-        self.dropped.cancel();
-        self.model.inner.engine.wake();
+        self.canceller()();
+    }
+
+    /// As [`Stream::cancel`], for another thread while this one waits for a piece.
+    pub fn canceller(&self) -> impl Fn() + Send + Sync + 'static {
+        let (model, dropped) = (self.model.clone(), self.dropped.clone());
+        move || {
+            dropped.cancel();
+            model.inner.engine.wake();
+        }
     }
 
     /// As the iterator's `next`, but waits no longer than this: `Pending` if nothing came, and the request goes on.

@@ -116,6 +116,22 @@ impl Generation {
     pub fn text(&self) -> &str {
         self.choices.first().map_or("", |c| &c.text)
     }
+
+    /// Adds a piece of the stream that [`crate::Stream::generation`] was asked of.
+    ///
+    /// # Panics
+    /// If there is no sequence of the piece's index.
+    pub fn push(&mut self, piece: Piece) {
+        let Piece { index, text, tokens, finish } = piece;
+        let choice = &mut self.choices[index];
+        choice.text.push_str(&text);
+        choice.tokens.extend(tokens);
+        if let Some(finish) = finish {
+            choice.finish_reason = finish.reason;
+            self.usage.completion_tokens += finish.completion_tokens;
+            self.usage.cached_tokens = self.usage.cached_tokens.max(finish.cached_tokens);
+        }
+    }
 }
 
 /// The log-likelihood of a given continuation.

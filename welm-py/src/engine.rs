@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
-use welm_core::{CancelToken, Choice, Error, FinishReason, Generation, Piece, Result, Stream, Usage};
+use welm_core::{CancelToken, Error, Generation, Result, Stream};
 
 use crate::error::{OrRaise, forked};
 
@@ -57,43 +57,16 @@ impl<T: Send> Drop for Owned<T> {
     }
 }
 
-/// A generation while its pieces come.
-pub(crate) struct Collected(Generation);
-
-impl Collected {
-    /// Of a stream of `n` sequences.
-    pub(crate) fn new(stream: &Stream, n: usize) -> Self {
-        let choice = Choice { text: String::new(), tokens: Vec::new(), finish_reason: FinishReason::Length };
-        let usage = Usage { prompt_tokens: stream.prompt_tokens(), ..Usage::default() };
-        Collected(Generation { choices: vec![choice; n], seed: stream.seed(), usage })
-    }
-
-    pub(crate) fn push(&mut self, piece: Piece) {
-        let choice = &mut self.0.choices[piece.index];
-        choice.text.push_str(&piece.text);
-        choice.tokens.extend(piece.tokens);
-        if let Some(finish) = piece.finish {
-            choice.finish_reason = finish.reason;
-            self.0.usage.completion_tokens += finish.completion_tokens;
-            self.0.usage.cached_tokens = self.0.usage.cached_tokens.max(finish.cached_tokens);
-        }
-    }
-
-    pub(crate) fn finish(self) -> Generation {
-        self.0
-    }
-}
-
 /// Waits for all pieces of a stream. A signal handler that raises ends the waiting, and the request.
-pub(crate) fn collect(py: Python<'_>, mut stream: Stream, n: usize) -> PyResult<Generation> {
-    let mut collected = Collected::new(&stream, n);
+pub(crate) fn collect(py: Python<'_>, mut stream: Stream) -> PyResult<Generation> {
+    let mut generation = stream.generation();
     // The GIL is asked for once a tick, not once a piece: another thread may hold it for milliseconds.
     let mut wait_a_tick = || -> Poll<Result<()>> {
         let end = Instant::now() + TICK;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match stream.next_timeout(left) {
-                Poll::Ready(Some(Ok(piece))) => collected.push(piece),
+                Poll::Ready(Some(Ok(piece))) => generation.push(piece),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 Poll::Pending => return Poll::Pending,
@@ -107,7 +80,7 @@ pub(crate) fn collect(py: Python<'_>, mut stream: Stream, n: usize) -> PyResult<
         match py.detach(&mut wait_a_tick) {
             Poll::Ready(done) => {
                 done.or_raise(py)?;
-                return Ok(collected.finish());
+                return Ok(generation);
             }
             Poll::Pending => py.check_signals()?,
         }

@@ -131,7 +131,7 @@ impl Model {
         match prompt {
             Prompts::One(prompt) => {
                 let stream = py.detach(|| model.stream(prompt.as_prompt(), &options)).or_raise(py)?;
-                output::generation(py, model, &collect(py, stream, options.n)?)
+                output::generation(py, model, &collect(py, stream)?)
             }
             Prompts::Many(prompts) => {
                 let whole = PyList::empty(py);
@@ -436,7 +436,7 @@ fn batch(
             match py.detach(|| model.stream(prompt.as_prompt(), options)) {
                 Ok(stream) => break open.push_back(stream),
                 Err(error @ Error::QueueFull { .. }) => match open.pop_front() {
-                    Some(stream) => whole.push(collect(py, stream, options.n)?),
+                    Some(stream) => whole.push(collect(py, stream)?),
                     None => return Err(exception(py, &error)),
                 },
                 Err(error) => return Err(exception(py, &error)),
@@ -445,7 +445,7 @@ fn batch(
         py.check_signals()?;
     }
     for stream in open {
-        whole.push(collect(py, stream, options.n)?);
+        whole.push(collect(py, stream)?);
     }
     Ok(whole)
 }
@@ -472,6 +472,6 @@ impl Submit {
     fn send(&self, py: Python<'_>) -> PyResult<Request> {
         let model = self.model.get(py)?;
         let stream = py.detach(|| model.stream(self.prompt.as_prompt(), &self.options)).or_raise(py)?;
-        Ok(Request::new(model.clone(), stream, self.whole.then_some(self.options.n)))
+        Ok(Request::new(model.clone(), stream, self.whole))
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use welm_core as core;
 
-use crate::engine::{Collected, Owned};
+use crate::engine::Owned;
 use crate::error::exception;
 use crate::output;
 
@@ -42,11 +42,11 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// `whole`: its pieces are wanted as one generation of `n` choices.
-    pub(crate) fn new(model: core::Model, stream: core::Stream, whole: Option<usize>) -> Self {
+    /// `whole`: its pieces are wanted as one generation.
+    pub(crate) fn new(model: core::Model, stream: core::Stream, whole: bool) -> Self {
         let (seed, prompt_tokens) = (stream.seed(), stream.prompt_tokens());
         let flags = Arc::<Flags>::default();
-        let collected = whole.map(|n| Collected::new(&stream, n));
+        let collected = whole.then(|| stream.generation());
         let open = Open { model, stream, collected, listener: None, flags: Arc::clone(&flags), told: false };
         Request { open: Owned::new(Mutex::new(Some(open))), flags, seed, prompt_tokens }
     }
@@ -79,7 +79,7 @@ impl Request {
 struct Open {
     model: core::Model,
     stream: core::Stream,
-    collected: Option<Collected>,
+    collected: Option<core::Generation>,
     listener: Option<Py<PyAny>>,
     flags: Arc<Flags>,
     told: bool, // of its cancelling
@@ -110,7 +110,7 @@ impl Open {
                 collected.push(piece);
                 None
             }
-            (None, collected) => Some(collected.take().map_or(Item::End, |c| Item::Whole(c.finish()))),
+            (None, collected) => Some(collected.take().map_or(Item::End, Item::Whole)),
         })
     }
 }
@@ -192,8 +192,8 @@ impl Selector {
         Ok(!std::mem::replace(&mut arrivals.waiting, true))
     }
 
-    /// Waits until something comes, for a tenth of a second at most: pairs of a listener and a :class:`Piece`, a :class:`Generation`, an exception or
-    /// ``None`` for the end. ``None`` when no request is left; the thread ends then.
+    /// Waits until something comes, for a tenth of a second at most: pairs of a listener and a :class:`Piece`, a
+    /// :class:`Generation`, an exception or ``None`` for the end. ``None`` when no request is left; the thread ends then.
     fn wait<'py>(&self, py: Python<'py>) -> PyResult<Option<Told<'py>>> {
         let (arrivals, open) = (self.arrivals.get(py)?, self.open.get(py)?);
         // Nobody may ask for the GIL with this lock: the next thread may begin before this one has gone.
