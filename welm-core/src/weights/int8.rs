@@ -81,8 +81,13 @@ pub(crate) struct Packed {
     pub(crate) scale: Slab<f16>, // (rows / 16, groups, 16) f16
 }
 
+/// Whether plain groups hold what is stored so without loss.
+pub(crate) fn is_exact(stored: StoredType) -> bool {
+    matches!(stored, StoredType::Q8_0 | StoredType::Q4_0)
+}
+
 /// Rotates each 64 of `values`.
-fn rotate(values: &mut [f32]) {
+pub(crate) fn rotate(values: &mut [f32]) {
     // SAFETY: the scalar set needs no instructions.
     values.as_chunks_mut().0.iter_mut().for_each(|block| unsafe { Scalar::rotate(block) });
 }
@@ -147,8 +152,11 @@ impl Packed {
 
     /// What [`Packed::pack`] makes of a matrix by itself: repacked without loss where it can be.
     pub(crate) fn grouping_of(segments: &[Segment], cols: usize) -> Grouping {
-        let exact = |s: &Segment| matches!(s.tensor.dtype, StoredType::Q8_0 | StoredType::Q4_0);
-        if segments.iter().any(exact) { Grouping::Plain } else { Grouping::of_cols(cols) }
+        if segments.iter().any(|s| is_exact(s.tensor.dtype)) {
+            Grouping::Plain
+        } else {
+            Grouping::of_cols(cols)
+        }
     }
 
     /// Quantises, or repacks without loss where the file has Q8_0 or Q4_0 and the grouping is plain. Uses `threads`
@@ -165,9 +173,7 @@ impl Packed {
         debug_assert_eq!(stored.len(), rows);
         Self::pack_rows(name, rows, cols, grouping, threads, |row, values| {
             let (segment, row) = stored[row];
-            if grouping == Grouping::Plain
-                && matches!(segment.tensor.dtype, StoredType::Q8_0 | StoredType::Q4_0)
-            {
+            if grouping == Grouping::Plain && is_exact(segment.tensor.dtype) {
                 return Some((segment.tensor.row_bytes(row), segment.tensor.dtype));
             }
             segment.tensor.row_f32(row, values);

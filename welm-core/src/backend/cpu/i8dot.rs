@@ -307,9 +307,9 @@ pub(crate) fn matmul<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::isa::Scalar;
     use super::super::quantize::Form;
     use super::*;
+    use crate::weights::int8::rotate;
 
     fn noise(n: usize, seed: u32) -> impl Iterator<Item = u32> {
         (0..n as u32).map(move |i| (i.wrapping_mul(2_654_435_761) ^ seed).wrapping_mul(0x85EB_CA6B) >> 9)
@@ -333,11 +333,6 @@ mod tests {
         let min: Vec<f16> = noise(scale.len(), 8).map(|x| f16::from_f32((x % 100) as f32 / -400.0)).collect();
         let weight = weight.chunks(2).map(|w| if extreme { [0, 255][w[0] as usize % 2] } else { w[0] });
         Packed4 { rows, cols, weight: weight.collect::<Vec<_>>().into(), scale, min: min.into() }
-    }
-
-    fn rotate(x: &mut [f32]) {
-        // SAFETY: the scalar set needs no instructions.
-        x.as_chunks_mut().0.iter_mut().for_each(|block| unsafe { Scalar::rotate(block) });
     }
 
     /// Products of `x`, `(n, w.cols)`, with `w`, whose values are `dense`: near the exact ones, and the same bits

@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache::block_values;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
 use crate::weights::int4::{Packed4, is_int4, packed4_bytes};
-use crate::weights::int8::{Grouping, Packed, all_on_threads, packed_bytes};
+use crate::weights::int8::{Grouping, Packed, all_on_threads, is_exact, packed_bytes};
 use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part as Use, Segment, rows_of};
 use crate::weights::{Plain, Slab, StoredType};
 
@@ -110,14 +110,13 @@ enum Computed {
 impl Computed {
     fn of(segments: &[Segment], asked: Dtype) -> Computed {
         let stored = segments[0].tensor.dtype;
-        let all_in = |types: &[StoredType]| segments.iter().all(|s| types.contains(&s.tensor.dtype));
         match asked {
             Dtype::F32 => Computed::Float(StoredType::F32),
             Dtype::Bf16 => Computed::Float(StoredType::Bf16),
             Dtype::Int8 => Computed::Int8,
             Dtype::Auto if is_int4(segments) => Computed::Int4,
-            Dtype::Auto if all_in(&[StoredType::Q8_0, StoredType::Q4_0]) => Computed::Int8,
-            Dtype::Auto if all_in(&[StoredType::F16]) || all_in(&[StoredType::Bf16]) => {
+            Dtype::Auto if segments.iter().all(|s| is_exact(s.tensor.dtype)) => Computed::Int8,
+            Dtype::Auto if [StoredType::F16, StoredType::Bf16].iter().any(|&t| stored_as(segments, t)) => {
                 Computed::Float(stored)
             }
             Dtype::Auto => Computed::Float(StoredType::F32),
@@ -190,7 +189,8 @@ impl Cpu {
         let rows = rows_of(source);
         let mut values = Memory::zeroed(rows.len() * cols, "weights")?;
         let share = rows.len().div_ceil(threads);
-        all_on_threads(values.chunks_mut(share * cols).zip(rows.chunks(share)), |(values, rows)| {
+        let parts = values.chunks_mut(share * cols).zip(rows.chunks(share));
+        let converted = all_on_threads(parts, |(values, rows)| {
             let mut row = vec![0.0; cols];
             for (to, (segment, r)) in values.chunks_mut(cols).zip(rows) {
                 segment.tensor.row_f32(*r, &mut row);
@@ -198,6 +198,7 @@ impl Cpu {
             }
             true
         });
+        assert!(converted, "a thread that converts weights panicked");
         Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows.len() }])
     }
 

@@ -250,7 +250,7 @@ impl Kernel for QuantizeRow<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::isa::Scalar;
+    use crate::weights::int8::rotate;
 
     fn forms() -> impl Iterator<Item = Form> {
         let groupings = [Grouping::Plain, Grouping::Rotated];
@@ -276,8 +276,7 @@ mod tests {
             let want = run(&mut pool, Isa::all()[0]);
             let mut exact = x.clone();
             if form.grouping == Grouping::Rotated {
-                // SAFETY: the scalar set needs no instructions.
-                exact.as_chunks_mut().0.iter_mut().for_each(|block| unsafe { Scalar::rotate(block) });
+                rotate(&mut exact);
             }
             let per_group = form.grouping.tiles();
             let scale = |r, tile| want.scale[want.group_at(r, tile / per_group)];
@@ -314,12 +313,10 @@ mod tests {
         let mut x: [f32; ROTATED] = std::array::from_fn(|i| (i as f32 * 0.7).sin() * 3.0);
         let was = x;
         let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>();
-        // SAFETY: the scalar set needs no instructions.
-        unsafe { Scalar::rotate(&mut x) };
+        rotate(&mut x);
         assert!((length(&x) / length(&was) - 1.0).abs() < 1e-6 && x != was);
         assert!((x[0] - was.iter().sum::<f32>() / 8.0).abs() < 1e-5, "the first row of the matrix is ones");
-        // SAFETY: as above.
-        unsafe { Scalar::rotate(&mut x) };
+        rotate(&mut x);
         assert!(x.iter().zip(was).all(|(x, was)| (x - was).abs() < 1e-6));
     }
 

@@ -34,7 +34,7 @@ use crate::estimate::Estimate;
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::StoredType;
-use crate::weights::int8::{Grouping, Packed};
+use crate::weights::int8::{Grouping, Packed, is_exact};
 use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part, Segment, Source};
 
 /// Rows of generated tokens that attention takes at a time: what its scratch is for.
@@ -112,7 +112,8 @@ impl Kind {
             MatrixSource::Stored(segments) => segments[0].tensor.dtype,
         };
         match (asked, stored) {
-            (Dtype::Int8, _) | (Dtype::Auto, StoredType::Q8_0 | StoredType::Q4_0) => Ok(int8),
+            (Dtype::Int8, _) => Ok(int8),
+            (Dtype::Auto, stored) if is_exact(stored) => Ok(int8),
             (Dtype::Bf16, _) | (Dtype::Auto, StoredType::Bf16) => Ok(Kind::Bf16),
             (Dtype::F32, _) | (Dtype::Auto, _) => {
                 let (name, got) = (&source.name, if asked == Dtype::F32 { "f32" } else { "auto" });
