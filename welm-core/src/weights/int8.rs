@@ -88,8 +88,10 @@ pub(crate) fn is_exact(stored: StoredType) -> bool {
 
 /// Rotates each 64 of `values`.
 pub(crate) fn rotate(values: &mut [f32]) {
-    // SAFETY: the scalar set needs no instructions.
-    values.as_chunks_mut().0.iter_mut().for_each(|block| unsafe { Scalar::rotate(block) });
+    for block in values.as_chunks_mut().0 {
+        // SAFETY: the scalar set needs no instructions.
+        unsafe { Scalar::rotate(&block.clone(), block) };
+    }
 }
 
 /// Tiles down and across of a matrix.

@@ -410,9 +410,12 @@ impl Backend for Cpu {
         }
         self.overwrites(x);
         x.rows = batch.len();
-        let cols = x.cols;
-        for (out, &id) in x.used_mut().chunks_mut(cols).zip(&batch.token_ids) {
-            let id = id as usize;
+        let (n, cols) = (x.rows, x.cols);
+        let rows = Disjoint::new(x.used_mut());
+        self.pool.run_if_worth(n, n * cols, |r| {
+            let id = batch.token_ids[r] as usize;
+            // SAFETY: each task has its own row.
+            let out = unsafe { rows.slice(r * cols, cols) };
             match &table.matrix {
                 Matrix::F32(p) => look_up(p, id, out, |x| x),
                 Matrix::F16(p) => look_up(p, id, out, f16::to_f32),
@@ -420,7 +423,7 @@ impl Backend for Cpu {
                 Matrix::Int8(packed) => packed.row_f32(id, out),
                 Matrix::Int4(packed) => packed.row_f32(id, out),
             }
-        }
+        });
         Ok(())
     }
 

@@ -177,10 +177,10 @@ impl QuantizeRow<'_> {
             let first = self.first + some * AT_ONCE;
             if grouping == Grouping::Rotated {
                 let to = &mut rotated[..values.len()];
-                to.copy_from_slice(values);
-                for block in to.as_chunks_mut::<ROTATED>().0 {
+                let from = values.as_chunks::<ROTATED>().0;
+                for (from, to) in from.iter().zip(to.as_chunks_mut::<ROTATED>().0) {
                     // SAFETY: the instructions are the caller's promise.
-                    unsafe { S::rotate(block) };
+                    unsafe { S::rotate(from, to) };
                 }
                 values = to;
             }
@@ -190,10 +190,13 @@ impl QuantizeRow<'_> {
             padded[..rest.len()].copy_from_slice(rest);
             let tile = |i: usize| whole.get(i).unwrap_or(&padded);
             let n = whole.len() + usize::from(!rest.is_empty());
-            for i in 0..n {
-                let group = &mut largest[i / per_group];
+            for (group, tiles) in largest.iter_mut().zip(whole.chunks(per_group)) {
                 // SAFETY: the instructions are the caller's promise.
-                *group = (*group).max(unsafe { S::largest_bits(tile(i)) });
+                *group = unsafe { S::largest_bits(tiles) };
+            }
+            if !rest.is_empty() {
+                // SAFETY: as above. Only groups of one tile end within one.
+                largest[n - 1] = unsafe { S::largest_bits(&[padded]) };
             }
             for g in 0..AT_ONCE {
                 let largest = f32::from_bits(largest[g]);

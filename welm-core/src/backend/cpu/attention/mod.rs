@@ -218,12 +218,15 @@ impl<T: CacheElement> Task<'_, T> {
             // SAFETY: by the caller's promise; 16 values each.
             unsafe {
                 let row = out.slice((r * n_heads + self.kv_head * group + h) * d, d);
-                let mut lanes = [0.0; LANES];
                 for i in (0..d).step_by(LANES) {
                     let y = S::div(S::load(sums.as_ptr().add(i)), S::splat(all.sum[m]));
-                    S::store(lanes.as_mut_ptr(), y);
-                    let n = LANES.min(d - i);
-                    row[i..i + n].copy_from_slice(&lanes[..n]);
+                    if i + LANES <= d {
+                        S::store(row.as_mut_ptr().add(i), y);
+                    } else {
+                        let mut lanes = [0.0; LANES];
+                        S::store(lanes.as_mut_ptr(), y);
+                        row[i..].copy_from_slice(&lanes[..d - i]);
+                    }
                 }
             }
         }

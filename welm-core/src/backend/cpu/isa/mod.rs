@@ -107,10 +107,10 @@ pub(crate) trait Simd: Copy + 'static {
     /// Multiplies 64 values by the Walsh-Hadamard matrix, divided by 8 so that the product is orthonormal: the
     /// division first, where it rounds nothing, then sums and differences at distances 1, 2, 4, .. 32.
     #[inline(always)]
-    unsafe fn rotate(values: &mut [f32; ROTATED]) {
-        values.iter_mut().for_each(|x| *x *= 0.125);
+    unsafe fn rotate(from: &[f32; ROTATED], to: &mut [f32; ROTATED]) {
+        to.iter_mut().zip(from).for_each(|(to, x)| *to = x * 0.125);
         for distance in [1, 2, 4, 8, 16, 32] {
-            for pairs in values.chunks_exact_mut(2 * distance) {
+            for pairs in to.chunks_exact_mut(2 * distance) {
                 let (a, b) = pairs.split_at_mut(distance);
                 for (a, b) in a.iter_mut().zip(b) {
                     (*a, *b) = (*a + *b, *a - *b);
@@ -118,10 +118,10 @@ pub(crate) trait Simd: Copy + 'static {
             }
         }
     }
-    /// The largest magnitude of a group, as the bits of an f32: infinity's or more if a value is not finite.
+    /// The largest magnitude of some tiles, as the bits of an f32: infinity's or more if a value is not finite.
     #[inline(always)]
-    unsafe fn largest_bits(group: &[f32; GROUP]) -> u32 {
-        group.iter().fold(0, |largest, x| largest.max(x.abs().to_bits()))
+    unsafe fn largest_bits(tiles: &[[f32; GROUP]]) -> u32 {
+        tiles.iter().flatten().fold(0, |largest, x| largest.max(x.abs().to_bits()))
     }
     /// `q = round_ties_even(x * inverse)`, in two planes, `256 * hi + lo`, if `WIDE`, else in `lo` alone; and the
     /// sum of each plane. Every product is in +-32512, without `WIDE` in +-127.
@@ -469,9 +469,10 @@ mod tests {
                 let [r0, r1] = S::dot_group4(self.w.as_ptr(), x);
                 keep(out(S::to_f32(r0)));
                 keep(out(S::to_f32(r1)));
-                let mut values: [f32; ROTATED] = self.f.try_into().unwrap();
-                S::rotate(&mut values);
-                bits.extend(values.map(f32::to_bits));
+                let mut rotated = [0.0; ROTATED];
+                S::rotate(self.f.try_into().unwrap(), &mut rotated);
+                bits.extend(rotated.map(f32::to_bits));
+                bits.push(S::largest_bits(rotated.as_chunks().0));
             }
             bits
         }

@@ -238,7 +238,10 @@ unsafe fn halves(a: __m512, b: __m512) -> __m512 {
 #[inline(always)]
 unsafe fn butterfly(x: __m512, partner: __m512, upper: u16) -> __m512 {
     // SAFETY: AVX-512F, by the contract of `Simd`.
-    unsafe { _mm512_mask_sub_ps(_mm512_add_ps(partner, x), upper, partner, x) }
+    unsafe {
+        let sign = _mm512_mask_mov_ps(_mm512_set1_ps(1.0), upper, _mm512_set1_ps(-1.0)); // a constant
+        _mm512_fmadd_ps(x, sign, partner)
+    }
 }
 
 impl Simd for Avx512Vnni {
@@ -416,12 +419,12 @@ impl Simd for Avx512Vnni {
         }
     }
     #[inline(always)]
-    unsafe fn rotate(values: &mut [f32; ROTATED]) {
+    unsafe fn rotate(from: &[f32; ROTATED], to: &mut [f32; ROTATED]) {
         // SAFETY: AVX-512F by the contract; 64 values.
         unsafe {
             let mut v = [_mm512_setzero_ps(); ROTATED / LANES];
             for i in 0..v.len() {
-                let x = _mm512_mul_ps(_mm512_loadu_ps(values.as_ptr().add(i * LANES)), _mm512_set1_ps(0.125));
+                let x = _mm512_mul_ps(_mm512_loadu_ps(from.as_ptr().add(i * LANES)), _mm512_set1_ps(0.125));
                 let x = butterfly(x, _mm512_permute_ps::<0b10_11_00_01>(x), 0xAAAA);
                 let x = butterfly(x, _mm512_permute_ps::<0b01_00_11_10>(x), 0xCCCC);
                 let x = butterfly(x, _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x), 0xF0F0);
@@ -432,18 +435,22 @@ impl Simd for Avx512Vnni {
             let (c, d) = (_mm512_add_ps(c, d), _mm512_sub_ps(c, d));
             let v = [_mm512_add_ps(a, c), _mm512_add_ps(b, d), _mm512_sub_ps(a, c), _mm512_sub_ps(b, d)];
             for i in 0..v.len() {
-                _mm512_storeu_ps(values.as_mut_ptr().add(i * LANES), v[i]);
+                _mm512_storeu_ps(to.as_mut_ptr().add(i * LANES), v[i]);
             }
         }
     }
     #[inline(always)]
-    unsafe fn largest_bits(group: &[f32; GROUP]) -> u32 {
+    unsafe fn largest_bits(tiles: &[[f32; GROUP]]) -> u32 {
         // SAFETY: AVX-512F by the contract.
         unsafe {
             let magnitude = _mm512_set1_epi32(i32::MAX);
-            let a = _mm512_and_si512(_mm512_loadu_si512(group.as_ptr().cast()), magnitude);
-            let b = _mm512_and_si512(_mm512_loadu_si512(group.as_ptr().add(LANES).cast()), magnitude);
-            _mm512_reduce_max_epi32(_mm512_max_epi32(a, b)) as u32
+            let mut largest = _mm512_setzero_si512();
+            for tile in tiles {
+                let a = _mm512_and_si512(_mm512_loadu_si512(tile.as_ptr().cast()), magnitude);
+                let b = _mm512_and_si512(_mm512_loadu_si512(tile.as_ptr().add(LANES).cast()), magnitude);
+                largest = _mm512_max_epi32(largest, _mm512_max_epi32(a, b));
+            }
+            _mm512_reduce_max_epi32(largest) as u32
         }
     }
     #[inline(always)]
