@@ -37,6 +37,12 @@ struct Args {
     /// Above 1, makes repetition less likely
     #[arg(long, default_value_t = 1.0)]
     repetition_penalty: f32,
+    /// Subtracted for each time that a token was generated
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// Subtracted once if a token was generated before
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
     /// Always the likeliest token
     #[arg(long)]
     greedy: bool,
@@ -70,6 +76,8 @@ fn main() -> anyhow::Result<()> {
         top_k: args.top_k,
         min_p: args.min_p,
         repetition_penalty: args.repetition_penalty,
+        frequency_penalty: args.frequency_penalty,
+        presence_penalty: args.presence_penalty,
         n: args.n,
         echo: !args.no_echo,
         stop: args.stop,

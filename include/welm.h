@@ -18,8 +18,8 @@
  * What holds for every function:
  *
  * - It returns a welm_status if it can fail. Outputs are written only with WELM_OK, and a welm_error only with a
- *   status that is neither WELM_OK nor WELM_END. Functions that only look something up return it, and 0, false or
- *   NULL for a NULL handle.
+ *   status that is an error: not WELM_OK, WELM_END or WELM_PENDING. Functions that only look something up return it,
+ *   and 0, false or NULL for a NULL handle.
  * - Handles are opaque. What a function calls the caller's is freed with the welm_..._free of its type, once; freeing
  *   NULL does nothing. What belongs to a handle is gone when that is freed.
  * - Texts are UTF-8. Where one is taken with a length in bytes, WELM_NUL_TERMINATED may stand for it. A NUL stands
@@ -103,6 +103,10 @@ typedef enum {
    * An error that has no status of its own yet; the message says which.
    */
   WELM_OTHER = 7,
+  /**
+   * There is no piece yet; no error.
+   */
+  WELM_PENDING = 8,
   /**
    * A file could not be opened, read, mapped or written.
    */
@@ -240,7 +244,7 @@ typedef struct welm_cancel_token welm_cancel_token;
 
 /**
  * An error with its message. Functions that can fail take a `welm_error **` last; where that is not NULL, and
- * the status neither `WELM_OK` nor `WELM_END`, a new error is written there, which the caller frees. What it held
+ * the status not `WELM_OK`, `WELM_END` or `WELM_PENDING`, a new error is written there, which the caller frees. What it held
  * before is neither looked at nor freed.
  *
  * An error never changes, so that any number of threads may read it at once.
@@ -501,6 +505,20 @@ typedef struct {
 } welm_prompt;
 
 /**
+ * What is added to the logit of one token.
+ */
+typedef struct {
+  /**
+   * The token.
+   */
+  uint32_t token;
+  /**
+   * From -100 to 100, or `-INFINITY`, which rules the token out.
+   */
+  float bias;
+} welm_logit_bias;
+
+/**
  * How a prompt is continued. `welm_generate_options_init` sets the defaults, which are in brackets here.
  *
  * What it points to needs to live only while the function runs that takes it.
@@ -538,6 +556,23 @@ typedef struct {
    * Divides positive and multiplies negative logits of tokens that prompt or text contain (1); 1 is off.
    */
   float repetition_penalty;
+  /**
+   * Subtracted from a token's logit for each time that the generated text has it (0), from -100 to 100; 0 is off.
+   */
+  float frequency_penalty;
+  /**
+   * Subtracted once from the logits of tokens that the generated text has (0), from -100 to 100; 0 is off.
+   */
+  float presence_penalty;
+  /**
+   * Added to the logits of tokens, `n_logit_bias` of them (NULL), before the penalties. Those of a token that is
+   * here several times add up.
+   */
+  const welm_logit_bias *logit_bias;
+  /**
+   * Number of them (0).
+   */
+  size_t n_logit_bias;
   /**
    * Strings that end a sequence, `n_stop` of them (NULL), in UTF-8; never part of the text.
    */
@@ -1197,8 +1232,7 @@ welm_status welm_model_stream(const welm_model *model,
  * The texts of one sequence's pieces make its final text; none ends inside a character, and none shows a stop
  * string or its beginning.
  *
- * - ownership: `*piece` belongs to `stream`, and lives until the next call of this function or
- *   `welm_stream_free`.
+ * - ownership: `*piece` belongs to `stream`, and lives until the next piece or `welm_stream_free`.
  * - threads: one at a time on one stream; a second one is refused with `WELM_INVALID_ARGUMENT`.
  * - NULL: `stream` and `piece` must not be; `error` may be.
  * - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
@@ -1208,6 +1242,22 @@ welm_status welm_model_stream(const welm_model *model,
 welm_status welm_stream_next(const welm_stream *stream,
                              const welm_piece **piece,
                              welm_error **error);
+
+/**
+ * As `welm_stream_next`, but waits no longer than `timeout_ms` milliseconds: `WELM_PENDING` says that no piece came,
+ * with nothing written and no error. So one thread can look at something else meanwhile: whether a client has hung
+ * up, or at another stream.
+ *
+ * - ownership: `*piece` belongs to `stream`, as that of `welm_stream_next`.
+ * - threads: one at a time on one stream, of both functions together.
+ * - NULL: `stream` and `piece` must not be; `error` may be.
+ * - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
+ * - errors: as `welm_stream_next`.
+ */
+welm_status welm_stream_next_timeout(const welm_stream *stream,
+                                     uint64_t timeout_ms,
+                                     const welm_piece **piece,
+                                     welm_error **error);
 
 /**
  * Ends the request; pieces that are under way still come, then the last ones, with `WELM_FINISH_CANCELLED`.

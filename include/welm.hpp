@@ -233,6 +233,10 @@ public:
         c_.top_p = options.top_p;
         c_.min_p = options.min_p;
         c_.repetition_penalty = options.repetition_penalty;
+        c_.frequency_penalty = options.frequency_penalty;
+        c_.presence_penalty = options.presence_penalty;
+        c_.logit_bias = options.logit_bias.data();
+        c_.n_logit_bias = options.logit_bias.size();
         c_.stop = stop_.data.data();
         c_.stop_lens = stop_.lens.data();
         c_.n_stop = stop_.data.size();
@@ -297,7 +301,7 @@ class Stream {
 public:
     explicit Stream(welm_stream* owned) noexcept : handle_(owned) {}
 
-    /// Waits for the next piece; nothing at the end. Its text lives until the next call.
+    /// Waits for the next piece; nothing at the end. Its text lives until the next piece.
     Result<std::optional<Piece>> try_next() {
         const welm_piece* piece = nullptr;
         detail::ErrorOut error;
@@ -305,6 +309,17 @@ public:
         if (status == WELM_END) return std::optional<Piece>();
         if (status != WELM_OK) return error.with(status);
         return std::optional<Piece>(*piece);
+    }
+    /// As `try_next`, but waits no longer than this; the place of a server to look whether its client has hung up.
+    Result<Waited> try_next_for(std::chrono::milliseconds timeout) {
+        const auto ms = static_cast<std::uint64_t>(timeout.count() > 0 ? timeout.count() : 0);
+        const welm_piece* piece = nullptr;
+        detail::ErrorOut error;
+        const Status status = welm_stream_next_timeout(handle_.get(), ms, &piece, error.out());
+        if (status == WELM_PENDING) return Waited{true, {}};
+        if (status == WELM_END) return Waited{};
+        if (status != WELM_OK) return error.with(status);
+        return Waited{false, Piece(*piece)};
     }
     /// Ends the request; pieces that are under way still come.
     void cancel() const noexcept { welm_stream_cancel(handle_.get()); }
@@ -318,6 +333,8 @@ public:
 #if WELM_HPP_EXCEPTIONS
     /// See `try_next`.
     std::optional<Piece> next() { return try_next().value(); }
+    /// See `try_next_for`.
+    Waited next_for(std::chrono::milliseconds timeout) { return try_next_for(timeout).value(); }
 
     /// Goes from piece to piece, once: all iterators of a stream are at the same one.
     class iterator {

@@ -237,6 +237,9 @@ struct GenerateOptions {
     std::size_t top_k = detail::generate_defaults().top_k;           ///< 0 is off (50).
     float min_p = detail::generate_defaults().min_p;                 ///< 0 is off (0).
     float repetition_penalty = detail::generate_defaults().repetition_penalty; ///< 1 is off (1).
+    float frequency_penalty = detail::generate_defaults().frequency_penalty;   ///< 0 is off (0).
+    float presence_penalty = detail::generate_defaults().presence_penalty;     ///< 0 is off (0).
+    std::vector<welm_logit_bias> logit_bias{};                       ///< Added to the logits of these tokens.
     std::size_t n = detail::generate_defaults().n;                   ///< Sequences (1).
     bool echo = detail::generate_defaults().echo;                    ///< Whether the prompt is part of the text (false).
     std::vector<std::string> stop{};                                 ///< Strings that end a sequence.
@@ -260,7 +263,8 @@ public:
     Prompt(std::string_view text) : c_(welm_prompt_text(text.data(), text.size())) {}
     Prompt(const std::string& text) : Prompt(std::string_view(text)) {}
     Prompt(const char* text) : Prompt(std::string_view(text)) {}
-    Prompt(const std::vector<std::uint32_t>& tokens) : c_(welm_prompt_tokens(tokens.data(), tokens.size())) {}
+    Prompt(const std::vector<std::uint32_t>& tokens) : Prompt(tokens.data(), tokens.size()) {}
+    Prompt(const std::uint32_t* tokens, std::size_t n) : c_(welm_prompt_tokens(tokens, n)) {}
 
     /// For functions of welm.h.
     welm_prompt get() const noexcept { return c_; }
@@ -292,6 +296,12 @@ struct Piece {
     explicit Piece(const welm_piece& c)
         : index(c.index), text(detail::text(c.text, c.text_len)), tokens(detail::array<Token>(c.tokens, c.n_tokens)),
           finish_reason(c.finish_reason), completion_tokens(c.completion_tokens), cached_tokens(c.cached_tokens) {}
+};
+
+/// What a wait for a piece came to.
+struct Waited {
+    bool pending = false;         ///< No piece came in time.
+    std::optional<Piece> piece{}; ///< Nothing if `pending`, and at the end.
 };
 
 /// One generated sequence. It lives as long as its Generation.

@@ -412,5 +412,5 @@ fn the_service_under_load() {
 #[test]
 fn the_service_under_load_with_a_real_model() {
     let path = std::env::var_os("WELM_SMOLLM2").expect("WELM_SMOLLM2 names the GGUF file; tests/run sets it");
-    load(Path::new(&path), "3");
+    load(Path::new(&path), "2");
 }

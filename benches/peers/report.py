@@ -3,10 +3,10 @@
     python3 report.py results.json [--table table.md] [--chart chart.svg]
 
 For each engine the setting that was its best counts. A limit is what this machine could do at most with what welm
-reads and computes, from the medians of what was measured before each round: bytes of a step over bandwidth or
+reads and computes, from what was measured right before welm was: bytes of a step over bandwidth or
 operations of its products over their peak, whichever takes longer; for a prompt, operations over the peak. Operations
-of weights in 8 bits or less count against the int8 peak, others against that of f32. "Of limit" and the ratios are
-those of the fastest welm column.
+of weights in 8 bits or less count against the int8 peak, others against that of f32. "Of limit" is the middle of each
+measurement's share of its own limit; that and the ratios are those of the fastest welm column.
 
 The chart needs matplotlib, the table nothing.
 """
@@ -32,17 +32,15 @@ def best_setting(samples):
     return middle([s["tok_per_s"] for s in own]), setting, own
 
 
-def limits_of(results, threads):
-    rounds = [r for r in results["limits"] if r["threads"] == threads]
-    units = {"read": "read_gb_per_s", "int8": "int8_gop_per_s", "f32": "f32_gflop_per_s"}
-    return {key: middle([r[field]["best"] for r in rounds]) for key, field in units.items()}
+LIMITS = {"read": "read_gb_per_s", "int8": "int8_gop_per_s", "f32": "f32_gflop_per_s"}
 
 
-def limit(records, limits):
-    """tok/s at most, of a welm process that said these records."""
-    load = next(r for r in records if r["record"] == "load")
+def limit(sample):
+    """tok/s at most, of a welm process."""
+    limits = {key: sample["limits"][field]["best"] for key, field in LIMITS.items()}
+    load = next(r for r in sample["records"] if r["record"] == "load")
     peak = limits["int8" if load["weight_bytes"] < 1.3 * load["parameters"] else "f32"] * 1e9
-    for r in records:
+    for r in sample["records"]:
         if r["record"] == "prefill":
             return r["n"] / (r["product_ops"] / peak)
         if r["record"] == "decode":
@@ -73,7 +71,8 @@ def rows_of(results):
             rates = [s["tok_per_s"] for s in own]
             row["engines"][engine] = {"tok_per_s": rate, "setting": setting, "least": min(rates), "most": max(rates)}
             if engine.startswith("welm"):
-                row["engines"][engine]["limit"] = limit(own[0]["records"], limits_of(results, threads))
+                row["engines"][engine]["limit"] = middle([limit(s) for s in own])
+                row["engines"][engine]["share"] = middle([s["tok_per_s"] / limit(s) for s in own])
         welm = {e: r for e, r in row["engines"].items() if e.startswith("welm")}
         if welm:
             row["welm"] = max(welm, key=lambda engine: welm[engine]["tok_per_s"])
@@ -96,8 +95,8 @@ def table(results):
               f"{', '.join(results['packages'])}; medians of {results['rounds']} round{'s' * (results['rounds'] != 1)}, tokens in a second.", ""]
     lines += ["| threads | read, GB/s | int8, GOP/s | f32, GFLOP/s |", "|---|---|---|---|"]
     for threads in ordered(r["threads"] for r in results["limits"]):
-        limits = limits_of(results, threads)
-        cells = [digits(limits[key]) for key in ("read", "int8", "f32")]
+        rounds = [r for r in results["limits"] if r["threads"] == threads]
+        cells = [digits(middle([r[field]["best"] for r in rounds])) for field in LIMITS.values()]
         lines.append(f"| {threads} | {' | '.join(cells)} |")
     for shape in ordered(row["shape"] for row in rows):
         own = [row for row in rows if row["shape"] == shape]
@@ -108,7 +107,7 @@ def table(results):
         for row in own:
             rate = lambda engine: digits(row["engines"][engine]["tok_per_s"]) if engine in row["engines"] else ""
             most = row["engines"][row["welm"]]["limit"] if "welm" in row else None
-            of_limit = row["engines"][row["welm"]]["tok_per_s"] / most if most else None
+            of_limit = row["engines"][row["welm"]]["share"] if most else None
             cells = [what(row["point"]), str(row["threads"]), *map(rate, engines)]
             cells += [digits(most), f"{of_limit:.2f}"] if most else ["", ""]
             cells += [f"{row['ratios'][peer]:.2f}" if peer in row["ratios"] else "" for peer in peers]

@@ -7,16 +7,13 @@
 // ended; a second one cancels them.
 
 #include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -126,31 +123,6 @@ json logprobs(const welm::Model& model, const welm::View<welm::Token>& tokens) {
     return all;
 }
 
-/// Cancels a request when its client has gone, also while there is nothing to write: httplib only tells when asked.
-class Watch {
-public:
-    Watch(const httplib::DataSink& sink, const welm::Stream& stream)
-        : thread_([this, &sink, &stream] {
-              std::unique_lock<std::mutex> lock(mutex_);
-              while (!changed_.wait_for(lock, 50ms, [this] { return ended_; }))
-                  if (!sink.is_writable()) return stream.cancel();
-          }) {}
-    ~Watch() {
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            ended_ = true;
-        }
-        changed_.notify_one();
-        thread_.join();
-    }
-
-private:
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    bool ended_ = false;
-    std::thread thread_;
-};
-
 bool write(httplib::DataSink& sink, const std::string& text) {
     return sink.write(text.data(), text.size());
 }
@@ -159,14 +131,19 @@ bool write_event(httplib::DataSink& sink, const json& event) {
     return write(sink, "data: " + event.dump() + "\n\n");
 }
 
-/// Writes an answer: the pieces as they come, or all of them together. False when the client has gone.
+/// Writes an answer: the pieces as they come, or all of them together. False when the client has gone, also while there
+/// is nothing to write.
 bool answer(const welm::Model& model, const Ask& ask, welm::Stream& stream, httplib::DataSink& sink) {
-    const Watch watch(sink, stream);
     json choices = json::array();
     for (std::size_t i = 0; i < ask.options.n; ++i)
         choices.push_back({{"index", i}, {"text", ""}, {"finish_reason", nullptr}});
     std::size_t completion_tokens = 0, cached_tokens = 0;
-    for (const welm::Piece& piece : stream) {
+    for (;;) {
+        const welm::Waited waited = stream.next_for(50ms);
+        if (!sink.is_writable()) return false; // httplib only tells when asked
+        if (waited.pending) continue;
+        if (!waited.piece) break;
+        const welm::Piece& piece = *waited.piece;
         json choice = {{"index", piece.index}, {"text", piece.text}, {"finish_reason", finish_reason(piece.finish_reason)}};
         if (ask.options.logprobs) choice["logprobs"] = logprobs(model, piece.tokens);
         completion_tokens += piece.completion_tokens;

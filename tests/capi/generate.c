@@ -1,6 +1,8 @@
 /* Answers at once: what they say, each option, and each way to ask for the impossible. */
 #include "check.h"
 
+#include <math.h>
+
 static void pinned(const context *c) {
     size_t i, k;
     for (i = 0; i < c->n_goldens; i++) {
@@ -34,6 +36,8 @@ static void defaults(const context *c) {
     CHECK(welm_generate_options_init(&options, sizeof options) == WELM_OK);
     CHECK(options.struct_size == sizeof options && options.max_tokens == 16 && options.top_k == 50);
     CHECK(options.n == 1 && options.logprobs == -1 && options.repetition_penalty == 1 && options.min_p == 0);
+    CHECK(options.frequency_penalty == 0 && options.presence_penalty == 0);
+    CHECK(!options.logit_bias && !options.n_logit_bias);
     CHECK(options.temperature > 0.84f && options.temperature < 0.86f && options.top_p > 0.94f);
     CHECK(!options.has_seed && !options.echo && !options.parse_special && !options.ignore_eos);
     CHECK(!options.stop && !options.stop_lens && !options.n_stop && !options.deadline_ms && !options.cancel);
@@ -196,10 +200,16 @@ static void prefix_hits(const context *c) {
 
 static void options_are_checked(const context *c) {
     const char *const empty[] = {""}, *const broken[] = {"ok", "\xe5\xba"};
+    const welm_logit_bias high = {1, 101}, unknown = {7040, 1};
     REFUSED(WELM_INVALID_OPTION, "`temperature`", temperature = -1);
     REFUSED(WELM_INVALID_OPTION, "`top_p`", top_p = 1.5f);
     REFUSED(WELM_INVALID_OPTION, "`min_p`", min_p = 2);
     REFUSED(WELM_INVALID_OPTION, "`repetition_penalty`", repetition_penalty = 0);
+    REFUSED(WELM_INVALID_OPTION, "`frequency_penalty`", frequency_penalty = 101);
+    REFUSED(WELM_INVALID_OPTION, "`presence_penalty`", presence_penalty = NAN);
+    REFUSED(WELM_INVALID_OPTION, "`logit_bias`: expected -100", logit_bias = &high; options.n_logit_bias = 1);
+    REFUSED(WELM_INVALID_OPTION, "expected tokens below 7040", logit_bias = &unknown; options.n_logit_bias = 1);
+    REFUSED(WELM_NULL_POINTER, "`logit_bias` is NULL", n_logit_bias = 1);
     REFUSED(WELM_INVALID_OPTION, "`n`", n = 0);
     REFUSED(WELM_INVALID_OPTION, "`n`", n = 129);
     REFUSED(WELM_INVALID_OPTION, "`logprobs`", logprobs = 101);

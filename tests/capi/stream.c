@@ -115,6 +115,8 @@ static void early_ends(const context *c) {
     welm_generate_options options = endless();
     welm_stream *stream = open_stream(c->model, "床前明月光，", &options);
     const welm_piece *piece = NULL;
+    welm_status status;
+    size_t n_pieces = 0, n_pending = 0;
     sums s;
     memset(&s, 0, sizeof s);
 
@@ -124,6 +126,23 @@ static void early_ends(const context *c) {
     welm_stream_cancel(stream);
     s = pull(stream);
     CHECK(s.reason[0] == WELM_FINISH_CANCELLED);
+    welm_stream_free(stream);
+    wait_for_rest(c->model);
+
+    /* Waited for no longer than told: not every token is there at once, and each is some time. */
+    stream = open_stream(c->model, "床前明月光，", &options);
+    do {
+        piece = UNTOUCHED;
+        status = welm_stream_next_timeout(stream, 0, &piece, &error);
+        CHECK(!error && (status == WELM_OK) == (piece != UNTOUCHED));
+        n_pieces += status == WELM_OK;
+        n_pending += status == WELM_PENDING;
+    } while (status != WELM_END);
+    CHECK(n_pieces >= 1 && n_pending >= 1);
+    welm_stream_free(stream);
+    stream = open_stream(c->model, "床前明月光，", &options);
+    OK(welm_stream_next_timeout(stream, UINT64_MAX, &piece, &error));
+    CHECK(piece->index == 0);
     welm_stream_free(stream);
     wait_for_rest(c->model);
 
@@ -228,6 +247,8 @@ static void errors(const context *c) {
     CHECK(stream == UNTOUCHED && piece == UNTOUCHED && s.pieces == 0);
     stream = open_stream(c->model, "a", NULL);
     FAILS(WELM_NULL_POINTER, "`piece`", welm_stream_next(stream, NULL, &error));
+    FAILS(WELM_NULL_POINTER, "`piece`", welm_stream_next_timeout(stream, 0, NULL, &error));
+    FAILS(WELM_NULL_POINTER, "`stream`", welm_stream_next_timeout(NULL, 0, &piece, &error));
     welm_stream_free(stream);
 }
 

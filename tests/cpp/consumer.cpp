@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
+#include <set>
 #include <thread>
 
 #include "check.hpp"
@@ -100,6 +102,16 @@ void pinned(const welm::Model& model, const std::vector<Golden>& goldens) {
         const std::vector<std::uint32_t> prompt = model.tokenize(golden.prompt);
         CHECK(prompt.size() == answer.usage().prompt_tokens);
         CHECK(model.generate(prompt, options).text() == golden.text);
+
+        text.clear();
+        welm::Stream timed = model.stream(welm::Prompt(prompt.data(), prompt.size()), options);
+        for (;;) {
+            const welm::Waited waited = timed.next_for(0ms);
+            CHECK(!waited.pending || !waited.piece);
+            if (waited.piece) text += waited.piece->text;
+            else if (!waited.pending) break;
+        }
+        CHECK(text == golden.text);
     }
 }
 
@@ -134,6 +146,17 @@ void options_are_passed_on(const welm::Model& model) {
     const welm::Generation stopped = model.generate("床前明月光，", options);
     CHECK(stopped.choices()[0].finish_reason == WELM_FINISH_STOP);
     CHECK(stopped.text() == whole.substr(0, whole.find("。")));
+
+    options = greedy(12);
+    const std::uint32_t likeliest = model.generate("床前明月光，", options).choices()[0].tokens[0].id;
+    options.logit_bias = {{likeliest, -std::numeric_limits<float>::infinity()}};
+    CHECK(model.generate("床前明月光，", options).choices()[0].tokens[0].id != likeliest);
+    options = greedy(40);
+    options.presence_penalty = 100; // enough for no token to come twice
+    std::set<std::uint32_t> ids;
+    for (const welm::Token& token : model.generate("床前明月光，", options).choices()[0].tokens) {
+        CHECK(ids.insert(token.id).second);
+    }
 
     options = greedy(500);
     options.ignore_eos = true;
@@ -266,6 +289,7 @@ void empty_handles_fail(welm::Model model) {
     welm::Stream stream = taken.stream("x", greedy(2));
     welm::Stream moved = std::move(stream);
     CHECK(failure([&] { stream.next(); }).code() == WELM_NULL_POINTER);
+    CHECK(failure([&] { stream.next_for(1ms); }).code() == WELM_NULL_POINTER);
     stream.cancel();
     CHECK(stream.seed() == 0 && moved.next());
     stream = taken.stream("x", greedy(2));

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import inspect
 import json
+import math
 import os
 import pty
 import re
@@ -145,6 +146,10 @@ def test_greedy_tokens_of_every_family(name: str) -> None:
         (
             "--seed 7 --temperature 2 --repetition-penalty 1.5",
             {"seed": 7, "temperature": 2, "repetition_penalty": 1.5},
+        ),
+        (
+            "--seed 2 --frequency-penalty 0.5 --presence-penalty -0.2 --logit-bias 40=5 --logit-bias 3=-inf",
+            {"seed": 2, "frequency_penalty": 0.5, "presence_penalty": -0.2, "logit_bias": {40: 5, 3: -math.inf}},
         ),
         ("--seed 1 --stop 。 --stop ， --max-tokens 40", {"seed": 1, "stop": ["。", "，"], "max_tokens": 40}),
         ("--seed 1 --deadline 0", {"seed": 1, "deadline": 0}),

@@ -158,6 +158,8 @@ def test_sampling_is_the_engine_s(plain: welm.hf.CausalLM, prompt: list[int]) ->
         0
     ]
     assert row[len(prompt) :][: len(choice.tokens)] == [token.id for token in choice.tokens]
+    (suppressed,) = plain.generate([prompt], suppress_tokens=[GREEDY[0]], max_new_tokens=1)
+    assert suppressed[-1] != GREEDY[0]
     # Greedy says nothing about temperatures, as there.
     assert plain.generate(prompt, temperature=5.0, max_new_tokens=3) == [*prompt, *GREEDY[:3]]
 

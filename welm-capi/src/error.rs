@@ -26,6 +26,8 @@ pub enum welm_status {
     WELM_PANIC = 6,
     /// An error that has no status of its own yet; the message says which.
     WELM_OTHER = 7,
+    /// There is no piece yet; no error.
+    WELM_PENDING = 8,
     /// A file could not be opened, read, mapped or written.
     WELM_IO = 16,
     /// A file was read, but its content is damaged or not of the format it should be.
@@ -62,7 +64,7 @@ pub enum welm_status {
 
 use welm_status::*;
 
-const NAMES: [(welm_status, &CStr); 24] = [
+const NAMES: [(welm_status, &CStr); 25] = [
     (WELM_OK, c"WELM_OK"),
     (WELM_END, c"WELM_END"),
     (WELM_NULL_POINTER, c"WELM_NULL_POINTER"),
@@ -71,6 +73,7 @@ const NAMES: [(welm_status, &CStr); 24] = [
     (WELM_NOT_FOUND, c"WELM_NOT_FOUND"),
     (WELM_PANIC, c"WELM_PANIC"),
     (WELM_OTHER, c"WELM_OTHER"),
+    (WELM_PENDING, c"WELM_PENDING"),
     (WELM_IO, c"WELM_IO"),
     (WELM_INVALID_FILE, c"WELM_INVALID_FILE"),
     (WELM_CONFIG, c"WELM_CONFIG"),
@@ -105,9 +108,9 @@ impl Failure {
         Failure::new(WELM_NULL_POINTER, format!("`{argument}` is NULL"))
     }
 
-    /// The end of a stream, which is no error.
-    pub(crate) fn end() -> Self {
-        Failure::new(WELM_END, "")
+    /// What a stream says that has no piece, which is no error.
+    pub(crate) fn no_piece(status: welm_status) -> Self {
+        Failure::new(status, "")
     }
 }
 
@@ -137,7 +140,7 @@ impl From<Error> for Failure {
 }
 
 /// An error with its message. Functions that can fail take a `welm_error **` last; where that is not NULL, and
-/// the status neither `WELM_OK` nor `WELM_END`, a new error is written there, which the caller frees. What it held
+/// the status not `WELM_OK`, `WELM_END` or `WELM_PENDING`, a new error is written there, which the caller frees. What it held
 /// before is neither looked at nor freed.
 ///
 /// An error never changes, so that any number of threads may read it at once.
@@ -219,7 +222,7 @@ mod tests {
         }
         // SAFETY: as above.
         let name = |status| unsafe { CStr::from_ptr(welm_status_name(status)) };
-        assert_eq!((name(8), name(-1)), (c"unknown status", c"unknown status"));
+        assert_eq!((name(9), name(-1)), (c"unknown status", c"unknown status"));
     }
 
     #[test]

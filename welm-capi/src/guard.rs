@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::error::welm_status::{WELM_END, WELM_OK, WELM_PANIC};
+use crate::error::welm_status::{WELM_END, WELM_OK, WELM_PANIC, WELM_PENDING};
 use crate::error::{Failure, welm_error, welm_status};
 
 /// Runs what can fail; says so by status, and through `error` if that is not NULL.
@@ -23,7 +23,7 @@ pub(crate) unsafe fn status(
         Err(panic) => Failure::new(WELM_PANIC, format!("panic: {}", message(&*panic))),
     };
     let status = failure.status;
-    if !error.is_null() && status != WELM_END {
+    if !error.is_null() && !matches!(status, WELM_END | WELM_PENDING) {
         // SAFETY: by this function's contract.
         unsafe { error.write(Box::into_raw(welm_error::new(failure))) };
     }

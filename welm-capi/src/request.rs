@@ -67,6 +67,16 @@ pub extern "C" fn welm_prompt_tokens(tokens: *const u32, n_tokens: usize) -> wel
     welm_prompt { text: ptr::null(), tokens, len: n_tokens }
 }
 
+/// What is added to the logit of one token.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_logit_bias {
+    /// The token.
+    pub token: u32,
+    /// From -100 to 100, or `-INFINITY`, which rules the token out.
+    pub bias: f32,
+}
+
 /// How a prompt is continued. `welm_generate_options_init` sets the defaults, which are in brackets here.
 ///
 /// What it points to needs to live only while the function runs that takes it.
@@ -89,6 +99,15 @@ pub struct welm_generate_options {
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens that prompt or text contain (1); 1 is off.
     pub repetition_penalty: f32,
+    /// Subtracted from a token's logit for each time that the generated text has it (0), from -100 to 100; 0 is off.
+    pub frequency_penalty: f32,
+    /// Subtracted once from the logits of tokens that the generated text has (0), from -100 to 100; 0 is off.
+    pub presence_penalty: f32,
+    /// Added to the logits of tokens, `n_logit_bias` of them (NULL), before the penalties. Those of a token that is
+    /// here several times add up.
+    pub logit_bias: *const welm_logit_bias,
+    /// Number of them (0).
+    pub n_logit_bias: usize,
     /// Strings that end a sequence, `n_stop` of them (NULL), in UTF-8; never part of the text.
     pub stop: *const *const c_char,
     /// Bytes of each; NULL where all are NUL-terminated (NULL).
@@ -129,6 +148,10 @@ impl Default for welm_generate_options {
             top_p: d.top_p,
             min_p: d.min_p,
             repetition_penalty: d.repetition_penalty,
+            frequency_penalty: d.frequency_penalty,
+            presence_penalty: d.presence_penalty,
+            logit_bias: ptr::null(),
+            n_logit_bias: 0,
             stop: ptr::null(),
             stop_lens: ptr::null(),
             n_stop: 0,
@@ -158,6 +181,8 @@ impl welm_generate_options {
         };
         // SAFETY: by this function's contract.
         let stop = unsafe { texts("stop", self.stop, self.stop_lens, self.n_stop) }?;
+        // SAFETY: by this function's contract.
+        let logit_bias = unsafe { array("logit_bias", self.logit_bias, self.n_logit_bias) }?;
         Ok(GenerateOptions {
             max_tokens: self.max_tokens,
             temperature: self.temperature,
@@ -167,6 +192,9 @@ impl welm_generate_options {
             echo: self.echo.get(),
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
+            logit_bias: logit_bias.iter().map(|b| (b.token, b.bias)).collect(),
             stop: stop.into_iter().map(str::to_string).collect(),
             logprobs,
             seed: self.has_seed.get().then_some(self.seed),

@@ -2,10 +2,12 @@
 
 use std::ffi::c_char;
 use std::sync::{Mutex, TryLockError};
+use std::task::Poll;
+use std::time::Duration;
 
-use welm_core::{Piece, Stream};
+use welm_core::{Piece, Result, Stream};
 
-use crate::error::welm_status::WELM_INVALID_ARGUMENT;
+use crate::error::welm_status::{WELM_END, WELM_INVALID_ARGUMENT, WELM_PENDING};
 use crate::error::{Failure, welm_error, welm_status};
 use crate::guard::{free, status, value};
 use crate::list::{TokenList, welm_finish_reason, welm_token};
@@ -119,8 +121,7 @@ pub unsafe extern "C" fn welm_model_stream(
 /// The texts of one sequence's pieces make its final text; none ends inside a character, and none shows a stop
 /// string or its beginning.
 ///
-/// - ownership: `*piece` belongs to `stream`, and lives until the next call of this function or
-///   `welm_stream_free`.
+/// - ownership: `*piece` belongs to `stream`, and lives until the next piece or `welm_stream_free`.
 /// - threads: one at a time on one stream; a second one is refused with `WELM_INVALID_ARGUMENT`.
 /// - NULL: `stream` and `piece` must not be; `error` may be.
 /// - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
@@ -132,8 +133,41 @@ pub unsafe extern "C" fn welm_stream_next(
     piece: *mut *const welm_piece,
     error: *mut *mut welm_error,
 ) -> welm_status {
+    // SAFETY: by the function's contract.
+    unsafe { pull(stream, piece, error, |stream| Poll::Ready(stream.next())) }
+}
+
+/// As `welm_stream_next`, but waits no longer than `timeout_ms` milliseconds: `WELM_PENDING` says that no piece came,
+/// with nothing written and no error. So one thread can look at something else meanwhile: whether a client has hung
+/// up, or at another stream.
+///
+/// - ownership: `*piece` belongs to `stream`, as that of `welm_stream_next`.
+/// - threads: one at a time on one stream, of both functions together.
+/// - NULL: `stream` and `piece` must not be; `error` may be.
+/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
+/// - errors: as `welm_stream_next`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_stream_next_timeout(
+    stream: *const welm_stream,
+    timeout_ms: u64,
+    piece: *mut *const welm_piece,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    let timeout = Duration::from_millis(timeout_ms);
+    // SAFETY: by the function's contract.
+    unsafe { pull(stream, piece, error, |stream| stream.next_timeout(timeout)) }
+}
+
+/// # Safety
+/// `stream` is NULL or was not freed; `piece` and `error` are NULL or the caller's.
+unsafe fn pull(
+    stream: *const welm_stream,
+    piece: *mut *const welm_piece,
+    error: *mut *mut welm_error,
+    wait: impl FnOnce(&mut Stream) -> Poll<Option<Result<Piece>>>,
+) -> welm_status {
     let body = || {
-        // SAFETY: NULL, or a stream that was not freed, by the function's contract.
+        // SAFETY: by this function's contract.
         let stream = unsafe { stream.as_ref() }.ok_or_else(|| Failure::null("stream"))?;
         if piece.is_null() {
             return Err(Failure::null("piece"));
@@ -146,7 +180,11 @@ pub unsafe extern "C" fn welm_stream_next(
                 return Err(Failure::new(WELM_INVALID_ARGUMENT, reason));
             }
         };
-        let next = PieceBox::new(pull.stream.next().ok_or_else(Failure::end)??);
+        let next = match wait(&mut pull.stream) {
+            Poll::Ready(Some(next)) => PieceBox::new(next?),
+            Poll::Ready(None) => return Err(Failure::no_piece(WELM_END)),
+            Poll::Pending => return Err(Failure::no_piece(WELM_PENDING)),
+        };
         // SAFETY: not NULL; the caller's.
         unsafe { piece.write(next.as_ptr()) };
         pull.piece = Some(next);
@@ -229,7 +267,11 @@ mod tests {
             let message = std::ffi::CStr::from_ptr(welm_error_message(error));
             assert_eq!(message, c"`stream`: another thread waits for its next piece");
             drop(reader);
-            assert_eq!(welm_stream_next(stream, &mut piece, null_mut()), WELM_OK);
+            let mut status = WELM_PENDING;
+            while status == WELM_PENDING {
+                status = welm_stream_next_timeout(stream, 1, &mut piece, &mut error);
+            }
+            assert_eq!(status, WELM_OK);
             assert!((*piece).n_tokens <= 1);
             welm_error_free(error);
             welm_stream_free(stream);

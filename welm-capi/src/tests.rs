@@ -94,7 +94,7 @@ fn calls() -> Vec<Call> {
         welm_model_has_chat_template(null()) |b: bool| !b;
         welm_histogram_quantile_s(null(), 0.5) |x| x == 0.0;
     };
-    let tries: [Call; 17] = tries! {
+    let tries: [Call; 18] = tries! {
         welm_model_load(null(), null(), null_mut());
         welm_model_estimate(null(), null(), null_mut());
         welm_quantize(null(), null(), None, null_mut());
@@ -103,6 +103,7 @@ fn calls() -> Vec<Call> {
         welm_model_generate_with(null(), welm_prompt_text(null(), NONE), null(), None, null_mut());
         welm_model_stream(null(), welm_prompt_text(null(), NONE), null(), null_mut());
         welm_stream_next(null(), null_mut());
+        welm_stream_next_timeout(null(), 0, null_mut());
         welm_model_score(null(), null(), NONE, null(), null(), 1, null_mut());
         welm_model_logits(null(), welm_prompt_tokens(null(), 1), 0, null_mut());
         welm_model_tokenize(null(), null(), NONE, false, null_mut());

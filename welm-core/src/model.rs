@@ -291,6 +291,7 @@ impl Model {
         let prompt = prompt.into();
         let tokens = self.encode(prompt, options.parse_special)?;
         self.check_length(tokens.len(), options.max_tokens)?;
+        self.check_tokens("logit_bias", options.logit_bias.iter().map(|(id, _)| *id))?;
         let echo = options.echo.then(|| match prompt {
             Prompt::Text(text) => text.to_string(),
             Prompt::Tokens(ids) => self.detokenize(ids),
@@ -464,12 +465,15 @@ impl Model {
             let start = config.bos_token_id.or(config.eos_token_ids.first().copied());
             tokens.push(start.ok_or(Error::EmptyPrompt)?);
         }
-        match tokens.iter().find(|&&id| id as usize >= config.vocab_size) {
-            Some(id) => {
-                let reason = format!("expected tokens below {}, got {id}", config.vocab_size);
-                Err(Error::option("prompt", reason))
-            }
-            None => Ok(tokens),
+        self.check_tokens("prompt", tokens.iter().copied())?;
+        Ok(tokens)
+    }
+
+    fn check_tokens(&self, option: &'static str, mut ids: impl Iterator<Item = u32>) -> Result<()> {
+        let vocab_size = self.inner.config.vocab_size;
+        match ids.find(|&id| id as usize >= vocab_size) {
+            Some(id) => Err(Error::option(option, format!("expected tokens below {vocab_size}, got {id}"))),
+            None => Ok(()),
         }
     }
 

@@ -358,6 +358,13 @@ pub struct GenerateOptions {
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens that prompt or text contain; 1 is off.
     pub repetition_penalty: f32,
+    /// Subtracted from a token's logit for each time that the generated text has it, from -100 to 100; 0 is off.
+    pub frequency_penalty: f32,
+    /// Subtracted once from the logits of tokens that the generated text has, from -100 to 100; 0 is off.
+    pub presence_penalty: f32,
+    /// Added to the logits of these tokens, before the penalties: from -100 to 100, or -infinity, which rules a token
+    /// out. Those of a token that is here several times add up.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Strings that end a sequence; never part of the text.
     pub stop: Vec<String>,
     /// How many likeliest alternatives are reported with each token's log-probability; `None` reports nothing.
@@ -385,6 +392,9 @@ impl Default for GenerateOptions {
             echo: false,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
             stop: Vec::new(),
             logprobs: None,
             seed: None,
@@ -427,6 +437,14 @@ impl GenerateOptions {
         float("top_p", self.top_p, 0.0, 1.0)?;
         float("min_p", self.min_p, 0.0, 1.0)?;
         float("repetition_penalty", self.repetition_penalty, 0.01, 100.0)?;
+        float("frequency_penalty", self.frequency_penalty, -100.0, 100.0)?;
+        float("presence_penalty", self.presence_penalty, -100.0, 100.0)?;
+        for &(token, bias) in &self.logit_bias {
+            if bias != f32::NEG_INFINITY && !(-100.0..=100.0).contains(&bias) {
+                let reason = format!("expected -100 to 100, or -inf, for token {token}, got {bias}");
+                return Err(Error::option("logit_bias", reason));
+            }
+        }
         if self.n == 0 || self.n > Self::MAX_N {
             return Err(Error::option("n", format!("expected 1 to {}, got {}", Self::MAX_N, self.n)));
         }
@@ -460,6 +478,9 @@ mod tests {
             GenerateOptions { top_p: 1.5, ..Default::default() },
             GenerateOptions { min_p: -0.1, ..Default::default() },
             GenerateOptions { repetition_penalty: 0.0, ..Default::default() },
+            GenerateOptions { frequency_penalty: 100.1, ..Default::default() },
+            GenerateOptions { presence_penalty: f32::NAN, ..Default::default() },
+            GenerateOptions { logit_bias: vec![(1, -100.0), (2, f32::INFINITY)], ..Default::default() },
             GenerateOptions { n: 0, ..Default::default() },
             GenerateOptions { n: 1000, ..Default::default() },
             GenerateOptions { logprobs: Some(101), ..Default::default() },
@@ -471,6 +492,9 @@ mod tests {
             "top_p",
             "min_p",
             "repetition_penalty",
+            "frequency_penalty",
+            "presence_penalty",
+            "logit_bias",
             "n",
             "n",
             "logprobs",

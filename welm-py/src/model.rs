@@ -101,6 +101,9 @@ impl Model {
     /// - ``max_tokens``: most tokens generated.
     /// - ``temperature``, ``top_p``, ``top_k``, ``min_p``, ``repetition_penalty``: the choice of a token.
     ///   ``temperature=0`` is greedy; ``top_p=1``, ``top_k=0``, ``min_p=0``, ``repetition_penalty=1`` are off.
+    /// - ``frequency_penalty``, ``presence_penalty``: subtracted from the logits of tokens that were generated before,
+    ///   for each time or once; 0 is off.
+    /// - ``logit_bias``: numbers to add to the logits of tokens, by id; ``-math.inf`` rules a token out.
     /// - ``n``: sequences; the prompt is computed once.
     /// - ``echo``: the prompt is part of the text, and of the log-probabilities.
     /// - ``stop``: a string or several that end the text and are not part of it.
@@ -117,8 +120,9 @@ impl Model {
     #[pyo3(
         signature = (prompt, /, **options),
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
-            echo=False, min_p=0.0, repetition_penalty=1.0, stop=None, logprobs=None, seed=None, deadline=None, \
-            cancel=None, parse_special=False, ignore_eos=False)"
+            echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
+            logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
+            parse_special=False, ignore_eos=False)"
     )]
     fn generate<'py>(
         &self,
@@ -150,8 +154,9 @@ impl Model {
     #[pyo3(
         signature = (prompt, /, **options),
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
-            echo=False, min_p=0.0, repetition_penalty=1.0, stop=None, logprobs=None, seed=None, deadline=None, \
-            cancel=None, parse_special=False, ignore_eos=False)"
+            echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
+            logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
+            parse_special=False, ignore_eos=False)"
     )]
     fn stream(
         &self,
@@ -178,8 +183,9 @@ impl Model {
     #[pyo3(
         signature = (prompt, /, **options),
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
-            echo=False, min_p=0.0, repetition_penalty=1.0, stop=None, logprobs=None, seed=None, deadline=None, \
-            cancel=None, parse_special=False, ignore_eos=False)"
+            echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
+            logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
+            parse_special=False, ignore_eos=False)"
     )]
     fn generate_async<'py>(
         this: &Bound<'py, Self>,
@@ -212,8 +218,9 @@ impl Model {
     #[pyo3(
         signature = (prompt, /, **options),
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
-            echo=False, min_p=0.0, repetition_penalty=1.0, stop=None, logprobs=None, seed=None, deadline=None, \
-            cancel=None, parse_special=False, ignore_eos=False)"
+            echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
+            logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
+            parse_special=False, ignore_eos=False)"
     )]
     fn stream_async<'py>(
         &self,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyList, PyString};
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyList, PyMapping, PyString};
 use welm_core::{GenerateOptions, LoadOptions, LoadProgress, ProgressFn, Prompt};
 
 use crate::cancel::CancelToken;
@@ -70,6 +70,17 @@ impl<'py> Argument<'_, 'py> {
         self.get::<PyBackedStr>()?.parse().or_raise(self.value.py())
     }
 
+    /// Numbers of tokens, of a mapping.
+    fn by_token(&self) -> PyResult<Vec<(u32, f32)>> {
+        let mapping = self.value.cast::<PyMapping>().map_err(|e| self.named(e.into()))?;
+        let pair = |item: Bound<'py, PyAny>| {
+            let (token, number) = item.extract::<(Bound<'py, PyAny>, Bound<'py, PyAny>)>()?;
+            let token = Argument { name: self.name, value: &token }.count()?;
+            Ok((token, Argument { name: self.name, value: &number }.get()?))
+        };
+        mapping.items()?.iter().map(pair).collect()
+    }
+
     /// Seconds, or a `timedelta`.
     fn duration(&self) -> PyResult<Duration> {
         let seconds = match self.value.extract::<f64>() {
@@ -95,6 +106,10 @@ trait Bounded {
 
 impl Bounded for usize {
     const MAX: u64 = usize::MAX as u64;
+}
+
+impl Bounded for u32 {
+    const MAX: u64 = u32::MAX as u64;
 }
 
 impl Bounded for u64 {
@@ -128,6 +143,9 @@ const GENERATE: &[&str] = &[
     "echo",
     "min_p",
     "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
     "stop",
     "logprobs",
     "seed",
@@ -150,6 +168,10 @@ pub(crate) fn generate_options(call: &str, given: Option<&Bound<'_, PyDict>>) ->
             "echo" => options.echo = argument.get()?,
             "min_p" => options.min_p = argument.get()?,
             "repetition_penalty" => options.repetition_penalty = argument.get()?,
+            "frequency_penalty" => options.frequency_penalty = argument.get()?,
+            "presence_penalty" => options.presence_penalty = argument.get()?,
+            "logit_bias" if argument.value.is_none() => {}
+            "logit_bias" => options.logit_bias = argument.by_token()?,
             "stop" if argument.value.is_none() => {}
             "stop" if argument.value.is_instance_of::<PyString>() => options.stop = vec![argument.get()?],
             "stop" => options.stop = argument.get()?,

@@ -491,7 +491,8 @@ impl Chooser<'_> {
     fn choose(&mut self, seq: &mut Sequence, row: &mut [f32], raw: &[f32]) {
         let request = seq.request();
         let u = uniform(request.seed, seq.index as u32, seq.tokens.len() as u64);
-        let id = self.sampler.sample(row, &request.sampling, &seq.tokens, u);
+        let (prompt, text) = seq.tokens.split_at(request.prompt.len());
+        let id = self.sampler.sample(row, &request.sampling, prompt, text, u);
         let id = self.ids.map_or(id, |ids| ids[id as usize]);
         let now = Instant::now();
         match seq.last_token_at {

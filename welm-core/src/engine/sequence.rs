@@ -86,7 +86,7 @@ impl Request {
     pub(crate) fn needs_few(&self) -> bool {
         let s = &self.sampling;
         let few = s.greedy || (1..TOP).contains(&s.top_k);
-        self.task == Task::Generate && self.logprobs.is_none() && s.repetition_penalty == 1.0 && few
+        self.task == Task::Generate && self.logprobs.is_none() && !s.changes_logits() && few
     }
 
     /// First position whose log-probability is reported, if any is.

@@ -1,10 +1,13 @@
 //! Logits to the next token.
 //!
-//! A row of logits `l` is turned into a token in this order, which is also that of `transformers`
-//! (processors, then warpers):
+//! A row of logits `l` is turned into a token in this order, of llama.cpp before the temperature and of `transformers`
+//! (processors, then warpers) from there on; the text is what was generated, without the prompt:
 //!
 //! ```text
+//! logit bias           l = l + bias                              of the tokens that have one
 //! repetition penalty   l = l > 0 ? l / penalty : l * penalty     once for each token of prompt and text
+//! frequency penalty    l = l - penalty                           for each time that a token is in the text
+//! presence penalty     l = l - penalty                           once for each token of the text
 //! temperature          w = exp((l - max l) / temperature)        a weight: a probability without divisor
 //! top_k                keeps the k largest logits
 //! top_p                of those, the fewest largest whose weights reach top_p of their sum
@@ -12,7 +15,7 @@
 //! draw                 of those, in order of id, the first where the running sum exceeds u * their sum
 //! ```
 //!
-//! Greedy decoding takes the first largest logit after the penalty. Equal logits are ordered by id, the lower
+//! Greedy decoding takes the first largest logit after the penalties. Equal logits are ordered by id, the lower
 //! first, everywhere; top_k keeps k tokens even so, where `transformers` keeps all that equal the k-th. The
 //! draw goes by id and not by probability so that a filter which removes nothing changes nothing, and so that
 //! a rounding that swaps two logits does not swap their shares of `u`.
@@ -39,7 +42,7 @@ use weights::{
 };
 
 /// How a token is chosen.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SamplerParams {
     pub(crate) temperature: f32,
     pub(crate) top_p: f32,
@@ -47,6 +50,9 @@ pub(crate) struct SamplerParams {
     pub(crate) top_k: usize,
     pub(crate) min_p: f32,
     pub(crate) repetition_penalty: f32,
+    pub(crate) frequency_penalty: f32,
+    pub(crate) presence_penalty: f32,
+    pub(crate) logit_bias: Vec<(u32, f32)>,
     /// Takes the likeliest token, whatever the others say.
     pub(crate) greedy: bool,
 }
@@ -59,8 +65,21 @@ impl From<&GenerateOptions> for SamplerParams {
             top_k: options.top_k,
             min_p: options.min_p,
             repetition_penalty: options.repetition_penalty,
+            frequency_penalty: options.frequency_penalty,
+            presence_penalty: options.presence_penalty,
+            logit_bias: options.logit_bias.clone(),
             greedy: options.is_greedy(),
         }
+    }
+}
+
+impl SamplerParams {
+    /// Whether a small logit may become a large one before a token is chosen.
+    pub(crate) fn changes_logits(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.frequency_penalty != 0.0
+            || self.presence_penalty != 0.0
+            || !self.logit_bias.is_empty()
     }
 }
 
@@ -77,8 +96,8 @@ pub(crate) struct Sampler {
     kept: Vec<Candidate>,
     /// Sums of [`BLOCK`] weights each. // (ceil(vocab_size / BLOCK)) f64
     block_sums: Vec<f64>,
-    /// Tokens whose logit was penalised already, a bit each. // (ceil(vocab_size / 64)) u64
-    penalised: Vec<u64>,
+    /// Tokens whose logit was changed already, a bit each. // (ceil(vocab_size / 64)) u64
+    changed: Vec<u64>,
 }
 
 impl Sampler {
@@ -87,16 +106,23 @@ impl Sampler {
         Sampler {
             kept: Vec::with_capacity(vocab_size),
             block_sums: Vec::with_capacity(vocab_size.div_ceil(BLOCK)),
-            penalised: vec![0; vocab_size.div_ceil(64)],
+            changed: vec![0; vocab_size.div_ceil(64)],
         }
     }
 
     /// The token that `u`, uniform in [0, 1), draws from `logits`, `(vocab_size)`, which are changed.
     ///
-    /// `seen` are the tokens of prompt and text: in any order, as often as they occur.
-    pub(crate) fn sample(&mut self, logits: &mut [f32], params: &SamplerParams, seen: &[u32], u: f64) -> u32 {
-        if params.repetition_penalty != 1.0 {
-            self.penalise(logits, params.repetition_penalty, seen);
+    /// `prompt` and `text` are the tokens so far: in any order, as often as they occur.
+    pub(crate) fn sample(
+        &mut self,
+        logits: &mut [f32],
+        params: &SamplerParams,
+        prompt: &[u32],
+        text: &[u32],
+        u: f64,
+    ) -> u32 {
+        if params.changes_logits() {
+            self.change(logits, params, prompt, text);
         }
         let max = maximum(logits);
         if params.greedy || max == f32::NEG_INFINITY {
@@ -125,19 +151,48 @@ impl Sampler {
         draw(self.kept.iter().copied(), u * total)
     }
 
-    /// Applies the repetition penalty to each token of `seen` once; ids without a logit are no tokens.
-    fn penalise(&mut self, logits: &mut [f32], penalty: f32, seen: &[u32]) {
-        for &id in seen {
-            let word = self.penalised.get_mut(id as usize / 64);
+    /// Applies bias and penalties; ids without a logit are no tokens.
+    fn change(&mut self, logits: &mut [f32], params: &SamplerParams, prompt: &[u32], text: &[u32]) {
+        for &(id, bias) in &params.logit_bias {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+        let penalty = params.repetition_penalty;
+        if penalty != 1.0 {
+            let divided = |logit: f32| if logit > 0.0 { logit / penalty } else { logit * penalty };
+            self.once(logits, prompt.iter().chain(text), divided);
+        }
+        if params.frequency_penalty != 0.0 {
+            for &id in text {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit -= params.frequency_penalty;
+                }
+            }
+        }
+        if params.presence_penalty != 0.0 {
+            self.once(logits, text.iter(), |logit| logit - params.presence_penalty);
+        }
+    }
+
+    /// Changes the logit of each of `ids` once.
+    fn once<'a>(
+        &mut self,
+        logits: &mut [f32],
+        ids: impl Iterator<Item = &'a u32> + Clone,
+        f: impl Fn(f32) -> f32,
+    ) {
+        for &id in ids.clone() {
+            let word = self.changed.get_mut(id as usize / 64);
             let (Some(word), Some(logit)) = (word, logits.get_mut(id as usize)) else { continue };
             let bit = 1 << (id % 64);
             if *word & bit == 0 {
                 *word |= bit;
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                *logit = f(*logit);
             }
         }
-        for &id in seen {
-            if let Some(word) = self.penalised.get_mut(id as usize / 64) {
+        for &id in ids {
+            if let Some(word) = self.changed.get_mut(id as usize / 64) {
                 *word = 0;
             }
         }
@@ -319,23 +374,37 @@ mod tests {
         top_k: 0,
         min_p: 0.0,
         repetition_penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        logit_bias: Vec::new(),
         greedy: false,
     };
 
+    /// The second half of `seen` is text.
     fn sample(logits: &[f32], params: &SamplerParams, seen: &[u32], u: f64) -> u32 {
-        Sampler::new(logits.len()).sample(&mut logits.to_vec(), params, seen, u)
+        let (prompt, text) = seen.split_at(seen.len() / 2);
+        Sampler::new(logits.len()).sample(&mut logits.to_vec(), params, prompt, text, u)
     }
 
     /// The definition at the top of the module, with a full sort.
     fn reference(logits: &[f32], params: &SamplerParams, seen: &[u32], u: f64) -> u32 {
         let mut row: Vec<(usize, f32)> = logits.iter().copied().enumerate().collect();
+        let text = &seen[seen.len() / 2..];
         for (id, logit) in &mut row {
+            for (_, bias) in params.logit_bias.iter().filter(|b| b.0 as usize == *id) {
+                *logit += bias;
+            }
             if seen.contains(&(*id as u32)) {
                 *logit = if *logit > 0.0 {
                     *logit / params.repetition_penalty
                 } else {
                     *logit * params.repetition_penalty
                 };
+            }
+            let times = text.iter().filter(|&&seen| seen as usize == *id).count();
+            (0..times).for_each(|_| *logit -= params.frequency_penalty);
+            if times > 0 {
+                *logit -= params.presence_penalty;
             }
         }
         row.retain(|(_, logit)| *logit > f32::NEG_INFINITY);
@@ -377,10 +446,16 @@ mod tests {
                 top_k: [0, 0, 1, 2, 50, n, n + 1][random.below(7)],
                 min_p: [0.0, 0.0, 0.05, 1.0][random.below(4)],
                 repetition_penalty: [1.0, 1.3, 0.7][random.below(3)],
+                frequency_penalty: [0.0, 0.0, 0.8, -0.3][random.below(4)],
+                presence_penalty: [0.0, 0.0, 1.5, -0.2][random.below(4)],
+                logit_bias: (0..random.below(4))
+                    .map(|_| (random.below(n + 1) as u32, [5.0, -5.0, f32::NEG_INFINITY][random.below(3)]))
+                    .collect(),
                 greedy: random.below(20) == 0,
             };
             let seen: Vec<u32> = (0..random.below(30)).map(|_| random.below(n + 2) as u32).collect();
-            let u = [0.0, 1.0 - f64::EPSILON / 2.0, random.uniform()][random.below(6).min(2)];
+            // Nearer to 1 the reference's own rounding decides.
+            let u = [0.0, 1.0 - 1e-12, random.uniform()][random.below(6).min(2)];
             let (got, want) = (sample(&logits, &params, &seen, u), reference(&logits, &params, &seen, u));
             assert_eq!(got, want, "case {case}: n {n}, u {u}, {params:?}");
         }
@@ -396,7 +471,7 @@ mod tests {
             let draws = 100_000;
             for position in 0..draws {
                 let mut row = logits.clone();
-                counts[sampler.sample(&mut row, &params, &[], uniform(11, 3, position)) as usize] += 1.0;
+                counts[sampler.sample(&mut row, &params, &[], &[], uniform(11, 3, position)) as usize] += 1.0;
             }
             let smallest = (9.5 - kept as f32) * 0.3;
             let weight = |&l: &f32| if l > smallest { f64::from(l / params.temperature).exp() } else { 0.0 };
@@ -442,17 +517,33 @@ mod tests {
     }
 
     #[test]
-    fn the_penalty_counts_once_and_pushes_down_on_both_sides_of_zero() {
+    fn penalties_and_bias_change_what_they_say() {
         let mut sampler = Sampler::new(130);
         let mut logits = vec![0.0; 130];
         (logits[0], logits[64], logits[129]) = (6.0, -6.0, 3.0);
-        for _ in 0..2 {
+        let (prompt, text) = (&[64, 0, 0, 129], &[64, 5_000, u32::MAX, 7, 7]);
+        let mut changed = |params| {
             let mut row = logits.clone();
-            sampler.penalise(&mut row, 2.0, &[64, 0, 0, 129, 64, 5_000, u32::MAX, 7]);
-            assert_eq!((row[0], row[64], row[129], row[7]), (3.0, -12.0, 1.5, 0.0));
+            sampler.change(&mut row, &params, prompt, text);
+            [row[0], row[64], row[129], row[7]]
+        };
+        for _ in 0..2 {
+            // Once, and down on both sides of zero.
+            let repetition = changed(SamplerParams { repetition_penalty: 2.0, ..PLAIN });
+            assert_eq!(repetition, [3.0, -12.0, 1.5, 0.0]);
+            // Of the text alone, for each time or once.
+            let frequency = changed(SamplerParams { frequency_penalty: 0.5, ..PLAIN });
+            assert_eq!(frequency, [6.0, -6.5, 3.0, -1.0]);
+            let presence = changed(SamplerParams { presence_penalty: 0.5, ..PLAIN });
+            assert_eq!(presence, [6.0, -6.5, 3.0, -0.5]);
+            let logit_bias = vec![(0, f32::NEG_INFINITY), (7, 1.0), (7, 0.5), (130, 9.0), (u32::MAX, 9.0)];
+            let all = SamplerParams { repetition_penalty: 3.0, presence_penalty: 1.0, logit_bias, ..PLAIN };
+            assert_eq!(changed(all), [f32::NEG_INFINITY, -19.0, 1.0, -0.5]);
         }
         let params = SamplerParams { repetition_penalty: 3.0, greedy: true, ..PLAIN };
         assert_eq!(sample(&logits, &params, &[0], 0.0), 129);
+        let params = SamplerParams { logit_bias: vec![(0, f32::NEG_INFINITY)], greedy: true, ..PLAIN };
+        assert_eq!(sample(&logits, &params, &[], 0.0), 129);
     }
 
     #[test]

@@ -28,6 +28,7 @@ What differs:
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import TYPE_CHECKING, Any, cast
 
@@ -71,12 +72,11 @@ _INSTEAD = {
     "no_repeat_ngram_size": "use `repetition_penalty`",
     "encoder_no_repeat_ngram_size": "use `repetition_penalty`",
     "encoder_repetition_penalty": "use `repetition_penalty`",
-    "bad_words_ids": "use `stop_strings`, or generate again with another `seed`",
+    "bad_words_ids": "use `suppress_tokens` or `stop_strings`",
     "force_words_ids": "rank candidates by `score` of welm.Model",
     "constraints": "rank candidates by `score` of welm.Model",
-    "sequence_bias": "rank candidates by `score` of welm.Model",
-    "suppress_tokens": "rank candidates by `score` of welm.Model",
-    "begin_suppress_tokens": "rank candidates by `score` of welm.Model",
+    "sequence_bias": "use `model.generate(logit_bias=...)` of welm.Model",
+    "begin_suppress_tokens": "use `suppress_tokens`",
     "forced_bos_token_id": "append the token to `input_ids`",
     "forced_eos_token_id": "append the token to what comes back",
     "min_length": "`model.generate(ignore_eos=True)` of welm.Model generates exactly `max_tokens`",
@@ -221,6 +221,7 @@ class CausalLM:
         - ``max_new_tokens``, or ``max_length`` with the prompt counted in (default 20);
         - ``do_sample``: ``False``, the default, is greedy, whatever the next ones say;
         - ``temperature`` (1.0), ``top_k`` (50), ``top_p`` (1.0), ``min_p`` (none), ``repetition_penalty`` (1.0);
+        - ``suppress_tokens``: ids that are never generated;
         - ``num_return_sequences`` (1): rows for each prompt, next to each other;
         - ``stop_strings``: a text or several, which end a row and are part of it;
         - ``max_time``: seconds;
@@ -282,6 +283,8 @@ class CausalLM:
         penalty = _or(values.pop("repetition_penalty", None), 1.0)
         options = {**chosen, "max_tokens": max_new, "n": n, "repetition_penalty": penalty}
         options["stop"], options["deadline"] = values.pop("stop_strings", None), values.pop("max_time", None)
+        if (never := values.pop("suppress_tokens", None)) is not None:
+            options["logit_bias"] = {int(token): -math.inf for token in _listed(never)}
         own = set(self.config.eos_token_ids)
         if (end := values.pop("eos_token_id", None)) is not None:
             asked = {int(token) for token in _listed(end)} if _is_rows(end) else {int(end)}

@@ -46,6 +46,8 @@ class Welm(llm.Model):
         top_k: int | None = None
         min_p: float | None = None
         repetition_penalty: float | None = None
+        frequency_penalty: float | None = None
+        presence_penalty: float | None = None
         stop: str | None = None
         seed: int | None = None
         deadline: float | None = None

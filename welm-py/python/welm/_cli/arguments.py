@@ -39,6 +39,15 @@ def text(value: str) -> str:
     return value
 
 
+def bias(value: str) -> tuple[int, float]:
+    """A token's id and what is added to its logit, as `40=-2.5`."""
+    token, _, number = value.partition("=")
+    try:
+        return int(token), float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a token's id and a number, such as 40=-2.5, got {value!r}") from None
+
+
 def size(value: str) -> int:
     """Bytes, as `1500000000`, `512M` or `8G`."""
     factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(value[-1:].upper())
@@ -96,6 +105,14 @@ REQUEST = (
     Flag("n", int, "N", "sequences; the prompt is computed once (default: 1)"),
     Flag("min_p", float, "P", "drops tokens below this share of the likeliest's probability (default: 0.0)"),
     Flag("repetition_penalty", float, "X", "above 1, makes repetition less likely (default: 1.0)"),
+    Flag("frequency_penalty", float, "X", "subtracted for each time that a token was generated (default: 0.0)"),
+    Flag("presence_penalty", float, "X", "subtracted once if a token was generated before (default: 0.0)"),
+    Flag(
+        "logit_bias",
+        bias,
+        "TOKEN=X",
+        "added to the logit of a token's id; -inf rules it out; may be given several times",
+    ),
     Flag("stop", text, "TEXT", "ends the text, and is no part of it; may be given several times"),
     Flag(
         "logprobs",
@@ -113,7 +130,7 @@ def add_flags(add: Callable[..., object], flags: Iterable[Flag], without: Collec
     for flag in flags:
         if flag.option not in without:
             names = (["-n"] if flag.option == "n" else []) + [f"--{flag.option.replace('_', '-')}"]
-            action = "append" if flag.option == "stop" else "store"
+            action = "append" if flag.option in ("stop", "logit_bias") else "store"
             add(*names, dest=flag.option, type=flag.type, metavar=flag.metavar, help=flag.help, action=action)
 
 
@@ -168,7 +185,10 @@ def loading(args: Namespace) -> dict[str, Any]:
 def request(args: Namespace) -> dict[str, Any]:
     """Keyword arguments of :meth:`welm.Model.generate`."""
     names = [flag.option for flag in REQUEST] + ["echo", "parse_special", "ignore_eos"]
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if "logit_bias" in options:
+        options["logit_bias"] = dict(options["logit_bias"])
+    return options
 
 
 def load(args: Namespace, **more: Any) -> welm.Model:
