@@ -154,9 +154,8 @@ void options_are_passed_on(const welm::Model& model) {
     options = greedy(40);
     options.presence_penalty = 100; // enough for no token to come twice
     std::set<std::uint32_t> ids;
-    for (const welm::Token& token : model.generate("床前明月光，", options).choices()[0].tokens) {
-        CHECK(ids.insert(token.id).second);
-    }
+    const welm::Generation varied = model.generate("床前明月光，", options);
+    for (const welm::Token& token : varied.choices()[0].tokens) CHECK(ids.insert(token.id).second);
 
     options = greedy(500);
     options.ignore_eos = true;

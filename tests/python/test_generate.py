@@ -111,11 +111,11 @@ def test_sampling_options_take_effect(model: welm.Model) -> None:
         assert model.generate(PROMPT, max_tokens=16, seed=1, **options).text == greedy
     assert model.generate(PROMPT, max_tokens=40, temperature=0, repetition_penalty=2.0).text[:16] != greedy
     for penalty in ("frequency_penalty", "presence_penalty"):
-        options = {penalty: 100}
-        tokens = model.generate(PROMPT, max_tokens=40, temperature=0, **options).choices[0].tokens
+        strong: dict[str, Any] = {penalty: 100}
+        tokens = model.generate(PROMPT, max_tokens=40, temperature=0, **strong).choices[0].tokens
         assert len({token.id for token in tokens}) == len(tokens)
     first = model.generate(PROMPT, max_tokens=1, temperature=0).choices[0].tokens[0].id
-    ruled_out = model.generate(PROMPT, max_tokens=1, temperature=0, logit_bias={np.int64(first): -math.inf})
+    ruled_out = model.generate(PROMPT, max_tokens=1, temperature=0, logit_bias={first: -math.inf})
     assert ruled_out.choices[0].tokens[0].id != first
     forced = model.generate(PROMPT, max_tokens=3, seed=1, logit_bias={40: 100})
     assert [token.id for token in forced.choices[0].tokens] == [40] * 3

@@ -45,7 +45,8 @@ def bias(value: str) -> tuple[int, float]:
     try:
         return int(token), float(number)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a token's id and a number, such as 40=-2.5, got {value!r}") from None
+        reason = f"expected a token's id and a number, such as 40=-2.5, got {value!r}"
+        raise argparse.ArgumentTypeError(reason) from None
 
 
 def size(value: str) -> int:
