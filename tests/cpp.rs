@@ -306,6 +306,8 @@ fn errors_have_their_status(service: &Service) {
             "logprobs: expected a whole number",
         ),
         (r#"{"prompt": "x", "stop": [1]}"#, 400, "invalid_request", "stop: expected a text, got 1"),
+        (r#"{"prompt": "x", "presence_penalty": 101}"#, 400, "WELM_INVALID_OPTION", "`presence_penalty`"),
+        (r#"{"prompt": "x", "min_p": "y"}"#, 400, "invalid_request", "min_p: expected a number"),
         (r#"{"prompt": "x", "suffix": "y"}"#, 400, "invalid_request", "unknown field suffix"),
         (r#"{"max_tokens": 3}"#, 400, "invalid_request", "prompt: expected a text"),
         (r#"["x"]"#, 400, "invalid_request", "expected a JSON object"),

@@ -98,6 +98,10 @@ struct Ask {
             else if (name == "temperature") options.temperature = get<float>(name, value);
             else if (name == "top_p") options.top_p = get<float>(name, value);
             else if (name == "top_k") options.top_k = get<std::size_t>(name, value);
+            else if (name == "min_p") options.min_p = get<float>(name, value);
+            else if (name == "repetition_penalty") options.repetition_penalty = get<float>(name, value);
+            else if (name == "frequency_penalty") options.frequency_penalty = get<float>(name, value);
+            else if (name == "presence_penalty") options.presence_penalty = get<float>(name, value);
             else if (name == "n") options.n = get<std::size_t>(name, value);
             else if (name == "seed") options.seed = get<std::uint64_t>(name, value);
             else if (name == "logprobs") options.logprobs = get<std::int32_t>(name, value);

@@ -116,6 +116,7 @@ static void early_ends(const context *c) {
     welm_stream *stream = open_stream(c->model, "床前明月光，", &options);
     const welm_piece *piece = NULL;
     welm_status status;
+    welm_error *error = NULL;
     size_t n_pieces = 0, n_pending = 0;
     sums s;
     memset(&s, 0, sizeof s);
