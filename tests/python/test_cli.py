@@ -149,7 +149,12 @@ def test_greedy_tokens_of_every_family(name: str) -> None:
         ),
         (
             "--seed 2 --frequency-penalty 0.5 --presence-penalty -0.2 --logit-bias 40=5 --logit-bias 3=-inf",
-            {"seed": 2, "frequency_penalty": 0.5, "presence_penalty": -0.2, "logit_bias": {40: 5, 3: -math.inf}},
+            {
+                "seed": 2,
+                "frequency_penalty": 0.5,
+                "presence_penalty": -0.2,
+                "logit_bias": {40: 5, 3: -math.inf},
+            },
         ),
         ("--seed 1 --stop 。 --stop ， --max-tokens 40", {"seed": 1, "stop": ["。", "，"], "max_tokens": 40}),
         ("--seed 1 --deadline 0", {"seed": 1, "deadline": 0}),

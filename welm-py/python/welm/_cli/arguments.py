@@ -106,7 +106,9 @@ REQUEST = (
     Flag("n", int, "N", "sequences; the prompt is computed once (default: 1)"),
     Flag("min_p", float, "P", "drops tokens below this share of the likeliest's probability (default: 0.0)"),
     Flag("repetition_penalty", float, "X", "above 1, makes repetition less likely (default: 1.0)"),
-    Flag("frequency_penalty", float, "X", "subtracted for each time that a token was generated (default: 0.0)"),
+    Flag(
+        "frequency_penalty", float, "X", "subtracted for each time that a token was generated (default: 0.0)"
+    ),
     Flag("presence_penalty", float, "X", "subtracted once if a token was generated before (default: 0.0)"),
     Flag(
         "logit_bias",
