@@ -148,7 +148,8 @@ def test_greedy_tokens_of_every_family(name: str) -> None:
             {"seed": 7, "temperature": 2, "repetition_penalty": 1.5},
         ),
         (
-            "--seed 2 --frequency-penalty 0.5 --presence-penalty -0.2 --logit-bias 40=5 --logit-bias 3=-inf",
+            "--seed 2 --frequency-penalty 0.5 --presence-penalty -0.2"
+            " --logit-bias 40=2 --logit-bias 40=3 --logit-bias 3=-inf",
             {
                 "seed": 2,
                 "frequency_penalty": 0.5,

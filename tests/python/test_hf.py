@@ -160,6 +160,8 @@ def test_sampling_is_the_engine_s(plain: welm.hf.CausalLM, prompt: list[int]) ->
     assert row[len(prompt) :][: len(choice.tokens)] == [token.id for token in choice.tokens]
     (suppressed,) = plain.generate([prompt], suppress_tokens=[GREEDY[0]], max_new_tokens=1)
     assert suppressed[-1] != GREEDY[0]
+    for nothing in (False, -1, [-1, 7040]):
+        assert plain.generate(prompt, suppress_tokens=nothing, max_new_tokens=2) == [*prompt, *GREEDY[:2]]
     # Greedy says nothing about temperatures, as there.
     assert plain.generate(prompt, temperature=5.0, max_new_tokens=3) == [*prompt, *GREEDY[:3]]
 

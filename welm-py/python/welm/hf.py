@@ -283,8 +283,10 @@ class CausalLM:
         penalty = _or(values.pop("repetition_penalty", None), 1.0)
         options = {**chosen, "max_tokens": max_new, "n": n, "repetition_penalty": penalty}
         options["stop"], options["deadline"] = values.pop("stop_strings", None), values.pop("max_time", None)
-        if (never := values.pop("suppress_tokens", None)) is not None:
-            options["logit_bias"] = {int(token): -math.inf for token in _listed(never)}
+        if (never := values.pop("suppress_tokens", None)) is not None and never is not False:
+            # As transformers, which knows no id beyond the vocabulary here.
+            ids = {int(token) for token in (_listed(never) if _is_rows(never) else [never])}
+            options["logit_bias"] = dict.fromkeys(ids & set(range(self.config.vocab_size)), -math.inf)
         own = set(self.config.eos_token_ids)
         if (end := values.pop("eos_token_id", None)) is not None:
             asked = {int(token) for token in _listed(end)} if _is_rows(end) else {int(end)}

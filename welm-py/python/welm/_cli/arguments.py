@@ -190,7 +190,8 @@ def request(args: Namespace) -> dict[str, Any]:
     names = [flag.option for flag in REQUEST] + ["echo", "parse_special", "ignore_eos"]
     options = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if "logit_bias" in options:
-        options["logit_bias"] = dict(options["logit_bias"])
+        given: list[tuple[int, float]] = options["logit_bias"]
+        options["logit_bias"] = {token: sum(x for t, x in given if t == token) for token, _ in given}
     return options
 
 
