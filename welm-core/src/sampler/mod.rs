@@ -458,6 +458,13 @@ mod tests {
             let u = [0.0, 1.0 - 1e-12, random.uniform()][random.below(6).min(2)];
             let (got, want) = (sample(&logits, &params, &seen, u), reference(&logits, &params, &seen, u));
             assert_eq!(got, want, "case {case}: n {n}, u {u}, {params:?}");
+            // As near to 1 as it gets: by id no earlier than that.
+            let last = sample(&logits, &params, &seen, 1.0 - f64::EPSILON / 2.0);
+            let earliest = reference(&logits, &params, &seen, 1.0 - 1e-12);
+            assert!(
+                (earliest..n as u32).contains(&last),
+                "case {case}: n {n}, {last}, {earliest}, {params:?}"
+            );
         }
     }
 
