@@ -44,6 +44,7 @@ mod model;
 mod options;
 mod output;
 mod sampler;
+mod side_file;
 mod tokenizer;
 mod transformer;
 mod weights;

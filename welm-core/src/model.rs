@@ -117,7 +117,7 @@ impl Model {
     /// [`Error::InvalidOption`], [`Error::Unavailable`], [`Error::LoadCancelled`].
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
         options.validate()?;
-        let (path, opened) = (path.as_ref(), open(path.as_ref(), true)?);
+        let (path, opened) = (path.as_ref(), open(path.as_ref(), true, options.allow_unread_tensors)?);
         match options.device {
             Device::Cpu => Self::load_on_cpu(path, opened, options),
             #[cfg(feature = "kernels")]
@@ -153,7 +153,8 @@ impl Model {
         device: welm_kernels::Device,
     ) -> Result<Model> {
         options.validate()?;
-        Self::load_on_cuda(path.as_ref(), open(path.as_ref(), true)?, options, device)
+        let opened = open(path.as_ref(), true, options.allow_unread_tensors)?;
+        Self::load_on_cuda(path.as_ref(), opened, options, device)
     }
 
     fn load_on_cpu(path: &Path, opened: Opened, options: &LoadOptions) -> Result<Model> {
@@ -248,7 +249,7 @@ impl Model {
     /// As [`Model::load`], without the ones about memory.
     pub fn estimate(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Estimate> {
         options.validate()?;
-        let source = open(path.as_ref(), false)?.source;
+        let source = open(path.as_ref(), false, options.allow_unread_tensors)?.source;
         match options.device {
             #[cfg(feature = "kernels")]
             Device::Cuda(_) => Estimate::of_source::<Cuda>(&source, options),

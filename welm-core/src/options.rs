@@ -248,6 +248,9 @@ pub struct LoadOptions {
     pub memory_limit: Option<u64>,
     /// Called while weights are read or quantised.
     pub progress: Option<ProgressFn>,
+    /// Whether a model may have tensors that nothing reads, such as heads for other tasks; the log tells them. By default
+    /// they are an error, because a norm, a bias or an adapter that is left out gives another model.
+    pub allow_unread_tensors: bool,
 }
 
 impl Default for LoadOptions {
@@ -268,6 +271,7 @@ impl Default for LoadOptions {
             copy_weights: false,
             memory_limit: None,
             progress: None,
+            allow_unread_tensors: false,
         }
     }
 }
@@ -289,6 +293,7 @@ impl fmt::Debug for LoadOptions {
             .field("prefix_cache", &self.prefix_cache)
             .field("copy_weights", &self.copy_weights)
             .field("memory_limit", &self.memory_limit)
+            .field("allow_unread_tensors", &self.allow_unread_tensors)
             .finish_non_exhaustive()
     }
 }

@@ -46,6 +46,7 @@ impl<B: Backend> Weights<B> {
         let config = &source.config;
         let mut linear = |backend: &mut B, name: &str| -> Result<B::Linear> {
             let part = source.linear(name)?;
+            part.check_scales()?;
             let bytes = part.stored_bytes();
             let loaded = backend.load_linear(part)?;
             done(bytes)?;
@@ -215,7 +216,7 @@ mod tests {
             [("llama_gqa", Dtype::F32), ("neox_parallel", Dtype::Bf16), ("neox_odd", Dtype::Int8)]
         {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(fixture);
-            let source = Source::open(&folder, None).unwrap();
+            let source = Source::open(&folder, None, false).unwrap();
             // One thread, so that this thread's count is everybody's.
             let options = LoadOptions { threads: Some(1), dtype, ..LoadOptions::default() };
             let limits = Limits { max_rows: 8, max_logit_rows: 2, max_context: 64, n_blocks: 4 };

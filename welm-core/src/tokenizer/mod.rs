@@ -35,6 +35,7 @@ use tokenizers::{
 };
 
 use crate::error::{Error, Result};
+use crate::side_file::TOKENIZER;
 use bytes::TokenBytes;
 pub(crate) use chat::ChatTemplate;
 pub use chat::Message;
@@ -70,7 +71,7 @@ struct DeclaredToken {
 impl Tokenizer {
     /// Reads a `tokenizer.json`. Dropout, which would make ids random, is switched off.
     pub(crate) fn from_json_file(path: &Path) -> Result<Self> {
-        let json = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let json = TOKENIZER.require_path(path)?;
         Self::from_json(&json)
             .map_err(|reason| Error::Tokenizer(format!("{}: {}", path.display(), strip_label(reason))))
     }

@@ -32,6 +32,7 @@ use crate::backend::cpu::isa::{GROUP, LANES, ROTATED, Scalar, Simd};
 use crate::backend::cpu::memory::Memory;
 use crate::error::{Error, Result};
 use crate::options::LoadProgress;
+use crate::side_file::DESCRIPTIONS;
 use crate::weights::load::{LinearSource, MatrixSource, Segment, Source, rows_of};
 use crate::weights::{Slab, StoredType, TensorMap};
 
@@ -140,6 +141,22 @@ impl Packed {
         }
         let (weight, scale) = (Slab::from_tensor(weight)?, Slab::from_tensor(scale)?);
         Ok(Packed { rows, cols, grouping, weight, scale })
+    }
+
+    /// Checks that all scales are finite.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] with the place of one that is not.
+    pub(crate) fn check_scales(&self, name: &str) -> Result<()> {
+        let groups = self.grouping.groups(tiles(self.rows, self.cols).1);
+        match self.scale.iter().position(|scale| !scale.is_finite()) {
+            Some(i) => {
+                let (row, group) = (i / (groups * LANES) * LANES + i % LANES, i / LANES % groups);
+                let reason = format!("the scale of row {row}, group {group} is not finite");
+                Err(Error::tensor(format!("{name}.scale"), reason))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Bytes of weights and scales.
@@ -361,7 +378,7 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
     if from.is_file() {
         return Err(Error::file(from, "expected a Hugging Face folder"));
     }
-    let source = Source::open(from, None)?;
+    let source = Source::open(from, None, false)?;
     if source.is_packed() {
         return Err(Error::file(from, "is int8 already"));
     }
@@ -414,17 +431,10 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
 
 /// Copies everything of a model folder that is not weights.
 fn copy_descriptions(from: &Path, to: &Path) -> Result<()> {
-    let names = [
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "chat_template.jinja",
-    ];
-    for name in names {
-        if from.join(name).is_file() {
-            fs::copy(from.join(name), to.join(name)).map_err(|e| Error::io(to.join(name), e))?;
+    for side in DESCRIPTIONS {
+        if let Some(bytes) = side.read(from)? {
+            let path = to.join(side.name);
+            fs::write(&path, bytes).map_err(|e| Error::io(&path, e))?;
         }
     }
     Ok(())

@@ -21,6 +21,7 @@ use minijinja::{AutoEscape, Environment, Value, context};
 
 use super::panic_message;
 use crate::error::{Error, Result};
+use crate::side_file::{CHAT_TEMPLATE, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
 
 /// Most bytes of a template; the longest of published models have about 30 KB.
 const MAX_TEMPLATE: usize = 1 << 20;
@@ -70,9 +71,9 @@ impl ChatTemplate {
     }
 
     fn read(folder: &Path, special: &mut Vec<(&'static str, String)>) -> Result<Option<String>> {
-        let file = folder.join("tokenizer_config.json");
-        let config = json(&file)?;
-        let map = json(&folder.join("special_tokens_map.json"))?;
+        let file = folder.join(TOKENIZER_CONFIG.name);
+        let config = TOKENIZER_CONFIG.json(folder)?.unwrap_or_default();
+        let map = SPECIAL_TOKENS_MAP.json(folder)?.unwrap_or_default();
         for name in SPECIAL {
             // A text, or an object around it.
             let text =
@@ -80,9 +81,8 @@ impl ChatTemplate {
             let token = [&config, &map].into_iter().find_map(|json| text(json.get(name)?));
             special.extend(token.map(|token| (name, token)));
         }
-        let own_file = folder.join("chat_template.jinja");
-        if own_file.is_file() {
-            return std::fs::read_to_string(&own_file).map(Some).map_err(|e| Error::io(&own_file, e));
+        if let Some(source) = CHAT_TEMPLATE.text(folder)? {
+            return Ok(Some(source));
         }
         let wrong = || {
             let reason = "expected chat_template to be a string, or a list with a template named default";
@@ -157,14 +157,6 @@ impl ChatTemplate {
         variables.insert("add_generation_prompt", Value::from(add_generation_prompt));
         let template = env.template_from_str(&source).map_err(|e| failed(&e))?;
         template.render(Value::from(variables)).map_err(|e| failed(&e))
-    }
-}
-
-fn json(path: &Path) -> Result<serde_json::Value> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| Error::file(path, e)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(serde_json::Value::Null),
-        Err(e) => Err(Error::io(path, e)),
     }
 }
 
