@@ -246,6 +246,12 @@ public:
         c_.echo = options.echo;
         c_.parse_special = options.parse_special;
         c_.ignore_eos = options.ignore_eos;
+        c_.stop_token_ids = options.stop_token_ids.data();
+        c_.n_stop_token_ids = options.stop_token_ids.size();
+        if (options.cache_salt) {
+            c_.cache_salt = options.cache_salt->data();
+            c_.cache_salt_len = options.cache_salt->size();
+        }
         if (options.deadline) {
             // 0 would be never.
             const auto ms = options.deadline->count();

@@ -157,6 +157,20 @@ void options_are_passed_on(const welm::Model& model) {
     const welm::Generation varied = model.generate("床前明月光，", options);
     for (const welm::Token& token : varied.choices()[0].tokens) CHECK(ids.insert(token.id).second);
 
+    options = greedy(12);
+    options.stop_token_ids = {9, likeliest};
+    const welm::Generation ended = model.generate("床前明月光，", options);
+    CHECK(ended.choices()[0].finish_reason == WELM_FINISH_STOP && ended.choices()[0].tokens.empty());
+    CHECK(ended.choices()[0].end_token == likeliest);
+    for (welm::Stream stream = model.stream("床前明月光，", options); const auto piece = stream.next();)
+        CHECK(piece->end_token == likeliest && piece->finish_reason == WELM_FINISH_STOP);
+    options = greedy(2);
+    const std::string shared = "红豆生南国，春来发几枝。愿君多采撷，此物最相思。红豆生南国，春来发几枝。";
+    for (const std::size_t round : {0, 1}) {
+        options.cache_salt = "of a tenant";
+        CHECK((model.generate(shared, options).usage().cached_tokens > 0) == (round == 1));
+    }
+
     options = greedy(500);
     options.ignore_eos = true;
     options.deadline = -5ms; // has passed; 0 would be none

@@ -82,6 +82,9 @@ def test_options_of_a_request(model: welm.Model, option: str, value: object, rea
         ("deadline", "soon"),
         ("cancel", object()),
         ("seed", 1.0),
+        ("stop_token_ids", 5),
+        ("stop_token_ids", b"ab"),
+        ("cache_salt", b"ab"),
     ],
 )
 def test_types_of_options(model: welm.Model, option: str, value: object) -> None:

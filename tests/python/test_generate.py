@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import datetime
 import json
 import math
@@ -203,6 +204,64 @@ def test_scores(model: welm.Model) -> None:
     assert model.score(PROMPT, many) == [model.score(PROMPT, [c])[0] for c in many]
     with pytest.raises(TypeError):
         model.score(PROMPT, "疑是地上霜。")  # one text is not a list of them
+    at_rest(model)
+
+
+def test_every_token_of_a_continuation_is_scored(model: welm.Model) -> None:
+    start = model.config.bos_token_id
+    assert start is not None
+    for prompt, continuation in [("", "春"), ("", "春眠不觉晓，"), ("床前", "明月光"), ("t", "he")]:
+        own, tokens = model.tokenize(prompt), model.tokenize(prompt + continuation)
+        shared = 0
+        while own[shared : shared + 1] == tokens[shared : shared + 1] != []:
+            shared += 1
+        given = tokens if shared else [start, *tokens]
+        echoed = model.generate(given, max_tokens=0, echo=True, logprobs=0).choices[0].tokens
+        (score,) = model.score(prompt, [continuation])
+        assert score.tokens == echoed[max(shared, 1) :]
+        assert score.logprob == pytest.approx(sum(t.logprob or 0.0 for t in score.tokens))
+        assert score.logprob < 0
+        assert all(t.logprob is not None for t in score.tokens)
+
+
+def test_ends_by_tokens(model: welm.Model) -> None:
+    greedy: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    ids = [t.id for t in model.generate(PROMPT, **greedy).choices[0].tokens]
+    (choice,) = model.generate(PROMPT, stop_token_ids=np.array([9, ids[4]]), **greedy).choices
+    end = ids.index(ids[4])
+    assert [t.id for t in choice.tokens] == ids[:end]
+    assert (choice.finish_reason, choice.end_token) == ("stop", ids[4])
+    finish = [p.finish for p in model.stream(PROMPT, stop_token_ids=[ids[4]], **greedy) if p.finish]
+    assert [(f.reason, f.end_token, f.completion_tokens) for f in finish] == [("stop", ids[4], end)]
+    (spelled,) = model.generate(PROMPT, stop="<pad>", logit_bias={2: 100.0}, **greedy).choices
+    assert (spelled.text, spelled.finish_reason, spelled.end_token) == ("", "stop", None)
+    (plain,) = model.generate(PROMPT, max_tokens=400, temperature=0).choices
+    assert (plain.finish_reason, plain.end_token) == ("end_of_text", model.config.eos_token_ids[0])
+
+
+def test_salts_keep_apart_what_was_computed() -> None:
+    model = welm.Model()
+    prompt, options = list(range(300, 364)), {"max_tokens": 2, "temperature": 0}
+    cached = [
+        model.generate(prompt, cache_salt=salt, **options).usage.cached_tokens  # type: ignore[call-overload]
+        for salt in ("a", "b", None, "a", "b", None)
+    ]
+    assert cached == [0, 0, 0, 48, 48, 48]
+
+
+def test_where_nothing_is_left_to_choose_that_is_an_error(model: welm.Model) -> None:
+    out = dict.fromkeys(range(model.config.vocab_size), -math.inf)
+    with pytest.raises(welm.InvalidOption, match="`logit_bias`: expected to leave a token to choose"):
+        model.generate(PROMPT, logit_bias=out)
+    at_rest(model)
+
+
+def test_siblings_of_a_sequence_that_ends_before_them(model: welm.Model) -> None:
+    options: dict[str, Any] = {"n": 3, "echo": True, "logprobs": 0, "max_tokens": 0}
+    want = model.generate([5, 6, 7], **options)
+    assert [len(choice.tokens) for choice in want.choices] == [3, 3, 3]
+    assert asyncio.run(model.generate_async([5, 6, 7], seed=want.seed, **options)) == want
+    assert sum(piece.finish is not None for piece in model.stream([5, 6, 7], **options)) == 3
     at_rest(model)
 
 

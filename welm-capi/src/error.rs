@@ -60,11 +60,13 @@ pub enum welm_status {
     WELM_LOAD_CANCELLED = 30,
     /// The model has no chat template, or it cannot be read, is not valid, or ended with an error of its own.
     WELM_CHAT_TEMPLATE = 31,
+    /// The model gave logits that are not finite numbers: its weights, or the device, are at fault. Only this request ends.
+    WELM_NOT_FINITE = 32,
 }
 
 use welm_status::*;
 
-const NAMES: [(welm_status, &CStr); 25] = [
+const NAMES: [(welm_status, &CStr); 26] = [
     (WELM_OK, c"WELM_OK"),
     (WELM_END, c"WELM_END"),
     (WELM_NULL_POINTER, c"WELM_NULL_POINTER"),
@@ -90,6 +92,7 @@ const NAMES: [(welm_status, &CStr); 25] = [
     (WELM_ENGINE_STOPPED, c"WELM_ENGINE_STOPPED"),
     (WELM_LOAD_CANCELLED, c"WELM_LOAD_CANCELLED"),
     (WELM_CHAT_TEMPLATE, c"WELM_CHAT_TEMPLATE"),
+    (WELM_NOT_FINITE, c"WELM_NOT_FINITE"),
 ];
 
 /// Why an entry point did not succeed.
@@ -133,6 +136,7 @@ impl From<Error> for Failure {
             Error::EngineStopped(_) => WELM_ENGINE_STOPPED,
             Error::LoadCancelled => WELM_LOAD_CANCELLED,
             Error::ChatTemplate(_) => WELM_CHAT_TEMPLATE,
+            Error::NotFinite { .. } => WELM_NOT_FINITE,
             _ => WELM_OTHER,
         };
         Failure::new(status, error.to_string())

@@ -106,6 +106,18 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// The model gave logits that are not finite numbers: its weights, or the device, are at fault. The request ends
+    /// with this, and no other does.
+    #[error("logits at position {position}: expected finite numbers, got {got}; it began {began}")]
+    NotFinite {
+        /// The token after which it was, counted from 0 at the start of the prompt.
+        position: usize,
+        /// What came, and for which token.
+        got: String,
+        /// The first layer whose output is not finite, with its position: `in layer 3, at position 0`; `in the
+        /// embedding`, or `behind the last layer`.
+        began: String,
+    },
     /// The device failed in a step; the requests of that step end with this, later ones are served.
     #[error("device: {0}")]
     Device(String),

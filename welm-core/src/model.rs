@@ -292,7 +292,13 @@ impl Model {
         let prompt = prompt.into();
         let tokens = self.encode(prompt, options.parse_special)?;
         self.check_length(tokens.len(), options.max_tokens)?;
-        self.check_tokens("logit_bias", options.logit_bias.iter().map(|(id, _)| *id))?;
+        options.validate_tokens(self.inner.config.vocab_size, self.inner.tokenizer.is_some())?;
+        if let Some(bos) = self.inner.config.bos_token_id.filter(|&bos| tokens.starts_with(&[bos, bos])) {
+            tracing::warn!(
+                bos,
+                "a prompt begins with two tokens that start a text: its text has one, and the tokenizer puts one in front"
+            );
+        }
         let echo = options.echo.then(|| match prompt {
             Prompt::Text(text) => text.to_string(),
             Prompt::Tokens(ids) => self.detokenize(ids),
@@ -304,6 +310,8 @@ impl Model {
         request.0.sampling = SamplerParams::from(options);
         request.0.logprobs = options.logprobs;
         request.0.stop = options.stop.clone().into();
+        request.0.stop_token_ids = options.stop_token_ids.clone();
+        request.0.cache_salt = options.cache_salt.as_deref().map(Arc::from);
         request.0.seed = options.seed.unwrap_or_else(random_seed);
         request.0.ignore_eos = options.ignore_eos;
         request.0.deadline = options.deadline.and_then(|d| request.0.submitted.checked_add(d));
@@ -313,22 +321,50 @@ impl Model {
 
     /// Log-likelihoods of given continuations of a prompt, in their order.
     ///
-    /// A continuation's tokens are those of `prompt + continuation` behind the longest beginning that it
-    /// shares with the prompt's own. The prompt is computed once if the prefix cache is on, and memory is
-    /// bounded however many continuations there are.
+    /// A continuation's tokens are those of `prompt + continuation` after the longest beginning that it shares with
+    /// the prompt's own, and each of them has a probability. Where the two meet inside a token, that one is all of the
+    /// continuation's: `Hel` and `lo` give the token `Hello`. If nothing is shared then, or the prompt is empty, the
+    /// context is the token that starts a text, as for [`Model::generate`] of an empty prompt: the beginning-of-text
+    /// token, or else the first end token.
+    ///
+    /// An empty continuation has no tokens, and the logarithm 0 of a certainty. The prompt is computed once if the prefix
+    /// cache is on, and memory is bounded however many continuations there are.
     ///
     /// # Errors
-    /// As [`Model::generate`].
+    /// As [`Model::generate`]; [`Error::InvalidOption`] for a continuation that is not empty and has no tokens, or for which
+    /// there is no context, since the model has no token that starts a text.
     pub fn score<S: AsRef<str>>(&self, prompt: &str, continuations: &[S]) -> Result<Vec<Score>> {
-        let own = self.encode(Prompt::Text(prompt), false)?;
-        let start = |continuation: &S| -> Result<Stream> {
-            let text = format!("{prompt}{}", continuation.as_ref());
-            let all = self.encode(Prompt::Text(&text), false)?;
-            let from = own.iter().zip(&all).take_while(|(a, b)| a == b).count();
+        let tokenizer = self.tokenizer()?;
+        let own = tokenizer.encode(prompt, true, false)?;
+        // All tokens of a continuation, and how many of them are context; none if it has none.
+        let split = |continuation: &str| -> Result<Option<(Vec<u32>, usize)>> {
+            if continuation.is_empty() {
+                return Ok(None);
+            }
+            let refuse = |expected: &str| {
+                let beginning: String = continuation.chars().take(40).collect();
+                Error::option("continuations", format!("expected {expected}, got {beginning:?}"))
+            };
+            let mut all = tokenizer.encode(&format!("{prompt}{continuation}"), true, false)?;
+            let mut context = own.iter().zip(&all).take_while(|(a, b)| a == b).count();
+            if context == all.len() {
+                return Err(refuse("texts that have tokens behind this prompt"));
+            }
+            if context == 0 {
+                let needed =
+                    "texts that leave the prompt a token, since this model has none that starts a text";
+                all.insert(0, self.start_token().ok_or_else(|| refuse(needed))?);
+                context = 1;
+            }
+            self.check_tokens("continuations", all.iter().copied())?;
             self.check_length(all.len(), 0)?;
-            let mut request = self.request(Task::Score { from: from.max(1) }, all);
+            Ok(Some((all, context)))
+        };
+        let start = |continuation: &S| -> Result<Option<Stream>> {
+            let Some((all, from)) = split(continuation.as_ref())? else { return Ok(None) };
+            let mut request = self.request(Task::Score { from }, all);
             request.0.logprobs = Some(0);
-            self.submit(request)
+            self.submit(request).map(Some)
         };
         let mut scores = Vec::with_capacity(continuations.len());
         // The first one alone, so that the others find its prompt in the cache; then some at a time.
@@ -337,7 +373,7 @@ impl Model {
             let streams = window.iter().map(start).collect::<Result<Vec<_>>>()?;
             for stream in streams {
                 let mut tokens = Vec::new();
-                for piece in stream {
+                for piece in stream.into_iter().flatten() {
                     tokens.extend(piece?.tokens);
                 }
                 let logprob = tokens.iter().filter_map(|t| t.logprob).map(f64::from).sum();
@@ -461,13 +497,17 @@ impl Model {
             Prompt::Text(text) => self.tokenizer()?.encode(text, true, parse_special)?,
             Prompt::Tokens(ids) => ids.to_vec(),
         };
-        let config = &self.inner.config;
         if tokens.is_empty() {
-            let start = config.bos_token_id.or(config.eos_token_ids.first().copied());
-            tokens.push(start.ok_or(Error::EmptyPrompt)?);
+            tokens.push(self.start_token().ok_or(Error::EmptyPrompt)?);
         }
         self.check_tokens("prompt", tokens.iter().copied())?;
         Ok(tokens)
+    }
+
+    /// The token in front of an empty text.
+    fn start_token(&self) -> Option<u32> {
+        let config = &self.inner.config;
+        config.bos_token_id.or(config.eos_token_ids.first().copied())
     }
 
     fn check_tokens(&self, option: &'static str, mut ids: impl Iterator<Item = u32>) -> Result<()> {
@@ -501,8 +541,10 @@ impl Model {
             sampling: SamplerParams::from(&GenerateOptions::greedy(0)),
             logprobs: None,
             stop: Vec::new().into(),
+            stop_token_ids: Vec::new(),
             seed: 0,
             ignore_eos: false,
+            cache_salt: None,
             submitted: Instant::now(),
             deadline: None,
             cancel: None,
@@ -557,7 +599,12 @@ impl Stream {
     /// A generation of as many sequences, with no piece in it yet: for those who [`Generation::push`] the pieces
     /// themselves.
     pub fn generation(&self) -> Generation {
-        let choice = Choice { text: String::new(), tokens: Vec::new(), finish_reason: FinishReason::Length };
+        let choice = Choice {
+            text: String::new(),
+            tokens: Vec::new(),
+            finish_reason: FinishReason::Length,
+            end_token: None,
+        };
         let usage = Usage { prompt_tokens: self.prompt_tokens, ..Usage::default() };
         Generation { choices: vec![choice; self.n], seed: self.seed, usage }
     }

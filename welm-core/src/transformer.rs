@@ -134,33 +134,76 @@ pub(crate) fn forward<B: Backend>(
     batch: &Batch,
 ) -> Result<()> {
     ops.begin(batch)?;
-    ops.repeat(batch, |ops| {
-        ops.embed(&mut s.x, &weights.embed, batch)?; // (n, dim)
-        let last = weights.layers.len() - 1;
-        for ((l, layer), kv) in weights.layers.iter().enumerate().zip(&mut kv.layers) {
-            ops.norm(&mut s.h, &s.x, &layer.attn_norm)?; // (n, dim)
-            ops.linear(&mut s.qkv, &s.h, &layer.qkv)?; // (n, (n_heads + 2 * n_kv_heads) * head_dim)
-            ops.rope_and_cache(&mut s.qkv, kv, batch)?; // turns q, k; writes k, v
-            ops.attention(&mut s.att, &s.qkv, kv, batch)?; // (n, n_heads * head_dim)
-            if B::KEEPS && l == last {
-                ops.keep(&mut s.x, &batch.wanted)?; // from here on n is the number of wanted rows
-                ops.keep(&mut s.att, &batch.wanted)?;
-                if batch.wanted.is_empty() {
-                    break;
-                }
+    ops.repeat(batch, |ops| layers(ops, weights, kv, s, batch, |_, _| Ok(())))
+}
+
+/// The embedding and all layers; `after` sees the residual stream after each of them.
+fn layers<B: Backend>(
+    ops: &mut B,
+    weights: &Weights<B>,
+    kv: &mut KvCache<B>,
+    s: &mut Scratch<B>,
+    batch: &Batch,
+    mut after: impl FnMut(&mut B, &mut B::Buffer) -> Result<()>,
+) -> Result<()> {
+    ops.embed(&mut s.x, &weights.embed, batch)?; // (n, dim)
+    after(ops, &mut s.x)?;
+    let last = weights.layers.len() - 1;
+    for ((l, layer), kv) in weights.layers.iter().enumerate().zip(&mut kv.layers) {
+        ops.norm(&mut s.h, &s.x, &layer.attn_norm)?; // (n, dim)
+        ops.linear(&mut s.qkv, &s.h, &layer.qkv)?; // (n, (n_heads + 2 * n_kv_heads) * head_dim)
+        ops.rope_and_cache(&mut s.qkv, kv, batch)?; // turns q, k; writes k, v
+        ops.attention(&mut s.att, &s.qkv, kv, batch)?; // (n, n_heads * head_dim)
+        if B::KEEPS && l == last {
+            ops.keep(&mut s.x, &batch.wanted)?; // from here on n is the number of wanted rows
+            ops.keep(&mut s.att, &batch.wanted)?;
+            if batch.wanted.is_empty() {
+                break;
             }
-            if weights.parallel_residual {
-                ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
-                ops.linear_add(&mut s.x, &s.att, &layer.out)?;
-            } else {
-                ops.linear_add(&mut s.x, &s.att, &layer.out)?; // (n, dim)
-                ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?;
-            }
-            ops.linear_activate(&mut s.act, &mut s.gates, &s.h, &layer.up, weights.activation)?; // (n, hidden_dim)
-            ops.linear_add(&mut s.x, &s.act, &layer.down)?; // (n, dim)
         }
+        if weights.parallel_residual {
+            ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
+            ops.linear_add(&mut s.x, &s.att, &layer.out)?;
+        } else {
+            ops.linear_add(&mut s.x, &s.att, &layer.out)?; // (n, dim)
+            ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?;
+        }
+        ops.linear_activate(&mut s.act, &mut s.gates, &s.h, &layer.up, weights.activation)?; // (n, hidden_dim)
+        ops.linear_add(&mut s.x, &s.act, &layer.down)?; // (n, dim)
+        after(ops, &mut s.x)?;
+    }
+    Ok(())
+}
+
+/// Where values stopped being finite in some rows of the batch that `forward` has computed last, which is computed once
+/// more, with the same bits: how many layers were behind it (0 is the embedding), and the row. `None` if the residual
+/// stream is finite to its end.
+pub(crate) fn origin<B: Backend>(
+    ops: &mut B,
+    weights: &Weights<B>,
+    kv: &mut KvCache<B>,
+    s: &mut Scratch<B>,
+    batch: &Batch,
+    asked: &[bool], // (n)
+) -> Result<Option<(usize, usize)>> {
+    let (mut stage, mut found) = (0, None);
+    ops.begin(batch)?;
+    layers(ops, weights, kv, s, batch, |ops, x| {
+        if found.is_none() {
+            let kept = B::KEEPS && stage == weights.layers.len(); // of all rows, the wanted ones
+            let n = if kept { batch.wanted.len() } else { batch.len() };
+            let values = ops.read(x)?;
+            let dim = values.len() / n;
+            let row_of = |at: usize| if kept { batch.wanted[at] as usize } else { at };
+            let is_broken = |row: &[f32]| row.iter().any(|x| !x.is_finite());
+            let rows = values.chunks(dim).enumerate().map(|(at, values)| (row_of(at), values));
+            let mut broken = rows.filter(|(row, values)| asked[*row] && is_broken(values));
+            found = broken.next().map(|(row, _)| (stage, row));
+        }
+        stage += 1;
         Ok(())
-    })
+    })?;
+    Ok(found)
 }
 
 /// Logits of some of the wanted rows of the batch that `forward` has computed: `(some.len(), vocab_size)`, at most

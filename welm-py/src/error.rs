@@ -41,6 +41,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         Error::DeviceLost(_) => "DeviceLost",
         Error::EngineStopped(_) => "EngineStopped",
         Error::LoadCancelled => "Cancelled",
+        Error::NotFinite { .. } => "NotFinite",
         _ => "Error",
     };
     let raised = raised(py, class, &error.to_string())?;
@@ -71,6 +72,11 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             set("fitting_cache_tokens", fitting_cache_tokens.into_py_any(py)?)?;
         }
         Error::Unavailable { what, .. } => set("what", what.into_py_any(py)?)?,
+        Error::NotFinite { position, got, began } => {
+            set("position", position.into_py_any(py)?)?;
+            set("got", got.into_py_any(py)?)?;
+            set("began", began.into_py_any(py)?)?;
+        }
         _ => {}
     }
     Ok(PyErr::from_value(raised))

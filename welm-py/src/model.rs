@@ -106,23 +106,27 @@ impl Model {
     /// - ``logit_bias``: numbers to add to the logits of tokens, by id; ``-math.inf`` rules a token out.
     /// - ``n``: sequences; the prompt is computed once.
     /// - ``echo``: the prompt is part of the text, and of the log-probabilities.
-    /// - ``stop``: a string or several that end the text and are not part of it.
+    /// - ``stop``: a string or several that end the text and are not part of it; they may spell special tokens.
     /// - ``logprobs``: how many likeliest alternatives each token comes with; ``None``: no log-probabilities.
     /// - ``seed``: the same seed gives the same text; ``None`` draws one, and the result has it.
     /// - ``deadline``: seconds, or a ``timedelta``, after which the text ends with what there is.
     /// - ``cancel``: a :class:`welm.CancelToken`.
     /// - ``parse_special``: whether special tokens written in the prompt are special.
     /// - ``ignore_eos``: whether the model may not end the text.
+    /// - ``stop_token_ids``: tokens that end the text as the model's own end tokens do, with ``ignore_eos``, too.
+    /// - ``cache_salt``: a text; what was computed of prompts' beginnings is shared only with requests of the same salt.
+    ///   Give each tenant one of its own where tenants must not find out each other's prompts by time or
+    ///   ``usage.cached_tokens``; ``None`` shares with all that have none.
     ///
     /// Raises :class:`welm.InvalidOption`, :class:`welm.TooLong`, :class:`welm.EmptyPrompt`,
-    /// :class:`welm.TokenizerError`, :class:`welm.QueueFull`, :class:`welm.DeviceError`,
+    /// :class:`welm.TokenizerError`, :class:`welm.QueueFull`, :class:`welm.NotFinite`, :class:`welm.DeviceError`,
     /// :class:`welm.EngineStopped`. Ctrl-C cancels.
     #[pyo3(
         signature = (prompt, /, **options),
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
             logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False)"
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
     )]
     fn generate<'py>(
         &self,
@@ -156,7 +160,7 @@ impl Model {
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
             logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False)"
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
     )]
     fn stream(
         &self,
@@ -185,7 +189,7 @@ impl Model {
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
             logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False)"
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
     )]
     fn generate_async<'py>(
         this: &Bound<'py, Self>,
@@ -220,7 +224,7 @@ impl Model {
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
             logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False)"
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
     )]
     fn stream_async<'py>(
         &self,
@@ -235,6 +239,11 @@ impl Model {
     }
 
     /// Log-likelihoods of given continuations of a prompt, in their order.
+    ///
+    /// A continuation's tokens are those of prompt and continuation together after what they share with the prompt's
+    /// own; each has a probability. If nothing is shared, since the prompt is empty or the two meet inside its only token,
+    /// the context is the token that starts a text, or else the first end token. An empty continuation has no tokens, and
+    /// the logarithm 0 of a certainty; another one without tokens is :class:`welm.InvalidOption`.
     ///
     /// >>> likely, unlikely = model.score("床前明月光，", ["疑是地上霜。", "一二三四五。"])
     /// >>> likely.logprob < 0

@@ -153,6 +153,8 @@ const GENERATE: &[&str] = &[
     "cancel",
     "parse_special",
     "ignore_eos",
+    "stop_token_ids",
+    "cache_salt",
 ];
 
 /// The options of a request.
@@ -185,7 +187,11 @@ pub(crate) fn generate_options(call: &str, given: Option<&Bound<'_, PyDict>>) ->
                 options.cancel = Some(token.get().0.clone());
             }
             "parse_special" => options.parse_special = argument.get()?,
-            _ => options.ignore_eos = argument.get()?,
+            "ignore_eos" => options.ignore_eos = argument.get()?,
+            "stop_token_ids" if argument.value.is_none() => {}
+            "stop_token_ids" => options.stop_token_ids = tokens(argument.name, argument.value)?,
+            _ if argument.value.is_none() => {}
+            _ => options.cache_salt = Some(argument.get()?),
         }
         Ok(())
     })?;

@@ -59,6 +59,7 @@ pub(crate) fn piece<'py>(py: Python<'py>, model: &core::Model, piece: &core::Pie
             reason: f.reason.as_str(),
             completion_tokens: f.completion_tokens,
             cached_tokens: f.cached_tokens,
+            end_token: f.end_token,
         })
     });
     record!(py, "Piece" {
@@ -79,6 +80,7 @@ pub(crate) fn generation<'py>(
             text: &choice.text,
             tokens: tokens(py, model, &choice.tokens)?,
             finish_reason: choice.finish_reason.as_str(),
+            end_token: choice.end_token,
         })
     };
     let usage = &generation.usage;

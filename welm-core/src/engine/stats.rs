@@ -1,7 +1,8 @@
 //! What a service wants to know of its engine: counters and two histograms.
 
-use std::sync::Mutex;
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Times in buckets whose upper bounds double: 0.1 ms, 0.2 ms, ... , 209 s, more.
@@ -141,9 +142,82 @@ impl Counters {
     }
 }
 
+/// A request's place in the counters, from its submission to its end. One that is dropped gives its place back, so
+/// that no way to end a request can leave it counted as open or queued.
+pub(crate) struct Ticket {
+    counters: Arc<Counters>,
+    /// Sequences.
+    n: usize,
+    queued: Cell<bool>,
+    open: Cell<bool>,
+}
+
+impl Ticket {
+    /// A place for `n` sequences in a queue of `limit`, or how many wait in it.
+    pub(crate) fn take(counters: &Arc<Counters>, n: usize, limit: usize) -> Result<Ticket, usize> {
+        let longer = |waiting: usize| waiting.checked_add(n).filter(|&waiting| waiting <= limit);
+        if let Err(waiting) = counters.queue_depth.fetch_update(Ordering::AcqRel, Ordering::Acquire, longer) {
+            counters.rejected.fetch_add(1, Ordering::Relaxed);
+            return Err(waiting);
+        }
+        counters.requests.fetch_add(1, Ordering::Relaxed);
+        Ok(Ticket { counters: Arc::clone(counters), n, queued: Cell::new(true), open: Cell::new(true) })
+    }
+
+    /// Whether its sequences count as queued.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.queued.get()
+    }
+
+    /// Leaves the queue; false if it had left before.
+    pub(crate) fn leave_queue(&self) -> bool {
+        let was_queued = self.queued.replace(false);
+        if was_queued {
+            self.counters.queue_depth.fetch_sub(self.n, Ordering::AcqRel);
+        }
+        was_queued
+    }
+
+    /// The request has ended; again, nothing happens.
+    pub(crate) fn close(&self) {
+        self.leave_queue();
+        if self.open.replace(false) {
+            self.counters.finished.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ticket_gives_its_place_back_once() {
+        let counters = Arc::new(Counters::default());
+        let now = |open, queue_depth, rejected| {
+            let stats = counters.snapshot();
+            assert_eq!((stats.open, stats.queue_depth, stats.rejected), (open, queue_depth, rejected));
+        };
+        let dropped = Ticket::take(&counters, 3, 4).unwrap();
+        assert_eq!(Ticket::take(&counters, 2, 4).map(drop), Err(3));
+        assert_eq!(Ticket::take(&counters, usize::MAX, 4).map(drop), Err(3));
+        now(1, 3, 2);
+        let closed = Ticket::take(&counters, 1, 4).unwrap();
+        assert!(closed.leave_queue() && !closed.leave_queue() && !closed.is_queued());
+        now(2, 3, 2);
+        closed.close();
+        closed.close();
+        drop(closed);
+        now(1, 3, 2);
+        drop(dropped);
+        now(0, 0, 2);
+    }
 
     #[test]
     fn times_fall_into_doubling_buckets() {

@@ -176,6 +176,11 @@ impl Tokenizer {
         self.bytes.is_special(id)
     }
 
+    /// How stop strings spell a control token; nothing for others.
+    pub(crate) fn special_spelling(&self, id: u32) -> Option<String> {
+        if self.is_special(id) { self.inner.id_to_token(id) } else { None }
+    }
+
     /// One more than the largest id; the model's embedding may have more rows.
     pub(crate) fn vocab_size(&self) -> usize {
         self.bytes.len()

@@ -104,6 +104,17 @@ class Unavailable(Error):
     """Device or instruction set."""
 
 
+class NotFinite(Error):
+    """The model gave logits that are not finite numbers: its weights, or the device, are at fault."""
+
+    position: int
+    """The token after which it was, counted from 0 at the start of the prompt."""
+    got: str
+    """What came, and for which token."""
+    began: str
+    """Where in the model: ``"in layer 3, at position 0"``, ``"in the embedding, ..."``, ``"behind the last layer"``."""
+
+
 class DeviceError(Error):
     """The device failed in a step; the requests of that step end with this, later ones are served."""
 

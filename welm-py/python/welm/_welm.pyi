@@ -119,6 +119,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> Generation: ...
     @overload
     def generate(
@@ -144,6 +146,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> list[Generation]: ...
     def stream(
         self,
@@ -168,6 +172,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> Stream: ...
     @overload
     def generate_async(  # type: ignore[overload-overlap]  # a str is a sequence of str, too; it is one prompt
@@ -193,6 +199,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> Coroutine[Any, Any, Generation]: ...
     @overload
     def generate_async(
@@ -218,6 +226,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> Coroutine[Any, Any, list[Generation]]: ...
     def stream_async(
         self,
@@ -242,6 +252,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> AsyncStream: ...
     def score(self, prompt: str, continuations: Sequence[str], /) -> list[Score]: ...
     def logits(self, prompt: _Prompt, /, from_: SupportsIndex = 0) -> NDArray[float32]: ...

@@ -118,6 +118,13 @@ REQUEST = (
     ),
     Flag("stop", text, "TEXT", "ends the text, and is no part of it; may be given several times"),
     Flag(
+        "stop_token_ids",
+        int,
+        "TOKEN",
+        "id of a token that ends the text, with --ignore-eos, too; may be given several times",
+    ),
+    Flag("cache_salt", text, "TEXT", "shares prompts' beginnings with requests of the same salt only"),
+    Flag(
         "logprobs",
         int,
         "K",
@@ -132,8 +139,10 @@ def add_flags(add: Callable[..., object], flags: Iterable[Flag], without: Collec
     """Adds flags, but for some."""
     for flag in flags:
         if flag.option not in without:
-            names = (["-n"] if flag.option == "n" else []) + [f"--{flag.option.replace('_', '-')}"]
-            action = "append" if flag.option in ("stop", "logit_bias") else "store"
+            # One that is given several times is named for one value.
+            name = "stop_token_id" if flag.option == "stop_token_ids" else flag.option
+            names = (["-n"] if flag.option == "n" else []) + [f"--{name.replace('_', '-')}"]
+            action = "append" if flag.option in ("stop", "stop_token_ids", "logit_bias") else "store"
             add(*names, dest=flag.option, type=flag.type, metavar=flag.metavar, help=flag.help, action=action)
 
 
