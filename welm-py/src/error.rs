@@ -2,6 +2,7 @@
 //! program may want as attributes.
 
 use pyo3::IntoPyObjectExt;
+use pyo3::panic::PanicException;
 use pyo3::prelude::*;
 use welm_core::Error;
 
@@ -80,6 +81,22 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         _ => {}
     }
     Ok(PyErr::from_value(raised))
+}
+
+/// Makes a panic an error of this package: `welm.InternalError`.
+///
+/// PyO3 turns a panic in any function, its conversions of arguments included, into its `PanicException`, which is no
+/// `Exception`. This library has that class to itself, and gives it another base and a name.
+pub(crate) fn start(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    let class = py.get_type::<PanicException>();
+    class.setattr("__bases__", (py.import("welm._errors")?.getattr("Error")?,))?;
+    class.setattr("__name__", "InternalError")?;
+    class.setattr("__qualname__", "InternalError")?;
+    class.setattr("__module__", "welm")?;
+    let doc = "A fault of this package: a panic in its Rust code. The call has ended; the message says where to look.";
+    class.setattr("__doc__", doc)?;
+    module.add("InternalError", class)
 }
 
 /// An exception of `welm._errors` with this message.

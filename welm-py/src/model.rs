@@ -1,18 +1,19 @@
 //! `welm.Model`.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
 use welm_core::{self as core, Error};
 
+use crate::argument::Argument;
 use crate::engine::{Owned, collect, wait_aside};
 use crate::error::{OrRaise, exception};
+use crate::exit::{detached, enter};
 use crate::log;
-use crate::options::{OnePrompt, Progress, Prompts, generate_options, load_options, model_path, tokens};
+use crate::options::{self, Progress, generate_options, load_options, model_path};
 use crate::output;
+use crate::prompt::{OnePrompt, Prompts};
 use crate::request::Request;
 use crate::stream::Stream;
 
@@ -59,12 +60,12 @@ pub(crate) struct Model {
 
 /// The last keyword argument of loading.
 fn take_progress(options: Option<&Bound<'_, PyDict>>) -> PyResult<Progress> {
-    let Some(options) = options else { return Ok(Progress::new(None)) };
-    let call = options.get_item("progress")?.filter(|call| !call.is_none());
-    if options.contains("progress")? {
+    let Some(options) = options else { return Progress::new(None) };
+    let call = options.get_item("progress")?;
+    if call.is_some() {
         options.del_item("progress")?;
     }
-    Ok(Progress::new(call.map(Bound::unbind)))
+    Progress::new(call.as_ref())
 }
 
 #[pymethods]
@@ -76,12 +77,17 @@ impl Model {
             activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
             queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None, progress=None)"
     )]
-    fn new(py: Python<'_>, path: Option<PathBuf>, options: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        path: Option<&Bound<'_, PyAny>>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let _inside = enter(py);
         let progress = take_progress(options)?;
         let mut load = load_options("Model", options)?;
         load.progress = Some(progress.callback());
         let path = model_path(py, path)?;
-        let loaded = py.detach(|| core::Model::load(&path, &load));
+        let loaded = detached(py, || core::Model::load(&path, &load));
         let model = Model { core: Owned::new(progress.finish(py, loaded)?) };
         log::flush(py)?;
         Ok(model)
@@ -131,14 +137,15 @@ impl Model {
     fn generate<'py>(
         &self,
         py: Python<'py>,
-        prompt: Prompts,
+        prompt: &Bound<'py, PyAny>,
         options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         let model = self.core.get(py)?;
         let options = generate_options("generate", options)?;
-        match prompt {
+        match Prompts::new(model, prompt)? {
             Prompts::One(prompt) => {
-                let stream = py.detach(|| model.stream(prompt.as_prompt(), &options)).or_raise(py)?;
+                let stream = detached(py, || prompt.stream(model, &options)).or_raise(py)?;
                 output::generation(py, model, &collect(py, stream)?)
             }
             Prompts::Many(prompts) => {
@@ -165,12 +172,14 @@ impl Model {
     fn stream(
         &self,
         py: Python<'_>,
-        prompt: OnePrompt,
+        prompt: &Bound<'_, PyAny>,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Stream> {
+        let _inside = enter(py);
         let model = self.core.get(py)?;
         let options = generate_options("stream", options)?;
-        let stream = py.detach(|| model.stream(prompt.as_prompt(), &options)).or_raise(py)?;
+        let prompt = OnePrompt::new(model, prompt)?;
+        let stream = detached(py, || prompt.stream(model, &options)).or_raise(py)?;
         Ok(Stream::new(model.clone(), stream))
     }
 
@@ -197,10 +206,11 @@ impl Model {
         options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = this.py();
+        let _inside = enter(py);
         let (model, options) = (this.get().core.get(py)?, generate_options("generate_async", options)?);
         let submit = |prompt| Submit::new(model.clone(), prompt, options.clone(), true);
         let asyncio = py.import("welm._aio")?;
-        match prompt.extract::<Prompts>()? {
+        match Prompts::new(model, prompt)? {
             Prompts::One(prompt) => asyncio.getattr("generate")?.call1((submit(prompt),)),
             Prompts::Many(prompts) => {
                 let submits = prompts.into_iter().map(submit).collect::<Vec<_>>();
@@ -229,12 +239,13 @@ impl Model {
     fn stream_async<'py>(
         &self,
         py: Python<'py>,
-        prompt: OnePrompt,
+        prompt: &Bound<'py, PyAny>,
         options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let model = self.core.get(py)?.clone();
+        let _inside = enter(py);
+        let model = self.core.get(py)?;
         let options = generate_options("stream_async", options)?;
-        let submit = Submit::new(model, prompt, options, false);
+        let submit = Submit::new(model.clone(), OnePrompt::new(model, prompt)?, options, false);
         py.import("welm._aio")?.getattr("AsyncStream")?.call1((submit,))
     }
 
@@ -252,13 +263,16 @@ impl Model {
     fn score<'py>(
         &self,
         py: Python<'py>,
-        prompt: String,
-        continuations: Vec<String>,
+        prompt: &Bound<'py, PyAny>,
+        continuations: &Bound<'py, PyAny>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let _inside = enter(py);
         let model = self.core.get(py)?;
+        let prompt = Argument::new("prompt", prompt).text()?;
+        let continuations = Argument::new("continuations", continuations).texts(usize::MAX)?;
         let shared = model.clone();
         let scores = wait_aside(py, move |stop| {
-            let mut scores = Vec::with_capacity(continuations.len());
+            let mut scores = Vec::new();
             for window in continuations.chunks(SCORE_WINDOW).take_while(|_| !stop.is_cancelled()) {
                 scores.extend(shared.score(&prompt, window)?);
             }
@@ -272,12 +286,20 @@ impl Model {
     ///
     /// >>> model.logits("床前明月光，").shape[1] == model.config.vocab_size
     /// True
-    #[pyo3(signature = (prompt, /, from_ = 0))]
-    fn logits<'py>(&self, py: Python<'py>, prompt: OnePrompt, from_: usize) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (prompt, /, from_ = None), text_signature = "($self, prompt, /, from_=0)")]
+    fn logits<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: &Bound<'py, PyAny>,
+        from_: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         let numpy = py.import("numpy")?;
         let model = self.core.get(py)?.clone();
+        let prompt = OnePrompt::new(&model, prompt)?;
+        let from = from_.map_or(Ok(0), |from| Argument::new("from_", from).count())?;
         let vocab_size = model.config().vocab_size;
-        let logits = wait_aside(py, move |_| model.logits(prompt.as_prompt(), from_))?;
+        let logits = wait_aside(py, move |_| prompt.logits(&model, from))?;
         let bytes = PyByteArray::new_with(py, size_of_val(&logits[..]), |bytes| {
             for (to, logit) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&logits) {
                 *to = logit.to_ne_bytes();
@@ -293,20 +315,20 @@ impl Model {
     /// >>> model.detokenize(model.tokenize("床前明月光，"))
     /// '床前明月光，'
     #[pyo3(signature = (text, /, parse_special = false))]
-    fn tokenize(&self, py: Python<'_>, text: PyBackedStr, parse_special: bool) -> PyResult<Vec<u32>> {
+    fn tokenize(&self, py: Python<'_>, text: &Bound<'_, PyAny>, parse_special: bool) -> PyResult<Vec<u32>> {
+        let _inside = enter(py);
         let model = self.core.get(py)?;
-        py.detach(|| model.tokenize(&text, parse_special)).or_raise(py)
+        let text = Argument::new("text", text).text()?;
+        detached(py, || model.tokenize(&text, parse_special)).or_raise(py)
     }
 
     /// The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing.
     #[pyo3(signature = (tokens, /))]
-    fn detokenize(
-        &self,
-        py: Python<'_>,
-        #[pyo3(from_py_with = token_ids)] tokens: Vec<u32>,
-    ) -> PyResult<String> {
+    fn detokenize(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<String> {
+        let _inside = enter(py);
         let model = self.core.get(py)?;
-        Ok(py.detach(|| model.detokenize(&tokens)))
+        let tokens = options::tokens("tokens", tokens)?;
+        Ok(detached(py, || model.detokenize(&tokens)))
     }
 
     /// Whether the model comes with a chat template.
@@ -329,8 +351,9 @@ impl Model {
         messages: Vec<Message>,
         add_generation_prompt: bool,
     ) -> PyResult<String> {
+        let _inside = enter(py);
         let (model, messages) = (self.core.get(py)?, Message::all(messages));
-        py.detach(|| model.chat_prompt(&messages, add_generation_prompt)).or_raise(py)
+        detached(py, || model.chat_prompt(&messages, add_generation_prompt)).or_raise(py)
     }
 
     /// The tokens of :meth:`chat_prompt`, a prompt for :meth:`generate`: special tokens are parsed, and none is put in
@@ -345,30 +368,35 @@ impl Model {
         messages: Vec<Message>,
         add_generation_prompt: bool,
     ) -> PyResult<Vec<u32>> {
+        let _inside = enter(py);
         let (model, messages) = (self.core.get(py)?, Message::all(messages));
-        py.detach(|| model.chat_tokens(&messages, add_generation_prompt)).or_raise(py)
+        detached(py, || model.chat_tokens(&messages, add_generation_prompt)).or_raise(py)
     }
 
     /// The bytes that a token stands for; none for a special one.
     #[pyo3(signature = (token, /))]
-    fn token_bytes<'py>(&self, py: Python<'py>, token: u32) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, self.core.get(py)?.token_bytes(token)))
+    fn token_bytes<'py>(&self, py: Python<'py>, token: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let model = self.core.get(py)?;
+        Ok(PyBytes::new(py, model.token_bytes(Argument::new("token", token).count()?)))
     }
 
     /// The id of a token as the vocabulary spells it, special ones included; ``None`` if there is none.
     #[pyo3(signature = (token, /))]
-    fn token_id(&self, py: Python<'_>, token: &str) -> PyResult<Option<u32>> {
-        Ok(self.core.get(py)?.token_id(token))
+    fn token_id(&self, py: Python<'_>, token: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
+        let model = self.core.get(py)?;
+        Ok(model.token_id(&Argument::new("token", token).text()?))
     }
 
     /// Whether a token is a control token, which is no part of a text.
     #[pyo3(signature = (token, /))]
-    fn is_special(&self, py: Python<'_>, token: u32) -> PyResult<bool> {
-        Ok(self.core.get(py)?.is_special(token))
+    fn is_special(&self, py: Python<'_>, token: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let model = self.core.get(py)?;
+        Ok(model.is_special(Argument::new("token", token).count()?))
     }
 
     /// Counters of the engine, at this moment.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         output::stats(py, self.core.get(py)?.stats())
     }
 
@@ -385,23 +413,26 @@ impl Model {
     )]
     fn estimate<'py>(
         py: Python<'py>,
-        path: Option<PathBuf>,
+        path: Option<&Bound<'py, PyAny>>,
         options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         let (path, options) = (model_path(py, path)?, load_options("estimate", options)?);
-        let estimate = py.detach(|| core::Model::estimate(&path, &options)).or_raise(py)?;
+        let estimate = detached(py, || core::Model::estimate(&path, &options)).or_raise(py)?;
         output::estimate(py, &estimate)
     }
 
     /// Shape and settings.
     #[getter]
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         output::config(py, self.core.get(py)?.config())
     }
 
     /// The memory it takes.
     #[getter]
     fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         output::estimate(py, &self.core.get(py)?.memory())
     }
 
@@ -433,10 +464,6 @@ impl Message {
     }
 }
 
-fn token_ids(value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    tokens("tokens", value)
-}
-
 /// Several prompts at once. They wait in the engine's queue like any others; when it is full, the first are
 /// collected before the next are sent. What ends this early drops the streams, which cancels them.
 fn batch(
@@ -446,10 +473,10 @@ fn batch(
     options: &core::GenerateOptions,
 ) -> PyResult<Vec<core::Generation>> {
     let mut open = VecDeque::new();
-    let mut whole = Vec::with_capacity(prompts.len());
+    let mut whole = Vec::new();
     for prompt in prompts {
         loop {
-            match py.detach(|| model.stream(prompt.as_prompt(), options)) {
+            match detached(py, || prompt.stream(model, options)) {
                 Ok(stream) => break open.push_back(stream),
                 Err(error @ Error::QueueFull { .. }) => match open.pop_front() {
                     Some(stream) => whole.push(collect(py, stream)?),
@@ -486,8 +513,9 @@ impl Submit {
 impl Submit {
     /// Sends it.
     fn send(&self, py: Python<'_>) -> PyResult<Request> {
+        let _inside = enter(py);
         let model = self.model.get(py)?;
-        let stream = py.detach(|| model.stream(self.prompt.as_prompt(), &self.options)).or_raise(py)?;
+        let stream = detached(py, || self.prompt.stream(model, &self.options)).or_raise(py)?;
         Ok(Request::new(model.clone(), stream, self.whole))
     }
 }

@@ -45,7 +45,7 @@ from welm._output import (
     Token,
     Usage,
 )
-from welm._welm import CancelToken, Histogram, Model, Stream, __version__, quantize
+from welm._welm import CancelToken, Histogram, InternalError, Model, Stream, __version__, quantize
 
 if _TYPE_CHECKING:
     from welm._aio import AsyncStream
@@ -72,6 +72,7 @@ __all__ = [
     "ForkError",
     "Generation",
     "Histogram",
+    "InternalError",
     "InvalidFile",
     "InvalidOption",
     "IoError",

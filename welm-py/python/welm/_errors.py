@@ -10,6 +10,8 @@ from __future__ import annotations
 class Error(Exception):
     """The base of all exceptions of this package."""
 
+    __slots__ = ()  # so that it can be the base of `InternalError`, which is made in Rust
+
 
 class InvalidOption(Error, ValueError):
     """An option is outside its domain."""

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from welm._aio import AsyncStream
+from welm._errors import Error
 from welm._output import Estimate, Generation, ModelConfig, Piece, Score, Stats
 
 __all__ = [
     "CancelToken",
     "Histogram",
+    "InternalError",
     "Model",
     "Request",
     "Selector",
@@ -34,6 +36,8 @@ _Progress: TypeAlias = Callable[[int, int], object]
 def quantize(
     src: str | PathLike[str], dst: str | PathLike[str], /, *, progress: _Progress | None = None
 ) -> None: ...
+
+class InternalError(Error): ...
 
 @final
 class CancelToken:
@@ -315,6 +319,6 @@ class Request:
 @final
 class Selector:
     def __new__(cls) -> Self: ...
-    def add(self, request: Request, listener: object) -> bool: ...
-    def wait(self) -> list[tuple[Any, Any]] | None: ...
-    def clear(self) -> None: ...
+    def add(self, request: Request, listener: object) -> int | None: ...
+    def wait(self, number: int) -> list[tuple[Any, Any]] | None: ...
+    def give_up(self, number: int) -> list[Any]: ...
