@@ -248,6 +248,14 @@ pub struct LoadOptions {
     pub memory_limit: Option<u64>,
     /// Called while weights are read or quantised.
     pub progress: Option<ProgressFn>,
+    /// Whether a mapped file that is truncated while the model uses it is an [`Error::InvalidFile`] of the model's
+    /// requests, instead of a SIGBUS that ends the process. For that a handler of the process is installed, once, at the
+    /// first load that asks for it, in front of the one that is there: faults in welm's maps are its, all others go where
+    /// they went before. It costs nothing until there is a fault. Without it, [`LoadOptions::copy_weights`] makes a
+    /// loaded model independent of its file. Linux only; elsewhere this changes nothing.
+    ///
+    /// A file that is *changed* without being truncated cannot be told, nor one that ends within the same page.
+    pub guard_mapped_files: bool,
 }
 
 impl Default for LoadOptions {
@@ -268,6 +276,7 @@ impl Default for LoadOptions {
             copy_weights: false,
             memory_limit: None,
             progress: None,
+            guard_mapped_files: true,
         }
     }
 }
@@ -289,6 +298,7 @@ impl fmt::Debug for LoadOptions {
             .field("prefix_cache", &self.prefix_cache)
             .field("copy_weights", &self.copy_weights)
             .field("memory_limit", &self.memory_limit)
+            .field("guard_mapped_files", &self.guard_mapped_files)
             .finish_non_exhaustive()
     }
 }

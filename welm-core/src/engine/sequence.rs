@@ -1,6 +1,6 @@
 //! One sequence of one request, from the queue to its last token.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -21,7 +21,7 @@ pub(crate) const TOP: usize = 64;
 pub(crate) enum Event {
     /// Something a stream may show.
     Piece(Piece),
-    /// Logits of the next row, `(vocab_size)`, for [`Task::Logits`].
+    /// Logits of all rows, `(rows, vocab_size)`, for [`Task::Logits`].
     Logits(Vec<f32>),
 }
 
@@ -55,6 +55,8 @@ pub(crate) struct Request {
     pub(crate) cancel: Option<CancelToken>,
     /// Set when nobody listens any more.
     pub(crate) dropped: CancelToken,
+    /// Empty, with room for all rows, for [`Task::Logits`].
+    pub(crate) logits: Vec<f32>,
     pub(crate) events: Sender<Result<Event>>,
 }
 
@@ -108,6 +110,8 @@ pub(crate) struct Shared {
     pub(crate) open: Cell<usize>,
     /// Whether its first token was counted.
     pub(crate) started: Cell<bool>,
+    /// What [`Task::Logits`] has so far.
+    logits: RefCell<Vec<f32>>,
 }
 
 /// One sequence.
@@ -142,7 +146,7 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     /// The first sequence of a request; the others are forked from it when the prompt is computed.
-    pub(crate) fn new(request: Request, arrival: u64) -> Self {
+    pub(crate) fn new(mut request: Request, arrival: u64) -> Self {
         let from = request.scored_from();
         let wanted = match request.task {
             Task::Logits { from } => from,
@@ -158,8 +162,10 @@ impl Sequence {
         let text = TextStream::new(Arc::clone(&request.stop));
         let open = Cell::new(request.n);
         let tokens = request.prompt.clone();
+        let logits = RefCell::new(std::mem::take(&mut request.logits));
+        let (queued, started) = (Cell::new(true), Cell::new(false));
         Sequence {
-            shared: Rc::new(Shared { request, queued: Cell::new(true), open, started: Cell::new(false) }),
+            shared: Rc::new(Shared { request, queued, open, started, logits }),
             index: 0,
             arrival,
             tokens,
@@ -274,7 +280,7 @@ impl Sequence {
         self.wanted = pos + 1;
         let last = pos + 1 == self.target();
         if let Task::Logits { .. } = self.request().task {
-            self.request().send(Ok(Event::Logits(logits.to_vec())));
+            self.shared.logits.borrow_mut().extend_from_slice(logits);
         } else if let Some(&given) = self.tokens.get(pos + 1) {
             self.unsent.push(Token::with_logprobs(given, self.request().logprobs, logits));
         } else {
@@ -331,6 +337,9 @@ impl Sequence {
             completion_tokens: self.generated(),
             cached_tokens: self.cached_tokens,
         });
+        if finish.is_some() && matches!(self.request().task, Task::Logits { .. }) {
+            self.request().send(Ok(Event::Logits(self.shared.logits.take())));
+        }
         let tokens = std::mem::take(&mut self.unsent);
         self.request().send(Ok(Event::Piece(Piece { index: self.index, text, tokens, finish })));
     }

@@ -24,9 +24,9 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
 
-use super::{StoredTensor, StoredType, TensorMap, map_file};
+use super::map::FileMap;
+use super::{StoredTensor, StoredType, TensorMap};
 use crate::error::{Error, Result};
 
 /// Most levels of arrays in arrays; no known key has more than one.
@@ -104,10 +104,10 @@ impl Gguf {
     /// tensor of an unsupported type, an impossible shape or place, or one that is there twice;
     /// [`Error::Config`] for one part of a model that was split over several files.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        Self::parse(path, &map_file(path)?)
+        Self::parse(path, &FileMap::open(path)?)
     }
 
-    fn parse(path: &Path, map: &Arc<Mmap>) -> Result<Self> {
+    fn parse(path: &Path, map: &Arc<FileMap>) -> Result<Self> {
         let mut cursor = Cursor { path, bytes: map, pos: 0 };
         let magic = cursor.array::<4>("the magic number")?;
         if magic != *b"GGUF" {

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use crate::weights::gguf::Gguf;
 use crate::weights::int8::{FORMAT, FORMAT_PLAIN, Packed};
+use crate::weights::map::Files;
 use crate::weights::{StoredTensor, TensorMap, safetensors};
 
 /// Some rows of a stored tensor.
@@ -119,6 +120,11 @@ impl Source {
             _ => Naming::NeoxFolder,
         };
         Ok(Source { config, tensors, naming })
+    }
+
+    /// The files that the tensors lie in.
+    pub(crate) fn files(&self) -> Files {
+        self.tensors.files()
     }
 
     /// Whether the matrices are stored in this crate's int8 layout.

@@ -12,11 +12,11 @@ use std::marker::PhantomData;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::{StoredTensor, StoredType, TensorMap, map_file};
+use super::map::FileMap;
+use super::{StoredTensor, StoredType, TensorMap};
 use crate::error::{Error, Result};
 
 const SINGLE: &str = "model.safetensors";
@@ -38,14 +38,14 @@ const MAX_JSON_BYTES: u64 = 100_000_000;
 pub(crate) fn open(path: &Path) -> Result<TensorMap> {
     let mut model = TensorMap::default();
     if !path.is_dir() {
-        read(path, &map_file(path)?, &mut model)?;
+        read(path, &FileMap::open(path)?, &mut model)?;
         return Ok(model);
     }
     // A broken link counts as there, so that the error is about it, and not about the other file.
     let has = |name: &str| path.join(name).symlink_metadata().is_ok();
     if has(SINGLE) {
         let file = path.join(SINGLE);
-        read(&file, &map_file(&file)?, &mut model)?;
+        read(&file, &FileMap::open(&file)?, &mut model)?;
     } else if has(INDEX) {
         open_shards(path, &mut model)?;
     } else {
@@ -63,7 +63,7 @@ struct Index {
 /// Reads the index of `folder` and every shard that it names, each once.
 fn open_shards(folder: &Path, model: &mut TensorMap) -> Result<()> {
     let index_path = folder.join(INDEX);
-    let json = map_file(&index_path)?;
+    let json = FileMap::open(&index_path)?;
     if json.len() as u64 > MAX_JSON_BYTES {
         let reason = format!("expected at most {MAX_JSON_BYTES} bytes, got {}", json.len());
         return Err(Error::file(&index_path, reason));
@@ -86,7 +86,7 @@ fn open_shards(folder: &Path, model: &mut TensorMap) -> Result<()> {
         }
         let path = folder.join(shard);
         let mut held = TensorMap::default();
-        read(&path, &map_file(&path)?, &mut held)?;
+        read(&path, &FileMap::open(&path)?, &mut held)?;
         let mut names = listed.remove(shard).unwrap_or_default();
         names.sort_unstable();
         for name in names {
@@ -104,7 +104,7 @@ fn open_shards(folder: &Path, model: &mut TensorMap) -> Result<()> {
 }
 
 /// Adds the tensors and the metadata of one file to `model`.
-fn read(path: &Path, map: &Arc<Mmap>, model: &mut TensorMap) -> Result<()> {
+fn read(path: &Path, map: &Arc<FileMap>, model: &mut TensorMap) -> Result<()> {
     let Some((len, rest)) = map.split_first_chunk::<8>() else {
         return Err(Error::file(path, format!("expected 8 bytes of header length, got {}", map.len())));
     };
