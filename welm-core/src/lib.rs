@@ -39,6 +39,7 @@ mod config;
 mod engine;
 mod error;
 mod estimate;
+mod host;
 mod kv_cache;
 mod model;
 mod options;
@@ -53,6 +54,9 @@ pub use config::{Activation, ModelConfig, NormKind, Rope, RopePairing, RopeScali
 pub use engine::stats::{Histogram, Stats};
 pub use error::{Error, Result};
 pub use estimate::Estimate;
+/// For the bindings: runs foreign code; a panic of it becomes its message, and is printed nowhere.
+#[doc(hidden)]
+pub use host::panics::catch as catch_quietly;
 pub use model::{Model, Prompt, Stream};
 pub use options::{
     Activations, CacheDtype, CancelToken, Device, Dtype, GenerateOptions, LoadOptions, LoadProgress,

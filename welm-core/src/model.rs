@@ -18,7 +18,10 @@ use crate::engine::sequence::{Event, Request, Task};
 use crate::engine::stats::Stats;
 use crate::engine::{Engine, Handle};
 use crate::error::{Error, Result};
-use crate::estimate::{Estimate, available_bytes, limits};
+use crate::estimate::{Estimate, limits};
+use crate::host::bus::{self, Unblocked};
+use crate::host::fork::Local;
+use crate::host::memory::{Available, expect_room, vec_for};
 use crate::kv_cache::KvCache;
 use crate::options::{Activations, CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
 use crate::output::{Choice, FinishReason, Generation, Piece, Score, Usage};
@@ -105,10 +108,40 @@ fn no_cuda() -> Error {
     Error::Unavailable { what: "cuda device".into(), reason }
 }
 
+/// Has a mapped file that is truncated be an error, if that is wanted; while the result lives also on this thread.
+fn guard(options: &LoadOptions) -> Option<Unblocked> {
+    options.guard_mapped_files.then(|| {
+        bus::install();
+        Unblocked::here()
+    })
+}
+
+/// Opens files, tokenizer included.
+fn open_all(path: &Path, allow_unread_tensors: bool) -> Result<Opened> {
+    expect_room_to_read(path)?;
+    open(path, true, allow_unread_tensors)
+}
+
+/// Checks that what parses a model's descriptions has room: libraries, which would end the process if they got none.
+fn expect_room_to_read(path: &Path) -> Result<()> {
+    const FACTOR: u64 = 24; // tokenizers takes ten to twenty bytes for each of a tokenizer.json
+    const LONGEST: u64 = 16 << 20; // of the vocabularies in GGUF files
+    let len = |path: &Path| path.metadata().map_or(0, |m| m.len());
+    let described = match std::fs::read_dir(path) {
+        Ok(files) => {
+            let paths = files.filter_map(|file| Some(file.ok()?.path()));
+            paths.filter(|p| p.extension().is_some_and(|e| e == "json")).map(|p| len(&p)).sum()
+        }
+        Err(_) => len(path).min(LONGEST),
+    };
+    let bytes = (8u64 << 20).saturating_add(described.saturating_mul(FACTOR));
+    expect_room("the model's descriptions", usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
 impl Model {
     /// Loads a Hugging Face folder, an int8 folder of [`crate::quantize`], or a GGUF file.
     ///
-    /// Files are mapped: they must not be changed while the model lives. A folder without `tokenizer.json`
+    /// Files are mapped: they must not be changed while the model lives (see [`LoadOptions::guard_mapped_files`]). A folder without `tokenizer.json`
     /// gives a model that takes and returns tokens only.
     ///
     /// # Errors
@@ -117,7 +150,8 @@ impl Model {
     /// [`Error::InvalidOption`], [`Error::Unavailable`], [`Error::LoadCancelled`].
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
         options.validate()?;
-        let (path, opened) = (path.as_ref(), open(path.as_ref(), true, options.allow_unread_tensors)?);
+        let _guarded = guard(options);
+        let (path, opened) = (path.as_ref(), open_all(path.as_ref(), options.allow_unread_tensors)?);
         match options.device {
             Device::Cpu => Self::load_on_cpu(path, opened, options),
             #[cfg(feature = "kernels")]
@@ -153,7 +187,8 @@ impl Model {
         device: welm_kernels::Device,
     ) -> Result<Model> {
         options.validate()?;
-        let opened = open(path.as_ref(), true, options.allow_unread_tensors)?;
+        let _guarded = guard(options);
+        let opened = open_all(path.as_ref(), options.allow_unread_tensors)?;
         Self::load_on_cuda(path.as_ref(), opened, options, device)
     }
 
@@ -163,7 +198,8 @@ impl Model {
             return Err(Error::option("activations", reason));
         }
         let estimate = Estimate::of_source::<Cpu>(&opened.source, options)?;
-        estimate.check(options.memory_limit.or_else(available_bytes))?;
+        let available = Available::now();
+        estimate.check(Available { memory: options.memory_limit.or(available.memory), ..available })?;
         Self::start(path, opened, options, estimate, |config, limits| Cpu::new(config, options, limits))
     }
 
@@ -219,6 +255,8 @@ impl Model {
         })?;
         let kv = KvCache::new(&mut backend, config.n_layers, limits.n_blocks)?;
         let scratch = Scratch::new(&mut backend, &config, limits)?;
+        let mut files = source.files();
+        files.check()?;
         let description = backend.describe();
         tracing::info!(
             path = %path.display(), family = config.family, parameters = config.n_params(),
@@ -237,6 +275,7 @@ impl Model {
             tokenizer: tokenizer.clone(),
             eos: config.eos_token_ids.clone(),
             vocab_size: config.vocab_size,
+            files,
         };
         let engine = Handle::start(engine, options)?;
         Ok(Model { inner: Arc::new(Inner { engine, tokenizer, chat, config, estimate, description }) })
@@ -249,6 +288,7 @@ impl Model {
     /// As [`Model::load`], without the ones about memory.
     pub fn estimate(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Estimate> {
         options.validate()?;
+        let _guarded = guard(options);
         let source = open(path.as_ref(), false, options.allow_unread_tensors)?.source;
         match options.device {
             #[cfg(feature = "kernels")]
@@ -266,7 +306,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::InvalidOption`], [`Error::TooLong`], [`Error::EmptyPrompt`], [`Error::Tokenizer`];
-    /// [`Error::QueueFull`] if too many wait; [`Error::EngineStopped`] after an internal fault.
+    /// [`Error::QueueFull`] if too many wait; [`Error::EngineStopped`] after an internal fault;
+    /// [`Error::Forked`] in a child that was forked after the model was loaded.
     pub fn generate<'p>(
         &self,
         prompt: impl Into<Prompt<'p>>,
@@ -289,6 +330,7 @@ impl Model {
     /// As [`Model::generate`], those of the request at once and those of the engine as an item.
     pub fn stream<'p>(&self, prompt: impl Into<Prompt<'p>>, options: &GenerateOptions) -> Result<Stream> {
         options.validate()?;
+        self.inner.engine.expect_here()?;
         let prompt = prompt.into();
         let tokens = self.encode(prompt, options.parse_special)?;
         self.check_length(tokens.len(), options.max_tokens)?;
@@ -334,6 +376,7 @@ impl Model {
     /// As [`Model::generate`]; [`Error::InvalidOption`] for a continuation that is not empty and has no tokens, or for which
     /// there is no context, since the model has no token that starts a text.
     pub fn score<S: AsRef<str>>(&self, prompt: &str, continuations: &[S]) -> Result<Vec<Score>> {
+        self.inner.engine.expect_here()?;
         let tokenizer = self.tokenizer()?;
         let own = tokenizer.encode(prompt, true, false)?;
         // All tokens of a continuation, and how many of them are context; none if it has none.
@@ -387,19 +430,24 @@ impl Model {
     /// row-major. For measuring; a caller bounds the memory by the positions it asks for.
     ///
     /// # Errors
-    /// As [`Model::generate`]; [`Error::InvalidOption`] if `from` is behind the prompt.
+    /// As [`Model::generate`]; [`Error::InvalidOption`] if `from` is behind the prompt; [`Error::Allocation`] if there
+    /// is not the memory for so many.
     pub fn logits<'p>(&self, prompt: impl Into<Prompt<'p>>, from: usize) -> Result<Vec<f32>> {
+        self.inner.engine.expect_here()?;
         let tokens = self.encode(prompt.into(), false)?;
         self.check_length(tokens.len(), 0)?;
         if from >= tokens.len() {
             return Err(Error::option("from", format!("expected less than {}, got {from}", tokens.len())));
         }
-        let rows = tokens.len() - from;
-        let stream = self.submit(self.request(Task::Logits { from }, tokens))?;
-        let mut logits = Vec::with_capacity(rows * self.inner.config.vocab_size);
+        // Here, and whole: the engine only writes into it, and takes no memory that it may not get.
+        let values = (tokens.len() - from).saturating_mul(self.inner.config.vocab_size);
+        let mut request = self.request(Task::Logits { from }, tokens);
+        request.0.logits = vec_for("logits", values)?;
+        let stream = self.submit(request)?;
+        let mut logits = Vec::new();
         loop {
             match stream.receive()? {
-                Event::Logits(row) => logits.extend(row),
+                Event::Logits(all) => logits = all,
                 Event::Piece(piece) if piece.finish.is_some() => return Ok(logits),
                 Event::Piece(_) => {}
             }
@@ -549,6 +597,7 @@ impl Model {
             deadline: None,
             cancel: None,
             dropped: CancelToken::new(),
+            logits: Vec::new(),
             events,
         };
         (request, receiver)
@@ -558,6 +607,7 @@ impl Model {
         let (prompt_tokens, seed, n) = (request.prompt.len(), request.seed, request.n);
         let dropped = request.dropped.clone();
         self.inner.engine.submit(request)?;
+        let events = Local::new(events);
         Ok(Stream { model: self.clone(), events, dropped, n, open: n, seed, prompt_tokens })
     }
 }
@@ -577,7 +627,7 @@ impl fmt::Debug for Model {
 /// Dropping it cancels the request. An error is the last item.
 pub struct Stream {
     model: Model,
-    events: Receiver<Result<Event>>,
+    events: Local<Receiver<Result<Event>>>,
     dropped: CancelToken,
     n: usize,    // sequences
     open: usize, // of which have not ended
@@ -647,17 +697,17 @@ impl Stream {
         if self.open == 0 {
             return Poll::Ready(None);
         }
-        match self.events.recv_timeout(timeout) {
-            Ok(event) => Poll::Ready(self.pass(event)),
-            Err(RecvTimeoutError::Timeout) => Poll::Pending,
-            Err(RecvTimeoutError::Disconnected) => {
-                Poll::Ready(self.pass(Err(self.model.inner.engine.fault())))
-            }
-        }
+        let event = match self.events.get().map(|events| events.recv_timeout(timeout)) {
+            Ok(Ok(event)) => event,
+            Ok(Err(RecvTimeoutError::Timeout)) => return Poll::Pending,
+            Ok(Err(RecvTimeoutError::Disconnected)) => Err(self.model.inner.engine.fault()),
+            Err(forked) => Err(forked),
+        };
+        Poll::Ready(self.pass(event))
     }
 
     fn receive(&self) -> Result<Event> {
-        self.events.recv().unwrap_or_else(|_| Err(self.model.inner.engine.fault()))
+        self.events.get()?.recv().unwrap_or_else(|_| Err(self.model.inner.engine.fault()))
     }
 
     /// An event as an item; keeps count of what is open.

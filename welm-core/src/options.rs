@@ -257,6 +257,14 @@ pub struct LoadOptions {
     /// Whether a model may have tensors that nothing reads, such as heads for other tasks; the log tells them. By default
     /// they are an error, because a norm, a bias or an adapter that is left out gives another model.
     pub allow_unread_tensors: bool,
+    /// Whether a mapped file that is truncated while the model uses it is an [`Error::InvalidFile`] of the model's
+    /// requests, instead of a SIGBUS that ends the process. For that a handler of the process is installed, once, at the
+    /// first load that asks for it, in front of the one that is there: faults in welm's maps are its, all others go where
+    /// they went before. It costs nothing until there is a fault. Without it, [`LoadOptions::copy_weights`] makes a
+    /// loaded model independent of its file. Linux only; elsewhere this changes nothing.
+    ///
+    /// A file that is *changed* without being truncated cannot be told, nor one that ends within the same page.
+    pub guard_mapped_files: bool,
 }
 
 impl Default for LoadOptions {
@@ -278,6 +286,7 @@ impl Default for LoadOptions {
             memory_limit: None,
             progress: None,
             allow_unread_tensors: false,
+            guard_mapped_files: true,
         }
     }
 }
@@ -300,6 +309,7 @@ impl fmt::Debug for LoadOptions {
             .field("copy_weights", &self.copy_weights)
             .field("memory_limit", &self.memory_limit)
             .field("allow_unread_tensors", &self.allow_unread_tensors)
+            .field("guard_mapped_files", &self.guard_mapped_files)
             .finish_non_exhaustive()
     }
 }

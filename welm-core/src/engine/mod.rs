@@ -15,7 +15,6 @@ pub(crate) mod stats;
 pub(crate) mod text;
 
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -30,12 +29,18 @@ use self::sequence::{Request, Sequence, Shared};
 use self::stats::{Counters, Ticket};
 use crate::backend::{Backend, Limits, Top};
 use crate::error::{Error, Result};
+use crate::host::bus::Unblocked;
+use crate::host::fork::Local;
+use crate::host::memory::expect_room;
+use crate::host::panics;
+use crate::host::threads::{STACK, refused};
 use crate::kv_cache::KvCache;
 use crate::options::LoadOptions;
 use crate::output::{FinishReason, Token};
 use crate::sampler::{Sampler, not_finite, uniform};
 use crate::tokenizer::Tokenizer;
 use crate::transformer::{Scratch, Weights, forward, logits, origin};
+use crate::weights::map::Files;
 
 /// A message to the engine thread.
 enum Command {
@@ -47,11 +52,16 @@ enum Command {
 
 /// What the handles hold of the engine.
 pub(crate) struct Handle {
-    commands: Sender<Command>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    link: Local<Link>,
     pub(crate) counters: Arc<Counters>,
-    fault: Arc<Mutex<Option<Error>>>,
     queue_limit: usize,
+}
+
+/// The way to the engine's thread, which a forked child does not have.
+struct Link {
+    commands: Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+    fault: Arc<Mutex<Option<Error>>>,
 }
 
 /// Everything the engine thread owns.
@@ -64,6 +74,8 @@ pub(crate) struct Engine<B: Backend> {
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
     pub(crate) eos: Vec<u32>,
     pub(crate) vocab_size: usize,
+    /// What weights are read from.
+    pub(crate) files: Files,
 }
 
 impl Handle {
@@ -77,20 +89,22 @@ impl Handle {
         let (chunk_tokens, max_running) = (options.chunk_tokens, options.max_running);
         let fault = Arc::new(Mutex::new(None));
         let (thread_counters, thread_fault) = (Arc::clone(&counters), Arc::clone(&fault));
+        // What the thread takes by itself, in vectors that end the process if they get no memory.
+        let Limits { max_rows, .. } = engine.limits;
+        expect_room(
+            "the engine's queues",
+            (8 << 20) + 128 * n_blocks + 64 * max_rows + 16 * engine.vocab_size,
+        )?;
         let run = move || {
+            let _unblocked = Unblocked::here();
             let mut blocks = BlockManager::new(n_blocks, prefix_cache);
             blocks.share_generated = B::ONE_ARITHMETIC;
             let scheduler = Scheduler::new(blocks, chunk_tokens, max_running);
             let mut step = Step::new(engine, scheduler, thread_counters);
-            let ended = catch_unwind(AssertUnwindSafe(|| step.run(&inbox)));
-            let error = match ended {
+            let error = match panics::catch(|| step.run(&inbox)) {
                 Ok(Ok(())) => Error::EngineStopped("the model was dropped".into()),
                 Ok(Err(error)) => error,
-                Err(panic) => {
-                    let text = panic.downcast_ref::<String>().map(String::as_str);
-                    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-                    Error::EngineStopped(text.unwrap_or("unknown fault").into())
-                }
+                Err(panic) => Error::EngineStopped(panic),
             };
             tracing::debug!(%error, "engine ends");
             *thread_fault.lock().unwrap_or_else(|e| e.into_inner()) = Some(error.clone());
@@ -105,13 +119,24 @@ impl Handle {
         };
         let thread = std::thread::Builder::new()
             .name("welm-engine".into())
+            .stack_size(STACK)
             .spawn(run)
-            .map_err(|e| Error::Unavailable { what: "engine thread".into(), reason: e.to_string() })?;
-        Ok(Handle { commands, thread: Mutex::new(Some(thread)), counters, fault, queue_limit })
+            .map_err(|e| refused("the engine's thread", STACK, &e))?;
+        let link = Local::new(Link { commands, thread: Some(thread), fault });
+        Ok(Handle { link, counters, queue_limit })
+    }
+
+    /// Whether the engine can be asked from this process.
+    ///
+    /// # Errors
+    /// [`Error::Forked`].
+    pub(crate) fn expect_here(&self) -> Result<()> {
+        self.link.get().map(drop)
     }
 
     /// Queues a request, or refuses it.
     pub(crate) fn submit(&self, request: Request) -> Result<()> {
+        let link = self.link.get()?;
         let (n, limit) = (request.n, self.queue_limit);
         if n > limit {
             let reason = format!("expected at most {limit}, which is all that the queue takes, got {n}");
@@ -119,26 +144,31 @@ impl Handle {
         }
         let ticket =
             Ticket::take(&self.counters, n, limit).map_err(|waiting| Error::QueueFull { waiting, limit })?;
-        self.commands.send(Command::Submit(Box::new(request), ticket)).map_err(|_| self.fault())
+        link.commands.send(Command::Submit(Box::new(request), ticket)).map_err(|_| self.fault())
     }
 
     /// Lets the engine look at its flags now.
     pub(crate) fn wake(&self) {
-        let _ = self.commands.send(Command::Wake);
+        if let Ok(link) = self.link.get() {
+            let _ = link.commands.send(Command::Wake);
+        }
     }
 
     /// Why the engine ended.
     pub(crate) fn fault(&self) -> Error {
-        let fault = self.fault.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let link = match self.link.get() {
+            Ok(link) => link,
+            Err(forked) => return forked,
+        };
+        let fault = link.fault.lock().unwrap_or_else(|e| e.into_inner()).clone();
         fault.unwrap_or_else(|| Error::EngineStopped("its thread is gone".into()))
     }
 }
 
-impl Drop for Handle {
+impl Drop for Link {
     fn drop(&mut self) {
         let _ = self.commands.send(Command::Stop);
-        let thread = self.thread.get_mut().unwrap_or_else(|e| e.into_inner()).take();
-        if let Some(thread) = thread {
+        if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
@@ -338,6 +368,8 @@ impl<B: Backend> Step<B> {
                 chooser.choose(seq, row, &self.raw);
             }
         }
+        // Before anything is sent that came of it.
+        self.engine.files.check()?;
         for sibling in self.forked.drain(..) {
             self.scheduler.resume(sibling);
         }

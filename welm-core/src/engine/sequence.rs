@@ -1,6 +1,6 @@
 //! One sequence of one request, from the queue to its last token.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -22,7 +22,7 @@ pub(crate) const TOP: usize = 64;
 pub(crate) enum Event {
     /// Something a stream may show.
     Piece(Piece),
-    /// Logits of the next row, `(vocab_size)`, for [`Task::Logits`].
+    /// Logits of all rows, `(rows, vocab_size)`, for [`Task::Logits`].
     Logits(Vec<f32>),
 }
 
@@ -59,6 +59,8 @@ pub(crate) struct Request {
     pub(crate) cancel: Option<CancelToken>,
     /// Set when nobody listens any more.
     pub(crate) dropped: CancelToken,
+    /// Empty, with room for all rows, for [`Task::Logits`].
+    pub(crate) logits: Vec<f32>,
     pub(crate) events: Sender<Result<Event>>,
 }
 
@@ -123,6 +125,8 @@ pub(crate) struct Shared {
     pub(crate) ticket: Ticket,
     /// Sequences that are not finished, those counted that are still to be forked.
     pub(crate) open: Cell<usize>,
+    /// What [`Task::Logits`] has so far.
+    logits: RefCell<Vec<f32>>,
 }
 
 impl Drop for Shared {
@@ -174,7 +178,7 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     /// The first sequence of a request; the others are forked from it when the prompt is computed.
-    pub(crate) fn new(request: Request, ticket: Ticket, arrival: u64) -> Self {
+    pub(crate) fn new(mut request: Request, ticket: Ticket, arrival: u64) -> Self {
         let from = request.scored_from();
         let wanted = match request.task {
             Task::Logits { from } => from,
@@ -190,8 +194,9 @@ impl Sequence {
         let text = TextStream::new(Arc::clone(&request.stop));
         let (open, unforked) = (Cell::new(request.n), request.n - 1);
         let (tokens, parent) = (request.prompt.clone(), request.root());
+        let logits = RefCell::new(std::mem::take(&mut request.logits));
         Sequence {
-            shared: Rc::new(Shared { request, ticket, open }),
+            shared: Rc::new(Shared { request, ticket, open, logits }),
             index: 0,
             unforked,
             arrival,
@@ -311,7 +316,7 @@ impl Sequence {
         self.wanted = pos + 1;
         let last = pos + 1 == self.target();
         if let Task::Logits { .. } = self.request().task {
-            self.request().send(Ok(Event::Logits(logits.to_vec())));
+            self.shared.logits.borrow_mut().extend_from_slice(logits);
         } else if let Some(&given) = self.tokens.get(pos + 1) {
             self.unsent.push(Token::with_logprobs(given, self.request().logprobs, logits));
         } else {
@@ -373,6 +378,9 @@ impl Sequence {
             cached_tokens: self.cached_tokens,
             end_token: self.end_token,
         });
+        if finish.is_some() && matches!(self.request().task, Task::Logits { .. }) {
+            self.request().send(Ok(Event::Logits(self.shared.logits.take())));
+        }
         let tokens = std::mem::take(&mut self.unsent);
         self.request().send(Ok(Event::Piece(Piece { index: self.index, text, tokens, finish })));
     }

@@ -1,8 +1,8 @@
 //! What a service wants to know of its engine: counters and two histograms.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Times in buckets whose upper bounds double: 0.1 ms, 0.2 ms, ... , 209 s, more.
@@ -41,12 +41,27 @@ impl Histogram {
         }
         0.0
     }
+}
 
-    fn add(&mut self, time: Duration) {
-        let s = time.as_secs_f64();
-        let bucket = (0..Self::BUCKETS - 1).find(|&b| s <= Self::bound_s(b)).unwrap_or(Self::BUCKETS - 1);
-        self.counts[bucket] += 1;
-        self.sum_s += s;
+/// A [`Histogram`] that one thread adds to and others read. Without a lock: the engine's thread may be inside when the
+/// process forks, and a child that reads would wait for ever.
+#[derive(Debug, Default)]
+struct Times {
+    counts: [AtomicU64; Histogram::BUCKETS],
+    sum_ns: AtomicU64,
+}
+
+impl Times {
+    fn add(&self, time: Duration) {
+        let (s, last) = (time.as_secs_f64(), Histogram::BUCKETS - 1);
+        let bucket = (0..last).find(|&b| s <= Histogram::bound_s(b)).unwrap_or(last);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn snapshot(&self) -> Histogram {
+        let counts = std::array::from_fn(|b| self.counts[b].load(Ordering::Relaxed));
+        Histogram { counts, sum_s: self.sum_ns.load(Ordering::Relaxed) as f64 * 1e-9 }
     }
 }
 
@@ -101,25 +116,25 @@ pub(crate) struct Counters {
     pub(crate) blocks_total: AtomicUsize,
     pub(crate) blocks_used: AtomicUsize,
     pub(crate) blocks_cached: AtomicUsize,
-    times: Mutex<(Histogram, Histogram)>,
+    first_token: Times,
+    next_token: Times,
 }
 
 impl Counters {
     /// A time to first token.
     pub(crate) fn first_token(&self, time: Duration) {
-        self.times.lock().unwrap_or_else(|e| e.into_inner()).0.add(time);
+        self.first_token.add(time);
     }
 
     /// A time between tokens.
     pub(crate) fn next_token(&self, time: Duration) {
-        self.times.lock().unwrap_or_else(|e| e.into_inner()).1.add(time);
+        self.next_token.add(time);
     }
 
     /// The numbers now.
     pub(crate) fn snapshot(&self) -> Stats {
         let get = |x: &AtomicU64| x.load(Ordering::Relaxed);
         let size = |x: &AtomicUsize| x.load(Ordering::Relaxed);
-        let (first, next) = self.times.lock().unwrap_or_else(|e| e.into_inner()).clone();
         let finished = self.finished.load(Ordering::Acquire); // before `requests`, so that open is not negative
         let requests = get(&self.requests);
         Stats {
@@ -136,8 +151,8 @@ impl Counters {
             blocks_total: size(&self.blocks_total),
             blocks_used: size(&self.blocks_used),
             blocks_cached: size(&self.blocks_cached),
-            time_to_first_token: first,
-            time_between_tokens: next,
+            time_to_first_token: self.first_token.snapshot(),
+            time_between_tokens: self.next_token.snapshot(),
         }
     }
 }
@@ -221,11 +236,13 @@ mod tests {
 
     #[test]
     fn times_fall_into_doubling_buckets() {
-        let mut h = Histogram::default();
-        assert_eq!(h.quantile_s(0.5), 0.0);
+        let times = Times::default();
+        assert_eq!(times.snapshot(), Histogram::default());
+        assert_eq!(times.snapshot().quantile_s(0.5), 0.0);
         for ms in [0.05, 0.15, 0.15, 1e9] {
-            h.add(Duration::from_secs_f64(ms / 1e3));
+            times.add(Duration::from_secs_f64(ms / 1e3));
         }
+        let h = times.snapshot();
         assert_eq!((h.count(), h.counts[0], h.counts[1], h.counts[22]), (4, 1, 2, 1));
         assert_eq!((h.quantile_s(0.5), h.quantile_s(1.0)), (2e-4, f64::INFINITY));
     }

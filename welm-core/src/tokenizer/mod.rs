@@ -24,9 +24,7 @@ mod bytes;
 mod chat;
 mod gguf;
 
-use std::any::Any;
 use std::fmt::Display;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -35,6 +33,7 @@ use tokenizers::{
 };
 
 use crate::error::{Error, Result};
+use crate::host::panics;
 use crate::side_file::TOKENIZER;
 use bytes::TokenBytes;
 pub(crate) use chat::ChatTemplate;
@@ -217,17 +216,12 @@ fn template_prefix(tokenizer: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<
 
 /// Runs a piece of the library: its errors and its panics (some on damaged files) become our errors.
 fn guarded<T>(what: impl Display, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    let reason = match catch_unwind(AssertUnwindSafe(work)) {
+    let reason = match panics::catch(work) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic_message(panic.as_ref()),
+        Err(panic) => panic,
     };
     Err(Error::Tokenizer(format!("{what}: {reason}")))
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("internal fault").to_string()
 }
 
 /// The reason alone, so that a file's name can be put before it.

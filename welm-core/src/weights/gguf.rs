@@ -26,9 +26,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
-use super::{MAX_TENSORS, ShapeText, StoredTensor, StoredType, TensorMap, map_file};
+use super::map::FileMap;
+use super::{MAX_TENSORS, ShapeText, StoredTensor, StoredType, TensorMap};
 use crate::error::{Error, Result};
 
 /// Most levels of arrays in arrays; no known key has more than one.
@@ -96,7 +95,7 @@ impl fmt::Display for Value {
 /// An opened GGUF file.
 #[derive(Debug)]
 pub(crate) struct Gguf {
-    map: Arc<Mmap>,
+    map: Arc<FileMap>,
     /// Metadata by key, such as `llama.block_count`.
     metadata: HashMap<String, Value>,
     /// Keys that were asked for.
@@ -114,10 +113,10 @@ impl Gguf {
     /// tensor of an impossible shape or place, or one that is there twice; one of an unsupported type, or without
     /// elements, is an error of who asks for it; [`Error::Config`] for one part of a model that was split over several files.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        Self::parse(path, &map_file(path)?)
+        Self::parse(path, &FileMap::open(path)?)
     }
 
-    fn parse(path: &Path, map: &Arc<Mmap>) -> Result<Self> {
+    fn parse(path: &Path, map: &Arc<FileMap>) -> Result<Self> {
         let mut cursor = Cursor { path, bytes: map, pos: 0 };
         let magic = cursor.array::<4>("the magic number")?;
         if magic != *b"GGUF" {

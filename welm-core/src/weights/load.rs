@@ -21,6 +21,7 @@ use crate::side_file::{self, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG};
 use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use crate::weights::gguf::Gguf;
 use crate::weights::int8::{FORMAT, FORMAT_PLAIN, Packed};
+use crate::weights::map::Files;
 use crate::weights::{StoredTensor, TensorMap, safetensors};
 
 /// Some rows of a stored tensor.
@@ -216,6 +217,11 @@ impl Source {
             Naming::Int8(_) => format!("{part}.weight"),
             _ => self.stored_parts(0, part).iter().map(|(stem, _)| format!("{stem}.weight")).collect(),
         }
+    }
+
+    /// The files that the tensors lie in.
+    pub(crate) fn files(&self) -> Files {
+        self.tensors.files()
     }
 
     /// Whether the matrices are stored in this crate's int8 layout.

@@ -7,8 +7,9 @@
 //!
 //! Files are mapped, not read: weights that are used as they are stored ([`Slab`]) cost no memory of their
 //! own, start-up does not copy them, and processes that run the same model share its pages. The price is
-//! that **a model file must not be modified or truncated while a model uses it**: the operating system
-//! would show the change, or raise SIGBUS. Replacing a file by renaming a new one over it is safe.
+//! that **a model file must not be modified while a model uses it**: the operating system would show the
+//! change. If it is truncated, the model's requests end with an error ([`map`], and
+//! [`crate::LoadOptions::guard_mapped_files`]). Replacing a file by renaming a new one over it is safe.
 //!
 //! Long for one file, because tensor, map and slab share the checks and their tests.
 
@@ -16,45 +17,27 @@ pub(crate) mod gguf;
 pub(crate) mod int4;
 pub(crate) mod int8;
 pub(crate) mod load;
+pub(crate) mod map;
 pub(crate) mod safetensors;
 mod unread;
 
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
 use std::ops::{Deref, Range};
-use std::path::Path;
 use std::sync::Arc;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use memmap2::Mmap;
 
 use crate::backend::cpu::memory::Memory;
 use crate::error::{Error, Result};
+use crate::weights::map::{FileMap, Files};
 
 /// Most dimensions a tensor may have; models have 1 or 2, GGUF allows 4.
 const MAX_RANK: usize = 8;
 /// Most tensors of a model; each takes memory of its own, however few bytes a file describes it with.
 const MAX_TENSORS: usize = 1 << 17;
-
-/// Maps `path` read-only. Anything but a non-empty regular file is an error.
-pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>> {
-    // Before opening: opening a named pipe would wait for a writer.
-    let info = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !info.is_file() {
-        return Err(Error::io(path, "expected a regular file"));
-    }
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    // SAFETY: the mapping is private to reads, and the file is not modified while it is mapped; nothing can
-    // enforce the latter, so it is a documented requirement on whoever loads a model (see the module docs).
-    let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-    if map.is_empty() {
-        return Err(Error::file(path, "the file is empty"));
-    }
-    Ok(Arc::new(map))
-}
 
 /// How the elements of a tensor are stored. The last three are ggml's blocks of 32 elements of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -178,7 +161,7 @@ pub(crate) struct StoredTensor {
     pub(crate) dtype: StoredType,
     /// Outermost dimension first, row-major: `(rows, cols)` for a matrix.
     pub(crate) shape: Vec<usize>,
-    map: Arc<Mmap>,
+    map: Arc<FileMap>,
     range: Range<usize>, // bytes of `map`
 }
 
@@ -189,7 +172,7 @@ impl StoredTensor {
     ///
     /// [`Error::Tensor`] if the shape is impossible or the bytes are not all in the file.
     pub(crate) fn new(
-        map: &Arc<Mmap>,
+        map: &Arc<FileMap>,
         name: &str,
         dtype: StoredType,
         shape: &[usize],
@@ -430,6 +413,13 @@ impl TensorMap {
         Err(Error::tensor(first, reason))
     }
 
+    /// The files that they lie in.
+    pub(crate) fn files(&self) -> Files {
+        Files::of(
+            self.tensors.values().filter_map(|entry| entry.stored.as_ref().ok()).map(|tensor| &tensor.map),
+        )
+    }
+
     /// Names of all tensors that can be read, in no order.
     #[cfg(test)]
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
@@ -523,7 +513,7 @@ enum Storage<T: Plain> {
     Owned(Arc<Memory<T>>),
     /// `cast` succeeded on these bytes when the slab was made, so it always does.
     Mapped {
-        map: Arc<Mmap>,
+        map: Arc<FileMap>,
         range: Range<usize>, // bytes of `map`
     },
 }
@@ -607,15 +597,15 @@ mod tests {
     use super::*;
 
     /// Bytes in a page-aligned read-only mapping, as if they were a file.
-    pub(crate) fn mapped(bytes: &[u8]) -> Arc<Mmap> {
+    pub(crate) fn mapped(bytes: &[u8]) -> Arc<FileMap> {
         let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
         map.copy_from_slice(bytes);
-        Arc::new(map.make_read_only().unwrap())
+        Arc::new(map.make_read_only().unwrap().into())
     }
 
     /// Calls `open` with the file cut at every length and with every single bit flipped. It may fail with
     /// an error or succeed, but not panic; a model that opens must also be readable.
-    pub(crate) fn damage(file: &[u8], open: impl Fn(Arc<Mmap>) -> Result<TensorMap>) {
+    pub(crate) fn damage(file: &[u8], open: impl Fn(Arc<FileMap>) -> Result<TensorMap>) {
         let check = |bytes: &[u8], what: String| {
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let model = open(mapped(bytes))?;
@@ -762,7 +752,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
         std::fs::write(&path, [1, 2, 3, 4]).unwrap();
-        let map = map_file(&path).unwrap();
+        let map = FileMap::open(&path).unwrap();
         let tensor = StoredTensor::new(&map, "t", StoredType::U8, &[4], 0).unwrap();
         let slab = Slab::<u8>::from_tensor(&tensor).unwrap().clone();
         drop(tensor);
@@ -776,9 +766,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let empty = folder.path().join("empty");
         std::fs::write(&empty, []).unwrap();
-        assert!(matches!(map_file(&empty), Err(Error::InvalidFile { path, .. }) if path == empty));
-        assert!(matches!(map_file(folder.path()), Err(Error::Io { .. })));
-        assert!(matches!(map_file(&folder.path().join("absent")), Err(Error::Io { .. })));
+        assert!(matches!(FileMap::open(&empty), Err(Error::InvalidFile { path, .. }) if path == empty));
+        assert!(matches!(FileMap::open(folder.path()), Err(Error::Io { .. })));
+        assert!(matches!(FileMap::open(&folder.path().join("absent")), Err(Error::Io { .. })));
     }
 
     #[test]

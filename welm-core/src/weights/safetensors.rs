@@ -12,11 +12,11 @@ use std::marker::PhantomData;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::{MAX_TENSORS, ShapeText, StoredTensor, StoredType, TensorMap, map_file};
+use super::map::FileMap;
+use super::{MAX_TENSORS, ShapeText, StoredTensor, StoredType, TensorMap};
 use crate::error::{Error, Result};
 use crate::side_file::{self, INDEX};
 
@@ -37,14 +37,14 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 pub(crate) fn open(path: &Path) -> Result<TensorMap> {
     let mut model = TensorMap::default();
     if !path.is_dir() {
-        read(path, &map_file(path)?, &mut model)?;
+        read(path, &FileMap::open(path)?, &mut model)?;
         return Ok(model);
     }
     // A broken link counts as there, so that the error is about it, and not about the other file.
     let has = |name: &str| path.join(name).symlink_metadata().is_ok();
     if has(SINGLE) {
         let file = path.join(SINGLE);
-        read(&file, &map_file(&file)?, &mut model)?;
+        read(&file, &FileMap::open(&file)?, &mut model)?;
     } else if let Some(index) = INDEX.read(path)? {
         open_shards(path, &index, &mut model)?;
     } else {
@@ -80,7 +80,7 @@ fn open_shards(folder: &Path, index: &[u8], model: &mut TensorMap) -> Result<()>
         }
         let path = folder.join(shard);
         let mut held = TensorMap::default();
-        read(&path, &map_file(&path)?, &mut held)?;
+        read(&path, &FileMap::open(&path)?, &mut held)?;
         let mut names = listed.remove(shard).unwrap_or_default();
         names.sort_unstable();
         for name in names {
@@ -98,7 +98,7 @@ fn open_shards(folder: &Path, index: &[u8], model: &mut TensorMap) -> Result<()>
 }
 
 /// Adds the tensors and the metadata of one file to `model`.
-fn read(path: &Path, map: &Arc<Mmap>, model: &mut TensorMap) -> Result<()> {
+fn read(path: &Path, map: &Arc<FileMap>, model: &mut TensorMap) -> Result<()> {
     if let Some(reason) = side_file::not_fetched(map) {
         return Err(Error::file(path, reason));
     }

@@ -220,7 +220,7 @@ impl Cuda {
             angles: Angles::new(config.rope.inv_freq(), rows),
             config: config.clone(),
             dtype: options.dtype,
-            threads: options.threads.unwrap_or_else(super::cpu::pool::available_threads),
+            threads: options.threads.unwrap_or_else(crate::host::threads::available),
             max_context: limits.max_context,
             top: top_k(config)
                 .map(|k| TopK::new(&device, limits.max_logit_rows, config.vocab_size, k))

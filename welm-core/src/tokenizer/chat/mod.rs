@@ -19,8 +19,9 @@ use std::thread;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Value, context};
 
-use super::panic_message;
 use crate::error::{Error, Result};
+use crate::host::panics;
+use crate::host::threads::refused;
 use crate::side_file::{CHAT_TEMPLATE, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
 
 /// Most bytes of a template; the longest of published models have about 30 KB.
@@ -127,11 +128,12 @@ impl ChatTemplate {
         if source.len() > MAX_TEMPLATE {
             return Err(fault(format!("expected at most {MAX_TEMPLATE} bytes, got {}", source.len())));
         }
-        let work = || self.render_here(source, messages, add_generation_prompt);
+        let work = || panics::catch(|| self.render_here(source, messages, add_generation_prompt));
         thread::scope(|scope| {
             let thread = thread::Builder::new().name("welm-chat".into()).stack_size(STACK);
-            let thread = thread.spawn_scoped(scope, work).map_err(|e| fault(format!("no thread: {e}")))?;
-            thread.join().unwrap_or_else(|panic| Err(fault(panic_message(panic.as_ref()))))
+            let thread = thread.spawn_scoped(scope, work);
+            let thread = thread.map_err(|e| refused("the chat template's thread", STACK, &e))?;
+            thread.join().unwrap_or(Err("its thread ended".into())).unwrap_or_else(|panic| Err(fault(panic)))
         })
     }
 
