@@ -517,13 +517,13 @@ const GGML_TYPES: [&str; 40] = [
 ];
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::super::tests::{damage, mapped};
     use super::*;
 
     /// Writes small files, right or wrong.
     #[derive(Default)]
-    struct Writer {
+    pub(crate) struct Writer {
         n_keys: u64,
         keys: Vec<u8>,
         n_tensors: u64,
@@ -531,17 +531,17 @@ mod tests {
         data: Vec<u8>,
     }
 
-    fn string(s: &str) -> Vec<u8> {
+    pub(crate) fn string(s: &str) -> Vec<u8> {
         [&(s.len() as u64).to_le_bytes(), s.as_bytes()].concat()
     }
 
     /// The bytes of an array value of `n` elements.
-    fn array(type_id: u32, n: u64, elements: &[u8]) -> Vec<u8> {
+    pub(crate) fn array(type_id: u32, n: u64, elements: &[u8]) -> Vec<u8> {
         [&type_id.to_le_bytes(), &n.to_le_bytes()[..], elements].concat()
     }
 
     impl Writer {
-        fn key(mut self, key: &str, type_id: u32, value: &[u8]) -> Self {
+        pub(crate) fn key(mut self, key: &str, type_id: u32, value: &[u8]) -> Self {
             self.n_keys += 1;
             self.keys.extend([&string(key), &type_id.to_le_bytes()[..], value].concat());
             self
@@ -556,14 +556,14 @@ mod tests {
             self
         }
 
-        fn tensor(mut self, name: &str, dims: &[u64], type_id: u32, bytes: &[u8]) -> Self {
+        pub(crate) fn tensor(mut self, name: &str, dims: &[u64], type_id: u32, bytes: &[u8]) -> Self {
             self.data.resize(self.data.len().next_multiple_of(32), 0);
             let offset = self.data.len() as u64;
             self.data.extend(bytes);
             self.info(name, dims, type_id, offset)
         }
 
-        fn finish(&self) -> Vec<u8> {
+        pub(crate) fn finish(&self) -> Vec<u8> {
             let mut file = [&b"GGUF"[..], &3u32.to_le_bytes(), &self.n_tensors.to_le_bytes()].concat();
             file.extend([&self.n_keys.to_le_bytes(), &self.keys[..], &self.table].concat());
             file.resize(file.len().next_multiple_of(32), 0);
@@ -571,7 +571,7 @@ mod tests {
             file
         }
 
-        fn open(&self) -> Result<Gguf> {
+        pub(crate) fn open(&self) -> Result<Gguf> {
             parse(&self.finish())
         }
 

@@ -546,3 +546,6 @@ fn split(name: &str) -> (usize, &str) {
     let part = parts.next().unwrap_or(name);
     (parts.next().and_then(|l| l.parse().ok()).unwrap_or(0), part)
 }
+
+#[cfg(test)]
+mod tests;

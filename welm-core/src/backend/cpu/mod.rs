@@ -195,11 +195,16 @@ impl Cpu {
             let mut row = vec![0.0; cols];
             for (to, (segment, r)) in values.chunks_mut(cols).zip(rows) {
                 segment.tensor.row_f32(*r, &mut row);
+                if !row.iter().all(|x| x.is_finite()) {
+                    return false;
+                }
                 to.iter_mut().zip(&row).for_each(|(to, &x)| *to = convert(x));
             }
             true
         });
-        assert!(converted, "a thread that converts weights panicked");
+        if !converted {
+            return Err(Error::tensor(&source[0].tensor.name, "a weight is not a finite number"));
+        }
         Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows.len() }])
     }
 
