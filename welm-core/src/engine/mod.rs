@@ -545,20 +545,12 @@ impl Chooser<'_> {
         self.counters.completion_tokens.fetch_add(1, Ordering::Relaxed);
         seq.last_token_at = Some(now);
         let bytes = self.tokenizer.map_or(&[][..], |t| t.token_bytes(id));
-        let spelling = |watched: bool| {
-            let spelling = self.tokenizer.filter(|_| watched).and_then(|t| t.special_spelling(id));
-            spelling.unwrap_or_default()
-        };
-        let watched = !seq.request().stop.is_empty();
+        let spelling = self.tokenizer.map(|t| t.spelling(id)).unwrap_or_default();
         match seq.request().end_by(id, self.eos) {
-            Some(reason) => {
-                let spelling =
-                    if bytes.is_empty() { spelling(watched) } else { String::from_utf8_lossy(bytes).into() };
-                seq.end_with(id, &spelling, reason);
-            }
+            Some(reason) => seq.end_with(id, &spelling, reason),
             None => {
                 let token = Token::with_logprobs(id, seq.request().logprobs, raw);
-                seq.push(token, bytes, &spelling(watched));
+                seq.push(token, bytes, &spelling);
             }
         }
     }
