@@ -314,7 +314,7 @@ fn stop_tokens_salts_and_siblings_do_not_notice_preemption() {
             max_tokens: 60,
             temperature: [0.0, 0.9, 1.5][i % 3],
             top_k: [50, 0][i % 2],
-            stop_token_ids: (0..i as u32 % 5).map(|k| 350 + 17 * k).collect(),
+            stop_token_ids: [1183, 1140, 1310, 7037][..i % 5].to_vec(), // frequent ones
             stop: if i % 3 == 1 { vec!["。\n".into(), "<pad>".into()] } else { Vec::new() },
             cache_salt: [None, Some("a"), Some("b")][i % 3].map(String::from),
             logprobs: [None, Some(1)][(i / 2) % 2],
@@ -390,7 +390,7 @@ fn where_bias_rules_all_tokens_out_that_is_an_error() {
         let twice = [ruled_out(1), ruled_out(vocab - 1)].concat();
         let one = GenerateOptions { logit_bias: twice, ..options };
         let got = model.generate("床", &one).unwrap();
-        assert!(got.choices.iter().all(|c| ids(c) == [0; 3][..c.tokens.len()] && !c.tokens.is_empty()));
+        assert!(got.choices.iter().all(|c| !c.tokens.is_empty() && c.tokens.iter().all(|t| t.id == 0)));
     }
     // The end token alone is left.
     let mut bias = ruled_out(0);
@@ -478,7 +478,8 @@ fn logits_that_are_no_numbers_end_their_request_alone() {
         // A layer, and the output projection, which hit everything.
         for (tensor, at, began) in [
             ("model.layers.0.mlp.down_proj.weight", 7, "in layer 0, at position 0"),
-            ("model.layers.1.self_attn.o_proj.weight", 40, "in layer 1, at position 0"),
+            // Of the last layer, only rows whose logits are wanted are computed to the end.
+            ("model.layers.1.self_attn.o_proj.weight", 40, "in layer 1, at position 20"),
             ("lm_head.weight", 32 * 9, "behind the last layer"),
         ] {
             let folder = tempfile::tempdir().unwrap();

@@ -156,7 +156,7 @@ static void ends(const context *c) {
     generation = generate(c->model, "床前明月光，", &options);
     CHECK(welm_generation_choice(generation, 0)->finish_reason == WELM_FINISH_END_OF_TEXT);
     CHECK(welm_generation_choice(generation, 0)->has_end_token && welm_generation_choice(generation, 0)->end_token == 1);
-    const uint32_t third = welm_generation_choice(generation, 0)->tokens[2].id;
+    const uint32_t fourth = welm_generation_choice(generation, 0)->tokens[3].id;
     welm_generation_free(generation);
     options.ignore_eos = true;
     options.max_tokens = 60;
@@ -167,14 +167,14 @@ static void ends(const context *c) {
     welm_generation_free(generation);
 
     /* Tokens of one's own end it as end tokens do; a special token may be spelled in a stop string. */
-    const uint32_t stop_tokens[] = {9, third};
+    const uint32_t stop_tokens[] = {9, fourth};
     options.stop_token_ids = stop_tokens;
     options.n_stop_token_ids = 2;
     generation = generate(c->model, "床前明月光，", &options);
     CHECK(welm_generation_choice(generation, 0)->finish_reason == WELM_FINISH_STOP);
-    CHECK(welm_generation_choice(generation, 0)->n_tokens == 2);
+    CHECK(welm_generation_choice(generation, 0)->n_tokens == 3);
     CHECK(welm_generation_choice(generation, 0)->has_end_token);
-    CHECK(welm_generation_choice(generation, 0)->end_token == third);
+    CHECK(welm_generation_choice(generation, 0)->end_token == fourth);
     welm_generation_free(generation);
     options.n_stop_token_ids = 0;
     const char *spelled[] = {"<|endoftext|>"};

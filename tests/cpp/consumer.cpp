@@ -166,9 +166,9 @@ void options_are_passed_on(const welm::Model& model) {
         CHECK(piece->end_token == likeliest && piece->finish_reason == WELM_FINISH_STOP);
     options = greedy(2);
     const std::string shared = "红豆生南国，春来发几枝。愿君多采撷，此物最相思。红豆生南国，春来发几枝。";
-    for (const std::size_t round : {0, 1}) {
+    for (const bool found : {false, true}) {
         options.cache_salt = "of a tenant";
-        CHECK((model.generate(shared, options).usage().cached_tokens > 0) == (round == 1));
+        CHECK((model.generate(shared, options).usage().cached_tokens > 0) == found);
     }
 
     options = greedy(500);

@@ -241,9 +241,9 @@ def test_ends_by_tokens(model: welm.Model) -> None:
 
 def test_salts_keep_apart_what_was_computed() -> None:
     model = welm.Model()
-    prompt, options = list(range(300, 364)), {"max_tokens": 2, "temperature": 0}
+    prompt = list(range(300, 364))
     cached = [
-        model.generate(prompt, cache_salt=salt, **options).usage.cached_tokens  # type: ignore[call-overload]
+        model.generate(prompt, max_tokens=2, temperature=0, cache_salt=salt).usage.cached_tokens
         for salt in ("a", "b", None, "a", "b", None)
     ]
     assert cached == [0, 0, 0, 48, 48, 48]

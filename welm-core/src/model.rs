@@ -370,7 +370,8 @@ impl Model {
     /// token, or else the first end token.
     ///
     /// An empty continuation has no tokens, and the logarithm 0 of a certainty. The prompt is computed once if the prefix
-    /// cache is on, and memory is bounded however many continuations there are.
+    /// cache is on, as for a request without a [`GenerateOptions::cache_salt`], and memory is bounded however many
+    /// continuations there are.
     ///
     /// # Errors
     /// As [`Model::generate`]; [`Error::InvalidOption`] for a continuation that is not empty and has no tokens, or for which
@@ -427,7 +428,8 @@ impl Model {
     }
 
     /// Logits behind each token of a prompt from position `from` on: `(prompt_len - from, vocab_size)`,
-    /// row-major. For measuring; a caller bounds the memory by the positions it asks for.
+    /// row-major. For measuring; a caller bounds the memory by the positions it asks for. The prefix cache is used as for
+    /// a request without a [`GenerateOptions::cache_salt`].
     ///
     /// # Errors
     /// As [`Model::generate`]; [`Error::InvalidOption`] if `from` is behind the prompt; [`Error::Allocation`] if there

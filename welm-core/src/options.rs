@@ -236,7 +236,8 @@ pub struct LoadOptions {
     pub chunk_tokens: usize,
     /// Most sequences that run at once.
     pub max_running: usize,
-    /// Most sequences that wait; a request beyond it is refused with [`Error::QueueFull`].
+    /// Most sequences that wait; a request beyond it is refused with [`Error::QueueFull`], and one that has more
+    /// sequences by itself with [`Error::InvalidOption`].
     pub queue_limit: usize,
     /// Whether what was computed of a prompt's beginning is kept, and used by every later request that begins the same:
     /// by all who use this model. Who may send requests can tell by their time, and by [`Usage::cached_tokens`], whether

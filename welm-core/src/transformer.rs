@@ -7,6 +7,7 @@
 //!
 //! It does arithmetic and makes no policy; all of its memory is [`Scratch`], allocated at load.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::backend::{Backend, Limits, Role};
@@ -175,30 +176,28 @@ fn layers<B: Backend>(
     Ok(())
 }
 
-/// Where values stopped being finite in some rows of the batch that `forward` has computed last, which is computed once
-/// more, with the same bits: how many layers were behind it (0 is the embedding), and the row. `None` if the residual
-/// stream is finite to its end.
-pub(crate) fn origin<B: Backend>(
+/// Where values stopped being finite in the rows of the batch that `forward` has computed last, for each owner of rows:
+/// how many layers were behind it (0 is the embedding), and the row. The batch is computed once more, with the same bits.
+/// An owner whose residual stream is finite to its end is not among them.
+pub(crate) fn origins<B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
     kv: &mut KvCache<B>,
     s: &mut Scratch<B>,
     batch: &Batch,
-    asked: &[bool], // (n)
-) -> Result<Option<(usize, usize)>> {
-    let (mut stage, mut found) = (0, None);
+    owners: &[Option<usize>], // (n)
+) -> Result<HashMap<usize, (usize, usize)>> {
+    let (mut stage, mut found) = (0, HashMap::new());
     ops.begin(batch)?;
     layers(ops, weights, kv, s, batch, |ops, x| {
-        if found.is_none() {
-            let kept = B::KEEPS && stage == weights.layers.len(); // of all rows, the wanted ones
-            let n = if kept { batch.wanted.len() } else { batch.len() };
-            let values = ops.read(x)?;
-            let dim = values.len() / n;
-            let row_of = |at: usize| if kept { batch.wanted[at] as usize } else { at };
-            let is_broken = |row: &[f32]| row.iter().any(|x| !x.is_finite());
-            let rows = values.chunks(dim).enumerate().map(|(at, values)| (row_of(at), values));
-            let mut broken = rows.filter(|(row, values)| asked[*row] && is_broken(values));
-            found = broken.next().map(|(row, _)| (stage, row));
+        let kept = B::KEEPS && stage == weights.layers.len(); // of all rows, the wanted ones
+        let n = if kept { batch.wanted.len() } else { batch.len() };
+        let values = ops.read(x)?; // (n, dim)
+        for (at, values) in values.chunks(values.len() / n).enumerate() {
+            let row = if kept { batch.wanted[at] as usize } else { at };
+            if let Some(owner) = owners[row].filter(|_| values.iter().any(|x| !x.is_finite())) {
+                found.entry(owner).or_insert((stage, row));
+            }
         }
         stage += 1;
         Ok(())

@@ -39,7 +39,7 @@ use crate::options::LoadOptions;
 use crate::output::{FinishReason, Token};
 use crate::sampler::{Sampler, not_finite, uniform};
 use crate::tokenizer::Tokenizer;
-use crate::transformer::{Scratch, Weights, forward, logits, origin};
+use crate::transformer::{Scratch, Weights, forward, logits, origins};
 use crate::weights::map::Files;
 
 /// A message to the engine thread.
@@ -388,45 +388,49 @@ impl<B: Backend> Step<B> {
 
     /// Ends the requests of which a row of logits was of no use, each with its own error.
     fn fail_broken(&mut self) -> Result<()> {
-        let mut broken = Vec::new();
-        for at in 0..self.scheduler.running.len() {
-            let seq = &self.scheduler.running[at];
-            let Some(Err(error)) = &seq.ended else { continue };
-            let (request, mut error) = (Rc::clone(&seq.shared), error.clone());
-            if let Error::NotFinite { began, .. } = &mut error {
-                *began = self.find_origin(at)?;
-            }
-            broken.push((request, error));
+        let is_broken = |seq: &Sequence| matches!(seq.ended, Some(Err(_)));
+        let broken: Vec<usize> =
+            (0..self.scheduler.running.len()).filter(|&at| is_broken(&self.scheduler.running[at])).collect();
+        if broken.is_empty() {
+            return Ok(());
         }
-        for (request, error) in broken {
+        let is_not_finite =
+            |at: &usize| matches!(self.scheduler.running[*at].ended, Some(Err(Error::NotFinite { .. })));
+        let origins = if broken.iter().any(is_not_finite) { self.origins(&broken)? } else { Vec::new() };
+        let mut failed = Vec::with_capacity(broken.len());
+        for (n, at) in broken.into_iter().enumerate() {
+            let seq = &mut self.scheduler.running[at];
+            let Some(Err(mut error)) = seq.ended.take() else { continue };
+            if let Error::NotFinite { began, .. } = &mut error {
+                began.clone_from(&origins[n]);
+            }
+            failed.push((Rc::clone(&seq.shared), error));
+        }
+        for (request, error) in failed {
             tracing::warn!(%error, "a request failed");
             self.fail(|seq| Rc::ptr_eq(&seq.shared, &request), &error);
         }
         Ok(())
     }
 
-    /// Where the values of a sequence stopped being finite, from computing the step once more. That gives each row the
-    /// same bits, so that nothing else notices.
-    fn find_origin(&mut self, seq: usize) -> Result<String> {
-        let Some(work) = self.plan.iter().find(|work| work.seq == seq) else { return Ok(String::new()) };
-        let s = &self.scheduler.running[seq];
-        let positions = s.computed - work.n_tokens..s.computed;
-        let of_it = |row: usize| {
-            let b = &self.batch;
-            positions.contains(&(b.positions[row] as usize))
-                && b.table(row) == &s.blocks[..b.table(row).len()]
+    /// Where the values of some running sequences stopped being finite, from computing the step once more. That gives
+    /// each row the same bits, so that nothing else notices.
+    fn origins(&mut self, sequences: &[usize]) -> Result<Vec<String>> {
+        let (b, running) = (&self.batch, &self.scheduler.running);
+        let is_of = |row: usize, seq: &Sequence| {
+            let (pos, table) = (b.positions[row] as usize, b.table(row));
+            pos < seq.computed && *table == seq.blocks[..table.len()]
         };
-        let rows: Vec<bool> = (0..self.batch.len()).map(of_it).collect();
+        let owner = |row| sequences.iter().position(|&at| is_of(row, &running[at]));
+        let owners: Vec<Option<usize>> = (0..b.len()).map(owner).collect();
         let e = &mut self.engine;
-        let found = origin(&mut e.backend, &e.weights, &mut e.kv, &mut e.scratch, &self.batch, &rows)?;
-        Ok(match found {
+        let found = origins(&mut e.backend, &e.weights, &mut e.kv, &mut e.scratch, b, &owners)?;
+        let say = |origin: Option<&(usize, usize)>| match origin {
             None => "behind the last layer".into(),
-            Some((stage, row)) => {
-                let stage =
-                    stage.checked_sub(1).map_or("the embedding".into(), |layer| format!("layer {layer}"));
-                format!("in {stage}, at position {}", self.batch.positions[row])
-            }
-        })
+            Some((0, row)) => format!("in the embedding, at position {}", b.positions[*row]),
+            Some((n, row)) => format!("in layer {}, at position {}", n - 1, b.positions[*row]),
+        };
+        Ok((0..sequences.len()).map(|owner| say(found.get(&owner))).collect())
     }
 
     /// Ends the requests of this step with an error.
@@ -439,12 +443,15 @@ impl<B: Backend> Step<B> {
         self.fail(|seq| hit.contains(&Rc::as_ptr(&seq.shared)), error);
     }
 
-    /// Ends requests with an error: all their sequences, wherever they are. What they have computed is not shared with
-    /// later ones.
+    /// Ends requests with an error: all their sequences, wherever they are. Where the device or the model is at fault, what
+    /// they have computed is not shared with later ones.
     fn fail(&mut self, asked: impl Fn(&Sequence) -> bool, error: &Error) {
         let mut hit = self.scheduler.take(asked);
+        let blocks_are_sound = matches!(error, Error::InvalidOption { .. });
         for seq in &mut hit {
-            self.scheduler.blocks.forget(&seq.blocks);
+            if !blocks_are_sound {
+                self.scheduler.blocks.forget(&seq.blocks);
+            }
             seq.release(&mut self.scheduler.blocks);
         }
         self.tell(hit, error);
@@ -577,20 +584,12 @@ impl Chooser<'_> {
         self.counters.completion_tokens.fetch_add(1, Ordering::Relaxed);
         seq.last_token_at = Some(now);
         let bytes = self.tokenizer.map_or(&[][..], |t| t.token_bytes(id));
-        let spelling = |watched: bool| {
-            let spelling = self.tokenizer.filter(|_| watched).and_then(|t| t.special_spelling(id));
-            spelling.unwrap_or_default()
-        };
-        let watched = !seq.request().stop.is_empty();
+        let spelling = self.tokenizer.map(|t| t.spelling(id)).unwrap_or_default();
         match seq.request().end_by(id, self.eos) {
-            Some(reason) => {
-                let spelling =
-                    if bytes.is_empty() { spelling(watched) } else { String::from_utf8_lossy(bytes).into() };
-                seq.end_with(id, &spelling, reason);
-            }
+            Some(reason) => seq.end_with(id, &spelling, reason),
             None => {
                 let token = Token::with_logprobs(id, seq.request().logprobs, raw);
-                seq.push(token, bytes, &spelling(watched));
+                seq.push(token, bytes, &spelling);
             }
         }
     }

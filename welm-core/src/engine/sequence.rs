@@ -328,13 +328,14 @@ impl Sequence {
         true
     }
 
-    /// Adds a generated token, and notes if it ends the sequence. `spelling` is how stop strings spell it if it is no
-    /// part of the text.
+    /// Adds a generated token, and notes if it ends the sequence. `bytes` are what it adds to the text, `spelling` is how
+    /// stop strings spell it.
     pub(crate) fn push(&mut self, token: Token, bytes: &[u8], spelling: &str) {
         self.tokens.push(token.id);
         self.wanted = self.tokens.len() - 1;
         self.unsent.push(token);
-        if self.text.note(spelling) || self.text.push(bytes) {
+        let stopped = if bytes.is_empty() { self.text.note(spelling) } else { self.text.push(bytes) };
+        if stopped {
             self.ended = Some(Ok(FinishReason::Stop));
         } else if self.generated() >= self.request().max_tokens {
             self.ended = Some(Ok(FinishReason::Length));

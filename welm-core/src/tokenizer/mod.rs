@@ -24,6 +24,7 @@ mod bytes;
 mod chat;
 mod gguf;
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::path::Path;
 
@@ -175,9 +176,13 @@ impl Tokenizer {
         self.bytes.is_special(id)
     }
 
-    /// How stop strings spell a control token; nothing for others.
-    pub(crate) fn special_spelling(&self, id: u32) -> Option<String> {
-        if self.is_special(id) { self.inner.id_to_token(id) } else { None }
+    /// How stop strings spell a token: what it adds to a text, or as the file does if that is nothing, as of a special
+    /// one.
+    pub(crate) fn spelling(&self, id: u32) -> Cow<'_, str> {
+        match self.token_bytes(id) {
+            [] => self.inner.id_to_token(id).unwrap_or_default().into(),
+            bytes => String::from_utf8_lossy(bytes),
+        }
     }
 
     /// One more than the largest id; the model's embedding may have more rows.
