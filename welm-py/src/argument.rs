@@ -14,9 +14,10 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyByteArray, PyBytes, PyMapping, PyString};
 
 use crate::error::{OrRaise, invalid_option};
+use crate::exit::detached;
 
-/// Elements between two looks at signals.
-const LOOK: usize = 4096;
+/// Elements after which other threads may run, and signals are looked at: some milliseconds.
+const LOOK: usize = 1 << 16;
 
 /// Most characters of a value that a message shows.
 const SHOWN: usize = 60;
@@ -98,6 +99,11 @@ impl<'a, 'py> Argument<'a, 'py> {
         if self.value.is_none() { Ok(None) } else { self.count().map(Some) }
     }
 
+    /// Yes or no.
+    pub(crate) fn truth(self) -> PyResult<bool> {
+        self.value.extract().map_err(|_| self.not("bool"))
+    }
+
     /// A real number.
     pub(crate) fn real(self) -> PyResult<f64> {
         self.get()
@@ -147,7 +153,8 @@ impl<'a, 'py> Argument<'a, 'py> {
         if seconds >= u64::MAX as f64 {
             return Ok(Duration::MAX);
         }
-        Duration::try_from_secs_f64(seconds).map_err(|_| self.outside("0 seconds or more"))
+        Duration::try_from_secs_f64(seconds)
+            .map_err(|_| invalid_option(py, self.name, format!("expected 0 seconds or more, got {seconds}")))
     }
 
     /// A text.
@@ -170,10 +177,10 @@ impl<'a, 'py> Argument<'a, 'py> {
     }
 
     /// Texts, of a sequence that is no text itself.
-    pub(crate) fn texts(self, most: usize) -> PyResult<Vec<String>> {
-        let texts = self.sequence("a sequence of str", most, |element| {
+    pub(crate) fn texts(self, expected: &str, most: usize) -> PyResult<Vec<String>> {
+        let texts = self.sequence(expected, most, |element| {
             if !element.is_instance_of::<PyString>() {
-                return Err(self.not_of("a sequence of str", element));
+                return Err(self.not_of(expected, element));
             }
             Ok(Argument::new(self.name, element).text()?.to_string())
         })?;
@@ -181,16 +188,15 @@ impl<'a, 'py> Argument<'a, 'py> {
     }
 
     /// Numbers of tokens, of a sequence: `most` of them.
-    pub(crate) fn tokens(self, most: usize) -> PyResult<Elements<u32>> {
-        const EXPECTED: &str = "a sequence of token ids";
-        self.sequence(EXPECTED, most, |element| {
+    pub(crate) fn tokens(self, expected: &str, most: usize) -> PyResult<Elements<u32>> {
+        self.sequence(expected, most, |element| {
             element.extract::<u32>().map_err(|error| {
                 let py = element.py();
                 if error.is_instance_of::<PyOverflowError>(py) {
                     let expected = format!("tokens of 0 to {}", u32::MAX);
                     Argument::new(self.name, element).outside(&expected)
                 } else if error.is_instance_of::<PyTypeError>(py) {
-                    self.not_of(EXPECTED, element)
+                    self.not_of(expected, element)
                 } else {
                     error
                 }
@@ -243,6 +249,7 @@ impl<'a, 'py> Argument<'a, 'py> {
             })?;
             taken.push(element(&item)?);
             if taken.len().is_multiple_of(LOOK) {
+                detached(py, || ());
                 py.check_signals()?;
             }
         }
@@ -268,7 +275,10 @@ fn kind(value: &Bound<'_, PyAny>) -> String {
 
 /// A value in a message.
 fn shown(value: &Bound<'_, PyAny>) -> String {
-    let text = value.to_string();
+    let text = match value.str() {
+        Ok(text) => text.to_string_lossy().into_owned(),
+        Err(_) => return format!("a value of type {}", kind(value)), // such as an int of thousands of digits
+    };
     match text.char_indices().nth(SHOWN) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text,

@@ -11,9 +11,11 @@
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
 
@@ -27,17 +29,30 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// After this long, the interpreter still being there, another exit handler runs that may wait for this very thread.
-const OTHER_HANDLERS: Duration = Duration::from_secs(1);
+const OTHER_HANDLERS: Duration = Duration::from_secs(3);
+
+/// The interpreter that this library is in, by the address of its `sys.modules`; there is one of everything here, such
+/// as of the classes that results have.
+static HOME: Mutex<Option<usize>> = Mutex::new(None);
 
 thread_local! {
     /// Whether this thread is counted.
     static COUNTED: Cell<bool> = const { Cell::new(false) };
-    /// Whether it is the one that ends the interpreter, and may use it until the end.
-    static ENDS_IT: Cell<bool> = const { Cell::new(false) };
+    /// Whether it may use the interpreter to the end: it is the one that ends it, or has waited for that in vain.
+    static GOES_ON: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Arranges for all this; once for an interpreter.
+fn home() -> MutexGuard<'static, Option<usize>> {
+    HOME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Arranges for all this.
 pub(crate) fn start(py: Python<'_>) -> PyResult<()> {
+    let here = py.import("sys")?.getattr("modules")?.as_ptr() as usize;
+    if *home().get_or_insert(here) != here {
+        let reason = "welm is loaded in another interpreter of this process; it can be in one only";
+        return Err(PyImportError::new_err(reason));
+    }
     ENDING.store(false, Ordering::SeqCst);
     let handler = PyCFunction::new_closure(py, None, None, |args, _| end(args.py()))?;
     py.import("atexit")?.call_method1("register", (handler,))?;
@@ -54,7 +69,8 @@ pub(crate) fn start(py: Python<'_>) -> PyResult<()> {
 
 /// The exit handler.
 fn end(py: Python<'_>) {
-    ENDS_IT.set(true);
+    GOES_ON.set(true);
+    *home() = None;
     ENDING.store(true, Ordering::SeqCst);
     let (own, until) = (COUNTED.get().into(), Instant::now() + PATIENCE);
     py.detach(|| {
@@ -67,7 +83,7 @@ fn end(py: Python<'_>) {
 /// Counts this thread, unless the interpreter ends.
 fn count() -> bool {
     INSIDE.fetch_add(1, Ordering::SeqCst);
-    let may = !ENDING.load(Ordering::SeqCst) || ENDS_IT.get();
+    let may = !ENDING.load(Ordering::SeqCst) || GOES_ON.get();
     if may {
         COUNTED.set(true);
     } else {
@@ -92,6 +108,7 @@ fn count_or_wait() {
             thread::park();
         }
     }
+    GOES_ON.set(true);
     INSIDE.fetch_add(1, Ordering::SeqCst);
     COUNTED.set(true);
 }

@@ -43,9 +43,9 @@ mod _welm {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::exit::start(module.py())?;
         crate::log::start();
-        crate::error::start(module)?;
-        crate::exit::start(module.py())
+        crate::error::start(module)
     }
 
     #[pymodule_export]

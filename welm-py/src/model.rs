@@ -269,7 +269,8 @@ impl Model {
         let _inside = enter(py);
         let model = self.core.get(py)?;
         let prompt = Argument::new("prompt", prompt).text()?;
-        let continuations = Argument::new("continuations", continuations).texts(usize::MAX)?;
+        let continuations =
+            Argument::new("continuations", continuations).texts("a sequence of str", usize::MAX)?;
         let shared = model.clone();
         let scores = wait_aside(py, move |stop| {
             let mut scores = Vec::new();
@@ -314,11 +315,20 @@ impl Model {
     ///
     /// >>> model.detokenize(model.tokenize("床前明月光，"))
     /// '床前明月光，'
-    #[pyo3(signature = (text, /, parse_special = false))]
-    fn tokenize(&self, py: Python<'_>, text: &Bound<'_, PyAny>, parse_special: bool) -> PyResult<Vec<u32>> {
+    #[pyo3(
+        signature = (text, /, parse_special = None),
+        text_signature = "($self, text, /, parse_special=False)"
+    )]
+    fn tokenize(
+        &self,
+        py: Python<'_>,
+        text: &Bound<'_, PyAny>,
+        parse_special: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<u32>> {
         let _inside = enter(py);
         let model = self.core.get(py)?;
         let text = Argument::new("text", text).text()?;
+        let parse_special = parse_special.map_or(Ok(false), |v| Argument::new("parse_special", v).truth())?;
         detached(py, || model.tokenize(&text, parse_special)).or_raise(py)
     }
 

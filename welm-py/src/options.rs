@@ -70,7 +70,7 @@ pub(crate) fn generate_options(call: &str, given: Option<&Bound<'_, PyDict>>) ->
             "top_p" => options.top_p = argument.number()?,
             "top_k" => options.top_k = argument.count()?,
             "n" => options.n = argument.count()?,
-            "echo" => options.echo = argument.get()?,
+            "echo" => options.echo = argument.truth()?,
             "min_p" => options.min_p = argument.number()?,
             "repetition_penalty" => options.repetition_penalty = argument.number()?,
             "frequency_penalty" => options.frequency_penalty = argument.number()?,
@@ -79,7 +79,7 @@ pub(crate) fn generate_options(call: &str, given: Option<&Bound<'_, PyDict>>) ->
             "logit_bias" => options.logit_bias = argument.by_token()?,
             "stop" if argument.value.is_none() => {}
             "stop" if argument.is_text() => options.stop = vec![argument.text()?.to_string()],
-            "stop" => options.stop = argument.texts(GenerateOptions::MAX_STOP)?,
+            "stop" => options.stop = argument.texts("str or a sequence of str", GenerateOptions::MAX_STOP)?,
             "logprobs" => options.logprobs = argument.optional_count()?,
             "seed" => options.seed = argument.optional_count()?,
             "deadline" if argument.value.is_none() => {}
@@ -90,12 +90,15 @@ pub(crate) fn generate_options(call: &str, given: Option<&Bound<'_, PyDict>>) ->
                 let token = token.map_err(|_| argument.not("a welm.CancelToken"))?;
                 options.cancel = Some(token.get().0.clone());
             }
-            "parse_special" => options.parse_special = argument.get()?,
-            "ignore_eos" => options.ignore_eos = argument.get()?,
+            "parse_special" => options.parse_special = argument.truth()?,
+            "ignore_eos" => options.ignore_eos = argument.truth()?,
             "stop_token_ids" if argument.value.is_none() => {}
-            "stop_token_ids" => options.stop_token_ids = tokens(argument.name, argument.value)?,
+            "stop_token_ids" => {
+                let ids = argument.tokens("a sequence of token ids", GenerateOptions::MAX_STOP)?;
+                options.stop_token_ids = argument.all(ids, GenerateOptions::MAX_STOP, "tokens")?;
+            }
             _ if argument.value.is_none() => {}
-            _ => options.cache_salt = Some(argument.get()?),
+            _ => options.cache_salt = Some(argument.text()?.to_string()),
         }
         Ok(())
     })?;
@@ -136,8 +139,8 @@ pub(crate) fn load_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyR
             "chunk_tokens" => options.chunk_tokens = argument.count()?,
             "max_running" => options.max_running = argument.count()?,
             "queue_limit" => options.queue_limit = argument.count()?,
-            "prefix_cache" => options.prefix_cache = argument.get()?,
-            "copy_weights" => options.copy_weights = argument.get()?,
+            "prefix_cache" => options.prefix_cache = argument.truth()?,
+            "copy_weights" => options.copy_weights = argument.truth()?,
             _ => options.memory_limit = argument.optional_count()?,
         }
         Ok(())
@@ -214,5 +217,5 @@ impl Progress {
 /// Token ids, however many.
 pub(crate) fn tokens(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     let argument = Argument::new(name, value);
-    argument.all(argument.tokens(usize::MAX)?, usize::MAX, "tokens")
+    argument.all(argument.tokens("a sequence of token ids", usize::MAX)?, usize::MAX, "tokens")
 }

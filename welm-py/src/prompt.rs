@@ -28,7 +28,7 @@ impl OnePrompt {
             return prompt.text().map(OnePrompt::Text);
         }
         // The end of a longer one is the end of the context: `max_tokens` may be 0.
-        Ok(match prompt.tokens(context(model))? {
+        Ok(match prompt.tokens("str or a sequence of token ids", context(model))? {
             Elements::All(tokens) => OnePrompt::Tokens(tokens),
             Elements::TooMany(count) => OnePrompt::TooLong(count),
         })
