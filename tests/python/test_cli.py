@@ -188,7 +188,7 @@ def test_every_option_has_a_flag_and_the_help_tells_the_engine_s_defaults() -> N
         for name, parameter in inspect.signature(call).parameters.items():
             if name in others:
                 continue
-            flag = "--no-prefix-cache" if name == "prefix_cache" else f"--{name.replace('_', '-')}"
+            flag = ("--no-" if parameter.default is True else "--") + name.replace("_", "-")
             about = re.search(rf" {flag} (.*?)( --|$)", helped[helped.index("request:") :])
             assert about, name
             if parameter.default not in (None, True, False):

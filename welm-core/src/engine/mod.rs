@@ -89,7 +89,10 @@ impl Handle {
         let (thread_counters, thread_fault) = (Arc::clone(&counters), Arc::clone(&fault));
         // What the thread takes by itself, in vectors that end the process if they get no memory.
         let Limits { max_rows, .. } = engine.limits;
-        expect_room("the engine's queues", (8 << 20) + 128 * n_blocks + 64 * max_rows + 16 * engine.vocab_size)?;
+        expect_room(
+            "the engine's queues",
+            STACK + (8 << 20) + 128 * n_blocks + 64 * max_rows + 16 * engine.vocab_size,
+        )?;
         let run = move || {
             let _unblocked = Unblocked::here();
             let mut blocks = BlockManager::new(n_blocks, prefix_cache);

@@ -39,7 +39,6 @@ impl Histogram {
         }
         0.0
     }
-
 }
 
 /// A [`Histogram`] that one thread adds to and others read. Without a lock: the engine's thread may be inside when the

@@ -113,7 +113,10 @@ mod system {
             // SAFETY: the structs are local or written before anybody can read them; the handler is of the type that
             // SA_SIGINFO asks for.
             unsafe {
-                PAGE.store(usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap_or(4096), Ordering::Relaxed);
+                PAGE.store(
+                    usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap_or(4096),
+                    Ordering::Relaxed,
+                );
                 let before = (&raw mut BEFORE).cast::<libc::sigaction>();
                 if libc::sigaction(libc::SIGBUS, null(), before) != 0 {
                     return;

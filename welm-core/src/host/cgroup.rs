@@ -124,7 +124,8 @@ impl Cgroups {
         let unified = self.unified.iter().filter_map(|group| {
             let limits = ["memory.max", "memory.high"].iter().filter_map(|file| number(&group.join(file)));
             let stat = Stat::read(group);
-            let dropped = ["inactive_file", "active_file", "slab_reclaimable"].iter().filter_map(|key| stat.get(key));
+            let dropped =
+                ["inactive_file", "active_file", "slab_reclaimable"].iter().filter_map(|key| stat.get(key));
             let used = number(&group.join("memory.current"))?.saturating_sub(dropped.sum());
             Some(limits.min()?.saturating_sub(used))
         });
@@ -135,7 +136,8 @@ impl Cgroups {
             }
             let stat = Stat::read(group);
             // The second is the least of all above, also of those that are not mounted here.
-            let limits = [number(&group.join("memory.limit_in_bytes")), stat.get("hierarchical_memory_limit")];
+            let limits =
+                [number(&group.join("memory.limit_in_bytes")), stat.get("hierarchical_memory_limit")];
             let dropped = |total: &str, own: &str| stat.get(total).or_else(|| stat.get(own)).unwrap_or(0);
             let dropped = dropped("total_inactive_file", "inactive_file")
                 .saturating_add(dropped("total_active_file", "active_file"));
@@ -210,7 +212,8 @@ mod tests {
 
     #[test]
     fn a_limit_counts_without_what_the_kernel_would_drop() {
-        let stat = "anon 300\nfile 5000\ninactive_file 3000\nactive_file 1500\nslab_reclaimable 100\nshmem 500\n";
+        let stat =
+            "anon 300\nfile 5000\ninactive_file 3000\nactive_file 1500\nslab_reclaimable 100\nshmem 500\n";
         let own = |file: &str| format!("sys/fs/cgroup/app/{file}");
         let (max, current, stats) = (own("memory.max"), own("memory.current"), own("memory.stat"));
         let high = own("memory.high");
@@ -258,13 +261,13 @@ mod tests {
         for (root, path, inside) in [
             ("/", "/", false),
             ("/", "/a", true),
-            ("/", "/a/gone/too", true),          // only a part of it is there
-            ("/docker/7", "/docker/7", false),   // the host's path, its end is mounted
+            ("/", "/a/gone/too", true),        // only a part of it is there
+            ("/docker/7", "/docker/7", false), // the host's path, its end is mounted
             ("/docker/7", "/docker/7/a", true),
             ("/docker/7", "/docker/77/a", false), // no part of the path
             ("/docker/7", "/system", false),
-            ("/..", "/", false),                 // a namespace below the mount
-            ("/", "/../b", false),               // moved out of the namespace
+            ("/..", "/", false),   // a namespace below the mount
+            ("/", "/../b", false), // moved out of the namespace
             ("/", "/a/../..", false),
         ] {
             let (mount, path) = (mount(root), format!("0::{path}\n"));
@@ -292,7 +295,10 @@ mod tests {
         ];
         assert_eq!((memory(&files), cpus(&files)), (Some(1_000), Some(2)));
         let with = |more: &[(&'static str, &'static str)]| [&files[..], more].concat();
-        assert_eq!(memory(&with(&[("sys/fs/cgroup/memory/pod/memory.use_hierarchy", "0\n")])).unwrap() >> 60, 7);
+        assert_eq!(
+            memory(&with(&[("sys/fs/cgroup/memory/pod/memory.use_hierarchy", "0\n")])).unwrap() >> 60,
+            7
+        );
         assert_eq!(memory(&with(&[("sys/fs/cgroup/memory/pod/memory.use_hierarchy", "1\n")])), Some(1_000));
         // An ancestor that is not mounted here shows in the statistics.
         let stat = with(&[("sys/fs/cgroup/memory/pod/app/memory.stat", stat)]);
@@ -323,16 +329,20 @@ mod tests {
     #[test]
     fn what_cannot_be_read_sets_no_limit() {
         assert_eq!((memory(&[]), cpus(&[])), (None, None));
-        let (max, current) = (("sys/fs/cgroup/memory.max", "1000\n"), ("sys/fs/cgroup/memory.current", "1\n"));
+        let (max, current) =
+            (("sys/fs/cgroup/memory.max", "1000\n"), ("sys/fs/cgroup/memory.current", "1\n"));
         // Without /proc, where it usually is.
         assert_eq!(memory(&[max, current]), Some(999));
         for garbage in ["", "\n", "-1\n", "lots\n", "99999999999999999999999999\n", "\u{0}\u{1}", "1 2 3"] {
-            let (max, current) = (("sys/fs/cgroup/memory.max", garbage), ("sys/fs/cgroup/memory.current", garbage));
+            let (max, current) =
+                (("sys/fs/cgroup/memory.max", garbage), ("sys/fs/cgroup/memory.current", garbage));
             assert_eq!(memory(&[max, current]), None, "{garbage:?}");
             let stat = ("sys/fs/cgroup/memory.stat", garbage);
-            let limited = [("sys/fs/cgroup/memory.max", "1000\n"), ("sys/fs/cgroup/memory.current", "1\n"), stat];
+            let limited =
+                [("sys/fs/cgroup/memory.max", "1000\n"), ("sys/fs/cgroup/memory.current", "1\n"), stat];
             assert_eq!(memory(&limited), Some(999), "{garbage:?}");
-            let lines = [("proc/self/cgroup", garbage), ("proc/self/mountinfo", garbage), limited[0], limited[1]];
+            let lines =
+                [("proc/self/cgroup", garbage), ("proc/self/mountinfo", garbage), limited[0], limited[1]];
             assert_eq!(memory(&lines), Some(999), "{garbage:?}");
             assert_eq!(cpus(&[("sys/fs/cgroup/cpu.max", garbage)]), None, "{garbage:?}");
         }
@@ -340,7 +350,8 @@ mod tests {
             assert_eq!(memory(&[("proc/self/cgroup", line), ("proc/self/mountinfo", line)]), None, "{line}");
         }
         // Not text, and a folder in the place of a file.
-        let (root, _) = system(&[("sys/fs/cgroup/memory.current", "1\n"), ("sys/fs/cgroup/memory.max/x", "")]);
+        let (root, _) =
+            system(&[("sys/fs/cgroup/memory.current", "1\n"), ("sys/fs/cgroup/memory.max/x", "")]);
         fs::write(root.path().join("sys/fs/cgroup/memory.stat"), [0xFF, 0xFE]).unwrap();
         assert_eq!(Cgroups::find(root.path()).memory(), None);
     }

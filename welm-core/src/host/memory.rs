@@ -103,7 +103,10 @@ mod tests {
     fn fields_of_proc() {
         let status = "Name:\tx\nVmSize:\t   20 kB\nVmData: no kB\nVmLck:\n";
         assert_eq!(field(status, "VmSize:"), Some(20 << 10));
-        assert_eq!((field(status, "VmData:"), field(status, "VmLck:"), field("", "VmSize:")), (None, None, None));
+        assert_eq!(
+            (field(status, "VmData:"), field(status, "VmLck:"), field("", "VmSize:")),
+            (None, None, None)
+        );
         assert_eq!(field("VmSize: 18446744073709551615 kB", "VmSize:"), None);
     }
 

@@ -24,7 +24,6 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-
 use super::map::FileMap;
 use super::{StoredTensor, StoredType, TensorMap};
 use crate::error::{Error, Result};

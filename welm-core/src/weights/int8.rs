@@ -446,7 +446,10 @@ impl<'p> Destination<'p> {
         if let Some(entry) = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.next() {
             let held = entry.map_err(|e| Error::io(folder, e))?.file_name();
             let (folder, held) = (folder.display(), held.display());
-            return Err(Error::option("to", format!("expected a new or empty folder, got {folder}, which has {held}")));
+            return Err(Error::option(
+                "to",
+                format!("expected a new or empty folder, got {folder}, which has {held}"),
+            ));
         }
         Ok(Destination { folder, made, kept: false })
     }
