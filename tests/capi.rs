@@ -16,7 +16,7 @@ use welm_tests::{data, fixture, nano};
 
 /// Warnings that no file of ours and no header of welm has.
 const STRICT: [&str; 5] = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"];
-const SOURCES: [&str; 8] = ["main", "load", "log", "tokens", "chat", "generate", "stream", "threads"];
+const SOURCES: [&str; 9] = ["main", "load", "log", "tokens", "chat", "generate", "stream", "threads", "fork"];
 
 /// Compiles the consumer of `tests/capi`.
 fn compile(linkage: Linkage, more: &[&str]) -> (TempDir, PathBuf) {
@@ -141,7 +141,9 @@ fn nested(top: &str, sub: &str, prefix: &Path) -> (TempDir, Result<(), String>) 
 fn a_later_find_package_gets_what_it_asks_for_or_an_error() {
     let find = "find_package(welm 0.1 REQUIRED)\n";
     let program = |name: &str, library: &str| {
-        format!("add_executable({name} ${{CMAKE_SOURCE_DIR}}/p.c)\ntarget_link_libraries({name} PRIVATE {library})\n")
+        format!(
+            "add_executable({name} ${{CMAKE_SOURCE_DIR}}/p.c)\ntarget_link_libraries({name} PRIVATE {library})\n"
+        )
     };
     let (on, off) = ("set(WELM_USE_STATIC ON)\n", "set(WELM_USE_STATIC OFF)\n");
     // Again, the same, and the other kind by its name.
