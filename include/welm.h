@@ -144,11 +144,11 @@ typedef enum {
    */
   WELM_QUEUE_FULL = 24,
   /**
-   * The model would not fit in memory; the message has the numbers.
+   * The model, or the answer to a request, does not fit in memory; the message has the numbers.
    */
   WELM_OUT_OF_MEMORY = 25,
   /**
-   * The device or instruction set that was asked for is not there.
+   * The device, instruction set or thread that was asked for is not there.
    */
   WELM_UNAVAILABLE = 26,
   /**
@@ -171,6 +171,10 @@ typedef enum {
    * The model has no chat template, or it cannot be read, is not valid, or ended with an error of its own.
    */
   WELM_CHAT_TEMPLATE = 31,
+  /**
+   * The process was forked after the model was loaded; its engine is in the parent only. Freeing is allowed.
+   */
+  WELM_FORKED = 32,
 } welm_status;
 
 /**
@@ -375,6 +379,17 @@ typedef struct {
    * Given to `progress`.
    */
   void *progress_data;
+  /**
+   * Whether a mapped file that is truncated while the model uses it is `WELM_INVALID_FILE` of the model's requests; on
+   * by default. For that a handler of SIGBUS is installed, once in a process, in front of the one that is there:
+   * faults in welm's maps are its, all others go where they went before. It costs nothing until there is a fault.
+   * Without it such a file ends the process, unless `copy_weights` is set. Linux only.
+   */
+  bool guard_mapped_files;
+  /**
+   * Zeros.
+   */
+  uint8_t reserved[7];
 } welm_load_options;
 
 /**
@@ -975,7 +990,7 @@ welm_status welm_load_options_init(welm_load_options *options, size_t struct_siz
 /**
  * Loads a Hugging Face folder, an int8 folder of `welm_quantize`, or a GGUF file, and starts its engine.
  *
- * Files are mapped: they must not be changed while the model lives. A folder without tokenizer gives a model that
+ * Files are mapped: they must not be changed while the model lives (`guard_mapped_files`). A folder without tokenizer gives a model that
  * takes and returns tokens only.
  *
  * - ownership: `*model` is the caller's, to be freed with `welm_model_free`. Nothing of `options` is kept.
@@ -1008,14 +1023,15 @@ welm_status welm_model_estimate(const char *path,
                                 welm_error **error);
 
 /**
- * Writes an int8 folder from the Hugging Face folder `from`; `to` is made if need be. `progress` is called after
- * each matrix and may stop it; an unfinished file is not left behind.
+ * Writes an int8 folder from the Hugging Face folder `from`; `to` is made, or is an empty folder. `progress` is called
+ * after each matrix and may stop it; nothing unfinished is left behind.
  *
  * - ownership: nothing to free.
  * - threads: any; not two at once into the same folder.
  * - NULL: `from` and `to` must not be; `progress`, its `data` and `error` may be.
  * - encoding: paths as for `welm_model_load`.
- * - errors: those of files of `welm_model_load`; `WELM_IO` if `to` cannot be written; `WELM_LOAD_CANCELLED`.
+ * - errors: those of files of `welm_model_load`; `WELM_IO` if `to` cannot be written; `WELM_INVALID_OPTION` if it is
+ *   empty or there is something in it; `WELM_LOAD_CANCELLED`.
  */
 welm_status welm_quantize(const char *from,
                           const char *to,

@@ -193,8 +193,8 @@ def test_every_option_has_a_flag_and_the_help_tells_the_engine_s_defaults() -> N
         for name, parameter in inspect.signature(call).parameters.items():
             if name in others:
                 continue
-            named = {"prefix_cache": "no_prefix_cache", "stop_token_ids": "stop_token_id"}.get(name, name)
-            flag = f"--{named.replace('_', '-')}"
+            named = {"stop_token_ids": "stop_token_id"}.get(name, name).replace("_", "-")
+            flag = ("--no-" if parameter.default is True else "--") + named
             about = re.search(rf" {flag} (.*?)( --|$)", helped[helped.index("request:") :])
             assert about, name
             if parameter.default not in (None, True, False):

@@ -36,13 +36,14 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         Error::TooLong { .. } => "TooLong",
         Error::EmptyPrompt => "EmptyPrompt",
         Error::QueueFull { .. } => "QueueFull",
-        Error::OutOfMemory { .. } => "OutOfMemory",
+        Error::OutOfMemory { .. } | Error::Allocation { .. } => "OutOfMemory",
         Error::Unavailable { .. } => "Unavailable",
         Error::Device(_) => "DeviceError",
         Error::DeviceLost(_) => "DeviceLost",
         Error::EngineStopped(_) => "EngineStopped",
         Error::LoadCancelled => "Cancelled",
         Error::NotFinite { .. } => "NotFinite",
+        Error::Forked => "ForkError",
         _ => "Error",
     };
     let raised = raised(py, class, &error.to_string())?;
@@ -71,6 +72,13 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             set("scratch", scratch.into_py_any(py)?)?;
             set("available", available.into_py_any(py)?)?;
             set("fitting_cache_tokens", fitting_cache_tokens.into_py_any(py)?)?;
+        }
+        // Of a single piece of memory, whose size is all that is known.
+        Error::Allocation { bytes, .. } => {
+            set("required", bytes.into_py_any(py)?)?;
+            for name in ["weights", "cache", "scratch", "available", "fitting_cache_tokens"] {
+                set(name, py.None())?;
+            }
         }
         Error::Unavailable { what, .. } => set("what", what.into_py_any(py)?)?,
         Error::NotFinite { position, got, began } => {

@@ -51,6 +51,8 @@ const SCORE_WINDOW: usize = 1 + 2 * 16;
 /// - ``prefix_cache``: whether equal beginnings of prompts are shared.
 /// - ``copy_weights``: whether weights are copied out of the mapped file into memory of the process, in huge pages; the
 ///   file may then be changed, and several sequences at once are faster, but loading takes as long as reading.
+/// - ``guard_mapped_files``: whether a mapped file that is truncated while the model uses it is
+///   :class:`welm.InvalidFile` instead of the end of the process; installs a handler of SIGBUS, once (Linux only).
 /// - ``memory_limit``: most bytes that weights, cache and scratch may take; ``None``: what the machine has available.
 /// - ``progress``: called with the bytes done and in all; ``False`` ends the loading with :class:`welm.Cancelled`.
 #[pyclass(frozen, module = "welm", weakref)]
@@ -75,7 +77,8 @@ impl Model {
         signature = (path = None, **options),
         text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
             activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
-            queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None, progress=None)"
+            queue_limit=1024, prefix_cache=True, copy_weights=False, guard_mapped_files=True, memory_limit=None, \
+            progress=None)"
     )]
     fn new(
         py: Python<'_>,
@@ -419,7 +422,7 @@ impl Model {
         signature = (path = None, **options),
         text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
             activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
-            queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None)"
+            queue_limit=1024, prefix_cache=True, copy_weights=False, guard_mapped_files=True, memory_limit=None)"
     )]
     fn estimate<'py>(
         py: Python<'py>,

@@ -119,6 +119,7 @@ const LOAD: &[&str] = &[
     "queue_limit",
     "prefix_cache",
     "copy_weights",
+    "guard_mapped_files",
     "memory_limit",
 ];
 
@@ -141,6 +142,7 @@ pub(crate) fn load_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyR
             "queue_limit" => options.queue_limit = argument.count()?,
             "prefix_cache" => options.prefix_cache = argument.truth()?,
             "copy_weights" => options.copy_weights = argument.truth()?,
+            "guard_mapped_files" => options.guard_mapped_files = argument.truth()?,
             _ => options.memory_limit = argument.optional_count()?,
         }
         Ok(())

@@ -93,7 +93,7 @@ impl Handle {
         let Limits { max_rows, .. } = engine.limits;
         expect_room(
             "the engine's queues",
-            (8 << 20) + 128 * n_blocks + 64 * max_rows + 16 * engine.vocab_size,
+            STACK + (8 << 20) + 128 * n_blocks + 64 * max_rows + 16 * engine.vocab_size,
         )?;
         let run = move || {
             let _unblocked = Unblocked::here();

@@ -4,9 +4,10 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use super::bus::Unblocked;
 use super::cgroup::Cgroups;
-use super::memory::can_map;
-use crate::error::Error;
+use super::memory::{can_map, expect_room};
+use crate::error::{Error, Result};
 
 /// Bytes of address space that a thread's stack takes if nothing else is asked for: the standard library's.
 pub(crate) const STACK: usize = 2 << 20;
@@ -28,6 +29,15 @@ pub(crate) fn refused(what: &str, stack: usize, error: &io::Error) -> Error {
     }
 }
 
+/// Checks that there is room for a thread with a stack of so many bytes, and for what the standard library needs when it
+/// starts one; without that it would end the process.
+pub(crate) fn expect_room_for(what: &str, stack: usize) -> Result<()> {
+    expect_room(&format!("the stack of {what}"), stack + BESIDE_STACK)
+}
+
+/// A signal stack and the thread's own data.
+const BESIDE_STACK: usize = 1 << 20;
+
 /// Whether `work` is true of all parts: on this thread, and on as many more as there are parts. Where the system gives
 /// no more threads, those that there are do it all.
 pub(crate) fn all<P: Send>(parts: impl Iterator<Item = P>, work: impl Fn(P) -> bool + Sync) -> bool {
@@ -36,6 +46,7 @@ pub(crate) fn all<P: Send>(parts: impl Iterator<Item = P>, work: impl Fn(P) -> b
     let parts = Mutex::new(parts.into_iter());
     let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
     let run = || {
+        let _unblocked = Unblocked::here();
         let mut all = true;
         while let Some(part) = next() {
             all &= work(part);
@@ -44,7 +55,12 @@ pub(crate) fn all<P: Send>(parts: impl Iterator<Item = P>, work: impl Fn(P) -> b
     };
     thread::scope(|scope| {
         let builder = |_| thread::Builder::new().name("welm-load".into());
-        let workers: Vec<_> = (0..more).map_while(|i| builder(i).spawn_scoped(scope, run).ok()).collect();
+        let start = |i| {
+            expect_room_for("a loading thread", STACK)
+                .ok()
+                .and_then(|()| builder(i).spawn_scoped(scope, run).ok())
+        };
+        let workers: Vec<_> = (0..more).map_while(start).collect();
         let own = run();
         workers.into_iter().fold(own, |all, w| all & w.join().unwrap_or(false))
     })

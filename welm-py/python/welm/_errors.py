@@ -74,17 +74,18 @@ class ChatTemplateError(Error):
 
 
 class OutOfMemory(Error, MemoryError):
-    """The model would not fit in memory; it is found out before anything is read. All figures are bytes."""
+    """The model would not fit in memory, which is found out before anything is read; or an answer would not, and then
+    only ``required`` is known. All figures are bytes."""
 
     required: int
     """Sum of the three parts."""
-    weights: int
+    weights: int | None
     """Weights."""
-    cache: int
+    cache: int | None
     """KV cache."""
-    scratch: int
+    scratch: int | None
     """Scratch."""
-    available: int
+    available: int | None
     """What the machine, the device, or ``memory_limit`` allows."""
     fitting_cache_tokens: int | None
     """The largest ``cache_tokens`` with which it would fit, if any."""

@@ -96,6 +96,7 @@ class Model:
         queue_limit: SupportsIndex = 1024,
         prefix_cache: bool = True,
         copy_weights: bool = False,
+        guard_mapped_files: bool = True,
         memory_limit: SupportsIndex | None = None,
         progress: _Progress | None = None,
     ) -> Self: ...
@@ -292,6 +293,7 @@ class Model:
         queue_limit: SupportsIndex = 1024,
         prefix_cache: bool = True,
         copy_weights: bool = False,
+        guard_mapped_files: bool = True,
         memory_limit: SupportsIndex | None = None,
     ) -> Estimate: ...
     @property

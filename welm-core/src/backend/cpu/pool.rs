@@ -21,7 +21,7 @@ use std::thread::{self, JoinHandle, Thread};
 use crate::error::Result;
 use crate::host::bus::Unblocked;
 use crate::host::fork::Local;
-use crate::host::threads::{STACK, refused};
+use crate::host::threads::{STACK, expect_room_for, refused};
 
 /// Splits the job's word into task count and next task's index.
 fn split(word: u64) -> (u64, u64) {
@@ -133,14 +133,15 @@ impl Pool {
         let mut pool = Pool { shared, workers: Vec::new(), handles: Local::new(Vec::new()) };
         for index in 0..n_workers {
             let shared = Arc::clone(&pool.shared);
+            let what = format!("compute thread {} of {threads}", index + 1);
+            expect_room_for(&what, STACK)?;
             let builder =
                 thread::Builder::new().name(format!("welm-compute-{}", index + 1)).stack_size(STACK);
             let worker = builder.spawn(move || {
                 let _unblocked = Unblocked::here();
                 shared.worker(index);
             });
-            let worker = worker
-                .map_err(|e| refused(&format!("compute thread {} of {threads}", index + 1), STACK, &e))?;
+            let worker = worker.map_err(|e| refused(&what, STACK, &e))?;
             pool.workers.push(worker.thread().clone());
             pool.handles.get_mut()?.push(worker);
         }

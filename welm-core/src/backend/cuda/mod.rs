@@ -31,6 +31,7 @@ use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::engine::sequence::TOP;
 use crate::error::{Error, Result};
 use crate::estimate::Estimate;
+use crate::host::memory::Available;
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::StoredType;
@@ -186,7 +187,8 @@ impl Cuda {
         Self::check(&source.config, options)?;
         let estimate = Estimate::of_source::<Cuda>(source, options)?;
         let free = device.free_bytes()?;
-        estimate.check(Some(options.memory_limit.map_or(free, |limit| limit.min(free))))?;
+        let memory = Some(options.memory_limit.map_or(free, |limit| limit.min(free)));
+        estimate.check(Available { memory, ..Available::default() })?;
         Ok(estimate)
     }
 

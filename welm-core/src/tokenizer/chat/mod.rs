@@ -21,7 +21,7 @@ use minijinja::{AutoEscape, Environment, Value, context};
 
 use crate::error::{Error, Result};
 use crate::host::panics;
-use crate::host::threads::refused;
+use crate::host::threads::{expect_room_for, refused};
 use crate::side_file::{CHAT_TEMPLATE, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
 
 /// Most bytes of a template; the longest of published models have about 30 KB.
@@ -129,6 +129,7 @@ impl ChatTemplate {
             return Err(fault(format!("expected at most {MAX_TEMPLATE} bytes, got {}", source.len())));
         }
         let work = || panics::catch(|| self.render_here(source, messages, add_generation_prompt));
+        expect_room_for("the chat template's thread", STACK)?;
         thread::scope(|scope| {
             let thread = thread::Builder::new().name("welm-chat".into()).stack_size(STACK);
             let thread = thread.spawn_scoped(scope, work);

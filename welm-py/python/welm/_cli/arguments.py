@@ -164,6 +164,12 @@ def add_loading(parser: ArgumentParser, *, path: bool = True) -> None:
         help="do not share prompts' beginnings",
     )
     group.add_argument(
+        "--no-guard-mapped-files",
+        dest="guard_mapped_files",
+        action="store_false",
+        help="let a model file that is truncated meanwhile end the process",
+    )
+    group.add_argument(
         "--copy-weights",
         action="store_true",
         help="weights in memory of the process, in huge pages, instead of the mapped file",
@@ -190,7 +196,7 @@ def add_json(parser: ArgumentParser, about: str) -> None:
 
 def loading(args: Namespace) -> dict[str, Any]:
     """Keyword arguments of :class:`welm.Model`, but for the path."""
-    names = [flag.option for flag in LOADING] + ["prefix_cache", "copy_weights"]
+    names = [flag.option for flag in LOADING] + ["prefix_cache", "copy_weights", "guard_mapped_files"]
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
