@@ -515,7 +515,13 @@ fn name_begin_and_end(folder: &Path, tokenizer: &Tokenizer, config: &mut ModelCo
 
 fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
     let id = |key: &str| Ok::<_, Error>(g.opt_u64(key)?.and_then(|x| u32::try_from(x).ok()));
-    let pre = g.opt_str("tokenizer.ggml.pre")?.unwrap_or("default").to_string();
+    let pre = g.opt_str("tokenizer.ggml.pre")?;
+    if pre.is_none() && g.opt_str("tokenizer.ggml.model")? == Some("gpt2") {
+        tracing::warn!(
+            "the file has no tokenizer.ggml.pre: text is split in the way `default`, which is wrong for most models"
+        );
+    }
+    let pre = pre.unwrap_or("default").to_string();
     let (n_types, n_tokens) =
         ["token_type", "tokens"].map(|key| g.len_of(&format!("tokenizer.ggml.{key}"))).into();
     if n_types.is_some() && n_types != n_tokens {
