@@ -37,7 +37,7 @@ use tokenizers::{
 use crate::error::{Error, Result};
 use bytes::TokenBytes;
 pub(crate) use chat::ChatTemplate;
-pub use chat::Message;
+pub use chat::{ChatRequest, Json, Message};
 pub(crate) use gguf::GgufVocab;
 
 /// Turns text into token ids and token ids into bytes. Nothing in it changes after loading, but for the

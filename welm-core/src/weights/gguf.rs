@@ -217,12 +217,15 @@ impl Gguf {
 
     /// The strings at `key`.
     pub(crate) fn str_array(&self, key: &str) -> Result<Vec<String>> {
-        let expected = "an array of strings";
-        self.opt(key, expected, |value| match value {
+        self.opt_str_array(key)?.ok_or_else(|| missing(key, "an array of strings"))
+    }
+
+    /// The strings at `key`, if there are any.
+    pub(crate) fn opt_str_array(&self, key: &str) -> Result<Option<Vec<String>>> {
+        self.opt(key, "an array of strings", |value| match value {
             Value::Array(Array::Str(strings)) => Some(strings.clone()),
             _ => None,
-        })?
-        .ok_or_else(|| missing(key, expected))
+        })
     }
 
     /// The integers at `key`, of any width, if there are any.

@@ -316,9 +316,21 @@ pub(crate) fn open(path: &Path, with_tokenizer: bool) -> Result<Opened> {
     }
     let vocab = gguf_vocab(&gguf)?;
     let token = |id: Option<u32>| id.and_then(|id| vocab.tokens.get(id as usize)).map(String::as_str);
-    let template = gguf.opt_str("tokenizer.chat_template");
-    let chat = ChatTemplate::from_gguf(template, token(vocab.bos), token(vocab.eos));
+    let chat = ChatTemplate::from_gguf(gguf_templates(&gguf), token(vocab.bos), token(vocab.eos));
     Ok(Opened { source, tokenizer: Some(Tokenizer::from_gguf(vocab)?), chat: Some(chat) })
+}
+
+/// The chat template, and others with their names.
+fn gguf_templates(g: &Gguf) -> Result<Vec<(String, String)>> {
+    let mut templates = Vec::new();
+    if let Some(source) = g.opt_str("tokenizer.chat_template")? {
+        templates.push(("default".into(), source.into()));
+    }
+    for name in g.opt_str_array("tokenizer.chat_templates")?.unwrap_or_default() {
+        let source = g.str(&format!("tokenizer.chat_template.{name}"))?.into();
+        templates.push((name, source));
+    }
+    Ok(templates)
 }
 
 fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
