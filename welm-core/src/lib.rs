@@ -63,5 +63,5 @@ pub use options::{
     ProgressFn,
 };
 pub use output::{Choice, Finish, FinishReason, Generation, Piece, Score, Token, Usage};
-pub use tokenizer::Message;
+pub use tokenizer::{ChatRequest, Json, Message};
 pub use weights::int8::quantize;

@@ -26,7 +26,7 @@ use crate::kv_cache::KvCache;
 use crate::options::{Activations, CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
 use crate::output::{Choice, Finish, FinishReason, Generation, Piece, Score, Usage};
 use crate::sampler::SamplerParams;
-use crate::tokenizer::{ChatTemplate, Halt, Message, Tokenizer, Watch};
+use crate::tokenizer::{ChatRequest, ChatTemplate, Halt, Message, Tokenizer, Watch};
 use crate::transformer::{Scratch, Weights};
 use crate::weights::load::{Opened, Source, open};
 
@@ -139,6 +139,12 @@ fn expect_room_to_read(path: &Path) -> Result<()> {
     };
     let bytes = (8u64 << 20).saturating_add(described.saturating_mul(FACTOR));
     expect_room("the model's descriptions", usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+fn whole_messages(messages: &[Message], add_generation_prompt: bool) -> ChatRequest {
+    let mut request = ChatRequest::new(messages);
+    request.add_generation_prompt = Some(add_generation_prompt);
+    request
 }
 
 impl Model {
@@ -501,18 +507,31 @@ impl Model {
         self.inner.chat.as_ref().is_some_and(ChatTemplate::is_present)
     }
 
-    /// The text of a conversation, by the model's own template: what transformers' `apply_chat_template` gives
-    /// without tools. With `add_generation_prompt` it ends where the assistant's answer begins.
+    /// The text of a conversation, by the model's own template: what transformers' `apply_chat_template` gives. With
+    /// `add_generation_prompt` it ends where the assistant's answer begins.
+    ///
+    /// Templates see what they see in transformers: messages with all their keys, without those that are null, and
+    /// Python's values. The text is the same, or there is an error that names what is not supported.
     ///
     /// The template is a program of the model's author. It runs with bounds on steps, memory and depth, and sees
-    /// nothing but the messages, the special tokens and, in UTC, the time.
+    /// nothing but the request, the special tokens and the local time.
     ///
     /// # Errors
     /// [`Error::ChatTemplate`] if the model has none, or it fails; [`Error::InvalidFile`] or [`Error::Io`] if the
-    /// file with it cannot be read; [`Error::InvalidOption`] without a message.
+    /// file with it cannot be read; [`Error::InvalidOption`] without a message, or for values that are too deep.
     pub fn chat_prompt(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let missing = || Error::ChatTemplate("this model has none".into());
-        self.inner.chat.as_ref().ok_or_else(missing)?.render(messages, add_generation_prompt)
+        self.chat_request_prompt(&whole_messages(messages, add_generation_prompt))
+    }
+
+    /// As [`Model::chat_prompt`], with tools, documents, and what else templates ask for.
+    ///
+    /// # Errors
+    /// As [`Model::chat_prompt`].
+    pub fn chat_request_prompt(&self, request: &ChatRequest) -> Result<String> {
+        match &self.inner.chat {
+            Some(chat) => chat.render(request),
+            None => Err(Error::ChatTemplate("this model has none".into())),
+        }
     }
 
     /// The tokens of [`Model::chat_prompt`], ready to be continued by [`Model::generate`]: special tokens are
@@ -525,7 +544,15 @@ impl Model {
     /// # Errors
     /// As [`Model::chat_prompt`], and [`Error::Tokenizer`].
     pub fn chat_tokens(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<u32>> {
-        self.tokenize(&self.chat_prompt(messages, add_generation_prompt)?, true)
+        self.chat_request_tokens(&whole_messages(messages, add_generation_prompt))
+    }
+
+    /// As [`Model::chat_tokens`], of [`Model::chat_request_prompt`].
+    ///
+    /// # Errors
+    /// As [`Model::chat_tokens`].
+    pub fn chat_request_tokens(&self, request: &ChatRequest) -> Result<Vec<u32>> {
+        self.tokenize(&self.chat_request_prompt(request)?, true)
     }
 
     /// Counters of the engine, at this moment.
@@ -606,6 +633,7 @@ impl Model {
             let _ = request.events.send(Ok(Event::Piece(piece)));
         }
         let (n, seed) = (options.n, options.seed.unwrap_or_else(random_seed));
+        let events = Local::new(events);
         Stream { model: self.clone(), events, dropped: request.dropped, n, open: n, seed, prompt_tokens: 0 }
     }
 

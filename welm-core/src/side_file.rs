@@ -93,11 +93,15 @@ impl SideFile {
 
     /// A folder's file as text.
     pub(crate) fn text(self, folder: &Path) -> Result<Option<String>> {
+        self.text_path(&folder.join(self.name))
+    }
+
+    /// The file at this path as text.
+    pub(crate) fn text_path(self, path: &Path) -> Result<Option<String>> {
         let text = |bytes| {
-            String::from_utf8(bytes)
-                .map_err(|e| Error::file(folder.join(self.name), format!("not UTF-8: {e}")))
+            String::from_utf8(bytes).map_err(|e| Error::file(path, format!("not UTF-8: {e}")))
         };
-        self.read(folder)?.map(text).transpose()
+        self.read_path(path)?.map(text).transpose()
     }
 
     /// A folder's file as JSON.

@@ -319,6 +319,12 @@ impl AddedTokens {
     pub(super) fn id(&self, content: &str) -> Option<u32> {
         self.ids.get(content).copied()
     }
+
+    /// How the file spells an added token.
+    pub(super) fn content(&self, id: u32) -> Option<&str> {
+        let mut tokens = self.raw.tokens.iter().chain(&self.normalized.tokens);
+        tokens.find(|token| token.id == id).map(|token| token.content.as_str())
+    }
 }
 
 impl Finder {

@@ -43,11 +43,12 @@ use tokenizers::normalizer::Range;
 use tokenizers::{Encoding, NormalizedString, PostProcessor, PostProcessorWrapper, Token};
 
 use crate::error::{Error, Result};
+use crate::host::panics;
 use crate::side_file::{ADDED_TOKENS, SPECIAL_TOKENS_MAP, SideFile, TOKENIZER, TOKENIZER_CONFIG};
 use added::{AddedToken, AddedTokens, Part, SideFiles};
 use bytes::TokenBytes;
 pub(crate) use chat::ChatTemplate;
-pub use chat::Message;
+pub use chat::{ChatRequest, Json, Message};
 pub(crate) use gguf::GgufVocab;
 use stages::{Fields, Normalizers, PreTokenizers, Word};
 use vocabulary::Vocabulary;
@@ -263,7 +264,7 @@ impl Tokenizer {
     /// one.
     pub(crate) fn spelling(&self, id: u32) -> Cow<'_, str> {
         match self.token_bytes(id) {
-            [] => self.inner.id_to_token(id).unwrap_or_default().into(),
+            [] => self.added.content(id).unwrap_or_default().into(),
             bytes => String::from_utf8_lossy(bytes),
         }
     }

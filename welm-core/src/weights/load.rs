@@ -475,8 +475,7 @@ pub(crate) fn open(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Res
     let vocab = gguf_vocab(&gguf)?;
     vocab.add_ends(&mut source.config.eos_token_ids);
     let token = |id: Option<u32>| id.and_then(|id| vocab.tokens.get(id as usize)).map(String::as_str);
-    let template = gguf.opt_str("tokenizer.chat_template");
-    let chat = ChatTemplate::from_gguf(template, token(vocab.bos), token(vocab.eos));
+    let chat = ChatTemplate::from_gguf(gguf_templates(&gguf), token(vocab.bos), token(vocab.eos));
     Ok(Opened { source, tokenizer: Some(Tokenizer::from_gguf(vocab)?), chat: Some(chat) })
 }
 
@@ -511,6 +510,19 @@ fn name_begin_and_end(folder: &Path, tokenizer: &Tokenizer, config: &mut ModelCo
         _ => {}
     }
     Ok(())
+}
+
+/// The chat template, and others with their names.
+fn gguf_templates(g: &Gguf) -> Result<Vec<(String, String)>> {
+    let mut templates = Vec::new();
+    if let Some(source) = g.opt_str("tokenizer.chat_template")? {
+        templates.push(("default".into(), source.into()));
+    }
+    for name in g.opt_strs("tokenizer.chat_templates")?.unwrap_or_default() {
+        let source = g.str(&format!("tokenizer.chat_template.{name}"))?;
+        templates.push((name.into(), source.into()));
+    }
+    Ok(templates)
 }
 
 fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {

@@ -29,7 +29,7 @@ use self::rope::Angles;
 use super::{Backend, Limits, Role};
 use crate::config::{Activation, ModelConfig};
 use crate::engine::batch::{BLOCK_TOKENS, Batch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host::threads;
 use crate::kv_cache::block_values;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
