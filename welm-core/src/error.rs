@@ -58,7 +58,7 @@ pub enum Error {
     /// Prompt and `max_tokens` together do not fit the model's context or the KV cache.
     #[error("request of {requested} tokens (prompt {prompt}) does not fit: the {what} holds {limit}")]
     TooLong {
-        /// Tokens of the prompt.
+        /// Tokens of the prompt; at least so many, if it is so much too long that not all were counted.
         prompt: usize,
         /// Tokens of prompt and `max_tokens`.
         requested: usize,

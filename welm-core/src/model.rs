@@ -21,11 +21,14 @@ use crate::error::{Error, Result};
 use crate::estimate::{Estimate, available_bytes, limits};
 use crate::kv_cache::KvCache;
 use crate::options::{Activations, CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
-use crate::output::{Choice, FinishReason, Generation, Piece, Score, Usage};
+use crate::output::{Choice, Finish, FinishReason, Generation, Piece, Score, Usage};
 use crate::sampler::SamplerParams;
-use crate::tokenizer::{ChatTemplate, Message, Tokenizer};
+use crate::tokenizer::{ChatTemplate, Halt, Message, Tokenizer, Watch};
 use crate::transformer::{Scratch, Weights};
 use crate::weights::load::{Opened, Source, open};
+
+/// Tokens of a prompt that are counted, though they are more than fit.
+const COUNTED_TOKENS: usize = 1 << 14;
 
 /// A prompt: text, or tokens as they are.
 #[derive(Debug, Clone, Copy)]
@@ -289,9 +292,18 @@ impl Model {
     pub fn stream<'p>(&self, prompt: impl Into<Prompt<'p>>, options: &GenerateOptions) -> Result<Stream> {
         options.validate()?;
         let prompt = prompt.into();
-        let tokens = self.encode(prompt, options.parse_special)?;
-        self.check_length(tokens.len(), options.max_tokens)?;
         self.check_tokens("logit_bias", options.logit_bias.iter().map(|(id, _)| *id))?;
+        let deadline = options.deadline.and_then(|d| Instant::now().checked_add(d));
+        let stop = || match () {
+            () if options.cancel.as_ref().is_some_and(CancelToken::is_cancelled) => Some(FinishReason::Cancelled),
+            () if deadline.is_some_and(|d| Instant::now() >= d) => Some(FinishReason::Deadline),
+            () => None,
+        };
+        let tokens = match self.encode_watched(prompt, options.parse_special, options.max_tokens, &stop)? {
+            Ok(tokens) => tokens,
+            Err(reason) => return Ok(self.ended(reason, options)),
+        };
+        self.check_length(tokens.len(), options.max_tokens)?;
         let echo = options.echo.then(|| match prompt {
             Prompt::Text(text) => text.to_string(),
             Prompt::Tokens(ids) => self.detokenize(ids),
@@ -305,7 +317,7 @@ impl Model {
         request.0.stop = options.stop.clone().into();
         request.0.seed = options.seed.unwrap_or_else(random_seed);
         request.0.ignore_eos = options.ignore_eos;
-        request.0.deadline = options.deadline.and_then(|d| request.0.submitted.checked_add(d));
+        request.0.deadline = deadline;
         request.0.cancel = options.cancel.clone();
         self.submit(request)
     }
@@ -456,8 +468,31 @@ impl Model {
 
     /// A prompt's tokens, at least one.
     fn encode(&self, prompt: Prompt<'_>, parse_special: bool) -> Result<Vec<u32>> {
+        match self.encode_watched(prompt, parse_special, 0, &|| None)? {
+            Ok(tokens) => Ok(tokens),
+            Err(_) => unreachable!("nothing stops it"),
+        }
+    }
+
+    /// As [`Model::encode`], or why it ended before. A text that has far more tokens than fit together with
+    /// `max_tokens` is refused before all of it is looked at.
+    fn encode_watched(
+        &self,
+        prompt: Prompt<'_>,
+        parse_special: bool,
+        max_tokens: usize,
+        stop: &dyn Fn() -> Option<FinishReason>,
+    ) -> Result<std::result::Result<Vec<u32>, FinishReason>> {
+        let (context, _) = self.context();
+        // Where it costs little, the error has the exact number.
+        let mut watch = Watch::new(stop, context + context.max(COUNTED_TOKENS));
         let mut tokens = match prompt {
-            Prompt::Text(text) => self.tokenizer()?.encode(text, true, parse_special)?,
+            Prompt::Text(text) => match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
+                Ok(tokens) => tokens,
+                Err(Halt::Stopped(reason)) => return Ok(Err(reason)),
+                Err(Halt::TooMany(n)) => return Err(self.check_length(n, max_tokens).err().unwrap_or(Error::EmptyPrompt)),
+                Err(Halt::Failed(error)) => return Err(error),
+            },
             Prompt::Tokens(ids) => ids.to_vec(),
         };
         let config = &self.inner.config;
@@ -466,7 +501,27 @@ impl Model {
             tokens.push(start.ok_or(Error::EmptyPrompt)?);
         }
         self.check_tokens("prompt", tokens.iter().copied())?;
-        Ok(tokens)
+        Ok(Ok(tokens))
+    }
+
+    /// The most tokens of a request, and what has no room for more.
+    fn context(&self) -> (usize, &'static str) {
+        let Estimate { context_tokens, cache_tokens, .. } = self.inner.estimate;
+        let context = self.inner.config.max_context.min(context_tokens.max(1));
+        (context, if context == cache_tokens { "KV cache" } else { "context" })
+    }
+
+    /// A request that ended before the engine saw it.
+    fn ended(&self, reason: FinishReason, options: &GenerateOptions) -> Stream {
+        let (request, events) = self.request(Task::Generate, Vec::new());
+        let finish = Some(Finish { reason, completion_tokens: 0, cached_tokens: 0 });
+        for index in 0..options.n {
+            let piece = Piece { index, text: String::new(), tokens: Vec::new(), finish };
+            // The other end is in this function.
+            let _ = request.events.send(Ok(Event::Piece(piece)));
+        }
+        let (n, seed) = (options.n, options.seed.unwrap_or_else(random_seed));
+        Stream { model: self.clone(), events, dropped: request.dropped, n, open: n, seed, prompt_tokens: 0 }
     }
 
     fn check_tokens(&self, option: &'static str, mut ids: impl Iterator<Item = u32>) -> Result<()> {
@@ -479,10 +534,8 @@ impl Model {
 
     fn check_length(&self, prompt: usize, max_tokens: usize) -> Result<()> {
         let requested = prompt.saturating_add(max_tokens);
-        let Estimate { context_tokens, cache_tokens, .. } = self.inner.estimate;
-        let context = self.inner.config.max_context.min(context_tokens.max(1));
+        let (context, what) = self.context();
         if requested > context {
-            let what = if context == cache_tokens { "KV cache" } else { "context" };
             return Err(Error::TooLong { prompt, requested, limit: context, what });
         }
         Ok(())

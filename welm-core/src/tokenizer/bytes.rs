@@ -18,15 +18,23 @@
 //! byte-level if its pre-tokenizer or normalizer is, and else plain (where the library would put spaces
 //! between tokens, which no generating model wants).
 
-use serde_json::Value;
-use tokenizers::Tokenizer;
+use std::collections::HashMap;
 
+use serde_json::Value;
+
+use super::added::AddedToken;
+use super::stages::{Fields, shown};
 use crate::error::{Error, Result};
 
 /// Ids at or above this are refused: no model has them, and a damaged file must not make the table large.
 pub(super) const MAX_VOCAB: usize = 1 << 22;
 
-/// The bytes of all tokens, one behind the other.
+/// Bytes of all tokens together; those of published vocabularies have some megabytes.
+const MAX_BYTES: usize = 1 << 28;
+/// How many bytes a decoder's replacements together may make of one.
+const MAX_GROWTH: usize = 128;
+
+/// The bytes of all tokens, one after the other.
 pub(super) struct TokenBytes {
     bytes: Vec<u8>,
     /// Where each token ends in `bytes`; it begins where the one before ends. // (vocab_size) u32
@@ -61,38 +69,49 @@ impl TokenBytes {
         Ok(TokenBytes { bytes, ends, special })
     }
 
-    /// The table of a tokenizer that was read from `tokenizer.json`.
-    pub(super) fn from_library(tokenizer: &Tokenizer) -> Result<Self> {
-        let steps = decoder_steps(tokenizer)?;
-        let vocab = tokenizer.get_vocab(true);
-        let added = tokenizer.get_added_tokens_decoder();
-        let size = vocab.values().map(|&id| id as usize + 1).max().unwrap_or(0);
+    /// The table of a `tokenizer.json`: its vocabulary, its added tokens, and how its decoder spells them.
+    pub(super) fn from_json(
+        vocab: &HashMap<String, u32>,
+        added: &[AddedToken],
+        decoder: &Value,
+        byte_level: bool,
+    ) -> Result<Self> {
+        let steps = decoder_steps(decoder, byte_level)?;
+        let of_vocab = vocab.iter().map(|(token, &id)| (id, token.as_str()));
+        let spellings = of_vocab.chain(added.iter().map(|token| (token.id, token.content.as_str())));
+        let size = spellings.clone().map(|(id, _)| id as usize + 1).max().unwrap_or(0);
         if size > MAX_VOCAB {
             return Err(Error::Tokenizer(format!("expected ids below {MAX_VOCAB}, got {}", size - 1)));
         }
         let mut spelling: Vec<Option<&str>> = vec![None; size];
-        for (token, &id) in &vocab {
-            if let Some(other) = spelling[id as usize].replace(token) {
-                // In a fixed order, since the map has none.
-                let (first, second) =
-                    if other < token { (other, token.as_str()) } else { (token.as_str(), other) };
+        for (id, token) in spellings {
+            if let Some(other) = spelling[id as usize].replace(token).filter(|other| *other != token) {
+                let (first, second) = if other < token { (other, token) } else { (token, other) };
                 return Err(Error::Tokenizer(format!("id {id} is given to both {first:?} and {second:?}")));
             }
         }
-        let mut special = Vec::new();
+        let added: HashMap<u32, bool> = added.iter().map(|token| (token.id, token.special)).collect();
+        let (mut special, mut total) = (Vec::new(), 0);
         let mut tokens = Vec::with_capacity(size);
-        for (id, spelling) in spelling.into_iter().enumerate() {
-            let added = added.get(&(id as u32));
-            tokens.push(match (spelling, added) {
-                (_, Some(token)) if token.special => {
-                    special.push(id as u32);
+        for (id, spelling) in (0..).zip(spelling) {
+            let token = match (spelling, added.get(&id)) {
+                (_, Some(true)) => {
+                    special.push(id);
                     Vec::new()
                 }
                 // An added token is spelled as it stands in texts, not in the byte alphabet.
-                (Some(token), Some(_)) => spell(token, steps.iter().filter(|step| **step != Step::ByteLevel)),
+                (Some(token), Some(false)) => {
+                    spell(token, steps.iter().filter(|step| **step != Step::ByteLevel))
+                }
                 (Some(token), None) => spell(token, steps.iter()),
                 (None, _) => Vec::new(),
-            });
+            };
+            total += token.len();
+            if total > MAX_BYTES {
+                let reason = format!("expected at most {MAX_BYTES} bytes of all tokens, got more");
+                return Err(Error::Tokenizer(reason));
+            }
+            tokens.push(token);
         }
         Self::new(&tokens, special)
     }
@@ -115,7 +134,7 @@ impl TokenBytes {
 
 /// The byte that a character of GPT-2's alphabet stands for: printable Latin-1 stands for itself, and the
 /// other 68 bytes, in ascending order, are U+0100 to U+0143.
-fn byte_of(character: char) -> Option<u8> {
+pub(super) fn byte_of(character: char) -> Option<u8> {
     match u32::from(character) {
         code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => Some(code as u8),
         code @ 0x100..=0x120 => Some((code - 0x100) as u8), // bytes 00 to 20
@@ -123,6 +142,18 @@ fn byte_of(character: char) -> Option<u8> {
         0x143 => Some(0xAD),
         _ => None,
     }
+}
+
+/// The character of that alphabet for a byte.
+pub(super) fn char_of(byte: u8) -> char {
+    let code = u32::from(byte);
+    let code = match byte {
+        0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => code,
+        0x00..=0x20 => 0x100 + code,
+        0x7F..=0xA0 => 0x121 + code - 0x7F,
+        0xAD => 0x143,
+    };
+    char::from_u32(code).unwrap_or('\u{FFFD}')
 }
 
 /// The bytes of a byte-level token; one with other characters is taken as it stands, as the library does.
@@ -153,56 +184,68 @@ fn spell<'a>(token: &str, steps: impl Iterator<Item = &'a Step>) -> Vec<u8> {
     token.into_bytes()
 }
 
-fn decoder_steps(tokenizer: &Tokenizer) -> Result<Vec<Step>> {
-    let json = |part: serde_json::Result<Value>| part.map_err(|e| Error::Tokenizer(e.to_string()));
-    if let Some(decoder) = tokenizer.get_decoder() {
-        let mut steps = Vec::new();
-        add_steps(&json(serde_json::to_value(decoder))?, &mut steps, &mut false)?;
+/// The steps of a decoder; without one, a tokenizer whose stages write bytes is byte-level.
+fn decoder_steps(decoder: &Value, byte_level: bool) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    if decoder.is_null() {
+        steps.extend(byte_level.then_some(Step::ByteLevel));
         return Ok(steps);
     }
-    let pre_tokenizer = json(serde_json::to_value(tokenizer.get_pre_tokenizer()))?;
-    let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()))?;
-    let byte_level = has_byte_level(&pre_tokenizer) || has_byte_level(&normalizer);
-    Ok(if byte_level { vec![Step::ByteLevel] } else { Vec::new() })
-}
-
-/// Whether this stage of the tokenizer, or one inside it, writes bytes in the byte alphabet.
-fn has_byte_level(stage: &Value) -> bool {
-    let inside = ["pretokenizers", "normalizers"].iter().filter_map(|key| stage[*key].as_array()).flatten();
-    stage["type"] == "ByteLevel" || inside.into_iter().any(has_byte_level)
+    add_steps(decoder, &mut steps, &mut false)?;
+    let growth = steps.iter().fold(1usize, |growth, step| match step {
+        Step::Replace(from, to) => growth.saturating_mul(to.len().div_ceil(from.len()).max(1)),
+        _ => growth,
+    });
+    if growth > MAX_GROWTH || steps.len() > 64 {
+        let n = steps.len();
+        let reason = format!("expected to expand a token at most {MAX_GROWTH}-fold, got {growth}-fold in {n} steps");
+        return Err(Error::Tokenizer(format!("decoder: {reason}")));
+    }
+    Ok(steps)
 }
 
 /// Appends the steps of one decoder. `fused`: tokens have become one text, which only the start of can
 /// be changed.
 fn add_steps(decoder: &Value, steps: &mut Vec<Step>, fused: &mut bool) -> Result<()> {
-    let kind = decoder["type"].as_str().unwrap_or_default();
-    match kind {
+    let fields = Fields::new("decoder", decoder)?;
+    match fields.kind {
         "Sequence" => {
-            for inner in decoder["decoders"].as_array().into_iter().flatten() {
+            fields.check(&["decoders"])?;
+            for inner in fields.list("decoders")? {
                 add_steps(inner, steps, fused)?;
             }
         }
-        "Fuse" => *fused = true,
-        "Strip" if (*fused || decoder["start"] == 0) && decoder["stop"] == 0 => {}
+        "Fuse" => {
+            fields.check(&[])?;
+            *fused = true;
+        }
+        "Strip" if (*fused || decoder["start"] == 0) && decoder["stop"] == 0 => {
+            fields.check(&["content", "start", "stop"])?;
+        }
         "ByteLevel" if !*fused => {
+            fields.check(&["add_prefix_space?", "trim_offsets?", "use_regex?"])?;
             steps.push(Step::ByteLevel);
             *fused = true;
         }
-        "ByteFallback" if !*fused => steps.push(Step::ByteFallback),
+        "ByteFallback" if !*fused => {
+            fields.check(&[])?;
+            steps.push(Step::ByteFallback);
+        }
         "Metaspace" if !*fused => {
-            let replacement = decoder["replacement"].as_str().unwrap_or("▁");
-            steps.push(Step::Replace(replacement.to_string(), " ".to_string()));
+            fields.check(&["replacement", "prepend_scheme?", "split?", "add_prefix_space?", "str_rep?"])?;
+            steps.push(Step::Replace(fields.text("replacement")?.to_string(), " ".to_string()));
         }
         "Replace"
             if !*fused && decoder["pattern"]["String"].as_str().is_some_and(|from| !from.is_empty()) =>
         {
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
-            steps.push(Step::Replace(text(&decoder["pattern"]["String"]), text(&decoder["content"])));
+            fields.check(&["pattern", "content"])?;
+            let from = decoder["pattern"]["String"].as_str().unwrap_or_default().to_string();
+            steps.push(Step::Replace(from, fields.text("content")?.to_string()));
         }
         _ => {
             let supported =
                 "ByteLevel, Metaspace, or a Sequence of Replace (text), ByteFallback, Fuse, Strip (start)";
-            return Err(Error::Tokenizer(format!("decoder: expected {supported}, got {decoder}")));
+            return Err(Error::Tokenizer(format!("decoder: expected {supported}, got {}", shown(decoder))));
         }
     }
     Ok(())
@@ -220,6 +263,7 @@ mod tests {
         let mut bytes: Vec<u8> = alphabet.iter().map(|&c| byte_of(c).unwrap()).collect();
         bytes.sort_unstable();
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+        assert!((0..=255).all(|byte| byte_of(char_of(byte)) == Some(byte)));
         for c in (0..0x3000).filter_map(char::from_u32) {
             assert_eq!(byte_of(c).is_some(), alphabet.contains(&c), "{c:?}");
         }

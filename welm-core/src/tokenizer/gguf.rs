@@ -11,16 +11,15 @@
 //! * `</s>` and other names that may be words stay normal tokens if the file says so. There they become
 //!   control tokens, and HTML loses them.
 //!
-//! As there, bytes that the vocabulary has no token for are left out (SmolLM2 lacks some control characters).
+//! * Bytes that the vocabulary has no token for (SmolLM2 lacks some control characters) are an error here; there they
+//!   are left out without a word.
 
-use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
+use std::collections::HashMap;
 
+use super::added::AddedToken;
 use super::bytes::{MAX_VOCAB, TokenBytes, byte_token, from_byte_alphabet};
-use super::guarded;
+use super::stages::{GPT2, PreTokenizers};
+use super::vocabulary::{Bpe, Vocabulary};
 use crate::error::{Error, Result};
 
 /// What a GGUF file's metadata says of its tokenizer, under `tokenizer.ggml.`.
@@ -60,21 +59,8 @@ impl Pre {
             Error::Tokenizer(format!("unknown pre-tokenizer `{name}`; known are {known}"))
         })
     }
-
-    /// Splits, then writes the words in the byte alphabet, with no space put in front.
-    fn splitter(&self) -> tokenizers::Result<Sequence> {
-        let mut stages = Vec::new();
-        for split in self.splits {
-            let pattern = SplitPattern::Regex((*split).to_string());
-            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
-            stages.push(PreTokenizerWrapper::Split(split));
-        }
-        stages.push(PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, false)));
-        Ok(Sequence::new(stages))
-    }
 }
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -236,18 +222,27 @@ impl GgufVocab {
         TokenBytes::new(&tokens, special)
     }
 
-    /// The library's tokenizer of this vocabulary.
-    pub(super) fn into_library(self) -> Result<Tokenizer> {
+    /// How a text is split into words.
+    pub(super) fn pre_tokenizers(&self) -> Result<PreTokenizers> {
+        PreTokenizers::of_splits(Pre::named(&self.pre)?.splits)
+    }
+
+    /// The tokens that are found in a text before it is split.
+    pub(super) fn added(&self) -> Vec<AddedToken> {
+        let kinds = self.tokens.iter().enumerate().map(|(id, token)| (id as u32, token, self.kind(id)));
+        kinds
+            .filter_map(|(id, token, kind)| match kind {
+                Kind::Control => Some(AddedToken::plain(id, token, true)),
+                Kind::UserDefined => Some(AddedToken::plain(id, token, false)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// The model of this vocabulary.
+    pub(super) fn into_vocabulary(self) -> Result<Vocabulary> {
         let pre = Pre::named(&self.pre)?;
-        let mut added = Vec::new();
-        for (id, token) in self.tokens.iter().enumerate() {
-            match self.kind(id) {
-                Kind::Control => added.push(AddedToken::from(token.as_str(), true).normalized(false)),
-                Kind::UserDefined => added.push(AddedToken::from(token.as_str(), false).normalized(false)),
-                _ => {}
-            }
-        }
-        let mut vocab = Vocab::with_capacity(self.tokens.len());
+        let mut vocab = HashMap::with_capacity(self.tokens.len());
         for (id, token) in self.tokens.into_iter().enumerate() {
             // An unused place in the vocabulary; the name is llama.cpp's.
             let token = if token.is_empty() { format!("[EMPTY_{id}]") } else { token };
@@ -264,27 +259,38 @@ impl GgufVocab {
             };
             merges.push((left.to_string(), right.to_string()));
         }
-        guarded("vocabulary", || {
-            let bpe =
-                BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre.whole_words).build()?;
-            let mut tokenizer = Tokenizer::new(bpe);
-            tokenizer.with_pre_tokenizer(Some(pre.splitter()?));
-            tokenizer.add_tokens(&added);
-            Ok(tokenizer)
-        })
+        let bpe = Bpe {
+            vocab,
+            merges,
+            unk_token: None,
+            continuing_subword_prefix: None,
+            end_of_word_suffix: None,
+            fuse_unk: false,
+            byte_fallback: false,
+            ignore_merges: pre.whole_words,
+        };
+        Vocabulary::bpe(bpe, true)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+    use crate::tokenizer::stages::Word;
+    use crate::tokenizer::watch::Watch;
 
     fn words(pre: &str, text: &str) -> String {
-        let mut pieces = PreTokenizedString::from(text);
-        Pre::named(pre).unwrap().splitter().unwrap().pre_tokenize(&mut pieces).unwrap();
-        let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
-        splits.iter().map(|(_, (start, end), _)| &text[*start..*end]).collect::<Vec<_>>().join("|")
+        let (mut words, mut ends) = (Vec::new(), Vec::new());
+        let all = PreTokenizers::of_splits(Pre::named(pre).unwrap().splits).unwrap();
+        let word = Word { text, at: 0, first: true };
+        all.run(word, &mut Watch::none(), &mut |word, _| {
+            ends.push(word.at);
+            Ok(())
+        })
+        .unwrap();
+        ends.push(text.len());
+        words.extend(ends.windows(2).map(|pair| &text[pair[0]..pair[1]]));
+        words.join("|")
     }
 
     #[test]
@@ -306,7 +312,7 @@ mod tests {
     #[test]
     fn every_name_is_there_once_and_its_expressions_compile() {
         let mut names: Vec<&str> = PRES.iter().flat_map(|pre| pre.names).copied().collect();
-        assert!(PRES.iter().all(|pre| pre.splitter().is_ok()));
+        assert!(PRES.iter().all(|pre| PreTokenizers::of_splits(pre.splits).is_ok()));
         names.sort_unstable();
         let n = names.len();
         names.dedup();

@@ -1,28 +1,37 @@
 //! Text to token ids and back.
 //!
-//! Ids come from the `tokenizers` library, which is what the models' authors used; this module decides what
-//! is asked of it. Encoding runs the library's stages by themselves,
-//!
 //! ```text
-//! text -> added tokens, normalizer -> pre-tokenizer -> model -> ids
+//! text -> added tokens, normalizers (added.rs, stages.rs)
+//!      -> words: pre-tokenizers (stages.rs), expressions (onig.rs, dfa.rs)
+//!      -> model (vocabulary.rs) -> ids
 //! ```
 //!
-//! and leaves out its post-processor, truncation and padding: a prompt is to be continued, so nothing may be
-//! cut off it or put behind it. What a post-processor puts *in front* (Llama's `<s>`) is found once, at load,
-//! and is what `add_bos` adds.
+//! Ids are those of the `tokenizers` library, which is what the models' authors used: its normalizers and models run
+//! here, and what is not its own is tested against it. But a `tokenizer.json` is a program of somebody else. So the file is
+//! read here, every stage and field of it is known or refused by name, expressions run in linear time, the work for a text is
+//! bounded by its length, and in between it is asked whether to go on ([`Watch`]).
 //!
-//! Special tokens (`<|endoftext|>`) in a text are text, unless the caller wants them parsed. That is a
-//! question of the added vocabulary alone. The library keeps it as a switch inside the tokenizer, which would
-//! need a lock or a second copy of the model; two copies of the small added vocabulary do instead. Both ways
-//! give exactly the ids that the library gives with its switch on or off.
+//! Left out are post-processor, truncation and padding: a prompt is to be continued, so nothing may be
+//! cut off it or put after it. What a post-processor puts *in front* (Llama's `<s>`) is found once, at load,
+//! and is what `add_bos` adds; `add_bos_token` of `tokenizer_config.json` overrules it, as in transformers.
+//!
+//! Special tokens (`<|endoftext|>`) in a text are text, unless the caller wants them parsed. Text that the vocabulary has
+//! no token for, where it has none for unknown text either, is an error: the library leaves it out.
 //!
 //! Generation does not use the library's decoder, which works on whole texts: it strips the leading space,
 //! which a continuation needs, and turns half characters into U+FFFD, which a stream must hold back. Every
-//! token has its bytes in a table instead ([`TokenBytes`]), and a text is their concatenation.
+//! token has its bytes in a table instead ([`TokenBytes`]), and a text is their concatenation
+//! (`clean_up_tokenization_spaces` is not done).
 
+mod added;
 mod bytes;
 mod chat;
+mod dfa;
 mod gguf;
+mod onig;
+mod stages;
+mod vocabulary;
+mod watch;
 
 use std::any::Any;
 use std::fmt::Display;
@@ -30,23 +39,30 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde::Deserialize;
-use tokenizers::{
-    AddedVocabulary, Encoding, Model, ModelWrapper, OffsetType, PostProcessor, PreTokenizer, Token,
-};
+use serde_json::Value;
+use tokenizers::normalizer::Range;
+use tokenizers::{Encoding, NormalizedString, PostProcessor, PostProcessorWrapper, Token};
 
 use crate::error::{Error, Result};
+use added::{AddedToken, AddedTokens, Part, SideFiles};
 use bytes::TokenBytes;
 pub(crate) use chat::ChatTemplate;
 pub use chat::Message;
 pub(crate) use gguf::GgufVocab;
+use stages::{Fields, Normalizers, PreTokenizers, Word};
+use vocabulary::Vocabulary;
+pub(crate) use watch::{Halt, Watch};
+
+/// The most tokens that a post-processor may put in front of a text.
+const MAX_PREFIX: usize = 64;
 
 /// Turns text into token ids and token ids into bytes. Nothing in it changes after loading, but for the
 /// library's own word cache, which cannot be told from outside.
 pub(crate) struct Tokenizer {
-    /// Normalizer, pre-tokenizer and model, and the added tokens with special ones taken for plain text.
-    inner: tokenizers::Tokenizer,
-    /// The same added tokens, special ones recognised.
-    parsing: AddedVocabulary,
+    added: AddedTokens,
+    normalizers: Normalizers,
+    pre_tokenizers: PreTokenizers,
+    vocabulary: Vocabulary,
     bytes: TokenBytes,
     /// What `add_bos` puts in front of a text.
     prefix: Vec<u32>,
@@ -54,85 +70,92 @@ pub(crate) struct Tokenizer {
     eos: Option<u32>,
 }
 
-/// The part of `tokenizer.json` that the library reads but does not keep.
+/// A `tokenizer.json`. Keys that are not named here are the library's to ignore, too.
 #[derive(Deserialize)]
-struct Declared {
+struct File {
     #[serde(default)]
-    added_tokens: Vec<DeclaredToken>,
+    version: Option<String>,
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+    model: vocabulary::Declared,
 }
 
-#[derive(Deserialize)]
-struct DeclaredToken {
-    id: u32,
-    content: String,
+/// A file of a folder; none if it is not there.
+fn side_file(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(path, e)),
+    }
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`. Dropout, which would make ids random, is switched off.
+    /// Reads a `tokenizer.json` and what the files beside it say of its tokens.
     pub(crate) fn from_json_file(path: &Path) -> Result<Self> {
-        let json = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        Self::from_json(&json)
+        let missing = || Error::io(path, std::io::Error::from(std::io::ErrorKind::NotFound));
+        let json = side_file(path)?.ok_or_else(missing)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let beside = |name: &str| -> Result<Value> {
+            let path = folder.join(name);
+            let Some(json) = side_file(&path)? else { return Ok(Value::Null) };
+            let refuse = |reason| Error::file(&path, format!("not valid JSON: {reason}"));
+            serde_json::from_slice(&json).map_err(refuse)
+        };
+        let files = SideFiles {
+            tokenizer_config: beside("tokenizer_config.json")?,
+            special_tokens_map: beside("special_tokens_map.json")?,
+            added_tokens: beside("added_tokens.json")?,
+        };
+        Self::from_json(&json, &files)
             .map_err(|reason| Error::Tokenizer(format!("{}: {}", path.display(), strip_label(reason))))
     }
 
-    fn from_json(json: &[u8]) -> Result<Self> {
+    fn from_json(json: &[u8], files: &SideFiles) -> Result<Self> {
         let refuse = |reason: serde_json::Error| Error::Tokenizer(format!("not a tokenizer.json: {reason}"));
-        // Before the library sees it, which panics on some damaged JSON.
-        let declared: Declared = serde_json::from_slice(json).map_err(refuse)?;
-        let mut inner = guarded("not a tokenizer.json", || {
-            let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
-            inner.with_truncation(None)?.with_padding(None);
-            Ok(inner)
-        })?;
-        // The library gives an added token the next free id, whatever the file says; a model has only the
-        // file's ids.
-        for token in &declared.added_tokens {
-            let got = inner.token_to_id(&token.content);
-            if got != Some(token.id) {
-                let got = got.map_or("none".to_string(), |id| id.to_string());
-                let reason = format!("added token {:?}: expected id {got}, got {}", token.content, token.id);
-                return Err(Error::Tokenizer(reason));
-            }
+        let file: File = serde_json::from_slice(json).map_err(refuse)?;
+        if let Some(version) = file.version.filter(|version| version != "1.0") {
+            return Err(Error::Tokenizer(format!("expected version 1.0, got {version}")));
         }
-        if let ModelWrapper::BPE(bpe) = inner.get_model()
-            && bpe.dropout.is_some()
-        {
-            let mut bpe = bpe.clone();
-            bpe.dropout = None;
-            inner.with_model(bpe);
-        }
-        let bytes = TokenBytes::from_library(&inner)?;
-        let prefix = guarded("post-processor", || template_prefix(&inner))?;
+        let normalizers = Normalizers::read(&file.normalizer)?;
+        let pre_tokenizers = PreTokenizers::read(&file.pre_tokenizer)?;
+        let byte_level = normalizers.byte_level || pre_tokenizers.byte_level;
+        let vocabulary = Vocabulary::new(file.model, byte_level)?;
+        let added = added::collect(file.added_tokens, files, &vocabulary.ids, !normalizers.is_empty())?;
+        let bytes = TokenBytes::from_json(&vocabulary.ids, &added, &file.decoder, byte_level)?;
+        let added = AddedTokens::new(&added, &normalizers)?;
+        let id_of = |token: &str| added.id(token).or_else(|| vocabulary.ids.get(token).copied());
+        let prefix = match files.prefix(id_of) {
+            Some(prefix) => prefix,
+            None => template_prefix(&file.post_processor)?,
+        };
         if let Some(id) = prefix.iter().find(|&&id| id as usize >= bytes.len()) {
             let reason = format!("post-processor: expected ids below {}, got {id}", bytes.len());
             return Err(Error::Tokenizer(reason));
         }
-        Ok(Self::assemble(inner, bytes, prefix, None))
+        let bos = prefix.first().copied();
+        Ok(Tokenizer { added, normalizers, pre_tokenizers, vocabulary, bytes, prefix, bos, eos: None })
     }
 
     /// Builds the tokenizer that a GGUF file describes; see [`GgufVocab`].
     pub(crate) fn from_gguf(vocab: GgufVocab) -> Result<Self> {
         vocab.validate()?;
-        let (bos, eos, add_bos) = (vocab.bos, vocab.eos, vocab.add_bos);
+        let (bos, eos) = (vocab.bos, vocab.eos);
+        let prefix = if vocab.add_bos { bos.into_iter().collect() } else { Vec::new() };
         let bytes = vocab.token_bytes()?;
-        let inner = vocab.into_library()?;
-        let prefix = if add_bos { bos.into_iter().collect() } else { Vec::new() };
-        let mut tokenizer = Self::assemble(inner, bytes, prefix, eos);
-        tokenizer.bos = bos;
-        Ok(tokenizer)
-    }
-
-    fn assemble(
-        mut inner: tokenizers::Tokenizer,
-        bytes: TokenBytes,
-        prefix: Vec<u32>,
-        eos: Option<u32>,
-    ) -> Self {
-        inner.set_encode_special_tokens(false);
-        let parsing = inner.get_added_vocabulary().clone();
-        inner.set_encode_special_tokens(true);
-        let bos = prefix.first().copied();
-        Tokenizer { inner, parsing, bytes, prefix, bos, eos }
+        let pre_tokenizers = vocab.pre_tokenizers()?;
+        let normalizers = Normalizers::read(&Value::Null)?;
+        let added = added::collect(vocab.added(), &SideFiles::default(), &Default::default(), false)?;
+        let added = AddedTokens::new(&added, &normalizers)?;
+        let vocabulary = vocab.into_vocabulary()?;
+        Ok(Tokenizer { added, normalizers, pre_tokenizers, vocabulary, bytes, prefix, bos, eos })
     }
 
     /// The ids of a text.
@@ -141,22 +164,98 @@ impl Tokenizer {
     /// tokens written in the text for themselves; otherwise they are text like any other. Added tokens that
     /// are not special are found in the text either way.
     pub(crate) fn encode(&self, text: &str, add_bos: bool, parse_special: bool) -> Result<Vec<u32>> {
-        let added = if parse_special { &self.parsing } else { self.inner.get_added_vocabulary() };
-        let encoding = guarded("encoding failed", || {
-            let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
-            if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
-                pre_tokenizer.pre_tokenize(&mut pieces)?;
+        self.encode_watched(text, add_bos, parse_special, &mut Watch::none()).map_err(Halt::into_error)
+    }
+
+    /// As [`Tokenizer::encode`], as long as `watch` lets it.
+    pub(crate) fn encode_watched(
+        &self,
+        text: &str,
+        add_bos: bool,
+        parse_special: bool,
+        watch: &mut Watch<'_>,
+    ) -> std::result::Result<Vec<u32>, Halt> {
+        let mut ids = if add_bos { self.prefix.clone() } else { Vec::new() };
+        for part in self.added.raw().split(text, parse_special, watch)? {
+            match part {
+                Part::Token(id) => ids.push(id),
+                Part::Text(start, end) => {
+                    self.encode_between(&text[start..end], start, parse_special, &mut ids, watch)?;
+                }
             }
-            pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
-            pieces.into_encoding(None, 0, OffsetType::None)
-        })?;
-        let prefix: &[u32] = if add_bos { &self.prefix } else { &[] };
-        let ids = [prefix, encoding.get_ids()].concat();
+            watch.tokens(ids.len())?;
+        }
         // A library that contradicts itself must not make the engine read outside the embedding.
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.bytes.len()) {
-            return Err(Error::Tokenizer(format!("expected ids below {}, got {id}", self.bytes.len())));
+            return Err(Error::Tokenizer(format!("expected ids below {}, got {id}", self.bytes.len())).into());
         }
         Ok(ids)
+    }
+
+    /// The ids of a text between added tokens, which begins at byte `at` of the whole one.
+    fn encode_between(
+        &self,
+        text: &str,
+        at: usize,
+        parse_special: bool,
+        ids: &mut Vec<u32>,
+        watch: &mut Watch<'_>,
+    ) -> std::result::Result<(), Halt> {
+        // What certainly is too much is not looked at.
+        if !self.normalizers.shrinks && !self.pre_tokenizers.shrinks && self.added.normalized.is_empty() {
+            watch.tokens(ids.len() + self.vocabulary.at_least(text.len()))?;
+        }
+        if self.normalizers.is_empty() {
+            return self.encode_normalized(text, Some(at), &|_| Some(at == 0), parse_special, ids, watch);
+        }
+        // The library's text knows where it begins in the original one: at 0, or not.
+        let mut normalized = if at == 0 {
+            NormalizedString::from(text)
+        } else {
+            let longer = NormalizedString::from(format!(" {text}"));
+            let slice = longer.slice(Range::Original(1..text.len() + 1));
+            slice.ok_or_else(|| Error::Tokenizer("a text cannot be cut".into()))?
+        };
+        self.normalizers.run(&mut normalized, watch)?;
+        let first = |range: (usize, usize)| {
+            let slice = normalized.slice(Range::Normalized(range.0..range.1))?;
+            Some(slice.offsets_original().0 == 0)
+        };
+        self.encode_normalized(normalized.get(), None, &first, parse_special, ids, watch)
+    }
+
+    /// The ids of a normalized text; `at`, where it begins in the original one, if it is the same as there; `first` says
+    /// whether a part of it is the original's beginning.
+    fn encode_normalized(
+        &self,
+        text: &str,
+        at: Option<usize>,
+        first: &dyn Fn((usize, usize)) -> Option<bool>,
+        parse_special: bool,
+        ids: &mut Vec<u32>,
+        watch: &mut Watch<'_>,
+    ) -> std::result::Result<(), Halt> {
+        for part in self.added.normalized.split(text, parse_special, watch)? {
+            let (start, end) = match part {
+                Part::Token(id) => {
+                    ids.push(id);
+                    continue;
+                }
+                Part::Text(start, end) => (start, end),
+            };
+            let whole = at.is_some() && start != 0;
+            let first = self.pre_tokenizers.knows_first && !whole && first((start, end)).unwrap_or(false);
+            let word = Word { text: &text[start..end], at: start, first };
+            self.pre_tokenizers.run(word, watch, &mut |word, watch| {
+                let place = |offset: usize| match at {
+                    Some(at) => format!("near byte {} of the text", at + word.at + offset),
+                    None => format!("near byte {} of the normalized text", word.at + offset),
+                };
+                watch.work(word.text.len())?;
+                self.vocabulary.tokenize(word.text, ids, watch, &place)
+            })?;
+        }
+        Ok(())
     }
 
     /// The text of `ids`; bytes that are not UTF-8 become U+FFFD. A leading space stays.
@@ -182,7 +281,7 @@ impl Tokenizer {
 
     /// The id of a token as the file spells it, for names that a configuration gives.
     pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        self.added.id(token).or_else(|| self.vocabulary.ids.get(token).copied())
     }
 
     /// The token that starts a text: the GGUF file's, or the first that `tokenizer.json` puts in front.
@@ -197,16 +296,42 @@ impl Tokenizer {
 }
 
 /// The ids that the post-processor puts in front of a sequence, found by showing it one of a single token.
-fn template_prefix(tokenizer: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<u32>> {
-    let Some(post_processor) = tokenizer.get_post_processor() else { return Ok(Vec::new()) };
-    let sequence = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
-    let encoding = post_processor.process(sequence, None, true)?;
-    let added = encoding.get_special_tokens_mask().iter().take_while(|&&mask| mask == 1).count();
-    // A template without the sequence is no beginning of anything.
-    if added == encoding.len() {
-        return Err("the template has no place for the text".into());
+fn template_prefix(value: &Value) -> Result<Vec<u32>> {
+    if value.is_null() {
+        return Ok(Vec::new());
     }
-    Ok(encoding.get_ids()[..added].to_vec())
+    check_post_processor(value)?;
+    let ids = guarded("post-processor", || {
+        let post_processor: PostProcessorWrapper = serde_json::from_value(value.clone())?;
+        let sequence = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
+        let encoding = post_processor.process(sequence, None, true)?;
+        let added = encoding.get_special_tokens_mask().iter().take_while(|&&mask| mask == 1).count();
+        // A template without the sequence is no beginning of anything.
+        if added == encoding.len() {
+            return Err("the template has no place for the text".into());
+        }
+        Ok(encoding.get_ids()[..added].to_vec())
+    })?;
+    if ids.len() > MAX_PREFIX {
+        let n = ids.len();
+        return Err(Error::Tokenizer(format!("post-processor: expected at most {MAX_PREFIX} tokens, got {n}")));
+    }
+    Ok(ids)
+}
+
+fn check_post_processor(value: &Value) -> Result<()> {
+    let fields = Fields::new("post_processor", value)?;
+    match fields.kind {
+        "Sequence" => {
+            fields.check(&["processors"])?;
+            fields.list("processors")?.iter().try_for_each(check_post_processor)
+        }
+        "TemplateProcessing" => fields.check(&["single", "pair", "special_tokens"]),
+        "ByteLevel" => fields.check(&["add_prefix_space?", "trim_offsets?", "use_regex?"]),
+        "BertProcessing" => fields.check(&["sep", "cls"]),
+        "RobertaProcessing" => fields.check(&["sep", "cls", "trim_offsets?", "add_prefix_space?"]),
+        kind => Err(Error::Tokenizer(format!("post_processor: unknown type `{kind}`"))),
+    }
 }
 
 /// Runs a piece of the library: its errors and its panics (some on damaged files) become our errors.

@@ -94,7 +94,7 @@ fn unigram() -> Value {
 }
 
 fn from(json: &Value) -> Result<Tokenizer> {
-    Tokenizer::from_json(json.to_string().as_bytes())
+    Tokenizer::from_json(json.to_string().as_bytes(), &SideFiles::default())
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn a_damaged_file_is_an_error_or_works_but_never_panics() {
                     bytes.drain(at..at + 1 + below(&mut state, 40));
                 }
             }
-            if let Ok(tokenizer) = Tokenizer::from_json(&bytes) {
+            if let Ok(tokenizer) = Tokenizer::from_json(&bytes, &SideFiles::default()) {
                 for text in texts(5) {
                     if let Ok(ids) = tokenizer.encode(&text, true, true) {
                         tokenizer.decode(&ids);

@@ -323,7 +323,13 @@ pub(crate) fn open(path: &Path, with_tokenizer: bool) -> Result<Opened> {
 
 fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
     let id = |key: &str| Ok::<_, Error>(g.opt_u64(key)?.and_then(|x| u32::try_from(x).ok()));
-    let pre = g.opt_str("tokenizer.ggml.pre")?.unwrap_or("default").to_string();
+    let pre = g.opt_str("tokenizer.ggml.pre")?;
+    if pre.is_none() && g.opt_str("tokenizer.ggml.model")? == Some("gpt2") {
+        tracing::warn!(
+            "the file has no tokenizer.ggml.pre: text is split in the way `default`, which is wrong for most models"
+        );
+    }
+    let pre = pre.unwrap_or("default").to_string();
     Ok(GgufVocab {
         model: g.str("tokenizer.ggml.model")?.to_string(),
         tokens: g.str_array("tokenizer.ggml.tokens")?,

@@ -1,0 +1,125 @@
+use super::*;
+
+fn splits(regex: &Regex, text: &str) -> Vec<String> {
+    let matches = regex.find_all(text, &mut Watch::none()).unwrap();
+    let parts = with_gaps(&matches, text.len());
+    parts.iter().filter(|((start, end), _)| start < end).map(|((start, end), _)| text[*start..*end].into()).collect()
+}
+
+/// `[pattern, text, words]` as tokenizers 0.23 with Oniguruma splits; no text for a pattern that it refuses.
+type Case = (String, Option<String>, Option<Vec<String>>);
+
+/// What differs, how many cases are the same, and the constructs that were refused.
+fn compare(cases: &str) -> (Vec<String>, usize, HashMap<String, usize>) {
+    let cases: Vec<Case> = serde_json::from_str(cases).unwrap();
+    let (mut wrong, mut same, mut refused) = (Vec::new(), 0, HashMap::new());
+    for (pattern, text, want) in cases {
+        let regex = match Regex::build(&pattern) {
+            Ok(regex) => regex,
+            Err(reason) => {
+                *refused.entry(reason).or_default() += 1;
+                continue;
+            }
+        };
+        match (text, want) {
+            (Some(text), Some(want)) if splits(&regex, &text) != want => {
+                wrong.push(format!("{pattern:?} {text:?}: {:?}, want {want:?}", splits(&regex, &text)));
+            }
+            (None, _) => wrong.push(format!("{pattern:?} is an error there")),
+            _ => same += 1,
+        }
+    }
+    (wrong, same, refused)
+}
+
+#[test]
+fn words_are_those_of_oniguruma() {
+    let (wrong, same, refused) = compare(include_str!("cases.json"));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let n: usize = refused.values().sum();
+    assert!(same > 1_500 && n < same, "{same} are the same, {n} refused: {refused:?}");
+}
+
+/// As the test before, with a file that `tests/reference/regex_cases.py` makes as large as one likes.
+#[test]
+#[ignore = "needs WELM_REGEX_CASES"]
+fn more_words_are_those_of_oniguruma() {
+    let path = std::env::var("WELM_REGEX_CASES").unwrap();
+    let (wrong, same, refused) = compare(&std::fs::read_to_string(path).unwrap());
+    let mut refused: Vec<_> = refused.into_iter().collect();
+    refused.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    println!("{same} the same, {} wrong; refused:", wrong.len());
+    refused.iter().for_each(|(reason, n)| println!("{n:6} {reason}"));
+    assert!(wrong.is_empty(), "{}", wrong[..wrong.len().min(60)].join("\n"));
+}
+
+/// Classes, how many characters Oniguruma finds in them, and a hash of these.
+const CLASSES: &str = include_str!("classes.txt");
+
+#[test]
+fn classes_have_the_characters_of_oniguruma() {
+    let mut compared = 0;
+    for line in CLASSES.lines() {
+        let mut columns = line.rsplitn(3, ' ');
+        let hash: u64 = columns.next().unwrap().parse().unwrap();
+        let count: usize = columns.next().unwrap().parse().unwrap();
+        let pattern = columns.next().unwrap();
+        let Ok(Node::Set(set)) = onig::parse(pattern) else { continue };
+        let members: Vec<u32> = set.ranges().iter().flat_map(|r| r.start()..=r.end()).map(u32::from).collect();
+        let fnv = members.iter().fold(0xcbf2_9ce4_8422_2325, |h: u64, &c| {
+            (h ^ u64::from(c)).wrapping_mul(0x100_0000_01b3)
+        });
+        assert_eq!((members.len(), fnv), (count, hash), "{pattern}");
+        compared += 1;
+    }
+    assert!(compared > 120, "{compared}");
+}
+
+#[test]
+fn constructs_that_may_mean_something_else_are_named() {
+    for (pattern, name) in [
+        (r"(?:(?=(a+))a)*b", "endless repetition"),
+        (r"(a)\1", "back reference"),
+        (r"(?=ab)", "more than one character"),
+        (r"(?>ab)c", "atomic"),
+        (r"(?:ab)++", "possessive"),
+        (r"\R", r"`\R`"),
+        (r"\Gx", r"`\G`"),
+        (r"a\Kb", r"`\K`"),
+        (r"\p{Nope}", "Nope"),
+        (r"(?x) a", "(?x)"),
+        (r"(?~ab)", "group `(?~"),
+        (r"(?(1)a|b)", "group `(?("),
+        (r"(?i)ß", "beyond ASCII"),
+        (r"(?i:ss)", "`ss`"),
+        (r"(?i)[^a]", "inverted"),
+        (r"[a-\d]", "range"),
+        (r"[]a]", "[]"),
+        (r"a{3}?", "{n}?"),
+        (r"a{2000}", "1000"),
+        (r"(", "without"),
+        (r"a)", "without"),
+        (r"\", "ends in the middle"),
+        (r"\07", r"`\0`"),
+        (r"(?:a?)*", "empty"),
+        (r"(?:[ab]{1,900}){1,900}", "instructions"),
+        (r"(?:a|b)*a(?:a|b){30}", "ways to match"),
+    ] {
+        let reason = Regex::new(pattern).unwrap_err().to_string();
+        assert!(reason.contains(name), "{pattern}: {reason}");
+    }
+}
+
+#[test]
+fn work_is_linear_or_an_error_and_ends_when_it_is_told_to() {
+    use crate::output::FinishReason;
+    // Each position looks to the end and finds nothing.
+    let regex = Regex::new("a+b").unwrap();
+    let text = "a".repeat(30_000);
+    let error = regex.find_all(&text, &mut Watch::none()).unwrap_err().to_string();
+    assert!(error.contains("steps"), "{error}");
+    assert_eq!(regex.find_all(&text[..2_000], &mut Watch::none()).unwrap(), []);
+    let stop = || Some(FinishReason::Deadline);
+    let halt = regex.find_all(&text, &mut Watch::new(&stop, usize::MAX)).unwrap_err();
+    assert!(matches!(halt, Halt::Stopped(FinishReason::Deadline)));
+}

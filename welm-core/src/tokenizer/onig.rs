@@ -1,0 +1,719 @@
+//! Regular expressions of `tokenizer.json`, read as the models' authors' library reads them.
+//!
+//! That library hands them to Oniguruma, with Ruby's syntax. The same text means something else to other
+//! engines: `{1,3}+` is a possessive quantifier in Java and a repeated group in Ruby, `^` is a line's beginning and
+//! not the text's, `\h` is a digit. So the expression is read here, into the few parts that [`super::dfa`] runs in
+//! linear time:
+//!
+//! ```text
+//! set          one character of a class
+//! look         whether the next, or the last, character is in a class, or there is none
+//! concatenation, alternation (the first that matches is taken), repetition (greedy or lazy)
+//! ```
+//!
+//! Some constructs become others: `[a]*+` is `[a]*(?![a])`, `\b` asks for a word character on one side. What has no such
+//! form (back references, looks at more than one character, atomic groups) or is not certain to mean
+//! the same in both (case folding that changes the number of characters) is an error that names it.
+
+use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, HirKind};
+
+/// The longest expression that is read, in bytes; real ones have some hundreds.
+const MAX_PATTERN: usize = 1 << 14;
+/// How deep groups and classes may be nested.
+const MAX_DEPTH: usize = 64;
+/// The largest number in `{n,m}`.
+const MAX_COUNT: u32 = 1_000;
+
+/// A part of an expression.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Node {
+    Set(ClassUnicode),
+    Look(Look),
+    Concat(Vec<Node>),
+    Alt(Vec<Node>),
+    Repeat { node: Box<Node>, min: u32, max: Option<u32>, greedy: bool },
+}
+
+/// A condition on the character at one side.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Look {
+    /// The next character; otherwise the last one.
+    pub(super) ahead: bool,
+    pub(super) set: ClassUnicode,
+    /// Whether it holds where the text ends, or begins.
+    pub(super) at_edge: bool,
+}
+
+impl Node {
+    /// Whether it can match no character at all.
+    fn nullable(&self) -> bool {
+        match self {
+            Node::Set(_) => false,
+            Node::Look(_) => true,
+            Node::Concat(nodes) => nodes.iter().all(Node::nullable),
+            Node::Alt(nodes) => nodes.iter().any(Node::nullable),
+            Node::Repeat { node, min, .. } => *min == 0 || node.nullable(),
+        }
+    }
+
+    fn look(ahead: bool, set: ClassUnicode, at_edge: bool) -> Node {
+        Node::Look(Look { ahead, set, at_edge })
+    }
+
+    /// This as one set, if it is one.
+    fn as_set(&self) -> Option<ClassUnicode> {
+        match self {
+            Node::Set(set) => Some(set.clone()),
+            Node::Concat(nodes) if nodes.len() == 1 => nodes[0].as_set(),
+            Node::Alt(nodes) => nodes.iter().map(Node::as_set).try_fold(empty(), |mut all, set| {
+                all.union(&set?);
+                Some(all)
+            }),
+            _ => None,
+        }
+    }
+
+    /// The set of characters at which this begins to match to one side, and whether it matches at the edge, for what
+    /// needs no more than one character to be decided.
+    fn as_look(&self, ahead: bool) -> Option<(ClassUnicode, bool)> {
+        match self {
+            Node::Set(set) => Some((set.clone(), false)),
+            Node::Look(look) if look.ahead == ahead => Some((look.set.clone(), look.at_edge)),
+            Node::Concat(nodes) if nodes.len() == 1 => nodes[0].as_look(ahead),
+            Node::Alt(nodes) => {
+                nodes.iter().map(|n| n.as_look(ahead)).try_fold((empty(), false), |(mut all, edge), one| {
+                    let (set, at_edge) = one?;
+                    all.union(&set);
+                    Some((all, edge || at_edge))
+                })
+            }
+            Node::Repeat { node, min: 1, .. } => Some((node.as_set()?, false)),
+            _ => None,
+        }
+    }
+}
+
+fn empty() -> ClassUnicode {
+    ClassUnicode::empty()
+}
+
+fn set_of(ranges: &[(char, char)]) -> ClassUnicode {
+    ClassUnicode::new(ranges.iter().map(|&(from, to)| ClassUnicodeRange::new(from, to)))
+}
+
+fn negated(set: &ClassUnicode) -> ClassUnicode {
+    let mut set = set.clone();
+    set.negate();
+    set
+}
+
+/// A class in the notation of the `regex` crate, which has the same version of Unicode's tables.
+fn class(notation: &str) -> Option<ClassUnicode> {
+    match regex_syntax::parse(notation).ok()?.into_kind() {
+        HirKind::Class(Class::Unicode(set)) => Some(set),
+        HirKind::Literal(literal) => {
+            let text = std::str::from_utf8(&literal.0).ok()?;
+            let mut chars = text.chars();
+            let c = chars.next()?;
+            chars.next().is_none().then(|| set_of(&[(c, c)]))
+        }
+        _ => None,
+    }
+}
+
+/// Names after `\p` that mean the same to both; a test compares every one with the library's.
+#[rustfmt::skip]
+const PROPERTIES: &[&str] = &[
+    "l", "lu", "ll", "lt", "lm", "lo", "m", "mn", "mc", "me", "n", "nd", "nl", "no", "p", "pc", "pd", "ps", "pe", "pi",
+    "pf", "po", "s", "sm", "sc", "sk", "so", "z", "zs", "zl", "zp", "cc", "cf", "co",
+    "letter", "uppercaseletter", "lowercaseletter", "titlecaseletter", "modifierletter", "otherletter",
+    "mark", "nonspacingmark", "spacingmark", "enclosingmark", "number", "decimalnumber", "letternumber", "othernumber",
+    "punctuation", "connectorpunctuation", "dashpunctuation", "openpunctuation", "closepunctuation",
+    "initialpunctuation", "finalpunctuation", "otherpunctuation", "symbol", "mathsymbol", "currencysymbol",
+    "modifiersymbol", "othersymbol", "separator", "spaceseparator", "lineseparator", "paragraphseparator",
+    "alphabetic", "uppercase", "lowercase", "whitespace",
+    "han", "hiragana", "katakana", "hangul", "latin", "greek", "cyrillic", "arabic", "hebrew", "thai", "lao", "tibetan",
+    "myanmar", "devanagari", "bengali", "gurmukhi", "gujarati", "oriya", "tamil", "telugu", "kannada", "malayalam",
+    "sinhala", "georgian", "armenian", "ethiopic", "khmer", "mongolian", "bopomofo",
+];
+
+/// `[[:name:]]`, and what it is in the notation of [`class`].
+const POSIX: &[(&str, &str)] = &[
+    ("alnum", r"[\p{Alphabetic}\p{Nd}]"),
+    ("alpha", r"\p{Alphabetic}"),
+    ("ascii", r"[\x00-\x7F]"),
+    ("blank", r"[\p{Zs}\t]"),
+    ("cntrl", r"\p{Cc}"),
+    ("digit", r"\p{Nd}"),
+    ("lower", r"\p{Lowercase}"),
+    ("punct", r"[\p{P}\p{S}]"),
+    ("space", r"\s"),
+    ("upper", r"\p{Uppercase}"),
+    ("xdigit", "[0-9A-Fa-f]"),
+];
+
+/// The class of `\w`, `\D` and their like.
+pub(super) fn shorthand(letter: char) -> Option<ClassUnicode> {
+    let set = class(match letter.to_ascii_lowercase() {
+        'w' => r"\w",
+        'd' => r"\d",
+        's' => r"\s",
+        'h' => "[0-9A-Fa-f]",
+        _ => return None,
+    })?;
+    Some(if letter.is_ascii_uppercase() { negated(&set) } else { set })
+}
+
+/// Reads an expression.
+pub(super) fn parse(pattern: &str) -> Result<Node, String> {
+    if pattern.len() > MAX_PATTERN {
+        return Err(format!("expected at most {MAX_PATTERN} bytes, got {}", pattern.len()));
+    }
+    let mut parser =
+        Parser { chars: pattern.chars().collect(), at: 0, depth: 0, flags: Flags::default(), written: Vec::new() };
+    let node = parser.alternation()?;
+    match parser.peek() {
+        None => Ok(node),
+        Some(_) => Err("`)` without `(`".into()),
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Flags {
+    ignore_case: bool,
+    /// `.` matches a line's end, too. Ruby's `m`.
+    dot_all: bool,
+}
+
+struct Parser {
+    chars: Vec<char>,
+    at: usize,
+    depth: usize,
+    flags: Flags,
+    /// The literal characters directly before this place, for those whose case folds together.
+    written: Vec<char>,
+}
+
+impl Parser {
+    fn peek(&self) -> Option<char> {
+        self.chars.get(self.at).copied()
+    }
+
+    fn eat(&mut self, text: &str) -> bool {
+        let n = text.chars().count();
+        let here = self.chars.get(self.at..self.at + n).is_some_and(|c| c.iter().copied().eq(text.chars()));
+        self.at += if here { n } else { 0 };
+        here
+    }
+
+    fn next(&mut self) -> Result<char, String> {
+        let c = self.peek().ok_or("it ends in the middle of a construct")?;
+        self.at += 1;
+        Ok(c)
+    }
+
+    /// Alternatives up to a `)` or the end.
+    fn alternation(&mut self) -> Result<Node, String> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(format!("groups nested deeper than {MAX_DEPTH}"));
+        }
+        let flags = self.flags;
+        let mut branches = Vec::new();
+        loop {
+            branches.push(self.concatenation()?);
+            if !self.eat("|") {
+                break;
+            }
+        }
+        self.flags = flags;
+        self.depth -= 1;
+        Ok(if branches.len() == 1 { branches.remove(0) } else { Node::Alt(branches) })
+    }
+
+    fn concatenation(&mut self) -> Result<Node, String> {
+        self.written.clear();
+        let mut nodes = Vec::new();
+        while let Some(c) = self.peek() {
+            if c == '|' || c == ')' {
+                break;
+            }
+            if let Some(flags) = self.switched_flags()? {
+                // Ruby: they hold to the end of the group, over its `|`.
+                self.flags = flags;
+                nodes.push(self.alternation()?);
+                break;
+            }
+            let literal = self.written.len();
+            let node = self.atom()?;
+            // What was not a plain character parts literals; a fold over a repetition is looked for, too.
+            if self.written.len() == literal {
+                self.written.clear();
+            }
+            nodes.push(self.repetition(node)?);
+        }
+        Ok(if nodes.len() == 1 { nodes.remove(0) } else { Node::Concat(nodes) })
+    }
+
+    /// `(?i)`, which is no group.
+    fn switched_flags(&mut self) -> Result<Option<Flags>, String> {
+        let start = self.at;
+        if self.eat("(?") {
+            let flags = self.flag_letters()?;
+            if let Some(flags) = flags.filter(|_| self.eat(")")) {
+                return Ok(Some(flags));
+            }
+        }
+        self.at = start;
+        Ok(None)
+    }
+
+    /// `i-m` and their like, up to a `:` or `)`.
+    fn flag_letters(&mut self) -> Result<Option<Flags>, String> {
+        let (mut flags, mut on, start) = (self.flags, true, self.at);
+        while let Some(c) = self.peek() {
+            match c {
+                '-' => on = false,
+                'i' => flags.ignore_case = on,
+                'm' => flags.dot_all = on,
+                ':' | ')' if self.at > start => return Ok(Some(flags)),
+                'x' | 's' | 'a' | 'd' | 'u' | 'W' | 'D' | 'S' | 'P' | 'y' | 'I' | 'L' | 'C' => {
+                    return Err(format!("the option `(?{c})`"));
+                }
+                _ => break,
+            }
+            self.at += 1;
+        }
+        self.at = start;
+        Ok(None)
+    }
+
+    fn atom(&mut self) -> Result<Node, String> {
+        let c = self.next()?;
+        Ok(match c {
+            '(' => self.group()?,
+            '[' => Node::Set(self.bracket()?),
+            '.' => Node::Set(if self.flags.dot_all { negated(&empty()) } else { negated(&set_of(&[('\n', '\n')])) }),
+            // After the last line's end no line begins.
+            '^' => Node::Alt(vec![
+                Node::look(false, empty(), true),
+                Node::Concat(vec![
+                    Node::look(false, set_of(&[('\n', '\n')]), false),
+                    Node::look(true, negated(&empty()), false),
+                ]),
+            ]),
+            '$' => Node::look(true, set_of(&[('\n', '\n')]), true),
+            '*' | '+' | '?' => return Err(format!("`{c}` with nothing to repeat")),
+            '{' if self.peek().is_some_and(|c| c.is_ascii_digit() || c == ',') => {
+                return Err("`{` with nothing to repeat".into());
+            }
+            '\\' => self.escape()?,
+            c => Node::Set(self.literal(c)?),
+        })
+    }
+
+    /// A character as it stands, in the cases that are asked for.
+    fn literal(&mut self, c: char) -> Result<ClassUnicode, String> {
+        self.written.push(c);
+        if let [.., before, _] = self.written[..]
+            && self.flags.ignore_case
+        {
+            // ß is ss, ﬁ is fi: what one character of a text is to two of the pattern.
+            let pair = [before, c].map(|c| c.to_ascii_lowercase());
+            let folds = [['s', 's'], ['s', 't'], ['f', 'f'], ['f', 'i'], ['f', 'l']];
+            if folds.contains(&pair) {
+                return Err(format!("`{before}{c}` without regard to case, which one character may stand for"));
+            }
+        }
+        self.folded(set_of(&[(c, c)]))
+    }
+
+    /// A class, with its characters' other cases where case does not matter.
+    fn folded(&self, set: ClassUnicode) -> Result<ClassUnicode, String> {
+        if !self.flags.ignore_case {
+            return Ok(set);
+        }
+        if set.ranges().iter().any(|r| !r.end().is_ascii()) {
+            return Err("a character beyond ASCII without regard to case".into());
+        }
+        let mut folded = set;
+        folded.case_fold_simple();
+        Ok(folded)
+    }
+
+    fn group(&mut self) -> Result<Node, String> {
+        let flags = self.flags;
+        if !self.eat("?") {
+            if self.peek() == Some('*') {
+                return Err("a callout `(*...)`".into());
+            }
+            return self.inside();
+        }
+        if self.eat(":") {
+            return self.inside();
+        }
+        if self.eat("#") {
+            return Err("a comment `(?#...)`".into());
+        }
+        if self.eat(">") {
+            let node = self.inside()?;
+            return match node {
+                node if node.as_set().is_some() => Ok(node),
+                Node::Repeat { node, min, max, greedy: true } => Self::possessive(*node, min, max),
+                _ => Err("an atomic group `(?>...)` around more than one class".into()),
+            };
+        }
+        for (start, ahead, holds) in [("=", true, true), ("!", true, false), ("<=", false, true), ("<!", false, false)] {
+            if self.eat(start) {
+                let node = self.inside()?;
+                let Some((set, at_edge)) = node.as_look(ahead) else {
+                    return Err(format!("`(?{start}...)` that looks at more than one character"));
+                };
+                let set = if holds { set } else { negated(&set) };
+                return Ok(Node::look(ahead, set, at_edge == holds));
+            }
+        }
+        if self.eat("<") {
+            // A name; nothing refers to it.
+            let mut name = String::new();
+            loop {
+                match self.next()? {
+                    '>' => break,
+                    c => name.push(c),
+                }
+            }
+            let starts = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+            if !starts || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+                return Err(format!("the group name `{name}`"));
+            }
+            return self.inside();
+        }
+        if let Some(inner) = self.flag_letters()? {
+            self.at += 1; // the `:`, since `)` was looked for before
+            self.flags = inner;
+            let node = self.inside();
+            self.flags = flags;
+            return node;
+        }
+        let c = self.peek().map_or(String::new(), String::from);
+        Err(format!("the group `(?{c}...)`"))
+    }
+
+    fn inside(&mut self) -> Result<Node, String> {
+        let written = std::mem::take(&mut self.written);
+        let node = self.alternation()?;
+        self.written = written;
+        if self.flags.ignore_case && !self.written.is_empty() {
+            // A literal that goes on in a group could fold together with it.
+            self.written.clear();
+        }
+        if self.eat(")") { Ok(node) } else { Err("`(` without `)`".into()) }
+    }
+
+    /// The quantifiers after an atom.
+    fn repetition(&mut self, mut node: Node) -> Result<Node, String> {
+        let mut counted_before = false;
+        loop {
+            let (min, max, counted) = match self.peek() {
+                Some('*') => (0, None, false),
+                Some('+') => (1, None, false),
+                Some('?') => (0, Some(1), false),
+                Some('{') => match self.counts()? {
+                    Some((min, max)) => (min, max, true),
+                    None => return Ok(node),
+                },
+                _ => return Ok(node),
+            };
+            self.at += usize::from(!counted);
+            if matches!(node, Node::Look(_)) {
+                return Err("a repeated look-around or anchor".into());
+            }
+            let lazy = self.peek() == Some('?');
+            if lazy && counted && Some(min) == max {
+                return Err("`{n}?`, which is optional in Ruby".into());
+            }
+            self.at += usize::from(lazy);
+            let possessive = !counted && !lazy && self.eat("+");
+            if max.is_none() && node.nullable() {
+                return Err("an endless repetition of what may be empty".into());
+            }
+            // Of two quantifiers only `{n,m}+` is taken: Oniguruma turns `a+?*` and such into others.
+            if counted_before && !(min == 1 && max.is_none() && !lazy && !possessive) {
+                return Err("a repeated quantifier".into());
+            }
+            node = match possessive {
+                true => Self::possessive(node, min, max)?,
+                false => Node::Repeat { node: Box::new(node), min, max, greedy: !lazy },
+            };
+            if !counted || lazy {
+                let again = match self.peek() {
+                    Some('*' | '+' | '?') => true,
+                    Some('{') => self.counts()?.is_some(),
+                    _ => false,
+                };
+                return if again { Err("a repeated quantifier".into()) } else { Ok(node) };
+            }
+            counted_before = true;
+        }
+    }
+
+    /// `{n}`, `{n,}`, `{,m}` or `{n,m}`; a `{` that begins none of them is a character.
+    fn counts(&mut self) -> Result<Option<(u32, Option<u32>)>, String> {
+        let (start, mut last, mut before) = (self.at, String::new(), None::<String>);
+        self.at += 1;
+        loop {
+            match self.peek() {
+                Some(c) if c.is_ascii_digit() => last.push(c),
+                Some(',') if before.is_none() => before = Some(std::mem::take(&mut last)),
+                Some('}') if !last.is_empty() || before.as_ref().is_some_and(|n| !n.is_empty()) => break,
+                // Ruby takes `a{` and `a{,}` literally.
+                _ => {
+                    self.at = start;
+                    return Ok(None);
+                }
+            }
+            self.at += 1;
+        }
+        self.at += 1;
+        let number = |text: &str| text.parse().ok().filter(|n| *n <= MAX_COUNT);
+        let refuse = || format!("a repetition of more than {MAX_COUNT} times");
+        let (min, max) = match before {
+            None => (number(&last).ok_or_else(refuse)?, number(&last)),
+            Some(min) => {
+                let min = if min.is_empty() { 0 } else { number(&min).ok_or_else(refuse)? };
+                let max = if last.is_empty() { None } else { Some(number(&last).ok_or_else(refuse)?) };
+                (min, max)
+            }
+        };
+        match max.filter(|max| *max < min || *max == 0) {
+            Some(max) => Err(format!("the repetition {{{min},{max}}}")),
+            None => Ok(Some((min, max))),
+        }
+    }
+
+    /// `x*+`: as many as there are, and no fewer. For a class this is to take them and then see none.
+    fn possessive(node: Node, min: u32, max: Option<u32>) -> Result<Node, String> {
+        let set = node.as_set().ok_or("a possessive quantifier after more than one class")?;
+        let no_more = Node::look(true, negated(&set), true);
+        Ok(match max {
+            None => {
+                let all = Node::Repeat { node: Box::new(node), min, max, greedy: true };
+                Node::Concat(vec![all, no_more])
+            }
+            Some(1) if min == 0 => Node::Alt(vec![node, no_more]),
+            _ => return Err("an atomic group around a counted repetition".into()),
+        })
+    }
+
+    /// After a backslash, outside a class.
+    fn escape(&mut self) -> Result<Node, String> {
+        let c = self.next()?;
+        let word = || shorthand('w').ok_or("the class of words");
+        Ok(match c {
+            'b' | 'B' => {
+                let (word, other) = (word()?, negated(&word()?));
+                let both = |last: (&ClassUnicode, bool), next: (&ClassUnicode, bool)| {
+                    let last = Node::look(false, last.0.clone(), last.1);
+                    Node::Concat(vec![last, Node::look(true, next.0.clone(), next.1)])
+                };
+                let (inside, outside) = ((&word, false), (&other, true));
+                Node::Alt(match c {
+                    'b' => vec![both(inside, outside), both(outside, inside)],
+                    _ => vec![both(inside, inside), both(outside, outside)],
+                })
+            }
+            'A' => Node::look(false, empty(), true),
+            'z' => Node::look(true, empty(), true),
+            'N' => Node::Set(negated(&set_of(&[('\n', '\n')]))),
+            'O' => Node::Set(negated(&empty())),
+            'Z' | 'G' | 'K' | 'R' | 'X' | 'y' | 'Y' | 'k' | 'g' => return Err(format!("`\\{c}`")),
+            '1'..='9' => return Err(format!("the back reference `\\{c}`")),
+            c => {
+                let (set, literal) = self.class_escape(c)?;
+                match literal {
+                    Some(c) => Node::Set(self.literal(c)?),
+                    None => Node::Set(self.folded(set)?),
+                }
+            }
+        })
+    }
+
+    /// After a backslash, in a class or outside: its set, and the character if it is one.
+    fn class_escape(&mut self, c: char) -> Result<(ClassUnicode, Option<char>), String> {
+        if let Some(set) = shorthand(c) {
+            return Ok((set, None));
+        }
+        let literal = match c {
+            't' => '\t',
+            'n' => '\n',
+            'r' => '\r',
+            'f' => '\x0C',
+            'v' => '\x0B',
+            'a' => '\x07',
+            'e' => '\x1B',
+            'p' | 'P' => return Ok((self.property(c == 'P')?, None)),
+            'x' if self.eat("{") => {
+                let mut digits = String::new();
+                loop {
+                    match self.next()? {
+                        '}' => break,
+                        c => digits.push(c),
+                    }
+                }
+                hexadecimal(&digits)?
+            }
+            'x' => {
+                let digits: String = (0..2).map(|_| self.next()).collect::<Result<_, _>>()?;
+                let c = hexadecimal(&digits)?;
+                // Above, it is a byte of a character.
+                if !c.is_ascii() {
+                    return Err(format!("`\\x{digits}`"));
+                }
+                c
+            }
+            'u' => {
+                let digits: String = (0..4).map(|_| self.next()).collect::<Result<_, _>>()?;
+                hexadecimal(&digits)?
+            }
+            c if c.is_ascii_alphanumeric() || !c.is_ascii() => return Err(format!("`\\{c}`")),
+            c => c,
+        };
+        Ok((set_of(&[(literal, literal)]), Some(literal)))
+    }
+
+    /// `{L}`, `{^L}` after `\p`.
+    fn property(&mut self, outside: bool) -> Result<ClassUnicode, String> {
+        if !self.eat("{") {
+            return Err("`\\p` without `{`".into());
+        }
+        let inverted = self.eat("^") != outside;
+        let mut name = String::new();
+        loop {
+            match self.next()? {
+                '}' => break,
+                c => name.push(c),
+            }
+        }
+        let plain: String =
+            name.chars().filter(|c| !matches!(c, ' ' | '_' | '-')).map(|c| c.to_ascii_lowercase()).collect();
+        let set = if PROPERTIES.contains(&plain.as_str()) {
+            class(&format!("\\p{{{plain}}}"))
+        } else {
+            POSIX.iter().find(|(posix, _)| *posix == plain).and_then(|(_, notation)| class(notation))
+        };
+        let set = set.ok_or_else(|| format!("the property `{name}`"))?;
+        Ok(if inverted { negated(&set) } else { set })
+    }
+
+    /// After a `[`, up to its `]`.
+    fn bracket(&mut self) -> Result<ClassUnicode, String> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(format!("classes nested deeper than {MAX_DEPTH}"));
+        }
+        let inverted = self.eat("^");
+        if self.peek() == Some(']') {
+            return Err("`[]`".into());
+        }
+        let mut all: Option<ClassUnicode> = None; // the intersection of what stands before the last `&&`
+        let mut set = empty();
+        let mut first = true;
+        loop {
+            if self.eat("]") {
+                break;
+            }
+            if self.eat("&&") {
+                if first || self.peek() == Some(']') {
+                    return Err("`&&` with nothing on one side".into());
+                }
+                all = Some(meet(all, set));
+                set = empty();
+                first = true;
+                continue;
+            }
+            let (item, literal) = self.class_item(first)?;
+            first = false;
+            match literal {
+                Some(from) if self.peek() == Some('-') && self.chars.get(self.at + 1) != Some(&']') => {
+                    self.at += 1;
+                    let (_, to) = self.class_item(false)?;
+                    let to = to.ok_or("a range that ends with a class")?;
+                    if to < from {
+                        return Err(format!("the range {from:?} to {to:?}"));
+                    }
+                    set.union(&self.folded(set_of(&[(from, to)]))?);
+                    if self.peek() == Some('-') && self.chars.get(self.at + 1) != Some(&']') {
+                        return Err("`-` after a range".into());
+                    }
+                }
+                Some(_) => set.union(&self.folded(item)?),
+                None => set.union(&item),
+            }
+        }
+        self.depth -= 1;
+        let mut set = meet(all, set);
+        if self.flags.ignore_case && (inverted || set.ranges().iter().any(|r| !r.end().is_ascii() && !is_fold(r))) {
+            return Err("a class that is inverted or beyond ASCII without regard to case".into());
+        }
+        if inverted {
+            set.negate();
+        }
+        Ok(set)
+    }
+
+    /// A character, class or nested class.
+    fn class_item(&mut self, first: bool) -> Result<(ClassUnicode, Option<char>), String> {
+        match self.next()? {
+            '[' if self.peek() == Some(':') => Ok((self.posix()?, None)),
+            '[' => Ok((self.bracket()?, None)),
+            '\\' => {
+                let c = self.next()?;
+                if c == 'b' {
+                    return Ok((set_of(&[('\x08', '\x08')]), Some('\x08')));
+                }
+                if matches!(c, '0'..='9' | 'R' | 'X' | 'N' | 'O') {
+                    return Err(format!("`\\{c}` in a class"));
+                }
+                self.class_escape(c)
+            }
+            // At the beginning or the end it is itself; after a class Ruby has rules of its own.
+            '-' if !first && self.peek() != Some(']') => Err("`-` in the middle of a class".into()),
+            c => Ok((set_of(&[(c, c)]), Some(c))),
+        }
+    }
+
+    /// `[:alpha:]`, after its `[`.
+    fn posix(&mut self) -> Result<ClassUnicode, String> {
+        let rest: String = self.chars[self.at..].iter().take(12).collect();
+        for (name, notation) in POSIX {
+            for (inverted, text) in [(false, format!(":{name}:]")), (true, format!(":^{name}:]"))] {
+                if self.eat(&text) {
+                    let set = class(notation).ok_or_else(|| format!("the class `{name}`"))?;
+                    return Ok(if inverted { negated(&set) } else { set });
+                }
+            }
+        }
+        Err(format!("the class `[{rest}`"))
+    }
+}
+
+/// The two characters beyond ASCII that ASCII letters fold to: ſ and the Kelvin sign.
+fn is_fold(range: &ClassUnicodeRange) -> bool {
+    range.start() == range.end() && matches!(range.start(), '\u{17F}' | '\u{212A}')
+}
+
+fn meet(all: Option<ClassUnicode>, set: ClassUnicode) -> ClassUnicode {
+    match all {
+        None => set,
+        Some(mut all) => {
+            all.intersect(&set);
+            all
+        }
+    }
+}
+
+fn hexadecimal(digits: &str) -> Result<char, String> {
+    let valid = !digits.is_empty() && digits.bytes().all(|d| d.is_ascii_hexdigit());
+    let code = if valid { u32::from_str_radix(digits, 16).ok() } else { None };
+    code.and_then(char::from_u32).ok_or_else(|| format!("the character `{digits}`"))
+}

@@ -1,0 +1,339 @@
+//! The model of a tokenizer: words to tokens.
+//!
+//! Read here from `tokenizer.json`, so that its size is bounded and no field is passed over, and built with the library's
+//! own builders, which merges pairs in n log n steps and keeps the ids of short words.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::models::unigram::Unigram;
+use tokenizers::models::wordlevel::WordLevel;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::{Model as _, ModelWrapper};
+
+use super::bytes::{MAX_VOCAB, byte_of};
+use super::guarded;
+use super::watch::{Halt, Watch};
+use crate::error::{Error, Result};
+
+/// The longest token, in bytes as the file spells it. The longest of published vocabularies are 512 spaces or dashes.
+const MAX_TOKEN: usize = 4_096;
+/// The longest word that a model which knows whole words looks up.
+const MAX_WORD_CHARS: usize = 4_096;
+/// Words whose tokens the library remembers. One takes up to 8 KiB, mostly some 100 bytes.
+const CACHED_WORDS: usize = 4_096;
+
+/// `model` of a `tokenizer.json`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Declared {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    vocab: Tokens,
+    merges: Option<Vec<Merge>>,
+    /// Would make ids random; it is for training, and switched off.
+    #[serde(rename = "dropout")]
+    _dropout: Option<f32>,
+    unk_token: Option<String>,
+    unk_id: Option<usize>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    fuse_unk: Option<bool>,
+    byte_fallback: Option<bool>,
+    ignore_merges: Option<bool>,
+    max_input_chars_per_word: Option<usize>,
+}
+
+/// Two spellings are in use.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair(String, String),
+    Text(String),
+}
+
+/// Tokens with ids, or in the order of ids with scores.
+enum Tokens {
+    Ids(HashMap<String, u32>),
+    Scores(Vec<(String, f64)>),
+}
+
+impl<'de> Deserialize<'de> for Tokens {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Tokens;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("tokens with their ids, or a list of tokens with their scores")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Tokens, A::Error> {
+                let mut tokens = HashMap::new();
+                while let Some((token, id)) = map.next_entry::<String, u32>()? {
+                    if let Some(other) = tokens.insert(token, id).filter(|other| *other != id) {
+                        return Err(serde::de::Error::custom(format!("a token has the ids {other} and {id}")));
+                    }
+                }
+                Ok(Tokens::Ids(tokens))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Tokens, A::Error> {
+                let mut tokens = Vec::new();
+                while let Some(token) = seq.next_element()? {
+                    tokens.push(token);
+                }
+                Ok(Tokens::Scores(tokens))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// A model that is ready to run.
+pub(super) struct Vocabulary {
+    model: ModelWrapper,
+    /// The ids of all its tokens, added ones not among them.
+    pub(super) ids: HashMap<String, u32>,
+    /// The most bytes of a word that one token can stand for, where there is such a bound.
+    longest: Option<usize>,
+    /// Whether it merges pairs, and so passes over what it does not know.
+    bpe: bool,
+    byte_level: bool,
+}
+
+/// What a BPE model is made of.
+pub(super) struct Bpe {
+    pub(super) vocab: HashMap<String, u32>,
+    pub(super) merges: Vec<(String, String)>,
+    pub(super) unk_token: Option<String>,
+    pub(super) continuing_subword_prefix: Option<String>,
+    pub(super) end_of_word_suffix: Option<String>,
+    pub(super) fuse_unk: bool,
+    pub(super) byte_fallback: bool,
+    pub(super) ignore_merges: bool,
+}
+
+fn refuse<T>(reason: String) -> Result<T> {
+    Err(Error::Tokenizer(reason))
+}
+
+fn check_token(token: &str) -> Result<()> {
+    if token.len() > MAX_TOKEN {
+        let start: String = token.chars().take(20).collect();
+        let got = token.len();
+        return refuse(format!("token {start:?}...: expected at most {MAX_TOKEN} bytes, got {got}"));
+    }
+    Ok(())
+}
+
+fn check_ids(vocab: &HashMap<String, u32>) -> Result<()> {
+    if vocab.is_empty() {
+        return refuse("model: expected tokens, got none".into());
+    }
+    let mut given: HashMap<u32, &str> = HashMap::with_capacity(vocab.len());
+    for (token, &id) in vocab {
+        check_token(token)?;
+        if id as usize >= MAX_VOCAB {
+            return refuse(format!("token {token:?}: expected an id below {MAX_VOCAB}, got {id}"));
+        }
+        if let Some(other) = given.insert(id, token) {
+            // In a fixed order, since the map has none.
+            let (first, second) = if other < token.as_str() { (other, token.as_str()) } else { (token.as_str(), other) };
+            return refuse(format!("id {id} is given to both {first:?} and {second:?}"));
+        }
+    }
+    Ok(())
+}
+
+impl Vocabulary {
+    /// The model that a `tokenizer.json` declares; `byte_level` if words come in the byte alphabet.
+    pub(super) fn new(declared: Declared, byte_level: bool) -> Result<Self> {
+        // Files of early versions have no type.
+        let kind = match (&declared.kind, &declared.vocab) {
+            (Some(kind), _) => kind.as_str(),
+            (None, Tokens::Scores(_)) => "Unigram",
+            (None, _) if declared.merges.is_some() => "BPE",
+            (None, _) if declared.max_input_chars_per_word.is_some() => "WordPiece",
+            (None, _) => "WordLevel",
+        };
+        // What each kind has; another's field would be one that nobody reads.
+        let allowed: &[&str] = match kind {
+            "BPE" => &["unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "ignore_merges", "byte_fallback", "merges"],
+            "Unigram" => &["unk_id", "byte_fallback"],
+            "WordLevel" => &["unk_token"],
+            "WordPiece" => &["unk_token", "continuing_subword_prefix", "max_input_chars_per_word"],
+            kind => return refuse(format!("model: unknown type `{kind}`")),
+        };
+        let there = [
+            ("merges", declared.merges.is_some()),
+            ("unk_token", declared.unk_token.is_some()),
+            ("unk_id", declared.unk_id.is_some()),
+            ("continuing_subword_prefix", declared.continuing_subword_prefix.is_some()),
+            ("end_of_word_suffix", declared.end_of_word_suffix.is_some()),
+            ("fuse_unk", declared.fuse_unk.is_some()),
+            ("byte_fallback", declared.byte_fallback.is_some()),
+            ("ignore_merges", declared.ignore_merges.is_some()),
+            ("max_input_chars_per_word", declared.max_input_chars_per_word.is_some()),
+        ];
+        if let Some((name, _)) = there.iter().find(|(name, there)| *there && !allowed.contains(name)) {
+            return refuse(format!("model {kind}: unknown field `{name}`"));
+        }
+        let vocab = match declared.vocab {
+            Tokens::Ids(vocab) if kind != "Unigram" => vocab,
+            Tokens::Scores(vocab) if kind == "Unigram" => {
+                return Self::unigram(vocab, declared.unk_id, declared.byte_fallback.unwrap_or(false));
+            }
+            _ => return refuse(format!("model {kind}: expected another form of `vocab`")),
+        };
+        if kind == "BPE" {
+            let mut merges = Vec::new();
+            for (rank, merge) in declared.merges.unwrap_or_default().into_iter().enumerate() {
+                merges.push(match merge {
+                    Merge::Pair(left, right) => (left, right),
+                    // The first line of a `merges.txt`.
+                    Merge::Text(text) if text.starts_with("#version") => continue,
+                    Merge::Text(text) => match text.split_once(' ').filter(|(_, right)| !right.contains(' ')) {
+                        Some((left, right)) => (left.to_string(), right.to_string()),
+                        None => return refuse(format!("merge {rank}: expected two tokens, got {text:?}")),
+                    },
+                });
+            }
+            let bpe = Bpe {
+                vocab,
+                merges,
+                unk_token: declared.unk_token,
+                // An empty one is none.
+                continuing_subword_prefix: declared.continuing_subword_prefix.filter(|text| !text.is_empty()),
+                end_of_word_suffix: declared.end_of_word_suffix.filter(|text| !text.is_empty()),
+                fuse_unk: declared.fuse_unk.unwrap_or(false),
+                byte_fallback: declared.byte_fallback.unwrap_or(false),
+                ignore_merges: declared.ignore_merges.unwrap_or(false),
+            };
+            return Self::bpe(bpe, byte_level);
+        }
+        check_ids(&vocab)?;
+        let ids = vocab.clone();
+        let Some(unk) = declared.unk_token else {
+            return refuse(format!("model {kind}: the field `unk_token` is missing"));
+        };
+        let vocab: Vocab = vocab.into_iter().collect();
+        let model = match kind {
+            "WordLevel" => guarded("model", || {
+                WordLevel::builder().vocab(vocab).unk_token(unk).build()
+            })
+            .map(ModelWrapper::WordLevel)?,
+            _ => {
+                let prefix = declared.continuing_subword_prefix.unwrap_or_else(|| "##".into());
+                let longest = declared.max_input_chars_per_word.unwrap_or(100);
+                if longest > MAX_WORD_CHARS {
+                    let reason = format!("expected at most {MAX_WORD_CHARS}, got {longest}");
+                    return refuse(format!("model WordPiece: field `max_input_chars_per_word`: {reason}"));
+                }
+                guarded("model", || {
+                    WordPiece::builder()
+                        .vocab(vocab)
+                        .unk_token(unk)
+                        .continuing_subword_prefix(prefix)
+                        .max_input_chars_per_word(longest)
+                        .build()
+                })
+                .map(ModelWrapper::WordPiece)?
+            }
+        };
+        Ok(Vocabulary { model, ids, longest: None, bpe: false, byte_level })
+    }
+
+    fn unigram(tokens: Vec<(String, f64)>, unk_id: Option<usize>, byte_fallback: bool) -> Result<Self> {
+        if tokens.len() > MAX_VOCAB {
+            return refuse(format!("expected at most {MAX_VOCAB} tokens, got {}", tokens.len()));
+        }
+        let mut ids = HashMap::with_capacity(tokens.len());
+        for ((token, score), id) in tokens.iter().zip(0..) {
+            check_token(token)?;
+            if !score.is_finite() {
+                return refuse(format!("token {token:?}: expected a finite score, got {score}"));
+            }
+            if let Some(other) = ids.insert(token.clone(), id) {
+                return refuse(format!("token {token:?} has two ids, {other} and {id}"));
+            }
+        }
+        let model = guarded("model", || {
+            let mut unigram = Unigram::from(tokens, unk_id, byte_fallback)?;
+            unigram.resize_cache(CACHED_WORDS);
+            Ok(unigram)
+        })?;
+        Ok(Vocabulary { model: ModelWrapper::Unigram(model), ids, longest: None, bpe: false, byte_level: false })
+    }
+
+    /// A model that merges pairs.
+    pub(super) fn bpe(bpe: Bpe, byte_level: bool) -> Result<Self> {
+        check_ids(&bpe.vocab)?;
+        let ids = bpe.vocab.clone();
+        let vocab: Vocab = bpe.vocab.into_iter().collect();
+        // A fused unknown token may stand for any number of characters.
+        let fuses = bpe.fuse_unk && bpe.unk_token.is_some();
+        let longest = ids.keys().map(String::len).max().filter(|_| !fuses).map(|longest| longest.max(4));
+        let model = guarded("model", || {
+            let mut builder = BPE::builder()
+                .vocab_and_merges(vocab, bpe.merges)
+                .cache_capacity(CACHED_WORDS)
+                .fuse_unk(bpe.fuse_unk)
+                .byte_fallback(bpe.byte_fallback)
+                .ignore_merges(bpe.ignore_merges);
+            if let Some(unk) = bpe.unk_token {
+                builder = builder.unk_token(unk);
+            }
+            if let Some(prefix) = bpe.continuing_subword_prefix {
+                builder = builder.continuing_subword_prefix(prefix);
+            }
+            if let Some(suffix) = bpe.end_of_word_suffix {
+                builder = builder.end_of_word_suffix(suffix);
+            }
+            builder.build()
+        })?;
+        Ok(Vocabulary { model: ModelWrapper::BPE(model), ids, longest, bpe: true, byte_level })
+    }
+
+    /// At least so many tokens come from so many bytes.
+    pub(super) fn at_least(&self, bytes: usize) -> usize {
+        self.longest.map_or(0, |longest| bytes.div_ceil(longest))
+    }
+
+    /// The tokens of a word, put at the end of `into`. A part of the word that no token stands for is an error: the
+    /// library leaves it out. `place` says in words where the word is.
+    pub(super) fn tokenize(
+        &self,
+        word: &str,
+        into: &mut Vec<u32>,
+        watch: &mut Watch<'_>,
+        place: &dyn Fn(usize) -> String,
+    ) -> std::result::Result<(), Halt> {
+        watch.tokens(into.len() + self.at_least(word.len()))?;
+        let tokens = guarded("encoding failed", || self.model.tokenize(word))?;
+        if self.bpe {
+            let covered = tokens.last().map_or(0, |token| token.offsets.1);
+            if covered != word.len() {
+                return Err(self.missing(word, place).into());
+            }
+        }
+        into.extend(tokens.iter().map(|token| token.id));
+        watch.tokens(into.len())
+    }
+
+    /// The error for a word that has a character without a token.
+    fn missing(&self, word: &str, place: &dyn Fn(usize) -> String) -> Error {
+        let known: HashSet<char> = word.chars().filter(|c| self.ids.contains_key(c.encode_utf8(&mut [0; 4]) as &str)).collect();
+        let lost = word.char_indices().enumerate().find(|(_, (_, c))| !known.contains(c));
+        let (nth, at, c) = lost.map_or((0, 0, ' '), |(nth, (at, c))| (nth, at, c));
+        let reason = match byte_of(c).filter(|_| self.byte_level) {
+            // In the byte alphabet, each character of a word is a byte of the text.
+            Some(byte) => format!("the byte {byte:#04X} {}", place(nth)),
+            None => format!("the character {c:?} {}", place(at)),
+        };
+        Error::Tokenizer(format!("the vocabulary has no token for {reason}"))
+    }
+}
