@@ -1,0 +1,54 @@
+//! An allocator that ends the process when an input makes it allocate beyond all measure.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Most bytes at once, and of all that are allocated at a time. Targets ask for at most 64 MiB of weights, cache and
+/// scratch, and their inputs are below 1 MiB.
+const MOST_AT_ONCE: usize = 128 << 20;
+const MOST: usize = 512 << 20;
+
+static USED: AtomicUsize = AtomicUsize::new(0);
+
+/// The system's allocator with a limit.
+pub struct Budget;
+
+/// Counts an allocation. It ends the process, rather than answer with NULL: the Rust library ends it, too, then, but
+/// what fails should show here.
+fn count(size: usize) {
+    let used = USED.fetch_add(size, Relaxed) + size;
+    if size > MOST_AT_ONCE || used > MOST {
+        // What prints would allocate.
+        USED.store(0, Relaxed);
+        eprintln!("budget: {size} bytes at once, {used} bytes in use");
+        std::process::abort();
+    }
+}
+
+// SAFETY: every call goes to the system's allocator as it came.
+unsafe impl GlobalAlloc for Budget {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: by this function's contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: by this function's contract.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size);
+        USED.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: by this function's contract.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        USED.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: by this function's contract.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}

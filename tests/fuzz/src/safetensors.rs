@@ -1,0 +1,58 @@
+//! safetensors: the header, or the whole file, and the index of several; the same through `quantize`.
+
+use super::files::{Folder, config, expected, repository, try_model, weights};
+
+/// The length and the text of a file's header, or the file as it is.
+fn file(kind: u8, input: &[u8]) -> Vec<u8> {
+    if kind & 1 == 1 {
+        return input.to_vec();
+    }
+    // The values are not interesting: as many as the untouched file has, and the same ones.
+    let sound = weights(8);
+    let header = u64::from_le_bytes(sound[..8].try_into().expect("eight bytes")) as usize;
+    [&(input.len() as u64).to_le_bytes(), input, &sound[8 + header..]].concat()
+}
+
+/// The first byte chooses what the others are.
+pub fn run(input: &[u8]) {
+    let Some((&kind, rest)) = input.split_first() else { return };
+    let config = config(&serde_json::json!({})).to_string();
+    let mut files = vec![("config.json", config.as_bytes())];
+    let (a, b);
+    if kind & 2 == 2 {
+        let fixture = |name| repository(&format!("tests/fixtures/llama_sharded/{name}"));
+        (a, b) = (fixture("model-00001-of-00002.safetensors"), fixture("model-00002-of-00002.safetensors"));
+        files = vec![
+            ("model.safetensors.index.json", rest),
+            ("model-00001-of-00002.safetensors", &a),
+            ("model-00002-of-00002.safetensors", &b),
+        ];
+        let config = fixture("config.json");
+        return whole(kind, &[files, vec![("config.json", &config)]].concat());
+    }
+    a = file(kind, rest);
+    files.push(("model.safetensors", &a));
+    whole(kind, &files);
+}
+
+fn whole(kind: u8, files: &[(&str, &[u8])]) {
+    let folder = Folder::with(files);
+    try_model(folder.path(), "");
+    if kind & 4 == 4 {
+        let out = Folder::with(&[]);
+        let out = out.path().join("int8");
+        if expected(welm_core::quantize(folder.path(), &out, |_| true)).is_some() {
+            try_model(&out, "");
+        }
+    }
+}
+
+/// The parts of a sound file, and a sound index.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let sound = weights(8);
+    let header = 8 + u64::from_le_bytes(sound[..8].try_into().expect("eight bytes")) as usize;
+    let index = repository("tests/fixtures/llama_sharded/model.safetensors.index.json");
+    let kinds: [(u8, &[u8]); 5] =
+        [(0, &sound[8..header]), (4, &sound[8..header]), (1, &sound), (2, &index), (6, &index)];
+    kinds.into_iter().map(|(kind, bytes)| [&[kind], bytes].concat()).collect()
+}
