@@ -375,6 +375,11 @@ typedef struct {
    * Given to `progress`.
    */
   void *progress_data;
+  /**
+   * 1 if a model may have tensors that nothing reads, such as heads for other tasks, which the log then tells; by
+   * default, 0, they are an error. As wide as a pointer, so that the struct can grow.
+   */
+  size_t allow_unread_tensors;
 } welm_load_options;
 
 /**

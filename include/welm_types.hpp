@@ -227,6 +227,7 @@ struct LoadOptions {
     bool prefix_cache = detail::load_defaults().prefix_cache; ///< Whether equal beginnings are shared (true).
     bool copy_weights = detail::load_defaults().copy_weights; ///< Whether weights leave the mapped file (false).
     Progress progress{};            ///< Called on the loading thread while weights are read.
+    bool allow_unread_tensors = detail::load_defaults().allow_unread_tensors != 0; ///< Else an error (false).
 };
 
 /// How a prompt is continued; see `welm_generate_options`. Defaults are those of the library.

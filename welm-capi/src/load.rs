@@ -60,9 +60,12 @@ pub struct welm_load_options {
     pub progress: welm_progress_callback,
     /// Given to `progress`.
     pub progress_data: *mut c_void,
+    /// 1 if a model may have tensors that nothing reads, such as heads for other tasks, which the log then tells; by
+    /// default, 0, they are an error. As wide as a pointer, so that the struct can grow.
+    pub allow_unread_tensors: usize,
 }
 
-// SAFETY: `repr(C)`, size first; pointers, integers and a flag; ends with a pointer.
+// SAFETY: `repr(C)`, size first; pointers, integers and a flag; ends with an integer as wide as a pointer.
 unsafe impl Growing for welm_load_options {}
 
 impl Default for welm_load_options {
@@ -86,6 +89,7 @@ impl Default for welm_load_options {
             copy_weights: d.copy_weights.into(),
             progress: None,
             progress_data: std::ptr::null_mut(),
+            allow_unread_tensors: d.allow_unread_tensors.into(),
         }
     }
 }
@@ -140,6 +144,7 @@ impl welm_load_options {
         o.memory_limit = Some(self.memory_limit).filter(|&n| n != 0);
         o.prefix_cache = self.prefix_cache.get();
         o.copy_weights = self.copy_weights.get();
+        o.allow_unread_tensors = self.allow_unread_tensors != 0;
         if let Some(callback) = self.progress {
             let progress = Progress { callback, data: self.progress_data };
             o.progress = Some(Arc::new(move |p| progress.call(p)));

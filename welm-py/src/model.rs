@@ -51,6 +51,8 @@ const SCORE_WINDOW: usize = 1 + 2 * 16;
 /// - ``copy_weights``: whether weights are copied out of the mapped file into memory of the process, in huge pages; the
 ///   file may then be changed, and several sequences at once are faster, but loading takes as long as reading.
 /// - ``memory_limit``: most bytes that weights, cache and scratch may take; ``None``: what the machine has available.
+/// - ``allow_unread_tensors``: whether a model may have tensors that nothing reads, such as heads for other tasks, which
+///   the log then tells; otherwise they are an error.
 /// - ``progress``: called with the bytes done and in all; ``False`` ends the loading with :class:`welm.Cancelled`.
 #[pyclass(frozen, module = "welm", weakref)]
 pub(crate) struct Model {
@@ -74,7 +76,8 @@ impl Model {
         signature = (path = None, **options),
         text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
             activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
-            queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None, progress=None)"
+            queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None, allow_unread_tensors=False, \
+            progress=None)"
     )]
     fn new(py: Python<'_>, path: Option<PathBuf>, options: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         let progress = take_progress(options)?;
@@ -372,7 +375,8 @@ impl Model {
         signature = (path = None, **options),
         text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
             activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
-            queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None)"
+            queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None, \
+            allow_unread_tensors=False)"
     )]
     fn estimate<'py>(
         py: Python<'py>,

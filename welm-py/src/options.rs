@@ -207,6 +207,7 @@ const LOAD: &[&str] = &[
     "prefix_cache",
     "copy_weights",
     "memory_limit",
+    "allow_unread_tensors",
 ];
 
 /// How a model is loaded, but for the progress.
@@ -227,6 +228,7 @@ pub(crate) fn load_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyR
             "queue_limit" => options.queue_limit = argument.count()?,
             "prefix_cache" => options.prefix_cache = argument.get()?,
             "copy_weights" => options.copy_weights = argument.get()?,
+            "allow_unread_tensors" => options.allow_unread_tensors = argument.get()?,
             _ => options.memory_limit = argument.optional_count()?,
         }
         Ok(())

@@ -93,6 +93,7 @@ class Model:
         prefix_cache: bool = True,
         copy_weights: bool = False,
         memory_limit: SupportsIndex | None = None,
+        allow_unread_tensors: bool = False,
         progress: _Progress | None = None,
     ) -> Self: ...
     @overload
@@ -277,6 +278,7 @@ class Model:
         prefix_cache: bool = True,
         copy_weights: bool = False,
         memory_limit: SupportsIndex | None = None,
+        allow_unread_tensors: bool = False,
     ) -> Estimate: ...
     @property
     def config(self) -> ModelConfig: ...
