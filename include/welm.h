@@ -387,9 +387,14 @@ typedef struct {
    */
   bool guard_mapped_files;
   /**
+   * Whether a model may have tensors that nothing reads, such as heads for other tasks, which the log then tells; by
+   * default they are an error.
+   */
+  bool allow_unread_tensors;
+  /**
    * Zeros.
    */
-  uint8_t reserved[7];
+  uint8_t reserved[6];
 } welm_load_options;
 
 /**

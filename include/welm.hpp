@@ -214,6 +214,7 @@ inline welm_load_options to_c(const LoadOptions& options, Guarded<const Progress
     c.prefix_cache = options.prefix_cache;
     c.copy_weights = options.copy_weights;
     c.guard_mapped_files = options.guard_mapped_files;
+    c.allow_unread_tensors = options.allow_unread_tensors;
     if (options.progress) {
         c.progress = [](void* data, std::uint64_t done_bytes, std::uint64_t total_bytes) {
             return (*static_cast<Guarded<const Progress>*>(data))(done_bytes, total_bytes);

@@ -228,6 +228,7 @@ struct LoadOptions {
     bool copy_weights = detail::load_defaults().copy_weights; ///< Whether weights leave the mapped file (false).
     Progress progress{};            ///< Called on the loading thread while weights are read.
     bool guard_mapped_files = detail::load_defaults().guard_mapped_files; ///< SIGBUS of truncated files (true).
+    bool allow_unread_tensors = detail::load_defaults().allow_unread_tensors; ///< Else an error (false).
 };
 
 /// How a prompt is continued; see `welm_generate_options`. Defaults are those of the library.

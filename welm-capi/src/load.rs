@@ -66,8 +66,11 @@ pub struct welm_load_options {
     /// faults in welm's maps are its, all others go where they went before. It costs nothing until there is a fault.
     /// Without it such a file ends the process, unless `copy_weights` is set. Linux only.
     pub guard_mapped_files: flag,
+    /// Whether a model may have tensors that nothing reads, such as heads for other tasks, which the log then tells; by
+    /// default they are an error.
+    pub allow_unread_tensors: flag,
     /// Zeros.
-    pub reserved: [u8; 7],
+    pub reserved: [u8; 6],
 }
 
 // SAFETY: `repr(C)`, size first; pointers, integers, flags and bytes; ends with a byte.
@@ -95,7 +98,8 @@ impl Default for welm_load_options {
             progress: None,
             progress_data: std::ptr::null_mut(),
             guard_mapped_files: d.guard_mapped_files.into(),
-            reserved: [0; 7],
+            allow_unread_tensors: d.allow_unread_tensors.into(),
+            reserved: [0; 6],
         }
     }
 }
@@ -151,7 +155,8 @@ impl welm_load_options {
         o.prefix_cache = self.prefix_cache.get();
         o.copy_weights = self.copy_weights.get();
         o.guard_mapped_files = self.guard_mapped_files.get();
-        if self.reserved != [0; 7] {
+        o.allow_unread_tensors = self.allow_unread_tensors.get();
+        if self.reserved != [0; 6] {
             let reason = "`options->reserved` is not zero: it sets an option that this library does not know";
             return Err(Failure::new(WELM_INVALID_ARGUMENT, reason));
         }

@@ -153,6 +153,15 @@ impl Model {
     /// Files are mapped: they must not be changed while the model lives (see [`LoadOptions::guard_mapped_files`]). A folder without `tokenizer.json`
     /// gives a model that takes and returns tokens only.
     ///
+    /// Whatever the files hold is used, or cannot matter, or is an error: settings that change the arithmetic and are
+    /// not computed here, and tensors that nothing reads ([`LoadOptions::allow_unread_tensors`]). An output that is stored
+    /// is used, whatever `tie_word_embeddings` says, as in transformers; one that is neither stored nor tied is an error.
+    /// Norms, biases, rotary values and the scales of quantised weights must be finite. So must matrices of floats that
+    /// are converted; those that are used where they lie in the file are not looked at before they are computed with.
+    ///
+    /// A text ends at the tokens that `generation_config.json` names, or else `config.json`, or else the tokenizer's
+    /// files; in a GGUF file at those of its keys, and at names such as `<|eot_id|>` that llama.cpp ends at, too.
+    ///
     /// # Errors
     /// [`Error::Io`], [`Error::InvalidFile`], [`Error::Config`] or [`Error::Tensor`] for files that are
     /// absent, damaged or not supported; [`Error::OutOfMemory`] before anything is read if it cannot fit;

@@ -221,7 +221,7 @@ pub(crate) fn logits<'s, B: Backend>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::alloc::{GlobalAlloc, Layout, System};
     use std::cell::Cell;
     use std::path::Path;
@@ -232,6 +232,23 @@ mod tests {
 
     thread_local! {
         static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+        /// Bytes that are allocated, and the most that were.
+        static BYTES: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
+    }
+
+    fn count(bytes: isize) {
+        let _ = BYTES.try_with(|counts| {
+            let (now, most) = counts.get();
+            counts.set((now + bytes, most.max(now + bytes)));
+        });
+    }
+
+    /// The most bytes that this thread had allocated at once while it did this, beyond those it had before.
+    pub(crate) fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
+        let before = BYTES.get().0;
+        BYTES.set((before, before));
+        let result = work();
+        (result, (BYTES.get().1 - before) as usize)
     }
 
     struct Counting;
@@ -240,10 +257,12 @@ mod tests {
     unsafe impl GlobalAlloc for Counting {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+            count(layout.size() as isize);
             // SAFETY: the caller's promise.
             unsafe { System.alloc(layout) }
         }
         unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+            count(-(layout.size() as isize));
             // SAFETY: the caller's promise.
             unsafe { System.dealloc(p, layout) }
         }

@@ -54,6 +54,8 @@ const SCORE_WINDOW: usize = 1 + 2 * 16;
 /// - ``guard_mapped_files``: whether a mapped file that is truncated while the model uses it is
 ///   :class:`welm.InvalidFile` instead of the end of the process; installs a handler of SIGBUS, once (Linux only).
 /// - ``memory_limit``: most bytes that weights, cache and scratch may take; ``None``: what the machine has available.
+/// - ``allow_unread_tensors``: whether a model may have tensors that nothing reads, such as heads for other tasks, which
+///   the log then tells; otherwise they are an error.
 /// - ``progress``: called with the bytes done and in all; ``False`` ends the loading with :class:`welm.Cancelled`.
 #[pyclass(frozen, module = "welm", weakref)]
 pub(crate) struct Model {
@@ -78,6 +80,7 @@ impl Model {
         text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
             activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
             queue_limit=1024, prefix_cache=True, copy_weights=False, guard_mapped_files=True, memory_limit=None, \
+            allow_unread_tensors=False, \
             progress=None)"
     )]
     fn new(
@@ -422,7 +425,8 @@ impl Model {
         signature = (path = None, **options),
         text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
             activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
-            queue_limit=1024, prefix_cache=True, copy_weights=False, guard_mapped_files=True, memory_limit=None)"
+            queue_limit=1024, prefix_cache=True, copy_weights=False, guard_mapped_files=True, memory_limit=None, \
+            allow_unread_tensors=False)"
     )]
     fn estimate<'py>(
         py: Python<'py>,

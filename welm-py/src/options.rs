@@ -121,6 +121,7 @@ const LOAD: &[&str] = &[
     "copy_weights",
     "guard_mapped_files",
     "memory_limit",
+    "allow_unread_tensors",
 ];
 
 /// How a model is loaded, but for the progress.
@@ -143,6 +144,7 @@ pub(crate) fn load_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyR
             "prefix_cache" => options.prefix_cache = argument.truth()?,
             "copy_weights" => options.copy_weights = argument.truth()?,
             "guard_mapped_files" => options.guard_mapped_files = argument.truth()?,
+            "allow_unread_tensors" => options.allow_unread_tensors = argument.truth()?,
             _ => options.memory_limit = argument.optional_count()?,
         }
         Ok(())

@@ -99,10 +99,8 @@ pub(super) fn of_gguf(g: &Gguf, arch: &str, head_dim: usize) -> Result<Rope> {
     let key = |name: &str| format!("{arch}.rope.{name}");
     let rotary_dim = g.opt_u64(&key("dimension_count"))?.map_or(head_dim, super::size_of);
     // The type may be left out, and the factor has an older name. 0 is none.
-    let factor = match g.opt_f32(&key("scaling.factor"))? {
-        Some(factor) => Some(factor),
-        None => g.opt_f32(&key("scale_linear"))?,
-    };
+    let (newer, older) = (g.opt_f32(&key("scaling.factor"))?, g.opt_f32(&key("scale_linear"))?);
+    let factor = newer.or(older);
     let factor = match g.opt_str(&key("scaling.type"))? {
         None | Some("linear") => factor.filter(|&factor| factor != 0.0).unwrap_or(1.0),
         Some("none") => 1.0,

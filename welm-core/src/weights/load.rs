@@ -15,6 +15,8 @@
 use std::io::Read;
 use std::path::Path;
 
+use serde_json::Value as Json;
+
 use crate::config::{Activation, ModelConfig, NormKind};
 use crate::error::{Error, Result};
 use crate::side_file::{self, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG};
@@ -147,6 +149,7 @@ impl Source {
                 (config, gguf.tensors.clone(), naming)
             }
             None => {
+                refuse_adapter(path, allow_unread)?;
                 let config = ModelConfig::from_folder(path)?;
                 let tensors = safetensors::open(path)?;
                 let naming = Self::naming_of_folder(path, &config, &tensors)?;
@@ -419,6 +422,23 @@ impl Source {
     }
 }
 
+/// Refuses a folder with an adapter, which transformers would add to the model.
+fn refuse_adapter(folder: &Path, allow_unread: bool) -> Result<()> {
+    let file = folder.join("adapter_config.json");
+    if side_file::open(&file)?.is_none() {
+        return Ok(());
+    }
+    let reason = "an adapter lies beside the model, and is not applied";
+    if allow_unread {
+        tracing::warn!("{}: {reason}", file.display());
+        return Ok(());
+    }
+    Err(Error::file(
+        file,
+        format!("{reason}; merge it, or load the model without it by allow_unread_tensors"),
+    ))
+}
+
 /// Whether two tensors hold the same values.
 fn same_values(a: &StoredTensor, b: &StoredTensor) -> bool {
     if a.shape != b.shape {
@@ -481,21 +501,29 @@ pub(crate) fn open(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Res
 
 /// Takes over the tokens that begin and end a text from the tokenizer's files, where nothing else names any.
 fn name_begin_and_end(folder: &Path, tokenizer: &Tokenizer, config: &mut ModelConfig) -> Result<()> {
-    let files = [TOKENIZER_CONFIG.json(folder)?, SPECIAL_TOKENS_MAP.json(folder)?];
-    let id = |key: &str| {
-        // A text, or an object around it.
-        let text = |json: &serde_json::Value| {
-            let value = json.get(key)?;
-            Some(value.get("content").unwrap_or(value).as_str()?.to_string())
-        };
-        let token = files.iter().flatten().find_map(text)?;
-        let id = tokenizer.token_to_id(&token).filter(|&id| (id as usize) < config.vocab_size);
-        if id.is_none() {
-            tracing::warn!(token, "{key} is a token that the model does not have");
+    let files = [TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP];
+    let files = files.map(|file| Ok::<_, Error>((folder.join(file.name), file.json(folder)?)));
+    let id = |key: &str| -> Result<Option<u32>> {
+        for file in &files {
+            let (path, json) = file.as_ref().map_err(Clone::clone)?;
+            let Some(json) = json else { continue };
+            let wrong = |reason: &str| Error::file(path, format!("{key}: {reason}"));
+            let object = json.as_object().ok_or_else(|| wrong("expected an object around it"))?;
+            // A text, or an object around it; what Python takes for nothing is nothing.
+            let token = match object.get(key) {
+                None | Some(Json::Null | Json::Bool(false)) => continue,
+                Some(value) => value.get("content").unwrap_or(value).as_str(),
+            };
+            let token = token.ok_or_else(|| wrong("expected a token"))?;
+            let id = tokenizer.token_to_id(token).filter(|&id| (id as usize) < config.vocab_size);
+            if id.is_none() {
+                tracing::warn!(token, "{key} is a token that the model does not have");
+            }
+            return Ok(id);
         }
-        id
+        Ok(None)
     };
-    let (begin, end) = (id("bos_token"), id("eos_token"));
+    let (begin, end) = (id("bos_token")?, id("eos_token")?);
     config.bos_token_id = config.bos_token_id.or(tokenizer.bos()).or(begin);
     match end {
         Some(end) if config.eos_token_ids.is_empty() => config.eos_token_ids.push(end),

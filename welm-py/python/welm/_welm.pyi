@@ -98,6 +98,7 @@ class Model:
         copy_weights: bool = False,
         guard_mapped_files: bool = True,
         memory_limit: SupportsIndex | None = None,
+        allow_unread_tensors: bool = False,
         progress: _Progress | None = None,
     ) -> Self: ...
     @overload
@@ -295,6 +296,7 @@ class Model:
         copy_weights: bool = False,
         guard_mapped_files: bool = True,
         memory_limit: SupportsIndex | None = None,
+        allow_unread_tensors: bool = False,
     ) -> Estimate: ...
     @property
     def config(self) -> ModelConfig: ...

@@ -13,6 +13,8 @@ mod activations;
 use std::collections::HashMap;
 use std::ops::Range;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use half::bf16;
 use welm_kernels::attention::{
     Attention, Span, attention_decode, attention_prefill, decode_scratch_len, prefill_tiles,
@@ -354,11 +356,19 @@ impl Backend for Cuda {
             }
             (Kind::Bf16, matrix) => {
                 let row = stored_rows(matrix);
-                gemm::Packed::bf16(rows, cols, order, threads, |i, to| {
+                let finite = AtomicBool::new(true);
+                let packed = gemm::Packed::bf16(rows, cols, order, threads, |i, to| {
                     let mut values = vec![0.0; cols];
                     row(i, &mut values);
+                    if !values.iter().all(|x| x.is_finite()) {
+                        finite.store(false, Ordering::Relaxed);
+                    }
                     to.iter_mut().zip(values).for_each(|(to, x)| *to = bf16::from_f32(x));
-                })
+                });
+                if !finite.into_inner() {
+                    return Err(Error::tensor(&name, "a weight is not a finite number"));
+                }
+                packed
             }
         };
         let weight = Weight::upload(&self.device, rows, cols, order, &packed, bias.as_deref())?;

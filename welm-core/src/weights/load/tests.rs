@@ -10,6 +10,7 @@ use serde_json::json;
 use super::*;
 use crate::options::LoadOptions;
 use crate::side_file::DESCRIPTIONS;
+use crate::transformer::tests::peak_bytes;
 use crate::weights::gguf::tests::{Writer, array, string};
 use crate::{Model, quantize};
 
@@ -326,6 +327,20 @@ fn tensors_that_nothing_reads_are_an_error_in_gguf_files_too() {
         let allowed = LoadOptions { allow_unread_tensors: true, ..options() };
         assert_eq!(logits_with(file.path(), &allowed).unwrap(), base);
     }
+}
+
+/// transformers applies an adapter that lies beside a model.
+#[test]
+fn an_adapter_beside_the_model_is_not_left_out() {
+    let dir = folder(&config(), &llama());
+    std::fs::write(dir.path().join("adapter_config.json"), "{}").unwrap();
+    let error = Model::load(dir.path(), &options()).unwrap_err();
+    assert!(
+        matches!(&error, Error::InvalidFile { path, .. } if path.ends_with("adapter_config.json")),
+        "{error}"
+    );
+    let allowed = LoadOptions { allow_unread_tensors: true, ..options() };
+    assert_eq!(logits_with(dir.path(), &allowed).unwrap(), logits(&config(), &llama()).unwrap());
 }
 
 #[test]
@@ -687,6 +702,7 @@ fn a_folder_ends_a_text_where_its_files_say() {
         // As in transformers, the model's own go before the tokenizer's.
         (vec![(tokenizer, token("<b>"))], by_config.clone(), vec![5]),
         (vec![(tokenizer, token("<nowhere>"))], config(), vec![]),
+        (vec![(tokenizer, json!({"eos_token": false})), (map, token("<c>"))], config(), vec![3]),
     ] {
         assert_eq!(ends(&files, &config).unwrap().1, want, "{files:?}");
     }
@@ -707,6 +723,12 @@ fn a_folder_ends_a_text_where_its_files_say() {
                 "{error:?}"
             );
         }
+    }
+    for (file, json) in
+        [(tokenizer, json!({"eos_token": 2})), (map, json!({"bos_token": ["<a>"]})), (tokenizer, json!([]))]
+    {
+        let error = ends(&[(file, json)], &config()).unwrap_err();
+        assert!(matches!(&error, Error::InvalidFile { path, .. } if path.ends_with(file)), "{error}");
     }
     for name in [generation, tokenizer, map] {
         let dir = folder(&config(), &llama());
@@ -753,4 +775,37 @@ fn what_is_no_file_does_not_load() {
     let pointer = dir.path().join("pointer.gguf");
     std::fs::write(&pointer, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n").unwrap();
     assert!(Model::load(&pointer, &options()).unwrap_err().to_string().contains("Git LFS"));
+}
+
+/// A file cannot make a load take many times its own size.
+#[test]
+fn memory_is_bounded_by_the_file() {
+    const MB: usize = 1 << 20;
+    for (text, most) in [
+        (format!("[{}[]]", "[],".repeat(7 * MB)), 4 * MB),
+        (format!("[{}[]]", "[],".repeat(MB / 3 - 10)), 40 * MB),
+        (format!("{{{}\"x\": 0}}", "\"\": 0,".repeat(MB / 7 - 10)), 4 * MB),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), text).unwrap();
+        let (outcome, peak) = peak_bytes(|| Model::load(dir.path(), &options()).map(|_| ()));
+        assert!(matches!(outcome, Err(Error::InvalidFile { .. })), "{outcome:?}");
+        assert!(peak < most, "{peak}");
+    }
+
+    // Arrays of 16 MB of strings, 4 MB of numbers and 6 MB of arrays, and the most keys.
+    let mut writer = Writer::default()
+        .key("strings", 9, &array(8, 2 * MB as u64, &vec![0; 16 * MB]))
+        .key("bytes", 9, &array(0, 4 * MB as u64, &vec![7; 4 * MB]))
+        .key("arrays", 9, &array(9, MB as u64 / 2, &array(0, 0, &[]).repeat(MB / 2)));
+    for i in 0..65_000u32 {
+        writer = writer.key(&i.to_string(), 0, &[1]);
+    }
+    let bytes = writer.finish();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    let (gguf, peak) = peak_bytes(|| Gguf::open(file.path()).unwrap());
+    assert_eq!(gguf.opt_strs("strings").unwrap().unwrap().len(), 2 * MB);
+    assert_eq!(gguf.u64("64999").unwrap(), 1);
+    assert!(peak < bytes.len() / 2, "{peak} of {}", bytes.len());
 }

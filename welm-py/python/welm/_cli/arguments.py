@@ -174,6 +174,11 @@ def add_loading(parser: ArgumentParser, *, path: bool = True) -> None:
         action="store_true",
         help="weights in memory of the process, in huge pages, instead of the mapped file",
     )
+    group.add_argument(
+        "--allow-unread-tensors",
+        action="store_true",
+        help="load a model though it has tensors that nothing reads, such as heads for other tasks",
+    )
 
 
 def add_request(parser: ArgumentParser, *, without: Collection[str] = ()) -> None:
@@ -196,7 +201,8 @@ def add_json(parser: ArgumentParser, about: str) -> None:
 
 def loading(args: Namespace) -> dict[str, Any]:
     """Keyword arguments of :class:`welm.Model`, but for the path."""
-    names = [flag.option for flag in LOADING] + ["prefix_cache", "copy_weights", "guard_mapped_files"]
+    switches = ["prefix_cache", "copy_weights", "guard_mapped_files", "allow_unread_tensors"]
+    names = [flag.option for flag in LOADING] + switches
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
