@@ -59,7 +59,9 @@ impl Json {
         match self {
             Json::String(text) => 1 + text.len(),
             Json::List(items) => 1 + items.iter().map(Json::size).sum::<usize>(),
-            Json::Object(fields) => 1 + fields.iter().map(|(key, value)| 1 + key.len() + value.size()).sum::<usize>(),
+            Json::Object(fields) => {
+                1 + fields.iter().map(|(key, value)| 1 + key.len() + value.size()).sum::<usize>()
+            }
             _ => 1,
         }
     }

@@ -61,7 +61,8 @@ impl ChatTemplate {
         let config = TOKENIZER_CONFIG.json(folder)?.unwrap_or_default();
         let map = SPECIAL_TOKENS_MAP.json(folder)?.unwrap_or_default();
         // A text, or an object around it.
-        let text = |value: &serde_json::Value| Some(value.get("content").unwrap_or(value).as_str()?.to_string());
+        let text =
+            |value: &serde_json::Value| Some(value.get("content").unwrap_or(value).as_str()?.to_string());
         for name in SPECIAL {
             let token = [&config, &map].into_iter().find_map(|json| text(json.get(name)?));
             special.extend(token.map(|token| (name.to_string(), token)));
@@ -114,7 +115,11 @@ impl ChatTemplate {
 
     /// The templates in a GGUF file's metadata with their names, and the texts of the file's tokens for beginning and
     /// end.
-    pub(crate) fn from_gguf(sources: Result<Vec<(String, String)>>, bos: Option<&str>, eos: Option<&str>) -> Self {
+    pub(crate) fn from_gguf(
+        sources: Result<Vec<(String, String)>>,
+        bos: Option<&str>,
+        eos: Option<&str>,
+    ) -> Self {
         let token = |name: &str, text: Option<&str>| text.map(|text| (name.to_string(), text.to_string()));
         let special = [token("bos_token", bos), token("eos_token", eos)];
         ChatTemplate { sources, special: special.into_iter().flatten().collect() }
@@ -145,7 +150,10 @@ impl ChatTemplate {
         let with_tools = request.tools.as_ref().and_then(|_| named(sources, TOOL_USE));
         with_tools.or_else(|| named(sources, DEFAULT)).ok_or_else(|| {
             let names: Vec<&str> = sources.iter().map(|(name, _)| name.as_str()).collect();
-            fault(format!("expected the name of one of the model's templates ({}), got none", names.join(", ")))
+            fault(format!(
+                "expected the name of one of the model's templates ({}), got none",
+                names.join(", ")
+            ))
         })
     }
 

@@ -150,53 +150,7 @@ impl ChatRequest {
     /// # Errors
     /// [`Error::InvalidOption`], with the name of what is wrong.
     pub fn from_json(text: &str) -> Result<Self> {
-        let fields = match text.parse::<Json>().map_err(|e| Error::option("request", e))? {
-            Json::Object(fields) => fields,
-            other => {
-                let reason = format!("expected an object with messages, got {}", other.kind());
-                return Err(Error::option("request", reason));
-            }
-        };
-        let mut request = ChatRequest::default();
-        let mut unique = Vec::with_capacity(fields.len());
-        for (key, value) in fields {
-            set(&mut unique, key, value);
-        }
-        let mut messages = None;
-        for (key, value) in unique {
-            match key.as_str() {
-                "messages" => messages = list("messages", value)?,
-                "tools" => request.tools = list("tools", value)?,
-                "documents" => request.documents = list("documents", value)?,
-                "add_generation_prompt" => request.add_generation_prompt = boolean("add_generation_prompt", value)?,
-                "continue_final_message" => {
-                    request.continue_final_message = match value {
-                        Json::String(key) => Some(key),
-                        other => {
-                            boolean("continue_final_message", other)?.filter(|on| *on).map(|_| "content".into())
-                        }
-                    }
-                }
-                "chat_template" => {
-                    request.chat_template = match value {
-                        Json::Null => None,
-                        Json::String(template) => Some(template),
-                        other => return Err(wrong("chat_template", "a string", &other)),
-                    }
-                }
-                _ => request.variables.push((key, value)),
-            }
-        }
-        let Some(messages) = messages else { return Err(Error::option("messages", "expected a list, got none")) };
-        request.messages = messages
-            .into_iter()
-            .enumerate()
-            .map(|(i, json)| match json {
-                Json::Object(_) => Message::try_from(json),
-                other => Err(Error::option("messages", format!("messages[{i}]: expected an object, got {}", other.kind()))),
-            })
-            .collect::<Result<_>>()?;
-        Ok(request)
+        ChatRequest::try_from(text.parse::<Json>().map_err(|e| Error::option("request", e))?)
     }
 
     /// Checks all but the template; afterwards all values can be followed by recursion.
@@ -237,7 +191,9 @@ impl ChatRequest {
 
     /// Values and bytes, for which the template has the more fuel.
     pub(super) fn size(&self) -> usize {
-        let fields = |fields: &[(String, Json)]| fields.iter().map(|(key, value)| key.len() + value.size()).sum::<usize>();
+        let fields = |fields: &[(String, Json)]| {
+            fields.iter().map(|(key, value)| key.len() + value.size()).sum::<usize>()
+        };
         let messages: usize = self.messages.iter().map(|m| fields(&m.fields)).sum();
         let others: usize = self.tools.iter().chain(&self.documents).flatten().map(Json::size).sum();
         messages + others + fields(&self.variables)
@@ -245,12 +201,72 @@ impl ChatRequest {
 
     /// The messages as templates see them, and the text that the last one ends with if it is to be continued.
     pub(super) fn conversation(&self, template: &str) -> Result<(Json, Option<String>)> {
-        let mut messages: Vec<Vec<(String, Json)>> = self.messages.iter().map(|m| visible(&m.fields)).collect();
+        let mut messages: Vec<Vec<(String, Json)>> =
+            self.messages.iter().map(|m| visible(&m.fields)).collect();
         let mut continued = None;
         if let (Some(key), Some(last)) = (&self.continue_final_message, messages.last_mut()) {
             continued = Some(mark(last, key, template)?);
         }
         Ok((Json::List(messages.into_iter().map(Json::Object).collect()), continued))
+    }
+}
+
+impl TryFrom<Json> for ChatRequest {
+    type Error = Error;
+
+    /// As [`ChatRequest::from_json`].
+    fn try_from(json: Json) -> Result<Self> {
+        let Json::Object(fields) = json else {
+            let reason = format!("expected an object with messages, got {}", json.kind());
+            return Err(Error::option("request", reason));
+        };
+        let mut request = ChatRequest::default();
+        let mut unique = Vec::with_capacity(fields.len());
+        for (key, value) in fields {
+            set(&mut unique, key, value);
+        }
+        let mut messages = None;
+        for (key, value) in unique {
+            match key.as_str() {
+                "messages" => messages = list("messages", value)?,
+                "tools" => request.tools = list("tools", value)?,
+                "documents" => request.documents = list("documents", value)?,
+                "add_generation_prompt" => {
+                    request.add_generation_prompt = boolean("add_generation_prompt", value)?
+                }
+                "continue_final_message" => {
+                    request.continue_final_message = match value {
+                        Json::String(key) => Some(key),
+                        other => boolean("continue_final_message", other)?
+                            .filter(|on| *on)
+                            .map(|_| "content".into()),
+                    }
+                }
+                "chat_template" => {
+                    request.chat_template = match value {
+                        Json::Null => None,
+                        Json::String(template) => Some(template),
+                        other => return Err(wrong("chat_template", "a string", &other)),
+                    }
+                }
+                _ => request.variables.push((key, value)),
+            }
+        }
+        let Some(messages) = messages else {
+            return Err(Error::option("messages", "expected a list, got none"));
+        };
+        request.messages = messages
+            .into_iter()
+            .enumerate()
+            .map(|(i, json)| match json {
+                Json::Object(_) => Message::try_from(json),
+                other => Err(Error::option(
+                    "messages",
+                    format!("messages[{i}]: expected an object, got {}", other.kind()),
+                )),
+            })
+            .collect::<Result<_>>()?;
+        Ok(request)
     }
 }
 

@@ -13,8 +13,20 @@ const LIST_CHANGES: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "
 const DICT_CHANGES: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
 /// What Python has, but a template hardly asks for.
 const NUMBER: [&str; 14] = [
-    "as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator", "from_bytes", "fromhex", "hex",
-    "imag", "is_integer", "numerator", "real", "to_bytes", "from_number",
+    "as_integer_ratio",
+    "bit_count",
+    "bit_length",
+    "conjugate",
+    "denominator",
+    "from_bytes",
+    "fromhex",
+    "hex",
+    "imag",
+    "is_integer",
+    "numerator",
+    "real",
+    "to_bytes",
+    "from_number",
 ];
 
 /// An attribute as Python has it; none if there is no such one.
@@ -60,10 +72,12 @@ fn own(value: &Value, name: &Rc<str>) -> Result<Option<Value>> {
         },
         Value::Joiner(_) if matches!(&**name, "sep" | "used") => return absent(),
         Value::Macro(called) if **name == *"name" => Some(Value::Str(called.def.name.clone())),
-        Value::Macro(called) if **name == *"arguments" => {
-            Some(Value::tuple(called.def.parameters.iter().map(|(name, _)| Value::Str(name.clone())).collect())?)
-        }
-        Value::Macro(_) if matches!(&**name, "caller" | "catch_kwargs" | "catch_varargs" | "explicit_caller") => {
+        Value::Macro(called) if **name == *"arguments" => Some(Value::tuple(
+            called.def.parameters.iter().map(|(name, _)| Value::Str(name.clone())).collect(),
+        )?),
+        Value::Macro(_)
+            if matches!(&**name, "caller" | "catch_kwargs" | "catch_varargs" | "explicit_caller") =>
+        {
             return absent();
         }
         _ => None,
@@ -134,7 +148,9 @@ pub(super) fn call_method(cx: &Interpreter, value: &Value, name: &str, args: Cal
             Ok(Value::List(seq.clone()))
         }
         (Value::List(_) | Value::Tuple(_) | Value::Range(..), "count") => {
-            let [Some(needle)] = args.bind("count()", ["value"])? else { return fault("count() takes one argument") };
+            let [Some(needle)] = args.bind("count()", ["value"])? else {
+                return fault("count() takes one argument");
+            };
             let mut n = 0usize;
             for item in value.items(fuel)? {
                 n += usize::from(equal(&item, &needle, fuel)?);

@@ -8,10 +8,45 @@ use super::ops;
 use super::value::{Result, Value, compare, equal, fault};
 
 pub(super) const TESTS: [&str; 39] = [
-    "!=", "<", "<=", "==", ">", ">=", "boolean", "callable", "defined", "divisibleby", "eq", "equalto", "escaped",
-    "even", "false", "filter", "float", "ge", "greaterthan", "gt", "in", "integer", "iterable", "le", "lessthan",
-    "lower", "lt", "mapping", "ne", "none", "number", "odd", "sameas", "sequence", "string", "test", "true",
-    "undefined", "upper",
+    "!=",
+    "<",
+    "<=",
+    "==",
+    ">",
+    ">=",
+    "boolean",
+    "callable",
+    "defined",
+    "divisibleby",
+    "eq",
+    "equalto",
+    "escaped",
+    "even",
+    "false",
+    "filter",
+    "float",
+    "ge",
+    "greaterthan",
+    "gt",
+    "in",
+    "integer",
+    "iterable",
+    "le",
+    "lessthan",
+    "lower",
+    "lt",
+    "mapping",
+    "ne",
+    "none",
+    "number",
+    "odd",
+    "sameas",
+    "sequence",
+    "string",
+    "test",
+    "true",
+    "undefined",
+    "upper",
 ];
 
 pub(super) fn apply(cx: &Interpreter, name: &str, value: &Value, args: CallArgs) -> Result<bool> {
@@ -88,7 +123,9 @@ pub(super) fn apply(cx: &Interpreter, name: &str, value: &Value, args: CallArgs)
         "filter" | "test" => match value {
             Value::Str(asked) if name == "test" => TESTS.contains(&&**asked),
             Value::Str(asked) => FILTERS.contains(&&**asked) || FILTERS_ABSENT.contains(&&**asked),
-            Value::List(_) | Value::Dict(_) | Value::View(..) => return fault(format!("unhashable type: '{}'", value.type_name())),
+            Value::List(_) | Value::Dict(_) | Value::View(..) => {
+                return fault(format!("unhashable type: '{}'", value.type_name()));
+            }
             _ => false,
         },
         other => return fault(format!("no test named '{other}'")),

@@ -11,7 +11,9 @@ use super::filters;
 use super::functions;
 use super::ops;
 use super::parser::{self, Expr, For, Kind, MacroDef, Statement, Target};
-use super::value::{Dict, Fault, Fuel, Result, Value, compare, equal, fault, undefined, undefined_name, unsupported};
+use super::value::{
+    Dict, Fault, Fuel, Result, Value, compare, equal, fault, undefined, undefined_name, unsupported,
+};
 
 /// How deep statements, expressions and macros may lie in each other while they run: each takes a piece of the stack.
 const MAX_DEPTH: usize = 1500;
@@ -114,7 +116,8 @@ pub(in super::super) fn render(source: &str, variables: &[(&str, &Json)], fuel: 
     let template = parser::parse(source)?;
     let variable = |(name, json): &(&str, &Json)| Ok((Rc::from(*name), Value::from_json(json)?));
     let variables = variables.iter().map(variable).collect::<Result<HashMap<Rc<str>, _>>>()?;
-    let interpreter = Interpreter { fuel: Fuel::new(fuel), depth: Cell::new(0), captured: RefCell::default() };
+    let interpreter =
+        Interpreter { fuel: Fuel::new(fuel), depth: Cell::new(0), captured: RefCell::default() };
     let globals = Rc::new(Scope { names: RefCell::new(variables), outer: None });
     let scope = Scope::inner(&globals);
     let mut out = String::new();
@@ -293,8 +296,7 @@ impl Interpreter {
             self.capture(scope);
             (statement.clone(), scope.clone())
         });
-        let state =
-            Rc::new(Loop { items, at: Cell::new(0), depth, changed: RefCell::new(None), again });
+        let state = Rc::new(Loop { items, at: Cell::new(0), depth, changed: RefCell::new(None), again });
         let name: Rc<str> = "loop".into();
         for (i, item) in state.items.iter().enumerate() {
             self.fuel.pay(1)?;
@@ -346,7 +348,9 @@ impl Interpreter {
                 }
                 match otherwise {
                     Some(otherwise) => self.eval(otherwise, scope),
-                    None => Ok(undefined("the inline if-expression evaluated to false and no else section was defined")),
+                    None => Ok(undefined(
+                        "the inline if-expression evaluated to false and no else section was defined",
+                    )),
                 }
             }
             Kind::Attribute(of, name) => {
@@ -359,7 +363,8 @@ impl Interpreter {
     }
 
     fn eval_other(&self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
-        let all = |items: &[Expr]| items.iter().map(|item| self.eval(item, scope)).collect::<Result<Vec<_>>>();
+        let all =
+            |items: &[Expr]| items.iter().map(|item| self.eval(item, scope)).collect::<Result<Vec<_>>>();
         match &expr.kind {
             Kind::List(items) => Value::list(all(items)?),
             Kind::Tuple(items) => Value::tuple(all(items)?),

@@ -12,11 +12,55 @@ use super::text;
 use super::value::{Fuel, Result, Seq, Value, compare, equal, fault, undefined, unsupported};
 
 pub(super) const FILTERS: [&str; 49] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape",
-    "filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join",
-    "last", "length", "list", "lower", "map", "max", "min", "pprint", "reject", "rejectattr", "replace", "reverse",
-    "round", "safe", "select", "selectattr", "slice", "sort", "string", "sum", "title", "tojson", "trim",
-    "truncate", "unique", "upper", "urlencode", "wordcount",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "filesizeformat",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+    "wordcount",
 ];
 /// Those that Jinja2 has besides: they make HTML, or something by chance.
 pub(super) const FILTERS_ABSENT: [&str; 5] = ["random", "striptags", "urlize", "wordwrap", "xmlattr"];
@@ -138,7 +182,9 @@ pub(super) fn apply(cx: &Interpreter, name: &str, value: Value, args: CallArgs) 
             fuel.text(out.len())?;
             Ok(out.into())
         }
-        "upper" | "lower" | "capitalize" | "title" | "trim" | "center" | "string" => plain(fuel, name, value, args),
+        "upper" | "lower" | "capitalize" | "title" | "trim" | "center" | "string" => {
+            plain(fuel, name, value, args)
+        }
         "safe" => {
             let [] = args.bind(name, [])?;
             Ok(Value::Markup(value.to_text(fuel)?))
@@ -164,7 +210,9 @@ pub(super) fn apply(cx: &Interpreter, name: &str, value: Value, args: CallArgs) 
         "format" => {
             let text = value.to_text(fuel)?;
             let given = match (args.positional.is_empty(), args.named.is_empty()) {
-                (false, false) => return fault("can't handle positional and keyword arguments at the same time"),
+                (false, false) => {
+                    return fault("can't handle positional and keyword arguments at the same time");
+                }
                 (_, true) => Value::tuple(args.positional)?,
                 _ => Value::dict(args.named.into_iter().map(|(name, value)| (Value::Str(name), value)))?,
             };
@@ -238,7 +286,9 @@ pub(super) fn apply(cx: &Interpreter, name: &str, value: Value, args: CallArgs) 
             }
             Ok(out.into())
         }
-        "random" | "striptags" | "urlize" | "wordwrap" | "xmlattr" => unsupported(format_args!("the filter {name}")),
+        "random" | "striptags" | "urlize" | "wordwrap" | "xmlattr" => {
+            unsupported(format_args!("the filter {name}"))
+        }
         _ => sequence(cx, name, value, args),
     }
 }
@@ -326,7 +376,9 @@ fn truncate(fuel: &Fuel, value: Value, args: CallArgs) -> Result<Value> {
     };
     let end_length = end.chars().count() as i128;
     if length < end_length || leeway < 0 {
-        return fault(format!("truncate: expected length >= {end_length} and leeway >= 0, got {length} and {leeway}"));
+        return fault(format!(
+            "truncate: expected length >= {end_length} and leeway >= 0, got {length} and {leeway}"
+        ));
     }
     if value.len(fuel)? as i128 <= length.saturating_add(leeway) {
         return Ok(value);
@@ -334,7 +386,9 @@ fn truncate(fuel: &Fuel, value: Value, args: CallArgs) -> Result<Value> {
     let source = only_text("truncate", &value)?;
     fuel.text(source.len() + end.len())?;
     let mut kept: String = source.chars().take((length - end_length) as usize).collect();
-    if !truth(kill) && let Some(space) = kept.rfind(' ') {
+    if !truth(kill)
+        && let Some(space) = kept.rfind(' ')
+    {
         kept.truncate(space);
     }
     Ok((kept + end).into())
@@ -433,7 +487,9 @@ fn numeric(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Result
                         None => parse_float(text)?.map_or(Ok(None), truncated)?,
                     }
                 }
-                Value::Float(f) if f.is_infinite() => return fault("cannot convert float infinity to integer"),
+                Value::Float(f) if f.is_infinite() => {
+                    return fault("cannot convert float infinity to integer");
+                }
                 Value::Float(f) => truncated(*f)?,
                 other => other.as_int(),
             };
@@ -477,7 +533,11 @@ fn numeric(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Result
             match (method, value.as_int()) {
                 ("common", Some(i)) => Ok(Value::Int(i)),
                 ("common", None) => {
-                    let rounded = if f.is_finite() { format!("{f:.*}", precision as usize).parse().unwrap_or(f) } else { f };
+                    let rounded = if f.is_finite() {
+                        format!("{f:.*}", precision as usize).parse().unwrap_or(f)
+                    } else {
+                        f
+                    };
                     Ok(Value::Float(rounded))
                 }
                 ("ceil" | "floor", _) => {
@@ -643,7 +703,8 @@ fn sequence(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Resul
             };
             let mut keyed = Vec::new();
             for item in value.items(fuel)? {
-                let key = |attribute: &Option<Value>| Ok(folded(get(cx, &item, attribute.as_ref(), None)?, case));
+                let key =
+                    |attribute: &Option<Value>| Ok(folded(get(cx, &item, attribute.as_ref(), None)?, case));
                 let keys = attributes.iter().map(key).collect::<Result<_>>()?;
                 keyed.push((Value::list(keys)?, item));
             }
@@ -673,7 +734,8 @@ fn sequence(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Resul
             Value::list(sorted.into_iter().map(|(_, item)| item).collect())
         }
         "groupby" => {
-            let [Some(attribute), default, case] = args.bind(name, ["attribute", "default", "case_sensitive"])?
+            let [Some(attribute), default, case] =
+                args.bind(name, ["attribute", "default", "case_sensitive"])?
             else {
                 return fault("groupby misses an attribute");
             };

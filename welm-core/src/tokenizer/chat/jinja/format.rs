@@ -47,10 +47,7 @@ pub(super) fn printf(fuel: &Fuel, text: &str, value: &Value) -> Result<String> {
         Value::Tuple(seq) => seq.items.iter(),
         one => std::slice::from_ref(one).iter(),
     };
-    let mapping = matches!(
-        value,
-        Value::Dict(_) | Value::List(_) | Value::Undefined(_) | Value::Range(..)
-    );
+    let mapping = matches!(value, Value::Dict(_) | Value::List(_) | Value::Undefined(_) | Value::Range(..));
     let mut named = false;
     let mut out = String::new();
     let mut rest = text;
@@ -138,7 +135,11 @@ fn one_of_printf(fuel: &Fuel, value: &Value, kind: char, mut spec: Spec, out: &m
     let text = match kind {
         's' | 'r' => {
             let mut text = String::new();
-            if kind == 's' { value.print(fuel, &mut text)? } else { value.repr(fuel, &mut text)? }
+            if kind == 's' {
+                value.print(fuel, &mut text)?
+            } else {
+                value.repr(fuel, &mut text)?
+            }
             if let Some(precision) = spec.precision {
                 text = text.chars().take(precision).collect();
             }
@@ -400,7 +401,13 @@ fn formatted(fuel: &Fuel, value: &Value, text: &str) -> Result<String> {
                 (None, None) if spec.precision.is_none() && !spec.alternate => {
                     let number = value.as_float().unwrap_or(0.0);
                     let text = grouped(&float(number.abs()), &spec)?;
-                    aligned(fuel, &sign(number.is_sign_negative() && !number.is_nan(), &spec), &text, &spec, '>')
+                    aligned(
+                        fuel,
+                        &sign(number.is_sign_negative() && !number.is_nan(), &spec),
+                        &text,
+                        &spec,
+                        '>',
+                    )
                 }
                 (None, None) => unsupported("a format of a floating-point number without its type"),
                 (_, Some('n' | 'c')) => unsupported("the types n and c in a format"),
@@ -447,14 +454,18 @@ pub(super) fn braces(fuel: &Fuel, text: &str, args: CallArgs) -> Result<String> 
         let value = if name.is_empty() || (number.is_some() && name.bytes().all(|b| b.is_ascii_digit())) {
             let i = match number {
                 Some(_) if automatic > 0 => {
-                    return fault("cannot switch from automatic field numbering to manual field specification");
+                    return fault(
+                        "cannot switch from automatic field numbering to manual field specification",
+                    );
                 }
                 Some(i) => {
                     manual = true;
                     i
                 }
                 None if manual => {
-                    return fault("cannot switch from manual field specification to automatic field numbering");
+                    return fault(
+                        "cannot switch from manual field specification to automatic field numbering",
+                    );
                 }
                 None => {
                     automatic += 1;

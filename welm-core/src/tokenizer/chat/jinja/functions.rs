@@ -30,7 +30,9 @@ pub(super) fn call(cx: &Interpreter, name: &str, args: CallArgs) -> Result<Value
                 Some(value) => match value.as_int() {
                     Some(i) if i64::try_from(i).is_ok() => Ok(i),
                     Some(_) => unsupported("a range with numbers of more than 64 bits"),
-                    None => fault(format!("'{}' object cannot be interpreted as an integer", value.type_name())),
+                    None => {
+                        fault(format!("'{}' object cannot be interpreted as an integer", value.type_name()))
+                    }
                 },
             };
             let (start, stop) = match n {

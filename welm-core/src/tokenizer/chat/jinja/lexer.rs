@@ -211,7 +211,8 @@ impl<'s> Lexer<'s> {
             if brackets.is_empty() {
                 let block = end == "%}";
                 let signed = rest.strip_prefix('-').or(rest.strip_prefix('+').filter(|_| block));
-                if let Some(closing) = [Some(rest), signed].into_iter().flatten().find(|r| r.starts_with(end)) {
+                if let Some(closing) = [Some(rest), signed].into_iter().flatten().find(|r| r.starts_with(end))
+                {
                     let (minus, plus) = (rest.starts_with('-'), rest.starts_with('+'));
                     self.push(if block { Token::BlockEnd } else { Token::PrintEnd }, self.at);
                     self.at += rest.len() - closing.len() + 2;
@@ -250,9 +251,12 @@ impl<'s> Lexer<'s> {
                         ")" | "]" | "}" => match brackets.pop() {
                             Some(expected) if expected == sign => {}
                             Some(expected) => {
-                                return self.fault(format!("unexpected '{sign}', expected '{expected}'"), start);
+                                return self
+                                    .fault(format!("unexpected '{sign}', expected '{expected}'"), start);
                             }
-                            None => return self.fault(format!("unexpected '{sign}', which is not open"), start),
+                            None => {
+                                return self.fault(format!("unexpected '{sign}', which is not open"), start);
+                            }
                         },
                         _ => {}
                     }
@@ -279,7 +283,8 @@ impl<'s> Lexer<'s> {
                 continue;
             }
             let Some((i, escaped)) = chars.next() else { break };
-            let digits = |n: usize| body.get(i + 1..i + 1 + n).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+            let digits =
+                |n: usize| body.get(i + 1..i + 1 + n).and_then(|hex| u32::from_str_radix(hex, 16).ok());
             let hex = match escaped {
                 'x' => Some(2),
                 'u' => Some(4),
@@ -307,7 +312,8 @@ impl<'s> Lexer<'s> {
                 'x' | 'u' | 'U' => {
                     let n = hex.unwrap_or(0);
                     let Some(c) = digits(n).and_then(char::from_u32) else {
-                        return self.fault(format!("expected {n} digits of a character after \\{escaped}"), start);
+                        return self
+                            .fault(format!("expected {n} digits of a character after \\{escaped}"), start);
                     };
                     text.push(c);
                     for _ in 0..n {
@@ -357,7 +363,8 @@ impl<'s> Lexer<'s> {
         let whole = digits(0, u8::is_ascii_digit);
         let mut end = whole;
         // `x.0.1` are two items, not one and a number.
-        let dotted = matches!(self.tokens.last(), Some((Token::Sign("."), _))) && self.source[..start].ends_with('.');
+        let dotted =
+            matches!(self.tokens.last(), Some((Token::Sign("."), _))) && self.source[..start].ends_with('.');
         if !dotted {
             if bytes.get(end) == Some(&b'.') && bytes.get(end + 1).is_some_and(u8::is_ascii_digit) {
                 end = digits(end + 1, u8::is_ascii_digit);

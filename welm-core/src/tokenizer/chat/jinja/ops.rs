@@ -87,9 +87,9 @@ fn repeat(fuel: &Fuel, many: &Value, n: usize) -> Option<Result<Value>> {
         Ok((0..n).flat_map(|_| items.iter().cloned()).collect::<Vec<_>>())
     };
     Some(match many {
-        Value::Str(text) => {
-            fuel.text(text.len().saturating_mul(n)).map(|()| text.repeat(if text.is_empty() { 0 } else { n }).into())
-        }
+        Value::Str(text) => fuel
+            .text(text.len().saturating_mul(n))
+            .map(|()| text.repeat(if text.is_empty() { 0 } else { n }).into()),
         Value::List(seq) => {
             let n = if seq.items.is_empty() { 0 } else { n };
             items(&seq.items).and_then(|items| Value::list(if n == 0 { Vec::new() } else { items }))
@@ -266,9 +266,7 @@ pub(super) fn slice(fuel: &Fuel, value: &Value, bounds: [Value; 3]) -> Result<Va
             let items = (0..count).map(|i| seq.items[at(i)].clone()).collect();
             if matches!(value, Value::List(_)) { Value::list(items) } else { Value::tuple(items) }
         }
-        Value::Range(from, _, by) => {
-            Ok(Value::Range(from + start * by, from + stop * by, by * step))
-        }
+        Value::Range(from, _, by) => Ok(Value::Range(from + start * by, from + stop * by, by * step)),
         other => fault(format!("'{}' object is not subscriptable", other.type_name())),
     }
 }

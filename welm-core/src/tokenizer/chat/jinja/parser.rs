@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
+use super::checks::TESTS;
 use super::filters::{FILTERS, FILTERS_ABSENT};
 use super::lexer::{Token, tokens};
-use super::checks::TESTS;
 use super::value::{Fault, Result, Value};
 
 /// How deep expressions may nest, chains (`a + b + ...`) included: they are followed by recursion.
@@ -110,8 +110,7 @@ struct Parser {
 
 pub(super) fn parse(source: &str) -> Result<Vec<Statement>> {
     let tokens = tokens(source)?;
-    let mut parser =
-        Parser { tokens, at: 0, nest: 0, in_loop: false, soft: false, names: Vec::new() };
+    let mut parser = Parser { tokens, at: 0, nest: 0, in_loop: false, soft: false, names: Vec::new() };
     let body = parser.body(&[])?;
     match parser.peek() {
         Token::End => Ok(body),
@@ -188,7 +187,8 @@ impl Parser {
 
     fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.nest >= MAX_NEST {
-            return self.fault(format!("expected at most {MAX_NEST} tags or brackets in each other, got more"));
+            return self
+                .fault(format!("expected at most {MAX_NEST} tags or brackets in each other, got more"));
         }
         self.nest += 1;
         let parsed = parse(self);
@@ -321,7 +321,9 @@ impl Parser {
                 }
                 return Ok(prints);
             }
-            "break" | "continue" if !self.in_loop => return self.fault(format!("'{name}' outside of a loop")),
+            "break" | "continue" if !self.in_loop => {
+                return self.fault(format!("'{name}' outside of a loop"));
+            }
             "break" => Statement::Break,
             "continue" => Statement::Continue,
             "include" | "import" | "from" | "extends" | "block" | "autoescape" => {
@@ -344,7 +346,9 @@ impl Parser {
             if self.skip_name("elif") {
                 continue;
             }
-            let otherwise = if self.skip_name("else") { self.enclosed("endif")? } else {
+            let otherwise = if self.skip_name("else") {
+                self.enclosed("endif")?
+            } else {
                 self.at += 1;
                 Vec::new()
             };
@@ -364,7 +368,9 @@ impl Parser {
         self.open_body()?;
         let body = self.body(&["endfor", "else"])?;
         self.in_loop = outside;
-        let otherwise = if self.skip_name("else") { self.enclosed("endfor")? } else {
+        let otherwise = if self.skip_name("else") {
+            self.enclosed("endfor")?
+        } else {
             self.at += 1;
             Vec::new()
         };
@@ -501,11 +507,8 @@ impl Parser {
         while self.skip_name("if") {
             let soft = std::mem::replace(&mut self.soft, true);
             let condition = self.or()?;
-            let otherwise = if self.skip_name("else") {
-                Some(Box::new(self.nested(|p| p.condition())?))
-            } else {
-                None
-            };
+            let otherwise =
+                if self.skip_name("else") { Some(Box::new(self.nested(|p| p.condition())?)) } else { None };
             self.soft = soft;
             let other = otherwise.as_ref().map_or(0, |e| e.depth);
             let depth = condition.depth.max(value.depth).max(other);
@@ -768,7 +771,9 @@ impl Parser {
 
     fn slice(&mut self) -> Result<Expr> {
         let line = self.line();
-        let start = if self.is(":") { None } else {
+        let start = if self.is(":") {
+            None
+        } else {
             let index = self.expression(true)?;
             if !self.is(":") {
                 return Ok(index);

@@ -5,10 +5,45 @@ use super::format;
 use super::value::{Fuel, Result, Value, fault, unsupported};
 
 pub(super) const METHODS: [&str; 40] = [
-    "capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum", "isalpha",
-    "isascii", "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "ljust",
-    "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust",
-    "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "endswith",
+    "find",
+    "format",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "islower",
+    "isnumeric",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "upper",
     "zfill",
 ];
 /// Those that Python has besides.
@@ -58,10 +93,16 @@ pub(super) fn capitalize(text: &str) -> Result<String> {
 fn title_case(c: char) -> Result<String> {
     match c {
         // Letters whose capital at the start of a word is another one than elsewhere.
-        'Ǆ'..='ǌ' | 'Ǳ'..='ǳ' | '\u{149}' | '\u{1f0}' | '\u{390}' | '\u{3b0}' | '\u{587}' | '\u{1e96}'..='\u{1e9a}'
-        | '\u{1f50}'..='\u{1ffc}' | '\u{10d0}'..='\u{10ff}' => {
-            unsupported(format_args!("the capital of {c:?} at the start of a word"))
-        }
+        'Ǆ'..='ǌ'
+        | 'Ǳ'..='ǳ'
+        | '\u{149}'
+        | '\u{1f0}'
+        | '\u{390}'
+        | '\u{3b0}'
+        | '\u{587}'
+        | '\u{1e96}'..='\u{1e9a}'
+        | '\u{1f50}'..='\u{1ffc}'
+        | '\u{10d0}'..='\u{10ff}' => unsupported(format_args!("the capital of {c:?} at the start of a word")),
         // The others that have two capitals have one at the start.
         c => {
             let mut upper = c.to_uppercase();
@@ -73,7 +114,9 @@ fn title_case(c: char) -> Result<String> {
 }
 
 fn is_cased(c: char) -> bool {
-    c.is_lowercase() || c.is_uppercase() || matches!(c, 'ǅ' | 'ǈ' | 'ǋ' | 'ǲ' | '\u{1f88}'..='\u{1faf}' | '\u{1fbc}' | '\u{1fcc}' | '\u{1ffc}')
+    c.is_lowercase()
+        || c.is_uppercase()
+        || matches!(c, 'ǅ' | 'ǈ' | 'ǋ' | 'ǲ' | '\u{1f88}'..='\u{1faf}' | '\u{1fbc}' | '\u{1fcc}' | '\u{1ffc}')
 }
 
 fn title(text: &str) -> Result<String> {
@@ -164,7 +207,10 @@ fn positional<const N: usize>(name: &str, args: CallArgs, required: usize) -> Re
         return fault(format!("{name}() takes no keyword arguments"));
     }
     if args.positional.len() < required {
-        return fault(format!("{name}() takes at least {required} arguments ({} given)", args.positional.len()));
+        return fault(format!(
+            "{name}() takes at least {required} arguments ({} given)",
+            args.positional.len()
+        ));
     }
     args.bind(&format!("{name}()"), [""; N])
 }
@@ -185,7 +231,13 @@ fn number(name: &str, value: &Value) -> Result<i128> {
 }
 
 /// A text in `width` columns: `left` of the missing spaces stand in front.
-pub(super) fn pad(fuel: &Fuel, text: &str, width: i128, fill: char, left: impl Fn(usize) -> usize) -> Result<String> {
+pub(super) fn pad(
+    fuel: &Fuel,
+    text: &str,
+    width: i128,
+    fill: char,
+    left: impl Fn(usize) -> usize,
+) -> Result<String> {
     let n = text.chars().count();
     let width = usize::try_from(width).unwrap_or(0);
     let missing = width.saturating_sub(n);
@@ -234,7 +286,10 @@ pub(super) fn call_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -
             let one = |wanted: &Value| match wanted {
                 Value::Str(wanted) if name == "startswith" => Ok(text.starts_with(&**wanted)),
                 Value::Str(wanted) => Ok(text.ends_with(&**wanted)),
-                other => fault(format!("{name} first arg must be str or a tuple of str, not {}", other.type_name())),
+                other => fault(format!(
+                    "{name} first arg must be str or a tuple of str, not {}",
+                    other.type_name()
+                )),
             };
             match &wanted {
                 Value::Tuple(seq) => {
@@ -256,7 +311,12 @@ pub(super) fn call_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -
                 return unsupported(format_args!("{name}() with a start"));
             }
             if name == "count" {
-                return Ok(if wanted.is_empty() { text.chars().count() + 1 } else { text.matches(wanted).count() }.into());
+                return Ok(if wanted.is_empty() {
+                    text.chars().count() + 1
+                } else {
+                    text.matches(wanted).count()
+                }
+                .into());
             }
             let found = if name.starts_with('r') { text.rfind(wanted) } else { text.find(wanted) };
             match found {
@@ -267,7 +327,9 @@ pub(super) fn call_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -
         }
         "replace" => {
             // Also with a count, which Python takes by place only.
-            let [Some(old), Some(new), count] = positional(name, args, 2)? else { return fault("no argument") };
+            let [Some(old), Some(new), count] = positional(name, args, 2)? else {
+                return fault("no argument");
+            };
             let count = count.map_or(Ok(-1), |count| number(name, &count))?;
             return replace(fuel, text, string(name, &old)?, string(name, &new)?, count).map(Value::from);
         }
@@ -304,7 +366,8 @@ pub(super) fn call_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -
         "removeprefix" | "removesuffix" => {
             let [Some(wanted)] = positional(name, args, 1)? else { return fault("no argument") };
             let wanted = string(name, &wanted)?;
-            let rest = if name == "removeprefix" { text.strip_prefix(wanted) } else { text.strip_suffix(wanted) };
+            let rest =
+                if name == "removeprefix" { text.strip_prefix(wanted) } else { text.strip_suffix(wanted) };
             rest.unwrap_or(text).into()
         }
         "center" | "ljust" | "rjust" => {
@@ -345,8 +408,12 @@ pub(super) fn call_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -
                 "swapcase" => swap_case(text)?.into(),
                 "isspace" => return all(text, |c| Ok(is_space(c))),
                 "isascii" => text.is_ascii().into(),
-                "islower" => (text.chars().any(is_cased) && !text.chars().any(|c| is_cased(c) && !c.is_lowercase())).into(),
-                "isupper" => (text.chars().any(is_cased) && !text.chars().any(|c| is_cased(c) && !c.is_uppercase())).into(),
+                "islower" => (text.chars().any(is_cased)
+                    && !text.chars().any(|c| is_cased(c) && !c.is_lowercase()))
+                .into(),
+                "isupper" => (text.chars().any(is_cased)
+                    && !text.chars().any(|c| is_cased(c) && !c.is_uppercase()))
+                .into(),
                 "istitle" => is_title(text).into(),
                 "isalpha" => return all(text, is_letter),
                 "isalnum" => return all(text, |c| Ok(is_letter(c)? || is_number(c, false)?)),
@@ -396,7 +463,11 @@ fn split(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
         None | Some(Value::None) => {
             let mut rest = text;
             loop {
-                rest = if from_end { rest.trim_end_matches(is_space) } else { rest.trim_start_matches(is_space) };
+                rest = if from_end {
+                    rest.trim_end_matches(is_space)
+                } else {
+                    rest.trim_start_matches(is_space)
+                };
                 if rest.is_empty() {
                     break;
                 }
@@ -404,8 +475,11 @@ fn split(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
                 match cut {
                     Some(at) if parts.len() < limit => {
                         let space = rest[at..].chars().next().map_or(1, char::len_utf8);
-                        let (word, others) =
-                            if from_end { (&rest[at + space..], &rest[..at]) } else { (&rest[..at], &rest[at..]) };
+                        let (word, others) = if from_end {
+                            (&rest[at + space..], &rest[..at])
+                        } else {
+                            (&rest[..at], &rest[at..])
+                        };
                         parts.push(word);
                         rest = others;
                     }
@@ -426,7 +500,11 @@ fn split(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
                 return fault("empty separator");
             }
             let limit = limit.saturating_add(1);
-            parts = if from_end { text.rsplitn(limit, separator).collect() } else { text.splitn(limit, separator).collect() };
+            parts = if from_end {
+                text.rsplitn(limit, separator).collect()
+            } else {
+                text.splitn(limit, separator).collect()
+            };
             if from_end {
                 parts.reverse();
             }

@@ -313,11 +313,7 @@ impl Value {
     pub(super) fn is_callable(&self) -> bool {
         matches!(
             self,
-            Value::Macro(_)
-                | Value::Method(_)
-                | Value::Function(_)
-                | Value::Loop(_)
-                | Value::Joiner(_)
+            Value::Macro(_) | Value::Method(_) | Value::Function(_) | Value::Loop(_) | Value::Joiner(_)
         )
     }
 
@@ -480,7 +476,8 @@ pub(super) fn range_len(start: i128, stop: i128, step: i128) -> usize {
 /// Whether Python's `repr` shows a character as it is.
 pub(super) fn is_printable(c: char) -> bool {
     // A combining character is escaped only where it comes first.
-    !format!("a{c}").escape_debug().nth(1).is_some_and(|first| first == '\\') || matches!(c, '\\' | '\'' | '"')
+    !format!("a{c}").escape_debug().nth(1).is_some_and(|first| first == '\\')
+        || matches!(c, '\\' | '\'' | '"')
 }
 
 /// `repr()` of a text.
