@@ -353,7 +353,9 @@ impl Model {
         options.validate_tokens(self.inner.config.vocab_size, self.inner.tokenizer.is_some())?;
         let deadline = options.deadline.and_then(|d| Instant::now().checked_add(d));
         let stop = || match () {
-            () if options.cancel.as_ref().is_some_and(CancelToken::is_cancelled) => Some(FinishReason::Cancelled),
+            () if options.cancel.as_ref().is_some_and(CancelToken::is_cancelled) => {
+                Some(FinishReason::Cancelled)
+            }
             () if deadline.is_some_and(|d| Instant::now() >= d) => Some(FinishReason::Deadline),
             () => None,
         };
@@ -610,12 +612,16 @@ impl Model {
         // Where it costs little, the error has the exact number.
         let mut watch = Watch::new(stop, context + context.max(COUNTED_TOKENS));
         let mut tokens = match prompt {
-            Prompt::Text(text) => match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
-                Ok(tokens) => tokens,
-                Err(Halt::Stopped(reason)) => return Ok(Err(reason)),
-                Err(Halt::TooMany(n)) => return Err(self.check_length(n, max_tokens).err().unwrap_or(Error::EmptyPrompt)),
-                Err(Halt::Failed(error)) => return Err(error),
-            },
+            Prompt::Text(text) => {
+                match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
+                    Ok(tokens) => tokens,
+                    Err(Halt::Stopped(reason)) => return Ok(Err(reason)),
+                    Err(Halt::TooMany(n)) => {
+                        return Err(self.check_length(n, max_tokens).err().unwrap_or(Error::EmptyPrompt));
+                    }
+                    Err(Halt::Failed(error)) => return Err(error),
+                }
+            }
             Prompt::Tokens(ids) => ids.to_vec(),
         };
         if tokens.is_empty() {

@@ -98,9 +98,7 @@ impl SideFile {
 
     /// The file at this path as text.
     pub(crate) fn text_path(self, path: &Path) -> Result<Option<String>> {
-        let text = |bytes| {
-            String::from_utf8(bytes).map_err(|e| Error::file(path, format!("not UTF-8: {e}")))
-        };
+        let text = |bytes| String::from_utf8(bytes).map_err(|e| Error::file(path, format!("not UTF-8: {e}")));
         self.read_path(path)?.map(text).transpose()
     }
 

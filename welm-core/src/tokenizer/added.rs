@@ -161,7 +161,10 @@ pub(super) fn collect(
     let file = "tokenizer_config.json";
     if let Some(decoder) = files.tokenizer_config.get("added_tokens_decoder").filter(|d| !d.is_null()) {
         let Some(decoder) = decoder.as_object() else {
-            return refuse(format!("{file}: added_tokens_decoder: expected an object, got {}", shown(decoder)));
+            return refuse(format!(
+                "{file}: added_tokens_decoder: expected an object, got {}",
+                shown(decoder)
+            ));
         };
         let mut more = Vec::new();
         for (id, token) in decoder {
@@ -169,7 +172,9 @@ pub(super) fn collect(
             match (id.parse(), read) {
                 (Ok(id), Ok(token)) => more.push(AddedToken { id, ..token }),
                 (_, Err(reason)) => return refuse(format!("{file}: added_tokens_decoder: {id}: {reason}")),
-                (Err(_), _) => return refuse(format!("{file}: added_tokens_decoder: expected an id, got {id:?}")),
+                (Err(_), _) => {
+                    return refuse(format!("{file}: added_tokens_decoder: expected an id, got {id:?}"));
+                }
             }
         }
         more.sort_by_key(|token| token.id);
@@ -203,7 +208,11 @@ pub(super) fn collect(
             continue;
         }
         let Some(&id) = vocab.get(content) else {
-            tracing::warn!(key, token = content, "a control token that no file gives an id: it is text in a prompt");
+            tracing::warn!(
+                key,
+                token = content,
+                "a control token that no file gives an id: it is text in a prompt"
+            );
             continue;
         };
         let mut token = AddedToken::plain(id, content, true);
@@ -248,10 +257,17 @@ impl Collected {
                 return refuse(format!("the id {} that another place gives it, got {id}", before.id));
             }
             if *before != token {
-                if has_normalizer && before.normalized != token.normalized || before.special && !token.special {
-                    return refuse(format!("the flags that another place gives it, {before:?}, got {token:?}"));
+                if has_normalizer && before.normalized != token.normalized || before.special && !token.special
+                {
+                    return refuse(format!(
+                        "the flags that another place gives it, {before:?}, got {token:?}"
+                    ));
                 }
-                tracing::warn!(token = content, file, "flags of an added token differ; those of this file are taken");
+                tracing::warn!(
+                    token = content,
+                    file,
+                    "flags of an added token differ; those of this file are taken"
+                );
                 *before = token;
             }
             return Ok(());
@@ -309,7 +325,11 @@ impl AddedTokens {
             contents.push(content.get().to_string());
         }
         let as_they_are = raw.iter().map(|token| token.content.clone()).collect();
-        Ok(AddedTokens { raw: Finder::new(as_they_are, raw)?, normalized: Finder::new(contents, normalized)?, ids })
+        Ok(AddedTokens {
+            raw: Finder::new(as_they_are, raw)?,
+            normalized: Finder::new(contents, normalized)?,
+            ids,
+        })
     }
 
     pub(super) fn raw(&self) -> &Finder {

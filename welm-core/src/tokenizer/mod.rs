@@ -309,7 +309,9 @@ fn template_prefix(value: &Value) -> Result<Vec<u32>> {
     })?;
     if ids.len() > MAX_PREFIX {
         let n = ids.len();
-        return Err(Error::Tokenizer(format!("post-processor: expected at most {MAX_PREFIX} tokens, got {n}")));
+        return Err(Error::Tokenizer(format!(
+            "post-processor: expected at most {MAX_PREFIX} tokens, got {n}"
+        )));
     }
     Ok(ids)
 }

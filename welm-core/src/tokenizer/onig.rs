@@ -169,8 +169,13 @@ pub(super) fn parse(pattern: &str) -> Result<Node, String> {
     if pattern.len() > MAX_PATTERN {
         return Err(format!("expected at most {MAX_PATTERN} bytes, got {}", pattern.len()));
     }
-    let mut parser =
-        Parser { chars: pattern.chars().collect(), at: 0, depth: 0, flags: Flags::default(), written: Vec::new() };
+    let mut parser = Parser {
+        chars: pattern.chars().collect(),
+        at: 0,
+        depth: 0,
+        flags: Flags::default(),
+        written: Vec::new(),
+    };
     let node = parser.alternation()?;
     match parser.peek() {
         None => Ok(node),
@@ -293,7 +298,11 @@ impl Parser {
         Ok(match c {
             '(' => self.group()?,
             '[' => Node::Set(self.bracket()?),
-            '.' => Node::Set(if self.flags.dot_all { negated(&empty()) } else { negated(&set_of(&[('\n', '\n')])) }),
+            '.' => Node::Set(if self.flags.dot_all {
+                negated(&empty())
+            } else {
+                negated(&set_of(&[('\n', '\n')]))
+            }),
             // After the last line's end no line begins.
             '^' => Node::Alt(vec![
                 Node::look(false, empty(), true),
@@ -322,7 +331,9 @@ impl Parser {
             let pair = [before, c].map(|c| c.to_ascii_lowercase());
             let folds = [['s', 's'], ['s', 't'], ['f', 'f'], ['f', 'i'], ['f', 'l']];
             if folds.contains(&pair) {
-                return Err(format!("`{before}{c}` without regard to case, which one character may stand for"));
+                return Err(format!(
+                    "`{before}{c}` without regard to case, which one character may stand for"
+                ));
             }
         }
         self.folded(set_of(&[(c, c)]))
@@ -363,7 +374,9 @@ impl Parser {
                 _ => Err("an atomic group `(?>...)` around more than one class".into()),
             };
         }
-        for (start, ahead, holds) in [("=", true, true), ("!", true, false), ("<=", false, true), ("<!", false, false)] {
+        for (start, ahead, holds) in
+            [("=", true, true), ("!", true, false), ("<=", false, true), ("<!", false, false)]
+        {
             if self.eat(start) {
                 let node = self.inside()?;
                 let Some((set, at_edge)) = node.as_look(ahead) else {
@@ -652,7 +665,9 @@ impl Parser {
         }
         self.depth -= 1;
         let mut set = meet(all, set);
-        if self.flags.ignore_case && (inverted || set.ranges().iter().any(|r| !r.end().is_ascii() && !is_fold(r))) {
+        if self.flags.ignore_case
+            && (inverted || set.ranges().iter().any(|r| !r.end().is_ascii() && !is_fold(r)))
+        {
             return Err("a class that is inverted or beyond ASCII without regard to case".into());
         }
         if inverted {

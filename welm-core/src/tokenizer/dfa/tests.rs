@@ -3,7 +3,11 @@ use super::*;
 fn splits(regex: &Regex, text: &str) -> Vec<String> {
     let matches = regex.find_all(text, &mut Watch::none()).unwrap();
     let parts = with_gaps(&matches, text.len());
-    parts.iter().filter(|((start, end), _)| start < end).map(|((start, end), _)| text[*start..*end].into()).collect()
+    parts
+        .iter()
+        .filter(|((start, end), _)| start < end)
+        .map(|((start, end), _)| text[*start..*end].into())
+        .collect()
 }
 
 /// `[pattern, text, words]` as tokenizers 0.23 with Oniguruma splits; no text for a pattern that it refuses.
@@ -65,10 +69,11 @@ fn classes_have_the_characters_of_oniguruma() {
         let count: usize = columns.next().unwrap().parse().unwrap();
         let pattern = columns.next().unwrap();
         let Ok(Node::Set(set)) = onig::parse(pattern) else { continue };
-        let members: Vec<u32> = set.ranges().iter().flat_map(|r| r.start()..=r.end()).map(u32::from).collect();
-        let fnv = members.iter().fold(0xcbf2_9ce4_8422_2325, |h: u64, &c| {
-            (h ^ u64::from(c)).wrapping_mul(0x100_0000_01b3)
-        });
+        let members: Vec<u32> =
+            set.ranges().iter().flat_map(|r| r.start()..=r.end()).map(u32::from).collect();
+        let fnv = members
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325, |h: u64, &c| (h ^ u64::from(c)).wrapping_mul(0x100_0000_01b3));
         assert_eq!((members.len(), fnv), (count, hash), "{pattern}");
         compared += 1;
     }
