@@ -77,7 +77,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     // Training.
     "initializer_range", "initializer_factor", "init_std", "init_method", "init_device", "gradient_checkpointing",
     "label2id", "id2label", "num_labels", "problem_type", "use_fused_cross_entropy", "fuse_cross_entropy", "fused_ops", "router_aux_loss_coef",
-    "classifier_dropout", "output_router_logits", "ep_size", "mup", "freeze_input_layernorm",
+    "classifier_dropout", "output_router_logits", "ep_size", "freeze_input_layernorm", "is_llama_config", "max_window_layers",
     // Sampling defaults, which a request states anew.
     "do_sample", "early_stopping", "max_length", "min_length", "max_new_tokens", "min_new_tokens", "num_beams",
     "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
@@ -106,7 +106,7 @@ const CHANGES: &[(&str, Off)] = &[
     ("scale_embedding", Off::Absent), ("scale_depth", Off::Absent), ("dim_model_base", Off::Absent), ("attention_multiplier", Off::Absent), ("attention_scale", Off::Absent), ("query_pre_attn_scalar", Off::Absent),
     ("attn_scale", Off::Absent), ("softmax_scale", Off::Absent), ("scale_attn_weights", Off::Absent), ("scale_attn_by_inverse_layer_idx", Off::Absent),
     ("final_logit_softcapping", Off::Absent), ("attn_logit_softcapping", Off::Absent), ("logits_soft_cap", Off::Absent), ("logit_soft_cap", Off::Absent),
-    ("clip_qkv", Off::Absent), ("mup_scale_factor", Off::Absent), ("width_scale", Off::Absent), ("logits_scale", Off::Number(1.0)), ("embed_scale", Off::Number(1.0)),
+    ("clip_qkv", Off::Absent), ("mup", Off::Absent), ("mup_scale_factor", Off::Absent), ("width_scale", Off::Absent), ("logits_scale", Off::Number(1.0)), ("embed_scale", Off::Number(1.0)),
     // Other layers.
     ("use_qk_norm", Off::Absent), ("qk_norm", Off::Absent), ("qk_layernorm", Off::Absent), ("use_qkv_bias", Off::Absent), ("qkv_bias", Off::Absent), ("bias", Off::Absent), ("use_bias", Off::Absent),
     ("lm_head_bias", Off::Absent), ("add_bias_linear", Off::Absent), ("norm_type", Off::Absent), ("normalization_type", Off::Absent), ("norm_head", Off::Absent), ("embedding_norm", Off::Absent), ("embed_layer_norm", Off::Absent),
