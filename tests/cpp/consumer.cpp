@@ -121,7 +121,7 @@ void options_are_passed_on(const welm::Model& model) {
     CHECK(defaults.temperature > 0.84f && defaults.temperature < 0.86f && defaults.top_p > 0.94f);
     CHECK(!defaults.echo && !defaults.seed && !defaults.logprobs && !defaults.deadline && defaults.stop.empty());
     const welm::LoadOptions load;
-    CHECK(load.prefix_cache && load.device.empty() && !load.progress);
+    CHECK(load.prefix_cache && load.device.empty() && !load.progress && !load.allow_unread_tensors);
 
     welm::GenerateOptions options;
     options.seed = 7;

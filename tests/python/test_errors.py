@@ -185,6 +185,23 @@ def test_a_tensor_of_another_shape(folder: Path) -> None:
     assert f"tensor `{raised.value.tensor}`" in str(raised.value)
 
 
+def test_a_tensor_that_nothing_reads(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    file = path.read_bytes()
+    length = int.from_bytes(file[:8], "little")
+    header, data = json.loads(file[8 : 8 + length]), file[8 + length :]
+    header["score.weight"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data + bytes(4))
+    with pytest.raises(welm.TensorError, match="nothing reads it") as raised:
+        welm.Model(folder)
+    assert raised.value.tensor == "score.weight"
+    with pytest.raises(welm.TensorError, match="nothing reads it"):
+        welm.Model.estimate(folder)
+    assert welm.Model.estimate(folder, allow_unread_tensors=True).total_bytes > 0
+    assert welm.Model(folder, allow_unread_tensors=True).config.dim > 0
+
+
 def test_a_damaged_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises((welm.TokenizerError, welm.InvalidFile), match="tokenizer"):

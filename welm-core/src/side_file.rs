@@ -309,7 +309,7 @@ mod tests {
         for side in all() {
             let path = folder.path().join(side.name);
             std::fs::write(&path, "{}").unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
             // Whoever may read everything reads this too.
             let allowed = File::open(&path).is_ok();
             assert_eq!(side.read(folder.path()).is_ok(), allowed);

@@ -8,8 +8,8 @@
 //! Opening a model asks for each of these once. So a tensor that is missing or of another shape is found before
 //! anything is loaded, and so is one that nobody asked for.
 //!
-//! Of the values, norms, biases, rotary divisors and the scales of blocks are checked: one that is not finite is an error
-//! with its place. Matrices of floats are checked where they are converted, not where they are used as they lie in the
+//! Of the values, norms, biases, rotary divisors and the scales of blocks are checked: one that is not finite is an
+//! error with its place. Matrices of floats are checked where they are converted, not where they are used as they lie in the
 //! file, because that would mean to read them all before the first token.
 
 use std::io::Read;

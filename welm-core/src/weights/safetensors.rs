@@ -21,8 +21,8 @@ use crate::error::{Error, Result};
 use crate::side_file::{self, INDEX};
 
 const SINGLE: &str = "model.safetensors";
-/// Most bytes of a header: the format's own limit.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Most bytes of a header, which has room for the most tensors; the format itself allows three times as many.
+const MAX_HEADER_BYTES: u64 = 1 << 25;
 
 /// Opens the tensors of a folder with `model.safetensors`, or else with `model.safetensors.index.json` and
 /// its shards; or those of a single file. Nothing is read but the headers.
@@ -175,12 +175,12 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
                 let (mut entries, mut metadata) = (HashMap::new(), None);
                 while let Some(key) = map.next_key::<String>()? {
                     let twice = if key == "__metadata__" {
-                        metadata.replace(map.next_value()?).is_some()
+                        metadata.replace(map.next_value::<Entries<String>>()?.entries).is_some()
                     } else {
                         entries.insert(key.clone(), map.next_value()?).is_some()
                     };
                     if entries.len() > MAX_TENSORS {
-                        return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+                        return Err(A::Error::custom(format!("more than {MAX_TENSORS} entries")));
                     }
                     if twice {
                         return Err(A::Error::custom(format!("`{key}` appears twice")));
@@ -343,7 +343,10 @@ mod tests {
     fn tensors_are_counted_before_they_take_memory() {
         let entries: Vec<String> =
             (0..=MAX_TENSORS).map(|i| entry(&i.to_string(), "U8", "[0]", 0, 0)).collect();
-        assert!(error(&format!("{{{}}}", entries.join(",")), 0).contains("more than 131072 tensors"));
+        assert!(error(&format!("{{{}}}", entries.join(",")), 0).contains("more than 131072 entries"));
+        let metadata: Vec<String> = (0..=MAX_TENSORS).map(|i| format!(r#""{i}":"""#)).collect();
+        let many = error(&format!(r#"{{"__metadata__":{{{}}}}}"#, metadata.join(",")), 0);
+        assert!(many.contains("more than 131072 entries"), "{many}");
     }
 
     #[test]
@@ -351,6 +354,7 @@ mod tests {
         let (a, b) = (entry("a", "U8", "[4]", 0, 4), entry("a", "I8", "[4]", 0, 4));
         assert!(error(&format!("{{{a},{b}}}"), 4).contains("`a` appears twice"));
         assert!(error(r#"{"__metadata__":{},"__metadata__":{}}"#, 0).contains("twice"));
+        assert!(error(r#"{"__metadata__":{"a":"1","a":"2"}}"#, 0).contains("`a` appears twice"));
     }
 
     /// A folder with the shards `x` and `y`, each with one tensor of its own name, and this index.

@@ -1,6 +1,6 @@
 //! Tensors that may stay unread: their values cannot matter, or follow from the configuration.
 //!
-//! Whatever else a checkpoint holds and nobody reads (adapters, norms of queries and keys, biases, heads of other tasks)
+//! Whatever else a checkpoint holds and nobody reads (adapters, norms of queries and keys, biases, other heads)
 //! was part of the arithmetic that it was trained with, so leaving it out would be another model.
 
 /// The end of a name, from a dot or the beginning on; what the shape must be like; why it may stay unread.

@@ -12,7 +12,6 @@ mod activations;
 
 use std::collections::HashMap;
 use std::ops::Range;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::bf16;
