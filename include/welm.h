@@ -1180,8 +1180,8 @@ void welm_cancel_token_free(welm_cancel_token *token);
  * - NULL: `model` and `generation` must not be; `options` may be, for the defaults; `error` may be.
  * - encoding: of prompt and stop strings UTF-8.
  * - errors: `WELM_INVALID_OPTION`, `WELM_TOO_LONG`, `WELM_EMPTY_PROMPT`, `WELM_TOKENIZER`; `WELM_QUEUE_FULL` if
- *   too many wait; `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; those of any function:
- *   `WELM_NULL_POINTER`, `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
+ *   too many wait; `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; those of
+ *   any function: `WELM_NULL_POINTER`, `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
  */
 welm_status welm_model_generate(const welm_model *model,
                                 welm_prompt prompt,
