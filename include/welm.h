@@ -172,9 +172,13 @@ typedef enum {
    */
   WELM_CHAT_TEMPLATE = 31,
   /**
+   * The model gave logits that are not finite numbers: its weights, or the device, are at fault. Only this request ends.
+   */
+  WELM_NOT_FINITE = 32,
+  /**
    * The process was forked after the model was loaded; its engine is in the parent only. Freeing is allowed.
    */
-  WELM_FORKED = 32,
+  WELM_FORKED = 33,
 } welm_status;
 
 /**
@@ -186,7 +190,7 @@ typedef enum {
    */
   WELM_FINISH_NONE = 0,
   /**
-   * A stop string was generated.
+   * A stop string was generated, or one of `stop_token_ids`.
    */
   WELM_FINISH_STOP = 1,
   /**
@@ -594,7 +598,8 @@ typedef struct {
    */
   size_t n_logit_bias;
   /**
-   * Strings that end a sequence, `n_stop` of them (NULL), in UTF-8; never part of the text.
+   * Strings that end a sequence, `n_stop` of them (NULL), in UTF-8; never part of the text. One may spell special
+   * tokens, which texts leave out: `<|im_end|>` ends a sequence at that token.
    */
   const char *const *stop;
   /**
@@ -627,7 +632,8 @@ typedef struct {
    */
   bool parse_special;
   /**
-   * Whether the end-of-text token is ignored, so that exactly `max_tokens` are generated (false).
+   * Whether the model's end tokens are ignored, so that exactly `max_tokens` are generated unless something else ends
+   * the text (false).
    */
   bool ignore_eos;
   /**
@@ -638,6 +644,25 @@ typedef struct {
    * Ends the request from any thread (NULL). The request holds a share: the token may be freed at once.
    */
   const welm_cancel_token *cancel;
+  /**
+   * Tokens that end a sequence as the model's own end tokens do, with `WELM_FINISH_STOP`, and with `ignore_eos`, too;
+   * `n_stop_token_ids` of them (NULL). They are part of neither text nor tokens.
+   */
+  const uint32_t *stop_token_ids;
+  /**
+   * Number of them (0), at most 256.
+   */
+  size_t n_stop_token_ids;
+  /**
+   * Shares what was computed of prompts' beginnings only with requests of the same salt (NULL), in UTF-8, of 1 to 256
+   * bytes: a secret for each tenant keeps tenants from finding out each other's prompts by time or by `cached_tokens`.
+   * NULL shares with all others that have none.
+   */
+  const char *cache_salt;
+  /**
+   * Bytes of the salt, or `WELM_NUL_TERMINATED`, the default.
+   */
+  size_t cache_salt_len;
 } welm_generate_options;
 
 /**
@@ -717,6 +742,14 @@ typedef struct {
    * On the last piece: prompt tokens that were found in the prefix cache.
    */
   size_t cached_tokens;
+  /**
+   * On the last piece: the token that ended the sequence by itself, if `has_end_token`; see `welm_choice`.
+   */
+  uint32_t end_token;
+  /**
+   * Whether such a token ended it.
+   */
+  bool has_end_token;
 } welm_piece;
 
 /**
@@ -749,6 +782,15 @@ typedef struct {
    * Why it ended.
    */
   welm_finish_reason finish_reason;
+  /**
+   * The token that ended it by itself, if `has_end_token`: an end token of the model, or one of `stop_token_ids`. It is
+   * no part of text and tokens.
+   */
+  uint32_t end_token;
+  /**
+   * Whether such a token ended it.
+   */
+  bool has_end_token;
 } welm_choice;
 
 /**
@@ -1159,8 +1201,8 @@ void welm_cancel_token_free(welm_cancel_token *token);
  * - NULL: `model` and `generation` must not be; `options` may be, for the defaults; `error` may be.
  * - encoding: of prompt and stop strings UTF-8.
  * - errors: `WELM_INVALID_OPTION`, `WELM_TOO_LONG`, `WELM_EMPTY_PROMPT`, `WELM_TOKENIZER`; `WELM_QUEUE_FULL` if
- *   too many wait; `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; those of any function:
- *   `WELM_NULL_POINTER`, `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
+ *   too many wait; `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; those of
+ *   any function: `WELM_NULL_POINTER`, `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
  */
 welm_status welm_model_generate(const welm_model *model,
                                 welm_prompt prompt,
@@ -1319,15 +1361,19 @@ void welm_stream_free(welm_stream *stream);
 /**
  * Log-likelihoods of given continuations of a prompt.
  *
- * A continuation's tokens are those of prompt and continuation together, behind the longest beginning that they
- * share with the prompt's own. Memory is bounded however many continuations there are.
+ * A continuation's tokens are those of prompt and continuation together, after the longest beginning that they
+ * share with the prompt's own, and each of them has a probability. If nothing is shared, since the prompt is empty or
+ * the two meet inside its only token, the context is the token that starts a text, or else the first end token. An empty
+ * continuation has no tokens, and the logarithm 0 of a certainty. Memory is bounded however many continuations there
+ * are.
  *
  * - ownership: `*scores` is the caller's, to be freed with `welm_scores_free`. Nothing of the texts is kept.
  * - threads: any number at once on one model.
  * - NULL: `model` and `scores` must not be; `prompt` may be, if `prompt_len` is 0, `continuations`, if `n` is 0;
  *   `lens` may be, where all continuations are NUL-terminated; `error` may be.
  * - encoding: UTF-8; `prompt_len` and each of `lens` in bytes, or `WELM_NUL_TERMINATED`.
- * - errors: as `welm_model_generate`.
+ * - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` for a continuation that is not empty and has no tokens, or
+ *   for which there is no context.
  */
 welm_status welm_model_score(const welm_model *model,
                              const char *prompt,

@@ -486,9 +486,15 @@ fn logits_that_are_no_numbers_end_their_request_alone() {
             let model = with_values("llama_mha", tensor, at..at + 1, value, folder.path());
             let error = model.generate(&prompt(1), &GenerateOptions::greedy(4)).unwrap_err();
             let text = error.to_string();
-            assert_eq!(position(error, tensor), (20, began.into()), "{tensor} {value}");
-            let said = "logits at position 20: expected finite numbers, got ";
-            assert!(text.starts_with(said) && text.ends_with(began), "{text}");
+            let (at, origin) = position(error, tensor);
+            assert_eq!(origin, began, "{tensor} {value}");
+            // A weight of -inf gives one token -inf, which is no fault of the row, or +inf, which is one.
+            assert!(
+                at == 20 || (tensor == "lm_head.weight" && value == f32::NEG_INFINITY),
+                "{tensor} {value}"
+            );
+            let said = format!("logits at position {at}: expected finite numbers, got ");
+            assert!(text.starts_with(&said) && text.ends_with(began), "{text}");
         }
     }
 }
