@@ -315,7 +315,9 @@ def test_a_task_that_nobody_holds_goes_on(model: welm.Model) -> None:
     got: list[str] = []
 
     async def one() -> None:
-        got.append((await model.generate_async(PROMPT, max_tokens=60, ignore_eos=True)).choices[0].finish_reason)
+        got.append(
+            (await model.generate_async(PROMPT, max_tokens=60, ignore_eos=True)).choices[0].finish_reason
+        )
         got.append("".join([p.text async for p in model.stream_async(PROMPT, max_tokens=60, temperature=0)]))
 
     async def run() -> None:
@@ -557,7 +559,9 @@ def test_no_pool(model: welm.Model) -> None:
         pool = concurrent.futures.ThreadPoolExecutor(1)
         loop.set_default_executor(pool)
         pool.shutdown()
-        assert (await model.generate_async(PROMPT, max_tokens=4, ignore_eos=True)).usage.completion_tokens == 4
+        assert (
+            await model.generate_async(PROMPT, max_tokens=4, ignore_eos=True)
+        ).usage.completion_tokens == 4
 
     asyncio.run(run())
 
