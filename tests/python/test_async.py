@@ -18,7 +18,7 @@ import welm
 from conftest import PROMPT, at_rest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine
 
 
 def test_a_hundred_requests_at_once(model: welm.Model) -> None:
@@ -237,13 +237,13 @@ async def drop_entered_never_iterated(model: welm.Model) -> None:
 
 
 async def drop_generator_around(model: welm.Model) -> None:
-    async def texts() -> AsyncIterator[str]:
+    async def texts() -> AsyncGenerator[str, None]:
         async for piece in model.stream_async(PROMPT, **LONG):
             yield piece.text
 
     generator = texts()
     await anext(generator)
-    await generator.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+    await generator.aclose()
 
 
 async def drop_unread_pieces(model: welm.Model) -> None:
