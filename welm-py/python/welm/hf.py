@@ -332,7 +332,7 @@ def _listed(value: Any, name: str = "ids") -> list[Any]:
     """A list, of a tensor or array too. Nothing is allocated by the length that it claims to have."""
     if hasattr(value, "tolist"):
         return cast("list[Any]", value.tolist())
-    listed = list(islice(value, _MOST + 1))
+    listed: list[Any] = list(islice(value, _MOST + 1))
     if len(listed) > _MOST:
         raise _refuse(name, f"expected at most {_MOST} elements, got more")
     return listed
