@@ -18,7 +18,7 @@ import welm
 from conftest import PROMPT, at_rest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine
 
 
 def test_a_hundred_requests_at_once(model: welm.Model) -> None:
@@ -237,13 +237,13 @@ async def drop_entered_never_iterated(model: welm.Model) -> None:
 
 
 async def drop_generator_around(model: welm.Model) -> None:
-    async def texts() -> AsyncIterator[str]:
+    async def texts() -> AsyncGenerator[str, None]:
         async for piece in model.stream_async(PROMPT, **LONG):
             yield piece.text
 
     generator = texts()
     await anext(generator)
-    await generator.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+    await generator.aclose()
 
 
 async def drop_unread_pieces(model: welm.Model) -> None:
@@ -315,7 +315,9 @@ def test_a_task_that_nobody_holds_goes_on(model: welm.Model) -> None:
     got: list[str] = []
 
     async def one() -> None:
-        got.append((await model.generate_async(PROMPT, max_tokens=60, ignore_eos=True)).choices[0].finish_reason)
+        got.append(
+            (await model.generate_async(PROMPT, max_tokens=60, ignore_eos=True)).choices[0].finish_reason
+        )
         got.append("".join([p.text async for p in model.stream_async(PROMPT, max_tokens=60, temperature=0)]))
 
     async def run() -> None:
@@ -557,7 +559,9 @@ def test_no_pool(model: welm.Model) -> None:
         pool = concurrent.futures.ThreadPoolExecutor(1)
         loop.set_default_executor(pool)
         pool.shutdown()
-        assert (await model.generate_async(PROMPT, max_tokens=4, ignore_eos=True)).usage.completion_tokens == 4
+        assert (
+            await model.generate_async(PROMPT, max_tokens=4, ignore_eos=True)
+        ).usage.completion_tokens == 4
 
     asyncio.run(run())
 

@@ -37,27 +37,27 @@ WORK = {
     "scoring": "daemons(lambda: model.score(PROMPT, ['疑', '霜']))",
     "tokenizing": "daemons(lambda: model.detokenize(model.tokenize(PROMPT * 500)))",
     "counters": "daemons(lambda: (model.stats(), model.config, model.memory, repr(model)))",
-    "errors": '''
+    "errors": """
 def wrong():
     try:
         model.generate([5] * 600)
     except welm.TooLong:
         pass
 daemons(wrong)
-''',
-    "asyncio": '''
+""",
+    "asyncio": """
 async def one():
     for _ in range(1000):
         await asyncio.gather(*(model.generate_async(PROMPT, max_tokens=4, logprobs=5) for _ in range(8)))
 daemons(lambda: asyncio.run(one()), 2)
-''',
-    "asyncio_streams": '''
+""",
+    "asyncio_streams": """
 async def pieces():
     async for _ in model.stream_async(PROMPT, max_tokens=400, ignore_eos=True):
         pass
 daemons(lambda: asyncio.run(pieces()), 3)
-''',
-    "the_log": '''
+""",
+    "the_log": """
 import logging
 logging.basicConfig(stream=sys.stdout, level=logging.INFO)
 class Slow(logging.Handler):
@@ -66,7 +66,7 @@ class Slow(logging.Handler):
         time.sleep(0.001)
 logging.getLogger("welm").addHandler(Slow())
 daemons(lambda: welm.Model(threads=1))
-''',
+""",
 }
 
 
@@ -85,7 +85,9 @@ def test_daemon_threads(work: str) -> None:
     assert [(status, error) for status, error, _ in ends] == [(0, "")] * RUNS
 
 
-@pytest.mark.parametrize("end", ["sys.exit(3)", "raise SystemExit(3)", "import os, signal; os.kill(os.getpid(), 15)"])
+@pytest.mark.parametrize(
+    "end", ["sys.exit(3)", "raise SystemExit(3)", "import os, signal; os.kill(os.getpid(), 15)"]
+)
 def test_other_ends(end: str) -> None:
     status, error, _ = run(f"{WORK['generating']}\n{end}")
     assert (status, error) == (-15 if "kill" in end else 3, "")

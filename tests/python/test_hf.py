@@ -308,6 +308,12 @@ def test_errors(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
         welm.hf.from_pretrained(welm.NANO, revizion="main")
 
 
+@pytest.mark.parametrize("ids", [range(2**36), [range(2**62)], [[1], range(2**70)]])
+def test_more_ids_than_there_can_be(plain: welm.hf.CausalLM, ids: Any) -> None:
+    with pytest.raises(welm.InvalidOption, match="option `input_ids`: expected at most 4194304 elements"):
+        plain.generate(ids)
+
+
 def test_example() -> None:
     assert doctest.testmod(welm.hf) == (0, 3)
 

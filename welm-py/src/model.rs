@@ -306,7 +306,14 @@ impl Model {
         let prompt = OnePrompt::new(&model, prompt)?;
         let from = from_.map_or(Ok(0), |from| Argument::new("from_", from).count())?;
         let vocab_size = model.config().vocab_size;
-        let logits = wait_aside(py, move |_| prompt.logits(&model, from))?;
+        let logits = wait_aside(py, move |_| {
+            prompt.logits(&model, from).map_err(|error| match error {
+                Error::InvalidOption { option: "from", reason } => {
+                    Error::InvalidOption { option: "from_", reason }
+                }
+                error => error,
+            })
+        })?;
         let bytes = PyByteArray::new_with(py, size_of_val(&logits[..]), |bytes| {
             for (to, logit) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&logits) {
                 *to = logit.to_ne_bytes();

@@ -194,7 +194,7 @@ class AsyncStream:
 
     @property
     def _request(self) -> Request | None:
-        return self._inbox and self._inbox.request
+        return self._inbox.request if self._inbox else None
 
     @property
     def seed(self) -> int | None:

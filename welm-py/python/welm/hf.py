@@ -29,6 +29,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import welm
@@ -114,6 +115,9 @@ _NO_MATTER = (
     "tokenizer",
 )
 
+
+# Rows, and ids of a row; no model's context is as long.
+_MOST = 1 << 22
 
 # Options of loading: the value that is met anyway, and what would do in place of others.
 _LOADING: dict[str, tuple[bool, str]] = {
@@ -326,20 +330,25 @@ def _is_rows(value: Any) -> bool:
     return hasattr(value, "__len__")
 
 
-def _listed(value: Any) -> list[Any]:
-    """A list, of a tensor or array too."""
-    return cast("list[Any]", value.tolist()) if hasattr(value, "tolist") else list(value)
+def _listed(value: Any, name: str = "ids") -> list[Any]:
+    """A list, of a tensor or array too. Nothing is allocated by the length that it claims to have."""
+    if hasattr(value, "tolist"):
+        return cast("list[Any]", value.tolist())
+    listed: list[Any] = list(islice(value, _MOST + 1))
+    if len(listed) > _MOST:
+        raise _refuse(name, f"expected at most {_MOST} elements, got more")
+    return listed
 
 
 def _rows(name: str, value: Any) -> tuple[list[list[int]], bool]:
     """Rows of numbers, and whether it was just one."""
     if not _is_rows(value):
         raise TypeError(f"argument '{name}': expected rows of token ids, got {type(value).__name__}")
-    listed = _listed(value)
+    listed = _listed(value, name)
     is_one = bool(listed) and not _is_rows(listed[0])
     if is_one != any(not _is_rows(row) for row in listed):
         raise TypeError(f"argument '{name}': expected rows, or one row, got both")
-    rows: list[list[Any]] = [listed] if is_one else [_listed(row) for row in listed]
+    rows: list[list[Any]] = [listed] if is_one else [_listed(row, name) for row in listed]
     if any(_is_rows(item) for row in rows for item in row):
         raise TypeError(f"argument '{name}': expected one or two dimensions")
     return rows, is_one
