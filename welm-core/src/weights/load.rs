@@ -6,7 +6,7 @@
 //! are used where they lie in the mapped file and nothing is copied to fuse or to reorder.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use crate::config::{Activation, ModelConfig, NormKind};
@@ -312,7 +312,10 @@ pub(crate) fn open(path: &Path, with_tokenizer: bool) -> Result<Opened> {
     }
     let mut magic = [0; 4];
     let read = File::open(path).and_then(|mut f| f.read_exact(&mut magic));
-    if read.is_err() || &magic != b"GGUF" {
+    if let Some(e) = read.as_ref().err().filter(|e| e.kind() != ErrorKind::UnexpectedEof) {
+        return Err(Error::io(path, e));
+    }
+    if &magic != b"GGUF" {
         return Err(Error::file(path, "expected a folder with config.json and safetensors, or a GGUF file"));
     }
     let gguf = Gguf::open(path)?;
