@@ -72,7 +72,7 @@ fn under(limits: impl IntoIterator<Item = u64>, what: &[&str]) -> Vec<String> {
     limits.into_iter().map(with).collect()
 }
 
-const MIB: [u64; 14] = [0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 96, 192, 1024];
+const MIB: [u64; 9] = [0, 1, 2, 4, 8, 16, 32, 96, 1024];
 
 /// Errors of these kinds for the smaller limits, and an answer for the largest.
 fn errors_then_answers(results: &[String], kinds: &[&str], what: &str) {
@@ -93,7 +93,7 @@ fn without_address_space_there_is_no_memory() {
             errors_then_answers(&results, &["OutOfMemory", "Allocation"], &format!("load {resource} {path}"));
         }
     }
-    let results = under([0, 1, 2, 4, 8, 16, 24, 64, 1024], &["logits", nano.to_str().unwrap(), "as"]);
+    let results = under([0, 1, 2, 4, 100], &["logits", nano.to_str().unwrap(), "as"]);
     errors_then_answers(&results, &["Allocation"], "logits");
 }
 
@@ -322,7 +322,14 @@ fn limited(task: &str, path: &Path, resource: &str, limit: u64) -> String {
         drop(model);
         return refused;
     }
-    set_limit(resource, limit);
+    // All is taken, and so many megabytes and a few more given back.
+    set_limit(resource, 128);
+    let mut taken: Vec<Vec<u8>> = Vec::with_capacity(1 << 20);
+    let mut piece = Vec::new();
+    while piece.try_reserve_exact(1 << 18).is_ok() {
+        taken.push(std::mem::take(&mut piece));
+    }
+    taken.truncate(taken.len().saturating_sub(12 + 4 * limit as usize));
     let logits = model.logits(&tokens, 0);
     assert!(logits.as_ref().map_or(true, |l| l.len() == 500 * model.config().vocab_size));
     // And it goes on.
@@ -369,7 +376,7 @@ fn forks() -> String {
     let mut stream = model.stream("床", &long).unwrap();
     assert!(stream.next().unwrap().is_ok());
     let mut model = Some(model);
-    for round in 0..40 {
+    for round in 0..20 {
         // SAFETY: the child calls what is promised to work there, and ends.
         let child = unsafe { libc::fork() };
         assert!(child >= 0);
@@ -400,7 +407,7 @@ fn forks() -> String {
                 let greedy = GenerateOptions::greedy(pin.ids.len());
                 own.generate(&pin.prompt, &greedy).unwrap().text() == pin.text
             };
-            let good = good && (round % 20 != 0 || own());
+            let good = good && (round % 10 != 0 || own());
             // As a process ends, with all that runs then.
             std::process::exit(if good { 7 } else { 8 });
         }
@@ -521,7 +528,7 @@ fn truncated(how: &str) -> String {
     }
     let greedy = GenerateOptions::greedy(8);
     model.generate("床", &greedy).unwrap();
-    let other = Model::load(nano(), &options()).unwrap();
+    let other = Model::load(nano(), &LoadOptions { progress: None, ..load.clone() }).unwrap();
     shorten(&file, 8_192);
     let (mut stream, waiting) = (model.stream("床前", &greedy).unwrap(), model.stream("春", &greedy));
     is_told(stream.next().unwrap().unwrap_err());
