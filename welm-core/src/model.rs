@@ -295,7 +295,9 @@ impl Model {
         self.check_tokens("logit_bias", options.logit_bias.iter().map(|(id, _)| *id))?;
         let deadline = options.deadline.and_then(|d| Instant::now().checked_add(d));
         let stop = || match () {
-            () if options.cancel.as_ref().is_some_and(CancelToken::is_cancelled) => Some(FinishReason::Cancelled),
+            () if options.cancel.as_ref().is_some_and(CancelToken::is_cancelled) => {
+                Some(FinishReason::Cancelled)
+            }
             () if deadline.is_some_and(|d| Instant::now() >= d) => Some(FinishReason::Deadline),
             () => None,
         };
@@ -487,12 +489,16 @@ impl Model {
         // Where it costs little, the error has the exact number.
         let mut watch = Watch::new(stop, context + context.max(COUNTED_TOKENS));
         let mut tokens = match prompt {
-            Prompt::Text(text) => match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
-                Ok(tokens) => tokens,
-                Err(Halt::Stopped(reason)) => return Ok(Err(reason)),
-                Err(Halt::TooMany(n)) => return Err(self.check_length(n, max_tokens).err().unwrap_or(Error::EmptyPrompt)),
-                Err(Halt::Failed(error)) => return Err(error),
-            },
+            Prompt::Text(text) => {
+                match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
+                    Ok(tokens) => tokens,
+                    Err(Halt::Stopped(reason)) => return Ok(Err(reason)),
+                    Err(Halt::TooMany(n)) => {
+                        return Err(self.check_length(n, max_tokens).err().unwrap_or(Error::EmptyPrompt));
+                    }
+                    Err(Halt::Failed(error)) => return Err(error),
+                }
+            }
             Prompt::Tokens(ids) => ids.to_vec(),
         };
         let config = &self.inner.config;
@@ -733,5 +739,36 @@ mod tests {
         assert_eq!(pieces, want);
         assert!(waits > 0, "the first step takes longer than no time");
         assert_eq!((stream.next_timeout(Duration::MAX), stream.next()), (Poll::Ready(None), None));
+    }
+
+    #[test]
+    fn a_deadline_and_a_cancel_reach_the_tokenizer() {
+        let model = Model::load("../examples/welm-nano", &LoadOptions::default()).unwrap();
+        let text = "春".repeat(500);
+        let cancel = CancelToken::new();
+        cancel.cancel();
+        let late = GenerateOptions { n: 2, deadline: Some(Duration::ZERO), ..GenerateOptions::default() };
+        let cancelled = GenerateOptions { n: 2, cancel: Some(cancel), ..GenerateOptions::default() };
+        for (options, want) in [(late, FinishReason::Deadline), (cancelled, FinishReason::Cancelled)] {
+            let answer = model.generate(text.as_str(), &options).unwrap();
+            let reasons: Vec<_> = answer.choices.iter().map(|c| (c.finish_reason, c.tokens.len())).collect();
+            assert_eq!(reasons, [(want, 0), (want, 0)]);
+        }
+        assert_eq!(model.stats().open, 0);
+    }
+
+    #[test]
+    fn a_prompt_that_must_be_too_long_is_refused_before_all_of_it_is_looked_at() {
+        let model = Model::load("../examples/welm-nano", &LoadOptions::default()).unwrap();
+        let limit = model.context().0;
+        for (n, exact) in [(limit + 1, true), (10_000_000, false)] {
+            match model.generate("\n".repeat(n).as_str(), &GenerateOptions::greedy(1)) {
+                Err(Error::TooLong { prompt, requested, .. }) => {
+                    assert_eq!((requested, prompt > limit), (prompt + 1, true));
+                    assert!(exact || prompt < n, "{prompt}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 }
