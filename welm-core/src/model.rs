@@ -493,9 +493,7 @@ impl Model {
                 match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
                     Ok(tokens) => tokens,
                     Err(Halt::Stopped(reason)) => return Ok(Err(reason)),
-                    Err(Halt::TooMany(n)) => {
-                        return Err(self.check_length(n, max_tokens).err().unwrap_or(Error::EmptyPrompt));
-                    }
+                    Err(Halt::TooMany(n)) => return Err(self.too_long(n, max_tokens)),
                     Err(Halt::Failed(error)) => return Err(error),
                 }
             }
@@ -539,12 +537,13 @@ impl Model {
     }
 
     fn check_length(&self, prompt: usize, max_tokens: usize) -> Result<()> {
-        let requested = prompt.saturating_add(max_tokens);
-        let (context, what) = self.context();
-        if requested > context {
-            return Err(Error::TooLong { prompt, requested, limit: context, what });
-        }
-        Ok(())
+        let fits = prompt.saturating_add(max_tokens) <= self.context().0;
+        if fits { Ok(()) } else { Err(self.too_long(prompt, max_tokens)) }
+    }
+
+    fn too_long(&self, prompt: usize, max_tokens: usize) -> Error {
+        let (limit, what) = self.context();
+        Error::TooLong { prompt, requested: prompt.saturating_add(max_tokens), limit, what }
     }
 
     /// A request with everything off, and the receiving end of its events.

@@ -37,13 +37,14 @@ const MAX_ADDED: usize = 1 << 17;
 /// Bytes of one; real ones have up to a hundred.
 const MAX_LEN: usize = 512;
 /// Bytes of all together.
-const MAX_TOTAL: usize = 1 << 22;
+const MAX_TOTAL: usize = 1 << 21;
 
 /// One added token.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AddedToken {
-    #[serde(default)]
+    /// Beside the token in `tokenizer.json`, elsewhere as the key.
+    #[serde(default = "no_id")]
     pub(super) id: u32,
     pub(super) content: String,
     /// Only where no letter or digit is next to it.
@@ -64,6 +65,11 @@ pub(super) struct AddedToken {
     /// Python's name of the type.
     #[serde(default, rename = "__type")]
     _type: Option<String>,
+}
+
+/// More than any token has, so that it is refused where no other id comes.
+fn no_id() -> u32 {
+    u32::MAX - 1
 }
 
 fn yes() -> bool {

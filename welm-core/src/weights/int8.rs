@@ -420,6 +420,7 @@ fn copy_descriptions(from: &Path, to: &Path) -> Result<()> {
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
+        "added_tokens.json",
         "chat_template.jinja",
     ];
     for name in names {
