@@ -616,9 +616,7 @@ impl Model {
                 match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
                     Ok(tokens) => tokens,
                     Err(Halt::Stopped(reason)) => return Ok(Err(reason)),
-                    Err(Halt::TooMany(n)) => {
-                        return Err(self.check_length(n, max_tokens).err().unwrap_or(Error::EmptyPrompt));
-                    }
+                    Err(Halt::TooMany(n)) => return Err(self.too_long(n, max_tokens)),
                     Err(Halt::Failed(error)) => return Err(error),
                 }
             }
@@ -667,12 +665,13 @@ impl Model {
     }
 
     fn check_length(&self, prompt: usize, max_tokens: usize) -> Result<()> {
-        let requested = prompt.saturating_add(max_tokens);
-        let (context, what) = self.context();
-        if requested > context {
-            return Err(Error::TooLong { prompt, requested, limit: context, what });
-        }
-        Ok(())
+        let fits = prompt.saturating_add(max_tokens) <= self.context().0;
+        if fits { Ok(()) } else { Err(self.too_long(prompt, max_tokens)) }
+    }
+
+    fn too_long(&self, prompt: usize, max_tokens: usize) -> Error {
+        let (limit, what) = self.context();
+        Error::TooLong { prompt, requested: prompt.saturating_add(max_tokens), limit, what }
     }
 
     /// A request with everything off, and the receiving end of its events.
@@ -876,5 +875,36 @@ mod tests {
         assert_eq!(pieces, want);
         assert!(waits > 0, "the first step takes longer than no time");
         assert_eq!((stream.next_timeout(Duration::MAX), stream.next()), (Poll::Ready(None), None));
+    }
+
+    #[test]
+    fn a_deadline_and_a_cancel_reach_the_tokenizer() {
+        let model = Model::load("../examples/welm-nano", &LoadOptions::default()).unwrap();
+        let text = "春".repeat(500);
+        let cancel = CancelToken::new();
+        cancel.cancel();
+        let late = GenerateOptions { n: 2, deadline: Some(Duration::ZERO), ..GenerateOptions::default() };
+        let cancelled = GenerateOptions { n: 2, cancel: Some(cancel), ..GenerateOptions::default() };
+        for (options, want) in [(late, FinishReason::Deadline), (cancelled, FinishReason::Cancelled)] {
+            let answer = model.generate(text.as_str(), &options).unwrap();
+            let reasons: Vec<_> = answer.choices.iter().map(|c| (c.finish_reason, c.tokens.len())).collect();
+            assert_eq!(reasons, [(want, 0), (want, 0)]);
+        }
+        assert_eq!(model.stats().open, 0);
+    }
+
+    #[test]
+    fn a_prompt_that_must_be_too_long_is_refused_before_all_of_it_is_looked_at() {
+        let model = Model::load("../examples/welm-nano", &LoadOptions::default()).unwrap();
+        let limit = model.context().0;
+        for (n, exact) in [(limit + 1, true), (10_000_000, false)] {
+            match model.generate("\n".repeat(n).as_str(), &GenerateOptions::greedy(1)) {
+                Err(Error::TooLong { prompt, requested, .. }) => {
+                    assert_eq!((requested, prompt > limit), (prompt + 1, true));
+                    assert!(exact || prompt < n, "{prompt}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 }

@@ -18,13 +18,16 @@
 //! tokens anew where the files leave holes.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use regex_syntax::hir::ClassUnicode;
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::NormalizedString;
 
-use super::onig::shorthand;
+use super::dfa::has;
+use super::onig::rust_word;
 use super::stages::{Normalizers, shown};
 use super::watch::{Halt, Watch};
 use crate::error::{Error, Result};
@@ -34,13 +37,14 @@ const MAX_ADDED: usize = 1 << 17;
 /// Bytes of one; real ones have up to a hundred.
 const MAX_LEN: usize = 512;
 /// Bytes of all together.
-const MAX_TOTAL: usize = 1 << 22;
+const MAX_TOTAL: usize = 1 << 21;
 
 /// One added token.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AddedToken {
-    #[serde(default)]
+    /// Beside the token in `tokenizer.json`, elsewhere as the key.
+    #[serde(default = "no_id")]
     pub(super) id: u32,
     pub(super) content: String,
     /// Only where no letter or digit is next to it.
@@ -61,6 +65,11 @@ pub(super) struct AddedToken {
     /// Python's name of the type.
     #[serde(default, rename = "__type")]
     _type: Option<String>,
+}
+
+/// More than any token has, so that it is refused where no other id comes.
+fn no_id() -> u32 {
+    u32::MAX - 1
 }
 
 fn yes() -> bool {
@@ -127,18 +136,6 @@ impl SideFiles {
             };
             inside
         })
-    }
-
-    /// What transformers puts in front of a text where `tokenizer_config.json` says it, whatever `tokenizer.json` says.
-    pub(super) fn prefix(&self, id_of: impl Fn(&str) -> Option<u32>) -> Option<Vec<u32>> {
-        let config = &self.tokenizer_config;
-        let flag = |key: &str| config.get(key).and_then(Value::as_bool);
-        if flag("add_bos_token").is_none() && flag("add_eos_token").is_none() {
-            return None;
-        }
-        let bos = self.named().find(|(key, _)| *key == "bos_token").and_then(|(_, value)| spelled(value));
-        let id = bos.and_then(id_of).filter(|_| flag("add_bos_token") == Some(true));
-        Some(id.into_iter().collect())
     }
 }
 
@@ -417,10 +414,9 @@ impl Finder {
 
 /// The characters of words, those of `\w`.
 fn is_word(c: char) -> bool {
-    static WORD: std::sync::LazyLock<Option<regex_syntax::hir::ClassUnicode>> =
-        std::sync::LazyLock::new(|| shorthand('w'));
+    static WORD: LazyLock<ClassUnicode> = LazyLock::new(rust_word);
     match c {
         c if c.is_ascii() => c.is_ascii_alphanumeric() || c == '_',
-        c => WORD.as_ref().is_some_and(|set| super::dfa::has(set, u32::from(c))),
+        c => has(&WORD, u32::from(c)),
     }
 }

@@ -13,7 +13,8 @@
 //!
 //! Left out are post-processor, truncation and padding: a prompt is to be continued, so nothing may be
 //! cut off it or put after it. What a post-processor puts *in front* (Llama's `<s>`) is found once, at load,
-//! and is what `add_bos` adds; `add_bos_token` of `tokenizer_config.json` overrules it, as in transformers.
+//! and is what `add_bos` adds. Beside a `tokenizer.json`, `add_bos_token` and `add_prefix_space` of
+//! `tokenizer_config.json` count for nothing, as in transformers 5.
 //!
 //! Special tokens (`<|endoftext|>`) in a text are text, unless the caller wants them parsed. Text that the vocabulary has
 //! no token for, where it has none for unknown text either, is an error: the library leaves it out.
@@ -117,11 +118,7 @@ impl Tokenizer {
         let added = added::collect(file.added_tokens, files, &vocabulary.ids, !normalizers.is_empty())?;
         let bytes = TokenBytes::from_json(&vocabulary.ids, &added, &file.decoder, byte_level)?;
         let added = AddedTokens::new(&added, &normalizers)?;
-        let id_of = |token: &str| added.id(token).or_else(|| vocabulary.ids.get(token).copied());
-        let prefix = match files.prefix(id_of) {
-            Some(prefix) => prefix,
-            None => template_prefix(&file.post_processor)?,
-        };
+        let prefix = template_prefix(&file.post_processor)?;
         if let Some(id) = prefix.iter().find(|&&id| id as usize >= bytes.len()) {
             let reason = format!("post-processor: expected ids below {}, got {id}", bytes.len());
             return Err(Error::Tokenizer(reason));

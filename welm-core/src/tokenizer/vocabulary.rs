@@ -21,8 +21,10 @@ use crate::error::{Error, Result};
 
 /// The longest token, in bytes as the file spells it. The longest of published vocabularies are 512 spaces or dashes.
 const MAX_TOKEN: usize = 4_096;
-/// The longest word that a model which knows whole words looks up.
-const MAX_WORD_CHARS: usize = 4_096;
+/// The same for a Unigram model, which looks for every token at every place.
+const MAX_UNIGRAM_TOKEN: usize = 512;
+/// The longest word that a WordPiece model cuts up, in characters; its work is their square.
+const MAX_WORD_CHARS: usize = 256;
 /// Words whose tokens the library remembers. One takes up to 8 KiB, mostly some 100 bytes.
 const CACHED_WORDS: usize = 4_096;
 
@@ -123,11 +125,11 @@ fn refuse<T>(reason: String) -> Result<T> {
     Err(Error::Tokenizer(reason))
 }
 
-fn check_token(token: &str) -> Result<()> {
-    if token.len() > MAX_TOKEN {
+fn check_token(token: &str, most: usize) -> Result<()> {
+    if token.len() > most {
         let start: String = token.chars().take(20).collect();
         let got = token.len();
-        return refuse(format!("token {start:?}...: expected at most {MAX_TOKEN} bytes, got {got}"));
+        return refuse(format!("token {start:?}...: expected at most {most} bytes, got {got}"));
     }
     Ok(())
 }
@@ -138,7 +140,7 @@ fn check_ids(vocab: &HashMap<String, u32>) -> Result<()> {
     }
     let mut given: HashMap<u32, &str> = HashMap::with_capacity(vocab.len());
     for (token, &id) in vocab {
-        check_token(token)?;
+        check_token(token, MAX_TOKEN)?;
         if id as usize >= MAX_VOCAB {
             return refuse(format!("token {token:?}: expected an id below {MAX_VOCAB}, got {id}"));
         }
@@ -263,7 +265,7 @@ impl Vocabulary {
         }
         let mut ids = HashMap::with_capacity(tokens.len());
         for ((token, score), id) in tokens.iter().zip(0..) {
-            check_token(token)?;
+            check_token(token, MAX_UNIGRAM_TOKEN)?;
             if !score.is_finite() {
                 return refuse(format!("token {token:?}: expected a finite score, got {score}"));
             }
