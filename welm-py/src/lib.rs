@@ -4,6 +4,7 @@
 //! exceptions; what is Python's own, the GIL, signals, `fork` and `asyncio`, is in `engine` and `request`.
 
 mod cancel;
+mod chat;
 mod engine;
 mod error;
 mod log;

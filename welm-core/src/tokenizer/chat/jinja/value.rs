@@ -468,6 +468,20 @@ fn sequence(items: &[Value], fuel: &Fuel, out: &mut String) -> Result<()> {
     Ok(())
 }
 
+/// How often, or how wide: nothing for a negative number, and an error for one that Python refuses as well.
+pub(super) fn size(i: i128) -> Result<usize> {
+    match i64::try_from(i) {
+        Ok(i) => Ok(usize::try_from(i).unwrap_or(0)),
+        Err(_) => fault("cannot fit 'int' into an index-sized integer"),
+    }
+}
+
+/// As [`size`], without a limit for a negative number.
+pub(super) fn limit(i: i128) -> Result<usize> {
+    let limit = size(i)?;
+    Ok(if i < 0 { usize::MAX } else { limit })
+}
+
 pub(super) fn range_len(start: i128, stop: i128, step: i128) -> usize {
     let span = if step > 0 { stop - start } else { start - stop };
     if span <= 0 { 0 } else { ((span - 1) / step.abs() + 1) as usize }
