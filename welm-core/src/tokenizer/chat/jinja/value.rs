@@ -490,8 +490,7 @@ pub(super) fn range_len(start: i128, stop: i128, step: i128) -> usize {
 /// Whether Python's `repr` shows a character as it is.
 pub(super) fn is_printable(c: char) -> bool {
     // A combining character is escaped only where it comes first.
-    !format!("a{c}").escape_debug().nth(1).is_some_and(|first| first == '\\')
-        || matches!(c, '\\' | '\'' | '"')
+    format!("a{c}").escape_debug().nth(1).is_none_or(|first| first != '\\') || matches!(c, '\\' | '\'' | '"')
 }
 
 /// `repr()` of a text.
