@@ -1583,6 +1583,50 @@ welm_status welm_model_chat_tokens(const welm_model *model,
                                    welm_error **error);
 
 /**
+ * As `welm_model_chat_prompt`, of a JSON object: messages with all the keys that a template may ask for, and what
+ * else transformers' `apply_chat_template` takes.
+ *
+ *     {"messages": [{"role": "user", "content": "Hello"},
+ *                   {"role": "assistant", "content": null, "tool_calls": [{"type": "function", ...}]}],
+ *      "tools": [{"type": "function", ...}], "enable_thinking": false}
+ *
+ * - `messages`: objects with any keys; those that are null are as if they were not there.
+ * - `add_generation_prompt`: `true` unless it is given, or a message is to be continued.
+ * - `continue_final_message`: `true`, or the key of the last message that the model is to go on with.
+ * - `tools`, `documents`: lists of objects; templates see `none` without them. With tools, the model's template named
+ *   `tool_use` is taken if it has one.
+ * - `chat_template`: the name of one of several templates that the model has, or the source of another one.
+ * - All other keys are variables of the template.
+ *
+ * - ownership: `*prompt` is the caller's, to be freed with `welm_string_free`. Nothing of the request is kept.
+ * - threads: any number at once on one model.
+ * - NULL: `model`, `request` and `prompt` must not be; `error` may be.
+ * - encoding: UTF-8; `len` bytes, or `WELM_NUL_TERMINATED`.
+ * - errors: as `welm_model_chat_prompt`; `WELM_INVALID_OPTION` for what is no JSON, or has a wrong value, which the
+ *   message names.
+ */
+welm_status welm_model_chat_prompt_json(const welm_model *model,
+                                        const char *request,
+                                        size_t len,
+                                        welm_string **prompt,
+                                        welm_error **error);
+
+/**
+ * The tokens of what `welm_model_chat_prompt_json` gives, as `welm_model_chat_tokens` makes them.
+ *
+ * - ownership: `*tokens` is the caller's, to be freed with `welm_tokens_free`. Nothing of the request is kept.
+ * - threads: any number at once on one model.
+ * - NULL: `model`, `request` and `tokens` must not be; `error` may be.
+ * - encoding: UTF-8; `len` bytes, or `WELM_NUL_TERMINATED`.
+ * - errors: as `welm_model_chat_prompt_json`, and `WELM_TOKENIZER`.
+ */
+welm_status welm_model_chat_tokens_json(const welm_model *model,
+                                        const char *request,
+                                        size_t len,
+                                        welm_tokens **tokens,
+                                        welm_error **error);
+
+/**
  * Counters of the engine, at this moment. Set `stats->struct_size` before.
  *
  * - ownership: nothing to free.

@@ -541,6 +541,20 @@ public:
         });
     }
 
+    /// As `try_chat_prompt`, of a JSON object with `messages`, `tools` and what else `welm_model_chat_prompt_json` takes.
+    Result<std::string> try_chat_prompt_json(std::string_view request) const {
+        return detail::text([&](auto** out, auto** error) {
+            return welm_model_chat_prompt_json(get(), request.data(), request.size(), out, error);
+        });
+    }
+
+    /// Its tokens, as of `try_chat_tokens`.
+    Result<std::vector<std::uint32_t>> try_chat_tokens_json(std::string_view request) const {
+        return detail::tokens([&](auto** out, auto** error) {
+            return welm_model_chat_tokens_json(get(), request.data(), request.size(), out, error);
+        });
+    }
+
     /// Counters of the engine, at this moment.
     Result<Stats> try_stats() const {
         return detail::fill<Stats>([&](auto* out, auto** error) { return welm_model_stats(get(), out, error); });
@@ -615,6 +629,12 @@ public:
     /// See `try_chat_tokens`.
     std::vector<std::uint32_t> chat_tokens(const std::vector<Message>& messages, bool answer = true) const {
         return try_chat_tokens(messages, answer).value();
+    }
+    /// See `try_chat_prompt_json`.
+    std::string chat_prompt_json(std::string_view request) const { return try_chat_prompt_json(request).value(); }
+    /// See `try_chat_tokens_json`.
+    std::vector<std::uint32_t> chat_tokens_json(std::string_view request) const {
+        return try_chat_tokens_json(request).value();
     }
     /// See `try_stats`.
     Stats stats() const { return try_stats().value(); }

@@ -343,6 +343,12 @@ void the_rest(const welm::Model& model, const std::string& path) {
     CHECK(!model.has_chat_template());
     CHECK(failure([&] { model.chat_prompt(messages); }).code() == WELM_CHAT_TEMPLATE);
     CHECK(failure([&] { model.chat_tokens(messages); }).code() == WELM_CHAT_TEMPLATE);
+    const std::string request = R"({"messages": [{"role": "user", "content": [{"text": "你好"}]}], "mark": "!",
+        "chat_template": "{{ messages[0].content[0].text }}{{ mark }}{{ tools is none }}"})";
+    CHECK(model.chat_prompt_json(request) == "你好!True");
+    CHECK(model.chat_tokens_json(request) == model.tokenize("你好!True"));
+    CHECK(failure([&] { model.chat_prompt_json("{"); }).code() == WELM_INVALID_OPTION);
+    CHECK(failure([&] { model.chat_tokens_json("{}"); }).code() == WELM_INVALID_OPTION);
 
     const welm::Scores scores = model.score("床前明月光，", {"疑是地上霜。", "Hello"});
     CHECK(scores.all().size() == 2 && scores.all()[0].logprob > scores.all()[1].logprob);

@@ -7,9 +7,12 @@ import asyncio
 import datetime
 import json
 import math
+import re
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -435,9 +438,95 @@ def test_chat(model: welm.Model, tmp_path: Path) -> None:
     assert chat.chat_prompt(messages, add_generation_prompt=False) == "user：你好\n"
     assert chat.chat_tokens(messages) == chat.tokenize("user：你好\n乙：", parse_special=True)
     assert chat.generate(chat.chat_tokens(messages), max_tokens=2).usage.completion_tokens <= 2
-    for wrong in ([{"role": "user"}], [{"role": "user", "content": 3}], "user", [3]):
-        with pytest.raises((TypeError, KeyError)):
-            chat.chat_prompt(wrong)  # type: ignore[arg-type]
+    # Other keys, parts, nothing: the template sees what there is.
+    assert chat.chat_prompt([{"role": "user"}], False) == "user：\n"
+    assert chat.chat_prompt([{"role": "user", "content": None, "x": 1}], False) == "user：\n"
+    assert chat.chat_prompt([{"role": "user", "content": [{"text": "a"}, 2**70]}], False) == (
+        "user：[{'text': 'a'}, 1180591620717411303424]\n"
+    )
+
+
+class Lying(Sequence[Any]):
+    """A message, said to be very many."""
+
+    def __len__(self) -> int:
+        return 2**36
+
+    def __getitem__(self, i: Any) -> Any:
+        if i > 0:
+            raise IndexError
+        return {"role": "user", "content": "x"}
+
+
+def test_chat_requests(model: welm.Model) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"b": (1, 2.0, True), "a": None}}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call], "audio": None}]
+    keys = "{% for m in messages %}{% for k, v in m.items() %}{{ k }}={{ v }};{% endfor %}{% endfor %}"
+    assert model.chat_prompt(messages, chat_template=keys) == (
+        "role=assistant;content=;tool_calls=[{'type': 'function', 'function': "
+        "{'name': 'f', 'arguments': {'b': [1, 2.0, True], 'a': None}}}];"
+    )
+    user = [{"role": "user", "content": "x"}]
+    given = "{{ tools is none }}{{ documents is none }}{{ tools | tojson }}{{ mood }}{{ add_generation_prompt }}"
+    assert model.chat_prompt(user, chat_template=given) == "TrueTruenullTrue"
+    assert model.chat_prompt(
+        user, False, tools=[{"b": 1, "a": 2}], documents=[], mood={"x": [None]}, chat_template=given
+    ) == """FalseFalse[{"b": 1, "a": 2}]{'x': [None]}False"""
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{{ '<a>' if add_generation_prompt }}"
+    begun = [*user, {"role": "assistant", "content": "It is"}]
+    for key in (True, "content"):
+        text = model.chat_prompt(begun, continue_final_message=key, chat_template=turns)
+        assert text == "<user>x</><assistant>It is"
+    assert model.chat_tokens(begun, chat_template=turns) == model.tokenize(
+        "<user>x</><assistant>It is</><a>", parse_special=True
+    )
+    assert model.chat_prompt(Lying(), chat_template=turns) == "<user>x</><a>"
+    mapping = MappingProxyType({"role": "user", "content": "x"})
+    assert model.chat_prompt((mapping,), chat_template=turns) == "<user>x</><a>"
+
+
+def test_wrong_chat_requests_name_what_is_wrong(model: welm.Model) -> None:
+    def prompt(*args: Any, **kwargs: Any) -> str:
+        return model.chat_prompt(*args, **{"chat_template": "x", **kwargs})
+
+    user = {"role": "user", "content": "x"}
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    deep: Any = 0
+    for _ in range(100_000):
+        deep = [deep]
+    for value, error, text in (
+        (object(), TypeError, "expected None, a bool, a number, a str, a list or a dict, got object"),
+        ({1, 2}, TypeError, "got set"),
+        (b"x", TypeError, "got bytes"),
+        ({1: 2}, TypeError, "expected keys that are str, got int"),
+        (cycle, welm.InvalidOption, "expected values in at most 100 others"),
+        (deep, welm.InvalidOption, "expected values in at most 100 others"),
+        (2**200, welm.InvalidOption, "at most 127 bits"),
+        ("\ud800", welm.InvalidOption, "surrogate"),
+    ):
+        with pytest.raises(error, match=re.escape("messages[1].content") + ".*" + re.escape(text)):
+            prompt([user, {"role": "user", "content": value}])
+        with pytest.raises(error, match=r"mood.*" + re.escape(text)):
+            prompt([user], mood=value)
+    for messages, text in (("user", "got str"), (user, "got dict"), ([3], r"messages\[0\]: expected a dict, got int"), (None, "got NoneType")):
+        with pytest.raises(TypeError, match=text):
+            prompt(messages)
+    for kwargs, error, text in (
+        ({"tools": {}}, TypeError, "tools: expected a list of dicts, got dict"),
+        ({"tools": [1]}, TypeError, r"tools\[0\]: expected a dict"),
+        ({"documents": ["x"]}, TypeError, r"documents\[0\]: expected a dict"),
+        ({"tokenize": False}, welm.InvalidOption, "tokenize"),
+        ({"messages": []}, welm.InvalidOption, "messages"),
+        ({"add_generation_prompt": True, "continue_final_message": True}, welm.InvalidOption, "continue_final"),
+        ({"continue_final_message": "name"}, welm.InvalidOption, "expected the last message to have the key name"),
+    ):
+        with pytest.raises(error, match=text):
+            prompt([user], **kwargs)
+    with pytest.raises(welm.InvalidOption, match="at least one"):
+        prompt([])
+    with pytest.raises(welm.ChatTemplateError, match="line 2: not supported in templates: the tag include"):
+        prompt([user], chat_template="\n{% include 'x' %}")
 
 
 def test_quantize(tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ fn calls() -> Vec<Call> {
         welm_model_token_id(null(), null(), NONE, null_mut());
         welm_model_chat_prompt(null(), null(), 1, true, null_mut());
         welm_model_chat_tokens(null(), null(), 1, true, null_mut());
+        welm_model_chat_prompt_json(null(), null(), NONE, null_mut());
+        welm_model_chat_tokens_json(null(), null(), NONE, null_mut());
         welm_model_stats(null(), null_mut());
         welm_log_set_callback(3, None, null_mut());
     };

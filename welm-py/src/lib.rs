@@ -6,6 +6,7 @@
 
 mod argument;
 mod cancel;
+mod chat;
 mod engine;
 mod error;
 mod exit;

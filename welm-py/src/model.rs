@@ -7,6 +7,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
 use welm_core::{self as core, Error};
 
 use crate::argument::Argument;
+use crate::chat::{ChatArguments, Continue};
 use crate::engine::{Owned, collect, wait_aside};
 use crate::error::{OrRaise, exception};
 use crate::exit::{detached, enter};
@@ -360,23 +361,56 @@ impl Model {
         Ok(self.core.get(py)?.has_chat_template())
     }
 
-    /// The text of a conversation, by the model's own template: what transformers' ``apply_chat_template`` gives
-    /// without tools. With ``add_generation_prompt`` it ends where the assistant's answer begins.
+    /// The text of a conversation, by the model's own template: what transformers' ``apply_chat_template`` gives, or
+    /// an error that names what is not supported.
+    ///
+    /// Messages are dicts with all the keys that the template may ask for, their values as JSON has them (a tuple is
+    /// a list); those that are ``None`` are as if they were not there. ``tools`` and ``documents`` are lists of dicts.
+    /// ``chat_template`` is the name of one of several templates that the model has, or the source of another one.
+    /// All other keywords are variables of the template, such as ``enable_thinking``.
+    ///
+    /// With ``add_generation_prompt`` the text ends where the assistant's answer begins; so it does without, unless
+    /// ``continue_final_message`` is ``True``, or the key of the last message that the model is to go on with.
     ///
     /// >>> model.chat_prompt([{"role": "user", "content": "你好"}])  # this model has no template
     /// Traceback (most recent call last):
     /// ...
     /// welm._errors.ChatTemplateError: chat template: this model has none
-    #[pyo3(signature = (messages, /, add_generation_prompt = true))]
+    /// >>> template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}{{ mood }}"
+    /// >>> model.chat_prompt([{"role": "user", "content": "你好"}], chat_template=template, mood="fine")
+    /// 'user: 你好 fine'
+    #[pyo3(
+        signature = (messages, /, add_generation_prompt = None, *, tools = None, documents = None,
+            continue_final_message = None, chat_template = None, **variables),
+        text_signature = "($self, messages, /, add_generation_prompt=None, *, tools=None, documents=None, \
+            continue_final_message=None, chat_template=None, **variables)"
+    )]
+    // The arguments are Python's.
+    #[allow(clippy::too_many_arguments)]
     fn chat_prompt(
         &self,
         py: Python<'_>,
-        messages: Vec<Message>,
-        add_generation_prompt: bool,
+        messages: &Bound<'_, PyAny>,
+        add_generation_prompt: Option<bool>,
+        tools: Option<&Bound<'_, PyAny>>,
+        documents: Option<&Bound<'_, PyAny>>,
+        continue_final_message: Option<Continue>,
+        chat_template: Option<String>,
+        variables: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<String> {
         let _inside = enter(py);
-        let (model, messages) = (self.core.get(py)?, Message::all(messages));
-        detached(py, || model.chat_prompt(&messages, add_generation_prompt)).or_raise(py)
+        let model = self.core.get(py)?;
+        let arguments = ChatArguments {
+            messages,
+            add_generation_prompt,
+            tools,
+            documents,
+            continue_final_message,
+            chat_template,
+            variables,
+        };
+        let request = arguments.request()?;
+        detached(py, || model.chat_request_prompt(&request)).or_raise(py)
     }
 
     /// The tokens of :meth:`chat_prompt`, a prompt for :meth:`generate`: special tokens are parsed, and none is put in
@@ -384,16 +418,38 @@ impl Model {
     ///
     /// Special tokens that are written in a message, such as ``<|im_end|>``, are parsed too, as in transformers: who
     /// may write a message can end it and begin another one in any role.
-    #[pyo3(signature = (messages, /, add_generation_prompt = true))]
+    #[pyo3(
+        signature = (messages, /, add_generation_prompt = None, *, tools = None, documents = None,
+            continue_final_message = None, chat_template = None, **variables),
+        text_signature = "($self, messages, /, add_generation_prompt=None, *, tools=None, documents=None, \
+            continue_final_message=None, chat_template=None, **variables)"
+    )]
+    // The arguments are Python's.
+    #[allow(clippy::too_many_arguments)]
     fn chat_tokens(
         &self,
         py: Python<'_>,
-        messages: Vec<Message>,
-        add_generation_prompt: bool,
+        messages: &Bound<'_, PyAny>,
+        add_generation_prompt: Option<bool>,
+        tools: Option<&Bound<'_, PyAny>>,
+        documents: Option<&Bound<'_, PyAny>>,
+        continue_final_message: Option<Continue>,
+        chat_template: Option<String>,
+        variables: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Vec<u32>> {
         let _inside = enter(py);
-        let (model, messages) = (self.core.get(py)?, Message::all(messages));
-        detached(py, || model.chat_tokens(&messages, add_generation_prompt)).or_raise(py)
+        let model = self.core.get(py)?;
+        let arguments = ChatArguments {
+            messages,
+            add_generation_prompt,
+            tools,
+            documents,
+            continue_final_message,
+            chat_template,
+            variables,
+        };
+        let request = arguments.request()?;
+        detached(py, || model.chat_request_tokens(&request)).or_raise(py)
     }
 
     /// The bytes that a token stands for; none for a special one.
@@ -470,21 +526,6 @@ impl Model {
         let model = self.core.get(py)?;
         let (config, backend) = (model.config(), model.backend());
         Ok(format!("<welm.Model {}, {} parameters, {backend}>", config.family, config.n_params()))
-    }
-}
-
-/// A message as chat programs write it: a mapping with `role` and `content`.
-#[derive(FromPyObject)]
-struct Message {
-    #[pyo3(item)]
-    role: String,
-    #[pyo3(item)]
-    content: String,
-}
-
-impl Message {
-    fn all(messages: Vec<Message>) -> Vec<core::Message> {
-        messages.into_iter().map(|m| core::Message::new(m.role, m.content)).collect()
     }
 }
 

@@ -268,10 +268,28 @@ class Model:
     @property
     def has_chat_template(self) -> bool: ...
     def chat_prompt(
-        self, messages: Sequence[Mapping[str, str]], /, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        add_generation_prompt: bool | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str | None = None,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> str: ...
     def chat_tokens(
-        self, messages: Sequence[Mapping[str, str]], /, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        add_generation_prompt: bool | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str | None = None,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> list[int]: ...
     def token_bytes(self, token: SupportsIndex, /) -> bytes: ...
     def token_id(self, token: str, /) -> int | None: ...

@@ -275,9 +275,8 @@ fn visible(fields: &[(String, Json)]) -> Vec<(String, Json)> {
     let mut visible: Vec<_> = fields.iter().filter(|(_, value)| *value != Json::Null).cloned().collect();
     let find = |name: &&str| visible.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     if let Some(reasoning) = REASONING.iter().find_map(find) {
-        if !visible.iter().any(|(key, _)| key == "thinking") {
-            visible.insert(0, ("thinking".into(), reasoning.clone()));
-        }
+        let own = visible.iter().position(|(key, _)| key == "thinking").map(|i| visible.remove(i).1);
+        visible.insert(0, ("thinking".into(), own.unwrap_or_else(|| reasoning.clone())));
         set(&mut visible, "reasoning_content".into(), reasoning);
     }
     visible

@@ -9,7 +9,7 @@ use super::format;
 use super::json_dump;
 use super::ops;
 use super::text;
-use super::value::{Fuel, Result, Seq, Value, compare, equal, fault, undefined, unsupported};
+use super::value::{Fuel, Result, Seq, Value, compare, equal, fault, size, undefined, unsupported};
 
 pub(super) const FILTERS: [&str; 49] = [
     "abs",
@@ -345,7 +345,7 @@ fn indent(fuel: &Fuel, value: Value, args: CallArgs) -> Result<Value> {
         None => "    ".to_string(),
         Some(Value::Str(text)) => text.to_string(),
         Some(other) => {
-            let n = usize::try_from(number("indent", Some(other), 4)?).unwrap_or(0);
+            let n = size(number("indent", Some(other), 4)?)?;
             fuel.text(n)?;
             " ".repeat(n)
         }
@@ -772,7 +772,7 @@ fn sequence(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Resul
             }
             if !batch.is_empty() {
                 if let Some(fill) = fill {
-                    let n = usize::try_from(n).unwrap_or(0);
+                    let n = size(n)?;
                     fuel.items(n)?;
                     batch.resize(n.max(batch.len()), fill);
                 }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::eval::CallArgs;
 use super::text::{middle, pad};
-use super::value::{Fuel, Result, Value, fault, float, unsupported};
+use super::value::{Fuel, Result, Value, fault, float, size, unsupported};
 
 /// Most digits after the point.
 const MAX_PRECISION: usize = 1000;
@@ -91,7 +91,7 @@ pub(super) fn printf(fuel: &Fuel, text: &str, value: &Value) -> Result<String> {
             if width < 0 {
                 spec.align = Some('<');
             }
-            spec.width = usize::try_from(width.unsigned_abs()).unwrap_or(usize::MAX);
+            spec.width = size(width.checked_abs().unwrap_or(i128::MAX))?;
             rest = after;
         } else {
             let (width, after) = digits(rest)?;
@@ -100,7 +100,7 @@ pub(super) fn printf(fuel: &Fuel, text: &str, value: &Value) -> Result<String> {
         }
         if let Some(after) = rest.strip_prefix('.') {
             if let Some(after) = after.strip_prefix('*') {
-                spec.precision = Some(usize::try_from(star(next()?)?).unwrap_or(0));
+                spec.precision = Some(size(star(next()?)?)?);
                 rest = after;
             } else {
                 let (n, after) = digits(after)?;

@@ -1,6 +1,6 @@
 //! `tojson`: Python's `json.dumps`.
 
-use super::value::{Fuel, Result, Value, compare, fault, float, unsupported};
+use super::value::{Fuel, Result, Value, compare, fault, float, size, unsupported};
 
 pub(super) struct Style {
     pub(super) ascii: bool,
@@ -133,7 +133,7 @@ pub(super) fn style(
         Some(Value::Str(indent)) => Some(indent.to_string()),
         Some(other) => match other.as_int() {
             Some(n) if n > 1000 => return unsupported("tojson with an indent of more than 1000"),
-            Some(n) => Some(" ".repeat(usize::try_from(n).unwrap_or(0))),
+            Some(n) => Some(" ".repeat(size(n)?)),
             None => return fault("tojson: indent must be a number or a string"),
         },
     };

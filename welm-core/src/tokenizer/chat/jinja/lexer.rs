@@ -156,7 +156,7 @@ impl<'s> Lexer<'s> {
                     let Some(end) = self.source[self.at..].find("#}") else {
                         return self.fault("a comment is not closed", open);
                     };
-                    let last = self.source[self.at..self.at + end].as_bytes().last().copied();
+                    let last = self.source.as_bytes()[self.at..self.at + end].last().copied();
                     self.at += end + 2;
                     self.closed(last == Some(b'-'), last == Some(b'+'));
                 }

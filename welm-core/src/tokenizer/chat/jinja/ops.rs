@@ -2,7 +2,7 @@
 
 use super::eval::Interpreter;
 use super::format;
-use super::value::{Fuel, Result, Value, equal, fault, range_len, unsupported};
+use super::value::{Fuel, Result, Value, equal, fault, range_len, size, unsupported};
 
 const TOO_BIG: &str = "a whole number of more than 127 bits";
 
@@ -74,7 +74,7 @@ pub(super) fn binary(cx: &Interpreter, sign: &str, left: &Value, right: &Value) 
             Value::tuple(a.items.iter().chain(&b.items).cloned().collect())
         }
         ("*", many, n) | ("*", n, many) if n.as_int().is_some() => {
-            let n = usize::try_from(n.as_int().unwrap_or(0)).unwrap_or(0);
+            let n = size(n.as_int().unwrap_or(0))?;
             repeat(fuel, many, n).unwrap_or_else(|| wrong(sign, left, right))
         }
         _ => wrong(sign, left, right),

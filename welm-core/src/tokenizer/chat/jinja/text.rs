@@ -2,7 +2,7 @@
 
 use super::eval::CallArgs;
 use super::format;
-use super::value::{Fuel, Result, Value, fault, unsupported};
+use super::value::{Fuel, Result, Value, fault, limit, size, unsupported};
 
 pub(super) const METHODS: [&str; 40] = [
     "capitalize",
@@ -239,7 +239,7 @@ pub(super) fn pad(
     left: impl Fn(usize) -> usize,
 ) -> Result<String> {
     let n = text.chars().count();
-    let width = usize::try_from(width).unwrap_or(0);
+    let width = size(width)?;
     let missing = width.saturating_sub(n);
     fuel.text(text.len().saturating_add(missing.saturating_mul(fill.len_utf8())))?;
     let before = left(missing);
@@ -448,15 +448,14 @@ fn part<'t>(text: &'t str, name: &str, start: Option<Value>, end: Option<Value>)
 /// `str.replace`: all if `count` is negative.
 pub(super) fn replace(fuel: &Fuel, text: &str, old: &str, new: &str, count: i128) -> Result<String> {
     let matches = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() };
-    let n = usize::try_from(count).unwrap_or(usize::MAX).min(matches);
+    let n = limit(count)?.min(matches);
     fuel.text(text.len().saturating_add(n.saturating_mul(new.len())))?;
     Ok(text.replacen(old, new, n))
 }
 
 fn split(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
-    let [separator, limit] = args.bind(&format!("{name}()"), ["sep", "maxsplit"])?;
-    let limit = limit.map_or(Ok(-1), |limit| number(name, &limit))?;
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let [separator, given] = args.bind(&format!("{name}()"), ["sep", "maxsplit"])?;
+    let limit = limit(given.map_or(Ok(-1), |given| number(name, &given))?)?;
     let from_end = name == "rsplit";
     let mut parts: Vec<&str> = Vec::new();
     match &separator {

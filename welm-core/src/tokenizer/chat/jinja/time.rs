@@ -110,3 +110,40 @@ fn strftime(format: &str, at: &DateTime, out: &mut String) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What Python's `datetime.strftime` gives.
+    #[test]
+    fn dates_are_those_of_python() {
+        let all = "%A %a %d %e %-d %B %b %h %m %-m %Y %y %C %j %-j %H:%M:%S %I %-I %l %k %p %P %w %u %U %W %V %G %g|%D %F %T %R %r %c %x %X|%f|%Z%z|%^a %#p %_d %0e%n%t100%%";
+        for ((year, month, day, hour, minute, second, nanosecond), want) in [
+            (
+                (2000, 2, 29, 11, 59, 59, 1_234_000),
+                "Tuesday Tue 29 29 29 February Feb Feb 02 2 2000 00 20 060 60 11:59:59 11 11 11 11 AM am 2 2 09 09 09 2000 00|02/29/00 2000-02-29 11:59:59 11:59 11:59:59 AM Tue Feb 29 11:59:59 2000 02/29/00 11:59:59|001234||TUE am 29 29\n\t100%",
+            ),
+            (
+                (2024, 12, 31, 23, 5, 9, 0),
+                "Tuesday Tue 31 31 31 December Dec Dec 12 12 2024 24 20 366 366 23:05:09 11 11 11 23 PM pm 2 2 52 53 01 2025 25|12/31/24 2024-12-31 23:05:09 23:05 11:05:09 PM Tue Dec 31 23:05:09 2024 12/31/24 23:05:09|000000||TUE pm 31 31\n\t100%",
+            ),
+            (
+                (2027, 1, 1, 0, 0, 0, 0),
+                "Friday Fri 01  1 1 January Jan Jan 01 1 2027 27 20 001 1 00:00:00 12 12 12  0 AM am 5 5 00 00 53 2026 26|01/01/27 2027-01-01 00:00:00 00:00 12:00:00 AM Fri Jan  1 00:00:00 2027 01/01/27 00:00:00|000000||FRI am  1 01\n\t100%",
+            ),
+            (
+                (2026, 11, 8, 12, 30, 0, 0),
+                "Sunday Sun 08  8 8 November Nov Nov 11 11 2026 26 20 312 312 12:30:00 12 12 12 12 PM pm 0 7 45 44 45 2026 26|11/08/26 2026-11-08 12:30:00 12:30 12:30:00 PM Sun Nov  8 12:30:00 2026 11/08/26 12:30:00|000000||SUN pm  8 08\n\t100%",
+            ),
+        ] {
+            let mut got = String::new();
+            let at = DateTime::new(year, month, day, hour, minute, second, nanosecond).unwrap();
+            strftime(all, &at, &mut got).unwrap();
+            assert_eq!(got, want);
+        }
+        for wrong in ["%Q", "%", "%-", "%s", "%-f", "%E"] {
+            assert!(strftime_now(wrong).unwrap_err().message.contains("in strftime_now"), "{wrong}");
+        }
+    }
+}

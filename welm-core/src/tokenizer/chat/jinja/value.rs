@@ -468,6 +468,20 @@ fn sequence(items: &[Value], fuel: &Fuel, out: &mut String) -> Result<()> {
     Ok(())
 }
 
+/// How often, or how wide: nothing for a negative number, and an error for one that Python refuses as well.
+pub(super) fn size(i: i128) -> Result<usize> {
+    match i64::try_from(i) {
+        Ok(i) => Ok(usize::try_from(i).unwrap_or(0)),
+        Err(_) => fault("cannot fit 'int' into an index-sized integer"),
+    }
+}
+
+/// As [`size`], without a limit for a negative number.
+pub(super) fn limit(i: i128) -> Result<usize> {
+    let limit = size(i)?;
+    Ok(if i < 0 { usize::MAX } else { limit })
+}
+
 pub(super) fn range_len(start: i128, stop: i128, step: i128) -> usize {
     let span = if step > 0 { stop - start } else { start - stop };
     if span <= 0 { 0 } else { ((span - 1) / step.abs() + 1) as usize }
@@ -476,8 +490,7 @@ pub(super) fn range_len(start: i128, stop: i128, step: i128) -> usize {
 /// Whether Python's `repr` shows a character as it is.
 pub(super) fn is_printable(c: char) -> bool {
     // A combining character is escaped only where it comes first.
-    !format!("a{c}").escape_debug().nth(1).is_some_and(|first| first == '\\')
-        || matches!(c, '\\' | '\'' | '"')
+    format!("a{c}").escape_debug().nth(1).is_none_or(|first| first != '\\') || matches!(c, '\\' | '\'' | '"')
 }
 
 /// `repr()` of a text.
