@@ -71,7 +71,8 @@ pub fn start(seeds: fn() -> Vec<Vec<u8>>) {
     }));
     if let Some(folder) = std::env::var_os("WELM_FUZZ_SEEDS") {
         for (i, seed) in seeds().into_iter().enumerate() {
-            std::fs::write(std::path::Path::new(&folder).join(format!("seed-{i}")), seed).expect("a writable folder");
+            std::fs::write(std::path::Path::new(&folder).join(format!("seed-{i}")), seed)
+                .expect("a writable folder");
         }
         std::process::exit(0);
     }

@@ -200,7 +200,8 @@ fn model() -> *mut welm_model {
 
 /// What any call promises: no fault inside, an error exactly where there is no answer, and its status in it.
 fn check(status: welm_status, error: *mut welm_error, answered: bool) -> bool {
-    let fault = matches!(status, WELM_PANIC | WELM_OTHER | WELM_DEVICE | WELM_DEVICE_LOST | WELM_ENGINE_STOPPED);
+    let fault =
+        matches!(status, WELM_PANIC | WELM_OTHER | WELM_DEVICE | WELM_DEVICE_LOST | WELM_ENGINE_STOPPED);
     // SAFETY: NULL, or an error that was just given, freed once.
     unsafe {
         let message = welm_error_message(error);
@@ -364,7 +365,8 @@ pub fn run(input: &[u8]) {
                 let in_pieces = stream(prompt, &stored);
                 let timed = input.options.deadline_ms.get() > 0;
                 assert!(timed || at_once.is_some() == in_pieces.is_some());
-                if let (Some(a), Some(b), true) = (at_once, in_pieces, input.options.seed.is_some() && !timed) {
+                if let (Some(a), Some(b), true) = (at_once, in_pieces, input.options.seed.is_some() && !timed)
+                {
                     assert_eq!(a, b);
                 }
             }

@@ -9,18 +9,16 @@ pub fn run(input: &[u8]) {
     let [tokenizer, text] = parts(input);
     let config = config(&json!({"vocab_size": BYTE_LEVEL_ROWS})).to_string();
     let weights = weights(BYTE_LEVEL_ROWS);
-    let files = [
-        ("config.json", config.as_bytes()),
-        ("model.safetensors", &weights),
-        ("tokenizer.json", tokenizer),
-    ];
+    let files =
+        [("config.json", config.as_bytes()), ("model.safetensors", &weights), ("tokenizer.json", tokenizer)];
     let folder = Folder::with(&files);
     try_model(folder.path(), &String::from_utf8_lossy(text));
 }
 
 /// A tokenizer of each kind, with the stages that published ones have.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let vocab = json!({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4, "ab": 5, "▁": 6, "<0x0A>": 7, "##b": 8});
+    let vocab =
+        json!({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4, "ab": 5, "▁": 6, "<0x0A>": 7, "##b": 8});
     let scores: Vec<(&str, f64)> =
         vec![("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁a", -1.0), ("b", -2.0), ("▁", -3.0)];
     let byte = byte_level();
