@@ -94,7 +94,7 @@ fn calls() -> Vec<Call> {
         welm_model_has_chat_template(null()) |b: bool| !b;
         welm_histogram_quantile_s(null(), 0.5) |x| x == 0.0;
     };
-    let tries: [Call; 18] = tries! {
+    let tries: [Call; 20] = tries! {
         welm_model_load(null(), null(), null_mut());
         welm_model_estimate(null(), null(), null_mut());
         welm_quantize(null(), null(), None, null_mut());
