@@ -940,7 +940,9 @@ typedef struct {
  * are UTF-8, NUL-terminated, and live until the callback returns. It must not throw, nor `longjmp` out.
  *
  * It is called on the thread that logs, also on several at once. What is logged while it runs, on its thread, is
- * dropped, so that it may call other functions of this library, except `welm_log_set_callback`.
+ * dropped, so that it may call other functions of this library, except `welm_log_set_callback`. That thread may be the
+ * model's own, when a step has failed or the model ends: what is logged as a warning or about an end must not be answered
+ * by a request to the same model.
  */
 typedef void (*welm_log_callback)(void *data, welm_log_level level, const char *target, const char *message);
 
