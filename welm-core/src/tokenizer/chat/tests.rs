@@ -103,8 +103,7 @@ fn a_folder_says_where_its_template_is() {
     for files in [&[][..], &[(config, "{}")], &[(config, r#"{"chat_template": null}"#)]] {
         assert_eq!(prompt(files), (false, Err(fault("this model has none"))));
     }
-    for config in ["[", r#"{"chat_template": 1}"#, r#"{"chat_template": [{"name": "rag", "template": ""}]}"#]
-    {
+    for config in [r#"{"chat_template": 1}"#, r#"{"chat_template": [{"name": "rag", "template": ""}]}"#] {
         let (present, error) = prompt(&[("tokenizer_config.json", config)]);
         assert!(!present && matches!(error, Err(Error::InvalidFile { .. })), "{config}: {error:?}");
     }
