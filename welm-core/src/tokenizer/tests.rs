@@ -616,3 +616,20 @@ fn encoding_stops_when_it_is_told_to_and_never_takes_long() {
     let want = library.encode(spaces(50), false).unwrap();
     assert_eq!(tokenizer.encode(&spaces(50), false, false).unwrap(), want.get_ids());
 }
+
+/// Its control tokens would be missed in silence.
+#[test]
+fn a_damaged_file_beside_tokenizer_json_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, byte_level().to_string()).unwrap();
+    for name in ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"] {
+        std::fs::write(folder.path().join(name), "[").unwrap();
+        match Tokenizer::from_json_file(&path) {
+            Err(Error::InvalidFile { path, .. }) => assert!(path.ends_with(name)),
+            other => panic!("{name}: {:?}", other.err()),
+        }
+        std::fs::write(folder.path().join(name), "{}").unwrap();
+    }
+    assert!(Tokenizer::from_json_file(&path).is_ok());
+}
