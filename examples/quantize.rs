@@ -14,7 +14,7 @@ use clap::Parser;
 struct Args {
     /// Folder with config.json and safetensors
     from: PathBuf,
-    /// Folder to write; made if need be
+    /// Folder to write; new or empty
     to: PathBuf,
 }
 

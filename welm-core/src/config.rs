@@ -374,8 +374,12 @@ impl ModelConfig {
         let eps = if neox { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
         let vocab_size = g.tensors.get("token_embd.weight")?.rows();
         if let Some(other) = g.opt_u64(&key("vocab_size"))?.filter(|&n| n != vocab_size as u64) {
-            let reason = format!("expected the rows of token_embd.weight, {vocab_size}, got {other}");
-            return Err(Error::config(key("vocab_size"), reason));
+            // llama.cpp does not look at the key either.
+            tracing::warn!(
+                rows = vocab_size,
+                key = other,
+                "vocab_size is not the rows of token_embd.weight, which count"
+            );
         }
         let config = ModelConfig {
             family: arch.clone(),

@@ -26,6 +26,7 @@ use crate::kv_cache::KvCache;
 use crate::options::{Activations, CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
 use crate::output::{Choice, Finish, FinishReason, Generation, Piece, Score, Usage};
 use crate::sampler::SamplerParams;
+use crate::side_file::{DESCRIPTIONS, INDEX};
 use crate::tokenizer::{ChatRequest, ChatTemplate, Halt, Message, Tokenizer, Watch};
 use crate::transformer::{Scratch, Weights};
 use crate::weights::load::{Opened, Source, open};
@@ -129,13 +130,10 @@ fn open_all(path: &Path, allow_unread_tensors: bool) -> Result<Opened> {
 fn expect_room_to_read(path: &Path) -> Result<()> {
     const FACTOR: u64 = 24; // tokenizers takes ten to twenty bytes for each of a tokenizer.json
     const LONGEST: u64 = 16 << 20; // of the vocabularies in GGUF files
-    let len = |path: &Path| path.metadata().map_or(0, |m| m.len());
-    let described = match std::fs::read_dir(path) {
-        Ok(files) => {
-            let paths = files.filter_map(|file| Some(file.ok()?.path()));
-            paths.filter(|p| p.extension().is_some_and(|e| e == "json")).map(|p| len(&p)).sum()
-        }
-        Err(_) => len(path).min(LONGEST),
+    let described = if path.is_dir() {
+        DESCRIPTIONS.iter().chain([&INDEX]).map(|file| file.len(path)).sum()
+    } else {
+        path.metadata().map_or(0, |m| m.len()).min(LONGEST)
     };
     let bytes = (8u64 << 20).saturating_add(described.saturating_mul(FACTOR));
     expect_room("the model's descriptions", usize::try_from(bytes).unwrap_or(usize::MAX))
@@ -300,7 +298,8 @@ impl Model {
     }
 
     /// Memory that [`Model::load`] with these options would take, from the headers of the files: the device's with
-    /// [`Device::Cuda`], which need not be there, otherwise the CPU's.
+    /// [`Device::Cuda`], which need not be there, otherwise the CPU's. Of values, only an output that is stored beside a
+    /// tied embedding is read, to see whether it is another one.
     ///
     /// # Errors
     /// As [`Model::load`], without the ones about memory.
@@ -308,6 +307,7 @@ impl Model {
         options.validate()?;
         let _guarded = guard(options);
         let source = open(path.as_ref(), false, options.allow_unread_tensors)?.source;
+        source.files().check()?; // what was read of them
         match options.device {
             #[cfg(feature = "kernels")]
             Device::Cuda(_) => Estimate::of_source::<Cuda>(&source, options),
@@ -361,7 +361,7 @@ impl Model {
         };
         let tokens = match self.encode_watched(prompt, options.parse_special, options.max_tokens, &stop)? {
             Ok(tokens) => tokens,
-            Err(reason) => return Ok(self.ended(reason, options)),
+            Err(reason) => return Ok(self.ended(reason, prompt, options)),
         };
         self.check_length(tokens.len(), options.max_tokens)?;
         if let Some(bos) = self.inner.config.bos_token_id.filter(|&bos| tokens.starts_with(&[bos, bos])) {
@@ -407,8 +407,12 @@ impl Model {
     /// there is no context, since the model has no token that starts a text.
     pub fn score<S: AsRef<str>>(&self, prompt: &str, continuations: &[S]) -> Result<Vec<Score>> {
         self.inner.engine.expect_here()?;
-        let tokenizer = self.tokenizer()?;
-        let own = tokenizer.encode(prompt, true, false)?;
+        let encode = |text: &str| -> Result<Vec<u32>> {
+            let tokens = self.encode_text(text, false, 0, &|| None)?;
+            Ok(tokens.unwrap_or_default()) // nothing stops it
+        };
+        let own = encode(prompt)?;
+        self.check_length(own.len(), 0)?;
         // All tokens of a continuation, and how many of them are context; none if it has none.
         let split = |continuation: &str| -> Result<Option<(Vec<u32>, usize)>> {
             if continuation.is_empty() {
@@ -418,10 +422,10 @@ impl Model {
                 let beginning: String = continuation.chars().take(40).collect();
                 Error::option("continuations", format!("expected {expected}, got {beginning:?}"))
             };
-            let mut all = tokenizer.encode(&format!("{prompt}{continuation}"), true, false)?;
+            let mut all = encode(&format!("{prompt}{continuation}"))?;
             let mut context = own.iter().zip(&all).take_while(|(a, b)| a == b).count();
             if context == all.len() {
-                return Err(refuse("texts that have tokens behind this prompt"));
+                return Err(refuse("texts that have tokens after this prompt"));
             }
             if context == 0 {
                 let needed =
@@ -608,18 +612,11 @@ impl Model {
         max_tokens: usize,
         stop: &dyn Fn() -> Option<FinishReason>,
     ) -> Result<std::result::Result<Vec<u32>, FinishReason>> {
-        let (context, _) = self.context();
-        // Where it costs little, the error has the exact number.
-        let mut watch = Watch::new(stop, context + context.max(COUNTED_TOKENS));
         let mut tokens = match prompt {
-            Prompt::Text(text) => {
-                match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
-                    Ok(tokens) => tokens,
-                    Err(Halt::Stopped(reason)) => return Ok(Err(reason)),
-                    Err(Halt::TooMany(n)) => return Err(self.too_long(n, max_tokens)),
-                    Err(Halt::Failed(error)) => return Err(error),
-                }
-            }
+            Prompt::Text(text) => match self.encode_text(text, parse_special, max_tokens, stop)? {
+                Ok(tokens) => tokens,
+                Err(reason) => return Ok(Err(reason)),
+            },
             Prompt::Tokens(ids) => ids.to_vec(),
         };
         if tokens.is_empty() {
@@ -627,6 +624,25 @@ impl Model {
         }
         self.check_tokens("prompt", tokens.iter().copied())?;
         Ok(Ok(tokens))
+    }
+
+    /// The tokens of a text that is to be computed; otherwise as [`Model::encode_watched`].
+    fn encode_text(
+        &self,
+        text: &str,
+        parse_special: bool,
+        max_tokens: usize,
+        stop: &dyn Fn() -> Option<FinishReason>,
+    ) -> Result<std::result::Result<Vec<u32>, FinishReason>> {
+        let (context, _) = self.context();
+        // Where it costs little, the error has the exact number.
+        let mut watch = Watch::new(stop, context + context.max(COUNTED_TOKENS));
+        match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
+            Ok(tokens) => Ok(Ok(tokens)),
+            Err(Halt::Stopped(reason)) => Ok(Err(reason)),
+            Err(Halt::TooMany(n)) => Err(self.too_long(n, max_tokens)),
+            Err(Halt::Failed(error)) => Err(error),
+        }
     }
 
     /// The most tokens of a request, and what has no room for more.
@@ -637,11 +653,15 @@ impl Model {
     }
 
     /// A request that ended before the engine saw it.
-    fn ended(&self, reason: FinishReason, options: &GenerateOptions) -> Stream {
+    fn ended(&self, reason: FinishReason, prompt: Prompt<'_>, options: &GenerateOptions) -> Stream {
+        let echo = match prompt {
+            Prompt::Text(text) if options.echo => text,
+            _ => "", // tokens are not tokenized, so nothing ends that
+        };
         let (request, events) = self.request(Task::Generate, Vec::new());
         let finish = Some(Finish { reason, completion_tokens: 0, cached_tokens: 0, end_token: None });
         for index in 0..options.n {
-            let piece = Piece { index, text: String::new(), tokens: Vec::new(), finish };
+            let piece = Piece { index, text: echo.into(), tokens: Vec::new(), finish };
             // The other end is in this function.
             let _ = request.events.send(Ok(Event::Piece(piece)));
         }

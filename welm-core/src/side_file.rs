@@ -42,6 +42,8 @@ pub(crate) const SPECIAL_TOKENS_MAP: SideFile = SideFile::new("special_tokens_ma
 pub(crate) const ADDED_TOKENS: SideFile = SideFile::new("added_tokens.json", 1 << 23);
 /// Chat template, before the one of [`TOKENIZER_CONFIG`].
 pub(crate) const CHAT_TEMPLATE: SideFile = SideFile::new("chat_template.jinja", 1 << 20);
+/// A folder of other chat templates, each in a file of its own.
+pub(crate) const ADDITIONAL_TEMPLATES: TemplateFolder = TemplateFolder { name: "additional_chat_templates" };
 /// Which file holds which tensor.
 pub(crate) const INDEX: SideFile = SideFile::new("model.safetensors.index.json", 1 << 24);
 
@@ -60,6 +62,11 @@ impl SideFile {
     /// [`Error::Io`] if there is something of that name which is no file.
     pub(crate) fn is_in(self, folder: &Path) -> Result<bool> {
         Ok(open(&folder.join(self.name))?.is_some())
+    }
+
+    /// Bytes of a folder's file, as far as they would be read; 0 if it has none.
+    pub(crate) fn len(self, folder: &Path) -> u64 {
+        folder.join(self.name).metadata().map_or(0, |m| m.len()).min(self.max_bytes)
     }
 
     /// The bytes of a folder's file, if it has one.
@@ -108,6 +115,31 @@ impl SideFile {
     /// As [`SideFile::read_path`]; [`Error::InvalidFile`] if it is not JSON, repeats a key or holds too many values.
     pub(crate) fn json(self, folder: &Path) -> Result<Option<Value>> {
         self.read(folder)?.map(|bytes| json(&folder.join(self.name), &bytes)).transpose()
+    }
+}
+
+/// A folder of chat templates.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TemplateFolder {
+    pub(crate) name: &'static str,
+}
+
+impl TemplateFolder {
+    /// The names and texts of its templates, in the order of the names; none if it is not there.
+    pub(crate) fn in_folder(self, folder: &Path) -> Result<Vec<(String, String)>> {
+        let folder = folder.join(self.name);
+        let mut templates = Vec::new();
+        if folder.symlink_metadata().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+            return Ok(templates);
+        }
+        for entry in std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, e))? {
+            let path = entry.map_err(|e| Error::io(&folder, e))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".jinja"));
+            let Some(name) = name.map(str::to_string) else { continue };
+            templates.extend(CHAT_TEMPLATE.text_path(&path)?.map(|source| (name, source)));
+        }
+        templates.sort();
+        Ok(templates)
     }
 }
 

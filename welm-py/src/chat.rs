@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PySequence, PyString, PyTuple};
 use welm_core::{self as core, Error, Json};
 
+use crate::argument::Argument;
 use crate::error::exception;
 
 /// How deep values may lie in each other, as in the core: a value that holds itself ends here.
@@ -136,16 +137,9 @@ pub(crate) struct ChatArguments<'a, 'py> {
     pub(crate) add_generation_prompt: Option<bool>,
     pub(crate) tools: Option<&'a Bound<'py, PyAny>>,
     pub(crate) documents: Option<&'a Bound<'py, PyAny>>,
-    pub(crate) continue_final_message: Option<Continue>,
-    pub(crate) chat_template: Option<String>,
+    pub(crate) continue_final_message: Option<&'a Bound<'py, PyAny>>,
+    pub(crate) chat_template: Option<&'a Bound<'py, PyAny>>,
     pub(crate) variables: Option<&'a Bound<'py, PyDict>>,
-}
-
-/// Whether the last message is to be continued, or which of its keys.
-#[derive(FromPyObject)]
-pub(crate) enum Continue {
-    Whether(bool),
-    Key(String),
 }
 
 impl ChatArguments<'_, '_> {
@@ -159,14 +153,18 @@ impl ChatArguments<'_, '_> {
         request.tools = self.tools.map(|tools| Reader::new("tools").objects(tools)).transpose()?;
         request.documents =
             self.documents.map(|documents| Reader::new("documents").objects(documents)).transpose()?;
-        request.continue_final_message = match self.continue_final_message {
-            None | Some(Continue::Whether(false)) => None,
-            Some(Continue::Whether(true)) => Some("content".into()),
-            Some(Continue::Key(key)) => Some(key),
+        // Whether the last message is to be continued, or which of its keys.
+        let continued =
+            self.continue_final_message.map(|value| Argument::new("continue_final_message", value));
+        request.continue_final_message = match continued {
+            None => None,
+            Some(key) if key.is_text() => Some(key.text()?.to_string()),
+            Some(whether) => whether.truth()?.then(|| "content".into()),
         };
-        request.chat_template = self.chat_template;
+        let template = self.chat_template.map(|value| Argument::new("chat_template", value).text());
+        request.chat_template = template.transpose()?.map(|text| text.to_string());
         for (name, value) in self.variables.into_iter().flatten() {
-            let name = name.extract::<String>()?;
+            let name = Argument::new("variables", &name).text()?.to_string();
             let mut reader = Reader::new("variables");
             reader.path.clone_from(&name);
             request.variables.push((name, reader.value(&value, 0)?));

@@ -55,7 +55,7 @@ mod _welm {
 
     /// Writes an int8 folder from any Hugging Face folder that :class:`Model` takes.
     ///
-    /// ``dst`` is made if need be; configuration and tokenizer files are copied beside the weights. ``progress`` is
+    /// ``dst`` is a new or empty folder; configuration and tokenizer files are copied beside the weights. ``progress`` is
     /// called with the bytes done and in all; ``False`` ends it with :class:`welm.Cancelled`. An unfinished file is
     /// not left behind.
     #[pyfunction]

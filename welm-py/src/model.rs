@@ -7,7 +7,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
 use welm_core::{self as core, Error};
 
 use crate::argument::Argument;
-use crate::chat::{ChatArguments, Continue};
+use crate::chat::ChatArguments;
 use crate::engine::{Owned, collect, wait_aside};
 use crate::error::{OrRaise, exception};
 use crate::exit::{detached, enter};
@@ -394,8 +394,8 @@ impl Model {
         add_generation_prompt: Option<bool>,
         tools: Option<&Bound<'_, PyAny>>,
         documents: Option<&Bound<'_, PyAny>>,
-        continue_final_message: Option<Continue>,
-        chat_template: Option<String>,
+        continue_final_message: Option<&Bound<'_, PyAny>>,
+        chat_template: Option<&Bound<'_, PyAny>>,
         variables: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<String> {
         let _inside = enter(py);
@@ -433,8 +433,8 @@ impl Model {
         add_generation_prompt: Option<bool>,
         tools: Option<&Bound<'_, PyAny>>,
         documents: Option<&Bound<'_, PyAny>>,
-        continue_final_message: Option<Continue>,
-        chat_template: Option<String>,
+        continue_final_message: Option<&Bound<'_, PyAny>>,
+        chat_template: Option<&Bound<'_, PyAny>>,
         variables: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Vec<u32>> {
         let _inside = enter(py);

@@ -117,7 +117,7 @@ const CHANGES: &[(&str, Off)] = &[
     ("scale_emb", Off::Number(1.0)),
     ("scale_embedding", Off::Absent), ("scale_depth", Off::Absent), ("dim_model_base", Off::Absent),
     ("attention_multiplier", Off::Absent), ("attention_scale", Off::Absent), ("query_pre_attn_scalar", Off::Absent),
-    ("attn_scale", Off::Absent), ("softmax_scale", Off::Absent), ("scale_attn_weights", Off::Absent),
+    ("attn_scale", Off::Absent), ("softmax_scale", Off::Absent), ("scale_attn_weights", Off::True),
     ("scale_attn_by_inverse_layer_idx", Off::Absent),
     ("final_logit_softcapping", Off::Absent), ("attn_logit_softcapping", Off::Absent),
     ("logits_soft_cap", Off::Absent), ("logit_soft_cap", Off::Absent),
@@ -134,6 +134,8 @@ const CHANGES: &[(&str, Off)] = &[
     ("alibi", Off::Absent), ("use_alibi", Off::Absent),
     ("hidden_activation", Off::Text(&["silu", "swish"])), ("activation_function", Off::Text(&["silu", "swish"])),
     ("activation", Off::Absent), ("mlp_activation", Off::Absent),
+    ("use_rope", Off::True), ("rotary", Off::True), ("use_rotary", Off::True),
+    ("use_rotary_embeddings", Off::True), ("use_rotary_position_embeddings", Off::True),
     ("no_rope_layers", Off::Absent), ("no_rope_layer_interval", Off::Absent), ("nope_layer_interval", Off::Absent),
     ("position_embedding_type", Off::Text(&["rope", "rotary"])),
     ("add_cross_attention", Off::Absent), ("cross_attention_hidden_size", Off::Absent),
@@ -228,8 +230,11 @@ mod tests {
         for name in WITHOUT_EFFECT.iter().chain(&["attention_dropout", "resid_pdrop", "_anything"]) {
             assert_eq!(of_config(name), Effect::None, "{name}");
         }
-        for name in ["rope_ratio", "use_rope", "rotary_dim", "use_dynamic_ntk"] {
+        for name in ["rope_ratio", "rotary_dim", "use_dynamic_ntk"] {
             assert_eq!(of_config(name), Effect::Off(Off::Absent), "{name}");
+        }
+        for name in ["use_rope", "rotary", "scale_attn_weights"] {
+            assert_eq!(of_config(name), Effect::Off(Off::True), "{name}");
         }
         assert_eq!(of_config("favourite_colour"), Effect::Unknown);
         for name in

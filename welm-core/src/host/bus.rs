@@ -29,10 +29,23 @@ mod system {
         taken: AtomicBool,
         /// Whether a page was replaced.
         hit: AtomicBool,
+        /// Raised before the range changes, and after.
+        version: AtomicUsize,
         /// `start..end`, empty while nothing is watched.
         start: AtomicUsize,
         end: AtomicUsize,
         next: AtomicPtr<Node>,
+    }
+
+    impl Node {
+        /// Watches another range; only its owner does that.
+        fn set(&self, start: usize, end: usize) {
+            self.version.fetch_add(1, Ordering::AcqRel);
+            self.end.store(0, Ordering::Release);
+            self.start.store(start, Ordering::Release);
+            self.end.store(end, Ordering::Release);
+            self.version.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     static NODES: AtomicPtr<Node> = AtomicPtr::new(null_mut());
@@ -43,7 +56,7 @@ mod system {
 
     /// Pages replaced so far, of all maps.
     pub(crate) fn faults() -> usize {
-        FAULTS.load(Ordering::Relaxed)
+        FAULTS.load(Ordering::Acquire) // with it, who was hit
     }
 
     fn nodes() -> impl Iterator<Item = &'static Node> {
@@ -72,6 +85,7 @@ mod system {
                 let node = Box::leak(Box::new(Node {
                     taken: AtomicBool::new(true),
                     hit: AtomicBool::new(false),
+                    version: AtomicUsize::new(0),
                     start: AtomicUsize::new(0),
                     end: AtomicUsize::new(0),
                     next: AtomicPtr::new(null_mut()),
@@ -88,8 +102,7 @@ mod system {
             });
             node.hit.store(false, Ordering::Relaxed);
             let start = map.as_ptr() as usize;
-            node.start.store(start, Ordering::Relaxed);
-            node.end.store(start + map.len(), Ordering::Release);
+            node.set(start, start + map.len());
             Watched(node)
         }
 
@@ -101,14 +114,15 @@ mod system {
 
     impl Drop for Watched {
         fn drop(&mut self) {
-            self.0.end.store(0, Ordering::Release);
+            self.0.set(0, 0);
             self.0.taken.store(false, Ordering::Release);
         }
     }
 
+    static INSTALLED: Once = Once::new();
+
     /// Installs the handler, once. A system that refuses leaves everything as it was.
     pub(crate) fn install() {
-        static INSTALLED: Once = Once::new();
         INSTALLED.call_once(|| {
             // SAFETY: the structs are local or written before anybody can read them; the handler is of the type that
             // SA_SIGINFO asks for.
@@ -135,7 +149,10 @@ mod system {
     extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
         // SAFETY: the system gives a valid `siginfo_t`, whose address is one if the system sent the signal itself.
         let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
-        if code > 0 && replace(address) {
+        // What was not there; BUS_ADRALN, which zeros would not mend, is not ours.
+        let absent =
+            matches!(code, libc::BUS_ADRERR | libc::BUS_OBJERR | libc::BUS_MCEERR_AR | libc::BUS_MCEERR_AO);
+        if absent && replace(address) {
             return;
         }
         // SAFETY: the arguments are the system's own.
@@ -144,13 +161,16 @@ mod system {
 
     /// Puts zeros in the place of a watched page and of those behind it in its map; false if nobody watches.
     fn replace(address: usize) -> bool {
-        let inside = |n: &&Node| {
-            let end = n.end.load(Ordering::Acquire);
-            (n.start.load(Ordering::Relaxed)..end).contains(&address)
+        // A node that is used again meanwhile, for another map, has another version.
+        let range = |n: &'static Node| {
+            let version = n.version.load(Ordering::Acquire);
+            let (start, end) = (n.start.load(Ordering::Acquire), n.end.load(Ordering::Acquire));
+            let same = n.version.load(Ordering::Acquire) == version;
+            (same && (start..end).contains(&address)).then_some((n, end))
         };
-        let Some(node) = nodes().find(inside) else { return false };
+        let Some((node, end)) = nodes().find_map(range) else { return false };
         let page = address & !(PAGE.load(Ordering::Relaxed) - 1);
-        let len = node.end.load(Ordering::Relaxed) - page;
+        let len = end - page;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         // SAFETY: the range is the end of a map that belongs to the node's owner, who only reads it, and who keeps it
         // while this thread reads there. `errno` is the interrupted code's own, and is put back.
@@ -196,10 +216,10 @@ mod system {
         }
     }
 
-    /// While this lives, SIGBUS is not blocked on the thread: a fault that meets a blocked signal ends the process
+    /// While this lives, SIGBUS is not blocked on the thread, if the handler was installed: a fault that meets a blocked signal ends the process
     /// without asking anybody, and hosts block all signals on the threads that make others.
     pub(crate) struct Unblocked {
-        before: libc::sigset_t,
+        before: Option<libc::sigset_t>,
         thread: std::marker::PhantomData<*const ()>,
     }
 
@@ -207,20 +227,23 @@ mod system {
         /// On this thread.
         pub(crate) fn here() -> Self {
             // SAFETY: local variables.
-            unsafe {
+            let before = INSTALLED.is_completed().then(|| unsafe {
                 let (mut bus, mut before) = (zeroed(), zeroed());
                 libc::sigemptyset(&mut bus);
                 libc::sigaddset(&mut bus, libc::SIGBUS);
                 libc::pthread_sigmask(libc::SIG_UNBLOCK, &bus, &mut before);
-                Unblocked { before, thread: std::marker::PhantomData }
-            }
+                before
+            });
+            Unblocked { before, thread: std::marker::PhantomData }
         }
     }
 
     impl Drop for Unblocked {
         fn drop(&mut self) {
-            // SAFETY: what this thread's mask was, which no other thread can have.
-            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, null_mut()) };
+            if let Some(before) = &self.before {
+                // SAFETY: what this thread's mask was, which no other thread can have.
+                unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, null_mut()) };
+            }
         }
     }
 }

@@ -58,7 +58,10 @@ fn limits() -> (Option<u64>, Option<u64>) {
         let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
         // SAFETY: a local variable of the right type.
         let got = unsafe { libc::getrlimit(resource, &mut limit) };
-        (got == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+        // Its type is the system's own: of 32 bits, or signed.
+        #[allow(clippy::useless_conversion, clippy::unnecessary_fallible_conversions)]
+        let bytes = u64::try_from(limit.rlim_cur).ok();
+        bytes.filter(|_| got == 0 && limit.rlim_cur != libc::RLIM_INFINITY)
     };
     (limit(libc::RLIMIT_AS), limit(libc::RLIMIT_DATA))
 }

@@ -1,6 +1,7 @@
 //! Threads, as far as the system gives them.
 
 use std::io;
+use std::panic::resume_unwind;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -62,7 +63,9 @@ pub(crate) fn all<P: Send>(parts: impl Iterator<Item = P>, work: impl Fn(P) -> b
         };
         let workers: Vec<_> = (0..more).map_while(start).collect();
         let own = run();
-        workers.into_iter().fold(own, |all, w| all & w.join().unwrap_or(false))
+        let joined =
+            |w: thread::ScopedJoinHandle<'_, bool>| w.join().unwrap_or_else(|panic| resume_unwind(panic));
+        workers.into_iter().fold(own, |all, w| all & joined(w))
     })
 }
 

@@ -34,7 +34,7 @@ use crate::backend::cpu::memory::Memory;
 use crate::error::{Error, Result};
 use crate::host::{bus, threads};
 use crate::options::LoadProgress;
-use crate::side_file::DESCRIPTIONS;
+use crate::side_file::{ADDITIONAL_TEMPLATES, DESCRIPTIONS};
 use crate::weights::load::{LinearSource, MatrixSource, Segment, Source, rows_of};
 use crate::weights::{Slab, StoredType, TensorMap};
 
@@ -365,6 +365,9 @@ fn quantize_group(values: &[f32], q: &mut [i8]) -> Option<f16> {
 /// # }
 /// ```
 ///
+/// A source that is truncated meanwhile is an error: for that a handler of SIGBUS is installed, as
+/// [`LoadOptions::guard_mapped_files`](crate::LoadOptions::guard_mapped_files) says.
+///
 /// # Errors
 /// Whatever opening the source meets; [`Error::Io`] if `to` cannot be written; [`Error::InvalidOption`] if it is empty or
 /// names something that is there already; [`Error::LoadCancelled`].
@@ -424,8 +427,23 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
             fs::write(&copy, bytes).map_err(|e| Error::io(copy, e))?;
         }
     }
+    copy_templates(from, to.folder)?;
     fs::rename(&partial, &file).map_err(|e| Error::io(&file, e))?;
     to.keep();
+    Ok(())
+}
+
+/// Copies the chat templates that have a folder of their own.
+fn copy_templates(from: &Path, to: &Path) -> Result<()> {
+    let templates = ADDITIONAL_TEMPLATES.in_folder(from)?;
+    let to = to.join(ADDITIONAL_TEMPLATES.name);
+    if !templates.is_empty() {
+        fs::create_dir_all(&to).map_err(|e| Error::io(&to, e))?;
+    }
+    for (name, source) in templates {
+        let copy = to.join(name + ".jinja");
+        fs::write(&copy, source).map_err(|e| Error::io(copy, e))?;
+    }
     Ok(())
 }
 
@@ -444,6 +462,9 @@ impl<'p> Destination<'p> {
         // The empty path is the current folder for some calls of the system.
         if folder.as_os_str().is_empty() {
             return Err(Error::option("to", "expected the name of a folder, got an empty path"));
+        }
+        if let Some(parent) = folder.parent() {
+            fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
         }
         let made = match fs::create_dir(folder) {
             Ok(()) => true,
@@ -474,6 +495,7 @@ impl Drop for Destination<'_> {
         for name in DESCRIPTIONS.iter().map(|side| side.name).chain([PARTIAL]) {
             let _ = fs::remove_file(self.folder.join(name));
         }
+        let _ = fs::remove_dir_all(self.folder.join(ADDITIONAL_TEMPLATES.name));
         if self.made {
             let _ = fs::remove_dir(self.folder);
         }

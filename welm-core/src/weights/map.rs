@@ -1,6 +1,5 @@
 //! A model's file, mapped: read where it lies, and told apart from zeros if it loses its end meanwhile.
 
-use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -10,6 +9,7 @@ use memmap2::Mmap;
 
 use crate::error::{Error, Result};
 use crate::host::bus::{self, Watched};
+use crate::side_file;
 
 /// A file's bytes.
 #[derive(Debug)]
@@ -23,18 +23,14 @@ pub(crate) struct FileMap {
 impl FileMap {
     /// Maps `path` read-only. Anything but a non-empty regular file is an error.
     pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
-        // Before opening: opening a named pipe would wait for a writer.
-        let info = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if !info.is_file() {
-            return Err(Error::io(path, "expected a regular file"));
-        }
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = side_file::open(path)?.ok_or_else(|| Error::io(path, "no such file"))?;
+        let len = file.metadata().map_or(0, |info| info.len());
         // SAFETY: the mapping is private to reads, and the file is not modified while it is mapped; nothing can
         // enforce the latter, so it is a documented requirement on whoever loads a model (see the module `weights`).
         // If it is truncated all the same, reads see zeros, and `check` tells.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| match e.kind() {
             io::ErrorKind::OutOfMemory => {
-                Error::allocation(format!("the map of {}", path.display()), info.len() as usize, e)
+                Error::allocation(format!("the map of {}", path.display()), len as usize, e)
             }
             _ => Error::io(path, e),
         })?;

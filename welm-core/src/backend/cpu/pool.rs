@@ -13,14 +13,14 @@
 //! Which thread computes a task must not matter: tasks write disjoint outputs and share no sums.
 
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
 use crate::error::Result;
 use crate::host::bus::Unblocked;
 use crate::host::fork::Local;
+use crate::host::panics;
 use crate::host::threads::{STACK, expect_room_for, refused};
 
 /// Splits the job's word into task count and next task's index.
@@ -47,7 +47,8 @@ struct Shared {
     done: Apart<AtomicUsize>,
     /// The current job's closure; valid while a claimed task of the job is not done.
     task: AtomicPtr<Task<'static>>,
-    panicked: AtomicBool,
+    /// What the first task that panicked said.
+    panicked: Mutex<Option<String>>,
     stop: AtomicBool,
     parked: Vec<AtomicBool>,
 }
@@ -72,8 +73,9 @@ impl Shared {
             // caller of `run` keeps the closure alive and leaves the pointer as it is.
             let task = unsafe { *self.task.load(Ordering::Acquire) };
             let range = next as usize..(next + claimed) as usize;
-            if catch_unwind(AssertUnwindSafe(|| task(range))).is_err() {
-                self.panicked.store(true, Ordering::Release);
+            if let Err(message) = panics::catch(|| task(range)) {
+                let mut panicked = self.panicked.lock().unwrap_or_else(PoisonError::into_inner);
+                panicked.get_or_insert(message);
             }
             self.done.0.fetch_add(claimed as usize, Ordering::Release);
         }
@@ -126,7 +128,7 @@ impl Pool {
             word: Apart(AtomicU64::new(0)),
             done: Apart(AtomicUsize::new(0)),
             task: AtomicPtr::new(std::ptr::null_mut()),
-            panicked: AtomicBool::new(false),
+            panicked: Mutex::new(None),
             stop: AtomicBool::new(false),
             parked: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
         });
@@ -193,7 +195,10 @@ impl Pool {
             spins += 1;
             if spins.is_multiple_of(1_000) { thread::yield_now() } else { std::hint::spin_loop() }
         }
-        assert!(!shared.panicked.swap(false, Ordering::AcqRel), "a compute task panicked");
+        let panicked = shared.panicked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(message) = panicked {
+            panic!("a compute task panicked: {message}");
+        }
     }
 }
 
@@ -243,6 +248,8 @@ impl<'a, T> Disjoint<'a, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use super::*;
 
     #[test]

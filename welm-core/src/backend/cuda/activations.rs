@@ -192,7 +192,11 @@ impl Buffer {
     /// The rows in use, on the host.
     pub(super) fn read(&mut self) -> Result<&mut [f32]> {
         let len = self.rows * self.cols;
-        let Data::F32(data) = &self.data else { unreachable!("forward reads logits") };
+        let Data::F32(data) = &self.data else { unreachable!("forward reads a residual or logits") };
+        // Room for logits is there from the start; a residual is only read to find a fault.
+        if self.host.len() < len {
+            self.host.resize(len, 0.0);
+        }
         data.read(0, &mut self.host[..len])?;
         Ok(&mut self.host[..len])
     }

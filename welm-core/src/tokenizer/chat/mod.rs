@@ -16,7 +16,7 @@ use std::thread;
 use crate::error::{Error, Result};
 use crate::host::panics;
 use crate::host::threads::{expect_room_for, refused};
-use crate::side_file::{CHAT_TEMPLATE, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
+use crate::side_file::{ADDITIONAL_TEMPLATES, CHAT_TEMPLATE, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
 pub use json::Json;
 pub use request::{ChatRequest, Message};
 
@@ -80,15 +80,7 @@ impl ChatTemplate {
         if let Some(source) = CHAT_TEMPLATE.text(folder)? {
             sources.push((DEFAULT.to_string(), source));
         }
-        let others = folder.join("additional_chat_templates");
-        if others.symlink_metadata().is_ok() {
-            for entry in std::fs::read_dir(&others).map_err(|e| Error::io(&others, e))? {
-                let path = entry.map_err(|e| Error::io(&others, e))?.path();
-                let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".jinja"));
-                let Some(name) = name.map(str::to_string) else { continue };
-                sources.extend(CHAT_TEMPLATE.text_path(&path)?.map(|source| (name, source)));
-            }
-        }
+        sources.extend(ADDITIONAL_TEMPLATES.in_folder(folder)?);
         if !sources.is_empty() {
             return Ok(sources);
         }
