@@ -1588,9 +1588,11 @@ welm_status welm_model_chat_tokens(const welm_model *model,
  * As `welm_model_chat_prompt`, of a JSON object: messages with all the keys that a template may ask for, and what
  * else transformers' `apply_chat_template` takes.
  *
- *     {"messages": [{"role": "user", "content": "Hello"},
- *                   {"role": "assistant", "content": null, "tool_calls": [{"type": "function", ...}]}],
- *      "tools": [{"type": "function", ...}], "enable_thinking": false}
+ * ```json
+ * {"messages": [{"role": "user", "content": "Hello"},
+ *               {"role": "assistant", "content": null, "tool_calls": [{"type": "function", ...}]}],
+ *  "tools": [{"type": "function", ...}], "enable_thinking": false}
+ * ```
  *
  * - `messages`: objects with any keys; those that are null are as if they were not there.
  * - `add_generation_prompt`: `true` unless it is given, or a message is to be continued.
