@@ -144,11 +144,11 @@ typedef enum {
    */
   WELM_QUEUE_FULL = 24,
   /**
-   * The model would not fit in memory; the message has the numbers.
+   * The model, or the answer to a request, does not fit in memory; the message has the numbers.
    */
   WELM_OUT_OF_MEMORY = 25,
   /**
-   * The device or instruction set that was asked for is not there.
+   * The device, instruction set or thread that was asked for is not there.
    */
   WELM_UNAVAILABLE = 26,
   /**
@@ -171,6 +171,14 @@ typedef enum {
    * The model has no chat template, or it cannot be read, is not valid, or ended with an error of its own.
    */
   WELM_CHAT_TEMPLATE = 31,
+  /**
+   * The model gave logits that are not finite numbers: its weights, or the device, are at fault. Only this request ends.
+   */
+  WELM_NOT_FINITE = 32,
+  /**
+   * The process was forked after the model was loaded; its engine is in the parent only. Freeing is allowed.
+   */
+  WELM_FORKED = 33,
 } welm_status;
 
 /**
@@ -182,7 +190,7 @@ typedef enum {
    */
   WELM_FINISH_NONE = 0,
   /**
-   * A stop string was generated.
+   * A stop string was generated, or one of `stop_token_ids`.
    */
   WELM_FINISH_STOP = 1,
   /**
@@ -375,6 +383,22 @@ typedef struct {
    * Given to `progress`.
    */
   void *progress_data;
+  /**
+   * Whether a mapped file that is truncated while the model uses it is `WELM_INVALID_FILE` of the model's requests; on
+   * by default. For that a handler of SIGBUS is installed, once in a process, in front of the one that is there:
+   * faults in welm's maps are its, all others go where they went before. It costs nothing until there is a fault.
+   * Without it such a file ends the process, unless `copy_weights` is set. Linux only.
+   */
+  bool guard_mapped_files;
+  /**
+   * Whether a model may have tensors that nothing reads, such as heads for other tasks, which the log then tells; by
+   * default they are an error.
+   */
+  bool allow_unread_tensors;
+  /**
+   * Zeros.
+   */
+  uint8_t reserved[6];
 } welm_load_options;
 
 /**
@@ -574,7 +598,8 @@ typedef struct {
    */
   size_t n_logit_bias;
   /**
-   * Strings that end a sequence, `n_stop` of them (NULL), in UTF-8; never part of the text.
+   * Strings that end a sequence, `n_stop` of them (NULL), in UTF-8; never part of the text. One may spell special
+   * tokens, which texts leave out: `<|im_end|>` ends a sequence at that token.
    */
   const char *const *stop;
   /**
@@ -607,7 +632,8 @@ typedef struct {
    */
   bool parse_special;
   /**
-   * Whether the end-of-text token is ignored, so that exactly `max_tokens` are generated (false).
+   * Whether the model's end tokens are ignored, so that exactly `max_tokens` are generated unless something else ends
+   * the text (false).
    */
   bool ignore_eos;
   /**
@@ -618,6 +644,25 @@ typedef struct {
    * Ends the request from any thread (NULL). The request holds a share: the token may be freed at once.
    */
   const welm_cancel_token *cancel;
+  /**
+   * Tokens that end a sequence as the model's own end tokens do, with `WELM_FINISH_STOP`, and with `ignore_eos`, too;
+   * `n_stop_token_ids` of them (NULL). They are part of neither text nor tokens.
+   */
+  const uint32_t *stop_token_ids;
+  /**
+   * Number of them (0), at most 256.
+   */
+  size_t n_stop_token_ids;
+  /**
+   * Shares what was computed of prompts' beginnings only with requests of the same salt (NULL), in UTF-8, of 1 to 256
+   * bytes: a secret for each tenant keeps tenants from finding out each other's prompts by time or by `cached_tokens`.
+   * NULL shares with all others that have none.
+   */
+  const char *cache_salt;
+  /**
+   * Bytes of the salt, or `WELM_NUL_TERMINATED`, the default.
+   */
+  size_t cache_salt_len;
 } welm_generate_options;
 
 /**
@@ -697,6 +742,14 @@ typedef struct {
    * On the last piece: prompt tokens that were found in the prefix cache.
    */
   size_t cached_tokens;
+  /**
+   * On the last piece: the token that ended the sequence by itself, if `has_end_token`; see `welm_choice`.
+   */
+  uint32_t end_token;
+  /**
+   * Whether such a token ended it.
+   */
+  bool has_end_token;
 } welm_piece;
 
 /**
@@ -729,6 +782,15 @@ typedef struct {
    * Why it ended.
    */
   welm_finish_reason finish_reason;
+  /**
+   * The token that ended it by itself, if `has_end_token`: an end token of the model, or one of `stop_token_ids`. It is
+   * no part of text and tokens.
+   */
+  uint32_t end_token;
+  /**
+   * Whether such a token ended it.
+   */
+  bool has_end_token;
 } welm_choice;
 
 /**
@@ -878,7 +940,9 @@ typedef struct {
  * are UTF-8, NUL-terminated, and live until the callback returns. It must not throw, nor `longjmp` out.
  *
  * It is called on the thread that logs, also on several at once. What is logged while it runs, on its thread, is
- * dropped, so that it may call other functions of this library, except `welm_log_set_callback`.
+ * dropped, so that it may call other functions of this library, except `welm_log_set_callback`. That thread may be the
+ * model's own, when a step has failed or the model ends: what is logged as a warning or about an end must not be answered
+ * by a request to the same model.
  */
 typedef void (*welm_log_callback)(void *data, welm_log_level level, const char *target, const char *message);
 
@@ -975,7 +1039,7 @@ welm_status welm_load_options_init(welm_load_options *options, size_t struct_siz
 /**
  * Loads a Hugging Face folder, an int8 folder of `welm_quantize`, or a GGUF file, and starts its engine.
  *
- * Files are mapped: they must not be changed while the model lives. A folder without tokenizer gives a model that
+ * Files are mapped: they must not be changed while the model lives (`guard_mapped_files`). A folder without tokenizer gives a model that
  * takes and returns tokens only.
  *
  * - ownership: `*model` is the caller's, to be freed with `welm_model_free`. Nothing of `options` is kept.
@@ -1008,14 +1072,15 @@ welm_status welm_model_estimate(const char *path,
                                 welm_error **error);
 
 /**
- * Writes an int8 folder from the Hugging Face folder `from`; `to` is made if need be. `progress` is called after
- * each matrix and may stop it; an unfinished file is not left behind.
+ * Writes an int8 folder from the Hugging Face folder `from`; `to` is made, or is an empty folder. `progress` is called
+ * after each matrix and may stop it; nothing unfinished is left behind.
  *
  * - ownership: nothing to free.
  * - threads: any; not two at once into the same folder.
  * - NULL: `from` and `to` must not be; `progress`, its `data` and `error` may be.
  * - encoding: paths as for `welm_model_load`.
- * - errors: those of files of `welm_model_load`; `WELM_IO` if `to` cannot be written; `WELM_LOAD_CANCELLED`.
+ * - errors: those of files of `welm_model_load`; `WELM_IO` if `to` cannot be written; `WELM_INVALID_OPTION` if it is
+ *   empty or there is something in it; `WELM_LOAD_CANCELLED`.
  */
 welm_status welm_quantize(const char *from,
                           const char *to,
@@ -1138,8 +1203,8 @@ void welm_cancel_token_free(welm_cancel_token *token);
  * - NULL: `model` and `generation` must not be; `options` may be, for the defaults; `error` may be.
  * - encoding: of prompt and stop strings UTF-8.
  * - errors: `WELM_INVALID_OPTION`, `WELM_TOO_LONG`, `WELM_EMPTY_PROMPT`, `WELM_TOKENIZER`; `WELM_QUEUE_FULL` if
- *   too many wait; `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; those of any function:
- *   `WELM_NULL_POINTER`, `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
+ *   too many wait; `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; those of
+ *   any function: `WELM_NULL_POINTER`, `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
  */
 welm_status welm_model_generate(const welm_model *model,
                                 welm_prompt prompt,
@@ -1298,15 +1363,19 @@ void welm_stream_free(welm_stream *stream);
 /**
  * Log-likelihoods of given continuations of a prompt.
  *
- * A continuation's tokens are those of prompt and continuation together, behind the longest beginning that they
- * share with the prompt's own. Memory is bounded however many continuations there are.
+ * A continuation's tokens are those of prompt and continuation together, after the longest beginning that they
+ * share with the prompt's own, and each of them has a probability. If nothing is shared, since the prompt is empty or
+ * the two meet inside its only token, the context is the token that starts a text, or else the first end token. An empty
+ * continuation has no tokens, and the logarithm 0 of a certainty. Memory is bounded however many continuations there
+ * are.
  *
  * - ownership: `*scores` is the caller's, to be freed with `welm_scores_free`. Nothing of the texts is kept.
  * - threads: any number at once on one model.
  * - NULL: `model` and `scores` must not be; `prompt` may be, if `prompt_len` is 0, `continuations`, if `n` is 0;
  *   `lens` may be, where all continuations are NUL-terminated; `error` may be.
  * - encoding: UTF-8; `prompt_len` and each of `lens` in bytes, or `WELM_NUL_TERMINATED`.
- * - errors: as `welm_model_generate`.
+ * - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` for a continuation that is not empty and has no tokens, or
+ *   for which there is no context.
  */
 welm_status welm_model_score(const welm_model *model,
                              const char *prompt,
@@ -1514,6 +1583,50 @@ welm_status welm_model_chat_tokens(const welm_model *model,
                                    bool add_generation_prompt,
                                    welm_tokens **tokens,
                                    welm_error **error);
+
+/**
+ * As `welm_model_chat_prompt`, of a JSON object: messages with all the keys that a template may ask for, and what
+ * else transformers' `apply_chat_template` takes.
+ *
+ *     {"messages": [{"role": "user", "content": "Hello"},
+ *                   {"role": "assistant", "content": null, "tool_calls": [{"type": "function", ...}]}],
+ *      "tools": [{"type": "function", ...}], "enable_thinking": false}
+ *
+ * - `messages`: objects with any keys; those that are null are as if they were not there.
+ * - `add_generation_prompt`: `true` unless it is given, or a message is to be continued.
+ * - `continue_final_message`: `true`, or the key of the last message that the model is to go on with.
+ * - `tools`, `documents`: lists of objects; templates see `none` without them. With tools, the model's template named
+ *   `tool_use` is taken if it has one.
+ * - `chat_template`: the name of one of several templates that the model has, or the source of another one.
+ * - All other keys are variables of the template.
+ *
+ * - ownership: `*prompt` is the caller's, to be freed with `welm_string_free`. Nothing of the request is kept.
+ * - threads: any number at once on one model.
+ * - NULL: `model`, `request` and `prompt` must not be; `error` may be.
+ * - encoding: UTF-8; `len` bytes, or `WELM_NUL_TERMINATED`.
+ * - errors: as `welm_model_chat_prompt`; `WELM_INVALID_OPTION` for what is no JSON, or has a wrong value, which the
+ *   message names.
+ */
+welm_status welm_model_chat_prompt_json(const welm_model *model,
+                                        const char *request,
+                                        size_t len,
+                                        welm_string **prompt,
+                                        welm_error **error);
+
+/**
+ * The tokens of what `welm_model_chat_prompt_json` gives, as `welm_model_chat_tokens` makes them.
+ *
+ * - ownership: `*tokens` is the caller's, to be freed with `welm_tokens_free`. Nothing of the request is kept.
+ * - threads: any number at once on one model.
+ * - NULL: `model`, `request` and `tokens` must not be; `error` may be.
+ * - encoding: UTF-8; `len` bytes, or `WELM_NUL_TERMINATED`.
+ * - errors: as `welm_model_chat_prompt_json`, and `WELM_TOKENIZER`.
+ */
+welm_status welm_model_chat_tokens_json(const welm_model *model,
+                                        const char *request,
+                                        size_t len,
+                                        welm_tokens **tokens,
+                                        welm_error **error);
 
 /**
  * Counters of the engine, at this moment. Set `stats->struct_size` before.

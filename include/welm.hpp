@@ -213,6 +213,8 @@ inline welm_load_options to_c(const LoadOptions& options, Guarded<const Progress
     c.memory_limit = options.memory_limit;
     c.prefix_cache = options.prefix_cache;
     c.copy_weights = options.copy_weights;
+    c.guard_mapped_files = options.guard_mapped_files;
+    c.allow_unread_tensors = options.allow_unread_tensors;
     if (options.progress) {
         c.progress = [](void* data, std::uint64_t done_bytes, std::uint64_t total_bytes) {
             return (*static_cast<Guarded<const Progress>*>(data))(done_bytes, total_bytes);
@@ -246,6 +248,12 @@ public:
         c_.echo = options.echo;
         c_.parse_special = options.parse_special;
         c_.ignore_eos = options.ignore_eos;
+        c_.stop_token_ids = options.stop_token_ids.data();
+        c_.n_stop_token_ids = options.stop_token_ids.size();
+        if (options.cache_salt) {
+            c_.cache_salt = options.cache_salt->data();
+            c_.cache_salt_len = options.cache_salt->size();
+        }
         if (options.deadline) {
             // 0 would be never.
             const auto ms = options.deadline->count();
@@ -533,6 +541,20 @@ public:
         });
     }
 
+    /// As `try_chat_prompt`, of a JSON object with `messages`, `tools` and what else `welm_model_chat_prompt_json` takes.
+    Result<std::string> try_chat_prompt_json(std::string_view request) const {
+        return detail::text([&](auto** out, auto** error) {
+            return welm_model_chat_prompt_json(get(), request.data(), request.size(), out, error);
+        });
+    }
+
+    /// Its tokens, as of `try_chat_tokens`.
+    Result<std::vector<std::uint32_t>> try_chat_tokens_json(std::string_view request) const {
+        return detail::tokens([&](auto** out, auto** error) {
+            return welm_model_chat_tokens_json(get(), request.data(), request.size(), out, error);
+        });
+    }
+
     /// Counters of the engine, at this moment.
     Result<Stats> try_stats() const {
         return detail::fill<Stats>([&](auto* out, auto** error) { return welm_model_stats(get(), out, error); });
@@ -607,6 +629,12 @@ public:
     /// See `try_chat_tokens`.
     std::vector<std::uint32_t> chat_tokens(const std::vector<Message>& messages, bool answer = true) const {
         return try_chat_tokens(messages, answer).value();
+    }
+    /// See `try_chat_prompt_json`.
+    std::string chat_prompt_json(std::string_view request) const { return try_chat_prompt_json(request).value(); }
+    /// See `try_chat_tokens_json`.
+    std::vector<std::uint32_t> chat_tokens_json(std::string_view request) const {
+        return try_chat_tokens_json(request).value();
     }
     /// See `try_stats`.
     Stats stats() const { return try_stats().value(); }

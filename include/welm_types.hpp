@@ -227,6 +227,8 @@ struct LoadOptions {
     bool prefix_cache = detail::load_defaults().prefix_cache; ///< Whether equal beginnings are shared (true).
     bool copy_weights = detail::load_defaults().copy_weights; ///< Whether weights leave the mapped file (false).
     Progress progress{};            ///< Called on the loading thread while weights are read.
+    bool guard_mapped_files = detail::load_defaults().guard_mapped_files; ///< SIGBUS of truncated files (true).
+    bool allow_unread_tensors = detail::load_defaults().allow_unread_tensors; ///< Else an error (false).
 };
 
 /// How a prompt is continued; see `welm_generate_options`. Defaults are those of the library.
@@ -249,6 +251,8 @@ struct GenerateOptions {
     const CancelToken* cancel = nullptr;                             ///< Has to live only during the call.
     bool parse_special = detail::generate_defaults().parse_special;  ///< Special tokens in the prompt (false).
     bool ignore_eos = detail::generate_defaults().ignore_eos;        ///< Goes on behind the end of text (false).
+    std::vector<std::uint32_t> stop_token_ids{};                     ///< Tokens that end a sequence, too.
+    std::optional<std::string> cache_salt{};                         ///< Shares beginnings with equal salts only.
 };
 
 /// One message of a conversation.
@@ -292,10 +296,12 @@ struct Piece {
     FinishReason finish_reason = WELM_FINISH_NONE; ///< On the last piece of a sequence: why it ended.
     std::size_t completion_tokens = 0;             ///< On the last piece: tokens generated.
     std::size_t cached_tokens = 0;                 ///< On the last piece: found in the prefix cache.
+    std::optional<std::uint32_t> end_token{};      ///< On the last piece: the token that ended it by itself.
 
     explicit Piece(const welm_piece& c)
         : index(c.index), text(detail::text(c.text, c.text_len)), tokens(detail::array<Token>(c.tokens, c.n_tokens)),
-          finish_reason(c.finish_reason), completion_tokens(c.completion_tokens), cached_tokens(c.cached_tokens) {}
+          finish_reason(c.finish_reason), completion_tokens(c.completion_tokens), cached_tokens(c.cached_tokens),
+          end_token(c.has_end_token ? std::optional<std::uint32_t>(c.end_token) : std::nullopt) {}
 };
 
 /// What a wait for a piece came to.
@@ -309,11 +315,13 @@ struct Choice {
     std::string_view text{};                       ///< The text; with `echo`, behind the prompt.
     View<Token> tokens{};                          ///< Its tokens; with `echo`, behind the prompt's.
     FinishReason finish_reason = WELM_FINISH_NONE; ///< Why it ended.
+    std::optional<std::uint32_t> end_token{};      ///< The token that ended it by itself, if one did.
 
     Choice() = default;
     explicit Choice(const welm_choice& c)
         : text(detail::text(c.text, c.text_len)), tokens(detail::array<Token>(c.tokens, c.n_tokens)),
-          finish_reason(c.finish_reason) {}
+          finish_reason(c.finish_reason),
+          end_token(c.has_end_token ? std::optional<std::uint32_t>(c.end_token) : std::nullopt) {}
 };
 
 /// The log-likelihood of a continuation. Its view lives as long as its Scores.

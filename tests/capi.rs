@@ -4,7 +4,7 @@
 //! the shared and the static library, and run on the model of this repository.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -16,7 +16,7 @@ use welm_tests::{data, fixture, nano};
 
 /// Warnings that no file of ours and no header of welm has.
 const STRICT: [&str; 5] = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"];
-const SOURCES: [&str; 8] = ["main", "load", "log", "tokens", "chat", "generate", "stream", "threads"];
+const SOURCES: [&str; 9] = ["main", "load", "log", "tokens", "chat", "generate", "stream", "threads", "fork"];
 
 /// Compiles the consumer of `tests/capi`.
 fn compile(linkage: Linkage, more: &[&str]) -> (TempDir, PathBuf) {
@@ -105,7 +105,10 @@ fn the_cmake_package_can_be_moved_and_knows_its_version() {
     assert!(run(Command::new("readelf").arg("-d").arg(&program)).contains(moved.path().to_str().unwrap()));
     assert_eq!(run(&mut Command::new(&program)).trim(), env!("CARGO_PKG_VERSION"));
 
-    for version in ["0.2", "1.0", "0.1.7"] {
+    for version in ["0", "0.1", "", "0.1...0.3", "0...1", "0.0...<0.2"] {
+        cmake(project(version).path(), moved.path(), &[], &[]).1.unwrap_or_else(|e| panic!("{version}: {e}"));
+    }
+    for version in ["0.2", "1.0", "1", "0.0", "0.1.7", "0.1.1...0.3", "0.0...<0.1.0"] {
         let (_build, built) = cmake(project(version).path(), moved.path(), &[], &[]);
         let error = built.unwrap_err();
         assert!(error.contains("version: 0.1.0") || error.contains("0.1.0"), "{version}: {error}");
@@ -120,6 +123,79 @@ fn the_cmake_package_can_be_moved_and_knows_its_version() {
     fs::remove_file(libdir(moved.path()).join("libwelm.a")).unwrap();
     let (_build, built) = cmake(source.path(), moved.path(), &[], &[]);
     assert!(built.unwrap_err().contains("expected include/welm.h and a library under"));
+}
+
+/// Configures a folder with this in its `CMakeLists.txt`, and this in that of `sub`, which may be empty.
+fn nested(top: &str, sub: &str, prefix: &Path) -> (TempDir, Result<(), String>) {
+    let source = tempfile::tempdir().unwrap();
+    let head = "cmake_minimum_required(VERSION 3.16)\nproject(p LANGUAGES C)\n";
+    fs::write(source.path().join("CMakeLists.txt"), format!("{head}{top}\nadd_subdirectory(sub)\n")).unwrap();
+    fs::create_dir(source.path().join("sub")).unwrap();
+    fs::write(source.path().join("sub/CMakeLists.txt"), sub).unwrap();
+    let program = "#include <welm.h>\nint main(void) { return welm_version()[0] != '0'; }\n";
+    fs::write(source.path().join("p.c"), program).unwrap();
+    cmake(source.path(), prefix, &[], &[])
+}
+
+#[test]
+fn a_later_find_package_gets_what_it_asks_for_or_an_error() {
+    let find = "find_package(welm 0.1 REQUIRED)\n";
+    let program = |name: &str, library: &str| {
+        format!(
+            "add_executable({name} ${{CMAKE_SOURCE_DIR}}/p.c)\ntarget_link_libraries({name} PRIVATE {library})\n"
+        )
+    };
+    let (on, off) = ("set(WELM_USE_STATIC ON)\n", "set(WELM_USE_STATIC OFF)\n");
+    // Again, the same, and the other kind by its name.
+    let top = format!("{find}{find}{}", program("a", "welm::welm"));
+    let sub = format!("{find}{}{}", program("b", "welm::welm"), program("c", "welm::static"));
+    let (build, built) = nested(&top, &sub, &PREFIX);
+    built.unwrap();
+    for (path, linkage) in [("a", Shared), ("sub/b", Shared), ("sub/c", Static)] {
+        check_linkage(&build.path().join(path), linkage);
+    }
+    // Where the first find is below, or beside, each has its own.
+    let (build, built) = nested("", &format!("{on}{find}{}", program("b", "welm::welm")), &PREFIX);
+    built.unwrap();
+    check_linkage(&build.path().join("sub/b"), Static);
+    for (first, then, says) in [("", on, "WELM_USE_STATIC is on"), (on, off, "WELM_USE_STATIC is off")] {
+        let (_build, built) = nested(&format!("{first}{find}"), &format!("{then}{find}"), &PREFIX);
+        let error = built.unwrap_err();
+        let error = error.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(error.contains(says) && error.contains("from an earlier find_package"), "{error}");
+    }
+    for same in [format!("{on}{find}"), format!("{off}{find}")] {
+        nested(&same, find, &PREFIX).1.unwrap();
+        nested(&same, &same, &PREFIX).1.unwrap();
+    }
+    // Another installation below.
+    let moved = tempfile::tempdir().unwrap();
+    run(Command::new("cp").arg("-a").arg(PREFIX.join(".")).arg(moved.path()));
+    let other = format!("set(CMAKE_PREFIX_PATH {})\nunset(welm_DIR CACHE)\n{find}", moved.path().display());
+    let error = nested(find, &other, &PREFIX).1.unwrap_err();
+    assert!(error.contains("welm::shared is") || error.contains("welm::static is"), "{error}");
+}
+
+#[test]
+fn a_program_without_any_shared_library() {
+    let check = |program: &Path| {
+        let dynamic = run(Command::new("readelf").arg("-d").arg(program));
+        assert!(!dynamic.contains("(NEEDED)"), "{dynamic}");
+        consume(Command::new(program));
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("consumer");
+    let sources = SOURCES.map(|name| data("tests/capi").join(format!("{name}.c")));
+    let mut command = Command::new("gcc");
+    command.arg("-static").args(STRICT).args(sources).arg("-o").arg(&program);
+    // As the README has it.
+    command.args(linking(Static).into_iter().filter(|flag| flag != "-lgcc_s"));
+    run(&mut command);
+    check(&program);
+    let options = [cmake_linkage(Static), "-DCMAKE_EXE_LINKER_FLAGS=-static".into()];
+    let (build, built) = cmake(&data("tests/capi"), &PREFIX, &options, &[]);
+    built.unwrap();
+    check(&build.path().join("consumer"));
 }
 
 #[test]

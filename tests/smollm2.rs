@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use serde_json::Value;
-use welm_core::{Activations, CacheDtype, Dtype, GenerateOptions, LoadOptions, Message, Model};
+use welm_core::{Activations, CacheDtype, Dtype, FinishReason, GenerateOptions, LoadOptions, Message, Model};
 use welm_tests::{Reference, exact, fixture, log_softmax};
 
 fn model_file() -> PathBuf {
@@ -206,5 +206,63 @@ fn chat_template_of_the_file() {
         let tokens = model.chat_tokens(&messages, generation).unwrap();
         assert_eq!(tokens, model.tokenize(&text, true).unwrap());
         assert_eq!(tokens[0], model.token_id("<|im_start|>").unwrap());
+    }
+}
+
+#[test]
+fn every_token_of_a_continuation_is_scored() {
+    let model = Model::load(model_file(), &exact()).unwrap();
+    let (start, vocab) = (model.config().bos_token_id.unwrap(), model.config().vocab_size);
+    let echo = GenerateOptions { echo: true, logprobs: Some(0), ..GenerateOptions::greedy(0) };
+    // `Hel` and `lo` meet inside the token `Hello`, as do `The` and `re`: nothing but the start token precedes it.
+    for (prompt, continuation, shares) in [
+        ("Hel", "lo", false),
+        ("Hel", " there", true),
+        ("The", "re", false),
+        ("The", " cat", true),
+        ("", "The", false),
+        ("", " Zxq", false),
+        ("The sky is", " blue", true),
+    ] {
+        let (own, mut tokens) = (
+            model.tokenize(prompt, false).unwrap(),
+            model.tokenize(&format!("{prompt}{continuation}"), false).unwrap(),
+        );
+        let mut given = own.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
+        assert_eq!(given > 0, shares, "{prompt:?} {continuation:?}");
+        if !shares {
+            tokens.insert(0, start);
+            given = 1;
+        }
+        let score = model.score(prompt, &[continuation]).unwrap().remove(0);
+        let echoed = model.generate(&tokens, &echo).unwrap().choices.remove(0).tokens;
+        assert_eq!(score.tokens[..], echoed[given..], "{prompt:?} {continuation:?}");
+        let rows = log_softmax(&model.logits(&tokens, given - 1).unwrap(), vocab);
+        let want =
+            tokens[given..].iter().enumerate().map(|(i, &id)| rows[i * vocab + id as usize]).sum::<f64>();
+        assert!(score.logprob < 0.0 && (score.logprob - want).abs() < 1e-3, "{} {want}", score.logprob);
+    }
+}
+
+#[test]
+fn special_tokens_in_stop_strings_end_a_text() {
+    let model = Model::load(model_file(), &LoadOptions::default()).unwrap();
+    let end = model.token_id("<|endoftext|>").unwrap();
+    assert!(!model.config().eos_token_ids.contains(&end));
+    let line = model.tokenize("\n", false).unwrap()[0];
+    // A line's end, then the special token.
+    let options = GenerateOptions {
+        logit_bias: vec![(line, 100.0), (end, 50.0)],
+        presence_penalty: 100.0,
+        ..GenerateOptions::greedy(6)
+    };
+    for (stop, text) in [("<|endoftext|>", "\n"), ("\n<|endoftext|>", "")] {
+        let options = GenerateOptions { stop: vec![stop.into()], ..options.clone() };
+        let choice = model.generate("Hello", &options).unwrap().choices.remove(0);
+        let ids: Vec<u32> = choice.tokens.iter().map(|t| t.id).collect();
+        assert_eq!(
+            (choice.text.as_str(), choice.finish_reason, ids),
+            (text, FinishReason::Stop, vec![line, end])
+        );
     }
 }

@@ -82,7 +82,52 @@ static void errors(const context *c) {
     CHECK(prompt == UNTOUCHED && tokens == UNTOUCHED);
 }
 
+/* Messages with other keys than role and content, tools and variables. */
+static void requests(const context *c) {
+    static const char request[] =
+        "{\"messages\": [{\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"type\": \"function\"}]},"
+        " {\"role\": \"tool\", \"content\": [{\"type\": \"text\", \"text\": \"你好\"}]}],"
+        " \"tools\": [{\"name\": \"f\"}], \"add_generation_prompt\": false, \"mood\": 1.0}";
+    welm_model *model = with_template(
+        c, "requests",
+        "{% for m in messages %}[{{ m.role }}:{{ m.content[0].text if m.content else '' }}|"
+        "{{ m.tool_calls | length if m.tool_calls else 0 }}]{% endfor %}{{ tools | tojson }}{{ documents is none }}"
+        "{{ mood }}{{ add_generation_prompt }}");
+    const char expected[] = "[assistant:|1][tool:你好|0][{\"name\": \"f\"}]True1.0False";
+    welm_string *prompt = NULL;
+    welm_tokens *tokens = NULL, *same = NULL;
+    size_t n = 0, n_same = 0, len = 0;
+    const uint32_t *ids;
+    OK(welm_model_chat_prompt_json(model, request, WELM_NUL_TERMINATED, &prompt, &error));
+    CHECK(strcmp(welm_string_data(prompt, &len), expected) == 0 && len == strlen(expected));
+    OK(welm_model_chat_tokens_json(model, request, strlen(request), &tokens, &error));
+    OK(welm_model_tokenize(model, expected, len, true, &same, &error));
+    ids = welm_tokens_data(tokens, &n);
+    CHECK(memcmp(ids, welm_tokens_data(same, &n_same), n * sizeof *ids) == 0 && n == n_same);
+    welm_tokens_free(tokens);
+    welm_tokens_free(same);
+    welm_string_free(prompt);
+
+    prompt = UNTOUCHED;
+    tokens = UNTOUCHED;
+    FAILS(WELM_INVALID_OPTION, "messages[1]: expected an object, got a number",
+          welm_model_chat_prompt_json(model, "{\"messages\": [{}, 1]}", WELM_NUL_TERMINATED, &prompt, &error));
+    FAILS(WELM_INVALID_OPTION, "`tools`",
+          welm_model_chat_tokens_json(model, "{\"messages\": [{}], \"tools\": 1}", WELM_NUL_TERMINATED, &tokens, &error));
+    FAILS(WELM_INVALID_OPTION, "`messages`",
+          welm_model_chat_prompt_json(model, "{\"messages\": []}", WELM_NUL_TERMINATED, &prompt, &error));
+    FAILS(WELM_INVALID_OPTION, "`request`",
+          welm_model_chat_prompt_json(model, "{\"messages\"", WELM_NUL_TERMINATED, &prompt, &error));
+    FAILS(WELM_INVALID_UTF8, "`request`", welm_model_chat_prompt_json(model, "\xff", 1, &prompt, &error));
+    FAILS(WELM_NULL_POINTER, "`request`", welm_model_chat_prompt_json(model, NULL, 1, &prompt, &error));
+    FAILS(WELM_NULL_POINTER, "`prompt`", welm_model_chat_prompt_json(model, request, WELM_NUL_TERMINATED, NULL, &error));
+    FAILS(WELM_NULL_POINTER, "`tokens`", welm_model_chat_tokens_json(model, request, WELM_NUL_TERMINATED, NULL, &error));
+    CHECK(prompt == UNTOUCHED && tokens == UNTOUCHED);
+    welm_model_free(model);
+}
+
 void test_chat(const context *c) {
     conversations(c);
+    requests(c);
     errors(c);
 }

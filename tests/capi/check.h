@@ -37,6 +37,7 @@ void test_chat(const context *c);
 void test_generate(const context *c);
 void test_stream(const context *c);
 void test_threads(const context *c);
+void test_fork(const context *c);
 
 /* The options that tests load with: the defaults, and the threads that WELM_TEST_THREADS says. */
 welm_load_options load_options(void);

@@ -41,6 +41,8 @@ static void defaults(const context *c) {
     CHECK(options.temperature > 0.84f && options.temperature < 0.86f && options.top_p > 0.94f);
     CHECK(!options.has_seed && !options.echo && !options.parse_special && !options.ignore_eos);
     CHECK(!options.stop && !options.stop_lens && !options.n_stop && !options.deadline_ms && !options.cancel);
+    CHECK(!options.stop_token_ids && !options.n_stop_token_ids && !options.cache_salt);
+    CHECK(options.cache_salt_len == WELM_NUL_TERMINATED);
 
     /* The seed that is reported gives the same text again. */
     OK(welm_model_generate(c->model, TEXT("春眠不觉晓，"), NULL, &generation, &error));
@@ -60,6 +62,9 @@ static void defaults(const context *c) {
     options.top_k = options.n = 1u << 30;
     options.cancel = UNTOUCHED;
     options.stop = UNTOUCHED;
+    options.stop_token_ids = UNTOUCHED;
+    options.cache_salt = UNTOUCHED;
+    options.n_stop_token_ids = 7;
     generation = generate(c->model, "春眠不觉晓，", &options);
     CHECK(welm_generation_choice(generation, 0)->n_tokens <= 3);
     welm_generation_free(generation);
@@ -150,13 +155,40 @@ static void ends(const context *c) {
     options = greedy(400);
     generation = generate(c->model, "床前明月光，", &options);
     CHECK(welm_generation_choice(generation, 0)->finish_reason == WELM_FINISH_END_OF_TEXT);
+    CHECK(welm_generation_choice(generation, 0)->has_end_token && welm_generation_choice(generation, 0)->end_token == 1);
+    const uint32_t fourth = welm_generation_choice(generation, 0)->tokens[3].id;
     welm_generation_free(generation);
     options.ignore_eos = true;
     options.max_tokens = 60;
     generation = generate(c->model, "床前明月光，", &options);
     CHECK(welm_generation_choice(generation, 0)->finish_reason == WELM_FINISH_LENGTH);
     CHECK(welm_generation_usage(generation)->completion_tokens == 60);
+    CHECK(!welm_generation_choice(generation, 0)->has_end_token);
     welm_generation_free(generation);
+
+    /* Tokens of one's own end it as end tokens do; a special token may be spelled in a stop string. */
+    const uint32_t stop_tokens[] = {9, fourth};
+    options.stop_token_ids = stop_tokens;
+    options.n_stop_token_ids = 2;
+    generation = generate(c->model, "床前明月光，", &options);
+    CHECK(welm_generation_choice(generation, 0)->finish_reason == WELM_FINISH_STOP);
+    CHECK(welm_generation_choice(generation, 0)->n_tokens == 3);
+    CHECK(welm_generation_choice(generation, 0)->has_end_token);
+    CHECK(welm_generation_choice(generation, 0)->end_token == fourth);
+    welm_generation_free(generation);
+    options.n_stop_token_ids = 0;
+    const char *spelled[] = {"<|endoftext|>"};
+    const welm_logit_bias likely = {1, 100};
+    options.stop = spelled;
+    options.stop_lens = NULL;
+    options.n_stop = 1;
+    options.logit_bias = &likely;
+    options.n_logit_bias = 1;
+    generation = generate(c->model, "床前明月光，", &options);
+    CHECK(welm_generation_choice(generation, 0)->finish_reason == WELM_FINISH_STOP);
+    CHECK(welm_generation_choice(generation, 0)->text_len == 0 && welm_generation_choice(generation, 0)->n_tokens == 1);
+    welm_generation_free(generation);
+    options.n_stop = options.n_logit_bias = 0;
 
     /* A deadline and a cancelled token end with what there is. */
     options.max_tokens = 480;
@@ -185,6 +217,14 @@ static void prefix_hits(const context *c) {
     generation = generate(c->model, prompt, &options);
     CHECK(welm_generation_usage(generation)->cached_tokens > 0);
     welm_generation_free(generation);
+    /* But not of another salt. */
+    for (int i = 0; i < 2; ++i) {
+        options.cache_salt = i ? "tenant and more" : "tenant";
+        options.cache_salt_len = i ? 6 : WELM_NUL_TERMINATED;
+        generation = generate(c->model, prompt, &options);
+        CHECK((welm_generation_usage(generation)->cached_tokens > 0) == (i == 1));
+        welm_generation_free(generation);
+    }
     CHECK(stats(c->model).prefix_hit_tokens > 0);
 }
 
@@ -218,6 +258,8 @@ static void options_are_checked(const context *c) {
     REFUSED(WELM_INVALID_UTF8, "`stop[1]` is no UTF-8 from byte 0 of 2", stop = broken; options.n_stop = 2);
     REFUSED(WELM_NULL_POINTER, "`stop` is NULL", n_stop = 1);
     REFUSED(WELM_TOO_LONG, "512", max_tokens = 600);
+    REFUSED(WELM_INVALID_OPTION, "option `cache_salt`: expected 1 to 256 bytes, got 0", cache_salt = "");
+    REFUSED(WELM_NULL_POINTER, "`stop_token_ids`", n_stop_token_ids = 1);
     REFUSED(WELM_INVALID_ARGUMENT, "`options->struct_size`", struct_size = 0);
 }
 

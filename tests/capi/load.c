@@ -196,7 +196,9 @@ static void quantize(const context *c) {
     snprintf(path, sizeof path, "%s/int8", c->scratch);
     FAILS(WELM_INVALID_FILE, "int8 already", welm_quantize(c->nano, path, NULL, NULL, &error));
     FAILS(WELM_NULL_POINTER, "`to` is NULL", welm_quantize(c->nano, NULL, NULL, NULL, &error));
+    FAILS(WELM_INVALID_OPTION, "an empty path", welm_quantize(c->tokenless, "", NULL, NULL, &error));
     OK(welm_quantize(c->tokenless, path, count_progress, &state, &error));
+    FAILS(WELM_INVALID_OPTION, "new or empty", welm_quantize(c->tokenless, path, NULL, NULL, &error));
     CHECK(state.calls > 1 && state.last == state.total);
     welm_model_free(load(path, NULL));
 

@@ -3,6 +3,7 @@
 #include "check.h"
 
 #include <pthread.h>
+#include <time.h>
 
 typedef struct heard {
     pthread_mutex_t lock;
@@ -107,8 +108,52 @@ static void the_callback_changes_while_others_log(const context *c) {
     for (i = 0; i < LEN(loaders); i++) pthread_join(loaders[i].thread, NULL);
 }
 
+/* The callback asks for an answer while another thread waits for the end of that callback. */
+static struct {
+    const welm_model *model;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool asked, answered;
+} asking = {NULL, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, false};
+
+static void ask(void *data, welm_log_level level, const char *target, const char *message) {
+    bool first;
+    struct timespec moment = {0, 50000000};
+    (void)data, (void)level, (void)target, (void)message;
+    pthread_mutex_lock(&asking.lock);
+    first = !asking.asked;
+    asking.asked = true;
+    pthread_cond_signal(&asking.changed);
+    pthread_mutex_unlock(&asking.lock);
+    if (!first) return;
+    nanosleep(&moment, NULL); /* the other thread waits now */
+    welm_generation_free(generate(asking.model, "x", NULL));
+    asking.answered = true;
+}
+
+static void *load_once(void *data) {
+    const context *c = data;
+    welm_model_free(load(c->nano, NULL));
+    return NULL;
+}
+
+static void a_callback_may_wait_for_the_engine(const context *c) {
+    pthread_t loader;
+    asking.model = c->model;
+    OK(welm_log_set_callback(WELM_LOG_TRACE, ask, NULL, &error));
+    CHECK(pthread_create(&loader, NULL, load_once, (void *)c) == 0);
+    pthread_mutex_lock(&asking.lock);
+    while (!asking.asked) pthread_cond_wait(&asking.changed, &asking.lock);
+    pthread_mutex_unlock(&asking.lock);
+    OK(welm_log_set_callback(WELM_LOG_TRACE, ask, NULL, &error));
+    CHECK(asking.answered);
+    CHECK(pthread_join(loader, NULL) == 0);
+    OK(welm_log_set_callback(WELM_LOG_OFF, NULL, NULL, &error));
+}
+
 void test_log(const context *c) {
     messages_arrive(c);
     the_callback_cannot_change_itself(c);
     the_callback_changes_while_others_log(c);
+    a_callback_may_wait_for_the_engine(c);
 }

@@ -126,6 +126,7 @@ int main(int argc, char **argv) {
     test_generate(&c);
     test_stream(&c);
     test_threads(&c);
+    test_fork(&c);
 
     wait_for_rest(model);
     welm_model_free(model);

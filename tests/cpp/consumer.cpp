@@ -121,7 +121,7 @@ void options_are_passed_on(const welm::Model& model) {
     CHECK(defaults.temperature > 0.84f && defaults.temperature < 0.86f && defaults.top_p > 0.94f);
     CHECK(!defaults.echo && !defaults.seed && !defaults.logprobs && !defaults.deadline && defaults.stop.empty());
     const welm::LoadOptions load;
-    CHECK(load.prefix_cache && load.device.empty() && !load.progress);
+    CHECK(load.prefix_cache && load.device.empty() && !load.progress && !load.allow_unread_tensors);
 
     welm::GenerateOptions options;
     options.seed = 7;
@@ -156,6 +156,20 @@ void options_are_passed_on(const welm::Model& model) {
     std::set<std::uint32_t> ids;
     const welm::Generation varied = model.generate("床前明月光，", options);
     for (const welm::Token& token : varied.choices()[0].tokens) CHECK(ids.insert(token.id).second);
+
+    options = greedy(12);
+    options.stop_token_ids = {9, likeliest};
+    const welm::Generation ended = model.generate("床前明月光，", options);
+    CHECK(ended.choices()[0].finish_reason == WELM_FINISH_STOP && ended.choices()[0].tokens.empty());
+    CHECK(ended.choices()[0].end_token == likeliest);
+    for (welm::Stream stream = model.stream("床前明月光，", options); const auto piece = stream.next();)
+        CHECK(piece->end_token == likeliest && piece->finish_reason == WELM_FINISH_STOP);
+    options = greedy(2);
+    const std::string shared = "红豆生南国，春来发几枝。愿君多采撷，此物最相思。红豆生南国，春来发几枝。";
+    for (const bool found : {false, true}) {
+        options.cache_salt = "of a tenant";
+        CHECK((model.generate(shared, options).usage().cached_tokens > 0) == found);
+    }
 
     options = greedy(500);
     options.ignore_eos = true;
@@ -329,6 +343,12 @@ void the_rest(const welm::Model& model, const std::string& path) {
     CHECK(!model.has_chat_template());
     CHECK(failure([&] { model.chat_prompt(messages); }).code() == WELM_CHAT_TEMPLATE);
     CHECK(failure([&] { model.chat_tokens(messages); }).code() == WELM_CHAT_TEMPLATE);
+    const std::string request = R"({"messages": [{"role": "user", "content": [{"text": "你好"}]}], "mark": "!",
+        "chat_template": "{{ messages[0].content[0].text }}{{ mark }}{{ tools is none }}"})";
+    CHECK(model.chat_prompt_json(request) == "你好!True");
+    CHECK(model.chat_tokens_json(request) == model.tokenize("你好!True"));
+    CHECK(failure([&] { model.chat_prompt_json("{"); }).code() == WELM_INVALID_OPTION);
+    CHECK(failure([&] { model.chat_tokens_json("{}"); }).code() == WELM_INVALID_OPTION);
 
     const welm::Scores scores = model.score("床前明月光，", {"疑是地上霜。", "Hello"});
     CHECK(scores.all().size() == 2 && scores.all()[0].logprob > scores.all()[1].logprob);

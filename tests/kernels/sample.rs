@@ -68,6 +68,11 @@ fn sorted(row: &[f32]) -> Vec<u32> {
     order
 }
 
+/// A row as [`top_k`] gives it: NaN is not lost, it is the largest of all.
+fn seen(row: &[f32]) -> Vec<f32> {
+    row.iter().map(|&x| if x.is_nan() { f32::MAX } else { x.min(f32::MAX) }).collect()
+}
+
 /// [`argmax`] and [`top_k`] of several rows, for each of `ks`.
 fn rows_of(device: &Device, rows: &[Vec<f32>], ks: &[usize], what: &str) {
     let (n, vocab) = (rows.len(), rows[0].len());
@@ -80,6 +85,8 @@ fn rows_of(device: &Device, rows: &[Vec<f32>], ks: &[usize], what: &str) {
     for (order, &token) in orders.iter().zip(&tokens) {
         assert_eq!(token, order.first().copied().unwrap_or(0), "{what}: argmax");
     }
+    let rows: Vec<Vec<f32>> = rows.iter().map(|row| seen(row)).collect();
+    let orders: Vec<Vec<u32>> = rows.iter().map(|row| sorted(row)).collect();
     for &k in ks {
         let mut top = TopK::new(device, n + 1, vocab + 9000, k).unwrap();
         top_k(device, &logits, n, vocab, &mut top).unwrap();
@@ -90,7 +97,7 @@ fn rows_of(device: &Device, rows: &[Vec<f32>], ks: &[usize], what: &str) {
                 let (value, id) = (values[i * k + rank], ids[i * k + rank]);
                 let want = order.get(rank).copied();
                 assert_eq!(id, want.unwrap_or(NO_TOKEN), "{what}, k {k}, row {i}, rank {rank}");
-                assert_eq!(value, want.map_or(-INF, |id| row[id as usize].min(f32::MAX)), "{what}");
+                assert_eq!(value, want.map_or(-INF, |id| row[id as usize]), "{what}");
             }
             assert_log_sum(row, log_sums[i], what);
         }
@@ -100,7 +107,7 @@ fn rows_of(device: &Device, rows: &[Vec<f32>], ks: &[usize], what: &str) {
 }
 
 fn assert_log_sum(row: &[f32], got: f32, what: &str) {
-    let logits: Vec<f64> = row.iter().filter(|x| !x.is_nan()).map(|x| x.min(f32::MAX).into()).collect();
+    let logits: Vec<f64> = row.iter().map(|&x| x.into()).collect();
     let max = logits.iter().fold(f64::NEG_INFINITY, |max, &x| max.max(x));
     if max == f64::NEG_INFINITY {
         assert_eq!(got, -INF, "{what}");
@@ -130,9 +137,10 @@ pub(crate) fn neighbours(device: &Device) {
 
 /// Rows of nothing, infinities, the smallest numbers; the drawn token is always one that can be.
 pub(crate) fn odd_values(device: &Device) {
-    let nothing = vec![f32::NAN, -INF, f32::NAN, -INF];
+    let nothing = vec![-INF; 4];
     let rows = [
         nothing,
+        vec![f32::NAN, -INF, f32::NAN, -INF],
         vec![-INF, f32::NAN, -5.0, -INF],
         vec![0.0, INF, f32::MAX, INF],
         vec![-f32::MAX, f32::NAN, -f32::MAX, -INF],
@@ -147,9 +155,10 @@ pub(crate) fn odd_values(device: &Device) {
         (row[5], row[1029], row[2053]) = ([f32::MAX, INF][i], [INF, f32::MAX][i], INF);
     }
     rows_of(device, &mixed, &[2], "infinities");
-    // Chunks with nothing in them, beside one with something.
-    let mut sparse = [vec![-INF; 3 * 8192], vec![f32::NAN; 3 * 8192]];
+    // Chunks with nothing in them, beside one with something; one NaN among many numbers.
+    let mut sparse = [vec![-INF; 3 * 8192], vec![f32::NAN; 3 * 8192], vec![0.5; 3 * 8192]];
     (sparse[0][8192], sparse[0][9000], sparse[1][0]) = (-3.0, 2.0, 1.0);
+    sparse[2][20_001] = f32::NAN;
     rows_of(device, &sparse, &[3], "empty chunks");
     let n = rows.len();
     let logits = device.upload(&rows.concat()).unwrap();
@@ -163,11 +172,11 @@ pub(crate) fn odd_values(device: &Device) {
                 let sampling = Sampling { temperature, top_p, top_k: 0, uniform };
                 let buffer = device.upload(&vec![sampling; n]).unwrap();
                 sample_top(device, &top, n, &buffer, &mut tokens).unwrap();
-                for (row, token) in rows.iter().zip(tokens.to_vec().unwrap()) {
-                    let possible = row[token as usize] > -INF || (sorted(row).is_empty() && token == 0);
+                for (row, token) in rows.iter().map(|row| seen(row)).zip(tokens.to_vec().unwrap()) {
+                    let possible = row[token as usize] > -INF || (sorted(&row).is_empty() && token == 0);
                     assert!(possible, "{row:?}, {sampling:?}: {token}");
                     if temperature.is_nan() || temperature <= 0.0 {
-                        assert_eq!(token, sorted(row).first().copied().unwrap_or(0), "{row:?}");
+                        assert_eq!(token, sorted(&row).first().copied().unwrap_or(0), "{row:?}");
                     }
                 }
             }

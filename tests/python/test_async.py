@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import gc
 import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import welm
 
 from conftest import PROMPT, at_rest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Coroutine
 
 
 def test_a_hundred_requests_at_once(model: welm.Model) -> None:
@@ -160,11 +165,6 @@ def test_ending_a_stream(model: welm.Model) -> None:
             await anext(stream)
         assert [piece async for piece in stream] == []
 
-        stream = model.stream_async(PROMPT, max_tokens=480, ignore_eos=True)
-        await anext(stream)
-        del stream  # dropped
-        await asyncio.to_thread(at_rest, model)
-
         cancel = welm.CancelToken()
         got = model.generate_async(PROMPT, max_tokens=480, n=16, ignore_eos=True, cancel=cancel)
         asyncio.get_running_loop().call_later(0.03, cancel.cancel)
@@ -174,15 +174,254 @@ def test_ending_a_stream(model: welm.Model) -> None:
     at_rest(model)
 
 
+LONG: dict[str, Any] = {"max_tokens": 480, "n": 64, "ignore_eos": True}
+"""A request that takes seconds."""
+
+
+async def ended(model: welm.Model, before: int) -> None:
+    """Nothing is computed for nobody: the request ends long before its end."""
+    gc.collect()
+    until = time.monotonic() + 1
+    while model.stats().open and time.monotonic() < until:
+        await asyncio.sleep(0.001)
+    assert model.stats().open == 0
+    assert model.stats().completion_tokens - before < 64 * 480 / 2
+
+
+async def begun(model: welm.Model) -> welm.AsyncStream:
+    stream = model.stream_async(PROMPT, **LONG)
+    await anext(stream)
+    return stream
+
+
+async def drop_deleted(model: welm.Model) -> None:
+    stream = await begun(model)
+    del stream
+
+
+async def drop_break(model: welm.Model) -> None:
+    async for _ in model.stream_async(PROMPT, **LONG):
+        break
+
+
+async def drop_task_between_pieces(model: welm.Model) -> None:
+    async def client() -> None:
+        async for _ in model.stream_async(PROMPT, **LONG):
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(client())
+    await asyncio.sleep(0.1)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def drop_exception(model: welm.Model) -> None:
+    async def raises() -> None:
+        async for _ in model.stream_async(PROMPT, **LONG):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await raises()
+
+
+async def drop_cycle(model: welm.Model) -> None:
+    holder: dict[str, Any] = {"stream": await begun(model)}
+    holder["self"] = holder
+
+
+async def drop_entered_never_iterated(model: welm.Model) -> None:
+    stream = model.stream_async(PROMPT, **LONG)
+    await stream.__aenter__()
+    assert stream.seed is not None
+    del stream
+
+
+async def drop_generator_around(model: welm.Model) -> None:
+    async def texts() -> AsyncGenerator[str, None]:
+        async for piece in model.stream_async(PROMPT, **LONG):
+            yield piece.text
+
+    generator = texts()
+    await anext(generator)
+    await generator.aclose()
+
+
+async def drop_unread_pieces(model: welm.Model) -> None:
+    stream = await begun(model)
+    await asyncio.sleep(0.05)  # pieces lie in it
+    del stream
+
+
+async def drop_waiting_task_with_its_loop(model: welm.Model) -> None:
+    """A loop that is stopped and forgotten, while a task of it waits for a piece."""
+
+    def other() -> None:
+        async def forever() -> None:
+            async for _ in model.stream_async(PROMPT, **LONG):
+                pass
+
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(forever())
+        loop.run_until_complete(asyncio.sleep(0.1))
+        assert not task.done()
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore
+
+    await asyncio.to_thread(other)
+
+
+async def drop_closed_loop(model: welm.Model) -> None:
+    kept: list[Any] = []
+
+    def other() -> None:
+        loop = asyncio.new_event_loop()
+        kept.append(loop.run_until_complete(begun(model)))
+        loop.close()
+
+    await asyncio.to_thread(other)
+    await ended(model, model.stats().completion_tokens)
+    kept.clear()
+
+
+async def drop_coroutine(model: welm.Model) -> None:
+    """A generation whose coroutine is closed by hand while it waits."""
+    coroutine = model.generate_async(PROMPT, **LONG)
+    future: Any = coroutine.send(None)
+    await asyncio.sleep(0.05)
+    assert future.done()
+    coroutine.send(None)
+    await asyncio.sleep(0.05)
+    assert model.stats().open == 1
+    coroutine.close()
+
+
+DROPS = [value for name, value in list(globals().items()) if name.startswith("drop_")]
+
+
+@pytest.mark.parametrize("drop", DROPS, ids=[drop.__name__[5:] for drop in DROPS])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_dropped_request_ends(
+    model: welm.Model, drop: Callable[[welm.Model], Coroutine[Any, Any, None]]
+) -> None:
+    async def run() -> None:
+        before = model.stats().completion_tokens
+        await drop(model)
+        await ended(model, before)
+
+    asyncio.run(run())
+
+
+def test_a_task_that_nobody_holds_goes_on(model: welm.Model) -> None:
+    """Its loop holds it while it waits, as it does for a socket."""
+    got: list[str] = []
+
+    async def one() -> None:
+        got.append(
+            (await model.generate_async(PROMPT, max_tokens=60, ignore_eos=True)).choices[0].finish_reason
+        )
+        got.append("".join([p.text async for p in model.stream_async(PROMPT, max_tokens=60, temperature=0)]))
+
+    async def run() -> None:
+        asyncio.create_task(one())  # noqa: RUF006
+        while len(got) < 2:
+            gc.collect()
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    assert got == ["length", model.generate(PROMPT, max_tokens=60, temperature=0).text]
+
+
+class SlowPool(concurrent.futures.ThreadPoolExecutor):
+    """Hands a result over some time after it is there."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        def slow() -> Any:
+            result = fn(*args, **kwargs)
+            time.sleep(0.1)
+            return result
+
+        return super().submit(slow)
+
+
+def test_cancelled_while_it_is_sent(model: welm.Model) -> None:
+    async def streamed() -> None:
+        await anext(model.stream_async(PROMPT, **LONG))
+
+    calls: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+        lambda: model.generate_async(PROMPT, **LONG),
+        lambda: model.generate_async([PROMPT] * 3, **LONG),
+        streamed,
+    ]
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(SlowPool(1))
+        for call in calls:
+            before = model.stats().completion_tokens
+            task = asyncio.ensure_future(call())
+            await asyncio.sleep(0.05)
+            assert model.stats().open == 1
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0.1)  # what is sent, is sent
+            await ended(model, before)
+        # A stream: closed, or cancelled, while it is sent.
+        for end in ("aclose", "cancel"):
+            before = model.stats().completion_tokens
+            stream = model.stream_async(PROMPT, **LONG)
+            first = asyncio.ensure_future(anext(stream, None))
+            await asyncio.sleep(0.05)
+            if end == "aclose":
+                await stream.aclose()
+                assert await first is None
+            else:
+                stream.cancel()
+                await first
+                assert {p.finish.reason async for p in stream if p.finish} == {"cancelled"}
+            await ended(model, before)
+
+    asyncio.run(run())
+
+
+def test_cancelled_before_it_is_sent(model: welm.Model) -> None:
+    async def run() -> None:
+        stream = model.stream_async(PROMPT, **LONG)
+        stream.cancel()
+        assert {p.finish.reason async for p in stream if p.finish} == {"cancelled"}
+        stream = model.stream_async(PROMPT, **LONG)
+        await stream.aclose()
+        requests = model.stats().requests
+        async with stream:
+            assert [p async for p in stream] == []
+        assert model.stats().requests == requests
+
+    asyncio.run(run())
+    at_rest(model)
+
+
 def test_two_tasks_cannot_wait_for_one_stream(model: welm.Model) -> None:
     async def run() -> None:
-        stream = model.stream_async(PROMPT, max_tokens=480, n=8, ignore_eos=True)
-        await anext(stream)
+        # At the beginning, both would send it.
+        stream = model.stream_async(PROMPT, max_tokens=40, ignore_eos=True)
+        requests = model.stats().requests
         first, second = (asyncio.ensure_future(anext(stream)) for _ in range(2))
-        results = await asyncio.gather(first, second, return_exceptions=True)
-        assert any(isinstance(r, RuntimeError) for r in results) or all(
-            isinstance(r, welm.Piece) for r in results
-        )
+        with pytest.raises(RuntimeError, match="another task waits for this stream"):
+            await second
+        assert (await first).index == 0
+        # The one that was first is not disturbed.
+        assert sum(len(p.tokens) for p in [p async for p in stream]) >= 38
+        assert model.stats().requests == requests + 1
+
+        blocked = welm.Model(max_running=1)
+        busy = await begun(blocked)
+        stream = blocked.stream_async(PROMPT, max_tokens=4)
+        await stream.__aenter__()
+        waits = asyncio.ensure_future(anext(stream, None))
+        await asyncio.sleep(0.01)
+        with pytest.raises(RuntimeError, match="another task waits for this stream"):
+            await anext(stream)
+        await stream.aclose()  # who waits has come to the end
+        assert await asyncio.wait_for(waits, 5) is None
+        await busy.aclose()
 
     asyncio.run(run())
     at_rest(model)
@@ -246,3 +485,131 @@ loop.run_until_complete(run())
     assert done.stdout == "0\n", done.stderr
     assert done.returncode == (1 if "1 / 0" in end else 0), done.stderr
     assert time.monotonic() - started < 10
+
+
+def run_script(script: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_main_thread_may_end_first() -> None:
+    """A loop of a thread that is no daemon goes on: what it waits for, and what it sends after that."""
+    out = run_script("""
+import asyncio, threading, time, welm
+model = welm.Model()
+
+async def main():
+    print((await model.generate_async("春", max_tokens=100, ignore_eos=True)).usage.completion_tokens)
+    while threading.main_thread().is_alive():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)  # the thread that waits ends, and begins again
+    print((await model.generate_async("春", max_tokens=7, ignore_eos=True)).usage.completion_tokens)
+    print(sum([len(p.tokens) async for p in model.stream_async("春", max_tokens=8, ignore_eos=True)]))
+    print(len(await model.generate_async(["春", "夏"], max_tokens=8)))
+
+threading.Thread(target=lambda: asyncio.run(main())).start()
+time.sleep(0.01)
+print("the main thread ends", flush=True)
+""")
+    assert sorted(out.splitlines()) == sorted(["the main thread ends", "100", "7", "8", "2"])
+
+
+def test_no_thread_can_be_started(model: welm.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    async def run() -> None:
+        await asyncio.get_running_loop().run_in_executor(None, int)  # the loop's pool has its thread
+        for kind in (RuntimeError, MemoryError):
+
+            def fails(thread: threading.Thread, kind: type[Exception] = kind) -> None:
+                if thread.name == "welm-asyncio":
+                    raise kind("can't start new thread")
+                start(thread)
+
+            monkeypatch.setattr(threading.Thread, "start", fails)
+            for _ in range(3):
+                results = await asyncio.gather(
+                    model.generate_async(PROMPT, max_tokens=4),
+                    anext(model.stream_async(PROMPT)),
+                    model.generate_async([PROMPT] * 2),
+                    return_exceptions=True,
+                )
+                for error in results:
+                    assert isinstance(error, welm.Unavailable)
+                    assert (error.what, str(error)) == (
+                        "thread",
+                        "thread is not available: can't start new thread",
+                    )
+            monkeypatch.undo()
+            answer = await asyncio.wait_for(model.generate_async(PROMPT, max_tokens=4, ignore_eos=True), 5)
+            assert answer.usage.completion_tokens == 4
+
+    asyncio.run(run())
+    at_rest(model)
+
+
+def test_no_pool(model: welm.Model) -> None:
+    """Without one, a request is sent by the loop's own thread."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        loop.set_default_executor(pool)
+        pool.shutdown()
+        assert (
+            await model.generate_async(PROMPT, max_tokens=4, ignore_eos=True)
+        ).usage.completion_tokens == 4
+
+    asyncio.run(run())
+
+
+def test_a_stream_in_a_forked_child() -> None:
+    run_script("""
+import asyncio, os, warnings, welm
+warnings.simplefilter("ignore", DeprecationWarning)
+model = welm.Model()
+
+async def run():
+    stream = model.stream_async("春", max_tokens=400, ignore_eos=True)
+    await anext(stream)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            await anext(stream)
+        except welm.ForkError as error:
+            assert "os.fork()" in str(error)
+            os._exit(7)
+        finally:
+            os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    assert os.waitstatus_to_exitcode(status) == 7, status
+    assert sum([len(p.tokens) async for p in stream]) == 399
+
+asyncio.run(run())
+""")
+
+
+def test_a_subinterpreter_is_told() -> None:
+    """There is one of everything in a process; a second interpreter is an ImportError, and no more."""
+    out = run_script('''
+import asyncio, welm
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+model = welm.Model()
+other = interpreters.create()
+script = """
+try:
+    import welm
+except ImportError:
+    print("refused", flush=True)
+"""
+interpreters.run_string(other, script)
+interpreters.destroy(other)
+print(asyncio.run(model.generate_async("春", max_tokens=4, ignore_eos=True)).usage.completion_tokens)
+''')
+    assert out == "refused\n4\n"

@@ -159,6 +159,10 @@ def test_greedy_tokens_of_every_family(name: str) -> None:
         ),
         ("--seed 1 --stop 。 --stop ， --max-tokens 40", {"seed": 1, "stop": ["。", "，"], "max_tokens": 40}),
         ("--seed 1 --deadline 0", {"seed": 1, "deadline": 0}),
+        (
+            "--temperature 0 --stop-token-id 9 --stop-token-id 1225 --cache-salt mine --ignore-eos",
+            {"temperature": 0, "stop_token_ids": [9, 1225], "cache_salt": "mine", "ignore_eos": True},
+        ),
     ],
 )
 def test_flags_are_the_options(model: welm.Model, flags: str, options: dict[str, Any]) -> None:
@@ -167,6 +171,7 @@ def test_flags_are_the_options(model: welm.Model, flags: str, options: dict[str,
     assert answer["seed"] == want.seed
     for got, choice in zip(answer["choices"], want.choices, strict=True):
         assert (got["text"], got["finish_reason"]) == (choice.text, choice.finish_reason)
+        assert got["end_token"] == choice.end_token
         assert got["token_ids"] == [token.id for token in choice.tokens]
         if "logprobs" not in options:
             assert "tokens" not in got
@@ -188,7 +193,8 @@ def test_every_option_has_a_flag_and_the_help_tells_the_engine_s_defaults() -> N
         for name, parameter in inspect.signature(call).parameters.items():
             if name in others:
                 continue
-            flag = "--no-prefix-cache" if name == "prefix_cache" else f"--{name.replace('_', '-')}"
+            named = {"stop_token_ids": "stop_token_id"}.get(name, name).replace("_", "-")
+            flag = ("--no-" if parameter.default is True else "--") + named
             about = re.search(rf" {flag} (.*?)( --|$)", helped[helped.index("request:") :])
             assert about, name
             if parameter.default not in (None, True, False):

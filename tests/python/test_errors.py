@@ -82,6 +82,9 @@ def test_options_of_a_request(model: welm.Model, option: str, value: object, rea
         ("deadline", "soon"),
         ("cancel", object()),
         ("seed", 1.0),
+        ("stop_token_ids", 5),
+        ("stop_token_ids", b"ab"),
+        ("cache_salt", b"ab"),
     ],
 )
 def test_types_of_options(model: welm.Model, option: str, value: object) -> None:
@@ -182,6 +185,23 @@ def test_a_tensor_of_another_shape(folder: Path) -> None:
     assert f"tensor `{raised.value.tensor}`" in str(raised.value)
 
 
+def test_a_tensor_that_nothing_reads(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    file = path.read_bytes()
+    length = int.from_bytes(file[:8], "little")
+    header, data = json.loads(file[8 : 8 + length]), file[8 + length :]
+    header["score.weight"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data + bytes(4))
+    with pytest.raises(welm.TensorError, match="nothing reads it") as raised:
+        welm.Model(folder)
+    assert raised.value.tensor == "score.weight"
+    with pytest.raises(welm.TensorError, match="nothing reads it"):
+        welm.Model.estimate(folder)
+    assert welm.Model.estimate(folder, allow_unread_tensors=True).total_bytes > 0
+    assert welm.Model(folder, allow_unread_tensors=True).config.dim > 0
+
+
 def test_a_damaged_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises((welm.TokenizerError, welm.InvalidFile), match="tokenizer"):
@@ -241,7 +261,7 @@ def test_a_progress_callback_ends_the_loading() -> None:
 
 def test_one_base() -> None:
     classes = [c for _, c in inspect.getmembers(welm, inspect.isclass) if issubclass(c, BaseException)]
-    assert len(classes) == 18
+    assert len(classes) == 19
     for c in classes:
         assert issubclass(c, welm.Error)
         assert c.__doc__

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import datetime
 import json
 import math
+import re
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -206,6 +210,64 @@ def test_scores(model: welm.Model) -> None:
     at_rest(model)
 
 
+def test_every_token_of_a_continuation_is_scored(model: welm.Model) -> None:
+    start = model.config.bos_token_id
+    assert start is not None
+    for prompt, continuation in [("", "春"), ("", "春眠不觉晓，"), ("床前", "明月光"), ("t", "he")]:
+        own, tokens = model.tokenize(prompt), model.tokenize(prompt + continuation)
+        shared = 0
+        while own[shared : shared + 1] == tokens[shared : shared + 1] != []:
+            shared += 1
+        given = tokens if shared else [start, *tokens]
+        echoed = model.generate(given, max_tokens=0, echo=True, logprobs=0).choices[0].tokens
+        (score,) = model.score(prompt, [continuation])
+        assert score.tokens == echoed[max(shared, 1) :]
+        assert score.logprob == pytest.approx(sum(t.logprob or 0.0 for t in score.tokens))
+        assert score.logprob < 0
+        assert all(t.logprob is not None for t in score.tokens)
+
+
+def test_ends_by_tokens(model: welm.Model) -> None:
+    greedy: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    ids = [t.id for t in model.generate(PROMPT, **greedy).choices[0].tokens]
+    (choice,) = model.generate(PROMPT, stop_token_ids=np.array([9, ids[4]]), **greedy).choices
+    end = ids.index(ids[4])
+    assert [t.id for t in choice.tokens] == ids[:end]
+    assert (choice.finish_reason, choice.end_token) == ("stop", ids[4])
+    finish = [p.finish for p in model.stream(PROMPT, stop_token_ids=[ids[4]], **greedy) if p.finish]
+    assert [(f.reason, f.end_token, f.completion_tokens) for f in finish] == [("stop", ids[4], end)]
+    (spelled,) = model.generate(PROMPT, stop="<pad>", logit_bias={2: 100.0}, **greedy).choices
+    assert (spelled.text, spelled.finish_reason, spelled.end_token) == ("", "stop", None)
+    (plain,) = model.generate(PROMPT, max_tokens=400, temperature=0).choices
+    assert (plain.finish_reason, plain.end_token) == ("end_of_text", model.config.eos_token_ids[0])
+
+
+def test_salts_keep_apart_what_was_computed() -> None:
+    model = welm.Model()
+    prompt = list(range(300, 364))
+    cached = [
+        model.generate(prompt, max_tokens=2, temperature=0, cache_salt=salt).usage.cached_tokens
+        for salt in ("a", "b", None, "a", "b", None)
+    ]
+    assert cached == [0, 0, 0, 48, 48, 48]
+
+
+def test_where_nothing_is_left_to_choose_that_is_an_error(model: welm.Model) -> None:
+    out = dict.fromkeys(range(model.config.vocab_size), -math.inf)
+    with pytest.raises(welm.InvalidOption, match="`logit_bias`: expected to leave a token to choose"):
+        model.generate(PROMPT, logit_bias=out)
+    at_rest(model)
+
+
+def test_siblings_of_a_sequence_that_ends_before_them(model: welm.Model) -> None:
+    options: dict[str, Any] = {"n": 3, "echo": True, "logprobs": 0, "max_tokens": 0}
+    want = model.generate([5, 6, 7], **options)
+    assert [len(choice.tokens) for choice in want.choices] == [3, 3, 3]
+    assert asyncio.run(model.generate_async([5, 6, 7], seed=want.seed, **options)) == want
+    assert sum(piece.finish is not None for piece in model.stream([5, 6, 7], **options)) == 3
+    at_rest(model)
+
+
 def test_logits_are_an_array_of_ones_own(model: welm.Model) -> None:
     logits = model.logits(PROMPT)
     assert (logits.dtype.name, logits.ndim, logits.flags.writeable) == ("float32", 2, True)
@@ -376,9 +438,95 @@ def test_chat(model: welm.Model, tmp_path: Path) -> None:
     assert chat.chat_prompt(messages, add_generation_prompt=False) == "user：你好\n"
     assert chat.chat_tokens(messages) == chat.tokenize("user：你好\n乙：", parse_special=True)
     assert chat.generate(chat.chat_tokens(messages), max_tokens=2).usage.completion_tokens <= 2
-    for wrong in ([{"role": "user"}], [{"role": "user", "content": 3}], "user", [3]):
-        with pytest.raises((TypeError, KeyError)):
-            chat.chat_prompt(wrong)  # type: ignore[arg-type]
+    # Other keys, parts, nothing: the template sees what there is.
+    assert chat.chat_prompt([{"role": "user"}], False) == "user：\n"
+    assert chat.chat_prompt([{"role": "user", "content": None, "x": 1}], False) == "user：\n"
+    assert chat.chat_prompt([{"role": "user", "content": [{"text": "a"}, 2**70]}], False) == (
+        "user：[{'text': 'a'}, 1180591620717411303424]\n"
+    )
+
+
+class Lying(Sequence[Any]):
+    """A message, said to be very many."""
+
+    def __len__(self) -> int:
+        return 2**36
+
+    def __getitem__(self, i: Any) -> Any:
+        if i > 0:
+            raise IndexError
+        return {"role": "user", "content": "x"}
+
+
+def test_chat_requests(model: welm.Model) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"b": (1, 2.0, True), "a": None}}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call], "audio": None}]
+    keys = "{% for m in messages %}{% for k, v in m.items() %}{{ k }}={{ v }};{% endfor %}{% endfor %}"
+    assert model.chat_prompt(messages, chat_template=keys) == (
+        "role=assistant;content=;tool_calls=[{'type': 'function', 'function': "
+        "{'name': 'f', 'arguments': {'b': [1, 2.0, True], 'a': None}}}];"
+    )
+    user = [{"role": "user", "content": "x"}]
+    given = "{{ tools is none }}{{ documents is none }}{{ tools | tojson }}{{ mood }}{{ add_generation_prompt }}"
+    assert model.chat_prompt(user, chat_template=given) == "TrueTruenullTrue"
+    assert model.chat_prompt(
+        user, False, tools=[{"b": 1, "a": 2}], documents=[], mood={"x": [None]}, chat_template=given
+    ) == """FalseFalse[{"b": 1, "a": 2}]{'x': [None]}False"""
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{{ '<a>' if add_generation_prompt }}"
+    begun = [*user, {"role": "assistant", "content": "It is"}]
+    for key in (True, "content"):
+        text = model.chat_prompt(begun, continue_final_message=key, chat_template=turns)
+        assert text == "<user>x</><assistant>It is"
+    assert model.chat_tokens(begun, chat_template=turns) == model.tokenize(
+        "<user>x</><assistant>It is</><a>", parse_special=True
+    )
+    assert model.chat_prompt(Lying(), chat_template=turns) == "<user>x</><a>"
+    mapping = MappingProxyType({"role": "user", "content": "x"})
+    assert model.chat_prompt((mapping,), chat_template=turns) == "<user>x</><a>"
+
+
+def test_wrong_chat_requests_name_what_is_wrong(model: welm.Model) -> None:
+    def prompt(*args: Any, **kwargs: Any) -> str:
+        return model.chat_prompt(*args, **{"chat_template": "x", **kwargs})
+
+    user = {"role": "user", "content": "x"}
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    deep: Any = 0
+    for _ in range(100_000):
+        deep = [deep]
+    for value, error, text in (
+        (object(), TypeError, "expected None, a bool, a number, a str, a list or a dict, got object"),
+        ({1, 2}, TypeError, "got set"),
+        (b"x", TypeError, "got bytes"),
+        ({1: 2}, TypeError, "expected keys that are str, got int"),
+        (cycle, welm.InvalidOption, "expected values in at most 100 others"),
+        (deep, welm.InvalidOption, "expected values in at most 100 others"),
+        (2**200, welm.InvalidOption, "at most 127 bits"),
+        ("\ud800", welm.InvalidOption, "surrogate"),
+    ):
+        with pytest.raises(error, match=re.escape("messages[1].content") + ".*" + re.escape(text)):
+            prompt([user, {"role": "user", "content": value}])
+        with pytest.raises(error, match=r"mood.*" + re.escape(text)):
+            prompt([user], mood=value)
+    for messages, text in (("user", "got str"), (user, "got dict"), ([3], r"messages\[0\]: expected a dict, got int"), (None, "got NoneType")):
+        with pytest.raises(TypeError, match=text):
+            prompt(messages)
+    for kwargs, error, text in (
+        ({"tools": {}}, TypeError, "tools: expected a list of dicts, got dict"),
+        ({"tools": [1]}, TypeError, r"tools\[0\]: expected a dict"),
+        ({"documents": ["x"]}, TypeError, r"documents\[0\]: expected a dict"),
+        ({"tokenize": False}, welm.InvalidOption, "tokenize"),
+        ({"messages": []}, welm.InvalidOption, "messages"),
+        ({"add_generation_prompt": True, "continue_final_message": True}, welm.InvalidOption, "continue_final"),
+        ({"continue_final_message": "name"}, welm.InvalidOption, "expected the last message to have the key name"),
+    ):
+        with pytest.raises(error, match=text):
+            prompt([user], **kwargs)
+    with pytest.raises(welm.InvalidOption, match="at least one"):
+        prompt([])
+    with pytest.raises(welm.ChatTemplateError, match="line 2: not supported in templates: the tag include"):
+        prompt([user], chat_template="\n{% include 'x' %}")
 
 
 def test_quantize(tmp_path: Path) -> None:

@@ -73,6 +73,29 @@ def test_greedy_tokens_of_the_small_model_up_to_its_end_token(
     assert plain.generate([prompt], max_new_tokens=100) == [[*prompt, *GREEDY[: end + 1]]]
 
 
+def test_other_end_tokens_take_the_place_of_the_models_own(
+    plain: welm.hf.CausalLM, prompt: list[int]
+) -> None:
+    fourth = GREEDY[3]
+    assert fourth not in GREEDY[:3]
+    end = [*prompt, *GREEDY[:4]]
+    options: dict[str, Any] = {"max_new_tokens": 30}
+    assert plain.generate(prompt, eos_token_id=fourth, **options) == end
+    assert plain.generate(prompt, eos_token_id=np.array([7039, fourth]), **options) == end
+    # Which of several it was, and the first as padding.
+    rows = plain.generate([prompt, [*prompt, *GREEDY[:1]]], eos_token_id=[1, fourth], **options)
+    assert rows == [end, end]
+    assert plain.generate([prompt, [9]], eos_token_id=[fourth], max_new_tokens=4)[0][-1] == fourth
+    short, long = plain.generate([[*prompt, *GREEDY[:3]], [9, 9]], eos_token_id=[fourth, 1], **options)
+    assert short[: len(end)] == end
+    assert set(short[len(end) :]) <= {fourth}
+    assert len(short) == len(long)
+    # The model's own does not end it any more; one beyond the vocabulary never comes.
+    beyond = plain.generate(prompt, eos_token_id=-1, max_new_tokens=len(GREEDY))
+    assert beyond == [*prompt, *GREEDY]
+    assert 1 in GREEDY
+
+
 def test_the_default_is_twenty_tokens_in_all_and_greedy(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
     assert plain.generate(prompt) == [*prompt, *GREEDY[: 20 - len(prompt)]]
     assert plain.generate(prompt, max_length=7) == [*prompt, *GREEDY[: 7 - len(prompt)]]
@@ -228,8 +251,6 @@ def test_generation_configs(causal: welm.hf.CausalLM, prompt: list[int], tmp_pat
         ("inputs_embeds", [[0.0]]),
         ("token_type_ids", [[0]]),
         ("num_return_sequences", 2),
-        ("eos_token_id", 5),
-        ("eos_token_id", [1, 5]),
         ("min_length", 5),
     ],
 )
@@ -285,6 +306,12 @@ def test_errors(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
         welm.hf.from_pretrained(welm.NANO, device_map={"layers.0": 0, "layers.1": 1})
     with pytest.raises(TypeError, match="unexpected keyword argument 'revizion'"):
         welm.hf.from_pretrained(welm.NANO, revizion="main")
+
+
+@pytest.mark.parametrize("ids", [range(2**36), [range(2**62)], [[1], range(2**70)]])
+def test_more_ids_than_there_can_be(plain: welm.hf.CausalLM, ids: Any) -> None:
+    with pytest.raises(welm.InvalidOption, match="option `input_ids`: expected at most 4194304 elements"):
+        plain.generate(ids)
 
 
 def test_example() -> None:

@@ -24,6 +24,20 @@ def test_loading_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
+def test_two_tokens_that_start_a_text_are_told(
+    model: welm.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    (start,) = model.tokenize("<|endoftext|>", parse_special=True)
+    with caplog.at_level(logging.WARNING, "welm"):
+        model.generate([start, 5], max_tokens=1)
+        model.generate([5, start, start], max_tokens=1)
+        model.generate("<|endoftext|><|endoftext|>", max_tokens=1)  # a text, with nothing special in it
+        assert not caplog.records
+        model.generate([start, start, 5], max_tokens=1)
+        model.generate("<|endoftext|><|endoftext|>春", max_tokens=1, parse_special=True)
+    assert ["two tokens that start a text" in r.message for r in caplog.records] == [True, True]
+
+
 def test_nothing_is_printed_unasked() -> None:
     script = "import sys, welm; welm.Model(); assert 'logging' not in sys.modules"
     done = subprocess.run(

@@ -1,6 +1,10 @@
 # find_package(welm): the targets welm::shared and welm::static, and welm::welm, which is the shared one unless
 # WELM_USE_STATIC is set before or there is no other.
 #
+# Targets are those of the folder that found them and of the folders below it, where they cannot be changed. Below it
+# another find_package gives the same ones, and does not find welm if it asks for others: for welm::welm of the other
+# kind, or for an installation in another place.
+#
 # Everything is found from where this file lies, PREFIX/share/cmake/welm, so that an installation can be moved.
 
 get_filename_component(_welm_prefix "${CMAKE_CURRENT_LIST_DIR}/../../.." REALPATH)
@@ -22,6 +26,17 @@ find_library(WELM_STATIC_LIBRARY
     PATHS "${_welm_prefix}" PATH_SUFFIXES ${_welm_lib_dirs} NO_DEFAULT_PATH)
 mark_as_advanced(WELM_INCLUDE_DIR WELM_SHARED_LIBRARY WELM_STATIC_LIBRARY)
 
+set(_welm_problem "")
+foreach(_welm_kind SHARED STATIC)
+    string(TOLOWER "welm::${_welm_kind}" _welm_target)
+    if(TARGET ${_welm_target})
+        get_target_property(_welm_known ${_welm_target} IMPORTED_LOCATION)
+        if(NOT _welm_known STREQUAL WELM_${_welm_kind}_LIBRARY)
+            set(_welm_problem "${_welm_target} is ${_welm_known} already, from an earlier find_package above this folder")
+        endif()
+    endif()
+endforeach()
+
 if(WELM_SHARED_LIBRARY AND NOT TARGET welm::shared)
     add_library(welm::shared SHARED IMPORTED)
     set_target_properties(welm::shared PROPERTIES
@@ -30,11 +45,12 @@ if(WELM_SHARED_LIBRARY AND NOT TARGET welm::shared)
 endif()
 
 if(WELM_STATIC_LIBRARY AND NOT TARGET welm::static)
-    # What Rust's own library needs of the system: rustc --print native-static-libs.
+    # What Rust's own library needs of the system: rustc --print native-static-libs, but for gcc_s, which the compiler
+    # names by itself, and which a program that is linked with -static has under another name.
     if(APPLE)
         set(_welm_system "-framework CoreFoundation;iconv;System;c;m")
     elseif(UNIX)
-        set(_welm_system "gcc_s;util;rt;pthread;m;dl;c")
+        set(_welm_system "util;rt;pthread;m;dl;c")
     endif()
     add_library(welm::static STATIC IMPORTED)
     set_target_properties(welm::static PROPERTIES
@@ -54,15 +70,32 @@ if(NOT TARGET welm::welm)
         add_library(welm::welm INTERFACE IMPORTED)
         set_target_properties(welm::welm PROPERTIES INTERFACE_LINK_LIBRARIES "welm::${_welm_kind}")
     endif()
-    unset(_welm_kind)
+elseif(DEFINED WELM_USE_STATIC AND TARGET welm::shared AND TARGET welm::static)
+    get_target_property(_welm_known welm::welm INTERFACE_LINK_LIBRARIES)
+    if(WELM_USE_STATIC AND NOT _welm_known STREQUAL "welm::static")
+        set(_welm_problem "WELM_USE_STATIC is on, but")
+    elseif(NOT WELM_USE_STATIC AND NOT _welm_known STREQUAL "welm::shared")
+        set(_welm_problem "WELM_USE_STATIC is off, but")
+    endif()
+    if(_welm_problem MATCHES "^WELM_USE_STATIC")
+        string(APPEND _welm_problem " welm::welm is ${_welm_known} already, from an earlier find_package above this "
+            "folder; link welm::static or welm::shared by its name")
+    endif()
 endif()
 
-if(NOT WELM_INCLUDE_DIR OR NOT TARGET welm::welm)
+if(_welm_problem)
+    set(welm_FOUND FALSE)
+    set(welm_NOT_FOUND_MESSAGE "${_welm_problem}")
+elseif(NOT WELM_INCLUDE_DIR OR NOT TARGET welm::welm)
     set(welm_FOUND FALSE)
     set(welm_NOT_FOUND_MESSAGE "expected include/welm.h and a library under ${_welm_prefix}")
     if(WELM_USE_STATIC)
         string(APPEND welm_NOT_FOUND_MESSAGE "; WELM_USE_STATIC asks for the static one")
     endif()
 endif()
+unset(_welm_kind)
+unset(_welm_known)
+unset(_welm_target)
+unset(_welm_problem)
 unset(_welm_prefix)
 unset(_welm_lib_dirs)

@@ -2,7 +2,7 @@
 
 use std::ffi::c_char;
 
-use welm_core::Message;
+use welm_core::{ChatRequest, Message};
 
 use crate::error::{Failure, welm_error, welm_status};
 use crate::guard::{status, value};
@@ -115,6 +115,80 @@ pub unsafe extern "C" fn welm_model_chat_tokens(
             return Err(Failure::null("tokens"));
         }
         let ids = model.chat_tokens(&messages, add_generation_prompt)?;
+        tokens.write(welm_tokens::new(ids));
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// As `welm_model_chat_prompt`, of a JSON object: messages with all the keys that a template may ask for, and what
+/// else transformers' `apply_chat_template` takes.
+///
+///     {"messages": [{"role": "user", "content": "Hello"},
+///                   {"role": "assistant", "content": null, "tool_calls": [{"type": "function", ...}]}],
+///      "tools": [{"type": "function", ...}], "enable_thinking": false}
+///
+/// - `messages`: objects with any keys; those that are null are as if they were not there.
+/// - `add_generation_prompt`: `true` unless it is given, or a message is to be continued.
+/// - `continue_final_message`: `true`, or the key of the last message that the model is to go on with.
+/// - `tools`, `documents`: lists of objects; templates see `none` without them. With tools, the model's template named
+///   `tool_use` is taken if it has one.
+/// - `chat_template`: the name of one of several templates that the model has, or the source of another one.
+/// - All other keys are variables of the template.
+///
+/// - ownership: `*prompt` is the caller's, to be freed with `welm_string_free`. Nothing of the request is kept.
+/// - threads: any number at once on one model.
+/// - NULL: `model`, `request` and `prompt` must not be; `error` may be.
+/// - encoding: UTF-8; `len` bytes, or `WELM_NUL_TERMINATED`.
+/// - errors: as `welm_model_chat_prompt`; `WELM_INVALID_OPTION` for what is no JSON, or has a wrong value, which the
+///   message names.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_chat_prompt_json(
+    model: *const welm_model,
+    request: *const c_char,
+    len: usize,
+    prompt: *mut *mut welm_string,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, text and output are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        let request = ChatRequest::from_json(text("request", request, len)?)?;
+        if prompt.is_null() {
+            return Err(Failure::null("prompt"));
+        }
+        let text = model.chat_request_prompt(&request)?;
+        prompt.write(Box::into_raw(welm_string::new(text)));
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// The tokens of what `welm_model_chat_prompt_json` gives, as `welm_model_chat_tokens` makes them.
+///
+/// - ownership: `*tokens` is the caller's, to be freed with `welm_tokens_free`. Nothing of the request is kept.
+/// - threads: any number at once on one model.
+/// - NULL: `model`, `request` and `tokens` must not be; `error` may be.
+/// - encoding: UTF-8; `len` bytes, or `WELM_NUL_TERMINATED`.
+/// - errors: as `welm_model_chat_prompt_json`, and `WELM_TOKENIZER`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_chat_tokens_json(
+    model: *const welm_model,
+    request: *const c_char,
+    len: usize,
+    tokens: *mut *mut welm_tokens,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, text and output are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        let request = ChatRequest::from_json(text("request", request, len)?)?;
+        if tokens.is_null() {
+            return Err(Failure::null("tokens"));
+        }
+        let ids = model.chat_request_tokens(&request)?;
         tokens.write(welm_tokens::new(ids));
         Ok(())
     };

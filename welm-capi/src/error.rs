@@ -46,9 +46,9 @@ pub enum welm_status {
     WELM_EMPTY_PROMPT = 23,
     /// The request was turned away because too many are waiting.
     WELM_QUEUE_FULL = 24,
-    /// The model would not fit in memory; the message has the numbers.
+    /// The model, or the answer to a request, does not fit in memory; the message has the numbers.
     WELM_OUT_OF_MEMORY = 25,
-    /// The device or instruction set that was asked for is not there.
+    /// The device, instruction set or thread that was asked for is not there.
     WELM_UNAVAILABLE = 26,
     /// The device failed in a step; the requests of that step end with this, later ones are served.
     WELM_DEVICE = 27,
@@ -60,11 +60,15 @@ pub enum welm_status {
     WELM_LOAD_CANCELLED = 30,
     /// The model has no chat template, or it cannot be read, is not valid, or ended with an error of its own.
     WELM_CHAT_TEMPLATE = 31,
+    /// The model gave logits that are not finite numbers: its weights, or the device, are at fault. Only this request ends.
+    WELM_NOT_FINITE = 32,
+    /// The process was forked after the model was loaded; its engine is in the parent only. Freeing is allowed.
+    WELM_FORKED = 33,
 }
 
 use welm_status::*;
 
-const NAMES: [(welm_status, &CStr); 25] = [
+const NAMES: [(welm_status, &CStr); 27] = [
     (WELM_OK, c"WELM_OK"),
     (WELM_END, c"WELM_END"),
     (WELM_NULL_POINTER, c"WELM_NULL_POINTER"),
@@ -90,6 +94,8 @@ const NAMES: [(welm_status, &CStr); 25] = [
     (WELM_ENGINE_STOPPED, c"WELM_ENGINE_STOPPED"),
     (WELM_LOAD_CANCELLED, c"WELM_LOAD_CANCELLED"),
     (WELM_CHAT_TEMPLATE, c"WELM_CHAT_TEMPLATE"),
+    (WELM_NOT_FINITE, c"WELM_NOT_FINITE"),
+    (WELM_FORKED, c"WELM_FORKED"),
 ];
 
 /// Why an entry point did not succeed.
@@ -126,13 +132,15 @@ impl From<Error> for Failure {
             Error::TooLong { .. } => WELM_TOO_LONG,
             Error::EmptyPrompt => WELM_EMPTY_PROMPT,
             Error::QueueFull { .. } => WELM_QUEUE_FULL,
-            Error::OutOfMemory { .. } => WELM_OUT_OF_MEMORY,
+            Error::OutOfMemory { .. } | Error::Allocation { .. } => WELM_OUT_OF_MEMORY,
             Error::Unavailable { .. } => WELM_UNAVAILABLE,
             Error::Device(_) => WELM_DEVICE,
             Error::DeviceLost(_) => WELM_DEVICE_LOST,
             Error::EngineStopped(_) => WELM_ENGINE_STOPPED,
             Error::LoadCancelled => WELM_LOAD_CANCELLED,
             Error::ChatTemplate(_) => WELM_CHAT_TEMPLATE,
+            Error::NotFinite { .. } => WELM_NOT_FINITE,
+            Error::Forked => WELM_FORKED,
             _ => WELM_OTHER,
         };
         Failure::new(status, error.to_string())

@@ -28,6 +28,11 @@ pub struct welm_choice {
     pub n_tokens: usize,
     /// Why it ended.
     pub finish_reason: welm_finish_reason,
+    /// The token that ended it by itself, if `has_end_token`: an end token of the model, or one of `stop_token_ids`. It is
+    /// no part of text and tokens.
+    pub end_token: u32,
+    /// Whether such a token ended it.
+    pub has_end_token: bool,
 }
 
 /// Tokens that a request used.
@@ -66,6 +71,8 @@ impl ChoiceBox {
             tokens: tokens.as_ptr(),
             n_tokens: tokens.len(),
             finish_reason: choice.finish_reason.into(),
+            end_token: choice.end_token.unwrap_or(0),
+            has_end_token: choice.end_token.is_some(),
         };
         ChoiceBox { choice, _text: text, _tokens: tokens }
     }
@@ -93,8 +100,8 @@ impl welm_generation {
 /// - NULL: `model` and `generation` must not be; `options` may be, for the defaults; `error` may be.
 /// - encoding: of prompt and stop strings UTF-8.
 /// - errors: `WELM_INVALID_OPTION`, `WELM_TOO_LONG`, `WELM_EMPTY_PROMPT`, `WELM_TOKENIZER`; `WELM_QUEUE_FULL` if
-///   too many wait; `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; those of any function:
-///   `WELM_NULL_POINTER`, `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
+///   too many wait; `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; those of
+///   any function: `WELM_NULL_POINTER`, `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_generate(
     model: *const welm_model,

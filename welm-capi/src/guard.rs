@@ -3,8 +3,7 @@
 //! Every exported function runs inside one of these three. In this crate's own tests, each of them panics when it
 //! is told to, so that a test can have any function fail from within.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use welm_core::catch_quietly;
 
 use crate::error::welm_status::{WELM_END, WELM_OK, WELM_PANIC, WELM_PENDING};
 use crate::error::{Failure, welm_error, welm_status};
@@ -20,7 +19,7 @@ pub(crate) unsafe fn status(
     let failure = match caught(body) {
         Ok(Ok(())) => return WELM_OK,
         Ok(Err(failure)) => failure,
-        Err(panic) => Failure::new(WELM_PANIC, format!("panic: {}", message(&*panic))),
+        Err(panic) => Failure::new(WELM_PANIC, format!("panic: {panic}")),
     };
     let status = failure.status;
     if !error.is_null() && !matches!(status, WELM_END | WELM_PENDING) {
@@ -48,18 +47,13 @@ pub(crate) unsafe fn free<T>(object: *mut T) {
     });
 }
 
-fn caught<T>(body: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
+fn caught<T>(body: impl FnOnce() -> T) -> Result<T, String> {
     // What a panic leaves behind is either dropped on the way or guarded by the engine's own locks.
-    catch_unwind(AssertUnwindSafe(|| {
+    catch_quietly(|| {
         #[cfg(test)]
         tests::panic_if_told();
         body()
-    }))
-}
-
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown fault")
+    })
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub struct welm_token {
 pub enum welm_finish_reason {
     /// It has not ended.
     WELM_FINISH_NONE = 0,
-    /// A stop string was generated.
+    /// A stop string was generated, or one of `stop_token_ids`.
     WELM_FINISH_STOP = 1,
     /// The model ended the text.
     WELM_FINISH_END_OF_TEXT = 2,

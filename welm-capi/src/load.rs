@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use welm_core::{Estimate, LoadOptions, LoadProgress, Model};
 
+use crate::error::welm_status::WELM_INVALID_ARGUMENT;
 use crate::error::{Failure, welm_error, welm_status};
 use crate::guard::status;
 use crate::model::welm_model;
@@ -60,9 +61,19 @@ pub struct welm_load_options {
     pub progress: welm_progress_callback,
     /// Given to `progress`.
     pub progress_data: *mut c_void,
+    /// Whether a mapped file that is truncated while the model uses it is `WELM_INVALID_FILE` of the model's requests; on
+    /// by default. For that a handler of SIGBUS is installed, once in a process, in front of the one that is there:
+    /// faults in welm's maps are its, all others go where they went before. It costs nothing until there is a fault.
+    /// Without it such a file ends the process, unless `copy_weights` is set. Linux only.
+    pub guard_mapped_files: flag,
+    /// Whether a model may have tensors that nothing reads, such as heads for other tasks, which the log then tells; by
+    /// default they are an error.
+    pub allow_unread_tensors: flag,
+    /// Zeros.
+    pub reserved: [u8; 6],
 }
 
-// SAFETY: `repr(C)`, size first; pointers, integers and a flag; ends with a pointer.
+// SAFETY: `repr(C)`, size first; pointers, integers, flags and bytes; ends with a byte.
 unsafe impl Growing for welm_load_options {}
 
 impl Default for welm_load_options {
@@ -86,6 +97,9 @@ impl Default for welm_load_options {
             copy_weights: d.copy_weights.into(),
             progress: None,
             progress_data: std::ptr::null_mut(),
+            guard_mapped_files: d.guard_mapped_files.into(),
+            allow_unread_tensors: d.allow_unread_tensors.into(),
+            reserved: [0; 6],
         }
     }
 }
@@ -140,6 +154,12 @@ impl welm_load_options {
         o.memory_limit = Some(self.memory_limit).filter(|&n| n != 0);
         o.prefix_cache = self.prefix_cache.get();
         o.copy_weights = self.copy_weights.get();
+        o.guard_mapped_files = self.guard_mapped_files.get();
+        o.allow_unread_tensors = self.allow_unread_tensors.get();
+        if self.reserved != [0; 6] {
+            let reason = "`options->reserved` is not zero: it sets an option that this library does not know";
+            return Err(Failure::new(WELM_INVALID_ARGUMENT, reason));
+        }
         if let Some(callback) = self.progress {
             let progress = Progress { callback, data: self.progress_data };
             o.progress = Some(Arc::new(move |p| progress.call(p)));
@@ -167,7 +187,7 @@ pub unsafe extern "C" fn welm_load_options_init(
 
 /// Loads a Hugging Face folder, an int8 folder of `welm_quantize`, or a GGUF file, and starts its engine.
 ///
-/// Files are mapped: they must not be changed while the model lives. A folder without tokenizer gives a model that
+/// Files are mapped: they must not be changed while the model lives (`guard_mapped_files`). A folder without tokenizer gives a model that
 /// takes and returns tokens only.
 ///
 /// - ownership: `*model` is the caller's, to be freed with `welm_model_free`. Nothing of `options` is kept.
@@ -269,14 +289,15 @@ pub unsafe extern "C" fn welm_model_estimate(
     unsafe { status(error, body) }
 }
 
-/// Writes an int8 folder from the Hugging Face folder `from`; `to` is made if need be. `progress` is called after
-/// each matrix and may stop it; an unfinished file is not left behind.
+/// Writes an int8 folder from the Hugging Face folder `from`; `to` is made, or is an empty folder. `progress` is called
+/// after each matrix and may stop it; nothing unfinished is left behind.
 ///
 /// - ownership: nothing to free.
 /// - threads: any; not two at once into the same folder.
 /// - NULL: `from` and `to` must not be; `progress`, its `data` and `error` may be.
 /// - encoding: paths as for `welm_model_load`.
-/// - errors: those of files of `welm_model_load`; `WELM_IO` if `to` cannot be written; `WELM_LOAD_CANCELLED`.
+/// - errors: those of files of `welm_model_load`; `WELM_IO` if `to` cannot be written; `WELM_INVALID_OPTION` if it is
+///   empty or there is something in it; `WELM_LOAD_CANCELLED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_quantize(
     from: *const c_char,

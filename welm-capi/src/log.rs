@@ -1,14 +1,19 @@
 //! The engine's log, to a callback.
 //!
 //! Events come from `tracing`, whose subscriber is one for the whole library and for ever. Ours looks up the callback
-//! at each event, under a lock that changing it takes as well: when `welm_log_set_callback` returns, the callback
-//! before is not running and is never called again, so that what it uses can go.
+//! at each event, and counts who is inside: when `welm_log_set_callback` returns, the callback before is not running and
+//! is never called again, so that what it uses can go.
+//!
+//! There is no lock, which a callback that waits for the engine would hold against it, and a forked child for ever. So
+//! callbacks that were set stay in a list, some forty bytes each: who has just looked one up may still look at it.
 
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_void};
 use std::fmt::{Debug, Write};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::ptr::null_mut;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tracing_core::field::{Field, Visit};
 use tracing_core::span::{Attributes, Id, Record};
@@ -41,7 +46,9 @@ pub enum welm_log_level {
 /// are UTF-8, NUL-terminated, and live until the callback returns. It must not throw, nor `longjmp` out.
 ///
 /// It is called on the thread that logs, also on several at once. What is logged while it runs, on its thread, is
-/// dropped, so that it may call other functions of this library, except `welm_log_set_callback`.
+/// dropped, so that it may call other functions of this library, except `welm_log_set_callback`. That thread may be the
+/// model's own, when a step has failed or the model ends: what is logged as a warning or about an end must not be answered
+/// by a request to the same model.
 pub type welm_log_callback = Option<
     unsafe extern "C" fn(
         data: *mut c_void,
@@ -78,25 +85,29 @@ pub unsafe extern "C" fn welm_log_set_callback(
             let reason = "`callback` cannot be changed from inside a log callback";
             return Err(Failure::new(WELM_INVALID_ARGUMENT, reason));
         }
-        let sink = callback.map(|callback| Sink { callback, data, max_level: max_level as u8 });
-        if sink.is_some() && !*SUBSCRIBED.get_or_init(subscribe) {
+        if callback.is_some() && !*SUBSCRIBED.get_or_init(subscribe) {
             let reason = "this program has a tracing subscriber already, which gets the log";
             return Err(Failure::new(WELM_UNAVAILABLE, reason));
         }
-        {
-            let mut current = SINK.write().unwrap_or_else(PoisonError::into_inner);
-            MAX_LEVEL.store(sink.as_ref().map_or(0, |s| s.max_level), Ordering::Relaxed);
-            *current = sink;
-        }
+        let new = callback.map_or(null_mut(), |callback| Sink::keep(callback, data, max_level as u8));
+        let before = SINK.swap(new, Ordering::SeqCst);
         tracing_core::callsite::rebuild_interest_cache();
+        // SAFETY: NULL, or one of those that are never freed.
+        if let Some(before) = unsafe { before.as_ref() } {
+            while before.is_running() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
         Ok(())
     };
     // SAFETY: `error` is the caller's.
     unsafe { status(error, body) }
 }
 
-static SINK: RwLock<Option<Sink>> = RwLock::new(None);
-static MAX_LEVEL: AtomicU8 = AtomicU8::new(0);
+/// The callback now.
+static SINK: AtomicPtr<Sink> = AtomicPtr::new(null_mut());
+/// All that there were.
+static ALL: AtomicPtr<Sink> = AtomicPtr::new(null_mut());
 /// Whether the log comes to us.
 static SUBSCRIBED: OnceLock<bool> = OnceLock::new();
 
@@ -113,22 +124,88 @@ struct Sink {
     callback: unsafe extern "C" fn(*mut c_void, welm_log_level, *const c_char, *const c_char),
     data: *mut c_void,
     max_level: u8,
+    /// Process in the upper half, calls under way in the lower: those of the parent are not in a forked child.
+    running: AtomicU64,
+    /// The next of [`ALL`].
+    next: *mut Sink,
 }
 
-// SAFETY: the callback's type asks for one that takes calls on any thread, several at once.
-unsafe impl Send for Sink {}
-// SAFETY: as above.
-unsafe impl Sync for Sink {}
+impl Sink {
+    /// A new one, for ever.
+    fn keep(
+        callback: unsafe extern "C" fn(*mut c_void, welm_log_level, *const c_char, *const c_char),
+        data: *mut c_void,
+        max_level: u8,
+    ) -> *mut Sink {
+        let sink = Box::into_raw(Box::new(Sink {
+            callback,
+            data,
+            max_level,
+            running: AtomicU64::new(0),
+            next: ALL.load(Ordering::Relaxed),
+        }));
+        // SAFETY: just made, and nobody else's until the exchange succeeds.
+        let exchange = |next| unsafe {
+            (*sink).next = next;
+            ALL.compare_exchange(next, sink, Ordering::AcqRel, Ordering::Relaxed)
+        };
+        let mut next = ALL.load(Ordering::Relaxed);
+        while let Err(now) = exchange(next) {
+            next = now;
+        }
+        sink
+    }
+
+    /// The callback now, which does not count as ended until [`Sink::leave`].
+    fn enter() -> Option<&'static Sink> {
+        loop {
+            let now = SINK.load(Ordering::SeqCst);
+            // SAFETY: NULL, or one of those that are never freed.
+            let sink = unsafe { now.as_ref() }?;
+            sink.count(|calls| calls + 1);
+            if SINK.load(Ordering::SeqCst) == now {
+                return Some(sink);
+            }
+            sink.leave();
+        }
+    }
+
+    fn leave(&self) {
+        self.count(|calls| calls.saturating_sub(1));
+    }
+
+    fn count(&self, change: impl Fn(u64) -> u64) {
+        let process = u64::from(std::process::id()) << 32;
+        let next = |running: u64| {
+            let calls = if running & !LOWER == process { running & LOWER } else { 0 };
+            Some(process | change(calls))
+        };
+        let _ = self.running.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
+    }
+
+    fn is_running(&self) -> bool {
+        let running = self.running.load(Ordering::SeqCst);
+        running & !LOWER == u64::from(std::process::id()) << 32 && running & LOWER > 0
+    }
+}
+
+const LOWER: u64 = 0xFFFF_FFFF;
+
+/// The least important level that anybody listens to.
+fn max_level() -> u8 {
+    // SAFETY: NULL, or one of those that are never freed.
+    unsafe { SINK.load(Ordering::Acquire).as_ref() }.map_or(0, |sink| sink.max_level)
+}
 
 struct Log;
 
 impl Subscriber for Log {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && level_of(metadata.level()) as u8 <= MAX_LEVEL.load(Ordering::Relaxed)
+        metadata.is_event() && level_of(metadata.level()) as u8 <= max_level()
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(match MAX_LEVEL.load(Ordering::Relaxed) {
+        Some(match max_level() {
             0 => LevelFilter::OFF,
             1 => LevelFilter::ERROR,
             2 => LevelFilter::WARN,
@@ -142,17 +219,18 @@ impl Subscriber for Log {
         if INSIDE.replace(true) {
             return;
         }
-        let sink = SINK.read().unwrap_or_else(PoisonError::into_inner);
         let level = level_of(event.metadata().level());
-        // An event that passed `enabled` may meet the callback that was set meanwhile.
-        if let Some(sink) = sink.as_ref().filter(|s| level as u8 <= s.max_level) {
-            let mut line = Line::default();
-            event.record(&mut line);
-            let (target, message) = (c_text(event.metadata().target()), c_text(&line.text()));
-            // SAFETY: the caller gave the function for this; it does not unwind, as its type's comment asks.
-            unsafe { (sink.callback)(sink.data, level, target.as_ptr(), message.as_ptr()) };
+        if let Some(sink) = Sink::enter() {
+            // An event that passed `enabled` may meet the callback that was set meanwhile.
+            if level as u8 <= sink.max_level {
+                let mut line = Line::default();
+                event.record(&mut line);
+                let (target, message) = (c_text(event.metadata().target()), c_text(&line.text()));
+                // SAFETY: the caller gave the function for this; it does not unwind, as its type's comment asks.
+                unsafe { (sink.callback)(sink.data, level, target.as_ptr(), message.as_ptr()) };
+            }
+            sink.leave();
         }
-        drop(sink);
         INSIDE.set(false);
     }
 

@@ -108,7 +108,8 @@ pub struct welm_generate_options {
     pub logit_bias: *const welm_logit_bias,
     /// Number of them (0).
     pub n_logit_bias: usize,
-    /// Strings that end a sequence, `n_stop` of them (NULL), in UTF-8; never part of the text.
+    /// Strings that end a sequence, `n_stop` of them (NULL), in UTF-8; never part of the text. One may spell special
+    /// tokens, which texts leave out: `<|im_end|>` ends a sequence at that token.
     pub stop: *const *const c_char,
     /// Bytes of each; NULL where all are NUL-terminated (NULL).
     pub stop_lens: *const usize,
@@ -125,15 +126,27 @@ pub struct welm_generate_options {
     pub echo: flag,
     /// Whether special tokens written in the prompt, `<|endoftext|>`, are special (false); otherwise they are text.
     pub parse_special: flag,
-    /// Whether the end-of-text token is ignored, so that exactly `max_tokens` are generated (false).
+    /// Whether the model's end tokens are ignored, so that exactly `max_tokens` are generated unless something else ends
+    /// the text (false).
     pub ignore_eos: flag,
     /// Milliseconds from now after which the request ends with what it has (0); 0 is never.
     pub deadline_ms: u64,
     /// Ends the request from any thread (NULL). The request holds a share: the token may be freed at once.
     pub cancel: *const welm_cancel_token,
+    /// Tokens that end a sequence as the model's own end tokens do, with `WELM_FINISH_STOP`, and with `ignore_eos`, too;
+    /// `n_stop_token_ids` of them (NULL). They are part of neither text nor tokens.
+    pub stop_token_ids: *const u32,
+    /// Number of them (0), at most 256.
+    pub n_stop_token_ids: usize,
+    /// Shares what was computed of prompts' beginnings only with requests of the same salt (NULL), in UTF-8, of 1 to 256
+    /// bytes: a secret for each tenant keeps tenants from finding out each other's prompts by time or by `cached_tokens`.
+    /// NULL shares with all others that have none.
+    pub cache_salt: *const c_char,
+    /// Bytes of the salt, or `WELM_NUL_TERMINATED`, the default.
+    pub cache_salt_len: usize,
 }
 
-// SAFETY: `repr(C)`, size first; pointers, numbers and flags; ends with a pointer.
+// SAFETY: `repr(C)`, size first; pointers, numbers and flags; ends with a number as large as a pointer.
 unsafe impl Growing for welm_generate_options {}
 
 impl Default for welm_generate_options {
@@ -163,6 +176,10 @@ impl Default for welm_generate_options {
             ignore_eos: d.ignore_eos.into(),
             deadline_ms: 0,
             cancel: ptr::null(),
+            stop_token_ids: ptr::null(),
+            n_stop_token_ids: 0,
+            cache_salt: ptr::null(),
+            cache_salt_len: WELM_NUL_TERMINATED,
         }
     }
 }
@@ -183,6 +200,14 @@ impl welm_generate_options {
         let stop = unsafe { texts("stop", self.stop, self.stop_lens, self.n_stop) }?;
         // SAFETY: by this function's contract.
         let logit_bias = unsafe { array("logit_bias", self.logit_bias, self.n_logit_bias) }?;
+        // SAFETY: by this function's contract.
+        let stop_token_ids = unsafe { array("stop_token_ids", self.stop_token_ids, self.n_stop_token_ids) }?;
+        let cache_salt = if self.cache_salt.is_null() {
+            None
+        } else {
+            // SAFETY: by this function's contract.
+            Some(unsafe { text("cache_salt", self.cache_salt, self.cache_salt_len) }?.to_string())
+        };
         Ok(GenerateOptions {
             max_tokens: self.max_tokens,
             temperature: self.temperature,
@@ -203,6 +228,8 @@ impl welm_generate_options {
             cancel: unsafe { self.cancel.as_ref() }.map(|c| c.0.clone()),
             parse_special: self.parse_special.get(),
             ignore_eos: self.ignore_eos.get(),
+            stop_token_ids: stop_token_ids.to_vec(),
+            cache_salt,
         })
     }
 }

@@ -30,15 +30,19 @@ pub struct welm_scores(Vec<(welm_score, TokenList)>);
 
 /// Log-likelihoods of given continuations of a prompt.
 ///
-/// A continuation's tokens are those of prompt and continuation together, behind the longest beginning that they
-/// share with the prompt's own. Memory is bounded however many continuations there are.
+/// A continuation's tokens are those of prompt and continuation together, after the longest beginning that they
+/// share with the prompt's own, and each of them has a probability. If nothing is shared, since the prompt is empty or
+/// the two meet inside its only token, the context is the token that starts a text, or else the first end token. An empty
+/// continuation has no tokens, and the logarithm 0 of a certainty. Memory is bounded however many continuations there
+/// are.
 ///
 /// - ownership: `*scores` is the caller's, to be freed with `welm_scores_free`. Nothing of the texts is kept.
 /// - threads: any number at once on one model.
 /// - NULL: `model` and `scores` must not be; `prompt` may be, if `prompt_len` is 0, `continuations`, if `n` is 0;
 ///   `lens` may be, where all continuations are NUL-terminated; `error` may be.
 /// - encoding: UTF-8; `prompt_len` and each of `lens` in bytes, or `WELM_NUL_TERMINATED`.
-/// - errors: as `welm_model_generate`.
+/// - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` for a continuation that is not empty and has no tokens, or
+///   for which there is no context.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_score(
     model: *const welm_model,

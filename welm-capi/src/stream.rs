@@ -37,6 +37,10 @@ pub struct welm_piece {
     pub completion_tokens: usize,
     /// On the last piece: prompt tokens that were found in the prefix cache.
     pub cached_tokens: usize,
+    /// On the last piece: the token that ended the sequence by itself, if `has_end_token`; see `welm_choice`.
+    pub end_token: u32,
+    /// Whether such a token ended it.
+    pub has_end_token: bool,
 }
 
 /// A piece with what it points to.
@@ -50,6 +54,7 @@ impl PieceBox {
     pub(crate) fn new(piece: Piece) -> Box<Self> {
         let (text, tokens) = (Text::new(piece.text), TokenList::new(piece.tokens));
         let reason = piece.finish.map_or(welm_finish_reason::WELM_FINISH_NONE, |f| f.reason.into());
+        let end_token = piece.finish.and_then(|f| f.end_token);
         let piece = welm_piece {
             index: piece.index,
             text: text.as_ptr(),
@@ -59,6 +64,8 @@ impl PieceBox {
             finish_reason: reason,
             completion_tokens: piece.finish.map_or(0, |f| f.completion_tokens),
             cached_tokens: piece.finish.map_or(0, |f| f.cached_tokens),
+            end_token: end_token.unwrap_or(0),
+            has_end_token: end_token.is_some(),
         };
         Box::new(PieceBox { piece, _text: text, _tokens: tokens })
     }

@@ -94,7 +94,7 @@ fn calls() -> Vec<Call> {
         welm_model_has_chat_template(null()) |b: bool| !b;
         welm_histogram_quantile_s(null(), 0.5) |x| x == 0.0;
     };
-    let tries: [Call; 18] = tries! {
+    let tries: [Call; 20] = tries! {
         welm_model_load(null(), null(), null_mut());
         welm_model_estimate(null(), null(), null_mut());
         welm_quantize(null(), null(), None, null_mut());
@@ -111,6 +111,8 @@ fn calls() -> Vec<Call> {
         welm_model_token_id(null(), null(), NONE, null_mut());
         welm_model_chat_prompt(null(), null(), 1, true, null_mut());
         welm_model_chat_tokens(null(), null(), 1, true, null_mut());
+        welm_model_chat_prompt_json(null(), null(), NONE, null_mut());
+        welm_model_chat_tokens_json(null(), null(), NONE, null_mut());
         welm_model_stats(null(), null_mut());
         welm_log_set_callback(3, None, null_mut());
     };

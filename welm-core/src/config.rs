@@ -4,12 +4,19 @@
 //! a mixture of experts, ...). Running it anyway would give plausible nonsense, so every setting that
 //! changes the arithmetic is read, and one that is unknown is an error that names it.
 
+mod fields;
+mod keys;
+mod rope;
+#[cfg(test)]
+mod tests;
+
 use std::path::Path;
 
-use serde_json::Value as Json;
-
 use crate::error::{Error, Result};
+use crate::side_file::{CONFIG, GENERATION_CONFIG};
 use crate::weights::gguf::Gguf;
+use fields::Fields;
+use rope::Beside;
 
 /// The formula that normalises a row before each half of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,9 +140,9 @@ pub struct ModelConfig {
     pub parallel_residual: bool,
     /// Whether the output projection is the embedding.
     pub tied_output: bool,
-    /// Whether q, k, v and the attention's output have biases.
+    /// Whether any of q, k, v and the attention's output has a bias.
     pub attention_bias: bool,
-    /// Whether the feed-forward projections have biases.
+    /// Whether any of the feed-forward projections has a bias.
     pub mlp_bias: bool,
     /// The token that starts a text, if there is one.
     pub bos_token_id: Option<u32>,
@@ -223,34 +230,46 @@ impl ModelConfig {
     }
 
     /// Reads `config.json`, and `generation_config.json` where there is one, of a Hugging Face folder.
+    ///
+    /// Every setting of `config.json` is read, or is known to have no effect, or is off; one that nobody knows is told
+    /// to the log. The tokens that end a text are those of `generation_config.json` if it names some, as in
+    /// transformers.
     pub fn from_folder(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        let fields = Fields(read_json(&path)?);
-        let mut config = match fields.text("model_type")?.as_str() {
+        let missing = || Error::io(folder.join(CONFIG.name), "no such file");
+        let fields = Fields::new(CONFIG.json(folder)?.ok_or_else(missing)?)?;
+        let mut config = match fields.text("model_type")? {
             family @ ("gpt_neox" | "welm") => Self::from_neox(&fields, family),
             "llama" => Self::from_llama(&fields),
             other => Err(Error::config("model_type", format!("`{other}` is none of gpt_neox, llama, welm"))),
         }?;
-        let generation = folder.join("generation_config.json");
-        if generation.is_file() {
-            let fields = Fields(read_json(&generation)?);
+        fields.account_for_rest()?;
+        if let Some(json) = GENERATION_CONFIG.json(folder)? {
+            let fields = Fields::new(json)?;
             let eos = fields.token_ids("eos_token_id")?;
             if !eos.is_empty() {
                 config.eos_token_ids = eos;
             }
+            config.bos_token_id = fields.token_id("bos_token_id")?.or(config.bos_token_id);
         }
         config.validate()?;
         Ok(config)
     }
 
     fn from_neox(f: &Fields, family: &str) -> Result<Self> {
-        f.refuse("quantization_config")?;
+        refuse_foreign(f, &["gptneox", "welm"])?;
         let (dim, n_heads) = (f.size("hidden_size")?, f.size("num_attention_heads")?);
-        let head_dim = f.divide("hidden_size", dim, "num_attention_heads", n_heads)?;
-        // `welm` differs from `gpt_neox` in these two defaults only.
+        let head_dim = divide("hidden_size", dim, "num_attention_heads", n_heads)?;
+        f.fixed_size("head_dim", head_dim)?;
+        f.fixed_size("num_key_value_heads", n_heads)?;
+        let max_context = f.size("max_position_embeddings")?;
+        refuse_window(f, max_context)?;
+        // `welm` differs from `gpt_neox` in two defaults, and takes both names of the base.
         let is_welm = family == "welm";
-        let partial = f.rope_number("partial_rotary_factor", &["rotary_pct"])?;
-        let partial = partial.unwrap_or(if is_welm { 1.0 } else { 0.25 });
+        let beside = Beside {
+            base: if is_welm { &["rotary_emb_base", "rope_theta"] } else { &["rotary_emb_base"] },
+            part: "rotary_pct",
+            default_part: if is_welm { 1.0 } else { 0.25 },
+        };
         Ok(ModelConfig {
             family: family.into(),
             vocab_size: f.size("vocab_size")?,
@@ -260,10 +279,10 @@ impl ModelConfig {
             n_kv_heads: n_heads,
             head_dim,
             hidden_dim: f.size("intermediate_size")?,
-            max_context: f.size("max_position_embeddings")?,
+            max_context,
             norm: NormKind::LayerNorm,
-            norm_eps: f.number("layer_norm_eps")?.unwrap_or(1e-5),
-            activation: match f.opt_text("hidden_act")?.as_deref() {
+            norm_eps: f.number("layer_norm_eps")?.unwrap_or(1e-5) as f32,
+            activation: match f.opt_text("hidden_act")? {
                 None | Some("gelu" | "gelu_python") => Activation::Gelu,
                 Some("gelu_new" | "gelu_fast" | "gelu_pytorch_tanh") => Activation::GeluTanh,
                 Some(other) => {
@@ -271,36 +290,34 @@ impl ModelConfig {
                     return Err(Error::config("hidden_act", format!("`{other}` is none of {known}")));
                 }
             },
-            rope: Rope {
-                rotary_dim: (head_dim as f32 * partial) as usize,
-                base: f.rope_number("rope_theta", &["rotary_emb_base", "rope_theta"])?.unwrap_or(10_000.0),
-                pairing: RopePairing::HalfSplit,
-                scaling: f.rope_scaling()?,
-            },
+            rope: rope::of_folder(f, &beside, head_dim, max_context)?,
             parallel_residual: f.flag("use_parallel_residual")?.unwrap_or(!is_welm),
             tied_output: f.flag("tie_word_embeddings")?.unwrap_or(false),
             attention_bias: f.flag("attention_bias")?.unwrap_or(true),
             mlp_bias: true,
-            bos_token_id: f.token_ids("bos_token_id")?.first().copied(),
+            bos_token_id: f.token_id("bos_token_id")?,
             eos_token_ids: f.token_ids("eos_token_id")?,
         })
     }
 
     fn from_llama(f: &Fields) -> Result<Self> {
-        f.refuse("quantization_config")?;
+        refuse_foreign(f, &["llama"])?;
         let (dim, n_heads) = (f.size("hidden_size")?, f.size("num_attention_heads")?);
         let head_dim = match f.opt_size("head_dim")? {
             Some(head_dim) => head_dim,
-            None => f.divide("hidden_size", dim, "num_attention_heads", n_heads)?,
+            None => divide("hidden_size", dim, "num_attention_heads", n_heads)?,
         };
-        match f.opt_text("hidden_act")?.as_deref() {
+        match f.opt_text("hidden_act")? {
             None | Some("silu" | "swish") => {}
             Some(other) => return Err(Error::config("hidden_act", format!("expected silu, got `{other}`"))),
         }
-        if f.rope_number("partial_rotary_factor", &["partial_rotary_factor"])?.is_some_and(|x| x != 1.0) {
+        let max_context = f.size("max_position_embeddings")?;
+        refuse_window(f, max_context)?;
+        let beside = Beside { base: &["rope_theta"], part: "partial_rotary_factor", default_part: 1.0 };
+        let rope = rope::of_folder(f, &beside, head_dim, max_context)?;
+        if rope.rotary_dim != head_dim {
             return Err(Error::config("partial_rotary_factor", "only 1 is supported for llama"));
         }
-        let bias = f.flag("attention_bias")?.unwrap_or(false);
         Ok(ModelConfig {
             family: "llama".into(),
             vocab_size: f.size("vocab_size")?,
@@ -310,21 +327,16 @@ impl ModelConfig {
             n_kv_heads: f.opt_size("num_key_value_heads")?.unwrap_or(n_heads),
             head_dim,
             hidden_dim: f.size("intermediate_size")?,
-            max_context: f.size("max_position_embeddings")?,
+            max_context,
             norm: NormKind::RmsNorm,
-            norm_eps: f.number("rms_norm_eps")?.unwrap_or(1e-6),
+            norm_eps: f.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
             activation: Activation::SwiGlu,
-            rope: Rope {
-                rotary_dim: head_dim,
-                base: f.rope_number("rope_theta", &["rope_theta"])?.unwrap_or(10_000.0),
-                pairing: RopePairing::HalfSplit,
-                scaling: f.rope_scaling()?,
-            },
+            rope,
             parallel_residual: false,
             tied_output: f.flag("tie_word_embeddings")?.unwrap_or(false),
-            attention_bias: bias,
+            attention_bias: f.flag("attention_bias")?.unwrap_or(false),
             mlp_bias: f.flag("mlp_bias")?.unwrap_or(false),
-            bos_token_id: f.token_ids("bos_token_id")?.first().copied(),
+            bos_token_id: f.token_id("bos_token_id")?,
             eos_token_ids: f.token_ids("eos_token_id")?,
         })
     }
@@ -340,43 +352,38 @@ impl ModelConfig {
                 return Err(Error::config("general.architecture", reason));
             }
         };
-        let key = |name: &str| format!("{arch}.{name}");
-        let size = |name: &str| g.u64(&key(name)).map(|x| usize::try_from(x).unwrap_or(usize::MAX));
-        if g.opt_u64(&key("expert_count"))?.is_some_and(|n| n > 0) {
-            return Err(Error::config(key("expert_count"), "mixtures of experts are not supported"));
+        if let Some(kind) = g.opt_str("general.type")?.filter(|&kind| kind != "model") {
+            return Err(Error::config("general.type", format!("expected model, got `{kind}`")));
         }
+        let key = |name: &str| format!("{arch}.{name}");
+        let size = |name: &str| g.u64(&key(name)).map(size_of);
         let (dim, n_heads) = (size("embedding_length")?, size("attention.head_count")?);
-        let head_dim = match g.opt_u64(&key("attention.key_length"))? {
-            Some(head_dim) => head_dim as usize,
-            None => divide(&key("embedding_length"), dim, &key("attention.head_count"), n_heads)?,
-        };
-        let rotary_dim = g.opt_u64(&key("rope.dimension_count"))?.map_or(head_dim, |x| x as usize);
-        let scaling = match g.opt_str(&key("rope.scaling.type"))? {
-            None | Some("none") => match g.tensors.find("rope_freqs.weight") {
-                None => RopeScaling::None,
-                Some(t) => {
-                    t.expect_shape(&[rotary_dim / 2])?;
-                    RopeScaling::PerFrequency(t.to_f32())
-                }
-            },
-            Some("linear") => {
-                RopeScaling::Linear { factor: g.opt_f32(&key("rope.scaling.factor"))?.unwrap_or(1.0) }
-            }
-            Some(other) => {
-                let reason = format!("`{other}` is none of none, linear");
-                return Err(Error::config(key("rope.scaling.type"), reason));
-            }
-        };
+        let by_heads = || divide(&key("embedding_length"), dim, &key("attention.head_count"), n_heads);
+        let width = |name: &str| g.opt_u64(&key(name))?.map_or_else(by_heads, |x| Ok(size_of(x)));
+        let (head_dim, value_dim) = (width("attention.key_length")?, width("attention.value_length")?);
+        if value_dim != head_dim {
+            let reason = format!("expected that of keys, {head_dim}, got {value_dim}");
+            return Err(Error::config(key("attention.value_length"), reason));
+        }
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        if let Some(other) =
+            g.opt_f32(&key("attention.scale"))?.filter(|x| *x != 0.0 && (x - scale).abs() > 1e-6)
+        {
+            return Err(Error::config(key("attention.scale"), format!("expected {scale}, got {other}")));
+        }
         let eps = if neox { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
-        let table = g.tensors.get("token_embd.weight")?;
-        let has = |name: &str| g.tensors.find(name).is_some();
+        let vocab_size = g.tensors.get("token_embd.weight")?.rows();
+        if let Some(other) = g.opt_u64(&key("vocab_size"))?.filter(|&n| n != vocab_size as u64) {
+            let reason = format!("expected the rows of token_embd.weight, {vocab_size}, got {other}");
+            return Err(Error::config(key("vocab_size"), reason));
+        }
         let config = ModelConfig {
             family: arch.clone(),
-            vocab_size: table.rows(),
+            vocab_size,
             dim,
             n_layers: size("block_count")?,
             n_heads,
-            n_kv_heads: g.opt_u64(&key("attention.head_count_kv"))?.map_or(n_heads, |x| x as usize),
+            n_kv_heads: g.opt_u64(&key("attention.head_count_kv"))?.map_or(n_heads, size_of),
             head_dim,
             hidden_dim: size("feed_forward_length")?,
             max_context: size("context_length")?,
@@ -385,16 +392,20 @@ impl ModelConfig {
                 .opt_f32(&key(eps))?
                 .ok_or_else(|| Error::config(key(eps), "missing from the file"))?,
             activation: if neox { Activation::Gelu } else { Activation::SwiGlu },
-            rope: Rope {
-                rotary_dim,
-                base: g.opt_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0),
-                pairing: if neox { RopePairing::HalfSplit } else { RopePairing::Interleaved },
-                scaling,
+            rope: rope::of_gguf(g, &arch, head_dim)?,
+            parallel_residual: match g.opt_bool(&key("use_parallel_residual"))? {
+                Some(true) if !neox => {
+                    return Err(Error::config(
+                        key("use_parallel_residual"),
+                        "expected false for llama, got true",
+                    ));
+                }
+                parallel => neox && parallel.unwrap_or(true),
             },
-            parallel_residual: neox && g.opt_bool(&key("use_parallel_residual"))?.unwrap_or(true),
-            tied_output: !has("output.weight"),
-            attention_bias: has("blk.0.attn_output.bias"),
-            mlp_bias: has("blk.0.ffn_down.bias"),
+            tied_output: !g.tensors.contains("output.weight"),
+            // A Llama's parts have their biases or not, each by itself; see `weights::load`.
+            attention_bias: neox,
+            mlp_bias: neox,
             bos_token_id: g.opt_u64("tokenizer.ggml.bos_token_id")?.map(token_id),
             eos_token_ids: ["eos", "eot", "eom"]
                 .iter()
@@ -402,6 +413,7 @@ impl ModelConfig {
                 .map(|id| id.map(token_id))
                 .collect::<Result<_>>()?,
         };
+        account_for_gguf(g, &arch)?;
         config.validate()?;
         Ok(config)
     }
@@ -463,9 +475,61 @@ impl ModelConfig {
     }
 }
 
-fn read_json(path: &Path) -> Result<Json> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not JSON: {e}")))
+/// Refuses a model that says it is stored or computed in another way than its family.
+fn refuse_foreign(f: &Fields, names: &[&str]) -> Result<()> {
+    f.refuse("quantization_config")?;
+    if let Some(value) = f.find("architectures") {
+        let wrong =
+            || f.wrong("architectures", &format!("names that begin with {}", names.join(" or ")), value);
+        let list = value.as_array().ok_or_else(wrong)?;
+        let own = |name: &str| names.iter().any(|own| name.to_lowercase().starts_with(own));
+        if !list.iter().all(|name| name.as_str().is_some_and(own)) {
+            return Err(wrong());
+        }
+    }
+    if f.find("auto_map").is_some() {
+        tracing::warn!("config.json names Python code of its own (auto_map), which is not run");
+    }
+    Ok(())
+}
+
+/// Refuses a window of positions that is narrower than the context, unless it is switched off.
+fn refuse_window(f: &Fields, max_context: usize) -> Result<()> {
+    let used = f.flag("use_sliding_window")?;
+    match f.opt_size("sliding_window")? {
+        Some(window) if window < max_context && used != Some(false) => {
+            let reason = format!("expected nothing, or at least {max_context} (not supported), got {window}");
+            Err(Error::config("sliding_window", reason))
+        }
+        None if used == Some(true) => Err(Error::config("use_sliding_window", "is not supported")),
+        _ => Ok(()),
+    }
+}
+
+/// Looks up what nobody has read of the architecture's own keys.
+fn account_for_gguf(g: &Gguf, arch: &str) -> Result<()> {
+    let mut unknown = Vec::new();
+    for (key, value) in g.unread() {
+        let Some(name) = key.strip_prefix(arch).and_then(|rest| rest.strip_prefix('.')) else { continue };
+        match keys::of_gguf(name) {
+            keys::Effect::None => {}
+            keys::Effect::Off(off) if g.to_json(value).is_some_and(|value| off.is(&value)) => {}
+            keys::Effect::Off(off) => {
+                return Err(Error::config(key, format!("expected {off} (not supported), got {value}")));
+            }
+            keys::Effect::Unknown => unknown.push(key),
+        }
+    }
+    if !unknown.is_empty() {
+        unknown.sort_unstable();
+        tracing::warn!(keys = unknown.join(", "), "the file has settings that nothing reads");
+    }
+    Ok(())
+}
+
+/// A size that does not fit becomes one that no model has.
+fn size_of(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
 }
 
 /// An id that does not fit becomes one that no vocabulary has.
@@ -478,115 +542,4 @@ fn divide(what: &str, a: usize, by: &str, b: usize) -> Result<usize> {
         return Err(Error::config(what, format!("{a} is not a multiple of {by}, {b}")));
     }
     Ok(a / b)
-}
-
-/// A JSON object whose fields are read with their type checked.
-struct Fields(Json);
-
-impl Fields {
-    /// The field, unless it is absent or null.
-    fn find(&self, key: &str) -> Option<&Json> {
-        self.0.get(key).filter(|v| !v.is_null())
-    }
-
-    fn wrong(key: &str, expected: &str, got: &Json) -> Error {
-        let mut got = got.to_string();
-        if got.len() > 80 {
-            got = format!("{} ...", got.chars().take(80).collect::<String>());
-        }
-        Error::config(key, format!("expected {expected}, got {got}"))
-    }
-
-    fn opt_size(&self, key: &str) -> Result<Option<usize>> {
-        let size = |v: &Json| v.as_u64().and_then(|x| usize::try_from(x).ok());
-        self.find(key).map(|v| size(v).ok_or_else(|| Self::wrong(key, "a whole number", v))).transpose()
-    }
-
-    fn size(&self, key: &str) -> Result<usize> {
-        self.opt_size(key)?.ok_or_else(|| Error::config(key, "missing from config.json"))
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f32>> {
-        let number = |v: &Json| v.as_f64().map(|x| x as f32);
-        self.find(key).map(|v| number(v).ok_or_else(|| Self::wrong(key, "a number", v))).transpose()
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
-        self.find(key).map(|v| v.as_bool().ok_or_else(|| Self::wrong(key, "true or false", v))).transpose()
-    }
-
-    fn opt_text(&self, key: &str) -> Result<Option<String>> {
-        let text = |v: &Json| v.as_str().map(str::to_string);
-        self.find(key).map(|v| text(v).ok_or_else(|| Self::wrong(key, "a string", v))).transpose()
-    }
-
-    fn text(&self, key: &str) -> Result<String> {
-        self.opt_text(key)?.ok_or_else(|| Error::config(key, "missing from config.json"))
-    }
-
-    /// One id, a list of ids, or nothing.
-    fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
-        let Some(value) = self.find(key) else { return Ok(Vec::new()) };
-        let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-        let id = |v: &Json| v.as_u64().and_then(|x| u32::try_from(x).ok());
-        list.iter().map(|v| id(v).ok_or_else(|| Self::wrong(key, "token ids", value))).collect()
-    }
-
-    fn divide(&self, what: &str, a: usize, by: &str, b: usize) -> Result<usize> {
-        divide(what, a, by, b)
-    }
-
-    /// A setting whose presence changes the arithmetic in ways that are not computed here.
-    fn refuse(&self, key: &str) -> Result<()> {
-        match self.find(key) {
-            Some(value) => Err(Self::wrong(key, "nothing (not supported)", value)),
-            None => Ok(()),
-        }
-    }
-
-    /// A number of the newer `rope_parameters` object, else of one of the older top-level keys.
-    fn rope_number(&self, key: &str, older: &[&str]) -> Result<Option<f32>> {
-        if let Some(object) = self.find("rope_parameters")
-            && let Some(x) = Fields(object.clone()).number(key)?
-        {
-            return Ok(Some(x));
-        }
-        for key in older {
-            if let Some(x) = self.number(key)? {
-                return Ok(Some(x));
-            }
-        }
-        Ok(None)
-    }
-
-    fn rope_scaling(&self) -> Result<RopeScaling> {
-        let Some((key, object)) = ["rope_parameters", "rope_scaling"]
-            .iter()
-            .find_map(|key| self.find(key).map(|v| (*key, Fields(v.clone()))))
-        else {
-            return Ok(RopeScaling::None);
-        };
-        let kind = match object.opt_text("rope_type")? {
-            Some(kind) => kind,
-            None => object.opt_text("type")?.unwrap_or_else(|| "default".into()),
-        };
-        let need = |name: &str| {
-            let missing = || Error::config(format!("{key}.{name}"), "missing from config.json");
-            object.number(name)?.ok_or_else(missing)
-        };
-        match kind.as_str() {
-            "default" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear { factor: need("factor")? }),
-            "llama3" => Ok(RopeScaling::Llama3 {
-                factor: need("factor")?,
-                low_freq_factor: need("low_freq_factor")?,
-                high_freq_factor: need("high_freq_factor")?,
-                original_context: object.size("original_max_position_embeddings")?,
-            }),
-            other => {
-                let reason = format!("`{other}` is none of default, linear, llama3");
-                Err(Error::config(format!("{key}.rope_type"), reason))
-            }
-        }
-    }
 }

@@ -98,13 +98,35 @@ pub enum Error {
         /// The largest `LoadOptions::cache_tokens` with which it would fit, if any.
         fitting_cache_tokens: Option<usize>,
     },
-    /// The device or instruction set that was asked for is not there.
+    /// Memory that was needed beside the model's own, or in spite of its estimate, could not be taken.
+    #[error("no memory for {what}, {bytes} bytes: {reason}")]
+    Allocation {
+        /// What it was for.
+        what: String,
+        /// How much, in bytes.
+        bytes: u64,
+        /// What the operating system said, or how much there is.
+        reason: String,
+    },
+    /// The device, instruction set or thread that was asked for is not there.
     #[error("{what} is not available: {reason}")]
     Unavailable {
-        /// Device or instruction set.
+        /// Device, instruction set or thread.
         what: String,
         /// Why not.
         reason: String,
+    },
+    /// The model gave logits that are not finite numbers: its weights, or the device, are at fault. The request ends
+    /// with this, and no other does.
+    #[error("logits at position {position}: expected finite numbers, got {got}; it began {began}")]
+    NotFinite {
+        /// The token after which it was, counted from 0 at the start of the prompt.
+        position: usize,
+        /// What came, and for which token.
+        got: String,
+        /// The first layer whose output is not finite, with its position: `in layer 3, at position 0`; `in the
+        /// embedding`, or `behind the last layer`.
+        began: String,
     },
     /// The device failed in a step; the requests of that step end with this, later ones are served.
     #[error("device: {0}")]
@@ -115,6 +137,12 @@ pub enum Error {
     /// The engine stopped after an internal fault; this model handle cannot serve any more.
     #[error("engine stopped: {0}")]
     EngineStopped(String),
+    /// The process was forked after the model was loaded: a child has no thread that could compute.
+    #[error(
+        "the process was forked after the model was loaded, and its engine is in the parent only; load the model in \
+         the process that uses it"
+    )]
+    Forked,
     /// The caller's progress callback asked to stop the loading.
     #[error("loading was cancelled")]
     LoadCancelled,
@@ -160,6 +188,10 @@ impl Error {
 
     pub(crate) fn tensor(name: impl ToString, reason: impl ToString) -> Self {
         Error::Tensor { name: name.to_string(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn allocation(what: impl ToString, bytes: usize, reason: impl ToString) -> Self {
+        Error::Allocation { what: what.to_string(), bytes: bytes as u64, reason: reason.to_string() }
     }
 
     pub(crate) fn option(option: &'static str, reason: impl ToString) -> Self {

@@ -1,12 +1,11 @@
 //! How much memory a model will take, from its headers alone.
 
-use std::path::Path;
-
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Limits};
 use crate::config::ModelConfig;
 use crate::engine::batch::BLOCK_TOKENS;
 use crate::error::{Error, Result};
+use crate::host::memory::Available;
 use crate::options::{Dtype, LoadOptions};
 use crate::transformer::Scratch;
 use crate::weights::int8::{Grouping, packed_bytes};
@@ -94,9 +93,12 @@ impl Estimate {
         Ok(estimate)
     }
 
-    /// Refuses what cannot fit, with the numbers.
-    pub(crate) fn check(&self, available: Option<u64>) -> Result<()> {
-        let Some(available) = available else { return Ok(()) };
+    /// Refuses what cannot fit, with the numbers. The files are mapped already.
+    pub(crate) fn check(&self, available: Available) -> Result<()> {
+        let beside_files = |left: Option<u64>| left.map(|left| left.saturating_add(self.mapped_bytes));
+        let Available { memory, address_space, data } = available;
+        let least = [memory, beside_files(address_space), beside_files(data)].into_iter().flatten().min();
+        let Some(available) = least else { return Ok(()) };
         if self.total_bytes() <= available {
             return Ok(());
         }
@@ -131,23 +133,32 @@ pub(crate) fn limits(config: &ModelConfig, options: &LoadOptions) -> Result<Limi
     })
 }
 
-/// Memory that this process may still take: what the system calls available, within the cgroup's limit.
-pub(crate) fn available_bytes() -> Option<u64> {
-    let read = |path: &str| std::fs::read_to_string(path).ok();
-    let meminfo = read("/proc/meminfo")?;
-    let line = meminfo.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    let system = line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024;
-    let group = cgroup_dir().and_then(|dir| {
-        let number = |file: &str| read(&format!("{dir}/{file}"))?.trim().parse::<u64>().ok();
-        Some(number("memory.max")?.saturating_sub(number("memory.current")?))
-    });
-    Some(group.map_or(system, |g| g.min(system)))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// This process's cgroup (version 2).
-fn cgroup_dir() -> Option<String> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = own.lines().find_map(|l| l.strip_prefix("0::"))?.to_string();
-    let dir = format!("/sys/fs/cgroup{}", path.trim_end_matches('/'));
-    Path::new(&dir).is_dir().then_some(dir)
+    #[test]
+    fn every_limit_counts_what_it_limits() {
+        let estimate = Estimate {
+            mapped_bytes: 1_000,
+            converted_bytes: 100,
+            cache_bytes: 50,
+            scratch_bytes: 10,
+            context_tokens: 16,
+            cache_tokens: 5 * BLOCK_TOKENS,
+        };
+        let with = |memory, address_space, data| {
+            estimate.check(Available { memory, address_space, data }).map_err(|e| match e {
+                Error::OutOfMemory { required: 1_160, available, fitting_cache_tokens, .. } => {
+                    (available, fitting_cache_tokens)
+                }
+                other => panic!("{other}"),
+            })
+        };
+        assert_eq!(with(None, None, None), Ok(()));
+        assert_eq!(with(Some(1_160), Some(160), Some(160)), Ok(()));
+        assert_eq!(with(Some(1_159), None, None), Err((1_159, Some(4 * BLOCK_TOKENS))));
+        assert_eq!(with(None, Some(120), None), Err((1_120, Some(BLOCK_TOKENS))));
+        assert_eq!(with(Some(1_160), Some(160), Some(0)), Err((1_000, None)));
+    }
 }

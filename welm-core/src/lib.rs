@@ -39,11 +39,13 @@ mod config;
 mod engine;
 mod error;
 mod estimate;
+mod host;
 mod kv_cache;
 mod model;
 mod options;
 mod output;
 mod sampler;
+mod side_file;
 mod tokenizer;
 mod transformer;
 mod weights;
@@ -52,11 +54,14 @@ pub use config::{Activation, ModelConfig, NormKind, Rope, RopePairing, RopeScali
 pub use engine::stats::{Histogram, Stats};
 pub use error::{Error, Result};
 pub use estimate::Estimate;
+/// For the bindings: runs foreign code; a panic of it becomes its message, and is printed nowhere.
+#[doc(hidden)]
+pub use host::panics::catch as catch_quietly;
 pub use model::{Model, Prompt, Stream};
 pub use options::{
     Activations, CacheDtype, CancelToken, Device, Dtype, GenerateOptions, LoadOptions, LoadProgress,
     ProgressFn,
 };
 pub use output::{Choice, Finish, FinishReason, Generation, Piece, Score, Token, Usage};
-pub use tokenizer::Message;
+pub use tokenizer::{ChatRequest, Json, Message};
 pub use weights::int8::quantize;

@@ -18,12 +18,15 @@ use crate::engine::sequence::{Event, Request, Task};
 use crate::engine::stats::Stats;
 use crate::engine::{Engine, Handle};
 use crate::error::{Error, Result};
-use crate::estimate::{Estimate, available_bytes, limits};
+use crate::estimate::{Estimate, limits};
+use crate::host::bus::{self, Unblocked};
+use crate::host::fork::Local;
+use crate::host::memory::{Available, expect_room, vec_for};
 use crate::kv_cache::KvCache;
 use crate::options::{Activations, CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
 use crate::output::{Choice, Finish, FinishReason, Generation, Piece, Score, Usage};
 use crate::sampler::SamplerParams;
-use crate::tokenizer::{ChatTemplate, Halt, Message, Tokenizer, Watch};
+use crate::tokenizer::{ChatRequest, ChatTemplate, Halt, Message, Tokenizer, Watch};
 use crate::transformer::{Scratch, Weights};
 use crate::weights::load::{Opened, Source, open};
 
@@ -108,11 +111,56 @@ fn no_cuda() -> Error {
     Error::Unavailable { what: "cuda device".into(), reason }
 }
 
+/// Has a mapped file that is truncated be an error, if that is wanted; while the result lives also on this thread.
+fn guard(options: &LoadOptions) -> Option<Unblocked> {
+    options.guard_mapped_files.then(|| {
+        bus::install();
+        Unblocked::here()
+    })
+}
+
+/// Opens files, tokenizer included.
+fn open_all(path: &Path, allow_unread_tensors: bool) -> Result<Opened> {
+    expect_room_to_read(path)?;
+    open(path, true, allow_unread_tensors)
+}
+
+/// Checks that what parses a model's descriptions has room: libraries, which would end the process if they got none.
+fn expect_room_to_read(path: &Path) -> Result<()> {
+    const FACTOR: u64 = 24; // tokenizers takes ten to twenty bytes for each of a tokenizer.json
+    const LONGEST: u64 = 16 << 20; // of the vocabularies in GGUF files
+    let len = |path: &Path| path.metadata().map_or(0, |m| m.len());
+    let described = match std::fs::read_dir(path) {
+        Ok(files) => {
+            let paths = files.filter_map(|file| Some(file.ok()?.path()));
+            paths.filter(|p| p.extension().is_some_and(|e| e == "json")).map(|p| len(&p)).sum()
+        }
+        Err(_) => len(path).min(LONGEST),
+    };
+    let bytes = (8u64 << 20).saturating_add(described.saturating_mul(FACTOR));
+    expect_room("the model's descriptions", usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+fn whole_messages(messages: &[Message], add_generation_prompt: bool) -> ChatRequest {
+    let mut request = ChatRequest::new(messages);
+    request.add_generation_prompt = Some(add_generation_prompt);
+    request
+}
+
 impl Model {
     /// Loads a Hugging Face folder, an int8 folder of [`crate::quantize`], or a GGUF file.
     ///
-    /// Files are mapped: they must not be changed while the model lives. A folder without `tokenizer.json`
+    /// Files are mapped: they must not be changed while the model lives (see [`LoadOptions::guard_mapped_files`]). A folder without `tokenizer.json`
     /// gives a model that takes and returns tokens only.
+    ///
+    /// Whatever the files hold is used, or cannot matter, or is an error: settings that change the arithmetic and are
+    /// not computed here, and tensors that nothing reads ([`LoadOptions::allow_unread_tensors`]). An output that is stored
+    /// is used, whatever `tie_word_embeddings` says, as in transformers; one that is neither stored nor tied is an error.
+    /// Norms, biases, rotary values and the scales of quantised weights must be finite. So must matrices of floats that
+    /// are converted; those that are used where they lie in the file are not looked at before they are computed with.
+    ///
+    /// A text ends at the tokens that `generation_config.json` names, or else `config.json`, or else the tokenizer's
+    /// files; in a GGUF file at those of its keys, and at names such as `<|eot_id|>` that llama.cpp ends at, too.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::InvalidFile`], [`Error::Config`] or [`Error::Tensor`] for files that are
@@ -120,7 +168,8 @@ impl Model {
     /// [`Error::InvalidOption`], [`Error::Unavailable`], [`Error::LoadCancelled`].
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
         options.validate()?;
-        let (path, opened) = (path.as_ref(), open(path.as_ref(), true)?);
+        let _guarded = guard(options);
+        let (path, opened) = (path.as_ref(), open_all(path.as_ref(), options.allow_unread_tensors)?);
         match options.device {
             Device::Cpu => Self::load_on_cpu(path, opened, options),
             #[cfg(feature = "kernels")]
@@ -156,7 +205,9 @@ impl Model {
         device: welm_kernels::Device,
     ) -> Result<Model> {
         options.validate()?;
-        Self::load_on_cuda(path.as_ref(), open(path.as_ref(), true)?, options, device)
+        let _guarded = guard(options);
+        let opened = open_all(path.as_ref(), options.allow_unread_tensors)?;
+        Self::load_on_cuda(path.as_ref(), opened, options, device)
     }
 
     fn load_on_cpu(path: &Path, opened: Opened, options: &LoadOptions) -> Result<Model> {
@@ -165,7 +216,8 @@ impl Model {
             return Err(Error::option("activations", reason));
         }
         let estimate = Estimate::of_source::<Cpu>(&opened.source, options)?;
-        estimate.check(options.memory_limit.or_else(available_bytes))?;
+        let available = Available::now();
+        estimate.check(Available { memory: options.memory_limit.or(available.memory), ..available })?;
         Self::start(path, opened, options, estimate, |config, limits| Cpu::new(config, options, limits))
     }
 
@@ -221,6 +273,8 @@ impl Model {
         })?;
         let kv = KvCache::new(&mut backend, config.n_layers, limits.n_blocks)?;
         let scratch = Scratch::new(&mut backend, &config, limits)?;
+        let mut files = source.files();
+        files.check()?;
         let description = backend.describe();
         tracing::info!(
             path = %path.display(), family = config.family, parameters = config.n_params(),
@@ -239,6 +293,7 @@ impl Model {
             tokenizer: tokenizer.clone(),
             eos: config.eos_token_ids.clone(),
             vocab_size: config.vocab_size,
+            files,
         };
         let engine = Handle::start(engine, options)?;
         Ok(Model { inner: Arc::new(Inner { engine, tokenizer, chat, config, estimate, description }) })
@@ -251,7 +306,8 @@ impl Model {
     /// As [`Model::load`], without the ones about memory.
     pub fn estimate(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Estimate> {
         options.validate()?;
-        let source = open(path.as_ref(), false)?.source;
+        let _guarded = guard(options);
+        let source = open(path.as_ref(), false, options.allow_unread_tensors)?.source;
         match options.device {
             #[cfg(feature = "kernels")]
             Device::Cuda(_) => Estimate::of_source::<Cuda>(&source, options),
@@ -268,7 +324,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::InvalidOption`], [`Error::TooLong`], [`Error::EmptyPrompt`], [`Error::Tokenizer`];
-    /// [`Error::QueueFull`] if too many wait; [`Error::EngineStopped`] after an internal fault.
+    /// [`Error::QueueFull`] if too many wait; [`Error::EngineStopped`] after an internal fault;
+    /// [`Error::Forked`] in a child that was forked after the model was loaded.
     pub fn generate<'p>(
         &self,
         prompt: impl Into<Prompt<'p>>,
@@ -291,11 +348,14 @@ impl Model {
     /// As [`Model::generate`], those of the request at once and those of the engine as an item.
     pub fn stream<'p>(&self, prompt: impl Into<Prompt<'p>>, options: &GenerateOptions) -> Result<Stream> {
         options.validate()?;
+        self.inner.engine.expect_here()?;
         let prompt = prompt.into();
-        self.check_tokens("logit_bias", options.logit_bias.iter().map(|(id, _)| *id))?;
+        options.validate_tokens(self.inner.config.vocab_size, self.inner.tokenizer.is_some())?;
         let deadline = options.deadline.and_then(|d| Instant::now().checked_add(d));
         let stop = || match () {
-            () if options.cancel.as_ref().is_some_and(CancelToken::is_cancelled) => Some(FinishReason::Cancelled),
+            () if options.cancel.as_ref().is_some_and(CancelToken::is_cancelled) => {
+                Some(FinishReason::Cancelled)
+            }
             () if deadline.is_some_and(|d| Instant::now() >= d) => Some(FinishReason::Deadline),
             () => None,
         };
@@ -304,6 +364,12 @@ impl Model {
             Err(reason) => return Ok(self.ended(reason, options)),
         };
         self.check_length(tokens.len(), options.max_tokens)?;
+        if let Some(bos) = self.inner.config.bos_token_id.filter(|&bos| tokens.starts_with(&[bos, bos])) {
+            tracing::warn!(
+                bos,
+                "a prompt begins with two tokens that start a text: its text has one, and the tokenizer puts one in front"
+            );
+        }
         let echo = options.echo.then(|| match prompt {
             Prompt::Text(text) => text.to_string(),
             Prompt::Tokens(ids) => self.detokenize(ids),
@@ -315,6 +381,8 @@ impl Model {
         request.0.sampling = SamplerParams::from(options);
         request.0.logprobs = options.logprobs;
         request.0.stop = options.stop.clone().into();
+        request.0.stop_token_ids = options.stop_token_ids.clone();
+        request.0.cache_salt = options.cache_salt.as_deref().map(Arc::from);
         request.0.seed = options.seed.unwrap_or_else(random_seed);
         request.0.ignore_eos = options.ignore_eos;
         request.0.deadline = deadline;
@@ -324,22 +392,52 @@ impl Model {
 
     /// Log-likelihoods of given continuations of a prompt, in their order.
     ///
-    /// A continuation's tokens are those of `prompt + continuation` behind the longest beginning that it
-    /// shares with the prompt's own. The prompt is computed once if the prefix cache is on, and memory is
-    /// bounded however many continuations there are.
+    /// A continuation's tokens are those of `prompt + continuation` after the longest beginning that it shares with
+    /// the prompt's own, and each of them has a probability. Where the two meet inside a token, that one is all of the
+    /// continuation's: `Hel` and `lo` give the token `Hello`. If nothing is shared then, or the prompt is empty, the
+    /// context is the token that starts a text, as for [`Model::generate`] of an empty prompt: the beginning-of-text
+    /// token, or else the first end token.
+    ///
+    /// An empty continuation has no tokens, and the logarithm 0 of a certainty. The prompt is computed once if the prefix
+    /// cache is on, as for a request without a [`GenerateOptions::cache_salt`], and memory is bounded however many
+    /// continuations there are.
     ///
     /// # Errors
-    /// As [`Model::generate`].
+    /// As [`Model::generate`]; [`Error::InvalidOption`] for a continuation that is not empty and has no tokens, or for which
+    /// there is no context, since the model has no token that starts a text.
     pub fn score<S: AsRef<str>>(&self, prompt: &str, continuations: &[S]) -> Result<Vec<Score>> {
-        let own = self.encode(Prompt::Text(prompt), false)?;
-        let start = |continuation: &S| -> Result<Stream> {
-            let text = format!("{prompt}{}", continuation.as_ref());
-            let all = self.encode(Prompt::Text(&text), false)?;
-            let from = own.iter().zip(&all).take_while(|(a, b)| a == b).count();
+        self.inner.engine.expect_here()?;
+        let tokenizer = self.tokenizer()?;
+        let own = tokenizer.encode(prompt, true, false)?;
+        // All tokens of a continuation, and how many of them are context; none if it has none.
+        let split = |continuation: &str| -> Result<Option<(Vec<u32>, usize)>> {
+            if continuation.is_empty() {
+                return Ok(None);
+            }
+            let refuse = |expected: &str| {
+                let beginning: String = continuation.chars().take(40).collect();
+                Error::option("continuations", format!("expected {expected}, got {beginning:?}"))
+            };
+            let mut all = tokenizer.encode(&format!("{prompt}{continuation}"), true, false)?;
+            let mut context = own.iter().zip(&all).take_while(|(a, b)| a == b).count();
+            if context == all.len() {
+                return Err(refuse("texts that have tokens behind this prompt"));
+            }
+            if context == 0 {
+                let needed =
+                    "texts that leave the prompt a token, since this model has none that starts a text";
+                all.insert(0, self.start_token().ok_or_else(|| refuse(needed))?);
+                context = 1;
+            }
+            self.check_tokens("continuations", all.iter().copied())?;
             self.check_length(all.len(), 0)?;
-            let mut request = self.request(Task::Score { from: from.max(1) }, all);
+            Ok(Some((all, context)))
+        };
+        let start = |continuation: &S| -> Result<Option<Stream>> {
+            let Some((all, from)) = split(continuation.as_ref())? else { return Ok(None) };
+            let mut request = self.request(Task::Score { from }, all);
             request.0.logprobs = Some(0);
-            self.submit(request)
+            self.submit(request).map(Some)
         };
         let mut scores = Vec::with_capacity(continuations.len());
         // The first one alone, so that the others find its prompt in the cache; then some at a time.
@@ -348,7 +446,7 @@ impl Model {
             let streams = window.iter().map(start).collect::<Result<Vec<_>>>()?;
             for stream in streams {
                 let mut tokens = Vec::new();
-                for piece in stream {
+                for piece in stream.into_iter().flatten() {
                     tokens.extend(piece?.tokens);
                 }
                 let logprob = tokens.iter().filter_map(|t| t.logprob).map(f64::from).sum();
@@ -359,22 +457,28 @@ impl Model {
     }
 
     /// Logits behind each token of a prompt from position `from` on: `(prompt_len - from, vocab_size)`,
-    /// row-major. For measuring; a caller bounds the memory by the positions it asks for.
+    /// row-major. For measuring; a caller bounds the memory by the positions it asks for. The prefix cache is used as for
+    /// a request without a [`GenerateOptions::cache_salt`].
     ///
     /// # Errors
-    /// As [`Model::generate`]; [`Error::InvalidOption`] if `from` is behind the prompt.
+    /// As [`Model::generate`]; [`Error::InvalidOption`] if `from` is behind the prompt; [`Error::Allocation`] if there
+    /// is not the memory for so many.
     pub fn logits<'p>(&self, prompt: impl Into<Prompt<'p>>, from: usize) -> Result<Vec<f32>> {
+        self.inner.engine.expect_here()?;
         let tokens = self.encode(prompt.into(), false)?;
         self.check_length(tokens.len(), 0)?;
         if from >= tokens.len() {
             return Err(Error::option("from", format!("expected less than {}, got {from}", tokens.len())));
         }
-        let rows = tokens.len() - from;
-        let stream = self.submit(self.request(Task::Logits { from }, tokens))?;
-        let mut logits = Vec::with_capacity(rows * self.inner.config.vocab_size);
+        // Here, and whole: the engine only writes into it, and takes no memory that it may not get.
+        let values = (tokens.len() - from).saturating_mul(self.inner.config.vocab_size);
+        let mut request = self.request(Task::Logits { from }, tokens);
+        request.0.logits = vec_for("logits", values)?;
+        let stream = self.submit(request)?;
+        let mut logits = Vec::new();
         loop {
             match stream.receive()? {
-                Event::Logits(row) => logits.extend(row),
+                Event::Logits(all) => logits = all,
                 Event::Piece(piece) if piece.finish.is_some() => return Ok(logits),
                 Event::Piece(_) => {}
             }
@@ -414,18 +518,31 @@ impl Model {
         self.inner.chat.as_ref().is_some_and(ChatTemplate::is_present)
     }
 
-    /// The text of a conversation, by the model's own template: what transformers' `apply_chat_template` gives
-    /// without tools. With `add_generation_prompt` it ends where the assistant's answer begins.
+    /// The text of a conversation, by the model's own template: what transformers' `apply_chat_template` gives. With
+    /// `add_generation_prompt` it ends where the assistant's answer begins.
+    ///
+    /// Templates see what they see in transformers: messages with all their keys, without those that are null, and
+    /// Python's values. The text is the same, or there is an error that names what is not supported.
     ///
     /// The template is a program of the model's author. It runs with bounds on steps, memory and depth, and sees
-    /// nothing but the messages, the special tokens and, in UTC, the time.
+    /// nothing but the request, the special tokens and the local time.
     ///
     /// # Errors
     /// [`Error::ChatTemplate`] if the model has none, or it fails; [`Error::InvalidFile`] or [`Error::Io`] if the
-    /// file with it cannot be read; [`Error::InvalidOption`] without a message.
+    /// file with it cannot be read; [`Error::InvalidOption`] without a message, or for values that are too deep.
     pub fn chat_prompt(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let missing = || Error::ChatTemplate("this model has none".into());
-        self.inner.chat.as_ref().ok_or_else(missing)?.render(messages, add_generation_prompt)
+        self.chat_request_prompt(&whole_messages(messages, add_generation_prompt))
+    }
+
+    /// As [`Model::chat_prompt`], with tools, documents, and what else templates ask for.
+    ///
+    /// # Errors
+    /// As [`Model::chat_prompt`].
+    pub fn chat_request_prompt(&self, request: &ChatRequest) -> Result<String> {
+        match &self.inner.chat {
+            Some(chat) => chat.render(request),
+            None => Err(Error::ChatTemplate("this model has none".into())),
+        }
     }
 
     /// The tokens of [`Model::chat_prompt`], ready to be continued by [`Model::generate`]: special tokens are
@@ -438,7 +555,15 @@ impl Model {
     /// # Errors
     /// As [`Model::chat_prompt`], and [`Error::Tokenizer`].
     pub fn chat_tokens(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<u32>> {
-        self.tokenize(&self.chat_prompt(messages, add_generation_prompt)?, true)
+        self.chat_request_tokens(&whole_messages(messages, add_generation_prompt))
+    }
+
+    /// As [`Model::chat_tokens`], of [`Model::chat_request_prompt`].
+    ///
+    /// # Errors
+    /// As [`Model::chat_tokens`].
+    pub fn chat_request_tokens(&self, request: &ChatRequest) -> Result<Vec<u32>> {
+        self.tokenize(&self.chat_request_prompt(request)?, true)
     }
 
     /// Counters of the engine, at this moment.
@@ -487,18 +612,18 @@ impl Model {
         // Where it costs little, the error has the exact number.
         let mut watch = Watch::new(stop, context + context.max(COUNTED_TOKENS));
         let mut tokens = match prompt {
-            Prompt::Text(text) => match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
-                Ok(tokens) => tokens,
-                Err(Halt::Stopped(reason)) => return Ok(Err(reason)),
-                Err(Halt::TooMany(n)) => return Err(self.check_length(n, max_tokens).err().unwrap_or(Error::EmptyPrompt)),
-                Err(Halt::Failed(error)) => return Err(error),
-            },
+            Prompt::Text(text) => {
+                match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
+                    Ok(tokens) => tokens,
+                    Err(Halt::Stopped(reason)) => return Ok(Err(reason)),
+                    Err(Halt::TooMany(n)) => return Err(self.too_long(n, max_tokens)),
+                    Err(Halt::Failed(error)) => return Err(error),
+                }
+            }
             Prompt::Tokens(ids) => ids.to_vec(),
         };
-        let config = &self.inner.config;
         if tokens.is_empty() {
-            let start = config.bos_token_id.or(config.eos_token_ids.first().copied());
-            tokens.push(start.ok_or(Error::EmptyPrompt)?);
+            tokens.push(self.start_token().ok_or(Error::EmptyPrompt)?);
         }
         self.check_tokens("prompt", tokens.iter().copied())?;
         Ok(Ok(tokens))
@@ -514,14 +639,21 @@ impl Model {
     /// A request that ended before the engine saw it.
     fn ended(&self, reason: FinishReason, options: &GenerateOptions) -> Stream {
         let (request, events) = self.request(Task::Generate, Vec::new());
-        let finish = Some(Finish { reason, completion_tokens: 0, cached_tokens: 0 });
+        let finish = Some(Finish { reason, completion_tokens: 0, cached_tokens: 0, end_token: None });
         for index in 0..options.n {
             let piece = Piece { index, text: String::new(), tokens: Vec::new(), finish };
             // The other end is in this function.
             let _ = request.events.send(Ok(Event::Piece(piece)));
         }
         let (n, seed) = (options.n, options.seed.unwrap_or_else(random_seed));
+        let events = Local::new(events);
         Stream { model: self.clone(), events, dropped: request.dropped, n, open: n, seed, prompt_tokens: 0 }
+    }
+
+    /// The token in front of an empty text.
+    fn start_token(&self) -> Option<u32> {
+        let config = &self.inner.config;
+        config.bos_token_id.or(config.eos_token_ids.first().copied())
     }
 
     fn check_tokens(&self, option: &'static str, mut ids: impl Iterator<Item = u32>) -> Result<()> {
@@ -533,12 +665,13 @@ impl Model {
     }
 
     fn check_length(&self, prompt: usize, max_tokens: usize) -> Result<()> {
-        let requested = prompt.saturating_add(max_tokens);
-        let (context, what) = self.context();
-        if requested > context {
-            return Err(Error::TooLong { prompt, requested, limit: context, what });
-        }
-        Ok(())
+        let fits = prompt.saturating_add(max_tokens) <= self.context().0;
+        if fits { Ok(()) } else { Err(self.too_long(prompt, max_tokens)) }
+    }
+
+    fn too_long(&self, prompt: usize, max_tokens: usize) -> Error {
+        let (limit, what) = self.context();
+        Error::TooLong { prompt, requested: prompt.saturating_add(max_tokens), limit, what }
     }
 
     /// A request with everything off, and the receiving end of its events.
@@ -553,12 +686,15 @@ impl Model {
             sampling: SamplerParams::from(&GenerateOptions::greedy(0)),
             logprobs: None,
             stop: Vec::new().into(),
+            stop_token_ids: Vec::new(),
             seed: 0,
             ignore_eos: false,
+            cache_salt: None,
             submitted: Instant::now(),
             deadline: None,
             cancel: None,
             dropped: CancelToken::new(),
+            logits: Vec::new(),
             events,
         };
         (request, receiver)
@@ -568,6 +704,7 @@ impl Model {
         let (prompt_tokens, seed, n) = (request.prompt.len(), request.seed, request.n);
         let dropped = request.dropped.clone();
         self.inner.engine.submit(request)?;
+        let events = Local::new(events);
         Ok(Stream { model: self.clone(), events, dropped, n, open: n, seed, prompt_tokens })
     }
 }
@@ -587,7 +724,7 @@ impl fmt::Debug for Model {
 /// Dropping it cancels the request. An error is the last item.
 pub struct Stream {
     model: Model,
-    events: Receiver<Result<Event>>,
+    events: Local<Receiver<Result<Event>>>,
     dropped: CancelToken,
     n: usize,    // sequences
     open: usize, // of which have not ended
@@ -609,7 +746,12 @@ impl Stream {
     /// A generation of as many sequences, with no piece in it yet: for those who [`Generation::push`] the pieces
     /// themselves.
     pub fn generation(&self) -> Generation {
-        let choice = Choice { text: String::new(), tokens: Vec::new(), finish_reason: FinishReason::Length };
+        let choice = Choice {
+            text: String::new(),
+            tokens: Vec::new(),
+            finish_reason: FinishReason::Length,
+            end_token: None,
+        };
         let usage = Usage { prompt_tokens: self.prompt_tokens, ..Usage::default() };
         Generation { choices: vec![choice; self.n], seed: self.seed, usage }
     }
@@ -652,17 +794,17 @@ impl Stream {
         if self.open == 0 {
             return Poll::Ready(None);
         }
-        match self.events.recv_timeout(timeout) {
-            Ok(event) => Poll::Ready(self.pass(event)),
-            Err(RecvTimeoutError::Timeout) => Poll::Pending,
-            Err(RecvTimeoutError::Disconnected) => {
-                Poll::Ready(self.pass(Err(self.model.inner.engine.fault())))
-            }
-        }
+        let event = match self.events.get().map(|events| events.recv_timeout(timeout)) {
+            Ok(Ok(event)) => event,
+            Ok(Err(RecvTimeoutError::Timeout)) => return Poll::Pending,
+            Ok(Err(RecvTimeoutError::Disconnected)) => Err(self.model.inner.engine.fault()),
+            Err(forked) => Err(forked),
+        };
+        Poll::Ready(self.pass(event))
     }
 
     fn receive(&self) -> Result<Event> {
-        self.events.recv().unwrap_or_else(|_| Err(self.model.inner.engine.fault()))
+        self.events.get()?.recv().unwrap_or_else(|_| Err(self.model.inner.engine.fault()))
     }
 
     /// An event as an item; keeps count of what is open.
@@ -733,5 +875,36 @@ mod tests {
         assert_eq!(pieces, want);
         assert!(waits > 0, "the first step takes longer than no time");
         assert_eq!((stream.next_timeout(Duration::MAX), stream.next()), (Poll::Ready(None), None));
+    }
+
+    #[test]
+    fn a_deadline_and_a_cancel_reach_the_tokenizer() {
+        let model = Model::load("../examples/welm-nano", &LoadOptions::default()).unwrap();
+        let text = "春".repeat(500);
+        let cancel = CancelToken::new();
+        cancel.cancel();
+        let late = GenerateOptions { n: 2, deadline: Some(Duration::ZERO), ..GenerateOptions::default() };
+        let cancelled = GenerateOptions { n: 2, cancel: Some(cancel), ..GenerateOptions::default() };
+        for (options, want) in [(late, FinishReason::Deadline), (cancelled, FinishReason::Cancelled)] {
+            let answer = model.generate(text.as_str(), &options).unwrap();
+            let reasons: Vec<_> = answer.choices.iter().map(|c| (c.finish_reason, c.tokens.len())).collect();
+            assert_eq!(reasons, [(want, 0), (want, 0)]);
+        }
+        assert_eq!(model.stats().open, 0);
+    }
+
+    #[test]
+    fn a_prompt_that_must_be_too_long_is_refused_before_all_of_it_is_looked_at() {
+        let model = Model::load("../examples/welm-nano", &LoadOptions::default()).unwrap();
+        let limit = model.context().0;
+        for (n, exact) in [(limit + 1, true), (10_000_000, false)] {
+            match model.generate("\n".repeat(n).as_str(), &GenerateOptions::greedy(1)) {
+                Err(Error::TooLong { prompt, requested, .. }) => {
+                    assert_eq!((requested, prompt > limit), (prompt + 1, true));
+                    assert!(exact || prompt < n, "{prompt}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 }

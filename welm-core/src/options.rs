@@ -2,6 +2,7 @@
 //!
 //! Both are validated once, on entry; behind that the engine trusts them.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -235,9 +236,15 @@ pub struct LoadOptions {
     pub chunk_tokens: usize,
     /// Most sequences that run at once.
     pub max_running: usize,
-    /// Most sequences that wait; a request beyond it is refused with [`Error::QueueFull`].
+    /// Most sequences that wait; a request beyond it is refused with [`Error::QueueFull`], and one that has more
+    /// sequences by itself with [`Error::InvalidOption`].
     pub queue_limit: usize,
-    /// Whether blocks of equal prompt beginnings are kept and shared between requests.
+    /// Whether what was computed of a prompt's beginning is kept, and used by every later request that begins the same:
+    /// by all who use this model. Who may send requests can tell by their time, and by [`Usage::cached_tokens`], whether
+    /// another request began the same; where that must not be, give each tenant a
+    /// [`GenerateOptions::cache_salt`] of its own, or switch this off.
+    ///
+    /// [`Usage::cached_tokens`]: crate::Usage::cached_tokens
     pub prefix_cache: bool,
     /// Whether weights that could be read where they lie in the mapped file are copied into memory of the process
     /// instead (on the CPU; a CUDA device has them in its own anyway). Loading takes as long as reading the file, and
@@ -248,6 +255,17 @@ pub struct LoadOptions {
     pub memory_limit: Option<u64>,
     /// Called while weights are read or quantised.
     pub progress: Option<ProgressFn>,
+    /// Whether a model may have tensors that nothing reads, such as heads for other tasks; the log tells them. By default
+    /// they are an error, because a norm, a bias or an adapter that is left out gives another model.
+    pub allow_unread_tensors: bool,
+    /// Whether a mapped file that is truncated while the model uses it is an [`Error::InvalidFile`] of the model's
+    /// requests, instead of a SIGBUS that ends the process. For that a handler of the process is installed, once, at the
+    /// first load that asks for it, in front of the one that is there: faults in welm's maps are its, all others go where
+    /// they went before. It costs nothing until there is a fault. Without it, [`LoadOptions::copy_weights`] makes a
+    /// loaded model independent of its file. Linux only; elsewhere this changes nothing.
+    ///
+    /// A file that is *changed* without being truncated cannot be told, nor one that ends within the same page.
+    pub guard_mapped_files: bool,
 }
 
 impl Default for LoadOptions {
@@ -268,6 +286,8 @@ impl Default for LoadOptions {
             copy_weights: false,
             memory_limit: None,
             progress: None,
+            allow_unread_tensors: false,
+            guard_mapped_files: true,
         }
     }
 }
@@ -289,6 +309,8 @@ impl fmt::Debug for LoadOptions {
             .field("prefix_cache", &self.prefix_cache)
             .field("copy_weights", &self.copy_weights)
             .field("memory_limit", &self.memory_limit)
+            .field("allow_unread_tensors", &self.allow_unread_tensors)
+            .field("guard_mapped_files", &self.guard_mapped_files)
             .finish_non_exhaustive()
     }
 }
@@ -365,7 +387,8 @@ pub struct GenerateOptions {
     /// Added to the logits of these tokens, before the penalties: from -100 to 100, or -infinity, which rules a token
     /// out. Those of a token that is here several times add up.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Strings that end a sequence; never part of the text.
+    /// Strings that end a sequence; never part of the text. One may spell special tokens, which texts leave out:
+    /// `<|im_end|>` ends a sequence at that token, and `\n<|im_end|>` at a line's end before it.
     pub stop: Vec<String>,
     /// How many likeliest alternatives are reported with each token's log-probability; `None` reports nothing.
     pub logprobs: Option<usize>,
@@ -377,8 +400,20 @@ pub struct GenerateOptions {
     pub cancel: Option<CancelToken>,
     /// Whether special tokens written in the prompt (`<|endoftext|>`) are special; otherwise they are text.
     pub parse_special: bool,
-    /// Whether the end-of-text token is ignored, so that exactly `max_tokens` are generated.
+    /// Whether the model's end tokens are ignored, so that exactly `max_tokens` are generated, unless a stop string or
+    /// one of [`GenerateOptions::stop_token_ids`] ends the text before.
     pub ignore_eos: bool,
+    /// Tokens that end a sequence as the model's own end tokens do, with [`FinishReason::Stop`], and with `ignore_eos`,
+    /// too. Like those they are part of neither text nor tokens; [`Finish::end_token`] tells which it was.
+    ///
+    /// [`FinishReason::Stop`]: crate::FinishReason::Stop
+    /// [`Finish::end_token`]: crate::Finish::end_token
+    pub stop_token_ids: Vec<u32>,
+    /// Shares what was computed of prompts' beginnings only with requests of the same salt, of 1 to 256 bytes: a secret
+    /// for each tenant keeps tenants from finding out each other's prompts by time or by
+    /// [`Usage::cached_tokens`](crate::Usage::cached_tokens). `None` shares with all others that have none. It changes no
+    /// text.
+    pub cache_salt: Option<String>,
 }
 
 impl Default for GenerateOptions {
@@ -402,6 +437,8 @@ impl Default for GenerateOptions {
             cancel: None,
             parse_special: false,
             ignore_eos: false,
+            stop_token_ids: Vec::new(),
+            cache_salt: None,
         }
     }
 }
@@ -411,8 +448,10 @@ impl GenerateOptions {
     pub const MAX_LOGPROBS: usize = 100;
     /// The most sequences of one request.
     pub const MAX_N: usize = 128;
-    /// The most stop strings, and the most bytes of each.
+    /// The most stop strings, the most bytes of each, and the most stop tokens.
     pub const MAX_STOP: usize = 256;
+    /// The most bytes of a `cache_salt`.
+    pub const MAX_CACHE_SALT: usize = 256;
 
     /// Greedy decoding of `max_tokens` tokens, the rest at their defaults.
     pub fn greedy(max_tokens: usize) -> Self {
@@ -448,9 +487,11 @@ impl GenerateOptions {
         if self.n == 0 || self.n > Self::MAX_N {
             return Err(Error::option("n", format!("expected 1 to {}, got {}", Self::MAX_N, self.n)));
         }
-        if self.logprobs.is_some_and(|k| k > Self::MAX_LOGPROBS) {
-            let reason = format!("expected at most {}, got {:?}", Self::MAX_LOGPROBS, self.logprobs);
-            return Err(Error::option("logprobs", reason));
+        if let Some(k) = self.logprobs.filter(|&k| k > Self::MAX_LOGPROBS) {
+            return Err(Error::option(
+                "logprobs",
+                format!("expected at most {}, got {k}", Self::MAX_LOGPROBS),
+            ));
         }
         if self.stop.len() > Self::MAX_STOP {
             let reason = format!("expected at most {} strings, got {}", Self::MAX_STOP, self.stop.len());
@@ -461,6 +502,41 @@ impl GenerateOptions {
                 let reason = format!("expected 1 to {} bytes, got {}", Self::MAX_STOP, stop.len());
                 return Err(Error::option("stop", reason));
             }
+        }
+        if self.stop_token_ids.len() > Self::MAX_STOP {
+            let reason =
+                format!("expected at most {} tokens, got {}", Self::MAX_STOP, self.stop_token_ids.len());
+            return Err(Error::option("stop_token_ids", reason));
+        }
+        match &self.cache_salt {
+            Some(salt) if salt.is_empty() || salt.len() > Self::MAX_CACHE_SALT => {
+                let reason = format!("expected 1 to {} bytes, got {}", Self::MAX_CACHE_SALT, salt.len());
+                Err(Error::option("cache_salt", reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks what depends on the model: that tokens are its own, and that some are left to choose from.
+    pub(crate) fn validate_tokens(&self, vocab_size: usize, has_tokenizer: bool) -> Result<()> {
+        let biased = self.logit_bias.iter().map(|(id, _)| id);
+        for (option, id) in biased
+            .map(|id| ("logit_bias", id))
+            .chain(self.stop_token_ids.iter().map(|id| ("stop_token_ids", id)))
+        {
+            if *id as usize >= vocab_size {
+                return Err(Error::option(option, format!("expected tokens below {vocab_size}, got {id}")));
+            }
+        }
+        let out = self.logit_bias.iter().filter(|(_, bias)| *bias == f32::NEG_INFINITY).map(|(id, _)| *id);
+        // Fewer entries than tokens cannot rule out all.
+        if self.logit_bias.len() >= vocab_size && out.collect::<HashSet<u32>>().len() == vocab_size {
+            let reason = format!("expected to leave a token to choose, got -inf for all {vocab_size}");
+            return Err(Error::option("logit_bias", reason));
+        }
+        if !self.stop.is_empty() && !has_tokenizer {
+            let reason = "expected none, since the model has no tokenizer, and so no text that could match; use stop_token_ids";
+            return Err(Error::option("stop", reason));
         }
         Ok(())
     }
@@ -485,6 +561,9 @@ mod tests {
             GenerateOptions { n: 1000, ..Default::default() },
             GenerateOptions { logprobs: Some(101), ..Default::default() },
             GenerateOptions { stop: vec![String::new()], ..Default::default() },
+            GenerateOptions { stop_token_ids: vec![0; 257], ..Default::default() },
+            GenerateOptions { cache_salt: Some(String::new()), ..Default::default() },
+            GenerateOptions { cache_salt: Some("é".repeat(129)), ..Default::default() },
         ];
         let names = [
             "temperature",
@@ -499,6 +578,9 @@ mod tests {
             "n",
             "logprobs",
             "stop",
+            "stop_token_ids",
+            "cache_salt",
+            "cache_salt",
         ];
         for (options, name) in bad.iter().zip(names) {
             match options.validate() {
@@ -506,6 +588,8 @@ mod tests {
                 other => panic!("{name}: {other:?}"),
             }
         }
+        let many = GenerateOptions { logprobs: Some(101), ..Default::default() }.validate().unwrap_err();
+        assert_eq!(many.to_string(), "option `logprobs`: expected at most 100, got 101");
         assert!(GenerateOptions::default().validate().is_ok());
         assert!(LoadOptions::default().validate().is_ok());
         assert!(LoadOptions { chunk_tokens: 0, ..Default::default() }.validate().is_err());

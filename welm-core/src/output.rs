@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// A stop string was generated.
+    /// A stop string was generated, or one of `stop_token_ids`.
     Stop,
     /// The model ended the text.
     EndOfText,
@@ -76,6 +76,9 @@ pub struct Finish {
     pub completion_tokens: usize,
     /// Prompt tokens that were found in the prefix cache.
     pub cached_tokens: usize,
+    /// The token that ended it by itself: an end token of the model, or one of `stop_token_ids`. It is no part of text
+    /// and tokens. `None` if it ended otherwise.
+    pub end_token: Option<u32>,
 }
 
 /// One generated sequence.
@@ -87,6 +90,8 @@ pub struct Choice {
     pub tokens: Vec<Token>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// The token that ended it by itself; see [`Finish::end_token`].
+    pub end_token: Option<u32>,
 }
 
 /// Tokens that a request used.
@@ -128,6 +133,7 @@ impl Generation {
         choice.tokens.extend(tokens);
         if let Some(finish) = finish {
             choice.finish_reason = finish.reason;
+            choice.end_token = finish.end_token;
             self.usage.completion_tokens += finish.completion_tokens;
             self.usage.cached_tokens = self.usage.cached_tokens.max(finish.cached_tokens);
         }

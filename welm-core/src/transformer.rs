@@ -7,6 +7,7 @@
 //!
 //! It does arithmetic and makes no policy; all of its memory is [`Scratch`], allocated at load.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::backend::{Backend, Limits, Role};
@@ -46,6 +47,7 @@ impl<B: Backend> Weights<B> {
         let config = &source.config;
         let mut linear = |backend: &mut B, name: &str| -> Result<B::Linear> {
             let part = source.linear(name)?;
+            part.check_scales()?;
             let bytes = part.stored_bytes();
             let loaded = backend.load_linear(part)?;
             done(bytes)?;
@@ -133,33 +135,74 @@ pub(crate) fn forward<B: Backend>(
     batch: &Batch,
 ) -> Result<()> {
     ops.begin(batch)?;
-    ops.repeat(batch, |ops| {
-        ops.embed(&mut s.x, &weights.embed, batch)?; // (n, dim)
-        let last = weights.layers.len() - 1;
-        for ((l, layer), kv) in weights.layers.iter().enumerate().zip(&mut kv.layers) {
-            ops.norm(&mut s.h, &s.x, &layer.attn_norm)?; // (n, dim)
-            ops.linear(&mut s.qkv, &s.h, &layer.qkv)?; // (n, (n_heads + 2 * n_kv_heads) * head_dim)
-            ops.rope_and_cache(&mut s.qkv, kv, batch)?; // turns q, k; writes k, v
-            ops.attention(&mut s.att, &s.qkv, kv, batch)?; // (n, n_heads * head_dim)
-            if B::KEEPS && l == last {
-                ops.keep(&mut s.x, &batch.wanted)?; // from here on n is the number of wanted rows
-                ops.keep(&mut s.att, &batch.wanted)?;
-                if batch.wanted.is_empty() {
-                    break;
-                }
+    ops.repeat(batch, |ops| layers(ops, weights, kv, s, batch, |_, _| Ok(())))
+}
+
+/// The embedding and all layers; `after` sees the residual stream after each of them.
+fn layers<B: Backend>(
+    ops: &mut B,
+    weights: &Weights<B>,
+    kv: &mut KvCache<B>,
+    s: &mut Scratch<B>,
+    batch: &Batch,
+    mut after: impl FnMut(&mut B, &mut B::Buffer) -> Result<()>,
+) -> Result<()> {
+    ops.embed(&mut s.x, &weights.embed, batch)?; // (n, dim)
+    after(ops, &mut s.x)?;
+    let last = weights.layers.len() - 1;
+    for ((l, layer), kv) in weights.layers.iter().enumerate().zip(&mut kv.layers) {
+        ops.norm(&mut s.h, &s.x, &layer.attn_norm)?; // (n, dim)
+        ops.linear(&mut s.qkv, &s.h, &layer.qkv)?; // (n, (n_heads + 2 * n_kv_heads) * head_dim)
+        ops.rope_and_cache(&mut s.qkv, kv, batch)?; // turns q, k; writes k, v
+        ops.attention(&mut s.att, &s.qkv, kv, batch)?; // (n, n_heads * head_dim)
+        if B::KEEPS && l == last {
+            ops.keep(&mut s.x, &batch.wanted)?; // from here on n is the number of wanted rows
+            ops.keep(&mut s.att, &batch.wanted)?;
+            if batch.wanted.is_empty() {
+                break;
             }
-            if weights.parallel_residual {
-                ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
-                ops.linear_add(&mut s.x, &s.att, &layer.out)?;
-            } else {
-                ops.linear_add(&mut s.x, &s.att, &layer.out)?; // (n, dim)
-                ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?;
-            }
-            ops.linear_activate(&mut s.act, &mut s.gates, &s.h, &layer.up, weights.activation)?; // (n, hidden_dim)
-            ops.linear_add(&mut s.x, &s.act, &layer.down)?; // (n, dim)
         }
+        if weights.parallel_residual {
+            ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
+            ops.linear_add(&mut s.x, &s.att, &layer.out)?;
+        } else {
+            ops.linear_add(&mut s.x, &s.att, &layer.out)?; // (n, dim)
+            ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?;
+        }
+        ops.linear_activate(&mut s.act, &mut s.gates, &s.h, &layer.up, weights.activation)?; // (n, hidden_dim)
+        ops.linear_add(&mut s.x, &s.act, &layer.down)?; // (n, dim)
+        after(ops, &mut s.x)?;
+    }
+    Ok(())
+}
+
+/// Where values stopped being finite in the rows of the batch that `forward` has computed last, for each owner of rows:
+/// how many layers were behind it (0 is the embedding), and the row. The batch is computed once more, with the same bits.
+/// An owner whose residual stream is finite to its end is not among them.
+pub(crate) fn origins<B: Backend>(
+    ops: &mut B,
+    weights: &Weights<B>,
+    kv: &mut KvCache<B>,
+    s: &mut Scratch<B>,
+    batch: &Batch,
+    owners: &[Option<usize>], // (n)
+) -> Result<HashMap<usize, (usize, usize)>> {
+    let (mut stage, mut found) = (0, HashMap::new());
+    ops.begin(batch)?;
+    layers(ops, weights, kv, s, batch, |ops, x| {
+        let kept = B::KEEPS && stage == weights.layers.len(); // of all rows, the wanted ones
+        let n = if kept { batch.wanted.len() } else { batch.len() };
+        let values = ops.read(x)?; // (n, dim)
+        for (at, values) in values.chunks(values.len() / n).enumerate() {
+            let row = if kept { batch.wanted[at] as usize } else { at };
+            if let Some(owner) = owners[row].filter(|_| values.iter().any(|x| !x.is_finite())) {
+                found.entry(owner).or_insert((stage, row));
+            }
+        }
+        stage += 1;
         Ok(())
-    })
+    })?;
+    Ok(found)
 }
 
 /// Logits of some of the wanted rows of the batch that `forward` has computed: `(some.len(), vocab_size)`, at most
@@ -178,7 +221,7 @@ pub(crate) fn logits<'s, B: Backend>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::alloc::{GlobalAlloc, Layout, System};
     use std::cell::Cell;
     use std::path::Path;
@@ -189,6 +232,23 @@ mod tests {
 
     thread_local! {
         static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+        /// Bytes that are allocated, and the most that were.
+        static BYTES: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
+    }
+
+    fn count(bytes: isize) {
+        let _ = BYTES.try_with(|counts| {
+            let (now, most) = counts.get();
+            counts.set((now + bytes, most.max(now + bytes)));
+        });
+    }
+
+    /// The most bytes that this thread had allocated at once while it did this, beyond those it had before.
+    pub(crate) fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
+        let before = BYTES.get().0;
+        BYTES.set((before, before));
+        let result = work();
+        (result, (BYTES.get().1 - before) as usize)
     }
 
     struct Counting;
@@ -197,10 +257,12 @@ mod tests {
     unsafe impl GlobalAlloc for Counting {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+            count(layout.size() as isize);
             // SAFETY: the caller's promise.
             unsafe { System.alloc(layout) }
         }
         unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+            count(-(layout.size() as isize));
             // SAFETY: the caller's promise.
             unsafe { System.dealloc(p, layout) }
         }
@@ -215,7 +277,7 @@ mod tests {
             [("llama_gqa", Dtype::F32), ("neox_parallel", Dtype::Bf16), ("neox_odd", Dtype::Int8)]
         {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(fixture);
-            let source = Source::open(&folder, None).unwrap();
+            let source = Source::open(&folder, None, false).unwrap();
             // One thread, so that this thread's count is everybody's.
             let options = LoadOptions { threads: Some(1), dtype, ..LoadOptions::default() };
             let limits = Limits { max_rows: 8, max_logit_rows: 2, max_context: 64, n_blocks: 4 };

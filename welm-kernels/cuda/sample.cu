@@ -7,8 +7,9 @@
 //                     largest whose weights reach top_p of their sum; of those, in descending order, the
 //                     first with which the running sum exceeds uniform * their sum
 //
-// Of equal logits the lower index comes first, everywhere. NaN is -inf: never taken; a row with nothing else
-// gives token 0. +inf counts as the largest f32.
+// Of equal logits the lower index comes first, everywhere. Logits of a broken model: top_k gives NaN and +inf as the
+// largest f32, so that whoever reads the candidates sees them. argmax never takes NaN. A row of nothing but -inf gives
+// token 0.
 //
 // top_k: a block has 8,192 logits in registers and leaves the k largest, a second kernel chooses among these;
 // logits are read once, and one row occupies up to 128 multiprocessors. A block chooses by binary search for
@@ -195,7 +196,7 @@ KERNEL(top_k_chunks, TopKParams, 512, 1) {
     float max = minus_infinity();
 #pragma unroll
     for (uint32_t i = 0; i < VALUES; ++i) {
-        x[i] = x[i] >= -LARGEST ? fminf(x[i], LARGEST) : minus_infinity();  // NaN is not
+        x[i] = x[i] < -LARGEST ? minus_infinity() : fminf(x[i], LARGEST);  // of NaN, too, that is LARGEST
         max = fmaxf(max, x[i]);
     }
     max = block_max(max, shared.maxima);

@@ -1,7 +1,7 @@
 //! Logits to tokens (`cuda/sample.cu`).
 //!
-//! Of equal logits the lower token comes first. NaN is -inf: never taken; a row with nothing else gives token
-//! 0. +inf counts as the largest f32.
+//! Of equal logits the lower token comes first. [`top_k`] gives NaN and +inf as the largest f32, so that whoever reads
+//! the candidates sees them; [`argmax`] never takes NaN. A row of nothing but -inf gives token 0.
 
 use crate::device::{Buffer, Device, Element};
 use crate::driver::{Grid, Kernel, Ptr};

@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use welm_core::{CancelToken, Error, Generation, Result, Stream};
 
 use crate::error::{OrRaise, forked};
+use crate::exit::detached;
 
 /// How long a signal may go unseen.
 pub(crate) const TICK: Duration = Duration::from_millis(20);
@@ -49,10 +50,10 @@ impl<T: Send> Drop for Owned<T> {
             return;
         }
         let mut value = Some(value);
-        // Where the interpreter is gone, there is no GIL to release, and `value` is dropped behind this.
+        // Where the interpreter is gone, there is no GIL to release, and `value` is dropped after this.
         Python::try_attach(|py| {
             let value = value.take();
-            py.detach(move || drop(value));
+            detached(py, move || drop(value));
         });
     }
 }
@@ -77,7 +78,7 @@ pub(crate) fn collect(py: Python<'_>, mut stream: Stream) -> PyResult<Generation
         }
     };
     loop {
-        match py.detach(&mut wait_a_tick) {
+        match detached(py, &mut wait_a_tick) {
             Poll::Ready(done) => {
                 done.or_raise(py)?;
                 return Ok(generation);
@@ -98,10 +99,13 @@ pub(crate) fn wait_aside<T: Send + 'static>(
     let stopped = stop.clone();
     let worker = thread::Builder::new().name("welm-wait".into()).spawn(move || {
         let _ = done.send(work(&stopped)); // nobody listens any more if it was stopped
-    })?;
+    });
+    let worker = worker
+        .map_err(|e| Error::Unavailable { what: "thread".into(), reason: e.to_string() })
+        .or_raise(py)?;
     loop {
         let result = &mut result;
-        match py.detach(move || result.recv_timeout(TICK)) {
+        match detached(py, move || result.recv_timeout(TICK)) {
             Ok(value) => return value.or_raise(py),
             Err(RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| stop.cancel())?,
             Err(RecvTimeoutError::Disconnected) => {

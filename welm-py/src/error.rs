@@ -2,6 +2,7 @@
 //! program may want as attributes.
 
 use pyo3::IntoPyObjectExt;
+use pyo3::panic::PanicException;
 use pyo3::prelude::*;
 use welm_core::Error;
 
@@ -35,12 +36,14 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         Error::TooLong { .. } => "TooLong",
         Error::EmptyPrompt => "EmptyPrompt",
         Error::QueueFull { .. } => "QueueFull",
-        Error::OutOfMemory { .. } => "OutOfMemory",
+        Error::OutOfMemory { .. } | Error::Allocation { .. } => "OutOfMemory",
         Error::Unavailable { .. } => "Unavailable",
         Error::Device(_) => "DeviceError",
         Error::DeviceLost(_) => "DeviceLost",
         Error::EngineStopped(_) => "EngineStopped",
         Error::LoadCancelled => "Cancelled",
+        Error::NotFinite { .. } => "NotFinite",
+        Error::Forked => "ForkError",
         _ => "Error",
     };
     let raised = raised(py, class, &error.to_string())?;
@@ -70,10 +73,38 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             set("available", available.into_py_any(py)?)?;
             set("fitting_cache_tokens", fitting_cache_tokens.into_py_any(py)?)?;
         }
+        // Of a single piece of memory, whose size is all that is known.
+        Error::Allocation { bytes, .. } => {
+            set("required", bytes.into_py_any(py)?)?;
+            for name in ["weights", "cache", "scratch", "available", "fitting_cache_tokens"] {
+                set(name, py.None())?;
+            }
+        }
         Error::Unavailable { what, .. } => set("what", what.into_py_any(py)?)?,
+        Error::NotFinite { position, got, began } => {
+            set("position", position.into_py_any(py)?)?;
+            set("got", got.into_py_any(py)?)?;
+            set("began", began.into_py_any(py)?)?;
+        }
         _ => {}
     }
     Ok(PyErr::from_value(raised))
+}
+
+/// Makes a panic an error of this package: `welm.InternalError`.
+///
+/// PyO3 turns a panic in any function, its conversions of arguments included, into its `PanicException`, which is no
+/// `Exception`. This library has that class to itself, and gives it another base and a name.
+pub(crate) fn start(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    let class = py.get_type::<PanicException>();
+    class.setattr("__bases__", (py.import("welm._errors")?.getattr("Error")?,))?;
+    class.setattr("__name__", "InternalError")?;
+    class.setattr("__qualname__", "InternalError")?;
+    class.setattr("__module__", "welm")?;
+    let doc = "A fault of this package: a panic in its Rust code. The call has ended; the message says where to look.";
+    class.setattr("__doc__", doc)?;
+    module.add("InternalError", class)
 }
 
 /// An exception of `welm._errors` with this message.

@@ -1,25 +1,30 @@
 //! Python interface of the welm engine: `welm._welm`, the part of the package `welm` that is Rust.
 //!
 //! Nothing is decided here. Arguments become the core's options, results become dataclasses, errors become
-//! exceptions; what is Python's own, the GIL, signals, `fork` and `asyncio`, is in `engine` and `request`.
+//! exceptions; what is Python's own, the GIL, signals, `fork`, `asyncio` and the interpreter's end, is in `engine`,
+//! `request` and `exit`.
 
+mod argument;
 mod cancel;
+mod chat;
 mod engine;
 mod error;
+mod exit;
 mod log;
 mod model;
 mod options;
 mod output;
+mod prompt;
 mod request;
 mod stream;
 
 /// The Rust part of the package `welm`.
 #[pyo3::pymodule]
 mod _welm {
-    use std::path::PathBuf;
-
     use pyo3::prelude::*;
 
+    use crate::argument::Argument;
+    use crate::exit::{detached, enter};
     use crate::options::Progress;
 
     #[pymodule_export]
@@ -38,8 +43,10 @@ mod _welm {
     use crate::stream::Stream;
 
     #[pymodule_init]
-    fn init() {
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::exit::start(module.py())?;
         crate::log::start();
+        crate::error::start(module)
     }
 
     #[pymodule_export]
@@ -53,9 +60,16 @@ mod _welm {
     /// not left behind.
     #[pyfunction]
     #[pyo3(signature = (src, dst, /, *, progress = None))]
-    fn quantize(py: Python<'_>, src: PathBuf, dst: PathBuf, progress: Option<Py<PyAny>>) -> PyResult<()> {
-        let progress = Progress::new(progress);
-        let done = py.detach(|| welm_core::quantize(&src, &dst, |p| progress.report(p)));
+    fn quantize(
+        py: Python<'_>,
+        src: &Bound<'_, PyAny>,
+        dst: &Bound<'_, PyAny>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let _inside = enter(py);
+        let (src, dst) = (Argument::new("src", src).path()?, Argument::new("dst", dst).path()?);
+        let progress = Progress::new(progress)?;
+        let done = detached(py, || welm_core::quantize(&src, &dst, |p| progress.report(p)));
         progress.finish(py, done)
     }
 }

@@ -1,18 +1,20 @@
 //! `welm.Model`.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
 use welm_core::{self as core, Error};
 
+use crate::argument::Argument;
+use crate::chat::{ChatArguments, Continue};
 use crate::engine::{Owned, collect, wait_aside};
 use crate::error::{OrRaise, exception};
+use crate::exit::{detached, enter};
 use crate::log;
-use crate::options::{OnePrompt, Progress, Prompts, generate_options, load_options, model_path, tokens};
+use crate::options::{self, Progress, generate_options, load_options, model_path};
 use crate::output;
+use crate::prompt::{OnePrompt, Prompts};
 use crate::request::Request;
 use crate::stream::Stream;
 
@@ -50,7 +52,11 @@ const SCORE_WINDOW: usize = 1 + 2 * 16;
 /// - ``prefix_cache``: whether equal beginnings of prompts are shared.
 /// - ``copy_weights``: whether weights are copied out of the mapped file into memory of the process, in huge pages; the
 ///   file may then be changed, and several sequences at once are faster, but loading takes as long as reading.
+/// - ``guard_mapped_files``: whether a mapped file that is truncated while the model uses it is
+///   :class:`welm.InvalidFile` instead of the end of the process; installs a handler of SIGBUS, once (Linux only).
 /// - ``memory_limit``: most bytes that weights, cache and scratch may take; ``None``: what the machine has available.
+/// - ``allow_unread_tensors``: whether a model may have tensors that nothing reads, such as heads for other tasks, which
+///   the log then tells; otherwise they are an error.
 /// - ``progress``: called with the bytes done and in all; ``False`` ends the loading with :class:`welm.Cancelled`.
 #[pyclass(frozen, module = "welm", weakref)]
 pub(crate) struct Model {
@@ -59,12 +65,12 @@ pub(crate) struct Model {
 
 /// The last keyword argument of loading.
 fn take_progress(options: Option<&Bound<'_, PyDict>>) -> PyResult<Progress> {
-    let Some(options) = options else { return Ok(Progress::new(None)) };
-    let call = options.get_item("progress")?.filter(|call| !call.is_none());
-    if options.contains("progress")? {
+    let Some(options) = options else { return Progress::new(None) };
+    let call = options.get_item("progress")?;
+    if call.is_some() {
         options.del_item("progress")?;
     }
-    Ok(Progress::new(call.map(Bound::unbind)))
+    Progress::new(call.as_ref())
 }
 
 #[pymethods]
@@ -74,14 +80,21 @@ impl Model {
         signature = (path = None, **options),
         text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
             activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
-            queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None, progress=None)"
+            queue_limit=1024, prefix_cache=True, copy_weights=False, guard_mapped_files=True, memory_limit=None, \
+            allow_unread_tensors=False, \
+            progress=None)"
     )]
-    fn new(py: Python<'_>, path: Option<PathBuf>, options: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        path: Option<&Bound<'_, PyAny>>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let _inside = enter(py);
         let progress = take_progress(options)?;
         let mut load = load_options("Model", options)?;
         load.progress = Some(progress.callback());
         let path = model_path(py, path)?;
-        let loaded = py.detach(|| core::Model::load(&path, &load));
+        let loaded = detached(py, || core::Model::load(&path, &load));
         let model = Model { core: Owned::new(progress.finish(py, loaded)?) };
         log::flush(py)?;
         Ok(model)
@@ -106,35 +119,40 @@ impl Model {
     /// - ``logit_bias``: numbers to add to the logits of tokens, by id; ``-math.inf`` rules a token out.
     /// - ``n``: sequences; the prompt is computed once.
     /// - ``echo``: the prompt is part of the text, and of the log-probabilities.
-    /// - ``stop``: a string or several that end the text and are not part of it.
+    /// - ``stop``: a string or several that end the text and are not part of it; they may spell special tokens.
     /// - ``logprobs``: how many likeliest alternatives each token comes with; ``None``: no log-probabilities.
     /// - ``seed``: the same seed gives the same text; ``None`` draws one, and the result has it.
     /// - ``deadline``: seconds, or a ``timedelta``, after which the text ends with what there is.
     /// - ``cancel``: a :class:`welm.CancelToken`.
     /// - ``parse_special``: whether special tokens written in the prompt are special.
     /// - ``ignore_eos``: whether the model may not end the text.
+    /// - ``stop_token_ids``: tokens that end the text as the model's own end tokens do, with ``ignore_eos``, too.
+    /// - ``cache_salt``: a text; what was computed of prompts' beginnings is shared only with requests of the same salt.
+    ///   Give each tenant one of its own where tenants must not find out each other's prompts by time or
+    ///   ``usage.cached_tokens``; ``None`` shares with all that have none.
     ///
     /// Raises :class:`welm.InvalidOption`, :class:`welm.TooLong`, :class:`welm.EmptyPrompt`,
-    /// :class:`welm.TokenizerError`, :class:`welm.QueueFull`, :class:`welm.DeviceError`,
+    /// :class:`welm.TokenizerError`, :class:`welm.QueueFull`, :class:`welm.NotFinite`, :class:`welm.DeviceError`,
     /// :class:`welm.EngineStopped`. Ctrl-C cancels.
     #[pyo3(
         signature = (prompt, /, **options),
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
             logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False)"
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
     )]
     fn generate<'py>(
         &self,
         py: Python<'py>,
-        prompt: Prompts,
+        prompt: &Bound<'py, PyAny>,
         options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         let model = self.core.get(py)?;
         let options = generate_options("generate", options)?;
-        match prompt {
+        match Prompts::new(model, prompt)? {
             Prompts::One(prompt) => {
-                let stream = py.detach(|| model.stream(prompt.as_prompt(), &options)).or_raise(py)?;
+                let stream = detached(py, || prompt.stream(model, &options)).or_raise(py)?;
                 output::generation(py, model, &collect(py, stream)?)
             }
             Prompts::Many(prompts) => {
@@ -156,17 +174,19 @@ impl Model {
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
             logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False)"
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
     )]
     fn stream(
         &self,
         py: Python<'_>,
-        prompt: OnePrompt,
+        prompt: &Bound<'_, PyAny>,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Stream> {
+        let _inside = enter(py);
         let model = self.core.get(py)?;
         let options = generate_options("stream", options)?;
-        let stream = py.detach(|| model.stream(prompt.as_prompt(), &options)).or_raise(py)?;
+        let prompt = OnePrompt::new(model, prompt)?;
+        let stream = detached(py, || prompt.stream(model, &options)).or_raise(py)?;
         Ok(Stream::new(model.clone(), stream))
     }
 
@@ -185,7 +205,7 @@ impl Model {
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
             logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False)"
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
     )]
     fn generate_async<'py>(
         this: &Bound<'py, Self>,
@@ -193,10 +213,11 @@ impl Model {
         options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = this.py();
+        let _inside = enter(py);
         let (model, options) = (this.get().core.get(py)?, generate_options("generate_async", options)?);
         let submit = |prompt| Submit::new(model.clone(), prompt, options.clone(), true);
         let asyncio = py.import("welm._aio")?;
-        match prompt.extract::<Prompts>()? {
+        match Prompts::new(model, prompt)? {
             Prompts::One(prompt) => asyncio.getattr("generate")?.call1((submit(prompt),)),
             Prompts::Many(prompts) => {
                 let submits = prompts.into_iter().map(submit).collect::<Vec<_>>();
@@ -220,21 +241,27 @@ impl Model {
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
             logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False)"
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
     )]
     fn stream_async<'py>(
         &self,
         py: Python<'py>,
-        prompt: OnePrompt,
+        prompt: &Bound<'py, PyAny>,
         options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let model = self.core.get(py)?.clone();
+        let _inside = enter(py);
+        let model = self.core.get(py)?;
         let options = generate_options("stream_async", options)?;
-        let submit = Submit::new(model, prompt, options, false);
+        let submit = Submit::new(model.clone(), OnePrompt::new(model, prompt)?, options, false);
         py.import("welm._aio")?.getattr("AsyncStream")?.call1((submit,))
     }
 
     /// Log-likelihoods of given continuations of a prompt, in their order.
+    ///
+    /// A continuation's tokens are those of prompt and continuation together after what they share with the prompt's
+    /// own; each has a probability. If nothing is shared, since the prompt is empty or the two meet inside its only token,
+    /// the context is the token that starts a text, or else the first end token. An empty continuation has no tokens, and
+    /// the logarithm 0 of a certainty; another one without tokens is :class:`welm.InvalidOption`.
     ///
     /// >>> likely, unlikely = model.score("床前明月光，", ["疑是地上霜。", "一二三四五。"])
     /// >>> likely.logprob < 0
@@ -243,13 +270,17 @@ impl Model {
     fn score<'py>(
         &self,
         py: Python<'py>,
-        prompt: String,
-        continuations: Vec<String>,
+        prompt: &Bound<'py, PyAny>,
+        continuations: &Bound<'py, PyAny>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let _inside = enter(py);
         let model = self.core.get(py)?;
+        let prompt = Argument::new("prompt", prompt).text()?;
+        let continuations =
+            Argument::new("continuations", continuations).texts("a sequence of str", usize::MAX)?;
         let shared = model.clone();
         let scores = wait_aside(py, move |stop| {
-            let mut scores = Vec::with_capacity(continuations.len());
+            let mut scores = Vec::new();
             for window in continuations.chunks(SCORE_WINDOW).take_while(|_| !stop.is_cancelled()) {
                 scores.extend(shared.score(&prompt, window)?);
             }
@@ -263,12 +294,27 @@ impl Model {
     ///
     /// >>> model.logits("床前明月光，").shape[1] == model.config.vocab_size
     /// True
-    #[pyo3(signature = (prompt, /, from_ = 0))]
-    fn logits<'py>(&self, py: Python<'py>, prompt: OnePrompt, from_: usize) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (prompt, /, from_ = None), text_signature = "($self, prompt, /, from_=0)")]
+    fn logits<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: &Bound<'py, PyAny>,
+        from_: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         let numpy = py.import("numpy")?;
         let model = self.core.get(py)?.clone();
+        let prompt = OnePrompt::new(&model, prompt)?;
+        let from = from_.map_or(Ok(0), |from| Argument::new("from_", from).count())?;
         let vocab_size = model.config().vocab_size;
-        let logits = wait_aside(py, move |_| model.logits(prompt.as_prompt(), from_))?;
+        let logits = wait_aside(py, move |_| {
+            prompt.logits(&model, from).map_err(|error| match error {
+                Error::InvalidOption { option: "from", reason } => {
+                    Error::InvalidOption { option: "from_", reason }
+                }
+                error => error,
+            })
+        })?;
         let bytes = PyByteArray::new_with(py, size_of_val(&logits[..]), |bytes| {
             for (to, logit) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&logits) {
                 *to = logit.to_ne_bytes();
@@ -283,21 +329,30 @@ impl Model {
     ///
     /// >>> model.detokenize(model.tokenize("床前明月光，"))
     /// '床前明月光，'
-    #[pyo3(signature = (text, /, parse_special = false))]
-    fn tokenize(&self, py: Python<'_>, text: PyBackedStr, parse_special: bool) -> PyResult<Vec<u32>> {
+    #[pyo3(
+        signature = (text, /, parse_special = None),
+        text_signature = "($self, text, /, parse_special=False)"
+    )]
+    fn tokenize(
+        &self,
+        py: Python<'_>,
+        text: &Bound<'_, PyAny>,
+        parse_special: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<u32>> {
+        let _inside = enter(py);
         let model = self.core.get(py)?;
-        py.detach(|| model.tokenize(&text, parse_special)).or_raise(py)
+        let text = Argument::new("text", text).text()?;
+        let parse_special = parse_special.map_or(Ok(false), |v| Argument::new("parse_special", v).truth())?;
+        detached(py, || model.tokenize(&text, parse_special)).or_raise(py)
     }
 
     /// The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing.
     #[pyo3(signature = (tokens, /))]
-    fn detokenize(
-        &self,
-        py: Python<'_>,
-        #[pyo3(from_py_with = token_ids)] tokens: Vec<u32>,
-    ) -> PyResult<String> {
+    fn detokenize(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<String> {
+        let _inside = enter(py);
         let model = self.core.get(py)?;
-        Ok(py.detach(|| model.detokenize(&tokens)))
+        let tokens = options::tokens("tokens", tokens)?;
+        Ok(detached(py, || model.detokenize(&tokens)))
     }
 
     /// Whether the model comes with a chat template.
@@ -306,22 +361,56 @@ impl Model {
         Ok(self.core.get(py)?.has_chat_template())
     }
 
-    /// The text of a conversation, by the model's own template: what transformers' ``apply_chat_template`` gives
-    /// without tools. With ``add_generation_prompt`` it ends where the assistant's answer begins.
+    /// The text of a conversation, by the model's own template: what transformers' ``apply_chat_template`` gives, or
+    /// an error that names what is not supported.
+    ///
+    /// Messages are dicts with all the keys that the template may ask for, their values as JSON has them (a tuple is
+    /// a list); those that are ``None`` are as if they were not there. ``tools`` and ``documents`` are lists of dicts.
+    /// ``chat_template`` is the name of one of several templates that the model has, or the source of another one.
+    /// All other keywords are variables of the template, such as ``enable_thinking``.
+    ///
+    /// With ``add_generation_prompt`` the text ends where the assistant's answer begins; so it does without, unless
+    /// ``continue_final_message`` is ``True``, or the key of the last message that the model is to go on with.
     ///
     /// >>> model.chat_prompt([{"role": "user", "content": "你好"}])  # this model has no template
     /// Traceback (most recent call last):
     /// ...
     /// welm._errors.ChatTemplateError: chat template: this model has none
-    #[pyo3(signature = (messages, /, add_generation_prompt = true))]
+    /// >>> template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}{{ mood }}"
+    /// >>> model.chat_prompt([{"role": "user", "content": "你好"}], chat_template=template, mood="fine")
+    /// 'user: 你好 fine'
+    #[pyo3(
+        signature = (messages, /, add_generation_prompt = None, *, tools = None, documents = None,
+            continue_final_message = None, chat_template = None, **variables),
+        text_signature = "($self, messages, /, add_generation_prompt=None, *, tools=None, documents=None, \
+            continue_final_message=None, chat_template=None, **variables)"
+    )]
+    // The arguments are Python's.
+    #[allow(clippy::too_many_arguments)]
     fn chat_prompt(
         &self,
         py: Python<'_>,
-        messages: Vec<Message>,
-        add_generation_prompt: bool,
+        messages: &Bound<'_, PyAny>,
+        add_generation_prompt: Option<bool>,
+        tools: Option<&Bound<'_, PyAny>>,
+        documents: Option<&Bound<'_, PyAny>>,
+        continue_final_message: Option<Continue>,
+        chat_template: Option<String>,
+        variables: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<String> {
-        let (model, messages) = (self.core.get(py)?, Message::all(messages));
-        py.detach(|| model.chat_prompt(&messages, add_generation_prompt)).or_raise(py)
+        let _inside = enter(py);
+        let model = self.core.get(py)?;
+        let arguments = ChatArguments {
+            messages,
+            add_generation_prompt,
+            tools,
+            documents,
+            continue_final_message,
+            chat_template,
+            variables,
+        };
+        let request = arguments.request()?;
+        detached(py, || model.chat_request_prompt(&request)).or_raise(py)
     }
 
     /// The tokens of :meth:`chat_prompt`, a prompt for :meth:`generate`: special tokens are parsed, and none is put in
@@ -329,37 +418,64 @@ impl Model {
     ///
     /// Special tokens that are written in a message, such as ``<|im_end|>``, are parsed too, as in transformers: who
     /// may write a message can end it and begin another one in any role.
-    #[pyo3(signature = (messages, /, add_generation_prompt = true))]
+    #[pyo3(
+        signature = (messages, /, add_generation_prompt = None, *, tools = None, documents = None,
+            continue_final_message = None, chat_template = None, **variables),
+        text_signature = "($self, messages, /, add_generation_prompt=None, *, tools=None, documents=None, \
+            continue_final_message=None, chat_template=None, **variables)"
+    )]
+    // The arguments are Python's.
+    #[allow(clippy::too_many_arguments)]
     fn chat_tokens(
         &self,
         py: Python<'_>,
-        messages: Vec<Message>,
-        add_generation_prompt: bool,
+        messages: &Bound<'_, PyAny>,
+        add_generation_prompt: Option<bool>,
+        tools: Option<&Bound<'_, PyAny>>,
+        documents: Option<&Bound<'_, PyAny>>,
+        continue_final_message: Option<Continue>,
+        chat_template: Option<String>,
+        variables: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Vec<u32>> {
-        let (model, messages) = (self.core.get(py)?, Message::all(messages));
-        py.detach(|| model.chat_tokens(&messages, add_generation_prompt)).or_raise(py)
+        let _inside = enter(py);
+        let model = self.core.get(py)?;
+        let arguments = ChatArguments {
+            messages,
+            add_generation_prompt,
+            tools,
+            documents,
+            continue_final_message,
+            chat_template,
+            variables,
+        };
+        let request = arguments.request()?;
+        detached(py, || model.chat_request_tokens(&request)).or_raise(py)
     }
 
     /// The bytes that a token stands for; none for a special one.
     #[pyo3(signature = (token, /))]
-    fn token_bytes<'py>(&self, py: Python<'py>, token: u32) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, self.core.get(py)?.token_bytes(token)))
+    fn token_bytes<'py>(&self, py: Python<'py>, token: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let model = self.core.get(py)?;
+        Ok(PyBytes::new(py, model.token_bytes(Argument::new("token", token).count()?)))
     }
 
     /// The id of a token as the vocabulary spells it, special ones included; ``None`` if there is none.
     #[pyo3(signature = (token, /))]
-    fn token_id(&self, py: Python<'_>, token: &str) -> PyResult<Option<u32>> {
-        Ok(self.core.get(py)?.token_id(token))
+    fn token_id(&self, py: Python<'_>, token: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
+        let model = self.core.get(py)?;
+        Ok(model.token_id(&Argument::new("token", token).text()?))
     }
 
     /// Whether a token is a control token, which is no part of a text.
     #[pyo3(signature = (token, /))]
-    fn is_special(&self, py: Python<'_>, token: u32) -> PyResult<bool> {
-        Ok(self.core.get(py)?.is_special(token))
+    fn is_special(&self, py: Python<'_>, token: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let model = self.core.get(py)?;
+        Ok(model.is_special(Argument::new("token", token).count()?))
     }
 
     /// Counters of the engine, at this moment.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         output::stats(py, self.core.get(py)?.stats())
     }
 
@@ -372,27 +488,31 @@ impl Model {
         signature = (path = None, **options),
         text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
             activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
-            queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None)"
+            queue_limit=1024, prefix_cache=True, copy_weights=False, guard_mapped_files=True, memory_limit=None, \
+            allow_unread_tensors=False)"
     )]
     fn estimate<'py>(
         py: Python<'py>,
-        path: Option<PathBuf>,
+        path: Option<&Bound<'py, PyAny>>,
         options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         let (path, options) = (model_path(py, path)?, load_options("estimate", options)?);
-        let estimate = py.detach(|| core::Model::estimate(&path, &options)).or_raise(py)?;
+        let estimate = detached(py, || core::Model::estimate(&path, &options)).or_raise(py)?;
         output::estimate(py, &estimate)
     }
 
     /// Shape and settings.
     #[getter]
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         output::config(py, self.core.get(py)?.config())
     }
 
     /// The memory it takes.
     #[getter]
     fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
         output::estimate(py, &self.core.get(py)?.memory())
     }
 
@@ -409,25 +529,6 @@ impl Model {
     }
 }
 
-/// A message as chat programs write it: a mapping with `role` and `content`.
-#[derive(FromPyObject)]
-struct Message {
-    #[pyo3(item)]
-    role: String,
-    #[pyo3(item)]
-    content: String,
-}
-
-impl Message {
-    fn all(messages: Vec<Message>) -> Vec<core::Message> {
-        messages.into_iter().map(|m| core::Message::new(m.role, m.content)).collect()
-    }
-}
-
-fn token_ids(value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    tokens("tokens", value)
-}
-
 /// Several prompts at once. They wait in the engine's queue like any others; when it is full, the first are
 /// collected before the next are sent. What ends this early drops the streams, which cancels them.
 fn batch(
@@ -437,10 +538,10 @@ fn batch(
     options: &core::GenerateOptions,
 ) -> PyResult<Vec<core::Generation>> {
     let mut open = VecDeque::new();
-    let mut whole = Vec::with_capacity(prompts.len());
+    let mut whole = Vec::new();
     for prompt in prompts {
         loop {
-            match py.detach(|| model.stream(prompt.as_prompt(), options)) {
+            match detached(py, || prompt.stream(model, options)) {
                 Ok(stream) => break open.push_back(stream),
                 Err(error @ Error::QueueFull { .. }) => match open.pop_front() {
                     Some(stream) => whole.push(collect(py, stream)?),
@@ -477,8 +578,9 @@ impl Submit {
 impl Submit {
     /// Sends it.
     fn send(&self, py: Python<'_>) -> PyResult<Request> {
+        let _inside = enter(py);
         let model = self.model.get(py)?;
-        let stream = py.detach(|| model.stream(self.prompt.as_prompt(), &self.options)).or_raise(py)?;
+        let stream = detached(py, || self.prompt.stream(model, &self.options)).or_raise(py)?;
         Ok(Request::new(model.clone(), stream, self.whole))
     }
 }

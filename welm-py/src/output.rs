@@ -9,6 +9,9 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
 use welm_core::{self as core, Activation, NormKind, RopeScaling};
 
+use crate::argument::Argument;
+use crate::error::invalid_option;
+
 /// A class of `welm._output`, looked up once.
 macro_rules! class {
     ($py:expr, $name:literal) => {{
@@ -59,6 +62,7 @@ pub(crate) fn piece<'py>(py: Python<'py>, model: &core::Model, piece: &core::Pie
             reason: f.reason.as_str(),
             completion_tokens: f.completion_tokens,
             cached_tokens: f.cached_tokens,
+            end_token: f.end_token,
         })
     });
     record!(py, "Piece" {
@@ -79,6 +83,7 @@ pub(crate) fn generation<'py>(
             text: &choice.text,
             tokens: tokens(py, model, &choice.tokens)?,
             finish_reason: choice.finish_reason.as_str(),
+            end_token: choice.end_token,
         })
     };
     let usage = &generation.usage;
@@ -183,8 +188,21 @@ pub(crate) struct Histogram(core::Histogram);
 #[pymethods]
 impl Histogram {
     #[new]
-    fn new(counts: [u64; core::Histogram::BUCKETS], sum: f64) -> Self {
-        Histogram(core::Histogram { counts, sum_s: sum })
+    fn new(counts: &Bound<'_, PyAny>, sum: &Bound<'_, PyAny>) -> PyResult<Self> {
+        const BUCKETS: usize = core::Histogram::BUCKETS;
+        let argument = Argument::new("counts", counts);
+        let given = argument.sequence("a sequence of counts", BUCKETS, |count| {
+            Argument::new("counts", count).count::<u64>()
+        })?;
+        let given = argument.all(given, BUCKETS, "counts")?;
+        let wrong = |reason| invalid_option(counts.py(), "counts", reason);
+        if given.iter().try_fold(0, |sum: u64, &count| sum.checked_add(count)).is_none() {
+            return Err(wrong(format!("expected a sum of {} at most", u64::MAX)));
+        }
+        let counts = given
+            .try_into()
+            .map_err(|given: Vec<u64>| wrong(format!("expected {BUCKETS} counts, got {}", given.len())))?;
+        Ok(Histogram(core::Histogram { counts, sum_s: Argument::new("sum", sum).real()? }))
     }
 
     /// Observations per bucket.
@@ -213,8 +231,8 @@ impl Histogram {
 
     /// Upper bound, in seconds, of the bucket in which the share ``q`` of the observations is reached; 0 when there
     /// are none.
-    fn quantile(&self, q: f64) -> f64 {
-        self.0.quantile_s(q)
+    fn quantile(&self, q: &Bound<'_, PyAny>) -> PyResult<f64> {
+        Ok(self.0.quantile_s(Argument::new("q", q).real()?))
     }
 
     fn __getnewargs__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, f64)> {

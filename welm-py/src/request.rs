@@ -13,6 +13,7 @@ use welm_core as core;
 
 use crate::engine::Owned;
 use crate::error::exception;
+use crate::exit::{detached, enter};
 use crate::output;
 
 /// How long a piece may lie: the steps of a large model take several times this, those of a small one end the
@@ -125,8 +126,15 @@ pub(crate) struct Selector {
 #[derive(Default)]
 struct Arrivals {
     requests: Vec<Open>,
-    /// Whether a thread waits, or is about to.
-    waiting: bool,
+    /// The thread that waits, or is about to.
+    thread: Option<Thread>,
+    /// Threads so far.
+    threads: u64,
+}
+
+struct Thread {
+    number: u64,
+    has_begun: bool,
 }
 
 /// What came, with the place of its request.
@@ -135,8 +143,8 @@ type Events = Vec<(usize, Item)>;
 /// The same for Python: listeners, and what is for them.
 type Told<'py> = Vec<(Py<PyAny>, Bound<'py, PyAny>)>;
 
-/// Waits until something comes, or [`BREATH`] is over; `None` when no request is left.
-fn wait(arrivals: &Mutex<Arrivals>, open: &mut Vec<Open>) -> Option<Events> {
+/// Waits until something comes, or [`BREATH`] is over; `None` when no request is left, or another thread waits.
+fn wait(arrivals: &Mutex<Arrivals>, open: &mut Vec<Open>, number: u64) -> Option<Events> {
     let mut events = Events::new();
     // All are looked at, but waited is at the one that moved last: the next step of its engine ends it.
     let (mut timeout, mut moved) = (Duration::ZERO, 0);
@@ -145,9 +153,10 @@ fn wait(arrivals: &Mutex<Arrivals>, open: &mut Vec<Open>) -> Option<Events> {
         open.retain(|request| !request.flags.abandon.load(Ordering::Relaxed));
         {
             let mut arrivals = lock(arrivals);
+            arrivals.thread.as_mut().filter(|thread| thread.number == number)?.has_begun = true;
             open.append(&mut arrivals.requests);
             if open.is_empty() {
-                arrivals.waiting = false;
+                arrivals.thread = None;
                 return None;
             }
         }
@@ -182,22 +191,29 @@ impl Selector {
         Selector { arrivals: Owned::new(Mutex::default()), open: Owned::new(Mutex::default()) }
     }
 
-    /// Adds a request; its listener is handed back by :meth:`wait` with what comes. ``True`` if a thread has to be
-    /// started for it.
-    fn add(&self, py: Python<'_>, request: &Request, listener: Py<PyAny>) -> PyResult<bool> {
-        let Some(mut open) = lock(request.open.get(py)?).take() else { return Ok(false) };
+    /// Adds a request; its listener is handed back by :meth:`wait` with what comes. The number of the thread that has
+    /// to be started for it, if none waits.
+    fn add(&self, py: Python<'_>, request: &Request, listener: Py<PyAny>) -> PyResult<Option<u64>> {
+        let Some(mut open) = lock(request.open.get(py)?).take() else { return Ok(None) };
         open.listener = Some(listener);
         let mut arrivals = lock(self.arrivals.get(py)?);
         arrivals.requests.push(open);
-        Ok(!std::mem::replace(&mut arrivals.waiting, true))
+        if arrivals.thread.is_some() {
+            return Ok(None);
+        }
+        arrivals.threads += 1;
+        let number = arrivals.threads;
+        arrivals.thread = Some(Thread { number, has_begun: false });
+        Ok(Some(number))
     }
 
     /// Waits until something comes, for a tenth of a second at most: pairs of a listener and a :class:`Piece`, a
     /// :class:`Generation`, an exception or ``None`` for the end. ``None`` when no request is left; the thread ends then.
-    fn wait<'py>(&self, py: Python<'py>) -> PyResult<Option<Told<'py>>> {
+    fn wait<'py>(&self, py: Python<'py>, number: u64) -> PyResult<Option<Told<'py>>> {
+        let _inside = enter(py);
         let (arrivals, open) = (self.arrivals.get(py)?, self.open.get(py)?);
         // Nobody may ask for the GIL with this lock: the next thread may begin before this one has gone.
-        let Some(events) = py.detach(|| wait(arrivals, &mut lock(open))) else { return Ok(None) };
+        let Some(events) = detached(py, || wait(arrivals, &mut lock(open), number)) else { return Ok(None) };
         let mut open = lock(open);
         let mut told = Vec::with_capacity(events.len());
         let mut ended = Vec::new();
@@ -223,18 +239,23 @@ impl Selector {
         ended.sort_unstable();
         let ended: Vec<_> = ended.into_iter().rev().map(|at| open.swap_remove(at)).collect();
         drop(open);
-        py.detach(move || drop(ended));
+        detached(py, move || drop(ended));
         Ok(Some(told))
     }
 
-    /// Ends all requests; nothing more comes.
-    fn clear(&self, py: Python<'_>) -> PyResult<()> {
-        let (arrivals, open) = (self.arrivals.get(py)?, self.open.get(py)?);
-        py.detach(|| {
-            lock(arrivals).requests.clear();
-            lock(open).clear();
-        });
-        Ok(())
+    /// The thread cannot be started: takes its requests back, and gives their listeners. None if it has begun after
+    /// all; if not, it will find that it is not waited for.
+    fn give_up(&self, py: Python<'_>, number: u64) -> PyResult<Vec<Py<PyAny>>> {
+        let _inside = enter(py);
+        let mut arrivals = lock(self.arrivals.get(py)?);
+        if arrivals.thread.take_if(|thread| thread.number == number && !thread.has_begun).is_none() {
+            return Ok(Vec::new());
+        }
+        let requests = std::mem::take(&mut arrivals.requests);
+        drop(arrivals);
+        let listeners = requests.iter().filter_map(|r| Some(r.listener.as_ref()?.clone_ref(py))).collect();
+        detached(py, move || drop(requests));
+        Ok(listeners)
     }
 }
 

@@ -9,6 +9,7 @@ use welm_core as core;
 
 use crate::engine::{Owned, TICK};
 use crate::error::OrRaise;
+use crate::exit::{detached, enter};
 use crate::output;
 
 /// Pieces of a request as they come; what :meth:`Model.stream` returns.
@@ -47,9 +48,10 @@ impl Stream {
     }
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let _inside = enter(py);
         let (model, pieces) = (self.model.get(py)?, self.pieces.get(py)?);
         loop {
-            match py.detach(|| lock(pieces).next_timeout(TICK)) {
+            match detached(py, || lock(pieces).next_timeout(TICK)) {
                 Poll::Ready(None) => return Ok(None),
                 Poll::Ready(Some(piece)) => {
                     return output::piece(py, model, &piece.or_raise(py)?).map(Some);
@@ -62,8 +64,9 @@ impl Stream {
     /// Ends the request; pieces that are under way still come, and then the last ones, with the finish reason
     /// ``"cancelled"``. Any thread may call this.
     fn cancel(&self, py: Python<'_>) -> PyResult<()> {
+        let _inside = enter(py);
         let pieces = self.pieces.get(py)?;
-        py.detach(|| lock(pieces).cancel());
+        detached(py, || lock(pieces).cancel());
         Ok(())
     }
 

@@ -2,19 +2,28 @@
 //!
 //! A full block is identified by what it holds: its sixteen tokens *and* all that precede them. It gets a
 //! number never used before, its `uid`; the index maps `(uid of the block before, the sixteen tokens)` to
-//! the block. Equality of keys is equality of tokens, so a hit is exact and no hash can collide.
+//! the block. Equality of keys is equality of tokens, so a hit is exact and no hash can collide. What stands before
+//! the first block is the salt of the request, so that requests of different salts have no block in common; salts are
+//! kept nowhere but in the keys of those blocks.
 //!
 //! A block that nobody holds stays in the index until its memory is needed; the one unused for longest goes
 //! first, and of one sequence the last, since a block is of no use without those before it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use super::batch::BLOCK_TOKENS;
 
-/// The uid that precedes the first block of every sequence.
-pub(crate) const ROOT: u64 = 0;
+/// What precedes a block.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Parent {
+    /// Nothing but the salt of the request, if it has one.
+    Root(Option<Arc<str>>),
+    /// The block of this uid.
+    Block(u64),
+}
 
-type Key = (u64, [u32; BLOCK_TOKENS]);
+type Key = (Parent, [u32; BLOCK_TOKENS]);
 
 #[derive(Default)]
 struct Block {
@@ -49,7 +58,7 @@ impl BlockManager {
             idle: BTreeMap::new(),
             index: HashMap::new(),
             clock: 0,
-            next_uid: ROOT + 1,
+            next_uid: 0,
             prefix_cache,
             share_generated: true,
         }
@@ -126,37 +135,36 @@ impl BlockManager {
         }
     }
 
-    /// The blocks that hold the longest known beginning of `tokens`, each retained, and the last one's uid.
-    pub(crate) fn lookup(&mut self, tokens: &[u32]) -> (Vec<u32>, u64) {
-        let (mut found, mut parent) = (Vec::new(), ROOT);
+    /// The blocks that hold the longest known beginning of `tokens` behind `root`, each retained, and what precedes
+    /// the block after them.
+    pub(crate) fn lookup(&mut self, root: Parent, tokens: &[u32]) -> (Vec<u32>, Parent) {
+        let mut found = Vec::new();
+        let mut key = (root, [0; BLOCK_TOKENS]);
         for chunk in tokens.chunks_exact(BLOCK_TOKENS) {
-            let Some(&(uid, block)) = self.index.get(&key(parent, chunk)) else { break };
+            key.1.copy_from_slice(chunk);
+            let Some(&(uid, block)) = self.index.get(&key) else { break };
             self.retain(block);
             found.push(block);
-            parent = uid;
+            key.0 = Parent::Block(uid);
         }
-        (found, parent)
+        (found, key.0)
     }
 
-    /// Makes a computed full block known; the uid is what the sequence's next block has for a parent.
-    pub(crate) fn register(&mut self, parent: u64, tokens: &[u32], block: u32) -> u64 {
+    /// Makes a computed full block known; gives what precedes the sequence's next one.
+    pub(crate) fn register(&mut self, parent: Parent, tokens: &[u32], block: u32) -> Parent {
         if !self.prefix_cache {
-            return ROOT;
+            return parent;
         }
-        let key = key(parent, tokens);
+        let key = (parent, tokens.try_into().expect("a key has one block's tokens"));
         if let Some(&(uid, _)) = self.index.get(&key) {
-            return uid; // computed twice at the same time; the first stays
+            return Parent::Block(uid); // computed twice at the same time; the first stays
         }
         let uid = self.next_uid;
         self.next_uid += 1;
+        self.blocks[block as usize].entry = Some((uid, key.clone()));
         self.index.insert(key, (uid, block));
-        self.blocks[block as usize].entry = Some((uid, key));
-        uid
+        Parent::Block(uid)
     }
-}
-
-fn key(parent: u64, tokens: &[u32]) -> Key {
-    (parent, tokens.try_into().expect("a key has one block's tokens"))
 }
 
 #[cfg(test)]
@@ -169,7 +177,7 @@ mod tests {
 
     /// Allocates and registers the full blocks of `t`.
     fn fill(m: &mut BlockManager, t: &[u32]) -> Vec<u32> {
-        let (mut held, mut parent) = m.lookup(t);
+        let (mut held, mut parent) = m.lookup(Parent::Root(None), t);
         for chunk in t.chunks_exact(BLOCK_TOKENS).skip(held.len()) {
             let block = m.allocate().unwrap();
             parent = m.register(parent, chunk, block);
@@ -189,7 +197,7 @@ mod tests {
         assert_ne!(a[2], b[2]);
         assert_eq!(m.available(), 4);
         // The same sixteen tokens behind another beginning are another block.
-        assert!(m.lookup(&tokens(16, 16)).0.is_empty());
+        assert!(m.lookup(Parent::Root(None), &tokens(16, 16)).0.is_empty());
         m.release(&mut a);
         m.release(&mut b);
         assert_eq!((m.available(), m.cached()), (8, 4));
@@ -203,9 +211,9 @@ mod tests {
         m.release(&mut a);
         m.release(&mut b);
         let mut held = vec![m.allocate().unwrap()];
-        let (mut hit, _) = m.lookup(&tokens(32, 0));
+        let (mut hit, _) = m.lookup(Parent::Root(None), &tokens(32, 0));
         assert_eq!(hit.len(), 1, "the tail of the older sequence was forgotten, its head was not");
-        let (mut other, _) = m.lookup(&tokens(32, 500));
+        let (mut other, _) = m.lookup(Parent::Root(None), &tokens(32, 500));
         assert_eq!(other.len(), 2);
         assert!(m.allocate().is_none(), "all four are held");
         m.release(&mut hit);
@@ -215,11 +223,40 @@ mod tests {
     }
 
     #[test]
+    fn only_equal_salts_share_and_none_outlives_its_blocks() {
+        let mut m = BlockManager::new(8, true);
+        let root = |salt: Option<&str>| Parent::Root(salt.map(Arc::from));
+        let salts = [None, Some("a"), Some("b")];
+        for (at, salt) in salts.iter().enumerate() {
+            let (found, parent) = m.lookup(root(*salt), &tokens(32, 0));
+            assert!(found.is_empty(), "{salt:?} hits what another has computed");
+            let mut blocks = [m.allocate().unwrap(), m.allocate().unwrap()].to_vec();
+            let parent = m.register(parent, &tokens(16, 0), blocks[0]);
+            m.register(parent, &tokens(16, 16), blocks[1]);
+            m.release(&mut blocks);
+            assert_eq!(m.cached(), 2 * (at + 1));
+        }
+        for salt in salts {
+            let (mut found, _) = m.lookup(root(salt), &tokens(32, 0));
+            assert_eq!(found.len(), 2, "{salt:?}");
+            m.release(&mut found);
+        }
+        // A thousand salts later the index is no larger than the cache.
+        for salt in 0..1_000 {
+            let (_, parent) = m.lookup(root(Some(&salt.to_string())), &tokens(16, 0));
+            let mut block = vec![m.allocate().unwrap()];
+            m.register(parent, &tokens(16, 0), block[0]);
+            m.release(&mut block);
+        }
+        assert!(m.index.len() <= m.total());
+    }
+
+    #[test]
     fn without_prefix_caching_nothing_is_kept() {
         let mut m = BlockManager::new(3, false);
         let mut a = fill(&mut m, &tokens(48, 0));
         m.release(&mut a);
-        assert!(m.lookup(&tokens(48, 0)).0.is_empty());
+        assert!(m.lookup(Parent::Root(None), &tokens(48, 0)).0.is_empty());
         assert_eq!((m.available(), m.cached()), (3, 0));
     }
 

@@ -14,7 +14,8 @@ pub(crate) mod sequence;
 pub(crate) mod stats;
 pub(crate) mod text;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::HashSet;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
@@ -24,20 +25,26 @@ use std::time::Instant;
 use self::batch::Batch;
 use self::block_manager::BlockManager;
 use self::scheduler::{Queue, Scheduler, Work};
-use self::sequence::{Request, Sequence};
-use self::stats::Counters;
+use self::sequence::{Request, Sequence, Shared};
+use self::stats::{Counters, Ticket};
 use crate::backend::{Backend, Limits, Top};
 use crate::error::{Error, Result};
+use crate::host::bus::Unblocked;
+use crate::host::fork::Local;
+use crate::host::memory::expect_room;
+use crate::host::panics;
+use crate::host::threads::{STACK, refused};
 use crate::kv_cache::KvCache;
 use crate::options::LoadOptions;
 use crate::output::{FinishReason, Token};
-use crate::sampler::{Sampler, uniform};
+use crate::sampler::{Sampler, not_finite, uniform};
 use crate::tokenizer::Tokenizer;
-use crate::transformer::{Scratch, Weights, forward, logits};
+use crate::transformer::{Scratch, Weights, forward, logits, origins};
+use crate::weights::map::Files;
 
 /// A message to the engine thread.
 enum Command {
-    Submit(Box<Request>),
+    Submit(Box<Request>, Ticket),
     /// A flag was set that is only looked at between steps.
     Wake,
     Stop,
@@ -45,11 +52,16 @@ enum Command {
 
 /// What the handles hold of the engine.
 pub(crate) struct Handle {
-    commands: Sender<Command>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    link: Local<Link>,
     pub(crate) counters: Arc<Counters>,
-    fault: Arc<Mutex<Option<Error>>>,
     queue_limit: usize,
+}
+
+/// The way to the engine's thread, which a forked child does not have.
+struct Link {
+    commands: Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+    fault: Arc<Mutex<Option<Error>>>,
 }
 
 /// Everything the engine thread owns.
@@ -62,6 +74,8 @@ pub(crate) struct Engine<B: Backend> {
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
     pub(crate) eos: Vec<u32>,
     pub(crate) vocab_size: usize,
+    /// What weights are read from.
+    pub(crate) files: Files,
 }
 
 impl Handle {
@@ -75,69 +89,86 @@ impl Handle {
         let (chunk_tokens, max_running) = (options.chunk_tokens, options.max_running);
         let fault = Arc::new(Mutex::new(None));
         let (thread_counters, thread_fault) = (Arc::clone(&counters), Arc::clone(&fault));
+        // What the thread takes by itself, in vectors that end the process if they get no memory.
+        let Limits { max_rows, .. } = engine.limits;
+        expect_room(
+            "the engine's queues",
+            STACK + (8 << 20) + 128 * n_blocks + 64 * max_rows + 16 * engine.vocab_size,
+        )?;
         let run = move || {
+            let _unblocked = Unblocked::here();
             let mut blocks = BlockManager::new(n_blocks, prefix_cache);
             blocks.share_generated = B::ONE_ARITHMETIC;
             let scheduler = Scheduler::new(blocks, chunk_tokens, max_running);
             let mut step = Step::new(engine, scheduler, thread_counters);
-            let ended = catch_unwind(AssertUnwindSafe(|| step.run(&inbox)));
-            let error = match ended {
+            let error = match panics::catch(|| step.run(&inbox)) {
                 Ok(Ok(())) => Error::EngineStopped("the model was dropped".into()),
                 Ok(Err(error)) => error,
-                Err(panic) => {
-                    let text = panic.downcast_ref::<String>().map(String::as_str);
-                    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-                    Error::EngineStopped(text.unwrap_or("unknown fault").into())
-                }
+                Err(panic) => Error::EngineStopped(panic),
             };
             tracing::debug!(%error, "engine ends");
             *thread_fault.lock().unwrap_or_else(|e| e.into_inner()) = Some(error.clone());
             step.fail_all(&error);
             // Whoever submitted before the fault was published waits in the inbox.
             while let Ok(command) = inbox.try_recv() {
-                if let Command::Submit(request) = command {
+                if let Command::Submit(request, ticket) = command {
+                    ticket.close();
                     request.send(Err(error.clone()));
                 }
             }
         };
         let thread = std::thread::Builder::new()
             .name("welm-engine".into())
+            .stack_size(STACK)
             .spawn(run)
-            .map_err(|e| Error::Unavailable { what: "engine thread".into(), reason: e.to_string() })?;
-        Ok(Handle { commands, thread: Mutex::new(Some(thread)), counters, fault, queue_limit })
+            .map_err(|e| refused("the engine's thread", STACK, &e))?;
+        let link = Local::new(Link { commands, thread: Some(thread), fault });
+        Ok(Handle { link, counters, queue_limit })
+    }
+
+    /// Whether the engine can be asked from this process.
+    ///
+    /// # Errors
+    /// [`Error::Forked`].
+    pub(crate) fn expect_here(&self) -> Result<()> {
+        self.link.get().map(drop)
     }
 
     /// Queues a request, or refuses it.
     pub(crate) fn submit(&self, request: Request) -> Result<()> {
-        let n = request.n;
-        let queued = self.counters.queue_depth.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
-            (waiting + n <= self.queue_limit).then_some(waiting + n)
-        });
-        if let Err(waiting) = queued {
-            self.counters.rejected.fetch_add(1, Ordering::Relaxed);
-            return Err(Error::QueueFull { waiting, limit: self.queue_limit });
+        let link = self.link.get()?;
+        let (n, limit) = (request.n, self.queue_limit);
+        if n > limit {
+            let reason = format!("expected at most {limit}, which is all that the queue takes, got {n}");
+            return Err(Error::option("n", reason));
         }
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
-        self.commands.send(Command::Submit(Box::new(request))).map_err(|_| self.fault())
+        let ticket =
+            Ticket::take(&self.counters, n, limit).map_err(|waiting| Error::QueueFull { waiting, limit })?;
+        link.commands.send(Command::Submit(Box::new(request), ticket)).map_err(|_| self.fault())
     }
 
     /// Lets the engine look at its flags now.
     pub(crate) fn wake(&self) {
-        let _ = self.commands.send(Command::Wake);
+        if let Ok(link) = self.link.get() {
+            let _ = link.commands.send(Command::Wake);
+        }
     }
 
     /// Why the engine ended.
     pub(crate) fn fault(&self) -> Error {
-        let fault = self.fault.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let link = match self.link.get() {
+            Ok(link) => link,
+            Err(forked) => return forked,
+        };
+        let fault = link.fault.lock().unwrap_or_else(|e| e.into_inner()).clone();
         fault.unwrap_or_else(|| Error::EngineStopped("its thread is gone".into()))
     }
 }
 
-impl Drop for Handle {
+impl Drop for Link {
     fn drop(&mut self) {
         let _ = self.commands.send(Command::Stop);
-        let thread = self.thread.get_mut().unwrap_or_else(|e| e.into_inner()).take();
-        if let Some(thread) = thread {
+        if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
@@ -195,7 +226,7 @@ impl<B: Backend> Step<B> {
             };
             loop {
                 match command {
-                    Ok(Command::Submit(request)) => self.accept(*request),
+                    Ok(Command::Submit(request, ticket)) => self.accept(*request, ticket),
                     Ok(Command::Wake) => {}
                     Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Ok(()),
                     Err(TryRecvError::Empty) => break,
@@ -213,11 +244,11 @@ impl<B: Backend> Step<B> {
         }
     }
 
-    fn accept(&mut self, request: Request) {
+    fn accept(&mut self, request: Request, ticket: Ticket) {
         self.arrivals += 1;
-        let mut seq = Sequence::new(request, self.arrivals);
+        let seq = Sequence::new(request, ticket, self.arrivals);
         if seq.is_complete() {
-            self.finish_unforked(&mut seq, FinishReason::Length);
+            self.finish(seq, FinishReason::Length);
         } else {
             self.scheduler.waiting.push_back(seq);
         }
@@ -231,8 +262,8 @@ impl<B: Backend> Step<B> {
             while let Some(seq) = self.scheduler.get(queue, at) {
                 match seq.request().interrupted(now) {
                     Some(reason) => {
-                        let mut seq = self.scheduler.remove(queue, at);
-                        self.finish_unforked(&mut seq, reason);
+                        let seq = self.scheduler.remove(queue, at);
+                        self.finish(seq, reason);
                     }
                     None => at += 1,
                 }
@@ -243,7 +274,7 @@ impl<B: Backend> Step<B> {
     fn schedule(&mut self) {
         let counters = &self.counters;
         self.scheduler.schedule(&mut self.plan, |seq| {
-            if leave_queue(counters, seq) {
+            if seq.shared.ticket.leave_queue() {
                 counters.prefix_hit_tokens.fetch_add(seq.computed as u64, Ordering::Relaxed);
                 counters.prompt_tokens.fetch_add(seq.tokens.len() as u64, Ordering::Relaxed);
             }
@@ -305,6 +336,14 @@ impl<B: Backend> Step<B> {
                 } else {
                     (&mut values[i * e.vocab_size..(i + 1) * e.vocab_size], None)
                 };
+                if matches!(seq.ended, Some(Err(_))) {
+                    continue;
+                }
+                if let Some(got) = not_finite(row, ids) {
+                    let began = String::new(); // looked for when all rows were read
+                    seq.ended = Some(Err(Error::NotFinite { position: r.pos, got, began }));
+                    continue;
+                }
                 if seq.use_logits(r.pos, row) {
                     continue;
                 }
@@ -317,79 +356,127 @@ impl<B: Backend> Step<B> {
                 };
                 self.raw.clear();
                 self.raw.extend_from_slice(row);
-                if !seq.shared.started.replace(true) {
-                    for index in 1..seq.request().n {
-                        let mut sibling = seq.fork(index);
-                        sibling.share_blocks(seq, &mut self.scheduler.blocks);
-                        chooser.choose(&mut sibling, row, &self.raw);
-                        row.copy_from_slice(&self.raw);
-                        let blocks = &mut self.scheduler.blocks;
-                        let copied = copy_partial(seq, &mut sibling, blocks, &mut e.kv, &mut e.backend);
-                        self.forked.push(sibling);
-                        copied?;
-                    }
+                while let Some(mut sibling) = seq.fork() {
+                    sibling.share_blocks(seq, &mut self.scheduler.blocks);
+                    chooser.choose(&mut sibling, row, &self.raw);
+                    row.copy_from_slice(&self.raw);
+                    let blocks = &mut self.scheduler.blocks;
+                    let copied = copy_partial(seq, &mut sibling, blocks, &mut e.kv, &mut e.backend);
+                    self.forked.push(sibling);
+                    copied?;
                 }
                 chooser.choose(seq, row, &self.raw);
             }
         }
+        // Before anything is sent that came of it.
+        self.engine.files.check()?;
         for sibling in self.forked.drain(..) {
             self.scheduler.resume(sibling);
         }
+        self.fail_broken()?;
         for at in (0..self.scheduler.running.len()).rev() {
             let seq = &mut self.scheduler.running[at];
-            match seq.ended {
-                Some(reason) => {
-                    let mut seq = self.scheduler.remove(Queue::Running, at);
-                    self.finish(&mut seq, reason);
-                }
-                None => seq.emit_ready(),
+            if let Some(Ok(reason)) = seq.ended {
+                let seq = self.scheduler.remove(Queue::Running, at);
+                self.finish(seq, reason);
+            } else {
+                seq.emit_ready();
             }
         }
         Ok(())
     }
 
-    /// Ends the requests of this step with an error. What they have computed is not shared with later ones.
+    /// Ends the requests of which a row of logits was of no use, each with its own error.
+    fn fail_broken(&mut self) -> Result<()> {
+        let is_broken = |seq: &Sequence| matches!(seq.ended, Some(Err(_)));
+        let broken: Vec<usize> =
+            (0..self.scheduler.running.len()).filter(|&at| is_broken(&self.scheduler.running[at])).collect();
+        if broken.is_empty() {
+            return Ok(());
+        }
+        let is_not_finite =
+            |at: &usize| matches!(self.scheduler.running[*at].ended, Some(Err(Error::NotFinite { .. })));
+        let origins = if broken.iter().any(is_not_finite) { self.origins(&broken)? } else { Vec::new() };
+        let mut failed = Vec::with_capacity(broken.len());
+        for (n, at) in broken.into_iter().enumerate() {
+            let seq = &mut self.scheduler.running[at];
+            let Some(Err(mut error)) = seq.ended.take() else { continue };
+            if let Error::NotFinite { began, .. } = &mut error {
+                began.clone_from(&origins[n]);
+            }
+            failed.push((Rc::clone(&seq.shared), error));
+        }
+        for (request, error) in failed {
+            tracing::warn!(%error, "a request failed");
+            self.fail(|seq| Rc::ptr_eq(&seq.shared, &request), &error);
+        }
+        Ok(())
+    }
+
+    /// Where the values of some running sequences stopped being finite, from computing the step once more. That gives
+    /// each row the same bits, so that nothing else notices.
+    fn origins(&mut self, sequences: &[usize]) -> Result<Vec<String>> {
+        let (b, running) = (&self.batch, &self.scheduler.running);
+        let is_of = |row: usize, seq: &Sequence| {
+            let (pos, table) = (b.positions[row] as usize, b.table(row));
+            pos < seq.computed && *table == seq.blocks[..table.len()]
+        };
+        let owner = |row| sequences.iter().position(|&at| is_of(row, &running[at]));
+        let owners: Vec<Option<usize>> = (0..b.len()).map(owner).collect();
+        let e = &mut self.engine;
+        let found = origins(&mut e.backend, &e.weights, &mut e.kv, &mut e.scratch, b, &owners)?;
+        let say = |origin: Option<&(usize, usize)>| match origin {
+            None => "behind the last layer".into(),
+            Some((0, row)) => format!("in the embedding, at position {}", b.positions[*row]),
+            Some((n, row)) => format!("in layer {}, at position {}", n - 1, b.positions[*row]),
+        };
+        Ok((0..sequences.len()).map(|owner| say(found.get(&owner))).collect())
+    }
+
+    /// Ends the requests of this step with an error.
     fn fail_step(&mut self, error: &Error) {
         tracing::warn!(%error, sequences = self.plan.len(), "a step failed");
-        let mut hit: Vec<usize> = self.plan.iter().map(|work| work.seq).collect();
-        hit.sort_unstable();
-        let running = &mut self.scheduler.running;
-        let failed: Vec<Sequence> = hit.iter().rev().map(|&at| running.remove(at)).collect();
-        for mut seq in failed.into_iter().chain(std::mem::take(&mut self.forked)) {
-            self.scheduler.blocks.forget(&seq.blocks);
+        self.scheduler.running.append(&mut self.forked);
+        let running = &self.scheduler.running;
+        let hit: HashSet<*const Shared> =
+            self.plan.iter().map(|work| Rc::as_ptr(&running[work.seq].shared)).collect();
+        self.fail(|seq| hit.contains(&Rc::as_ptr(&seq.shared)), error);
+    }
+
+    /// Ends requests with an error: all their sequences, wherever they are. Where the device or the model is at fault, what
+    /// they have computed is not shared with later ones.
+    fn fail(&mut self, asked: impl Fn(&Sequence) -> bool, error: &Error) {
+        let mut hit = self.scheduler.take(asked);
+        let blocks_are_sound = matches!(error, Error::InvalidOption { .. });
+        for seq in &mut hit {
+            if !blocks_are_sound {
+                self.scheduler.blocks.forget(&seq.blocks);
+            }
             seq.release(&mut self.scheduler.blocks);
-            leave_queue(&self.counters, &seq);
-            // Siblings elsewhere end as cancelled; nobody listens to them any more.
-            seq.request().dropped.cancel();
-            let ended = if seq.index == 0 && !seq.shared.started.get() { seq.request().n } else { 1 };
-            let open = seq.shared.open.get() - ended;
-            seq.shared.open.set(open);
-            if open == 0 {
-                self.counters.finished.fetch_add(1, Ordering::Release);
-            }
-            self.publish();
-            seq.request().send(Err(error.clone()));
         }
+        self.tell(hit, error);
     }
 
-    /// Ends a sequence, and the siblings that were still to be forked from it.
-    fn finish_unforked(&mut self, seq: &mut Sequence, reason: FinishReason) {
-        if seq.index == 0 && !seq.shared.started.get() {
-            for index in 1..seq.request().n {
-                self.finish(&mut seq.fork(index), reason);
-            }
-        }
-        self.finish(seq, reason);
+    /// Says to the requests of these sequences, which are all that they have, why they ended.
+    fn tell(&self, ended: Vec<Sequence>, error: &Error) {
+        let once = |seq: Sequence| (seq.shared.open.replace(0) > 0).then_some(seq.shared);
+        let requests: Vec<Rc<Shared>> = ended.into_iter().filter_map(once).collect();
+        requests.iter().for_each(|shared| shared.ticket.close());
+        self.publish(); // before the callers can know, so that a look at the stats sees them ended
+        requests.iter().for_each(|shared| shared.request.send(Err(error.clone())));
     }
 
-    /// Says how a sequence ended and takes its blocks back.
-    fn finish(&mut self, seq: &mut Sequence, reason: FinishReason) {
+    /// Ends a sequence that was taken out, and the siblings that are still to be forked from it: takes the blocks back
+    /// and says why. The only way for a sequence to end without an error.
+    fn finish(&mut self, mut seq: Sequence, reason: FinishReason) {
+        while let Some(sibling) = seq.fork() {
+            self.finish(sibling, reason);
+        }
         seq.release(&mut self.scheduler.blocks);
-        leave_queue(&self.counters, seq);
-        let open = seq.shared.open.get() - 1;
-        seq.shared.open.set(open);
-        if open == 0 {
-            self.counters.finished.fetch_add(1, Ordering::Release);
+        seq.shared.ticket.leave_queue();
+        seq.shared.open.set(seq.shared.open.get() - 1);
+        if seq.shared.open.get() == 0 {
+            seq.shared.ticket.close();
             self.publish(); // before the caller can know, so that a look at the stats sees its blocks free
         }
         seq.emit(Some(reason));
@@ -403,22 +490,12 @@ impl<B: Backend> Step<B> {
         c.preemptions.store(s.preemptions, Ordering::Relaxed);
     }
 
+    /// Ends everything with an error. After a fault, the blocks are not to be touched.
     fn fail_all(&mut self, error: &Error) {
-        for seq in self.scheduler.waiting.drain(..).chain(self.scheduler.running.drain(..)) {
-            seq.request().send(Err(error.clone()));
-            leave_queue(&self.counters, &seq);
-        }
-        self.publish();
+        let mut all = self.scheduler.take(|_| true);
+        all.append(&mut self.forked);
+        self.tell(all, error);
     }
-}
-
-/// Takes a request off the queue's count, once; false if it was off already.
-fn leave_queue(counters: &Counters, seq: &Sequence) -> bool {
-    let was_queued = seq.shared.queued.replace(false);
-    if was_queued {
-        counters.queue_depth.fetch_sub(seq.request().n, Ordering::AcqRel);
-    }
-    was_queued
 }
 
 /// Gives a forked sequence its own copy of the block that the prompt fills in part, if there is memory.
@@ -458,9 +535,6 @@ impl Candidates {
         for (values, ids) in top.values.chunks(top.k).zip(top.ids.chunks(top.k)) {
             let mut row: Vec<(u32, f32)> = ids.iter().copied().zip(values.iter().copied()).collect();
             row.retain(|&(id, _)| id != u32::MAX);
-            if row.is_empty() {
-                row.push((0, f32::NEG_INFINITY)); // what a row of nothing gives
-            }
             row.sort_unstable_by_key(|&(id, _)| id);
             let start = self.ids.len();
             self.ids.extend(row.iter().map(|&(id, _)| id));
@@ -487,12 +561,20 @@ struct Chooser<'a> {
 }
 
 impl Chooser<'_> {
-    /// Samples from `row`, which the sampler changes; `raw` is the same row unchanged.
+    /// Samples from `row`, which the sampler changes; `raw` is the same row unchanged. If nothing is left to choose
+    /// from, the sequence ends with an error.
     fn choose(&mut self, seq: &mut Sequence, row: &mut [f32], raw: &[f32]) {
         let request = seq.request();
         let u = uniform(request.seed, seq.index as u32, seq.tokens.len() as u64);
         let (prompt, text) = seq.tokens.split_at(request.prompt.len());
-        let id = self.sampler.sample(row, &request.sampling, prompt, text, u);
+        let Some(id) = self.sampler.sample(row, &request.sampling, prompt, text, u) else {
+            let option =
+                if request.sampling.logit_bias.is_empty() { "repetition_penalty" } else { "logit_bias" };
+            let position = seq.tokens.len();
+            let reason = format!("expected to leave a token to choose, got none at position {position}");
+            seq.ended = Some(Err(Error::option(option, reason)));
+            return;
+        };
         let id = self.ids.map_or(id, |ids| ids[id as usize]);
         let now = Instant::now();
         match seq.last_token_at {
@@ -500,9 +582,15 @@ impl Chooser<'_> {
             Some(before) => self.counters.next_token(now - before),
         }
         self.counters.completion_tokens.fetch_add(1, Ordering::Relaxed);
-        let token = Token::with_logprobs(id, request.logprobs, raw);
-        let bytes = self.tokenizer.map_or(&[][..], |t| t.token_bytes(id));
         seq.last_token_at = Some(now);
-        seq.push(token, bytes, self.eos.contains(&id));
+        let bytes = self.tokenizer.map_or(&[][..], |t| t.token_bytes(id));
+        let spelling = self.tokenizer.map(|t| t.spelling(id)).unwrap_or_default();
+        match seq.request().end_by(id, self.eos) {
+            Some(reason) => seq.end_with(id, &spelling, reason),
+            None => {
+                let token = Token::with_logprobs(id, seq.request().logprobs, raw);
+                seq.push(token, bytes, &spelling);
+            }
+        }
     }
 }

@@ -80,6 +80,17 @@ impl Scheduler {
         }
     }
 
+    /// Takes out all sequences that are asked for, wherever they are.
+    pub(crate) fn take(&mut self, asked: impl Fn(&Sequence) -> bool) -> Vec<Sequence> {
+        let (mut taken, running): (Vec<_>, _) =
+            std::mem::take(&mut self.running).into_iter().partition(&asked);
+        let (more, waiting) =
+            std::mem::take(&mut self.waiting).into_iter().partition::<VecDeque<_>, _>(&asked);
+        (self.running, self.waiting) = (running, waiting);
+        taken.extend(more);
+        taken
+    }
+
     /// Takes in a sequence that has begun: it runs on if everything it needs is there, else it waits.
     pub(crate) fn resume(&mut self, mut seq: Sequence) {
         let complete = seq.computed + 1 >= seq.target();

@@ -1,13 +1,14 @@
 //! One sequence of one request, from the queue to its last token.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use super::batch::BLOCK_TOKENS;
-use super::block_manager::{BlockManager, ROOT};
+use super::block_manager::{BlockManager, Parent};
+use super::stats::Ticket;
 use super::text::TextStream;
 use crate::error::Result;
 use crate::options::CancelToken;
@@ -21,7 +22,7 @@ pub(crate) const TOP: usize = 64;
 pub(crate) enum Event {
     /// Something a stream may show.
     Piece(Piece),
-    /// Logits of the next row, `(vocab_size)`, for [`Task::Logits`].
+    /// Logits of all rows, `(rows, vocab_size)`, for [`Task::Logits`].
     Logits(Vec<f32>),
 }
 
@@ -47,14 +48,19 @@ pub(crate) struct Request {
     pub(crate) sampling: SamplerParams,
     pub(crate) logprobs: Option<usize>,
     pub(crate) stop: Arc<[String]>,
+    pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) seed: u64,
     pub(crate) ignore_eos: bool,
+    /// Blocks of the cache are shared with requests of the same salt only, or of none.
+    pub(crate) cache_salt: Option<Arc<str>>,
     pub(crate) submitted: Instant,
     pub(crate) deadline: Option<Instant>,
     /// The caller's token, if it gave one.
     pub(crate) cancel: Option<CancelToken>,
     /// Set when nobody listens any more.
     pub(crate) dropped: CancelToken,
+    /// Empty, with room for all rows, for [`Task::Logits`].
+    pub(crate) logits: Vec<f32>,
     pub(crate) events: Sender<Result<Event>>,
 }
 
@@ -82,6 +88,20 @@ impl Request {
         self.scored_from().is_some()
     }
 
+    /// What precedes its first block.
+    fn root(&self) -> Parent {
+        Parent::Root(self.cache_salt.clone())
+    }
+
+    /// Why a token ends the sequence by itself, if it does.
+    pub(crate) fn end_by(&self, id: u32, eos: &[u32]) -> Option<FinishReason> {
+        if eos.contains(&id) && !self.ignore_eos {
+            Some(FinishReason::EndOfText)
+        } else {
+            self.stop_token_ids.contains(&id).then_some(FinishReason::Stop)
+        }
+    }
+
     /// Whether its tokens are chosen from the largest logits alone.
     pub(crate) fn needs_few(&self) -> bool {
         let s = &self.sampling;
@@ -102,12 +122,23 @@ impl Request {
 /// A request's part that its sequences share.
 pub(crate) struct Shared {
     pub(crate) request: Request,
-    /// Whether its sequences still count as queued.
-    pub(crate) queued: Cell<bool>,
-    /// Sequences that are not finished.
+    pub(crate) ticket: Ticket,
+    /// Sequences that are not finished, those counted that are still to be forked.
     pub(crate) open: Cell<usize>,
-    /// Whether its first token was counted.
-    pub(crate) started: Cell<bool>,
+    /// What [`Task::Logits`] has so far.
+    logits: RefCell<Vec<f32>>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // A sequence that is lost would leave its caller waiting for ever, and look like a fault of the engine.
+        debug_assert!(
+            self.open.get() == 0 || std::thread::panicking(),
+            "{} of {} sequences were lost",
+            self.open.get(),
+            self.request.n
+        );
+    }
 }
 
 /// One sequence.
@@ -115,6 +146,8 @@ pub(crate) struct Sequence {
     pub(crate) shared: Rc<Shared>,
     /// Which of the request's `n`.
     pub(crate) index: usize,
+    /// Siblings that are still to be forked from it: all, until the prompt is computed. Whoever ends it ends them.
+    pub(crate) unforked: usize,
     /// Order of arrival; the preempted keep theirs.
     pub(crate) arrival: u64,
     /// Prompt and generated tokens.
@@ -125,15 +158,18 @@ pub(crate) struct Sequence {
     pub(crate) wanted: usize,
     /// Blocks held, in order.
     pub(crate) blocks: Vec<u32>,
-    /// Leading blocks that the block manager knows, and the last one's uid.
+    /// Leading blocks that the block manager knows, and what precedes the next one.
     known: usize,
-    known_uid: u64,
+    parent: Parent,
     /// Step in which it last had rows; for taking turns.
     pub(crate) served: u64,
     pub(crate) cached_tokens: usize,
     pub(crate) last_token_at: Option<Instant>,
-    /// Set when the last token ended it; the engine sends that and takes it out.
-    pub(crate) ended: Option<FinishReason>,
+    /// Set when a row of logits has ended it, or its whole request with an error; the engine sends that and takes it
+    /// out.
+    pub(crate) ended: Option<Result<FinishReason>>,
+    /// The token that ended it by itself.
+    end_token: Option<u32>,
     text: TextStream,
     /// Tokens not sent yet.
     unsent: Vec<Token>,
@@ -142,7 +178,7 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     /// The first sequence of a request; the others are forked from it when the prompt is computed.
-    pub(crate) fn new(request: Request, arrival: u64) -> Self {
+    pub(crate) fn new(mut request: Request, ticket: Ticket, arrival: u64) -> Self {
         let from = request.scored_from();
         let wanted = match request.task {
             Task::Logits { from } => from,
@@ -156,48 +192,54 @@ impl Sequence {
             _ => Vec::new(),
         };
         let text = TextStream::new(Arc::clone(&request.stop));
-        let open = Cell::new(request.n);
-        let tokens = request.prompt.clone();
+        let (open, unforked) = (Cell::new(request.n), request.n - 1);
+        let (tokens, parent) = (request.prompt.clone(), request.root());
+        let logits = RefCell::new(std::mem::take(&mut request.logits));
         Sequence {
-            shared: Rc::new(Shared { request, queued: Cell::new(true), open, started: Cell::new(false) }),
+            shared: Rc::new(Shared { request, ticket, open, logits }),
             index: 0,
+            unforked,
             arrival,
             tokens,
             computed: 0,
             wanted,
             blocks: Vec::new(),
             known: 0,
-            known_uid: ROOT,
+            parent,
             served: 0,
             cached_tokens: 0,
             last_token_at: None,
             ended: None,
+            end_token: None,
             text,
             unsent,
             echoed: false,
         }
     }
 
-    /// Sequence `index` of the request, behind the same prompt; holds no blocks yet.
-    pub(crate) fn fork(&self, index: usize) -> Self {
-        Sequence {
+    /// The next sibling, behind the same prompt, if one is still to be forked; holds no blocks yet.
+    pub(crate) fn fork(&mut self) -> Option<Self> {
+        self.unforked = self.unforked.checked_sub(1)?;
+        Some(Sequence {
             shared: Rc::clone(&self.shared),
-            index,
+            index: self.request().n - 1 - self.unforked,
+            unforked: 0,
             arrival: self.arrival,
             tokens: self.tokens.clone(),
             computed: 0,
             wanted: self.wanted,
             blocks: Vec::new(),
             known: 0,
-            known_uid: ROOT,
+            parent: self.request().root(),
             served: self.served,
             cached_tokens: self.cached_tokens,
             last_token_at: None,
             ended: None,
+            end_token: None,
             text: TextStream::new(Arc::clone(&self.shared.request.stop)),
             unsent: self.unsent.clone(),
             echoed: false,
-        }
+        })
     }
 
     /// Takes over the beginning of the other's blocks, those that are full of computed tokens.
@@ -206,7 +248,7 @@ impl Sequence {
         self.blocks = other.blocks[..full].to_vec();
         self.blocks.iter().for_each(|&b| manager.retain(b));
         self.computed = full * BLOCK_TOKENS;
-        (self.known, self.known_uid) = (other.known, other.known_uid);
+        (self.known, self.parent) = (other.known, other.parent.clone());
     }
 
     /// The request.
@@ -236,12 +278,12 @@ impl Sequence {
     pub(crate) fn find_prefix(&mut self, manager: &mut BlockManager) {
         debug_assert!(self.blocks.is_empty());
         let limit = self.wanted.min(self.tokens.len() - 1).min(self.shared_len(manager));
-        let (blocks, uid) = manager.lookup(&self.tokens[..limit]);
+        let (blocks, parent) = manager.lookup(self.request().root(), &self.tokens[..limit]);
         self.known = blocks.len();
-        self.known_uid = uid;
+        self.parent = parent;
         self.computed = blocks.len() * BLOCK_TOKENS;
         self.blocks = blocks;
-        if self.shared.queued.get() {
+        if self.shared.ticket.is_queued() {
             self.cached_tokens = self.computed;
         }
     }
@@ -254,7 +296,7 @@ impl Sequence {
     /// Gives all blocks back; what was computed must be found or computed again.
     pub(crate) fn release(&mut self, manager: &mut BlockManager) {
         manager.release(&mut self.blocks);
-        (self.computed, self.known, self.known_uid) = (0, 0, ROOT);
+        (self.computed, self.known, self.parent) = (0, 0, self.request().root());
     }
 
     /// Notes `n` more computed tokens and makes full blocks known.
@@ -263,7 +305,7 @@ impl Sequence {
         while (self.known + 1) * BLOCK_TOKENS <= self.computed.min(self.shared_len(manager)) {
             let at = self.known * BLOCK_TOKENS;
             let tokens = &self.tokens[at..at + BLOCK_TOKENS];
-            self.known_uid = manager.register(self.known_uid, tokens, self.blocks[self.known]);
+            self.parent = manager.register(self.parent.clone(), tokens, self.blocks[self.known]);
             self.known += 1;
         }
     }
@@ -274,32 +316,37 @@ impl Sequence {
         self.wanted = pos + 1;
         let last = pos + 1 == self.target();
         if let Task::Logits { .. } = self.request().task {
-            self.request().send(Ok(Event::Logits(logits.to_vec())));
+            self.shared.logits.borrow_mut().extend_from_slice(logits);
         } else if let Some(&given) = self.tokens.get(pos + 1) {
             self.unsent.push(Token::with_logprobs(given, self.request().logprobs, logits));
         } else {
             return false;
         }
         if last && self.request().max_tokens == 0 {
-            self.ended = Some(FinishReason::Length);
+            self.ended = Some(Ok(FinishReason::Length));
         }
         true
     }
 
-    /// Adds a generated token, and notes if it ends the sequence.
-    pub(crate) fn push(&mut self, token: Token, bytes: &[u8], ends_text: bool) {
-        if ends_text && !self.request().ignore_eos {
-            self.ended = Some(FinishReason::EndOfText);
-            return;
-        }
+    /// Adds a generated token, and notes if it ends the sequence. `bytes` are what it adds to the text, `spelling` is how
+    /// stop strings spell it.
+    pub(crate) fn push(&mut self, token: Token, bytes: &[u8], spelling: &str) {
         self.tokens.push(token.id);
         self.wanted = self.tokens.len() - 1;
         self.unsent.push(token);
-        if self.text.push(bytes) {
-            self.ended = Some(FinishReason::Stop);
+        let stopped = if bytes.is_empty() { self.text.note(spelling) } else { self.text.push(bytes) };
+        if stopped {
+            self.ended = Some(Ok(FinishReason::Stop));
         } else if self.generated() >= self.request().max_tokens {
-            self.ended = Some(FinishReason::Length);
+            self.ended = Some(Ok(FinishReason::Length));
         }
+    }
+
+    /// Ends with a token that is part of neither text nor tokens. It may complete a stop string all the same.
+    pub(crate) fn end_with(&mut self, token: u32, spelling: &str, reason: FinishReason) {
+        self.text.note(spelling);
+        self.end_token = Some(token);
+        self.ended = Some(Ok(reason));
     }
 
     /// Sends the tokens chosen since the last time, if there are any.
@@ -330,7 +377,11 @@ impl Sequence {
             reason,
             completion_tokens: self.generated(),
             cached_tokens: self.cached_tokens,
+            end_token: self.end_token,
         });
+        if finish.is_some() && matches!(self.request().task, Task::Logits { .. }) {
+            self.request().send(Ok(Event::Logits(self.shared.logits.take())));
+        }
         let tokens = std::mem::take(&mut self.unsent);
         self.request().send(Ok(Event::Piece(Piece { index: self.index, text, tokens, finish })));
     }

@@ -1,6 +1,7 @@
 //! What a service wants to know of its engine: counters and two histograms.
 
-use std::sync::Mutex;
+use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -40,12 +41,27 @@ impl Histogram {
         }
         0.0
     }
+}
 
-    fn add(&mut self, time: Duration) {
-        let s = time.as_secs_f64();
-        let bucket = (0..Self::BUCKETS - 1).find(|&b| s <= Self::bound_s(b)).unwrap_or(Self::BUCKETS - 1);
-        self.counts[bucket] += 1;
-        self.sum_s += s;
+/// A [`Histogram`] that one thread adds to and others read. Without a lock: the engine's thread may be inside when the
+/// process forks, and a child that reads would wait for ever.
+#[derive(Debug, Default)]
+struct Times {
+    counts: [AtomicU64; Histogram::BUCKETS],
+    sum_ns: AtomicU64,
+}
+
+impl Times {
+    fn add(&self, time: Duration) {
+        let (s, last) = (time.as_secs_f64(), Histogram::BUCKETS - 1);
+        let bucket = (0..last).find(|&b| s <= Histogram::bound_s(b)).unwrap_or(last);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn snapshot(&self) -> Histogram {
+        let counts = std::array::from_fn(|b| self.counts[b].load(Ordering::Relaxed));
+        Histogram { counts, sum_s: self.sum_ns.load(Ordering::Relaxed) as f64 * 1e-9 }
     }
 }
 
@@ -100,25 +116,25 @@ pub(crate) struct Counters {
     pub(crate) blocks_total: AtomicUsize,
     pub(crate) blocks_used: AtomicUsize,
     pub(crate) blocks_cached: AtomicUsize,
-    times: Mutex<(Histogram, Histogram)>,
+    first_token: Times,
+    next_token: Times,
 }
 
 impl Counters {
     /// A time to first token.
     pub(crate) fn first_token(&self, time: Duration) {
-        self.times.lock().unwrap_or_else(|e| e.into_inner()).0.add(time);
+        self.first_token.add(time);
     }
 
     /// A time between tokens.
     pub(crate) fn next_token(&self, time: Duration) {
-        self.times.lock().unwrap_or_else(|e| e.into_inner()).1.add(time);
+        self.next_token.add(time);
     }
 
     /// The numbers now.
     pub(crate) fn snapshot(&self) -> Stats {
         let get = |x: &AtomicU64| x.load(Ordering::Relaxed);
         let size = |x: &AtomicUsize| x.load(Ordering::Relaxed);
-        let (first, next) = self.times.lock().unwrap_or_else(|e| e.into_inner()).clone();
         let finished = self.finished.load(Ordering::Acquire); // before `requests`, so that open is not negative
         let requests = get(&self.requests);
         Stats {
@@ -135,9 +151,60 @@ impl Counters {
             blocks_total: size(&self.blocks_total),
             blocks_used: size(&self.blocks_used),
             blocks_cached: size(&self.blocks_cached),
-            time_to_first_token: first,
-            time_between_tokens: next,
+            time_to_first_token: self.first_token.snapshot(),
+            time_between_tokens: self.next_token.snapshot(),
         }
+    }
+}
+
+/// A request's place in the counters, from its submission to its end. One that is dropped gives its place back, so
+/// that no way to end a request can leave it counted as open or queued.
+pub(crate) struct Ticket {
+    counters: Arc<Counters>,
+    /// Sequences.
+    n: usize,
+    queued: Cell<bool>,
+    open: Cell<bool>,
+}
+
+impl Ticket {
+    /// A place for `n` sequences in a queue of `limit`, or how many wait in it.
+    pub(crate) fn take(counters: &Arc<Counters>, n: usize, limit: usize) -> Result<Ticket, usize> {
+        let longer = |waiting: usize| waiting.checked_add(n).filter(|&waiting| waiting <= limit);
+        if let Err(waiting) = counters.queue_depth.fetch_update(Ordering::AcqRel, Ordering::Acquire, longer) {
+            counters.rejected.fetch_add(1, Ordering::Relaxed);
+            return Err(waiting);
+        }
+        counters.requests.fetch_add(1, Ordering::Relaxed);
+        Ok(Ticket { counters: Arc::clone(counters), n, queued: Cell::new(true), open: Cell::new(true) })
+    }
+
+    /// Whether its sequences count as queued.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.queued.get()
+    }
+
+    /// Leaves the queue; false if it had left before.
+    pub(crate) fn leave_queue(&self) -> bool {
+        let was_queued = self.queued.replace(false);
+        if was_queued {
+            self.counters.queue_depth.fetch_sub(self.n, Ordering::AcqRel);
+        }
+        was_queued
+    }
+
+    /// The request has ended; again, nothing happens.
+    pub(crate) fn close(&self) {
+        self.leave_queue();
+        if self.open.replace(false) {
+            self.counters.finished.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -146,12 +213,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_ticket_gives_its_place_back_once() {
+        let counters = Arc::new(Counters::default());
+        let now = |open, queue_depth, rejected| {
+            let stats = counters.snapshot();
+            assert_eq!((stats.open, stats.queue_depth, stats.rejected), (open, queue_depth, rejected));
+        };
+        let dropped = Ticket::take(&counters, 3, 4).unwrap();
+        assert_eq!(Ticket::take(&counters, 2, 4).map(drop), Err(3));
+        assert_eq!(Ticket::take(&counters, usize::MAX, 4).map(drop), Err(3));
+        now(1, 3, 2);
+        let closed = Ticket::take(&counters, 1, 4).unwrap();
+        assert!(closed.leave_queue() && !closed.leave_queue() && !closed.is_queued());
+        now(2, 3, 2);
+        closed.close();
+        closed.close();
+        drop(closed);
+        now(1, 3, 2);
+        drop(dropped);
+        now(0, 0, 2);
+    }
+
+    #[test]
     fn times_fall_into_doubling_buckets() {
-        let mut h = Histogram::default();
-        assert_eq!(h.quantile_s(0.5), 0.0);
+        let times = Times::default();
+        assert_eq!(times.snapshot(), Histogram::default());
+        assert_eq!(times.snapshot().quantile_s(0.5), 0.0);
         for ms in [0.05, 0.15, 0.15, 1e9] {
-            h.add(Duration::from_secs_f64(ms / 1e3));
+            times.add(Duration::from_secs_f64(ms / 1e3));
         }
+        let h = times.snapshot();
         assert_eq!((h.count(), h.counts[0], h.counts[1], h.counts[22]), (4, 1, 2, 1));
         assert_eq!((h.quantile_s(0.5), h.quantile_s(1.0)), (2e-4, f64::INFINITY));
     }

@@ -8,15 +8,22 @@
 //! * the longest end of the text that is the beginning of a stop string.
 //!
 //! **Which stop string ends the text:** the one that is complete first. Of several that are complete at the
-//! same byte, the longest, which starts first; of equal ones the first in the list. The text ends before it.
+//! same byte, the longest, which starts first. The text ends before it.
 //! So the same bytes give the same text however tokens cut them, and that text contains no stop string, since
 //! one inside it would have been complete earlier. To take the one that *starts* first would not do: with
 //! `ab` and `xabc`, the text `xab` could only be ended after it is known whether `c` follows.
+//!
+//! **Special tokens** are no part of the text, but stop strings may spell them: `<|im_end|>`, `\n<|im_end|>`. So stop
+//! strings are looked for in two texts: the one that is shown, and the one with special tokens spelled, where a match
+//! may begin and end at a spelling but not inside it (`|>` does not end a text at `<|im_end|>`). A special token that
+//! comes inside a character has no text next to it.
 //!
 //! Each stop string is followed by the automaton of Knuth, Morris and Pratt, over bytes: UTF-8 strings that
 //! match bytewise match by characters. Its state is how much of the string the text's end has matched, which
 //! answers both questions, and a byte costs O(1) for each stop string however long the text is.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What stands for bytes that are no character.
@@ -27,13 +34,15 @@ const REPLACEMENT: &str = "\u{FFFD}";
 pub(crate) struct TextStream {
     stops: Arc<[String]>,
     watches: Vec<Watch>,
+    /// What is matched with special tokens spelled, as soon as there was one.
+    spelled: Option<Spelled>,
     text: String,
     /// The bytes of a character that is not complete: at most 3.
     tail: Vec<u8>,
     /// How much of `text` was taken. // bytes
     taken: usize,
-    /// The stop string that ended the text.
-    stopped: Option<usize>,
+    /// Whether a stop string has ended the text.
+    stopped: bool,
 }
 
 /// One stop string and how much of it the end of the text matches.
@@ -60,13 +69,99 @@ impl Watch {
         Watch { borders, matched: 0 }
     }
 
-    /// Whether `byte` completes `stop`.
-    fn step(&mut self, stop: &[u8], byte: u8) -> bool {
-        while self.matched > 0 && stop[self.matched] != byte {
-            self.matched = self.borders[self.matched - 1] as usize;
+    /// The next smaller match of which `matched` bytes are the end.
+    fn shorter(&self, matched: usize) -> usize {
+        self.borders[matched - 1] as usize
+    }
+
+    /// How much of `stop` is matched if `matched` bytes were, and `byte` follows.
+    fn step(&self, mut matched: usize, stop: &[u8], byte: u8) -> usize {
+        while matched == stop.len() || (matched > 0 && stop[matched] != byte) {
+            matched = self.shorter(matched);
         }
-        self.matched += usize::from(stop[self.matched] == byte);
-        self.matched == stop.len()
+        matched + usize::from(stop[matched] == byte)
+    }
+}
+
+/// The text with special tokens spelled, as far back as a stop string reaches.
+#[derive(Debug)]
+struct Spelled {
+    /// For each stop string, the bytes that the end of this text matches: the most. All, if that match begins or ends
+    /// inside a spelling.
+    matched: Vec<usize>,
+    /// Its length, from some time before the first special token on. // bytes
+    len: usize,
+    /// The special tokens' places, ascending. // bytes
+    tokens: VecDeque<Range<usize>>,
+    /// Bytes of the longest stop string.
+    longest: usize,
+}
+
+impl Spelled {
+    fn new(watches: &[Watch]) -> Self {
+        let longest = watches.iter().map(|watch| watch.borders.len()).max().unwrap_or(0);
+        let matched = watches.iter().map(|watch| watch.matched).collect();
+        Spelled { matched, len: longest, tokens: VecDeque::new(), longest }
+    }
+
+    /// Whether its last `n` bytes begin inside a special token.
+    fn begins_inside(&self, n: usize) -> bool {
+        let start = self.len - n;
+        self.tokens.iter().any(|token| token.start < start && start < token.end)
+    }
+
+    /// How many of its last `n` bytes are text that is shown.
+    fn shown(&self, n: usize) -> usize {
+        let start = self.len - n;
+        n - self.tokens.iter().map(|token| token.end.saturating_sub(token.start.max(start))).sum::<usize>()
+    }
+
+    /// Bytes of text that are the beginning of a stop string.
+    fn held(&self, watches: &[Watch], stops: &[String]) -> usize {
+        let held = |((&matched, watch), stop): ((&usize, &Watch), &String)| {
+            let mut matched = matched;
+            while matched == stop.len() || (matched > 0 && self.begins_inside(matched)) {
+                matched = watch.shorter(matched);
+            }
+            self.shown(matched)
+        };
+        self.matched.iter().zip(watches).zip(stops).map(held).max().unwrap_or(0)
+    }
+
+    /// Takes one more byte; gives the bytes of text that stop strings complete with it, if any is.
+    fn step(&mut self, watches: &[Watch], stops: &[String], byte: u8) -> Option<usize> {
+        self.len += 1;
+        for ((matched, watch), stop) in self.matched.iter_mut().zip(watches).zip(stops) {
+            *matched = watch.step(*matched, stop.as_bytes(), byte);
+        }
+        self.complete(stops)
+    }
+
+    /// The bytes of text of the longest stop string that ends here.
+    fn complete(&self, stops: &[String]) -> Option<usize> {
+        let lens = self.matched.iter().zip(stops).filter(|(matched, stop)| **matched == stop.len());
+        lens.filter(|(n, _)| !self.begins_inside(**n)).map(|(&n, _)| self.shown(n)).max()
+    }
+
+    /// Takes a special token; gives what `step` does.
+    fn token(&mut self, watches: &[Watch], stops: &[String], spelling: &str) -> Option<usize> {
+        let start = self.len;
+        while self.tokens.front().is_some_and(|token| token.end + self.longest <= start) {
+            self.tokens.pop_front();
+        }
+        self.len += spelling.len();
+        self.tokens.push_back(start..self.len);
+        for ((matched, watch), stop) in self.matched.iter_mut().zip(watches).zip(stops) {
+            for byte in spelling.bytes() {
+                *matched = watch.step(*matched, stop.as_bytes(), byte);
+            }
+        }
+        self.complete(stops)
+    }
+
+    /// A character is not complete, and nothing matches across it.
+    fn interrupt(&mut self) {
+        self.matched.fill(0);
     }
 }
 
@@ -74,12 +169,13 @@ impl TextStream {
     /// An empty text that ends before the first of `stops`, none of which is empty.
     pub(crate) fn new(stops: Arc<[String]>) -> Self {
         let watches = stops.iter().map(|stop| Watch::new(stop)).collect();
-        TextStream { stops, watches, text: String::new(), tail: Vec::new(), taken: 0, stopped: None }
+        let (text, tail) = (String::new(), Vec::new());
+        TextStream { stops, watches, spelled: None, text, tail, taken: 0, stopped: false }
     }
 
     /// Appends the bytes of a token. True if a stop string has ended the text, which takes no more then.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
-        if self.stopped.is_some() {
+        if self.stopped {
             return true;
         }
         let joined;
@@ -101,18 +197,50 @@ impl TextStream {
                 self.append(REPLACEMENT);
             }
         }
-        self.stopped.is_some()
+        self.stopped
+    }
+
+    /// Notes a token that is no part of the text, but that stop strings may spell. True if one has ended the text.
+    pub(crate) fn note(&mut self, spelling: &str) -> bool {
+        if self.stopped || self.watches.is_empty() || spelling.is_empty() {
+            return self.stopped;
+        }
+        let inside = !self.tail.is_empty();
+        let spelled = self.spelled.get_or_insert_with(|| Spelled::new(&self.watches));
+        if inside {
+            spelled.interrupt();
+        }
+        let complete = spelled.token(&self.watches, &self.stops, spelling);
+        if inside {
+            spelled.interrupt();
+        }
+        if let Some(len) = complete {
+            self.text.truncate(self.text.len() - len);
+            if inside {
+                self.tail.clear();
+                self.append(REPLACEMENT);
+            }
+            self.stopped = true;
+        }
+        self.stopped
     }
 
     /// The piece that may be shown now; empty if there is none.
     pub(crate) fn take(&mut self) -> String {
-        let held = self.watches.iter().map(|watch| watch.matched).max().unwrap_or(0);
         // After a stop string nothing can be completed any more.
-        let end = self.text.len() - if self.stopped.is_some() { 0 } else { held };
+        let held = if self.stopped { 0 } else { self.held() };
+        let end = self.text.len() - held;
         // The place where a match may begin only moves on, so what was taken is never held back again.
         let piece = self.text[self.taken..end].to_string();
         self.taken = end;
         piece
+    }
+
+    /// Bytes at the end of the text that are the beginning of a stop string.
+    fn held(&self) -> usize {
+        let shown = self.watches.iter().map(|watch| watch.matched).max().unwrap_or(0);
+        let spelled = self.spelled.as_ref().map_or(0, |spelled| spelled.held(&self.watches, &self.stops));
+        shown.max(spelled)
     }
 
     /// Ends the text: the piece that was not taken yet, and whether a stop string ended it. A character that
@@ -121,8 +249,10 @@ impl TextStream {
         if !std::mem::take(&mut self.tail).is_empty() {
             self.append(REPLACEMENT);
         }
-        self.watches.clear(); // nothing follows, so nothing is held back
-        (self.take(), self.stopped.is_some())
+        // Nothing follows, so nothing is held back.
+        self.watches.clear();
+        self.spelled = None;
+        (self.take(), self.stopped)
     }
 
     /// Everything so far: what was taken, and what is held back.
@@ -133,28 +263,29 @@ impl TextStream {
 
     /// Appends up to the end of the first stop string, and cuts that off.
     fn append(&mut self, piece: &str) {
-        if self.stopped.is_some() {
+        if self.stopped {
             return;
         }
-        let mut end = piece.len();
         for (at, byte) in piece.bytes().enumerate() {
-            for (n, (watch, stop)) in self.watches.iter_mut().zip(self.stops.iter()).enumerate() {
-                if watch.step(stop.as_bytes(), byte)
-                    && self.stopped.is_none_or(|m| self.stops[m].len() < stop.len())
-                {
-                    self.stopped = Some(n);
+            let mut complete = None;
+            for (watch, stop) in self.watches.iter_mut().zip(self.stops.iter()) {
+                watch.matched = watch.step(watch.matched, stop.as_bytes(), byte);
+                if watch.matched == stop.len() {
+                    complete = complete.max(Some(stop.len()));
                 }
             }
-            if self.stopped.is_some() {
-                end = at + 1;
-                break;
+            if let Some(spelled) = &mut self.spelled {
+                complete = complete.max(spelled.step(&self.watches, &self.stops, byte));
+            }
+            if let Some(len) = complete {
+                self.text.push_str(&piece[..=at]); // the end of a stop string is the end of a character
+                self.text.truncate(self.text.len() - len);
+                self.tail.clear();
+                self.stopped = true;
+                return;
             }
         }
-        self.text.push_str(&piece[..end]); // the end of a stop string is the end of a character
-        if let Some(stop) = self.stopped {
-            self.tail.clear();
-            self.text.truncate(self.text.len() - self.stops[stop].len());
-        }
+        self.text.push_str(piece);
     }
 }
 
@@ -255,6 +386,202 @@ mod tests {
             late += usize::from(stopped && !hit);
         }
         assert!(hits > 4_000 && late > 10, "{hits} {late}");
+    }
+
+    /// What the text with special tokens spelled is made of.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Part {
+        Char(char),
+        Special(&'static str),
+        /// The place of a character that a special token comes inside of.
+        Broken,
+    }
+
+    /// Bytes of text that `stop` takes from the end of `parts`, if it ends there.
+    fn spelled_at_end(parts: &[Part], mut stop: &str) -> Option<usize> {
+        let mut shown = 0;
+        for part in parts.iter().rev() {
+            if stop.is_empty() {
+                break;
+            }
+            stop = match part {
+                Part::Char(c) => {
+                    shown += c.len_utf8();
+                    stop.strip_suffix(*c)?
+                }
+                Part::Special(special) => stop.strip_suffix(special)?,
+                Part::Broken => return None,
+            };
+        }
+        stop.is_empty().then_some(shown)
+    }
+
+    /// The text by the definition: part by part, until the text or the one with special tokens spelled ends in a
+    /// stop string. `Err` is a special token.
+    fn spelled_reference(tokens: &[Result<&[u8], &'static str>], stops: &[String]) -> (String, bool) {
+        let (mut parts, mut text, mut bytes): (Vec<Part>, String, Vec<u8>) = Default::default();
+        let longest = |parts: &[Part], text: &str| {
+            let shown = stops.iter().filter(|s| text.ends_with(s.as_str())).map(String::len).max();
+            shown.max(stops.iter().filter_map(|s| spelled_at_end(parts, s)).max())
+        };
+        // The text of the bytes so far, without a character that only lacks bytes.
+        let decided = |bytes: &[u8]| {
+            let lacks = (1..=bytes.len().min(3)).find(|&n| {
+                let end = &bytes[bytes.len() - n..];
+                String::from_utf8_lossy(bytes).ends_with('\u{FFFD}')
+                    && std::str::from_utf8(end)
+                        .is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
+            });
+            let whole = &bytes[..bytes.len() - lacks.unwrap_or(0)];
+            (String::from_utf8_lossy(whole).into_owned(), lacks.is_some())
+        };
+        for token in tokens {
+            match token {
+                Ok(more) => {
+                    bytes.extend_from_slice(more);
+                    for c in decided(&bytes).0[text.len()..].chars() {
+                        text.push(c);
+                        parts.push(Part::Char(c));
+                        if let Some(len) = longest(&parts, &text) {
+                            return (text[..text.len() - len].to_string(), true);
+                        }
+                    }
+                }
+                Err(special) => {
+                    let inside = decided(&bytes).1;
+                    parts.extend(inside.then_some(Part::Broken));
+                    parts.push(Part::Special(special));
+                    let found = stops.iter().filter_map(|s| spelled_at_end(&parts, s)).max();
+                    if let Some(len) = found {
+                        let mut text = text[..text.len() - len].to_string();
+                        if inside {
+                            text.push('\u{FFFD}');
+                            let more =
+                                stops.iter().filter(|s| text.ends_with(s.as_str())).map(String::len).max();
+                            text.truncate(text.len() - more.unwrap_or(0));
+                        }
+                        return (text, true);
+                    }
+                    parts.extend(inside.then_some(Part::Broken));
+                }
+            }
+        }
+        if decided(&bytes).1 {
+            text.push('\u{FFFD}');
+            parts.push(Part::Char('\u{FFFD}'));
+            if let Some(len) = longest(&parts, &text) {
+                return (text[..text.len() - len].to_string(), true);
+            }
+        }
+        (text, false)
+    }
+
+    #[test]
+    fn special_tokens_end_a_text_where_a_stop_string_spells_them() {
+        const SPECIAL: [&str; 3] = ["<e>", "<a>", "ab"]; // one that could be text, too
+        let atoms: [&[u8]; 12] = [
+            b"a",
+            b"b",
+            b"<",
+            b"e>",
+            b"<e>",
+            b"\n",
+            "你".as_bytes(),
+            "好<".as_bytes(),
+            b"\xE4",
+            b"\xBD\xA0",
+            b"\xFF",
+            "\u{FFFD}".as_bytes(),
+        ];
+        let stop_atoms = ["<e>", "<a>", "ab", "a", "b", "<", ">", "e>", "\n", "你", "\u{FFFD}"];
+        let mut random = Random(7);
+        let (mut hits, mut by_special, mut inside) = (0, 0, 0);
+        for _ in 0..60_000 {
+            let tokens: Vec<Result<&[u8], &'static str>> = (0..random.below(14))
+                .map(|_| match random.below(4) {
+                    0 => Err(SPECIAL[random.below(3)]),
+                    _ => Ok(atoms[random.below(12)]),
+                })
+                .collect();
+            let stop = |random: &mut Random| {
+                (0..1 + random.below(4)).map(|_| stop_atoms[random.below(11)]).collect::<String>()
+            };
+            let stops: Vec<String> = (0..random.below(4)).map(|_| stop(&mut random)).collect();
+            let (want, want_hit) = spelled_reference(&tokens, &stops);
+
+            let mut text = TextStream::new(stops.clone().into());
+            let (mut shown, mut hit) = (String::new(), false);
+            for token in &tokens {
+                match token {
+                    Err(special) => {
+                        inside += usize::from(!text.tail.is_empty());
+                        hit = text.note(special);
+                        by_special += usize::from(hit);
+                    }
+                    Ok(bytes) => {
+                        // Bytes of text are cut anywhere.
+                        let (left, right) = bytes.split_at(random.below(bytes.len() + 1));
+                        hit = text.push(left) || text.push(right);
+                    }
+                }
+                if random.below(3) > 0 {
+                    shown.push_str(&text.take());
+                    assert!(want.starts_with(&shown), "{shown:?} {want:?} {tokens:?} {stops:?}");
+                }
+                if hit {
+                    break;
+                }
+            }
+            let (rest, stopped) = text.finish();
+            shown.push_str(&rest);
+            assert_eq!((&shown, stopped), (&want, want_hit), "{tokens:?} {stops:?}");
+            assert!(stops.iter().all(|s| !want.contains(s.as_str())), "{want:?} {stops:?}");
+            hits += usize::from(hit);
+        }
+        assert!(hits > 8_000 && by_special > 1_500 && inside > 1_000, "{hits} {by_special} {inside}");
+    }
+
+    #[test]
+    fn a_special_token_is_matched_whole_and_holds_back_no_more_than_it_must() {
+        // Ends at the token, and not at text that is a part of its spelling.
+        for (stop, want) in [
+            ("<|im_end|>", Some("x\n")),
+            ("\n<|im_end|>", Some("x")),
+            ("<|im_end|>y", Some("x\n")),
+            ("x\n<|im_end|>yz", Some("")),
+            ("|>", None),
+            ("im_end", None),
+            ("|>y", None),
+            ("\n<|im", None),
+            ("\ny", Some("x")),
+        ] {
+            let mut text = stream(&[stop]);
+            text.push(b"x\n");
+            text.note("<|im_end|>");
+            text.push(b"yz");
+            let (shown, stopped) = text.finish();
+            assert_eq!((shown.as_str(), stopped), (want.unwrap_or("x\nyz"), want.is_some()), "{stop:?}");
+        }
+        let mut text = stream(&["\n<|im_end|>\nb"]);
+        assert!(!text.push(b"x\n"));
+        assert_eq!(text.take(), "x");
+        assert!(!text.note("<|im_end|>"));
+        assert_eq!(text.take(), "");
+        assert!(!text.push(b"\n"));
+        assert_eq!(text.take(), "");
+        assert!(!text.push(b"c"));
+        assert_eq!(text.take(), "\n\nc");
+        // The end of a spelling is not the beginning of a match.
+        let mut text = stream(&["|>ab"]);
+        text.note("<|im_end|>");
+        assert!(!text.push(b"a"));
+        assert_eq!(text.take(), "a");
+        // Many special tokens take no more room than the longest stop string reaches back.
+        let mut text = stream(&["<e>xy"]);
+        for _ in 0..10_000 {
+            assert!(!text.note("<e>"));
+        }
+        assert!(text.spelled.as_ref().unwrap().tokens.len() < 8);
     }
 
     #[test]

@@ -27,8 +27,9 @@
 //! **Same bits everywhere.** Sums run in f64 in a fixed order, `exp` is our own, and random numbers come from a
 //! counter ([`uniform`]).
 //!
-//! **Odd values.** NaN is -inf: never taken. A row with nothing else gives token 0; a model that yields such
-//! rows is broken, and the choice is only made to be the same each time. +inf counts as the largest f32.
+//! **Odd values.** A row with NaN or +inf, or with nothing but -inf, comes of a broken model: [`not_finite`] finds it,
+//! and nothing is sampled. Where bias and penalties leave no token, none is chosen. The functions below take NaN for
+//! -inf and +inf for the largest f32, so that no row makes them panic.
 
 mod random;
 mod weights;
@@ -110,7 +111,8 @@ impl Sampler {
         }
     }
 
-    /// The token that `u`, uniform in [0, 1), draws from `logits`, `(vocab_size)`, which are changed.
+    /// The token that `u`, uniform in [0, 1), draws from `logits`, `(vocab_size)`, which are changed; none if bias and
+    /// penalties leave none.
     ///
     /// `prompt` and `text` are the tokens so far: in any order, as often as they occur.
     pub(crate) fn sample(
@@ -120,14 +122,19 @@ impl Sampler {
         prompt: &[u32],
         text: &[u32],
         u: f64,
-    ) -> u32 {
+    ) -> Option<u32> {
         if params.changes_logits() {
             self.change(logits, params, prompt, text);
         }
         let max = maximum(logits);
-        if params.greedy || max == f32::NEG_INFINITY {
-            return first_equal(logits, max);
+        if max == f32::NEG_INFINITY {
+            return None;
         }
+        Some(if params.greedy { first_equal(logits, max) } else { self.draw(logits, max, params, u) })
+    }
+
+    /// What `u` draws from the tokens that the filters leave, one at least: the one of `max`.
+    fn draw(&mut self, logits: &mut [f32], max: f32, params: &SamplerParams, u: f64) -> u32 {
         if params.top_k == 0 || params.top_k >= logits.len() {
             let edge = if params.top_p < 1.0 { self.top_p_edge(logits, max, params) } else { None };
             return self.draw_from_all(logits, max, params, edge, u);
@@ -312,6 +319,30 @@ fn top(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
     out.sort_unstable_by(by_size);
 }
 
+/// What is wrong with a row of logits as a model gave it, `(vocab_size)`, or `(ids.len())` of these tokens: NaN, +inf,
+/// or nothing but -inf. The largest f32 stands for the first two where the device has looked for the largest logits.
+pub(crate) fn not_finite(logits: &[f32], ids: Option<&[u32]>) -> Option<String> {
+    let finite = |logit: f32| logit < f32::MAX;
+    let (mut all, mut any) = (true, false);
+    for block in logits.chunks(BLOCK) {
+        // No way out of the loop, which is vectorised.
+        for &logit in block {
+            all &= finite(logit);
+            any |= logit > f32::NEG_INFINITY;
+        }
+        if !all {
+            break;
+        }
+    }
+    if all {
+        return (!any).then(|| "-inf for every token".into());
+    }
+    let at = logits.iter().position(|&logit| !finite(logit))?;
+    let token = ids.map_or(at, |ids| ids[at] as usize);
+    let value = if ids.is_some() { "NaN or inf".into() } else { logits[at].to_string() };
+    Some(format!("{value} for token {token}"))
+}
+
 /// The log-probability of `id` and of the `k` likeliest tokens, likeliest first, equal ones by id, under the
 /// model itself: `logits`, `(vocab_size)`, must be as the model gave them, before [`Sampler::sample`].
 ///
@@ -381,13 +412,17 @@ mod tests {
     };
 
     /// The second half of `seen` is text.
-    fn sample(logits: &[f32], params: &SamplerParams, seen: &[u32], u: f64) -> u32 {
+    fn try_sample(logits: &[f32], params: &SamplerParams, seen: &[u32], u: f64) -> Option<u32> {
         let (prompt, text) = seen.split_at(seen.len() / 2);
         Sampler::new(logits.len()).sample(&mut logits.to_vec(), params, prompt, text, u)
     }
 
+    fn sample(logits: &[f32], params: &SamplerParams, seen: &[u32], u: f64) -> u32 {
+        try_sample(logits, params, seen, u).expect("a token is left")
+    }
+
     /// The definition at the top of the module, with a full sort.
-    fn reference(logits: &[f32], params: &SamplerParams, seen: &[u32], u: f64) -> u32 {
+    fn reference(logits: &[f32], params: &SamplerParams, seen: &[u32], u: f64) -> Option<u32> {
         let mut row: Vec<(usize, f32)> = logits.iter().copied().enumerate().collect();
         let text = &seen[seen.len() / 2..];
         for (id, logit) in &mut row {
@@ -410,7 +445,7 @@ mod tests {
         row.retain(|(_, logit)| *logit > f32::NEG_INFINITY);
         row.sort_by(|a, b| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)).then(a.0.cmp(&b.0))); // -0 is 0
         if row.is_empty() || params.greedy {
-            return row.first().map_or(0, |r| r.0 as u32);
+            return row.first().map(|r| r.0 as u32);
         }
         row.truncate(if params.top_k == 0 { row.len() } else { params.top_k });
         let max = row[0].1;
@@ -431,12 +466,13 @@ mod tests {
             sum += r.1;
             sum > target
         });
-        drawn.unwrap_or(&row[row.len() - 1]).0 as u32
+        Some(drawn.unwrap_or(&row[row.len() - 1]).0 as u32)
     }
 
     #[test]
     fn every_combination_draws_what_a_full_sort_draws() {
         let mut random = Random(0);
+        let mut none = 0;
         for case in 0..6_000 {
             let n = [1, 2, 15, 16, 17, 100, 511, 513, 1_500, 5_000][random.below(10)];
             let logits = random.logits(n);
@@ -456,16 +492,21 @@ mod tests {
             let seen: Vec<u32> = (0..random.below(30)).map(|_| random.below(n + 2) as u32).collect();
             // Nearer to 1 the reference's own rounding decides.
             let u = [0.0, 1.0 - 1e-12, random.uniform()][random.below(6).min(2)];
-            let (got, want) = (sample(&logits, &params, &seen, u), reference(&logits, &params, &seen, u));
+            let (got, want) = (try_sample(&logits, &params, &seen, u), reference(&logits, &params, &seen, u));
             assert_eq!(got, want, "case {case}: n {n}, u {u}, {params:?}");
+            if want.is_none() {
+                none += 1;
+                continue;
+            }
             // As near to 1 as it gets: by id no earlier than that.
             let last = sample(&logits, &params, &seen, 1.0 - f64::EPSILON / 2.0);
-            let earliest = reference(&logits, &params, &seen, 1.0 - 1e-12);
+            let earliest = reference(&logits, &params, &seen, 1.0 - 1e-12).unwrap();
             assert!(
                 (earliest..n as u32).contains(&last),
                 "case {case}: n {n}, {last}, {earliest}, {params:?}"
             );
         }
+        assert!(none > 10, "{none} rows have no token left");
     }
 
     #[test]
@@ -478,7 +519,8 @@ mod tests {
             let draws = 100_000;
             for position in 0..draws {
                 let mut row = logits.clone();
-                counts[sampler.sample(&mut row, &params, &[], &[], uniform(11, 3, position)) as usize] += 1.0;
+                let id = sampler.sample(&mut row, &params, &[], &[], uniform(11, 3, position)).unwrap();
+                counts[id as usize] += 1.0;
             }
             let smallest = (9.5 - kept as f32) * 0.3;
             let weight = |&l: &f32| if l > smallest { f64::from(l / params.temperature).exp() } else { 0.0 };
@@ -557,8 +599,7 @@ mod tests {
     fn odd_values_do_no_harm() {
         const INF: f32 = f32::INFINITY;
         let nothing = [f32::NAN, -INF, f32::NAN];
-        let rows: [(&[f32], u32, u32); 6] = [
-            (&nothing, 0, 0),
+        let rows: [(&[f32], u32, u32); 5] = [
             (&[-INF, f32::NAN, -5.0, -INF], 2, 2),
             (&[1e30, -1e30, 1e30, 0.0], 0, 2),
             (&[0.0, INF, f32::MAX, INF], 1, 3),
@@ -578,8 +619,46 @@ mod tests {
                 assert!(logprob <= 0.0 && alternatives.iter().all(|a| a.1 <= 0.0), "{row:?} {logprob}");
             }
         }
+        assert_eq!(try_sample(&nothing, &PLAIN, &[], 0.5), None);
         assert_eq!(logprobs(&nothing, 0, 3), (-INF, vec![]));
         assert_eq!(logprobs(&[0.0], 1, 0), (-INF, vec![]));
+    }
+
+    #[test]
+    fn where_bias_leaves_no_token_none_is_chosen() {
+        let ruled_out = |n| (0..n).map(|id| (id, f32::NEG_INFINITY)).collect::<Vec<_>>();
+        for (top_k, top_p, min_p, greedy) in
+            [(0, 1.0, 0.0, true), (0, 1.0, 0.0, false), (1, 1.0, 0.0, false), (2, 0.5, 1.0, false)]
+        {
+            let params = |n| SamplerParams { top_k, top_p, min_p, greedy, logit_bias: ruled_out(n), ..PLAIN };
+            assert_eq!(try_sample(&[1.0, 2.0, 3.0], &params(3), &[0, 1], 0.3), None);
+            assert_eq!(try_sample(&[1.0, 2.0, 3.0], &params(2), &[0, 1], 0.3), Some(2));
+            // What the model itself rules out does not come back.
+            assert_eq!(try_sample(&[1.0, f32::NEG_INFINITY], &params(1), &[], 0.3), None);
+        }
+    }
+
+    #[test]
+    fn rows_that_are_not_finite_are_told() {
+        const INF: f32 = f32::INFINITY;
+        for n in [1, 15, 511, 512, 513, 5_000] {
+            let row = vec![0.5; n];
+            assert_eq!(not_finite(&row, None), None);
+            for at in [0, n / 2, n - 1] {
+                for (value, name) in [(f32::NAN, "NaN"), (INF, "inf")] {
+                    let mut row = row.clone();
+                    row[at] = value;
+                    assert_eq!(not_finite(&row, None), Some(format!("{name} for token {at}")));
+                }
+                let mut row = vec![-INF; n];
+                assert_eq!(not_finite(&row, None), Some("-inf for every token".into()));
+                row[at] = -1e30;
+                assert_eq!(not_finite(&row, None), None);
+            }
+        }
+        assert_eq!(not_finite(&[], Some(&[])), Some("-inf for every token".into()));
+        let found = not_finite(&[1.0, f32::MAX], Some(&[3, 70]));
+        assert_eq!(found, Some("NaN or inf for token 70".into()));
     }
 
     #[test]

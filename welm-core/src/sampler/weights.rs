@@ -32,11 +32,8 @@ pub(super) fn maximum(logits: &[f32]) -> f32 {
     finite(lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &logit| larger(max, logit)))
 }
 
-/// The first token whose logit is `max`; 0 if that is -inf, which stands for no logit at all.
+/// The first token whose logit is `max`, which is that of one.
 pub(super) fn first_equal(logits: &[f32], max: f32) -> u32 {
-    if max == f32::NEG_INFINITY {
-        return 0;
-    }
     logits.iter().position(|&logit| logit >= max).unwrap_or(0) as u32
 }
 

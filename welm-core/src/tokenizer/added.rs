@@ -18,13 +18,16 @@
 //! tokens anew where the files leave holes.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use regex_syntax::hir::ClassUnicode;
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::NormalizedString;
 
-use super::onig::shorthand;
+use super::dfa::has;
+use super::onig::rust_word;
 use super::stages::{Normalizers, shown};
 use super::watch::{Halt, Watch};
 use crate::error::{Error, Result};
@@ -34,13 +37,14 @@ const MAX_ADDED: usize = 1 << 17;
 /// Bytes of one; real ones have up to a hundred.
 const MAX_LEN: usize = 512;
 /// Bytes of all together.
-const MAX_TOTAL: usize = 1 << 22;
+const MAX_TOTAL: usize = 1 << 21;
 
 /// One added token.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AddedToken {
-    #[serde(default)]
+    /// Beside the token in `tokenizer.json`, elsewhere as the key.
+    #[serde(default = "no_id")]
     pub(super) id: u32,
     pub(super) content: String,
     /// Only where no letter or digit is next to it.
@@ -61,6 +65,11 @@ pub(super) struct AddedToken {
     /// Python's name of the type.
     #[serde(default, rename = "__type")]
     _type: Option<String>,
+}
+
+/// More than any token has, so that it is refused where no other id comes.
+fn no_id() -> u32 {
+    u32::MAX - 1
 }
 
 fn yes() -> bool {
@@ -128,18 +137,6 @@ impl SideFiles {
             inside
         })
     }
-
-    /// What transformers puts in front of a text where `tokenizer_config.json` says it, whatever `tokenizer.json` says.
-    pub(super) fn prefix(&self, id_of: impl Fn(&str) -> Option<u32>) -> Option<Vec<u32>> {
-        let config = &self.tokenizer_config;
-        let flag = |key: &str| config.get(key).and_then(Value::as_bool);
-        if flag("add_bos_token").is_none() && flag("add_eos_token").is_none() {
-            return None;
-        }
-        let bos = self.named().find(|(key, _)| *key == "bos_token").and_then(|(_, value)| spelled(value));
-        let id = bos.and_then(id_of).filter(|_| flag("add_bos_token") == Some(true));
-        Some(id.into_iter().collect())
-    }
 }
 
 /// The text of a token that is named by itself or by an object.
@@ -161,7 +158,10 @@ pub(super) fn collect(
     let file = "tokenizer_config.json";
     if let Some(decoder) = files.tokenizer_config.get("added_tokens_decoder").filter(|d| !d.is_null()) {
         let Some(decoder) = decoder.as_object() else {
-            return refuse(format!("{file}: added_tokens_decoder: expected an object, got {}", shown(decoder)));
+            return refuse(format!(
+                "{file}: added_tokens_decoder: expected an object, got {}",
+                shown(decoder)
+            ));
         };
         let mut more = Vec::new();
         for (id, token) in decoder {
@@ -169,7 +169,9 @@ pub(super) fn collect(
             match (id.parse(), read) {
                 (Ok(id), Ok(token)) => more.push(AddedToken { id, ..token }),
                 (_, Err(reason)) => return refuse(format!("{file}: added_tokens_decoder: {id}: {reason}")),
-                (Err(_), _) => return refuse(format!("{file}: added_tokens_decoder: expected an id, got {id:?}")),
+                (Err(_), _) => {
+                    return refuse(format!("{file}: added_tokens_decoder: expected an id, got {id:?}"));
+                }
             }
         }
         more.sort_by_key(|token| token.id);
@@ -203,7 +205,11 @@ pub(super) fn collect(
             continue;
         }
         let Some(&id) = vocab.get(content) else {
-            tracing::warn!(key, token = content, "a control token that no file gives an id: it is text in a prompt");
+            tracing::warn!(
+                key,
+                token = content,
+                "a control token that no file gives an id: it is text in a prompt"
+            );
             continue;
         };
         let mut token = AddedToken::plain(id, content, true);
@@ -248,10 +254,17 @@ impl Collected {
                 return refuse(format!("the id {} that another place gives it, got {id}", before.id));
             }
             if *before != token {
-                if has_normalizer && before.normalized != token.normalized || before.special && !token.special {
-                    return refuse(format!("the flags that another place gives it, {before:?}, got {token:?}"));
+                if has_normalizer && before.normalized != token.normalized || before.special && !token.special
+                {
+                    return refuse(format!(
+                        "the flags that another place gives it, {before:?}, got {token:?}"
+                    ));
                 }
-                tracing::warn!(token = content, file, "flags of an added token differ; those of this file are taken");
+                tracing::warn!(
+                    token = content,
+                    file,
+                    "flags of an added token differ; those of this file are taken"
+                );
                 *before = token;
             }
             return Ok(());
@@ -309,7 +322,11 @@ impl AddedTokens {
             contents.push(content.get().to_string());
         }
         let as_they_are = raw.iter().map(|token| token.content.clone()).collect();
-        Ok(AddedTokens { raw: Finder::new(as_they_are, raw)?, normalized: Finder::new(contents, normalized)?, ids })
+        Ok(AddedTokens {
+            raw: Finder::new(as_they_are, raw)?,
+            normalized: Finder::new(contents, normalized)?,
+            ids,
+        })
     }
 
     pub(super) fn raw(&self) -> &Finder {
@@ -318,6 +335,12 @@ impl AddedTokens {
 
     pub(super) fn id(&self, content: &str) -> Option<u32> {
         self.ids.get(content).copied()
+    }
+
+    /// How the file spells an added token.
+    pub(super) fn content(&self, id: u32) -> Option<&str> {
+        let mut tokens = self.raw.tokens.iter().chain(&self.normalized.tokens);
+        tokens.find(|token| token.id == id).map(|token| token.content.as_str())
     }
 }
 
@@ -391,10 +414,9 @@ impl Finder {
 
 /// The characters of words, those of `\w`.
 fn is_word(c: char) -> bool {
-    static WORD: std::sync::LazyLock<Option<regex_syntax::hir::ClassUnicode>> =
-        std::sync::LazyLock::new(|| shorthand('w'));
+    static WORD: LazyLock<ClassUnicode> = LazyLock::new(rust_word);
     match c {
         c if c.is_ascii() => c.is_ascii_alphanumeric() || c == '_',
-        c => WORD.as_ref().is_some_and(|set| super::dfa::has(set, u32::from(c))),
+        c => has(&WORD, u32::from(c)),
     }
 }

@@ -198,7 +198,8 @@ fn decoder_steps(decoder: &Value, byte_level: bool) -> Result<Vec<Step>> {
     });
     if growth > MAX_GROWTH || steps.len() > 64 {
         let n = steps.len();
-        let reason = format!("expected to expand a token at most {MAX_GROWTH}-fold, got {growth}-fold in {n} steps");
+        let reason =
+            format!("expected to expand a token at most {MAX_GROWTH}-fold, got {growth}-fold in {n} steps");
         return Err(Error::Tokenizer(format!("decoder: {reason}")));
     }
     Ok(steps)

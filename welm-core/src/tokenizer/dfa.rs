@@ -36,7 +36,11 @@ const DEAD: u32 = 0;
 
 enum Inst {
     Char(usize),
-    Look { ahead: bool, set: usize, at_edge: bool },
+    Look {
+        ahead: bool,
+        set: usize,
+        at_edge: bool,
+    },
     /// The first is tried first.
     Split(usize, usize),
     Jump(usize),
@@ -341,8 +345,9 @@ impl<'a> Subsets<'a> {
     }
 
     fn determine(mut self) -> std::result::Result<(Vec<u32>, Vec<u32>), String> {
-        let first =
-            (0..=self.n_kinds).map(|before| self.id(vec![0], before)).collect::<std::result::Result<_, _>>()?;
+        let first = (0..=self.n_kinds)
+            .map(|before| self.id(vec![0], before))
+            .collect::<std::result::Result<_, _>>()?;
         let mut table = Vec::new();
         let mut done = 0;
         while done < self.states.len() {

@@ -14,7 +14,7 @@
 //! * Bytes that the vocabulary has no token for (SmolLM2 lacks some control characters) are an error here; there they
 //!   are left out without a word.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::added::AddedToken;
 use super::bytes::{MAX_VOCAB, TokenBytes, byte_token, from_byte_alphabet};
@@ -40,6 +40,8 @@ pub(crate) struct GgufVocab {
     pub(crate) bos: Option<u32>,
     /// `eos_token_id`.
     pub(crate) eos: Option<u32>,
+    /// `fim_pad_token_id`, `fim_rep_token_id` and `fim_sep_token_id`, in this order.
+    pub(crate) fim_ends: Vec<Option<u32>>,
     /// `add_bos_token`; where the file is silent, [`GgufVocab::default_add_bos`].
     pub(crate) add_bos: bool,
 }
@@ -132,19 +134,32 @@ const PRES: &[Pre] = &[
     Pre { names: &["viking"], splits: &[BLOOM, r"\p{N}"], whole_words: false },
 ];
 
-/// Tokens that are control tokens though converters give them another type.
+/// Tokens that end a text or a turn. They are control tokens though converters may give them another type.
 #[rustfmt::skip]
-const CONTROL_NAMES: &[&str] = &[
-    // Ends of a text or a turn.
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
-    "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
-    "<eos>", "<｜end▁of▁sentence｜>",
-    // Filling in the middle.
+const ENDS: &[&str] = &[
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+    "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>",
+];
+/// Tokens that end what is filled in, for padding, repository and file; a key goes before the names.
+#[rustfmt::skip]
+const FIM_ENDS: [&[&str]; 3] = [
+    &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
+    &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
+    &["<|file_sep|>"],
+];
+/// Other tokens that are control tokens whatever the file says: for filling in the middle.
+#[rustfmt::skip]
+const FIM: &[&str] = &[
     "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "<|fim_suffix|>",
     "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "<|fim_middle|>", "<fim-middle>",
-    "<fim_middle>", "<｜fim▁end｜>", "<MID>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
-    "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+    "<fim_middle>", "<｜fim▁end｜>", "<MID>",
 ];
+
+/// Whether a token of this name is a control token, unless it may be a word.
+fn is_control_name(name: &str) -> bool {
+    FIM_ENDS.iter().chain(&[ENDS, FIM]).any(|names| names.contains(&name))
+}
 
 /// The types of `token_type` that matter here; the others (unused, undefined) add nothing to a text.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -200,7 +215,34 @@ impl GgufVocab {
         };
         let name = self.tokens[id].as_str();
         let never_a_word = kind == Kind::UserDefined || name.contains(['|', '｜']);
-        if never_a_word && CONTROL_NAMES.contains(&name) { Kind::Control } else { kind }
+        if never_a_word && is_control_name(name) { Kind::Control } else { kind }
+    }
+
+    /// Adds the tokens that end a text by their names to those that keys of the file name: llama.cpp's rule. A name of
+    /// what is no control token here is a word, and ends nothing.
+    pub(crate) fn add_ends(&self, ends: &mut Vec<u32>) {
+        let keyed = |kind: usize| self.fim_ends.get(kind).is_some_and(Option::is_some);
+        let fim = FIM_ENDS.iter().enumerate().filter(|&(kind, _)| !keyed(kind)).map(|(_, names)| *names);
+        let names: HashSet<&str> = fim.chain([ENDS]).flatten().copied().collect();
+        let named: HashMap<&str, u32> = self
+            .tokens
+            .iter()
+            .enumerate()
+            .filter(|(id, token)| names.contains(token.as_str()) && self.kind(*id) == Kind::Control)
+            .map(|(id, token)| (token.as_str(), id as u32))
+            .collect();
+        let mut others: Vec<u32> = self.fim_ends.iter().flatten().chain(named.values()).copied().collect();
+        others.sort_unstable();
+        others.dedup();
+        others.retain(|&id| (id as usize) < self.tokens.len() && !ends.contains(&id));
+        ends.append(&mut others);
+        // Where these are, the others only end a part of an answer.
+        let any = |names: [&str; 2]| names.iter().any(|name| named.contains_key(name));
+        let parts = any(["<|return|>", "<|flush|>"]) && any(["<|call|>", "<|calls|>"]);
+        let no_ends = [("<|end|>", parts), ("</s>", named.contains_key("<|tool_response>"))];
+        for (name, _) in no_ends.into_iter().filter(|(_, so)| *so) {
+            ends.retain(|end| named.get(name) != Some(end));
+        }
     }
 
     /// What each token adds to a text.

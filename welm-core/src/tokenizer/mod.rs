@@ -13,7 +13,8 @@
 //!
 //! Left out are post-processor, truncation and padding: a prompt is to be continued, so nothing may be
 //! cut off it or put after it. What a post-processor puts *in front* (Llama's `<s>`) is found once, at load,
-//! and is what `add_bos` adds; `add_bos_token` of `tokenizer_config.json` overrules it, as in transformers.
+//! and is what `add_bos` adds. Beside a `tokenizer.json`, `add_bos_token` and `add_prefix_space` of
+//! `tokenizer_config.json` count for nothing, as in transformers 5.
 //!
 //! Special tokens (`<|endoftext|>`) in a text are text, unless the caller wants them parsed. Text that the vocabulary has
 //! no token for, where it has none for unknown text either, is an error: the library leaves it out.
@@ -33,9 +34,8 @@ mod stages;
 mod vocabulary;
 mod watch;
 
-use std::any::Any;
+use std::borrow::Cow;
 use std::fmt::Display;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -44,10 +44,12 @@ use tokenizers::normalizer::Range;
 use tokenizers::{Encoding, NormalizedString, PostProcessor, PostProcessorWrapper, Token};
 
 use crate::error::{Error, Result};
+use crate::host::panics;
+use crate::side_file::{ADDED_TOKENS, SPECIAL_TOKENS_MAP, SideFile, TOKENIZER, TOKENIZER_CONFIG};
 use added::{AddedToken, AddedTokens, Part, SideFiles};
 use bytes::TokenBytes;
 pub(crate) use chat::ChatTemplate;
-pub use chat::Message;
+pub use chat::{ChatRequest, Json, Message};
 pub(crate) use gguf::GgufVocab;
 use stages::{Fields, Normalizers, PreTokenizers, Word};
 use vocabulary::Vocabulary;
@@ -88,31 +90,16 @@ struct File {
     model: vocabulary::Declared,
 }
 
-/// A file of a folder; none if it is not there.
-fn side_file(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(path, e)),
-    }
-}
-
 impl Tokenizer {
     /// Reads a `tokenizer.json` and what the files beside it say of its tokens.
     pub(crate) fn from_json_file(path: &Path) -> Result<Self> {
-        let missing = || Error::io(path, std::io::Error::from(std::io::ErrorKind::NotFound));
-        let json = side_file(path)?.ok_or_else(missing)?;
+        let json = TOKENIZER.require_path(path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        let beside = |name: &str| -> Result<Value> {
-            let path = folder.join(name);
-            let Some(json) = side_file(&path)? else { return Ok(Value::Null) };
-            let refuse = |reason| Error::file(&path, format!("not valid JSON: {reason}"));
-            serde_json::from_slice(&json).map_err(refuse)
-        };
+        let beside = |file: SideFile| Ok::<_, Error>(file.json(folder)?.unwrap_or_default());
         let files = SideFiles {
-            tokenizer_config: beside("tokenizer_config.json")?,
-            special_tokens_map: beside("special_tokens_map.json")?,
-            added_tokens: beside("added_tokens.json")?,
+            tokenizer_config: beside(TOKENIZER_CONFIG)?,
+            special_tokens_map: beside(SPECIAL_TOKENS_MAP)?,
+            added_tokens: beside(ADDED_TOKENS)?,
         };
         Self::from_json(&json, &files)
             .map_err(|reason| Error::Tokenizer(format!("{}: {}", path.display(), strip_label(reason))))
@@ -131,11 +118,7 @@ impl Tokenizer {
         let added = added::collect(file.added_tokens, files, &vocabulary.ids, !normalizers.is_empty())?;
         let bytes = TokenBytes::from_json(&vocabulary.ids, &added, &file.decoder, byte_level)?;
         let added = AddedTokens::new(&added, &normalizers)?;
-        let id_of = |token: &str| added.id(token).or_else(|| vocabulary.ids.get(token).copied());
-        let prefix = match files.prefix(id_of) {
-            Some(prefix) => prefix,
-            None => template_prefix(&file.post_processor)?,
-        };
+        let prefix = template_prefix(&file.post_processor)?;
         if let Some(id) = prefix.iter().find(|&&id| id as usize >= bytes.len()) {
             let reason = format!("post-processor: expected ids below {}, got {id}", bytes.len());
             return Err(Error::Tokenizer(reason));
@@ -274,6 +257,15 @@ impl Tokenizer {
         self.bytes.is_special(id)
     }
 
+    /// How stop strings spell a token: what it adds to a text, or as the file does if that is nothing, as of a special
+    /// one.
+    pub(crate) fn spelling(&self, id: u32) -> Cow<'_, str> {
+        match self.token_bytes(id) {
+            [] => self.added.content(id).unwrap_or_default().into(),
+            bytes => String::from_utf8_lossy(bytes),
+        }
+    }
+
     /// One more than the largest id; the model's embedding may have more rows.
     pub(crate) fn vocab_size(&self) -> usize {
         self.bytes.len()
@@ -314,7 +306,9 @@ fn template_prefix(value: &Value) -> Result<Vec<u32>> {
     })?;
     if ids.len() > MAX_PREFIX {
         let n = ids.len();
-        return Err(Error::Tokenizer(format!("post-processor: expected at most {MAX_PREFIX} tokens, got {n}")));
+        return Err(Error::Tokenizer(format!(
+            "post-processor: expected at most {MAX_PREFIX} tokens, got {n}"
+        )));
     }
     Ok(ids)
 }
@@ -336,17 +330,12 @@ fn check_post_processor(value: &Value) -> Result<()> {
 
 /// Runs a piece of the library: its errors and its panics (some on damaged files) become our errors.
 fn guarded<T>(what: impl Display, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    let reason = match catch_unwind(AssertUnwindSafe(work)) {
+    let reason = match panics::catch(work) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic_message(panic.as_ref()),
+        Err(panic) => panic,
     };
     Err(Error::Tokenizer(format!("{what}: {reason}")))
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("internal fault").to_string()
 }
 
 /// The reason alone, so that a file's name can be put before it.

@@ -56,6 +56,16 @@ impl Node {
         }
     }
 
+    /// Whether no character is in it.
+    fn is_empty(&self) -> bool {
+        match self {
+            Node::Set(_) => false,
+            Node::Look(_) => true,
+            Node::Concat(nodes) | Node::Alt(nodes) => nodes.iter().all(Node::is_empty),
+            Node::Repeat { node, .. } => node.is_empty(),
+        }
+    }
+
     fn look(ahead: bool, set: ClassUnicode, at_edge: bool) -> Node {
         Node::Look(Look { ahead, set, at_edge })
     }
@@ -137,6 +147,9 @@ const PROPERTIES: &[&str] = &[
     "sinhala", "georgian", "armenian", "ethiopic", "khmer", "mongolian", "bopomofo",
 ];
 
+/// Unicode's word characters without the two joiners.
+const WORD: &str = r"[\w--[\x{200C}\x{200D}]]";
+
 /// `[[:name:]]`, and what it is in the notation of [`class`].
 const POSIX: &[(&str, &str)] = &[
     ("alnum", r"[\p{Alphabetic}\p{Nd}]"),
@@ -149,13 +162,15 @@ const POSIX: &[(&str, &str)] = &[
     ("punct", r"[\p{P}\p{S}]"),
     ("space", r"\s"),
     ("upper", r"\p{Uppercase}"),
+    ("word", WORD),
     ("xdigit", "[0-9A-Fa-f]"),
 ];
 
-/// The class of `\w`, `\D` and their like.
-pub(super) fn shorthand(letter: char) -> Option<ClassUnicode> {
+/// The class of `\w`, `\D` and their like; in a bracket, `\w` lacks the Latin-1 numbers that are no digits.
+fn shorthand(letter: char, in_bracket: bool) -> Option<ClassUnicode> {
     let set = class(match letter.to_ascii_lowercase() {
-        'w' => r"\w",
+        'w' if in_bracket => WORD,
+        'w' => r"[\w²³¹¼½¾--[\x{200C}\x{200D}]]",
         'd' => r"\d",
         's' => r"\s",
         'h' => "[0-9A-Fa-f]",
@@ -164,13 +179,23 @@ pub(super) fn shorthand(letter: char) -> Option<ClassUnicode> {
     Some(if letter.is_ascii_uppercase() { negated(&set) } else { set })
 }
 
+/// What Rust's library takes for a part of a word, beside added tokens.
+pub(super) fn rust_word() -> ClassUnicode {
+    class(r"\w").unwrap_or_else(empty)
+}
+
 /// Reads an expression.
 pub(super) fn parse(pattern: &str) -> Result<Node, String> {
     if pattern.len() > MAX_PATTERN {
         return Err(format!("expected at most {MAX_PATTERN} bytes, got {}", pattern.len()));
     }
-    let mut parser =
-        Parser { chars: pattern.chars().collect(), at: 0, depth: 0, flags: Flags::default(), written: Vec::new() };
+    let mut parser = Parser {
+        chars: pattern.chars().collect(),
+        at: 0,
+        depth: 0,
+        flags: Flags::default(),
+        written: Vec::new(),
+    };
     let node = parser.alternation()?;
     match parser.peek() {
         None => Ok(node),
@@ -293,7 +318,11 @@ impl Parser {
         Ok(match c {
             '(' => self.group()?,
             '[' => Node::Set(self.bracket()?),
-            '.' => Node::Set(if self.flags.dot_all { negated(&empty()) } else { negated(&set_of(&[('\n', '\n')])) }),
+            '.' => Node::Set(if self.flags.dot_all {
+                negated(&empty())
+            } else {
+                negated(&set_of(&[('\n', '\n')]))
+            }),
             // After the last line's end no line begins.
             '^' => Node::Alt(vec![
                 Node::look(false, empty(), true),
@@ -322,7 +351,9 @@ impl Parser {
             let pair = [before, c].map(|c| c.to_ascii_lowercase());
             let folds = [['s', 's'], ['s', 't'], ['f', 'f'], ['f', 'i'], ['f', 'l']];
             if folds.contains(&pair) {
-                return Err(format!("`{before}{c}` without regard to case, which one character may stand for"));
+                return Err(format!(
+                    "`{before}{c}` without regard to case, which one character may stand for"
+                ));
             }
         }
         self.folded(set_of(&[(c, c)]))
@@ -363,7 +394,9 @@ impl Parser {
                 _ => Err("an atomic group `(?>...)` around more than one class".into()),
             };
         }
-        for (start, ahead, holds) in [("=", true, true), ("!", true, false), ("<=", false, true), ("<!", false, false)] {
+        for (start, ahead, holds) in
+            [("=", true, true), ("!", true, false), ("<=", false, true), ("<!", false, false)]
+        {
             if self.eat(start) {
                 let node = self.inside()?;
                 let Some((set, at_edge)) = node.as_look(ahead) else {
@@ -425,7 +458,7 @@ impl Parser {
                 _ => return Ok(node),
             };
             self.at += usize::from(!counted);
-            if matches!(node, Node::Look(_)) {
+            if node.is_empty() {
                 return Err("a repeated look-around or anchor".into());
             }
             let lazy = self.peek() == Some('?');
@@ -508,7 +541,7 @@ impl Parser {
     /// After a backslash, outside a class.
     fn escape(&mut self) -> Result<Node, String> {
         let c = self.next()?;
-        let word = || shorthand('w').ok_or("the class of words");
+        let word = || shorthand('w', false).ok_or("the class of words");
         Ok(match c {
             'b' | 'B' => {
                 let (word, other) = (word()?, negated(&word()?));
@@ -529,7 +562,7 @@ impl Parser {
             'Z' | 'G' | 'K' | 'R' | 'X' | 'y' | 'Y' | 'k' | 'g' => return Err(format!("`\\{c}`")),
             '1'..='9' => return Err(format!("the back reference `\\{c}`")),
             c => {
-                let (set, literal) = self.class_escape(c)?;
+                let (set, literal) = self.class_escape(c, false)?;
                 match literal {
                     Some(c) => Node::Set(self.literal(c)?),
                     None => Node::Set(self.folded(set)?),
@@ -539,8 +572,8 @@ impl Parser {
     }
 
     /// After a backslash, in a class or outside: its set, and the character if it is one.
-    fn class_escape(&mut self, c: char) -> Result<(ClassUnicode, Option<char>), String> {
-        if let Some(set) = shorthand(c) {
+    fn class_escape(&mut self, c: char, in_bracket: bool) -> Result<(ClassUnicode, Option<char>), String> {
+        if let Some(set) = shorthand(c, in_bracket) {
             return Ok((set, None));
         }
         let literal = match c {
@@ -599,7 +632,9 @@ impl Parser {
         let set = if PROPERTIES.contains(&plain.as_str()) {
             class(&format!("\\p{{{plain}}}"))
         } else {
-            POSIX.iter().find(|(posix, _)| *posix == plain).and_then(|(_, notation)| class(notation))
+            // Of these two, `\p` is another class.
+            let posix = POSIX.iter().filter(|(posix, _)| !matches!(*posix, "punct" | "word"));
+            posix.clone().find(|(posix, _)| *posix == plain).and_then(|(_, notation)| class(notation))
         };
         let set = set.ok_or_else(|| format!("the property `{name}`"))?;
         Ok(if inverted { negated(&set) } else { set })
@@ -652,7 +687,9 @@ impl Parser {
         }
         self.depth -= 1;
         let mut set = meet(all, set);
-        if self.flags.ignore_case && (inverted || set.ranges().iter().any(|r| !r.end().is_ascii() && !is_fold(r))) {
+        if self.flags.ignore_case
+            && (inverted || set.ranges().iter().any(|r| !r.end().is_ascii() && !is_fold(r)))
+        {
             return Err("a class that is inverted or beyond ASCII without regard to case".into());
         }
         if inverted {
@@ -674,7 +711,7 @@ impl Parser {
                 if matches!(c, '0'..='9' | 'R' | 'X' | 'N' | 'O') {
                     return Err(format!("`\\{c}` in a class"));
                 }
-                self.class_escape(c)
+                self.class_escape(c, true)
             }
             // At the beginning or the end it is itself; after a class Ruby has rules of its own.
             '-' if !first && self.peek() != Some(']') => Err("`-` in the middle of a class".into()),

@@ -99,7 +99,10 @@ impl<'a> Fields<'a> {
     /// `{"String": ..}` or `{"Regex": ..}`.
     fn pattern(&self) -> Result<Find> {
         let object = self.value["pattern"].as_object().filter(|object| object.len() == 1);
-        match object.and_then(|object| object.iter().next()).map(|(key, value)| (key.as_str(), value.as_str())) {
+        match object
+            .and_then(|object| object.iter().next())
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+        {
             Some(("String", Some(""))) => refuse(format!("{} {}: an empty pattern", self.what, self.kind)),
             Some(("String", Some(text))) => Ok(Find::Text(text.to_string())),
             Some(("Regex", Some(pattern))) => Regex::new(pattern).map(|regex| Find::Regex(Box::new(regex))),
@@ -120,7 +123,12 @@ pub(super) fn shown(value: &Value) -> String {
 }
 
 /// The stages in a stage: those of a `Sequence`, at any depth, or itself.
-fn flatten<'a>(what: &'static str, list: &'static str, value: &'a Value, into: &mut Vec<Fields<'a>>) -> Result<()> {
+fn flatten<'a>(
+    what: &'static str,
+    list: &'static str,
+    value: &'a Value,
+    into: &mut Vec<Fields<'a>>,
+) -> Result<()> {
     if value.is_null() {
         return Ok(());
     }
@@ -188,9 +196,13 @@ impl Normalizers {
             "NFKC" => (none().map(|()| NormalizerWrapper::NFKC(library::NFKC))?, 12, true),
             "NFKD" => (none().map(|()| NormalizerWrapper::NFKD(library::NFKD))?, 12, true),
             "Lowercase" => (none().map(|()| NormalizerWrapper::Lowercase(library::Lowercase))?, 2, true),
-            "StripAccents" => (none().map(|()| NormalizerWrapper::StripAccents(library::StripAccents))?, 1, true),
+            "StripAccents" => {
+                (none().map(|()| NormalizerWrapper::StripAccents(library::StripAccents))?, 1, true)
+            }
             "Nmt" => (none().map(|()| NormalizerWrapper::Nmt(library::Nmt))?, 1, true),
-            "ByteLevel" => (none().map(|()| NormalizerWrapper::ByteLevel(library::ByteLevel::new()))?, 2, false),
+            "ByteLevel" => {
+                (none().map(|()| NormalizerWrapper::ByteLevel(library::ByteLevel::new()))?, 2, false)
+            }
             "Strip" => {
                 fields.check(&["strip_left", "strip_right"])?;
                 let (left, right) = (fields.flag("strip_left", true)?, fields.flag("strip_right", true)?);
@@ -202,7 +214,8 @@ impl Normalizers {
                     Value::Null => None,
                     _ => Some(fields.flag("strip_accents", false)?),
                 };
-                let (clean, chinese) = (fields.flag("clean_text", true)?, fields.flag("handle_chinese_chars", true)?);
+                let (clean, chinese) =
+                    (fields.flag("clean_text", true)?, fields.flag("handle_chinese_chars", true)?);
                 let lowercase = fields.flag("lowercase", true)?;
                 let bert = library::BertNormalizer::new(clean, chinese, accents, lowercase);
                 (NormalizerWrapper::BertNormalizer(bert), 12, true)
@@ -223,13 +236,18 @@ impl Normalizers {
                 let content = fields.text("content")?;
                 match fields.pattern()? {
                     Find::Text(text) => {
-                        let (growth, shrinks) = (content.len().div_ceil(text.len()).max(1), content.len() < text.len());
+                        let (growth, shrinks) =
+                            (content.len().div_ceil(text.len()).max(1), content.len() < text.len());
                         let replace = guarded("normalizer Replace", || library::Replace::new(text, content))?;
                         (NormalizerWrapper::Replace(replace), growth, shrinks)
                     }
                     // One that matches nothing puts its text between all characters.
                     Find::Regex(regex) => {
-                        return Ok((Normalizer::Replace(regex, content.to_string()), content.len() + 1, true));
+                        return Ok((
+                            Normalizer::Replace(regex, content.to_string()),
+                            content.len() + 1,
+                            true,
+                        ));
                     }
                 }
             }
@@ -243,7 +261,11 @@ impl Normalizers {
     }
 
     /// Changes a text in place, asking between the stages whether to go on.
-    pub(super) fn run(&self, text: &mut NormalizedString, watch: &mut Watch<'_>) -> std::result::Result<(), Halt> {
+    pub(super) fn run(
+        &self,
+        text: &mut NormalizedString,
+        watch: &mut Watch<'_>,
+    ) -> std::result::Result<(), Halt> {
         for stage in &self.stages {
             watch.work(text.len())?;
             guarded("normalizer", || match stage {
@@ -296,13 +318,20 @@ fn from_base64(encoded: &str) -> Option<Vec<u8>> {
 
 /// One step of the pre-tokenizer.
 enum PreTokenizer {
-    Split { find: Find, behavior: SplitDelimiterBehavior, invert: bool },
+    Split {
+        find: Find,
+        behavior: SplitDelimiterBehavior,
+        invert: bool,
+    },
     /// Single characters that are of a kind.
     Chars(Kind, SplitDelimiterBehavior),
     /// Writes each byte as a character of the byte alphabet.
     Bytes,
     /// Puts a text in front, where the word does not begin with it.
-    Prefix { text: char, only_first: bool },
+    Prefix {
+        text: char,
+        only_first: bool,
+    },
     /// Writes a character for each space.
     Spaces(char),
     Library(Box<PreTokenizerWrapper>),
@@ -346,7 +375,8 @@ pub(super) struct Word<'a> {
 
 impl PreTokenizers {
     pub(super) fn read(value: &Value) -> Result<Self> {
-        let mut all = PreTokenizers { stages: Vec::new(), shrinks: false, byte_level: false, knows_first: false };
+        let mut all =
+            PreTokenizers { stages: Vec::new(), shrinks: false, byte_level: false, knows_first: false };
         let mut fields = Vec::new();
         flatten("pre_tokenizer", "pretokenizers", value, &mut fields)?;
         for fields in &fields {
@@ -362,7 +392,8 @@ impl PreTokenizers {
 
     /// Those that split by expressions, one after the other, and then write bytes: a GGUF file's.
     pub(super) fn of_splits(patterns: &[&str]) -> Result<Self> {
-        let mut all = PreTokenizers { stages: Vec::new(), shrinks: false, byte_level: true, knows_first: false };
+        let mut all =
+            PreTokenizers { stages: Vec::new(), shrinks: false, byte_level: true, knows_first: false };
         for pattern in patterns {
             all.split(Find::Regex(Box::new(Regex::new(pattern)?)));
         }
@@ -485,7 +516,9 @@ impl PreTokenizers {
             PreTokenizer::Split { find, behavior, invert } => {
                 let matches = match find {
                     Find::Regex(regex) => regex.find_all(text, watch)?,
-                    Find::Text(find) => text.match_indices(find.as_str()).map(|(at, m)| (at, at + m.len())).collect(),
+                    Find::Text(find) => {
+                        text.match_indices(find.as_str()).map(|(at, m)| (at, at + m.len())).collect()
+                    }
                 };
                 let mut parts = with_gaps(&matches, text.len());
                 parts.iter_mut().for_each(|part| part.1 ^= invert);
@@ -539,7 +572,9 @@ fn arrange(parts: Vec<(Offsets, bool)>, behavior: SplitDelimiterBehavior) -> Vec
     let mut before = false;
     match behavior {
         Behavior::Isolated => words.extend(parts.into_iter().map(|(part, _)| part)),
-        Behavior::Removed => words.extend(parts.into_iter().filter(|(_, is_match)| !is_match).map(|(part, _)| part)),
+        Behavior::Removed => {
+            words.extend(parts.into_iter().filter(|(_, is_match)| !is_match).map(|(part, _)| part))
+        }
         Behavior::Contiguous | Behavior::MergedWithPrevious => {
             for (part, is_match) in parts {
                 let joins = match behavior {

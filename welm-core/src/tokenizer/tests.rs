@@ -180,8 +180,6 @@ fn a_file_that_does_not_fit_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     assert!(matches!(Tokenizer::from_json_file(&path), Err(Error::Io { .. })));
-    let mut moved = byte_level();
-    moved["added_tokens"][0]["id"] = json!(300);
     let mut twice = byte_level();
     twice["model"]["vocab"]["ab"] = json!(5);
     let mut far = byte_level();
@@ -190,7 +188,6 @@ fn a_file_that_does_not_fit_is_an_error_that_names_it() {
     decoder["decoder"] =
         json!({"type": "CTC", "pad_token": "p", "word_delimiter_token": "|", "cleanup": true});
     for (json, name) in [
-        (moved.to_string(), "300"),
         (twice.to_string(), "both"),
         (far.to_string(), "4000000000"),
         (decoder.to_string(), "CTC"),
@@ -310,4 +307,329 @@ fn gguf_faults_are_named() {
     ] {
         assert!(reason.contains(name), "{reason}");
     }
+}
+
+fn with_files(json: &Value, config: Value, map: Value, added_tokens: Value) -> Result<Tokenizer> {
+    let files = SideFiles { tokenizer_config: config, special_tokens_map: map, added_tokens };
+    Tokenizer::from_json(json.to_string().as_bytes(), &files)
+}
+
+fn reason(result: Result<Tokenizer>) -> String {
+    match result {
+        Err(Error::Tokenizer(reason)) => reason,
+        other => panic!("{:?}", other.err()),
+    }
+}
+
+#[test]
+fn quantifiers_are_rubys() {
+    let mut json = byte_level();
+    json["model"]["vocab"]["12"] = json!(300);
+    json["model"]["vocab"]["34"] = json!(301);
+    json["model"]["vocab"]["1234"] = json!(302);
+    json["model"]["merges"] = json!([["1", "2"], ["3", "4"], ["12", "34"]]);
+    json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}+|\P{N}"}, "behavior": "Isolated", "invert": false},
+        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]});
+    assert_eq!(from(&json).unwrap().encode("1234", false, false).unwrap(), [302]);
+    json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!(r"(?=ab)a");
+    assert!(reason(from(&json)).contains("more than one character"));
+}
+
+#[test]
+fn control_tokens_of_the_other_files_are_found() {
+    let mut json = byte_level();
+    json["added_tokens"] = json!([]);
+    json["post_processor"] = Value::Null;
+    let encode = |tokenizer: &Tokenizer| tokenizer.encode("<s>a<|end|>", true, true).unwrap();
+    let a = 64;
+    let plain = encode(&from(&json).unwrap());
+    assert_eq!(plain.len(), 11);
+    // A hole among the ids, and one below: the files' ids are right.
+    let decoder =
+        json!({"added_tokens_decoder": {"270": added(0, "<|end|>", true), "265": added(0, "<s>", true)}});
+    let mut decoder = decoder;
+    for token in decoder["added_tokens_decoder"].as_object_mut().unwrap().values_mut() {
+        token.as_object_mut().unwrap().remove("id");
+    }
+    let tokenizer = with_files(&json, decoder.clone(), Value::Null, Value::Null).unwrap();
+    assert_eq!((encode(&tokenizer), tokenizer.vocab_size()), (vec![265, a, 270], 271));
+    assert!(tokenizer.is_special(270) && tokenizer.token_bytes(266).is_empty());
+    // By name and id only: control tokens are those that another file names.
+    let ids = json!({"<|end|>": 270, "<s>": 265});
+    let named = json!({"eos_token": "<|end|>"});
+    let tokenizer = with_files(&json, Value::Null, named.clone(), ids.clone()).unwrap();
+    assert_eq!(encode(&tokenizer), [265, a, 270]);
+    assert_eq!((tokenizer.is_special(270), tokenizer.is_special(265)), (true, false));
+    let tokenizer =
+        with_files(&json, json!({"additional_special_tokens": ["<s>"]}), Value::Null, ids).unwrap();
+    assert_eq!((tokenizer.is_special(270), tokenizer.is_special(265)), (false, true));
+    // A token of the vocabulary that a file names becomes a control token; one without any id none.
+    let tokenizer = with_files(
+        &json,
+        json!({"eos_token": {"content": "ab", "lstrip": true}, "pad_token": "[PAD]"}),
+        Value::Null,
+        Value::Null,
+    );
+    let tokenizer = tokenizer.unwrap();
+    assert_eq!(tokenizer.encode("b  ab", false, true).unwrap(), [65, 256]);
+    assert!(tokenizer.is_special(256) && tokenizer.token_to_id("[PAD]").is_none());
+    // Contradictions.
+    for (config, ids, name) in [
+        (decoder.clone(), json!({"<s>": 266}), "265"),
+        (decoder, json!({"<new>": 265}), "an id of its own"),
+        (json!({"added_tokens_decoder": {"5": {"content": "ab"}}}), Value::Null, "256"),
+        (json!({"added_tokens_decoder": {"x": {"content": "ab"}}}), Value::Null, "expected an id"),
+        (
+            json!({"added_tokens_decoder": {"300": {"content": "q".repeat(600)}}}),
+            Value::Null,
+            "at most 512 bytes",
+        ),
+        (json!({"added_tokens_decoder": {"300": {"contents": "a"}}}), Value::Null, "contents"),
+        (Value::Null, json!({"<new>": "5"}), "expected an id"),
+    ] {
+        let reason = reason(with_files(&json, config, Value::Null, ids));
+        assert!(reason.contains(name), "{name}: {reason}");
+    }
+}
+
+#[test]
+fn holes_among_added_ids_keep_the_ids_of_the_file() {
+    let mut json = byte_level();
+    for (at, id) in [(0, 300), (2, 280), (3, 259), (1, 400)] {
+        json["added_tokens"][at]["id"] = json!(id);
+    }
+    json["post_processor"] = Value::Null;
+    let tokenizer = from(&json).unwrap();
+    assert_eq!(tokenizer.encode("<s><tool>你好<|end|>", false, true).unwrap(), [300, 280, 259, 400]);
+    assert_eq!((tokenizer.vocab_size(), tokenizer.token_bytes(280)), (401, &b"<tool>"[..]));
+    assert!(tokenizer.token_bytes(299).is_empty() && !tokenizer.is_special(299));
+    json["added_tokens"][0]["id"] = json!(400);
+    assert!(reason(from(&json)).contains("400"));
+}
+
+/// transformers 5 drops `add_bos_token` where there is a `tokenizer.json`.
+#[test]
+fn the_template_says_what_is_put_in_front() {
+    for add in [true, false] {
+        let config = json!({"bos_token": "<|end|>", "add_bos_token": add, "add_eos_token": add});
+        let tokenizer = with_files(&byte_level(), config, Value::Null, Value::Null).unwrap();
+        assert_eq!(tokenizer.encode("", true, false).unwrap(), [258]);
+    }
+}
+
+#[test]
+fn stages_do_what_the_library_does() {
+    let byte =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let split = |pattern: Value, behavior: &str, invert: bool| json!({"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert});
+    let metaspace = |scheme: &str, split: bool| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
+    let mut before = vec![
+        json!({"type": "Digits", "individual_digits": true}),
+        json!({"type": "Digits", "individual_digits": false}),
+        json!({"type": "Punctuation", "behavior": "MergedWithNext"}),
+        json!({"type": "WhitespaceSplit"}),
+        json!({"type": "Whitespace"}),
+        json!({"type": "BertPreTokenizer"}),
+        json!({"type": "UnicodeScripts"}),
+        json!({"type": "CharDelimiterSplit", "delimiter": "a"}),
+    ];
+    for behavior in ["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"] {
+        for invert in [false, true] {
+            before.push(split(json!({"String": "a"}), behavior, invert));
+            before.push(split(json!({"Regex": "[ab]|1*"}), behavior, invert));
+        }
+    }
+    for scheme in ["always", "first", "never"] {
+        before.extend([metaspace(scheme, true), metaspace(scheme, false)]);
+    }
+    let list = |stages: &[&Value]| json!({"type": "Sequence", "normalizers": stages});
+    let normalizers = [
+        Value::Null,
+        json!({"type": "Strip", "strip_left": true, "strip_right": false}),
+        json!({"type": "NFKC"}),
+        json!({"type": "NFD"}),
+        json!({"type": "StripAccents"}),
+        json!({"type": "Lowercase"}),
+        json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+               "lowercase": true}),
+        json!({"type": "Nmt"}),
+        json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "b"}),
+        json!({"type": "Prepend", "prepend": "a"}),
+        list(&[
+            &json!({"type": "Strip", "strip_left": true, "strip_right": true}),
+            &json!({"type": "Replace", "pattern": {"String": "a"}, "content": ""}),
+        ]),
+    ];
+    let flags = |token: &mut Value, names: &[&str]| {
+        names.iter().for_each(|name| token[*name] = json!(true));
+    };
+    let texts = texts(60);
+    let mut compared = 0;
+    for normalizer in &normalizers {
+        for stage in &before {
+            let mut json = byte_level();
+            json["normalizer"] = normalizer.clone();
+            json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [stage, byte]});
+            flags(&mut json["added_tokens"][0], &["lstrip"]);
+            flags(&mut json["added_tokens"][1], &["rstrip", "normalized"]);
+            flags(&mut json["added_tokens"][2], &["lstrip", "rstrip"]);
+            flags(&mut json["added_tokens"][3], &["single_word"]);
+            let tokenizer = from(&json).unwrap();
+            for key in ["truncation", "padding"] {
+                json[key] = Value::Null;
+            }
+            json["model"]["dropout"] = Value::Null;
+            let mut library = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
+            for parse_special in [false, true] {
+                library.set_encode_special_tokens(!parse_special);
+                for text in &texts {
+                    let want = library.encode(text.as_str(), false).unwrap();
+                    let got = tokenizer.encode(text, false, parse_special).unwrap();
+                    assert_eq!(got, want.get_ids(), "{text:?} {normalizer} {stage}");
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(compared > 40_000);
+}
+
+#[test]
+fn text_without_tokens_is_an_error_that_says_where() {
+    // No token for unknown text: the library leaves it out.
+    let mut json = sentence_piece();
+    json["model"]["byte_fallback"] = json!(false);
+    json["model"]["unk_token"] = Value::Null;
+    let tokenizer = from(&json).unwrap();
+    for text in ["🍣", "a🍣", "🍣a", "a🍣b", "ab c"] {
+        let reason = tokenizer.encode(text, false, false).unwrap_err().to_string();
+        assert!(reason.contains("no token for the character") && reason.contains("near byte"), "{reason}");
+    }
+    assert_eq!(tokenizer.encode("ab", false, false).unwrap().len(), 2);
+    // The byte alphabet without one byte, from both kinds of file.
+    let mut json = byte_level();
+    json["model"]["vocab"].as_object_mut().unwrap().remove("Ā");
+    let mut vocab = gguf();
+    let at = vocab.tokens.iter().position(|token| token == "Ā").unwrap();
+    vocab.tokens[at] = String::new();
+    for tokenizer in [from(&json).unwrap(), Tokenizer::from_gguf(vocab).unwrap()] {
+        assert!(tokenizer.encode("ab\u{1}c", false, false).is_ok());
+        let reason = tokenizer.encode("你ab\0c", false, false).unwrap_err().to_string();
+        assert!(reason.contains("the byte 0x00 near byte 5 of the text"), "{reason}");
+    }
+}
+
+#[test]
+fn what_a_file_may_not_ask_for_is_named() {
+    let hostile = |change: &dyn Fn(&mut Value)| {
+        let mut json = byte_level();
+        change(&mut json);
+        reason(from(&json))
+    };
+    let replace = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+    let many = |stage: &Value, n| json!({"type": "Sequence", "normalizers": vec![stage.clone(); n]});
+    let long = "x".repeat(100_000);
+    for (reason, name) in [
+        (
+            hostile(&|j| {
+                j["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="})
+            }),
+            "Precompiled",
+        ),
+        (
+            hostile(&|j| {
+                j["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="})
+            }),
+            "Precompiled",
+        ),
+        (hostile(&|j| j["normalizer"] = many(&replace, 34)), "128-fold"),
+        (hostile(&|j| j["normalizer"] = many(&json!({"type": "NFC"}), 65)), "more than 64"),
+        (hostile(&|j| j["normalizer"] = json!({"type": "Prepend", "prepend": long})), "128-fold"),
+        (
+            hostile(&|j| {
+                j["normalizer"] = json!({"type": "Replace", "pattern": {"String": ""}, "content": "a"})
+            }),
+            "empty pattern",
+        ),
+        (hostile(&|j| j["normalizer"] = json!({"type": "New"})), "`New`"),
+        (hostile(&|j| j["normalizer"] = json!({"type": "NFC", "form": 1})), "`form`"),
+        (hostile(&|j| j["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0})), "FixedLength"),
+        (hostile(&|j| j["pre_tokenizer"]["new"] = json!(1)), "`new`"),
+        (hostile(&|j| j["pre_tokenizer"]["use_regex"] = json!("yes")), "use_regex"),
+        (
+            hostile(&|j| {
+                j["pre_tokenizer"] = json!({"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": false})
+            }),
+            "without",
+        ),
+        (
+            hostile(&|j| {
+                j["pre_tokenizer"] =
+                    json!({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Odd", "invert": false})
+            }),
+            "behavior",
+        ),
+        (hostile(&|j| j["post_processor"] = json!({"type": "New"})), "`New`"),
+        (hostile(&|j| j["decoder"]["new"] = json!(1)), "`new`"),
+        (
+            hostile(&|j| j["decoder"] = json!({"type": "Sequence", "decoders": vec![replace.clone(); 34]})),
+            "128-fold",
+        ),
+        (hostile(&|j| j["model"]["new"] = json!(1)), "new"),
+        (hostile(&|j| j["model"]["type"] = json!("Neural")), "Neural"),
+        (hostile(&|j| j["model"]["unk_id"] = json!(3)), "unk_id"),
+        (hostile(&|j| j["model"]["vocab"]["x".repeat(5_000)] = json!(300)), "4096 bytes"),
+        (hostile(&|j| j["added_tokens"][0]["content"] = json!(long)), "512 bytes"),
+        (hostile(&|j| j["added_tokens"][0]["odd"] = json!(1)), "odd"),
+        (hostile(&|j| j["version"] = json!("2.0")), "2.0"),
+    ] {
+        assert!(reason.contains(name), "{name}: {reason}");
+    }
+}
+
+#[test]
+fn encoding_stops_when_it_is_told_to_and_never_takes_long() {
+    use crate::output::FinishReason;
+    let tokenizer = from(&byte_level()).unwrap();
+    let text = "ab ".repeat(50_000);
+    let stop = || Some(FinishReason::Cancelled);
+    let halt = tokenizer.encode_watched(&text, false, false, &mut Watch::new(&stop, usize::MAX)).unwrap_err();
+    assert!(matches!(halt, Halt::Stopped(FinishReason::Cancelled)));
+    // Too many are too many after a few, and before anything if the bytes alone say so.
+    let halt = tokenizer.encode_watched(&text, false, false, &mut Watch::new(&|| None, 10)).unwrap_err();
+    assert!(matches!(halt, Halt::TooMany(n) if n > 10), "{halt:?}");
+    let ids = tokenizer.encode_watched(&text, false, false, &mut Watch::new(&|| None, usize::MAX)).unwrap();
+    assert_eq!(ids.len(), 100_000);
+    // One word of a megabyte, and spaces that each match takes to the end, as the library has them.
+    assert_eq!(tokenizer.encode(&"ab".repeat(500_000), false, false).unwrap().len(), 500_000);
+    let mut json = byte_level();
+    json["added_tokens"][2]["content"] = json!(" ");
+    json["added_tokens"][2]["rstrip"] = json!(true);
+    let tokenizer = from(&json).unwrap();
+    let spaces = |n| format!("{}x", " ".repeat(n));
+    assert_eq!(tokenizer.encode(&spaces(1_000_000), false, false).unwrap().len(), 1_000_001);
+    let mut json = json.clone();
+    json["truncation"] = Value::Null;
+    json["padding"] = Value::Null;
+    let library = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
+    let want = library.encode(spaces(50), false).unwrap();
+    assert_eq!(tokenizer.encode(&spaces(50), false, false).unwrap(), want.get_ids());
+}
+
+/// Its control tokens would be missed in silence.
+#[test]
+fn a_damaged_file_beside_tokenizer_json_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, byte_level().to_string()).unwrap();
+    for name in ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"] {
+        std::fs::write(folder.path().join(name), "[").unwrap();
+        match Tokenizer::from_json_file(&path) {
+            Err(Error::InvalidFile { path, .. }) => assert!(path.ends_with(name)),
+            other => panic!("{name}: {:?}", other.err()),
+        }
+        std::fs::write(folder.path().join(name), "{}").unwrap();
+    }
+    assert!(Tokenizer::from_json_file(&path).is_ok());
 }

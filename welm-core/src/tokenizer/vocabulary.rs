@@ -21,8 +21,10 @@ use crate::error::{Error, Result};
 
 /// The longest token, in bytes as the file spells it. The longest of published vocabularies are 512 spaces or dashes.
 const MAX_TOKEN: usize = 4_096;
-/// The longest word that a model which knows whole words looks up.
-const MAX_WORD_CHARS: usize = 4_096;
+/// The same for a Unigram model, which looks for every token at every place.
+const MAX_UNIGRAM_TOKEN: usize = 512;
+/// The longest word that a WordPiece model cuts up, in characters; its work is their square.
+const MAX_WORD_CHARS: usize = 256;
 /// Words whose tokens the library remembers. One takes up to 8 KiB, mostly some 100 bytes.
 const CACHED_WORDS: usize = 4_096;
 
@@ -75,7 +77,9 @@ impl<'de> Deserialize<'de> for Tokens {
                 let mut tokens = HashMap::new();
                 while let Some((token, id)) = map.next_entry::<String, u32>()? {
                     if let Some(other) = tokens.insert(token, id).filter(|other| *other != id) {
-                        return Err(serde::de::Error::custom(format!("a token has the ids {other} and {id}")));
+                        return Err(serde::de::Error::custom(format!(
+                            "a token has the ids {other} and {id}"
+                        )));
                     }
                 }
                 Ok(Tokens::Ids(tokens))
@@ -121,11 +125,11 @@ fn refuse<T>(reason: String) -> Result<T> {
     Err(Error::Tokenizer(reason))
 }
 
-fn check_token(token: &str) -> Result<()> {
-    if token.len() > MAX_TOKEN {
+fn check_token(token: &str, most: usize) -> Result<()> {
+    if token.len() > most {
         let start: String = token.chars().take(20).collect();
         let got = token.len();
-        return refuse(format!("token {start:?}...: expected at most {MAX_TOKEN} bytes, got {got}"));
+        return refuse(format!("token {start:?}...: expected at most {most} bytes, got {got}"));
     }
     Ok(())
 }
@@ -136,13 +140,14 @@ fn check_ids(vocab: &HashMap<String, u32>) -> Result<()> {
     }
     let mut given: HashMap<u32, &str> = HashMap::with_capacity(vocab.len());
     for (token, &id) in vocab {
-        check_token(token)?;
+        check_token(token, MAX_TOKEN)?;
         if id as usize >= MAX_VOCAB {
             return refuse(format!("token {token:?}: expected an id below {MAX_VOCAB}, got {id}"));
         }
         if let Some(other) = given.insert(id, token) {
             // In a fixed order, since the map has none.
-            let (first, second) = if other < token.as_str() { (other, token.as_str()) } else { (token.as_str(), other) };
+            let (first, second) =
+                if other < token.as_str() { (other, token.as_str()) } else { (token.as_str(), other) };
             return refuse(format!("id {id} is given to both {first:?} and {second:?}"));
         }
     }
@@ -162,7 +167,15 @@ impl Vocabulary {
         };
         // What each kind has; another's field would be one that nobody reads.
         let allowed: &[&str] = match kind {
-            "BPE" => &["unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "ignore_merges", "byte_fallback", "merges"],
+            "BPE" => &[
+                "unk_token",
+                "continuing_subword_prefix",
+                "end_of_word_suffix",
+                "fuse_unk",
+                "ignore_merges",
+                "byte_fallback",
+                "merges",
+            ],
             "Unigram" => &["unk_id", "byte_fallback"],
             "WordLevel" => &["unk_token"],
             "WordPiece" => &["unk_token", "continuing_subword_prefix", "max_input_chars_per_word"],
@@ -196,7 +209,8 @@ impl Vocabulary {
                     Merge::Pair(left, right) => (left, right),
                     // The first line of a `merges.txt`.
                     Merge::Text(text) if text.starts_with("#version") => continue,
-                    Merge::Text(text) => match text.split_once(' ').filter(|(_, right)| !right.contains(' ')) {
+                    Merge::Text(text) => match text.split_once(' ').filter(|(_, right)| !right.contains(' '))
+                    {
                         Some((left, right)) => (left.to_string(), right.to_string()),
                         None => return refuse(format!("merge {rank}: expected two tokens, got {text:?}")),
                     },
@@ -222,10 +236,8 @@ impl Vocabulary {
         };
         let vocab: Vocab = vocab.into_iter().collect();
         let model = match kind {
-            "WordLevel" => guarded("model", || {
-                WordLevel::builder().vocab(vocab).unk_token(unk).build()
-            })
-            .map(ModelWrapper::WordLevel)?,
+            "WordLevel" => guarded("model", || WordLevel::builder().vocab(vocab).unk_token(unk).build())
+                .map(ModelWrapper::WordLevel)?,
             _ => {
                 let prefix = declared.continuing_subword_prefix.unwrap_or_else(|| "##".into());
                 let longest = declared.max_input_chars_per_word.unwrap_or(100);
@@ -253,7 +265,7 @@ impl Vocabulary {
         }
         let mut ids = HashMap::with_capacity(tokens.len());
         for ((token, score), id) in tokens.iter().zip(0..) {
-            check_token(token)?;
+            check_token(token, MAX_UNIGRAM_TOKEN)?;
             if !score.is_finite() {
                 return refuse(format!("token {token:?}: expected a finite score, got {score}"));
             }
@@ -266,7 +278,13 @@ impl Vocabulary {
             unigram.resize_cache(CACHED_WORDS);
             Ok(unigram)
         })?;
-        Ok(Vocabulary { model: ModelWrapper::Unigram(model), ids, longest: None, bpe: false, byte_level: false })
+        Ok(Vocabulary {
+            model: ModelWrapper::Unigram(model),
+            ids,
+            longest: None,
+            bpe: false,
+            byte_level: false,
+        })
     }
 
     /// A model that merges pairs.
@@ -326,7 +344,8 @@ impl Vocabulary {
 
     /// The error for a word that has a character without a token.
     fn missing(&self, word: &str, place: &dyn Fn(usize) -> String) -> Error {
-        let known: HashSet<char> = word.chars().filter(|c| self.ids.contains_key(c.encode_utf8(&mut [0; 4]) as &str)).collect();
+        let known: HashSet<char> =
+            word.chars().filter(|c| self.ids.contains_key(c.encode_utf8(&mut [0; 4]) as &str)).collect();
         let lost = word.char_indices().enumerate().find(|(_, (_, c))| !known.contains(c));
         let (nth, at, c) = lost.map_or((0, 0, ' '), |(nth, (at, c))| (nth, at, c));
         let reason = match byte_of(c).filter(|_| self.byte_level) {

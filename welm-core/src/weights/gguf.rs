@@ -13,24 +13,27 @@
 //! A string is `len: u64` and that many bytes of UTF-8; an array is `type: u32, len: u64` and its elements.
 //! `dims` lists the innermost dimension first, [`StoredTensor::shape`] the outermost.
 //!
-//! Counts and lengths come from the file and may be anything. Each is compared with the bytes that are left
-//! before anything of that size is allocated, so memory stays within a small multiple of the file's size,
-//! and tensors may not overlap, so neither can what is later computed from all of them exceed it.
+//! Counts and lengths come from the file and may be anything. Each is compared with the bytes that are left, and keys
+//! and tensors with a limit. Texts and arrays stay in the file: they are checked once, and read when they are asked for.
+//! Tensors may not overlap, so what is later computed from all of them cannot exceed the file either.
 //!
 //! Long for one file, because two fifths are tests: the writer of damaged files belongs beside the reader.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
-use super::{StoredTensor, StoredType, TensorMap, map_file};
+use super::map::FileMap;
+use super::{MAX_TENSORS, ShapeText, StoredTensor, StoredType, TensorMap};
 use crate::error::{Error, Result};
 
 /// Most levels of arrays in arrays; no known key has more than one.
 const MAX_NESTING: usize = 4;
+/// Most keys; models have some dozens.
+const MAX_KEYS: u64 = 1 << 16;
 
 /// A metadata value. Integers are widened to 64 bits and floats to f64, without loss.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,54 +46,60 @@ pub(crate) enum Value {
     Float(f64),
     /// A byte, 0 or 1.
     Bool(bool),
-    /// UTF-8 text.
-    Str(String),
+    /// UTF-8 text, which lies in these bytes of the file.
+    Str(Range<usize>),
     /// Elements of one type.
     Array(Array),
 }
 
-/// An array value; typed as a whole, because vocabularies have hundreds of thousands of entries.
+/// An array value, as it lies in the file: vocabularies have hundreds of thousands of entries.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Array {
-    /// u8, u16, u32 or u64.
-    Unsigned(Vec<u64>),
-    /// i8, i16, i32 or i64.
-    Signed(Vec<i64>),
-    /// f32 or f64.
-    Float(Vec<f64>),
-    /// Bytes, each 0 or 1.
-    Bool(Vec<bool>),
-    /// UTF-8 texts.
-    Str(Vec<String>),
-    /// Arrays, each of a type and length of its own.
-    Nested(Vec<Array>),
+pub(crate) struct Array {
+    type_id: u32,
+    len: usize,
+    /// Bytes of the file with the elements, which have been checked.
+    elements: Range<usize>,
 }
+
+/// Types of values by their number in a file.
+const KINDS: [&str; 13] = [
+    "unsigned integers",
+    "signed integers",
+    "unsigned integers",
+    "signed integers",
+    "unsigned integers",
+    "signed integers",
+    "floats",
+    "booleans",
+    "strings",
+    "arrays",
+    "unsigned integers",
+    "signed integers",
+    "floats",
+];
 
 /// What a value is, for the `got` of an error: its kind, and for numbers the value.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (len, kind) = match self {
-            Value::Unsigned(x) => return write!(f, "{x}"),
-            Value::Signed(x) => return write!(f, "{x}"),
-            Value::Float(x) => return write!(f, "{x:?}"),
-            Value::Bool(x) => return write!(f, "{x}"),
-            Value::Str(_) => return f.write_str("a string"),
-            Value::Array(Array::Unsigned(a)) => (a.len(), "unsigned integers"),
-            Value::Array(Array::Signed(a)) => (a.len(), "signed integers"),
-            Value::Array(Array::Float(a)) => (a.len(), "floats"),
-            Value::Array(Array::Bool(a)) => (a.len(), "booleans"),
-            Value::Array(Array::Str(a)) => (a.len(), "strings"),
-            Value::Array(Array::Nested(a)) => (a.len(), "arrays"),
-        };
-        write!(f, "an array of {len} {kind}")
+        match self {
+            Value::Unsigned(x) => write!(f, "{x}"),
+            Value::Signed(x) => write!(f, "{x}"),
+            Value::Float(x) => write!(f, "{x:?}"),
+            Value::Bool(x) => write!(f, "{x}"),
+            Value::Str(_) => f.write_str("a string"),
+            Value::Array(a) => write!(f, "an array of {} {}", a.len, KINDS[a.type_id as usize]),
+        }
     }
 }
 
 /// An opened GGUF file.
 #[derive(Debug)]
 pub(crate) struct Gguf {
+    map: Arc<FileMap>,
     /// Metadata by key, such as `llama.block_count`.
-    pub(crate) metadata: HashMap<String, Value>,
+    metadata: HashMap<String, Value>,
+    /// Keys that were asked for.
+    read: RefCell<HashSet<String>>,
     /// The tensors, by ggml's names, such as `blk.0.attn_q.weight`.
     pub(crate) tensors: TensorMap,
 }
@@ -101,13 +110,13 @@ impl Gguf {
     /// # Errors
     ///
     /// [`Error::Io`] or [`Error::InvalidFile`] for a file that is absent or damaged; [`Error::Tensor`] for a
-    /// tensor of an unsupported type, an impossible shape or place, or one that is there twice;
-    /// [`Error::Config`] for one part of a model that was split over several files.
+    /// tensor of an impossible shape or place, or one that is there twice; one of an unsupported type, or without
+    /// elements, is an error of who asks for it; [`Error::Config`] for one part of a model that was split over several files.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        Self::parse(path, &map_file(path)?)
+        Self::parse(path, &FileMap::open(path)?)
     }
 
-    fn parse(path: &Path, map: &Arc<Mmap>) -> Result<Self> {
+    fn parse(path: &Path, map: &Arc<FileMap>) -> Result<Self> {
         let mut cursor = Cursor { path, bytes: map, pos: 0 };
         let magic = cursor.array::<4>("the magic number")?;
         if magic != *b"GGUF" {
@@ -123,8 +132,18 @@ impl Gguf {
         }
         let n_tensors = cursor.u64("the number of tensors")?;
         let n_keys = cursor.u64("the number of keys")?;
+        for (what, n, most) in [("tensors", n_tensors, MAX_TENSORS as u64), ("keys", n_keys, MAX_KEYS)] {
+            if n > most {
+                return Err(Error::file(path, format!("expected at most {most} {what}, got {n}")));
+            }
+        }
 
-        let mut gguf = Gguf { metadata: HashMap::new(), tensors: TensorMap::default() };
+        let mut gguf = Gguf {
+            map: Arc::clone(map),
+            metadata: HashMap::new(),
+            read: RefCell::default(),
+            tensors: TensorMap::default(),
+        };
         for _ in 0..n_keys {
             let key = cursor.string("a key")?.to_string();
             let value = cursor.value(&key)?;
@@ -155,6 +174,17 @@ impl Gguf {
                 let reason = format!("expected an offset that is a multiple of {alignment}, got {offset}");
                 return Err(Error::tensor(name, reason));
             }
+            let dtype = match dtype {
+                Ok(_) if shape.contains(&0) => Err(format!("shape {} holds no element", ShapeText(&shape))),
+                dtype => dtype,
+            };
+            let dtype = match dtype {
+                Ok(dtype) => dtype,
+                Err(reason) => {
+                    gguf.tensors.refuse(&name, &shape, reason)?;
+                    continue;
+                }
+            };
             let start = usize::try_from(data.saturating_add(offset)).unwrap_or(usize::MAX);
             let tensor = StoredTensor::new(map, &name, dtype, &shape, start)?;
             ranges.push((start, tensor.range.end, name));
@@ -180,7 +210,7 @@ impl Gguf {
     /// The string at `key`, if there is one.
     pub(crate) fn opt_str(&self, key: &str) -> Result<Option<&str>> {
         self.opt(key, "a string", |value| match value {
-            Value::Str(s) => Some(s.as_str()),
+            Value::Str(range) => std::str::from_utf8(&self.map[range.clone()]).ok(),
             _ => None,
         })
     }
@@ -218,29 +248,83 @@ impl Gguf {
     /// The strings at `key`.
     pub(crate) fn str_array(&self, key: &str) -> Result<Vec<String>> {
         let expected = "an array of strings";
-        self.opt(key, expected, |value| match value {
-            Value::Array(Array::Str(strings)) => Some(strings.clone()),
+        self.opt_strs(key)?
+            .map(|strings| strings.into_iter().map(str::to_string).collect())
+            .ok_or_else(|| missing(key, expected))
+    }
+
+    /// The strings at `key`, if there are any, where they lie in the file.
+    pub(crate) fn opt_strs(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        self.opt(key, "an array of strings", |value| match value {
+            Value::Array(a) if a.type_id == 8 => {
+                let mut rest = &self.map[a.elements.clone()];
+                let mut next = || {
+                    let (len, after) = rest.split_first_chunk()?;
+                    let (text, after) =
+                        after.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
+                    rest = after;
+                    std::str::from_utf8(text).ok()
+                };
+                (0..a.len).map(|_| next()).collect()
+            }
             _ => None,
-        })?
-        .ok_or_else(|| missing(key, expected))
+        })
+    }
+
+    /// Elements of the array at `key`, if there is one.
+    pub(crate) fn len_of(&self, key: &str) -> Option<usize> {
+        match self.metadata.get(key) {
+            Some(Value::Array(a)) => Some(a.len),
+            _ => None,
+        }
     }
 
     /// The integers at `key`, of any width, if there are any.
     pub(crate) fn opt_i64_array(&self, key: &str) -> Result<Option<Vec<i64>>> {
-        self.opt(key, "an array of integers below 2^63", |value| match value {
-            Value::Array(Array::Signed(a)) => Some(a.clone()),
-            Value::Array(Array::Unsigned(a)) => a.iter().map(|&x| i64::try_from(x).ok()).collect(),
-            _ => None,
+        self.opt(key, "an array of integers below 2^63", |value| {
+            let Value::Array(a) = value else { return None };
+            let bytes = &self.map[a.elements.clone()];
+            macro_rules! numbers {
+                ($t:ty) => {
+                    bytes.as_chunks().0.iter().map(|b| i64::try_from(<$t>::from_le_bytes(*b)).ok()).collect()
+                };
+            }
+            match a.type_id {
+                0 => numbers!(u8),
+                1 => numbers!(i8),
+                2 => numbers!(u16),
+                3 => numbers!(i16),
+                4 => numbers!(u32),
+                5 => numbers!(i32),
+                10 => numbers!(u64),
+                11 => numbers!(i64),
+                _ => None,
+            }
         })
     }
 
-    /// The floats at `key`, if there are any; f64 are rounded.
-    #[cfg(test)]
-    pub(crate) fn opt_f32_array(&self, key: &str) -> Result<Option<Vec<f32>>> {
-        self.opt(key, "an array of floats", |value| match value {
-            Value::Array(Array::Float(a)) => Some(a.iter().map(|&x| x as f32).collect()),
-            _ => None,
-        })
+    /// Notes that a key has been dealt with.
+    pub(crate) fn mark_read(&self, key: &str) {
+        self.read.borrow_mut().insert(key.to_string());
+    }
+
+    /// The keys that nobody asked for.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = (&str, &Value)> {
+        let read = self.read.borrow();
+        let unread: Vec<_> = self.metadata.iter().filter(|(key, _)| !read.contains(*key)).collect();
+        unread.into_iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// A value as JSON, unless it is an array.
+    pub(crate) fn to_json(&self, value: &Value) -> Option<serde_json::Value> {
+        match value {
+            Value::Unsigned(x) => Some((*x).into()),
+            Value::Signed(x) => Some((*x).into()),
+            Value::Float(x) => Some((*x).into()),
+            Value::Bool(x) => Some((*x).into()),
+            Value::Str(range) => std::str::from_utf8(&self.map[range.clone()]).ok().map(Into::into),
+            Value::Array(_) => None,
+        }
     }
 
     fn opt<'a, T>(
@@ -250,6 +334,7 @@ impl Gguf {
         read: impl FnOnce(&'a Value) -> Option<T>,
     ) -> Result<Option<T>> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
+        self.mark_read(key);
         match read(value) {
             Some(x) => Ok(Some(x)),
             None => Err(Error::config(key, format!("expected {expected}, got {value}"))),
@@ -264,7 +349,8 @@ fn missing(key: &str, expected: &str) -> Error {
 /// One line of the tensor table.
 struct TensorInfo {
     name: String,
-    dtype: StoredType,
+    /// Or why it cannot be read.
+    dtype: Result<StoredType, String>,
     shape: Vec<usize>, // outermost first
     offset: u64,       // into the data
 }
@@ -314,78 +400,77 @@ impl<'a> Cursor<'a> {
 
     /// A type and a value of it.
     fn value(&mut self, key: &str) -> Result<Value> {
-        let type_id = self.u32(key)?;
-        if type_id == 9 {
-            return self.typed_elements(key, 1).map(Value::Array);
+        macro_rules! number {
+            ($t:ty, $kind:ident) => {
+                Value::$kind(<$t>::from_le_bytes(self.array(key)?).into())
+            };
         }
-        // A scalar is written as an array of one without its head.
-        let value = match self.elements(type_id, 1, key, 0)? {
-            Array::Unsigned(a) => a.into_iter().next().map(Value::Unsigned),
-            Array::Signed(a) => a.into_iter().next().map(Value::Signed),
-            Array::Float(a) => a.into_iter().next().map(Value::Float),
-            Array::Bool(a) => a.into_iter().next().map(Value::Bool),
-            Array::Str(a) => a.into_iter().next().map(Value::Str),
-            Array::Nested(_) => None,
-        };
-        value.ok_or_else(|| self.error(format!("key `{key}` has no value")))
+        Ok(match self.u32(key)? {
+            0 => number!(u8, Unsigned),
+            1 => number!(i8, Signed),
+            2 => number!(u16, Unsigned),
+            3 => number!(i16, Signed),
+            4 => number!(u32, Unsigned),
+            5 => number!(i32, Signed),
+            6 => number!(f32, Float),
+            7 => {
+                let byte = self.elements(7, 1, key, 0)?;
+                Value::Bool(self.bytes[byte.start] == 1)
+            }
+            8 => {
+                let len = self.string(key)?.len();
+                Value::Str(self.pos - len..self.pos)
+            }
+            9 => Value::Array(self.typed_elements(key, 1)?),
+            10 => number!(u64, Unsigned),
+            11 => number!(i64, Signed),
+            12 => number!(f64, Float),
+            other => return Err(self.error(format!("`{key}`: expected a type of 0 to 12, got {other}"))),
+        })
     }
 
     /// An array with its head.
     fn typed_elements(&mut self, key: &str, depth: usize) -> Result<Array> {
         let type_id = self.u32(key)?;
         let n = self.u64(key)?;
-        self.elements(type_id, n, key, depth)
+        let elements = self.elements(type_id, n, key, depth)?;
+        // Each element has a byte in the file, or `n` is no length of anything.
+        let len = usize::try_from(n).map_err(|_| self.error(format!("`{key}`: {n} elements")))?;
+        Ok(Array { type_id, len, elements })
     }
 
-    /// `n` values of one type. `depth` counts the arrays around them.
-    fn elements(&mut self, type_id: u32, n: u64, key: &str, depth: usize) -> Result<Array> {
-        macro_rules! numbers {
-            ($t:ty, $kind:ident) => {{
-                const SIZE: usize = size_of::<$t>();
-                let bytes = self.take(n.saturating_mul(SIZE as u64), key)?;
-                Array::$kind(
-                    bytes.as_chunks::<SIZE>().0.iter().map(|b| <$t>::from_le_bytes(*b).into()).collect(),
-                )
-            }};
-        }
-        Ok(match type_id {
-            0 => numbers!(u8, Unsigned),
-            1 => numbers!(i8, Signed),
-            2 => numbers!(u16, Unsigned),
-            3 => numbers!(i16, Signed),
-            4 => numbers!(u32, Unsigned),
-            5 => numbers!(i32, Signed),
-            6 => numbers!(f32, Float),
-            7 => {
-                let bytes = self.take(n, key)?;
-                if let Some(other) = bytes.iter().find(|&&b| b > 1) {
-                    return Err(self.error(format!("`{key}`: expected a boolean of 0 or 1, got {other}")));
-                }
-                Array::Bool(bytes.iter().map(|&b| b == 1).collect())
-            }
-            // The vectors grow with what is read: `n` is only a claim.
+    /// Checks `n` values of one type, and gives the bytes that they take. `depth` counts the arrays around them.
+    fn elements(&mut self, type_id: u32, n: u64, key: &str, depth: usize) -> Result<Range<usize>> {
+        let start = self.pos;
+        let size = match type_id {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            10..=12 => 8,
             8 => {
-                let mut strings = Vec::new();
                 for _ in 0..n {
-                    strings.push(self.string(key)?.to_string());
+                    self.string(key)?;
                 }
-                Array::Str(strings)
+                0
             }
             9 if depth >= MAX_NESTING => {
                 return Err(self.error(format!("`{key}`: arrays are nested deeper than {MAX_NESTING}")));
             }
             9 => {
-                let mut arrays = Vec::new();
                 for _ in 0..n {
-                    arrays.push(self.typed_elements(key, depth + 1)?);
+                    self.typed_elements(key, depth + 1)?;
                 }
-                Array::Nested(arrays)
+                0
             }
-            10 => numbers!(u64, Unsigned),
-            11 => numbers!(i64, Signed),
-            12 => numbers!(f64, Float),
             _ => return Err(self.error(format!("`{key}`: expected a type of 0 to 12, got {type_id}"))),
-        })
+        };
+        let bytes = self.take(n.saturating_mul(size), key)?;
+        if type_id == 7
+            && let Some(other) = bytes.iter().find(|&&b| b > 1)
+        {
+            return Err(self.error(format!("`{key}`: expected a boolean of 0 or 1, got {other}")));
+        }
+        Ok(start..self.pos)
     }
 
     fn tensor_info(&mut self) -> Result<TensorInfo> {
@@ -404,19 +489,19 @@ impl<'a> Cursor<'a> {
         let type_id = self.u32(&name)?;
         let type_name = usize::try_from(type_id).ok().and_then(|id| GGML_TYPES.get(id)).copied();
         let dtype = match type_name {
-            Some("F32") => StoredType::F32,
-            Some("F16") => StoredType::F16,
-            Some("BF16") => StoredType::Bf16,
-            Some("Q8_0") => StoredType::Q8_0,
-            Some("Q4_0") => StoredType::Q4_0,
-            Some("Q4_1") => StoredType::Q4_1,
+            Some("F32") => Ok(StoredType::F32),
+            Some("F16") => Ok(StoredType::F16),
+            Some("BF16") => Ok(StoredType::Bf16),
+            Some("Q8_0") => Ok(StoredType::Q8_0),
+            Some("Q4_0") => Ok(StoredType::Q4_0),
+            Some("Q4_1") => Ok(StoredType::Q4_1),
             other => {
                 let got = match other {
                     None | Some("") => format!("number {type_id}, which is unknown,"),
                     Some(known) => known.to_string(),
                 };
                 let supported = "F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are";
-                return Err(Error::tensor(name, format!("type {got} is not supported; {supported}")));
+                Err(format!("type {got} is not supported; {supported}"))
             }
         };
         let offset = self.u64(&name)?;
@@ -432,13 +517,13 @@ const GGML_TYPES: [&str; 40] = [
 ];
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::super::tests::{damage, mapped};
     use super::*;
 
     /// Writes small files, right or wrong.
     #[derive(Default)]
-    struct Writer {
+    pub(crate) struct Writer {
         n_keys: u64,
         keys: Vec<u8>,
         n_tensors: u64,
@@ -446,17 +531,17 @@ mod tests {
         data: Vec<u8>,
     }
 
-    fn string(s: &str) -> Vec<u8> {
+    pub(crate) fn string(s: &str) -> Vec<u8> {
         [&(s.len() as u64).to_le_bytes(), s.as_bytes()].concat()
     }
 
     /// The bytes of an array value of `n` elements.
-    fn array(type_id: u32, n: u64, elements: &[u8]) -> Vec<u8> {
+    pub(crate) fn array(type_id: u32, n: u64, elements: &[u8]) -> Vec<u8> {
         [&type_id.to_le_bytes(), &n.to_le_bytes()[..], elements].concat()
     }
 
     impl Writer {
-        fn key(mut self, key: &str, type_id: u32, value: &[u8]) -> Self {
+        pub(crate) fn key(mut self, key: &str, type_id: u32, value: &[u8]) -> Self {
             self.n_keys += 1;
             self.keys.extend([&string(key), &type_id.to_le_bytes()[..], value].concat());
             self
@@ -471,14 +556,14 @@ mod tests {
             self
         }
 
-        fn tensor(mut self, name: &str, dims: &[u64], type_id: u32, bytes: &[u8]) -> Self {
+        pub(crate) fn tensor(mut self, name: &str, dims: &[u64], type_id: u32, bytes: &[u8]) -> Self {
             self.data.resize(self.data.len().next_multiple_of(32), 0);
             let offset = self.data.len() as u64;
             self.data.extend(bytes);
             self.info(name, dims, type_id, offset)
         }
 
-        fn finish(&self) -> Vec<u8> {
+        pub(crate) fn finish(&self) -> Vec<u8> {
             let mut file = [&b"GGUF"[..], &3u32.to_le_bytes(), &self.n_tensors.to_le_bytes()].concat();
             file.extend([&self.n_keys.to_le_bytes(), &self.keys[..], &self.table].concat());
             file.resize(file.len().next_multiple_of(32), 0);
@@ -486,7 +571,7 @@ mod tests {
             file
         }
 
-        fn open(&self) -> Result<Gguf> {
+        pub(crate) fn open(&self) -> Result<Gguf> {
             parse(&self.finish())
         }
 
@@ -566,12 +651,35 @@ mod tests {
         assert_eq!(gguf.str_array("strs").unwrap(), ["a", ""]);
         assert_eq!(gguf.opt_i64_array("ints").unwrap().unwrap(), [1, -1]);
         assert_eq!(gguf.opt_i64_array("bytes").unwrap().unwrap(), [1, 2, 3]);
-        assert_eq!(gguf.opt_f32_array("floats").unwrap().unwrap(), [-0.5]);
-        assert_eq!(gguf.metadata["bools"], Value::Array(Array::Bool(vec![false, true])));
-        let nested = Array::Nested(vec![Array::Unsigned(vec![5]), Array::Str(vec![])]);
-        assert_eq!(gguf.metadata["nested"], Value::Array(nested));
+        assert_eq!(gguf.opt_strs("strs").unwrap().unwrap(), ["a", ""]);
+        for (key, shown) in [
+            ("floats", "an array of 1 floats"),
+            ("bools", "an array of 2 booleans"),
+            ("nested", "an array of 2 arrays"),
+            ("str", "a string"),
+        ] {
+            assert_eq!(gguf.metadata[key].to_string(), shown);
+        }
         assert!(gguf.opt_str("absent").unwrap().is_none());
-        assert!(gguf.opt_f32_array("absent").unwrap().is_none());
+        assert!(gguf.opt_strs("absent").unwrap().is_none());
+        for (key, json) in [
+            ("u8", serde_json::json!(200)),
+            ("i16", serde_json::json!(-1)),
+            ("f64", serde_json::json!(1e-5)),
+            ("bool", serde_json::json!(true)),
+            ("str", serde_json::json!("微信")),
+        ] {
+            assert_eq!(gguf.to_json(&gguf.metadata[key]), Some(json));
+        }
+        assert_eq!(gguf.to_json(&gguf.metadata["bools"]), None);
+    }
+
+    #[test]
+    fn keys_that_nobody_asked_for_are_known() {
+        let gguf = Writer::default().key("a", 0, &[1]).key("b", 0, &[2]).key("c", 0, &[3]).open().unwrap();
+        assert_eq!(gguf.u64("b").unwrap(), 2);
+        gguf.mark_read("c");
+        assert_eq!(gguf.unread().collect::<Vec<_>>(), [("a", &Value::Unsigned(1))]);
     }
 
     #[test]
@@ -588,7 +696,7 @@ mod tests {
             (gguf.str_array("absent").err(), "missing from the file, expected an array of strings"),
             (gguf.str_array("bools").err(), "expected an array of strings, got an array of 2 booleans"),
             (gguf.opt_i64_array("huge").err(), "got an array of 1 unsigned integers"),
-            (gguf.opt_f32_array("nested").err(), "expected an array of floats, got an array of 2 arrays"),
+            (gguf.opt_i64_array("nested").err(), "below 2^63, got an array of 2 arrays"),
         ] {
             let error = error.unwrap();
             assert!(matches!(error, Error::Config { .. }));
@@ -691,7 +799,6 @@ mod tests {
         };
         assert!(error(&[], 0, 0).ends_with("expected 1 to 4 dimensions, got 0"));
         assert!(error(&[1; 5], 0, 0).ends_with("expected 1 to 4 dimensions, got 5"));
-        assert!(error(&[4, 0], 0, 0).ends_with("shape (0, 4) holds no element"));
         assert!(error(&[31, 2], 8, 0).contains("Q8_0 needs rows of a multiple of 32 elements"));
         assert!(error(&[4], 0, 8).ends_with("expected an offset that is a multiple of 32, got 8"));
         assert!(error(&[1], 0, 128).contains("does not fit"));
@@ -700,11 +807,30 @@ mod tests {
         assert!(error(&[u64::MAX], 0, 0).contains("does not fit"));
         assert!(error(&[1 << 32, 1 << 32], 0, 0).contains("does not fit"));
         assert!(error(&[1 << 31; 4], 0, 0).contains("does not fit"));
+    }
+
+    #[test]
+    fn a_tensor_that_cannot_be_read_is_an_error_of_who_reads_it() {
+        let error = |dims: &[u64], type_id| {
+            let gguf =
+                Writer::default().info("t", dims, type_id, 0).tensor("u", &[1], 0, &[0; 4]).open().unwrap();
+            assert_eq!(gguf.tensors.get("u").unwrap().to_f32(), [0.0]);
+            gguf.tensors.get("t").unwrap_err().to_string()
+        };
+        assert_eq!(error(&[4, 0], 0), "tensor `t`: shape (0, 4) holds no element");
         let supported = "is not supported; F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are";
-        assert!(error(&[256], 12, 0).ends_with(&format!("type Q4_K {supported}")));
-        assert!(error(&[256], 14, 0).ends_with(&format!("type Q6_K {supported}")));
-        assert!(error(&[256], 36, 0).contains("type number 36, which is unknown"));
-        assert!(error(&[256], 77, 0).ends_with(&format!("type number 77, which is unknown, {supported}")));
+        assert!(error(&[256], 12).ends_with(&format!("type Q4_K {supported}")));
+        assert!(error(&[256], 14).ends_with(&format!("type Q6_K {supported}")));
+        assert!(error(&[256], 36).contains("type number 36, which is unknown"));
+        assert!(error(&[256], 77).ends_with(&format!("type number 77, which is unknown, {supported}")));
+    }
+
+    #[test]
+    fn counts_have_limits() {
+        let keys = Writer { n_keys: MAX_KEYS + 1, ..Writer::default() }.error();
+        assert!(keys.ends_with("expected at most 65536 keys, got 65537"), "{keys}");
+        let tensors = Writer { n_tensors: u64::MAX, ..Writer::default() }.error();
+        assert!(tensors.contains("expected at most 131072 tensors, got 18446744073709551615"), "{tensors}");
     }
 
     #[test]

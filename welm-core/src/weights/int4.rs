@@ -15,7 +15,8 @@ use half::f16;
 use crate::backend::cpu::isa::{GROUP, LANES};
 use crate::backend::cpu::memory::Memory;
 use crate::error::{Error, Result};
-use crate::weights::int8::{all_on_threads, tiles};
+use crate::host::threads;
+use crate::weights::int8::tiles;
 use crate::weights::load::{Segment, rows_of};
 use crate::weights::{Slab, StoredType};
 
@@ -63,7 +64,7 @@ impl Packed4 {
             .chunks_mut(per_thread * across * TILE4)
             .zip(scale.chunks_mut(scales).zip(min.chunks_mut(scales)))
             .zip(stored.chunks(per_thread * LANES));
-        let packed = all_on_threads(parts, |((weight, (scale, min)), stored)| {
+        let packed = threads::all(parts, |((weight, (scale, min)), stored)| {
             pack_rows(weight, scale, min, stored, across)
         });
         if !packed {

@@ -24,6 +24,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use half::f16;
@@ -31,7 +32,9 @@ use half::f16;
 use crate::backend::cpu::isa::{GROUP, LANES, ROTATED, Scalar, Simd};
 use crate::backend::cpu::memory::Memory;
 use crate::error::{Error, Result};
+use crate::host::{bus, threads};
 use crate::options::LoadProgress;
+use crate::side_file::DESCRIPTIONS;
 use crate::weights::load::{LinearSource, MatrixSource, Segment, Source, rows_of};
 use crate::weights::{Slab, StoredType, TensorMap};
 
@@ -99,18 +102,6 @@ pub(crate) fn tiles(rows: usize, cols: usize) -> (usize, usize) {
     (rows.div_ceil(LANES), cols.div_ceil(GROUP))
 }
 
-/// Whether `pack` is true of all parts, each on a thread of its own.
-pub(crate) fn all_on_threads<P: Send>(
-    parts: impl Iterator<Item = P>,
-    pack: impl Fn(P) -> bool + Sync,
-) -> bool {
-    let pack = &pack;
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = parts.map(|part| scope.spawn(move || pack(part))).collect();
-        workers.into_iter().all(|w| w.join().unwrap_or(false))
-    })
-}
-
 /// Bytes of a packed matrix.
 pub(crate) fn packed_bytes(rows: usize, cols: usize, grouping: Grouping) -> u64 {
     let (down, across) = tiles(rows, cols);
@@ -140,6 +131,22 @@ impl Packed {
         }
         let (weight, scale) = (Slab::from_tensor(weight)?, Slab::from_tensor(scale)?);
         Ok(Packed { rows, cols, grouping, weight, scale })
+    }
+
+    /// Checks that all scales are finite.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] with the place of one that is not.
+    pub(crate) fn check_scales(&self, name: &str) -> Result<()> {
+        let groups = self.grouping.groups(tiles(self.rows, self.cols).1);
+        match self.scale.iter().position(|scale| !scale.is_finite()) {
+            Some(i) => {
+                let (row, group) = (i / (groups * LANES) * LANES + i % LANES, i / LANES % groups);
+                let reason = format!("the scale of row {row}, group {group} is not finite");
+                Err(Error::tensor(format!("{name}.scale"), reason))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Bytes of weights and scales.
@@ -213,7 +220,7 @@ impl Packed {
             .chunks_mut(per_thread * across * TILE)
             .zip(scale.chunks_mut(per_thread * groups * LANES))
             .enumerate();
-        let finite = all_on_threads(parts, |(part, (weight, scale))| {
+        let finite = threads::all(parts, |(part, (weight, scale))| {
             let first = part * per_thread * LANES;
             let mut to = TileRows { weight, scale, across, grouping };
             let mut values = vec![0.0f32; across * GROUP];
@@ -343,8 +350,11 @@ fn quantize_group(values: &[f32], q: &mut [i8]) -> Option<f16> {
 /// The folder is what the CPU computes with, as it is. On CUDA its weights are rounded once more when they are loaded, and
 /// the log says so: there, quantise from floats at load, with [`crate::Dtype::Int8`].
 ///
-/// `to` is made if need be; configuration and tokenizer files are copied beside the weights. `progress`
-/// is called after each matrix and may return `false` to stop; an unfinished file is not left behind.
+/// `to` is made; it may also be an empty folder, but holds nothing else, so that nothing is written over and no tokenizer
+/// of another model stays beside these weights. Configuration and tokenizer files are copied. `progress` is called after
+/// each matrix and may return `false` to stop; nothing unfinished is left behind.
+///
+/// A source that is truncated meanwhile is an error, as with [`crate::LoadOptions::guard_mapped_files`].
 ///
 /// ```no_run
 /// # fn main() -> welm_core::Result<()> {
@@ -356,25 +366,26 @@ fn quantize_group(values: &[f32], q: &mut [i8]) -> Option<f16> {
 /// ```
 ///
 /// # Errors
-/// Whatever opening the source meets; [`Error::Io`] if `to` cannot be written; [`Error::LoadCancelled`].
+/// Whatever opening the source meets; [`Error::Io`] if `to` cannot be written; [`Error::InvalidOption`] if it is empty or
+/// names something that is there already; [`Error::LoadCancelled`].
 pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -> bool) -> Result<()> {
+    bus::install();
+    let _unblocked = bus::Unblocked::here();
     if from.is_file() {
         return Err(Error::file(from, "expected a Hugging Face folder"));
     }
-    let source = Source::open(from, None)?;
+    let source = Source::open(from, None, false)?;
     if source.is_packed() {
         return Err(Error::file(from, "is int8 already"));
     }
-    fs::create_dir_all(to).map_err(|e| Error::io(to, e))?;
-    if fs::canonicalize(from).ok() == fs::canonicalize(to).ok() {
-        return Err(Error::io(to, "source and destination are the same folder"));
-    }
+    let mut files = source.files();
+    let to = Destination::take(to)?;
     let mut tensors: Vec<(String, View)> = Vec::new();
     let names = source.linear_names();
     let total_bytes =
         names.iter().map(|n| source.linear(n).map(|l| l.stored_bytes())).sum::<Result<u64>>()?;
     let mut done_bytes = 0;
-    let threads = crate::backend::cpu::pool::available_threads();
+    let threads = threads::available();
     for name in names {
         let LinearSource { rows, cols, matrix, bias, name, .. } = source.linear(&name)?;
         let MatrixSource::Stored(segments) = matrix else {
@@ -404,30 +415,69 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
         tensors.extend(norm.bias.map(|b| (format!("{name}.bias"), View::f32(&b))));
     }
     let metadata = HashMap::from([("format".to_string(), FORMAT.to_string())]);
-    let (partial, file) = (to.join("model.safetensors.partial"), to.join("model.safetensors"));
-    safetensors::serialize_to_file(tensors, Some(metadata), &partial)
-        .map_err(|e| Error::io(&partial, e))
-        .and_then(|()| copy_descriptions(from, to))
-        .and_then(|()| fs::rename(&partial, &file).map_err(|e| Error::io(&file, e)))
-        .inspect_err(|_| drop(fs::remove_file(&partial)))
-}
-
-/// Copies everything of a model folder that is not weights.
-fn copy_descriptions(from: &Path, to: &Path) -> Result<()> {
-    let names = [
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "chat_template.jinja",
-    ];
-    for name in names {
-        if from.join(name).is_file() {
-            fs::copy(from.join(name), to.join(name)).map_err(|e| Error::io(to.join(name), e))?;
+    files.check()?;
+    let (partial, file) = (to.folder.join(PARTIAL), to.folder.join("model.safetensors"));
+    safetensors::serialize_to_file(tensors, Some(metadata), &partial).map_err(|e| Error::io(&partial, e))?;
+    for side in DESCRIPTIONS {
+        if let Some(bytes) = side.read(from)? {
+            let copy = to.folder.join(side.name);
+            fs::write(&copy, bytes).map_err(|e| Error::io(copy, e))?;
         }
     }
+    fs::rename(&partial, &file).map_err(|e| Error::io(&file, e))?;
+    to.keep();
     Ok(())
+}
+
+/// The weights, until all is there.
+const PARTIAL: &str = "model.safetensors.partial";
+
+/// A folder that had nothing in it, and has nothing again if the work does not end well.
+struct Destination<'p> {
+    folder: &'p Path,
+    made: bool,
+    kept: bool,
+}
+
+impl<'p> Destination<'p> {
+    fn take(folder: &'p Path) -> Result<Self> {
+        // The empty path is the current folder for some calls of the system.
+        if folder.as_os_str().is_empty() {
+            return Err(Error::option("to", "expected the name of a folder, got an empty path"));
+        }
+        let made = match fs::create_dir(folder) {
+            Ok(()) => true,
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && folder.is_dir() => false,
+            Err(e) => return Err(Error::io(folder, e)),
+        };
+        if let Some(entry) = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.next() {
+            let held = entry.map_err(|e| Error::io(folder, e))?.file_name();
+            let (folder, held) = (folder.display(), held.display());
+            return Err(Error::option(
+                "to",
+                format!("expected a new or empty folder, got {folder}, which has {held}"),
+            ));
+        }
+        Ok(Destination { folder, made, kept: false })
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Destination<'_> {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        for name in DESCRIPTIONS.iter().map(|side| side.name).chain([PARTIAL]) {
+            let _ = fs::remove_file(self.folder.join(name));
+        }
+        if self.made {
+            let _ = fs::remove_dir(self.folder);
+        }
+    }
 }
 
 use safetensors::tensor::Dtype;

@@ -4,16 +4,26 @@
 //! `embed`, `layers.N.{attn_norm, qkv, out, ffn_norm, up, down}`, `final_norm`, `output`. A fused matrix is
 //! described as segments of rows of stored tensors, in the order the engine wants, so that float weights
 //! are used where they lie in the mapped file and nothing is copied to fuse or to reorder.
+//!
+//! Opening a model asks for each of these once. So a tensor that is missing or of another shape is found before
+//! anything is loaded, and so is one that nobody asked for.
+//!
+//! Of the values, norms, biases, rotary divisors and the scales of blocks are checked: one that is not finite is an
+//! error with its place. Matrices of floats are checked where they are converted, not where they are used as they lie in the
+//! file, because that would mean to read them all before the first token.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use serde_json::Value as Json;
+
 use crate::config::{Activation, ModelConfig, NormKind};
 use crate::error::{Error, Result};
+use crate::side_file::{self, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG};
 use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use crate::weights::gguf::Gguf;
 use crate::weights::int8::{FORMAT, FORMAT_PLAIN, Packed};
+use crate::weights::map::Files;
 use crate::weights::{StoredTensor, TensorMap, safetensors};
 
 /// Some rows of a stored tensor.
@@ -66,6 +76,22 @@ impl LinearSource {
             MatrixSource::Stored(segments) => segments.iter().map(|s| s.row_bytes() * s.n_rows as u64).sum(),
         }
     }
+
+    /// Checks that scales are finite.
+    pub(crate) fn check_scales(&self) -> Result<()> {
+        match &self.matrix {
+            MatrixSource::Packed(packed) => packed.check_scales(&self.name),
+            MatrixSource::Stored(segments) => {
+                let mut before = None;
+                for tensor in segments.iter().map(|s| &s.tensor) {
+                    if before.replace(&tensor.name) != Some(&tensor.name) {
+                        tensor.check_scales()?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
 }
 
 impl Segment {
@@ -91,24 +117,61 @@ enum Naming {
     Int8(&'static str),
 }
 
+/// Whether the parts of a matrix have biases.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bias {
+    /// None has one. One that is stored is then not read, which is an error.
+    Never,
+    /// Each has one, or not, as the file says; where some have, the others have zeros.
+    IfStored,
+    /// All have one.
+    Always,
+}
+
 /// An opened model: configuration and mapped tensors.
 pub(crate) struct Source {
     pub(crate) config: ModelConfig,
     tensors: TensorMap,
     naming: Naming,
+    /// Whether only the output is stored, and is the embedding too.
+    output_is_embed: bool,
 }
 
 impl Source {
     /// Opens a Hugging Face folder, an int8 folder of [`crate::quantize`], or, with `gguf`, a GGUF file.
-    pub(crate) fn open(path: &Path, gguf: Option<&Gguf>) -> Result<Self> {
-        if let Some(gguf) = gguf {
-            let config = ModelConfig::from_gguf(gguf)?;
-            let naming = if config.family == "llama" { Naming::LlamaGguf } else { Naming::NeoxGguf };
-            return Ok(Source { config, tensors: gguf.tensors.clone(), naming });
+    ///
+    /// Tensors that nobody reads are an error, or with `allow_unread` a warning.
+    pub(crate) fn open(path: &Path, gguf: Option<&Gguf>, allow_unread: bool) -> Result<Self> {
+        let (config, tensors, naming) = match gguf {
+            Some(gguf) => {
+                let config = ModelConfig::from_gguf(gguf)?;
+                let naming = if config.family == "llama" { Naming::LlamaGguf } else { Naming::NeoxGguf };
+                (config, gguf.tensors.clone(), naming)
+            }
+            None => {
+                refuse_adapter(path, allow_unread)?;
+                let config = ModelConfig::from_folder(path)?;
+                let tensors = safetensors::open(path)?;
+                let naming = Self::naming_of_folder(path, &config, &tensors)?;
+                (config, tensors, naming)
+            }
+        };
+        let mut source = Source { config, tensors, naming, output_is_embed: false };
+        source.settle_output()?;
+        for name in source.linear_names() {
+            let has_bias = source.linear(&name)?.bias.is_some();
+            let of_attention = matches!(split(&name).1, "qkv" | "out");
+            let flag =
+                if of_attention { &mut source.config.attention_bias } else { &mut source.config.mlp_bias };
+            *flag |= has_bias;
         }
-        let config = ModelConfig::from_folder(path)?;
-        let tensors = safetensors::open(path)?;
-        let naming = match tensors.metadata.get("format").map(String::as_str) {
+        source.norm_names().iter().try_for_each(|name| source.norm(name).map(|_| ()))?;
+        source.tensors.check_all_read(allow_unread)?;
+        Ok(source)
+    }
+
+    fn naming_of_folder(path: &Path, config: &ModelConfig, tensors: &TensorMap) -> Result<Naming> {
+        Ok(match tensors.metadata.get("format").map(String::as_str) {
             Some(FORMAT) => Naming::Int8(FORMAT),
             Some(FORMAT_PLAIN) => Naming::Int8(FORMAT_PLAIN),
             Some(other) if other.starts_with("welm") => {
@@ -117,8 +180,51 @@ impl Source {
             }
             _ if config.norm == NormKind::RmsNorm => Naming::LlamaFolder,
             _ => Naming::NeoxFolder,
-        };
-        Ok(Source { config, tensors, naming })
+        })
+    }
+
+    /// Decides whether the output is the embedding, by what is stored. As in transformers, an output that differs from
+    /// the embedding is used whatever the configuration says, and one of the two is enough if they are tied.
+    fn settle_output(&mut self) -> Result<()> {
+        let (embed, output) = (self.table("embed"), self.table("output"));
+        if !self.config.tied_output {
+            return match self.tensors.contains(&output) {
+                true => Ok(()),
+                false => Err(Error::tensor(
+                    output,
+                    "missing, and tie_word_embeddings does not say that the embedding takes its place",
+                )),
+            };
+        }
+        if !self.tensors.contains(&output) {
+            return Ok(());
+        }
+        if self.is_packed() {
+            // Written only where it differs.
+            self.config.tied_output = false;
+        } else if !self.tensors.contains(&embed) {
+            self.output_is_embed = true;
+        } else if !same_values(self.weights(&embed)?, self.weights(&output)?) {
+            tracing::warn!(
+                output,
+                "tie_word_embeddings is true, but the output that is stored differs from the embedding, and is used"
+            );
+            self.config.tied_output = false;
+        }
+        Ok(())
+    }
+
+    /// The tensor of embedding or output.
+    fn table(&self, part: &str) -> String {
+        match self.naming {
+            Naming::Int8(_) => format!("{part}.weight"),
+            _ => self.stored_parts(0, part).iter().map(|(stem, _)| format!("{stem}.weight")).collect(),
+        }
+    }
+
+    /// The files that the tensors lie in.
+    pub(crate) fn files(&self) -> Files {
+        self.tensors.files()
     }
 
     /// Whether the matrices are stored in this crate's int8 layout.
@@ -169,34 +275,56 @@ impl Source {
             "up" if self.config.activation == Activation::SwiGlu => Part::Gated,
             _ => Part::Layer,
         };
-        let has_bias = match part {
-            "qkv" | "out" => self.config.attention_bias,
-            "up" | "down" => self.config.mlp_bias,
-            _ => false,
-        };
         if let Naming::Int8(format) = self.naming {
             let matrix = MatrixSource::Packed(Packed::open(&self.tensors, name, rows, cols, format)?);
-            let bias = has_bias.then(|| self.vector(&format!("{name}.bias"), rows)).transpose()?;
+            let bias = self.bias(name, self.biases(part), rows)?;
             return Ok(LinearSource { name: name.into(), part: role, rows, cols, matrix, bias });
         }
+        let stored = if part == "embed" && self.output_is_embed { "output" } else { part };
         let mut segments = Vec::new();
         let mut bias = Vec::new();
-        for (stem, pieces) in self.stored_parts(layer, part) {
+        let mut has_bias = false;
+        for (stem, pieces) in self.stored_parts(layer, stored) {
             let stored_rows = pieces.iter().map(|p| p.1).sum();
-            let tensor = self.tensors.get(&format!("{stem}.weight"))?;
+            let tensor = self.weights(&format!("{stem}.weight"))?;
             tensor.expect_shape(&[stored_rows, cols])?;
-            let stored_bias =
-                if has_bias { self.vector(&format!("{stem}.bias"), stored_rows)? } else { Vec::new() };
+            let stored_bias = self.bias(&stem, self.biases(part), stored_rows)?;
             for (first_row, n_rows) in pieces {
                 segments.push(Segment { tensor: tensor.clone(), first_row, n_rows });
-                if has_bias {
-                    bias.extend_from_slice(&stored_bias[first_row..first_row + n_rows]);
+                match &stored_bias {
+                    Some(stored) => bias.extend_from_slice(&stored[first_row..first_row + n_rows]),
+                    None => bias.resize(bias.len() + n_rows, 0.0),
                 }
             }
+            has_bias |= stored_bias.is_some();
         }
         let matrix = MatrixSource::Stored(segments);
         let bias = has_bias.then_some(bias);
         Ok(LinearSource { name: name.into(), part: role, rows, cols, matrix, bias })
+    }
+
+    /// Which biases a part has.
+    fn biases(&self, part: &str) -> Bias {
+        let all = match part {
+            "qkv" | "out" => self.config.attention_bias,
+            "up" | "down" => self.config.mlp_bias,
+            _ => return Bias::Never,
+        };
+        match (self.naming, all) {
+            (Naming::LlamaGguf, _) => Bias::IfStored,
+            (_, true) => Bias::Always,
+            (_, false) => Bias::Never,
+        }
+    }
+
+    fn bias(&self, stem: &str, biases: Bias, rows: usize) -> Result<Option<Vec<f32>>> {
+        let name = format!("{stem}.bias");
+        let wanted = match biases {
+            Bias::Never => false,
+            Bias::IfStored => self.tensors.contains(&name),
+            Bias::Always => true,
+        };
+        wanted.then(|| self.vector(&name, rows)).transpose()
     }
 
     /// The stored tensors of a part, each with the row pieces `(first, count)` in the engine's order.
@@ -277,12 +405,54 @@ impl Source {
         Ok(NormSource { weight, bias, eps: c.norm_eps })
     }
 
-    /// A one-dimensional tensor as f32.
+    /// A one-dimensional tensor as f32, all of it finite.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let tensor = self.tensors.get(name)?;
+        let tensor = self.weights(name)?;
         tensor.expect_shape(&[len])?;
-        Ok(tensor.to_f32())
+        tensor.finite()
     }
+
+    /// A tensor whose elements are weights. Integers are not: whoever stores weights so has scales for them.
+    fn weights(&self, name: &str) -> Result<&StoredTensor> {
+        let tensor = self.tensors.get(name)?;
+        if !tensor.is_float() {
+            return Err(Error::tensor(name, format!("expected a type of weights, got {:?}", tensor.dtype)));
+        }
+        Ok(tensor)
+    }
+}
+
+/// Refuses a folder with an adapter, which transformers would add to the model.
+fn refuse_adapter(folder: &Path, allow_unread: bool) -> Result<()> {
+    let file = folder.join("adapter_config.json");
+    if side_file::open(&file)?.is_none() {
+        return Ok(());
+    }
+    let reason = "an adapter lies beside the model, and is not applied";
+    if allow_unread {
+        tracing::warn!("{}: {reason}", file.display());
+        return Ok(());
+    }
+    Err(Error::file(
+        file,
+        format!("{reason}; merge it, or load the model without it by allow_unread_tensors"),
+    ))
+}
+
+/// Whether two tensors hold the same values.
+fn same_values(a: &StoredTensor, b: &StoredTensor) -> bool {
+    if a.shape != b.shape {
+        return false;
+    }
+    if a.dtype == b.dtype && a.bytes() == b.bytes() {
+        return true;
+    }
+    let (mut x, mut y) = (vec![0.0; a.cols()], vec![0.0; a.cols()]);
+    (0..a.rows()).all(|row| {
+        a.row_f32(row, &mut x);
+        b.row_f32(row, &mut y);
+        x == y
+    })
 }
 
 /// An opened file or folder: tensors, tokenizer and chat template.
@@ -294,31 +464,93 @@ pub(crate) struct Opened {
 }
 
 /// Opens what [`crate::Model::load`] takes.
-pub(crate) fn open(path: &Path, with_tokenizer: bool) -> Result<Opened> {
+pub(crate) fn open(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Result<Opened> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if metadata.is_dir() {
-        let source = Source::open(path, None)?;
-        let file = path.join("tokenizer.json");
-        let wanted = with_tokenizer && file.is_file();
-        let tokenizer = wanted.then(|| Tokenizer::from_json_file(&file)).transpose()?;
-        let chat = with_tokenizer.then(|| ChatTemplate::from_folder(path));
-        return Ok(Opened { source, tokenizer, chat });
+        let mut source = Source::open(path, None, allow_unread)?;
+        if !with_tokenizer {
+            return Ok(Opened { source, tokenizer: None, chat: None });
+        }
+        let file = path.join(TOKENIZER.name);
+        let tokenizer = TOKENIZER.is_in(path)?.then(|| Tokenizer::from_json_file(&file)).transpose()?;
+        if let Some(tokenizer) = &tokenizer {
+            name_begin_and_end(path, tokenizer, &mut source.config)?;
+        }
+        return Ok(Opened { source, tokenizer, chat: Some(ChatTemplate::from_folder(path)) });
     }
-    let mut magic = [0; 4];
-    let read = File::open(path).and_then(|mut f| f.read_exact(&mut magic));
-    if read.is_err() || &magic != b"GGUF" {
+    let mut head = Vec::new();
+    let file = side_file::open(path)?.ok_or_else(|| Error::io(path, "no such file"))?;
+    file.take(64).read_to_end(&mut head).map_err(|e| Error::io(path, e))?;
+    if let Some(reason) = side_file::not_fetched(&head) {
+        return Err(Error::file(path, reason));
+    }
+    if !head.starts_with(b"GGUF") {
         return Err(Error::file(path, "expected a folder with config.json and safetensors, or a GGUF file"));
     }
     let gguf = Gguf::open(path)?;
-    let source = Source::open(path, Some(&gguf))?;
+    let mut source = Source::open(path, Some(&gguf), allow_unread)?;
     if !with_tokenizer {
         return Ok(Opened { source, tokenizer: None, chat: None });
     }
     let vocab = gguf_vocab(&gguf)?;
+    vocab.add_ends(&mut source.config.eos_token_ids);
     let token = |id: Option<u32>| id.and_then(|id| vocab.tokens.get(id as usize)).map(String::as_str);
-    let template = gguf.opt_str("tokenizer.chat_template");
-    let chat = ChatTemplate::from_gguf(template, token(vocab.bos), token(vocab.eos));
+    let chat = ChatTemplate::from_gguf(gguf_templates(&gguf), token(vocab.bos), token(vocab.eos));
     Ok(Opened { source, tokenizer: Some(Tokenizer::from_gguf(vocab)?), chat: Some(chat) })
+}
+
+/// Takes over the tokens that begin and end a text from the tokenizer's files, where nothing else names any.
+fn name_begin_and_end(folder: &Path, tokenizer: &Tokenizer, config: &mut ModelConfig) -> Result<()> {
+    let files = [TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP];
+    let files = files.map(|file| Ok::<_, Error>((folder.join(file.name), file.json(folder)?)));
+    let id = |key: &str| -> Result<Option<u32>> {
+        for file in &files {
+            let (path, json) = file.as_ref().map_err(Clone::clone)?;
+            let Some(json) = json else { continue };
+            let wrong = |reason: &str| Error::file(path, format!("{key}: {reason}"));
+            let object = json.as_object().ok_or_else(|| wrong("expected an object around it"))?;
+            // A text, or an object around it; what Python takes for nothing is nothing.
+            let token = match object.get(key) {
+                None | Some(Json::Null | Json::Bool(false)) => continue,
+                Some(value) => value.get("content").unwrap_or(value).as_str(),
+            };
+            let token = token.ok_or_else(|| wrong("expected a token"))?;
+            let id = tokenizer.token_to_id(token).filter(|&id| (id as usize) < config.vocab_size);
+            if id.is_none() {
+                tracing::warn!(token, "{key} is a token that the model does not have");
+            }
+            return Ok(id);
+        }
+        Ok(None)
+    };
+    let (begin, end) = (id("bos_token")?, id("eos_token")?);
+    config.bos_token_id = config.bos_token_id.or(tokenizer.bos()).or(begin);
+    match end {
+        Some(end) if config.eos_token_ids.is_empty() => config.eos_token_ids.push(end),
+        Some(end) if !config.eos_token_ids.contains(&end) => {
+            let ends = &config.eos_token_ids;
+            tracing::warn!(
+                end,
+                ?ends,
+                "the tokenizer's end of a text is not among those of the model, which are used"
+            );
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The chat template, and others with their names.
+fn gguf_templates(g: &Gguf) -> Result<Vec<(String, String)>> {
+    let mut templates = Vec::new();
+    if let Some(source) = g.opt_str("tokenizer.chat_template")? {
+        templates.push(("default".into(), source.into()));
+    }
+    for name in g.opt_strs("tokenizer.chat_templates")?.unwrap_or_default() {
+        let source = g.str(&format!("tokenizer.chat_template.{name}"))?;
+        templates.push((name.into(), source.into()));
+    }
+    Ok(templates)
 }
 
 fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
@@ -330,6 +562,12 @@ fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
         );
     }
     let pre = pre.unwrap_or("default").to_string();
+    let (n_types, n_tokens) =
+        ["token_type", "tokens"].map(|key| g.len_of(&format!("tokenizer.ggml.{key}"))).into();
+    if n_types.is_some() && n_types != n_tokens {
+        let (expected, got) = (n_tokens.unwrap_or(0), n_types.unwrap_or(0));
+        return Err(Error::Tokenizer(format!("expected a type for each of {expected} tokens, got {got}")));
+    }
     Ok(GgufVocab {
         model: g.str("tokenizer.ggml.model")?.to_string(),
         tokens: g.str_array("tokenizer.ggml.tokens")?,
@@ -337,6 +575,10 @@ fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
         token_types: g.opt_i64_array("tokenizer.ggml.token_type")?.unwrap_or_default(),
         bos: id("tokenizer.ggml.bos_token_id")?,
         eos: id("tokenizer.ggml.eos_token_id")?,
+        fim_ends: ["pad", "rep", "sep"]
+            .into_iter()
+            .map(|kind| id(&format!("tokenizer.ggml.fim_{kind}_token_id")))
+            .collect::<Result<_>>()?,
         add_bos: g
             .opt_bool("tokenizer.ggml.add_bos_token")?
             .unwrap_or_else(|| GgufVocab::default_add_bos(&pre)),
@@ -350,3 +592,6 @@ fn split(name: &str) -> (usize, &str) {
     let part = parts.next().unwrap_or(name);
     (parts.next().and_then(|l| l.parse().ok()).unwrap_or(0), part)
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,8 +7,9 @@
 //!
 //! Files are mapped, not read: weights that are used as they are stored ([`Slab`]) cost no memory of their
 //! own, start-up does not copy them, and processes that run the same model share its pages. The price is
-//! that **a model file must not be modified or truncated while a model uses it**: the operating system
-//! would show the change, or raise SIGBUS. Replacing a file by renaming a new one over it is safe.
+//! that **a model file must not be modified while a model uses it**: the operating system would show the
+//! change. If it is truncated, the model's requests end with an error ([`map`], and
+//! [`crate::LoadOptions::guard_mapped_files`]). Replacing a file by renaming a new one over it is safe.
 //!
 //! Long for one file, because tensor, map and slab share the checks and their tests.
 
@@ -16,41 +17,27 @@ pub(crate) mod gguf;
 pub(crate) mod int4;
 pub(crate) mod int8;
 pub(crate) mod load;
+pub(crate) mod map;
 pub(crate) mod safetensors;
+mod unread;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
 use std::ops::{Deref, Range};
-use std::path::Path;
 use std::sync::Arc;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use memmap2::Mmap;
 
 use crate::backend::cpu::memory::Memory;
 use crate::error::{Error, Result};
+use crate::weights::map::{FileMap, Files};
 
 /// Most dimensions a tensor may have; models have 1 or 2, GGUF allows 4.
 const MAX_RANK: usize = 8;
-
-/// Maps `path` read-only. Anything but a non-empty regular file is an error.
-pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>> {
-    // Before opening: opening a named pipe would wait for a writer.
-    let info = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !info.is_file() {
-        return Err(Error::io(path, "expected a regular file"));
-    }
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    // SAFETY: the mapping is private to reads, and the file is not modified while it is mapped; nothing can
-    // enforce the latter, so it is a documented requirement on whoever loads a model (see the module docs).
-    let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-    if map.is_empty() {
-        return Err(Error::file(path, "the file is empty"));
-    }
-    Ok(Arc::new(map))
-}
+/// Most tensors of a model; each takes memory of its own, however few bytes a file describes it with.
+const MAX_TENSORS: usize = 1 << 17;
 
 /// How the elements of a tensor are stored. The last three are ggml's blocks of 32 elements of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -174,7 +161,7 @@ pub(crate) struct StoredTensor {
     pub(crate) dtype: StoredType,
     /// Outermost dimension first, row-major: `(rows, cols)` for a matrix.
     pub(crate) shape: Vec<usize>,
-    map: Arc<Mmap>,
+    map: Arc<FileMap>,
     range: Range<usize>, // bytes of `map`
 }
 
@@ -185,7 +172,7 @@ impl StoredTensor {
     ///
     /// [`Error::Tensor`] if the shape is impossible or the bytes are not all in the file.
     pub(crate) fn new(
-        map: &Arc<Mmap>,
+        map: &Arc<FileMap>,
         name: &str,
         dtype: StoredType,
         shape: &[usize],
@@ -276,6 +263,53 @@ impl StoredTensor {
         out
     }
 
+    /// The whole tensor as f32, of which every value must be finite.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensor`] with the place of a value that is not.
+    pub(crate) fn finite(&self) -> Result<Vec<f32>> {
+        let values = self.to_f32();
+        match values.iter().position(|x| !x.is_finite()) {
+            Some(i) => {
+                Err(Error::tensor(&self.name, format!("expected finite values, got {} at {i}", values[i])))
+            }
+            None => Ok(values),
+        }
+    }
+
+    /// Whether the elements are floats or blocks of them, as weights are.
+    pub(crate) fn is_float(&self) -> bool {
+        !matches!(self.dtype, StoredType::U8 | StoredType::I8)
+    }
+
+    /// Checks that the scales of a block format are finite; other formats have none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensor`] with the place of the first that is not.
+    pub(crate) fn check_scales(&self) -> Result<()> {
+        let n_scales = match self.dtype {
+            StoredType::Q8_0 | StoredType::Q4_0 => 1,
+            StoredType::Q4_1 => 2,
+            _ => return Ok(()),
+        };
+        let finite = |block: &[u8]| {
+            block[..2 * n_scales].as_chunks().0.iter().all(|b| f16::from_le_bytes(*b).is_finite())
+        };
+        match self.bytes().chunks_exact(self.dtype.block_bytes()).position(|block| !finite(block)) {
+            Some(i) => {
+                let first = i * self.dtype.block_len();
+                let (row, col) = (first / self.cols(), first % self.cols());
+                Err(Error::tensor(
+                    &self.name,
+                    format!("the scale of row {row} from column {col} on is not finite"),
+                ))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Checks the shape.
     ///
     /// # Errors
@@ -301,13 +335,21 @@ impl fmt::Display for ShapeText<'_> {
 }
 
 /// The tensors of a model, by name, whichever files they lie in.
+///
+/// It remembers which of them were asked for, so that what nobody reads can be told: [`TensorMap::check_all_read`].
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TensorMap {
-    tensors: HashMap<String, StoredTensor>,
-    /// Tensors of integer types that no weight has (masks, position ids), with the type's name.
-    ignored: HashMap<String, String>,
+    tensors: HashMap<String, Entry>,
     /// The `__metadata__` of safetensors files; empty for GGUF, which has its own.
     pub(crate) metadata: HashMap<String, String>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    /// The tensor, or why it cannot be read.
+    stored: Result<StoredTensor, String>,
+    shape: Vec<usize>,
+    read: Cell<bool>,
 }
 
 impl TensorMap {
@@ -315,51 +357,100 @@ impl TensorMap {
     ///
     /// # Errors
     ///
-    /// [`Error::Tensor`] if it is absent, or is of an integer type that is not supported.
+    /// [`Error::Tensor`] if it is absent or cannot be read.
     pub(crate) fn get(&self, name: &str) -> Result<&StoredTensor> {
-        if let Some(tensor) = self.tensors.get(name) {
-            return Ok(tensor);
-        }
-        let reason = match self.ignored.get(name) {
-            Some(dtype) => format!("expected a type of weights, got {dtype}"),
-            None => format!("missing; it is not among the model's {} tensors", self.tensors.len()),
-        };
-        Err(Error::tensor(name, reason))
+        let missing = || format!("missing; it is not among the model's {} tensors", self.tensors.len());
+        self.find(name)?.ok_or_else(|| Error::tensor(name, missing()))
     }
 
     /// The tensor `name`, if the model has it.
-    pub(crate) fn find(&self, name: &str) -> Option<&StoredTensor> {
-        self.tensors.get(name)
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensor`] if it has it, but it cannot be read.
+    pub(crate) fn find(&self, name: &str) -> Result<Option<&StoredTensor>> {
+        let Some(entry) = self.tensors.get(name) else { return Ok(None) };
+        entry.read.set(true);
+        entry.stored.as_ref().map(Some).map_err(|reason| Error::tensor(name, reason))
     }
 
-    /// Names of all tensors, in no order.
+    /// Whether the model has a tensor of this name; it is not thereby read.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Refuses tensors that nobody asked for, but those whose values cannot matter; with `allow`, tells the log.
+    pub(crate) fn check_all_read(&self, allow: bool) -> Result<()> {
+        let mut unread: Vec<&str> = self
+            .tensors
+            .iter()
+            .filter(|(name, entry)| !entry.read.get() && !unread::may_be(name, &entry.shape))
+            .map(|(name, _)| name.as_str())
+            .collect();
+        unread.sort_unstable();
+        let Some((first, others)) = unread.split_first() else { return Ok(()) };
+        if allow {
+            tracing::warn!(
+                count = unread.len(),
+                names = unread[..unread.len().min(8)].join(", "),
+                "the model has tensors that nothing reads"
+            );
+            return Ok(());
+        }
+        let others = match others {
+            [] => String::new(),
+            [.., last] if others.len() > 4 => {
+                format!(", like {} others up to `{last}`", others.len())
+            }
+            _ => format!(
+                ", like {}",
+                others.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+            ),
+        };
+        let reason = format!(
+            "nothing reads it{others}; if the model is good without, load it with allow_unread_tensors"
+        );
+        Err(Error::tensor(first, reason))
+    }
+
+    /// The files that they lie in.
+    pub(crate) fn files(&self) -> Files {
+        Files::of(
+            self.tensors.values().filter_map(|entry| entry.stored.as_ref().ok()).map(|tensor| &tensor.map),
+        )
+    }
+
+    /// Names of all tensors that can be read, in no order.
     #[cfg(test)]
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.tensors.iter().filter(|(_, entry)| entry.stored.is_ok()).map(|(name, _)| name.as_str())
     }
 
     /// Bytes of all tensors as they are stored.
     #[cfg(test)]
     pub(crate) fn total_bytes(&self) -> u64 {
-        self.tensors.values().map(|t| t.range.len() as u64).sum()
+        self.tensors.values().filter_map(|e| e.stored.as_ref().ok()).map(|t| t.range.len() as u64).sum()
     }
 
     fn insert(&mut self, tensor: StoredTensor) -> Result<()> {
-        self.check_new(&tensor.name)?;
-        self.tensors.insert(tensor.name.clone(), tensor);
-        Ok(())
+        let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+        self.insert_entry(name, Entry { stored: Ok(tensor), shape, read: Cell::new(false) })
     }
 
-    fn ignore(&mut self, name: &str, dtype: impl ToString) -> Result<()> {
-        self.check_new(name)?;
-        self.ignored.insert(name.to_string(), dtype.to_string());
-        Ok(())
+    /// Notes a tensor that cannot be read, and why: an error for who asks for it.
+    fn refuse(&mut self, name: &str, shape: &[usize], reason: String) -> Result<()> {
+        let entry = Entry { stored: Err(reason), shape: shape.to_vec(), read: Cell::new(false) };
+        self.insert_entry(name.to_string(), entry)
     }
 
-    fn check_new(&self, name: &str) -> Result<()> {
-        if self.tensors.contains_key(name) || self.ignored.contains_key(name) {
+    fn insert_entry(&mut self, name: String, entry: Entry) -> Result<()> {
+        if self.tensors.contains_key(&name) {
             return Err(Error::tensor(name, "the model holds it twice"));
         }
+        if self.tensors.len() == MAX_TENSORS {
+            return Err(Error::tensor(name, format!("the model has more than {MAX_TENSORS} tensors")));
+        }
+        self.tensors.insert(name, entry);
         Ok(())
     }
 }
@@ -422,7 +513,7 @@ enum Storage<T: Plain> {
     Owned(Arc<Memory<T>>),
     /// `cast` succeeded on these bytes when the slab was made, so it always does.
     Mapped {
-        map: Arc<Mmap>,
+        map: Arc<FileMap>,
         range: Range<usize>, // bytes of `map`
     },
 }
@@ -506,15 +597,15 @@ mod tests {
     use super::*;
 
     /// Bytes in a page-aligned read-only mapping, as if they were a file.
-    pub(crate) fn mapped(bytes: &[u8]) -> Arc<Mmap> {
+    pub(crate) fn mapped(bytes: &[u8]) -> Arc<FileMap> {
         let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
         map.copy_from_slice(bytes);
-        Arc::new(map.make_read_only().unwrap())
+        Arc::new(map.make_read_only().unwrap().into())
     }
 
     /// Calls `open` with the file cut at every length and with every single bit flipped. It may fail with
     /// an error or succeed, but not panic; a model that opens must also be readable.
-    pub(crate) fn damage(file: &[u8], open: impl Fn(Arc<Mmap>) -> Result<TensorMap>) {
+    pub(crate) fn damage(file: &[u8], open: impl Fn(Arc<FileMap>) -> Result<TensorMap>) {
         let check = |bytes: &[u8], what: String| {
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let model = open(mapped(bytes))?;
@@ -661,7 +752,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
         std::fs::write(&path, [1, 2, 3, 4]).unwrap();
-        let map = map_file(&path).unwrap();
+        let map = FileMap::open(&path).unwrap();
         let tensor = StoredTensor::new(&map, "t", StoredType::U8, &[4], 0).unwrap();
         let slab = Slab::<u8>::from_tensor(&tensor).unwrap().clone();
         drop(tensor);
@@ -675,23 +766,23 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let empty = folder.path().join("empty");
         std::fs::write(&empty, []).unwrap();
-        assert!(matches!(map_file(&empty), Err(Error::InvalidFile { path, .. }) if path == empty));
-        assert!(matches!(map_file(folder.path()), Err(Error::Io { .. })));
-        assert!(matches!(map_file(&folder.path().join("absent")), Err(Error::Io { .. })));
+        assert!(matches!(FileMap::open(&empty), Err(Error::InvalidFile { path, .. }) if path == empty));
+        assert!(matches!(FileMap::open(folder.path()), Err(Error::Io { .. })));
+        assert!(matches!(FileMap::open(&folder.path().join("absent")), Err(Error::Io { .. })));
     }
 
     #[test]
     fn a_map_names_what_it_lacks() {
         let mut map = TensorMap::default();
         map.insert(tensor(StoredType::U8, &[3], &[0; 3]).unwrap()).unwrap();
-        map.ignore("mask", "BOOL").unwrap();
+        map.refuse("mask", &[1, 3], "expected a type of weights, got BOOL".into()).unwrap();
         assert_eq!(map.total_bytes(), 3);
         assert_eq!(map.names().collect::<Vec<_>>(), ["t"]);
-        assert!(map.find("mask").is_none());
+        assert!(map.contains("mask") && map.find("mask").is_err() && map.find("u").unwrap().is_none());
         let message = |r: Result<&StoredTensor>| r.unwrap_err().to_string();
-        assert_eq!(message(map.get("u")), "tensor `u`: missing; it is not among the model's 1 tensors");
+        assert_eq!(message(map.get("u")), "tensor `u`: missing; it is not among the model's 2 tensors");
         assert_eq!(message(map.get("mask")), "tensor `mask`: expected a type of weights, got BOOL");
         assert!(map.insert(tensor(StoredType::U8, &[3], &[0; 3]).unwrap()).is_err());
-        assert!(map.ignore("t", "BOOL").is_err());
+        assert!(map.refuse("t", &[], String::new()).is_err());
     }
 }

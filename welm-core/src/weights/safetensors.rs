@@ -12,44 +12,43 @@ use std::marker::PhantomData;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::{StoredTensor, StoredType, TensorMap, map_file};
+use super::map::FileMap;
+use super::{MAX_TENSORS, ShapeText, StoredTensor, StoredType, TensorMap};
 use crate::error::{Error, Result};
+use crate::side_file::{self, INDEX};
 
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-/// Most bytes of JSON that are parsed: the format's own limit for headers.
-const MAX_JSON_BYTES: u64 = 100_000_000;
+/// Most bytes of a header, which has room for the most tensors; the format itself allows three times as many.
+const MAX_HEADER_BYTES: u64 = 1 << 25;
 
 /// Opens the tensors of a folder with `model.safetensors`, or else with `model.safetensors.index.json` and
 /// its shards; or those of a single file. Nothing is read but the headers.
 ///
-/// Tensors of integer types that no weight has (BOOL, I16 and wider) are left out, because checkpoints carry
-/// causal masks and position ids along; [`TensorMap::get`] says so when it is asked for one.
+/// A tensor without elements, or of a type that no weight has, is an error of who asks for it: checkpoints carry causal
+/// masks and position ids along.
 ///
 /// # Errors
 ///
 /// [`Error::Io`] or [`Error::InvalidFile`] for a file that is absent or damaged; [`Error::Tensor`] for a
-/// tensor of an unsupported type or impossible shape, one that is there twice, or one that is not in the
-/// shard that the index names.
+/// tensor of impossible shape, one that is there twice, or one that is not in the shard that the index names.
 pub(crate) fn open(path: &Path) -> Result<TensorMap> {
     let mut model = TensorMap::default();
     if !path.is_dir() {
-        read(path, &map_file(path)?, &mut model)?;
+        read(path, &FileMap::open(path)?, &mut model)?;
         return Ok(model);
     }
     // A broken link counts as there, so that the error is about it, and not about the other file.
     let has = |name: &str| path.join(name).symlink_metadata().is_ok();
     if has(SINGLE) {
         let file = path.join(SINGLE);
-        read(&file, &map_file(&file)?, &mut model)?;
-    } else if has(INDEX) {
-        open_shards(path, &mut model)?;
+        read(&file, &FileMap::open(&file)?, &mut model)?;
+    } else if let Some(index) = INDEX.read(path)? {
+        open_shards(path, &index, &mut model)?;
     } else {
-        return Err(Error::io(path, format!("expected {SINGLE} or {INDEX} in this folder")));
+        return Err(Error::io(path, format!("expected {SINGLE} or {} in this folder", INDEX.name)));
     }
     Ok(model)
 }
@@ -60,16 +59,11 @@ struct Index {
     weight_map: Entries<String>,
 }
 
-/// Reads the index of `folder` and every shard that it names, each once.
-fn open_shards(folder: &Path, model: &mut TensorMap) -> Result<()> {
-    let index_path = folder.join(INDEX);
-    let json = map_file(&index_path)?;
-    if json.len() as u64 > MAX_JSON_BYTES {
-        let reason = format!("expected at most {MAX_JSON_BYTES} bytes, got {}", json.len());
-        return Err(Error::file(&index_path, reason));
-    }
+/// Reads every shard that the index of `folder` names, each once.
+fn open_shards(folder: &Path, index: &[u8], model: &mut TensorMap) -> Result<()> {
+    let index_path = folder.join(INDEX.name);
     let index: Index =
-        serde_json::from_slice(&json).map_err(|e| Error::file(&index_path, format!("bad index: {e}")))?;
+        serde_json::from_slice(index).map_err(|e| Error::file(&index_path, format!("bad index: {e}")))?;
 
     let mut listed: HashMap<&str, Vec<&str>> = HashMap::new(); // shard -> its tensors
     for (tensor, shard) in &index.weight_map.entries {
@@ -86,16 +80,16 @@ fn open_shards(folder: &Path, model: &mut TensorMap) -> Result<()> {
         }
         let path = folder.join(shard);
         let mut held = TensorMap::default();
-        read(&path, &map_file(&path)?, &mut held)?;
+        read(&path, &FileMap::open(&path)?, &mut held)?;
         let mut names = listed.remove(shard).unwrap_or_default();
         names.sort_unstable();
         for name in names {
-            if held.find(name).is_none() && !held.ignored.contains_key(name) {
-                return Err(Error::tensor(name, format!("{INDEX} lists it in {shard}, where it is missing")));
+            if !held.contains(name) {
+                let reason = format!("{} lists it in {shard}, where it is missing", INDEX.name);
+                return Err(Error::tensor(name, reason));
             }
         }
-        held.tensors.into_values().try_for_each(|tensor| model.insert(tensor))?;
-        held.ignored.iter().try_for_each(|(name, dtype)| model.ignore(name, dtype))?;
+        held.tensors.into_iter().try_for_each(|(name, entry)| model.insert_entry(name, entry))?;
         for (key, value) in held.metadata {
             model.metadata.entry(key).or_insert(value);
         }
@@ -104,15 +98,18 @@ fn open_shards(folder: &Path, model: &mut TensorMap) -> Result<()> {
 }
 
 /// Adds the tensors and the metadata of one file to `model`.
-fn read(path: &Path, map: &Arc<Mmap>, model: &mut TensorMap) -> Result<()> {
+fn read(path: &Path, map: &Arc<FileMap>, model: &mut TensorMap) -> Result<()> {
+    if let Some(reason) = side_file::not_fetched(map) {
+        return Err(Error::file(path, reason));
+    }
     let Some((len, rest)) = map.split_first_chunk::<8>() else {
         return Err(Error::file(path, format!("expected 8 bytes of header length, got {}", map.len())));
     };
     let len = u64::from_le_bytes(*len);
     let header = match usize::try_from(len).ok().and_then(|len| rest.get(..len)) {
-        Some(header) if len <= MAX_JSON_BYTES => header,
+        Some(header) if len <= MAX_HEADER_BYTES => header,
         _ => {
-            let most = MAX_JSON_BYTES.min(rest.len() as u64);
+            let most = MAX_HEADER_BYTES.min(rest.len() as u64);
             return Err(Error::file(path, format!("expected a header of at most {most} bytes, got {len}")));
         }
     };
@@ -139,15 +136,15 @@ fn read(path: &Path, map: &Arc<Mmap>, model: &mut TensorMap) -> Result<()> {
             Dtype::BF16 => StoredType::Bf16,
             Dtype::U8 => StoredType::U8,
             Dtype::I8 => StoredType::I8,
-            Dtype::BOOL | Dtype::I16 | Dtype::U16 | Dtype::I32 | Dtype::U32 | Dtype::I64 | Dtype::U64 => {
-                model.ignore(&name, info.dtype)?;
+            other => {
+                model.refuse(&name, &info.shape, format!("expected a type of weights, got {other}"))?;
                 continue;
             }
-            other => {
-                let reason = format!("type {other} is not supported; F32, F16, BF16, U8 and I8 are");
-                return Err(Error::tensor(&name, reason));
-            }
         };
+        if info.shape.contains(&0) {
+            model.refuse(&name, &info.shape, format!("shape {} holds no element", ShapeText(&info.shape)))?;
+            continue;
+        }
         // No overflow: the range lies in the data, whose length was just compared with the file's.
         let tensor = StoredTensor::new(map, &name, dtype, &info.shape, data + info.data_offsets.0)?;
         model.insert(tensor)?;
@@ -178,10 +175,13 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
                 let (mut entries, mut metadata) = (HashMap::new(), None);
                 while let Some(key) = map.next_key::<String>()? {
                     let twice = if key == "__metadata__" {
-                        metadata.replace(map.next_value()?).is_some()
+                        metadata.replace(map.next_value::<Entries<String>>()?.entries).is_some()
                     } else {
                         entries.insert(key.clone(), map.next_value()?).is_some()
                     };
+                    if entries.len() > MAX_TENSORS {
+                        return Err(A::Error::custom(format!("more than {MAX_TENSORS} entries")));
+                    }
                     if twice {
                         return Err(A::Error::custom(format!("`{key}` appears twice")));
                     }
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(model.get("b").unwrap().dtype, StoredType::Bf16);
         assert_eq!(model.get("b").unwrap().to_f32(), [1.0, 2.0]);
         assert_eq!(model.get("c").unwrap().to_f32(), [-1.0]);
-        assert!(model.find("m").is_none());
+        assert!(model.find("m").is_err());
         assert!(model.get("m").unwrap_err().to_string().ends_with("expected a type of weights, got BOOL"));
         assert_eq!(model.metadata["format"], "pt");
         assert_eq!(model.total_bytes(), 13);
@@ -292,7 +292,6 @@ mod tests {
             ("F32", "[2]", 0, usize::MAX, "invalid shape"),
             ("F32", "[4611686018427387905,4]", 0, 16, "overflow"),
             ("F32", "[-1]", 0, 8, "bad header"),
-            ("F32", "[0,4]", 0, 0, "shape (0, 4) holds no element"),
             ("U8", "[1,1,1,1,1,1,1,1,1]", 0, 1, "expected at most 8 dimensions, got 9"),
         ] {
             let error = error(&format!("{{{}}}", entry("a", dtype, shape, start, end)), end.min(16));
@@ -318,11 +317,36 @@ mod tests {
     fn other_types_are_named() {
         for dtype in ["F64", "F8_E4M3", "F8_E5M2"] {
             let n = if dtype == "F64" { 8 } else { 1 };
-            let error = error(&format!("{{{}}}", entry("a", dtype, "[1]", 0, n)), n);
-            let expected =
-                format!("tensor `a`: type {dtype} is not supported; F32, F16, BF16, U8 and I8 are");
-            assert_eq!(error, expected);
+            let model =
+                parse(&file(&format!("{{{}}}", entry("a", dtype, "[1]", 0, n)), &vec![0; n])).unwrap();
+            let error = model.get("a").unwrap_err().to_string();
+            assert_eq!(error, format!("tensor `a`: expected a type of weights, got {dtype}"));
         }
+    }
+
+    #[test]
+    fn a_tensor_without_elements_is_an_error_of_who_reads_it() {
+        let header = format!("{{{},{}}}", entry("a", "F32", "[0,4]", 0, 0), entry("b", "U8", "[1]", 0, 1));
+        let model = parse(&file(&header, &[7])).unwrap();
+        assert_eq!(model.get("b").unwrap().to_f32(), [7.0]);
+        assert_eq!(model.get("a").unwrap_err().to_string(), "tensor `a`: shape (0, 4) holds no element");
+    }
+
+    #[test]
+    fn a_pointer_of_git_lfs_is_named() {
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
+        let error = parse(pointer).unwrap_err().to_string();
+        assert!(error.starts_with("test.safetensors: this is a pointer of Git LFS"), "{error}");
+    }
+
+    #[test]
+    fn tensors_are_counted_before_they_take_memory() {
+        let entries: Vec<String> =
+            (0..=MAX_TENSORS).map(|i| entry(&i.to_string(), "U8", "[0]", 0, 0)).collect();
+        assert!(error(&format!("{{{}}}", entries.join(",")), 0).contains("more than 131072 entries"));
+        let metadata: Vec<String> = (0..=MAX_TENSORS).map(|i| format!(r#""{i}":"""#)).collect();
+        let many = error(&format!(r#"{{"__metadata__":{{{}}}}}"#, metadata.join(",")), 0);
+        assert!(many.contains("more than 131072 entries"), "{many}");
     }
 
     #[test]
@@ -330,6 +354,7 @@ mod tests {
         let (a, b) = (entry("a", "U8", "[4]", 0, 4), entry("a", "I8", "[4]", 0, 4));
         assert!(error(&format!("{{{a},{b}}}"), 4).contains("`a` appears twice"));
         assert!(error(r#"{"__metadata__":{},"__metadata__":{}}"#, 0).contains("twice"));
+        assert!(error(r#"{"__metadata__":{"a":"1","a":"2"}}"#, 0).contains("`a` appears twice"));
     }
 
     /// A folder with the shards `x` and `y`, each with one tensor of its own name, and this index.
@@ -340,7 +365,7 @@ mod tests {
             std::fs::write(folder.path().join(format!("{name}.safetensors")), shard).unwrap();
         }
         let index = format!(r#"{{"metadata":{{"total_size":2}},"weight_map":{weight_map}}}"#);
-        std::fs::write(folder.path().join(INDEX), index).unwrap();
+        std::fs::write(folder.path().join(INDEX.name), index).unwrap();
         folder
     }
 
@@ -354,7 +379,7 @@ mod tests {
         assert_eq!(one.names().collect::<Vec<_>>(), ["y"]);
         // A single file goes before an index.
         std::fs::write(folder.path().join(SINGLE), small()).unwrap();
-        assert!(open(folder.path()).unwrap().find("a").is_some());
+        assert!(open(folder.path()).unwrap().contains("a"));
         let empty = tempfile::tempdir().unwrap();
         assert!(open(empty.path()).unwrap_err().to_string().contains("expected model.safetensors or"));
         assert!(matches!(open(&empty.path().join("absent")), Err(Error::Io { .. })));

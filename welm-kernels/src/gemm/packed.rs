@@ -1,6 +1,8 @@
 //! Weights on the host, packed as the kernels want them (`cuda/gemm.cuh`).
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use half::{bf16, f16};
 
@@ -114,7 +116,7 @@ fn pack_row(strip: &mut [i8], r: usize, row: &[i8]) {
     }
 }
 
-/// `f(strip, its values, its scales)` for each strip, on some threads.
+/// `f(strip, its values, its scales)` for each strip, on some threads; where the system gives fewer, on those.
 fn each_strip<T: Send, S: Send>(
     threads: usize,
     n_strips: usize,
@@ -127,15 +129,22 @@ fn each_strip<T: Send, S: Send>(
     }
     let part = n_strips.div_ceil(threads.max(1));
     let (value_len, scale_len) = (values.len() / n_strips, scales.len() / n_strips);
-    std::thread::scope(|scope| {
-        let parts = values.chunks_mut(part * value_len).zip(scales.chunks_mut(part * scale_len));
-        for (i, (values, scales)) in parts.enumerate() {
-            let f = &f;
-            scope.spawn(move || {
-                let strips = values.chunks_mut(value_len).zip(scales.chunks_mut(scale_len));
-                strips.enumerate().for_each(|(j, (values, scales))| f(i * part + j, values, scales));
-            });
+    let parts = values.chunks_mut(part * value_len).zip(scales.chunks_mut(part * scale_len));
+    let parts = Mutex::new(parts.enumerate());
+    let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some((i, (values, scales))) = next() {
+            let strips = values.chunks_mut(value_len).zip(scales.chunks_mut(scale_len));
+            strips.enumerate().for_each(|(j, (values, scales))| f(i * part + j, values, scales));
         }
+    };
+    thread::scope(|scope| {
+        for _ in 1..n_strips.div_ceil(part) {
+            if thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
     });
 }
 

@@ -24,6 +24,7 @@ from welm._errors import (
     InvalidFile,
     InvalidOption,
     IoError,
+    NotFinite,
     OutOfMemory,
     QueueFull,
     TensorError,
@@ -44,7 +45,7 @@ from welm._output import (
     Token,
     Usage,
 )
-from welm._welm import CancelToken, Histogram, Model, Stream, __version__, quantize
+from welm._welm import CancelToken, Histogram, InternalError, Model, Stream, __version__, quantize
 
 if _TYPE_CHECKING:
     from welm._aio import AsyncStream
@@ -71,11 +72,13 @@ __all__ = [
     "ForkError",
     "Generation",
     "Histogram",
+    "InternalError",
     "InvalidFile",
     "InvalidOption",
     "IoError",
     "Model",
     "ModelConfig",
+    "NotFinite",
     "OutOfMemory",
     "Piece",
     "QueueFull",

@@ -1,7 +1,8 @@
 """Requests for ``asyncio``.
 
-One thread of the process waits for all open requests, and hands what comes to their event loops; it ends when none
-is open. It is no daemon: at exit the interpreter waits for it, and it cancels what is still open.
+One daemon thread of the process waits for all open requests, and hands what comes to their event loops; it ends when
+none is open. It keeps nothing alive: who waits is held by its event loop, a stream by who iterates it. When nobody
+holds a request any more, it ends.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from welm._errors import QueueFull
+from welm._errors import ForkError, QueueFull, Unavailable
 from welm._welm import Selector
 
 if TYPE_CHECKING:
@@ -24,12 +26,17 @@ if TYPE_CHECKING:
     from welm._output import Generation, Piece
     from welm._welm import Request, Submit
 
+_LONG = 1e8
+"""Seconds, more than anybody waits."""
+
 
 class _Inbox:
-    """What has come for one request and was not taken yet."""
+    """A request, and what has come for it and was not taken yet. Whoever drops it ends the request."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.request: Request | None = None
+        self._pid = os.getpid()
         self._items: deque[Any] = deque()
         self._arrival: asyncio.Future[None] | None = None
 
@@ -39,18 +46,25 @@ class _Inbox:
             self._arrival.set_result(None)
 
     async def get(self) -> Any:
-        if self._arrival is not None:
-            raise RuntimeError("another task waits for the next piece of this stream")
+        if self._pid != os.getpid():
+            raise ForkError("this was made before os.fork(), and its engine runs in the parent process only")
         if not self._items:
             self._arrival = self.loop.create_future()
+            # An event loop holds its tasks by what will wake them, and a timer is what this one knows of.
+            held = self.loop.call_later(_LONG, self.put, None)
             try:
                 await self._arrival
             finally:
+                held.cancel()
                 self._arrival = None
         item = self._items.popleft()
         if isinstance(item, BaseException):
             raise item
         return item
+
+    def abandon(self) -> None:
+        if self.request is not None:
+            self.request.abandon()
 
 
 class _Waiter:
@@ -61,55 +75,84 @@ class _Waiter:
         self._selector = Selector()
 
     def add(self, request: Request, inbox: _Inbox) -> None:
-        if self._selector.add(request, (request.abandon, inbox)):
-            threading.Thread(target=self._run, name="welm-asyncio").start()
+        number = self._selector.add(request, weakref.ref(inbox))
+        if number is None:
+            return
+        try:
+            threading.Thread(target=self._run, args=(number,), name="welm-asyncio", daemon=True).start()
+        except BaseException as reason:  # a limit of threads; the interpreter ends; Ctrl-C
+            # Other requests may have come since. There are none if the thread has begun.
+            self._hand_on([(listener, _no_thread(reason)) for listener in self._selector.give_up(number)])
+            if not isinstance(reason, Exception):
+                raise
 
-    def _run(self) -> None:
-        while (events := self._selector.wait()) is not None:
-            if not threading.main_thread().is_alive():
-                self._selector.clear()
-                continue
-            loops: dict[asyncio.AbstractEventLoop, list[Any]] = {}
-            for event in events:
-                loops.setdefault(event[0][1].loop, []).append(event)
-            for loop, arrivals in loops.items():
-                try:
-                    loop.call_soon_threadsafe(_deliver, arrivals)
-                except RuntimeError:  # the loop is closed
-                    for (abandon, _), _ in arrivals:
-                        abandon()
+    def _run(self, number: int) -> None:
+        while self._wait(number):
+            pass
+
+    def _wait(self, number: int) -> bool:
+        # A function of its own: what has come is not held while the next is waited for.
+        events = self._selector.wait(number)
+        if events is None:
+            return False
+        self._hand_on(events)
+        return True
+
+    @staticmethod
+    def _hand_on(events: list[tuple[weakref.ref[_Inbox], Any]]) -> None:
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[_Inbox, Any]]] = {}
+        for listener, item in events:
+            if (inbox := listener()) is not None:
+                loops.setdefault(inbox.loop, []).append((inbox, item))
+        for loop, arrivals in loops.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, arrivals)
+            except RuntimeError:  # the loop is closed
+                for inbox, _ in arrivals:
+                    inbox.abandon()
 
 
-def _deliver(arrivals: list[Any]) -> None:
-    for (_, inbox), item in arrivals:
+def _deliver(arrivals: list[tuple[_Inbox, Any]]) -> None:
+    for inbox, item in arrivals:
         inbox.put(item)
+
+
+def _no_thread(reason: BaseException) -> Unavailable:
+    error = Unavailable(f"thread is not available: {reason}")
+    error.what = "thread"
+    return error
 
 
 _waiter = _Waiter()
 
 
-async def _send(submit: Submit) -> tuple[Request, _Inbox]:
+async def _send(submit: Submit) -> _Inbox:
     """Sends a request, on a thread of the loop's pool: it may have to tokenize a long text."""
     global _waiter
     inbox = _Inbox()
-    request = await inbox.loop.run_in_executor(None, submit.send)
+    try:
+        sending = inbox.loop.run_in_executor(None, submit.send)
+    except RuntimeError:  # there is no pool any more, as when the main thread has ended
+        inbox.request = submit.send()
+    else:
+        inbox.request = await sending
     if _waiter.pid != os.getpid():  # in a forked child there is no such thread
         _waiter = _Waiter()
-    _waiter.add(request, inbox)
-    return request, inbox
+    _waiter.add(inbox.request, inbox)
+    return inbox
 
 
-async def _receive(request: Request, inbox: _Inbox) -> Generation:
+async def _receive(inbox: _Inbox) -> Generation:
     try:
         generation: Generation = await inbox.get()
         return generation
     finally:
-        request.abandon()
+        inbox.abandon()
 
 
 async def generate(submit: Submit) -> Generation:
     """One prompt."""
-    return await _receive(*await _send(submit))
+    return await _receive(await _send(submit))
 
 
 async def generate_all(submits: Sequence[Submit]) -> list[Generation]:
@@ -119,14 +162,14 @@ async def generate_all(submits: Sequence[Submit]) -> list[Generation]:
         for submit in submits:
             while True:
                 try:
-                    request, inbox = await _send(submit)
+                    inbox = await _send(submit)
                     break
                 except QueueFull:
                     open_ = [task for task in tasks if not task.done()]
                     if not open_:
                         raise
                     await asyncio.wait(open_, return_when=asyncio.FIRST_COMPLETED)
-            tasks.append(asyncio.create_task(_receive(request, inbox)))
+            tasks.append(asyncio.create_task(_receive(inbox)))
         return await asyncio.gather(*tasks)
     except BaseException:
         for task in tasks:
@@ -144,34 +187,62 @@ class AsyncStream:
     def __init__(self, submit: Submit) -> None:
         """Of a request that is not sent yet."""
         self._submit = submit
-        self._sent: tuple[Request, _Inbox] | None = None
+        self._inbox: _Inbox | None = None
+        self._busy = False
+        self._cancelled = False
         self._ended = False
+
+    @property
+    def _request(self) -> Request | None:
+        return self._inbox.request if self._inbox else None
 
     @property
     def seed(self) -> int | None:
         """The seed that is used; ``None`` before the request is sent."""
-        return self._sent and self._sent[0].seed
+        return self._request and self._request.seed
 
     @property
     def prompt_tokens(self) -> int | None:
         """Tokens of the prompt; ``None`` before the request is sent."""
-        return self._sent and self._sent[0].prompt_tokens
+        return self._request and self._request.prompt_tokens
 
     def cancel(self) -> None:
         """Ends the request; pieces that are under way still come, and then the last ones."""
-        if self._sent:
-            self._sent[0].cancel()
+        self._cancelled = True
+        if self._request:
+            self._request.cancel()
 
     async def aclose(self) -> None:
-        """Ends the request; no piece comes any more."""
+        """Ends the request; no piece comes any more. A task that waits for one has reached the end."""
         self._ended = True
-        if self._sent:
-            self._sent[0].abandon()
+        if self._inbox:
+            self._inbox.abandon()
+            self._inbox.put(None)
+
+    async def _next(self, wanted: bool) -> Piece | None:
+        """Sends the request if that is still to be done; the next piece, if it is wanted."""
+        if self._busy:
+            raise RuntimeError("another task waits for this stream")
+        self._busy = True
+        try:
+            if not self._inbox:
+                self._inbox = await _send(self._submit)
+                if self._cancelled:
+                    self.cancel()
+            piece: Piece | None = await self._inbox.get() if wanted and not self._ended else None
+        except BaseException:
+            self._ended = True
+            raise
+        finally:
+            self._busy = False
+            if self._ended and self._inbox:
+                self._inbox.abandon()
+        return None if self._ended else piece
 
     async def __aenter__(self) -> Self:
         """Sends the request."""
-        if not self._sent:
-            self._sent = await _send(self._submit)
+        if not self._inbox and not self._ended:
+            await self._next(wanted=False)
         return self
 
     async def __aexit__(
@@ -186,15 +257,7 @@ class AsyncStream:
 
     async def __anext__(self) -> Piece:
         """Waits for the next piece."""
-        if self._ended:
-            raise StopAsyncIteration
-        try:
-            if not self._sent:
-                self._sent = await _send(self._submit)
-            piece: Piece | None = await self._sent[1].get()
-        except BaseException:
-            await self.aclose()
-            raise
+        piece = None if self._ended else await self._next(wanted=True)
         if piece is None:
             self._ended = True
             raise StopAsyncIteration

@@ -10,6 +10,8 @@ from __future__ import annotations
 class Error(Exception):
     """The base of all exceptions of this package."""
 
+    __slots__ = ()  # so that it can be the base of `InternalError`, which is made in Rust
+
 
 class InvalidOption(Error, ValueError):
     """An option is outside its domain."""
@@ -72,17 +74,18 @@ class ChatTemplateError(Error):
 
 
 class OutOfMemory(Error, MemoryError):
-    """The model would not fit in memory; it is found out before anything is read. All figures are bytes."""
+    """The model would not fit in memory, which is found out before anything is read; or an answer would not, and then
+    only ``required`` is known. All figures are bytes."""
 
     required: int
     """Sum of the three parts."""
-    weights: int
+    weights: int | None
     """Weights."""
-    cache: int
+    cache: int | None
     """KV cache."""
-    scratch: int
+    scratch: int | None
     """Scratch."""
-    available: int
+    available: int | None
     """What the machine, the device, or ``memory_limit`` allows."""
     fitting_cache_tokens: int | None
     """The largest ``cache_tokens`` with which it would fit, if any."""
@@ -102,6 +105,17 @@ class Unavailable(Error):
 
     what: str
     """Device or instruction set."""
+
+
+class NotFinite(Error):
+    """The model gave logits that are not finite numbers: its weights, or the device, are at fault."""
+
+    position: int
+    """The token after which it was, counted from 0 at the start of the prompt."""
+    got: str
+    """What came, and for which token."""
+    began: str
+    """Where in the model: ``"in layer 3, at position 0"``, ``"in the embedding, ..."``, ``"behind the last layer"``."""
 
 
 class DeviceError(Error):

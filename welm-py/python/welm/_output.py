@@ -9,7 +9,8 @@ from typing import Literal, TypeAlias
 from welm._welm import Histogram
 
 FinishReason: TypeAlias = Literal["stop", "end_of_text", "length", "cancelled", "deadline"]
-"""Why a sequence ended: a stop string, the model's own end, ``max_tokens``, a cancelled request, its deadline."""
+"""Why a sequence ended: a stop string or token, the model's own end, ``max_tokens``, a cancelled request, its
+deadline."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -47,6 +48,9 @@ class Finish:
     """Tokens generated, the end token not counted."""
     cached_tokens: int
     """Prompt tokens that were found in the prefix cache."""
+    end_token: int | None = None
+    """The token that ended it by itself: an end token of the model, or one of ``stop_token_ids``. It is no part of text
+    and tokens. ``None`` if it ended otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ class Choice:
     """Its tokens; with ``echo``, behind the prompt's."""
     finish_reason: FinishReason = "length"
     """Why it ended."""
+    end_token: int | None = None
+    """The token that ended it by itself; see :class:`Finish`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from welm._aio import AsyncStream
+from welm._errors import Error
 from welm._output import Estimate, Generation, ModelConfig, Piece, Score, Stats
 
 __all__ = [
     "CancelToken",
     "Histogram",
+    "InternalError",
     "Model",
     "Request",
     "Selector",
@@ -34,6 +36,8 @@ _Progress: TypeAlias = Callable[[int, int], object]
 def quantize(
     src: str | PathLike[str], dst: str | PathLike[str], /, *, progress: _Progress | None = None
 ) -> None: ...
+
+class InternalError(Error): ...
 
 @final
 class CancelToken:
@@ -92,7 +96,9 @@ class Model:
         queue_limit: SupportsIndex = 1024,
         prefix_cache: bool = True,
         copy_weights: bool = False,
+        guard_mapped_files: bool = True,
         memory_limit: SupportsIndex | None = None,
+        allow_unread_tensors: bool = False,
         progress: _Progress | None = None,
     ) -> Self: ...
     @overload
@@ -119,6 +125,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> Generation: ...
     @overload
     def generate(
@@ -144,6 +152,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> list[Generation]: ...
     def stream(
         self,
@@ -168,6 +178,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> Stream: ...
     @overload
     def generate_async(  # type: ignore[overload-overlap]  # a str is a sequence of str, too; it is one prompt
@@ -193,6 +205,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> Coroutine[Any, Any, Generation]: ...
     @overload
     def generate_async(
@@ -218,6 +232,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> Coroutine[Any, Any, list[Generation]]: ...
     def stream_async(
         self,
@@ -242,6 +258,8 @@ class Model:
         cancel: CancelToken | None = None,
         parse_special: bool = False,
         ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
     ) -> AsyncStream: ...
     def score(self, prompt: str, continuations: Sequence[str], /) -> list[Score]: ...
     def logits(self, prompt: _Prompt, /, from_: SupportsIndex = 0) -> NDArray[float32]: ...
@@ -250,10 +268,28 @@ class Model:
     @property
     def has_chat_template(self) -> bool: ...
     def chat_prompt(
-        self, messages: Sequence[Mapping[str, str]], /, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        add_generation_prompt: bool | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str | None = None,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> str: ...
     def chat_tokens(
-        self, messages: Sequence[Mapping[str, str]], /, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        add_generation_prompt: bool | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str | None = None,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> list[int]: ...
     def token_bytes(self, token: SupportsIndex, /) -> bytes: ...
     def token_id(self, token: str, /) -> int | None: ...
@@ -276,7 +312,9 @@ class Model:
         queue_limit: SupportsIndex = 1024,
         prefix_cache: bool = True,
         copy_weights: bool = False,
+        guard_mapped_files: bool = True,
         memory_limit: SupportsIndex | None = None,
+        allow_unread_tensors: bool = False,
     ) -> Estimate: ...
     @property
     def config(self) -> ModelConfig: ...
@@ -303,6 +341,6 @@ class Request:
 @final
 class Selector:
     def __new__(cls) -> Self: ...
-    def add(self, request: Request, listener: object) -> bool: ...
-    def wait(self) -> list[tuple[Any, Any]] | None: ...
-    def clear(self) -> None: ...
+    def add(self, request: Request, listener: object) -> int | None: ...
+    def wait(self, number: int) -> list[tuple[Any, Any]] | None: ...
+    def give_up(self, number: int) -> list[Any]: ...

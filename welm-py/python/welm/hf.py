@@ -19,7 +19,6 @@ What differs:
   those that come from a generation config.
 - ``stop_strings`` needs no ``tokenizer``.
 - ``attention_mask`` may mark padding in front of a prompt or behind it, but no holes.
-- A model with several end tokens: the engine does not tell which one came, and the first stands for it.
 - ids may be nested lists, a numpy array or a torch tensor, in rows or just one; the same kind comes back. This module
   imports neither numpy nor torch.
 - Any number of threads may call ``generate`` at the same time.
@@ -30,6 +29,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import welm
@@ -115,6 +115,9 @@ _NO_MATTER = (
     "tokenizer",
 )
 
+
+# Rows, and ids of a row; no model's context is as long.
+_MOST = 1 << 22
 
 # Options of loading: the value that is met anyway, and what would do in place of others.
 _LOADING: dict[str, tuple[bool, str]] = {
@@ -225,7 +228,8 @@ class CausalLM:
         - ``num_return_sequences`` (1): rows for each prompt, next to each other;
         - ``stop_strings``: a text or several, which end a row and are part of it;
         - ``max_time``: seconds;
-        - ``attention_mask``, ``pad_token_id`` (the end token), ``eos_token_id`` (the model's own only);
+        - ``attention_mask``, ``pad_token_id`` (the end token);
+        - ``eos_token_id``: one or several ids that end a row, and are part of it, in place of the model's own;
         - ``seed``: of the random numbers; ``None`` draws one.
 
         Raises :class:`welm.InvalidOption`, a ``ValueError``, for what is not offered, with what would do instead,
@@ -235,8 +239,8 @@ class CausalLM:
         mask, seed = values.pop("attention_mask", None), values.pop("seed", None)
         rows, is_one = _rows("input_ids", input_ids)
         prompts = _without_padding(rows, mask)
+        pad = self._pad(values.get("pad_token_id"), values.get("eos_token_id"))
         options = self._options(values, max(map(len, rows), default=0))
-        pad = self._pad(values.get("pad_token_id"))
         # What the model's own file says beyond that, transformers does not look at either.
         _check_rest(values, {*arguments, *(values if generation_config is not None else ())})
 
@@ -245,7 +249,7 @@ class CausalLM:
         whole: list[list[int]] = []
         for row, generation in zip(rows, generations, strict=True):
             for choice in generation.choices:
-                end = self.config.eos_token_ids[:1] if choice.finish_reason == "end_of_text" else ()
+                end = () if choice.end_token is None else (choice.end_token,)
                 whole.append([*row, *(token.id for token in choice.tokens), *end])
         width = max(map(len, whole), default=0)
         padded = [row + [pad] * (width - len(row)) for row in whole]
@@ -289,16 +293,18 @@ class CausalLM:
             options["logit_bias"] = dict.fromkeys(ids & set(range(self.config.vocab_size)), -math.inf)
         own = set(self.config.eos_token_ids)
         if (end := values.pop("eos_token_id", None)) is not None:
-            asked = {int(token) for token in _listed(end)} if _is_rows(end) else {int(end)}
-            if asked != own:
-                reason = f"expected the model's own, {sorted(own)}, got {sorted(asked)}; use `stop_strings`"
-                raise _refuse("eos_token_id", reason)
+            asked = [int(token) for token in (_listed(end) if _is_rows(end) else [end])]
+            if set(asked) != own:
+                # As transformers, where an id beyond the vocabulary, such as -1, never comes.
+                known = set(asked) & set(range(self.config.vocab_size))
+                options["stop_token_ids"], options["ignore_eos"] = sorted(known), True
         return options
 
-    def _pad(self, given: Any) -> int:
+    def _pad(self, given: Any, end: Any) -> int:
         if given is not None:
             return int(given)
-        return self.config.eos_token_ids[0] if self.config.eos_token_ids else 0
+        ends = self.config.eos_token_ids if end is None else _listed(end) if _is_rows(end) else [end]
+        return int(ends[0]) if len(ends) else 0
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -324,20 +330,25 @@ def _is_rows(value: Any) -> bool:
     return hasattr(value, "__len__")
 
 
-def _listed(value: Any) -> list[Any]:
-    """A list, of a tensor or array too."""
-    return cast("list[Any]", value.tolist()) if hasattr(value, "tolist") else list(value)
+def _listed(value: Any, name: str = "ids") -> list[Any]:
+    """A list, of a tensor or array too. Nothing is allocated by the length that it claims to have."""
+    if hasattr(value, "tolist"):
+        return cast("list[Any]", value.tolist())
+    listed: list[Any] = list(islice(value, _MOST + 1))
+    if len(listed) > _MOST:
+        raise _refuse(name, f"expected at most {_MOST} elements, got more")
+    return listed
 
 
 def _rows(name: str, value: Any) -> tuple[list[list[int]], bool]:
     """Rows of numbers, and whether it was just one."""
     if not _is_rows(value):
         raise TypeError(f"argument '{name}': expected rows of token ids, got {type(value).__name__}")
-    listed = _listed(value)
+    listed = _listed(value, name)
     is_one = bool(listed) and not _is_rows(listed[0])
     if is_one != any(not _is_rows(row) for row in listed):
         raise TypeError(f"argument '{name}': expected rows, or one row, got both")
-    rows: list[list[Any]] = [listed] if is_one else [_listed(row) for row in listed]
+    rows: list[list[Any]] = [listed] if is_one else [_listed(row, name) for row in listed]
     if any(_is_rows(item) for row in rows for item in row):
         raise TypeError(f"argument '{name}': expected one or two dimensions")
     return rows, is_one

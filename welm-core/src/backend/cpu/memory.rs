@@ -23,11 +23,8 @@ pub(crate) struct Memory<T> {
 impl<T: Plain> Memory<T> {
     /// Takes `len` values for what `what` says.
     pub(crate) fn zeroed(len: usize, what: &str) -> Result<Self> {
-        let bytes = len * size_of::<T>();
-        let map = MmapMut::map_anon(bytes.max(1)).map_err(|e| Error::Unavailable {
-            what: format!("{bytes} bytes for {what}"),
-            reason: e.to_string(),
-        })?;
+        let bytes = len.saturating_mul(size_of::<T>());
+        let map = MmapMut::map_anon(bytes.max(1)).map_err(|e| Error::allocation(what, bytes, e))?;
         // A wish, which systems without huge pages refuse.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);

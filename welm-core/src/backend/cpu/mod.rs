@@ -30,10 +30,11 @@ use super::{Backend, Limits, Role};
 use crate::config::{Activation, ModelConfig};
 use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::error::{Error, Result};
+use crate::host::threads;
 use crate::kv_cache::block_values;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
 use crate::weights::int4::{Packed4, is_int4, packed4_bytes};
-use crate::weights::int8::{Grouping, Packed, all_on_threads, is_exact, packed_bytes};
+use crate::weights::int8::{Grouping, Packed, is_exact, packed_bytes};
 use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part as Use, Segment, rows_of};
 use crate::weights::{Plain, Slab, StoredType};
 
@@ -168,7 +169,7 @@ impl Cpu {
     }
 
     fn threads(options: &LoadOptions) -> usize {
-        options.threads.unwrap_or_else(pool::available_threads)
+        options.threads.unwrap_or_else(threads::available)
     }
 
     /// Float parts in place where all are stored as `T` and `copy` is not asked for, else one copy.
@@ -190,15 +191,20 @@ impl Cpu {
         let mut values = Memory::zeroed(rows.len() * cols, "weights")?;
         let share = rows.len().div_ceil(threads);
         let parts = values.chunks_mut(share * cols).zip(rows.chunks(share));
-        let converted = all_on_threads(parts, |(values, rows)| {
+        let converted = threads::all(parts, |(values, rows)| {
             let mut row = vec![0.0; cols];
             for (to, (segment, r)) in values.chunks_mut(cols).zip(rows) {
                 segment.tensor.row_f32(*r, &mut row);
+                if !row.iter().all(|x| x.is_finite()) {
+                    return false;
+                }
                 to.iter_mut().zip(&row).for_each(|(to, &x)| *to = convert(x));
             }
             true
         });
-        assert!(converted, "a thread that converts weights panicked");
+        if !converted {
+            return Err(Error::tensor(&source[0].tensor.name, "a weight is not a finite number"));
+        }
         Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows.len() }])
     }
 
@@ -277,10 +283,7 @@ impl Cpu {
     pub(crate) fn new(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> Result<Self> {
         let isa = Isa::select(options.isa.as_deref())?;
         let threads = Self::threads(options);
-        let pool = Pool::new(threads).map_err(|e| Error::Unavailable {
-            what: format!("{threads} compute threads"),
-            reason: e.to_string(),
-        })?;
+        let pool = Pool::new(threads)?;
         Ok(Cpu {
             pool,
             isa,

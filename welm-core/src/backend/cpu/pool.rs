@@ -16,7 +16,12 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, Thread};
+
+use crate::error::Result;
+use crate::host::bus::Unblocked;
+use crate::host::fork::Local;
+use crate::host::threads::{STACK, expect_room_for, refused};
 
 /// Splits the job's word into task count and next task's index.
 fn split(word: u64) -> (u64, u64) {
@@ -108,12 +113,14 @@ impl Shared {
 /// The compute threads; the calling thread is one of them.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Vec<Thread>,
+    /// To be joined, but in a forked child, which has none.
+    handles: Local<Vec<JoinHandle<()>>>,
 }
 
 impl Pool {
     /// A pool of `threads` threads, of which `threads - 1` are started.
-    pub(crate) fn new(threads: usize) -> std::io::Result<Pool> {
+    pub(crate) fn new(threads: usize) -> Result<Pool> {
         let n_workers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
             word: Apart(AtomicU64::new(0)),
@@ -123,11 +130,20 @@ impl Pool {
             stop: AtomicBool::new(false),
             parked: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
         });
-        let mut pool = Pool { shared, workers: Vec::with_capacity(n_workers) };
+        let mut pool = Pool { shared, workers: Vec::new(), handles: Local::new(Vec::new()) };
         for index in 0..n_workers {
             let shared = Arc::clone(&pool.shared);
-            let builder = thread::Builder::new().name(format!("welm-compute-{}", index + 1));
-            pool.workers.push(builder.spawn(move || shared.worker(index))?);
+            let what = format!("compute thread {} of {threads}", index + 1);
+            expect_room_for(&what, STACK)?;
+            let builder =
+                thread::Builder::new().name(format!("welm-compute-{}", index + 1)).stack_size(STACK);
+            let worker = builder.spawn(move || {
+                let _unblocked = Unblocked::here();
+                shared.worker(index);
+            });
+            let worker = worker.map_err(|e| refused(&what, STACK, &e))?;
+            pool.workers.push(worker.thread().clone());
+            pool.handles.get_mut()?.push(worker);
         }
         Ok(pool)
     }
@@ -167,7 +183,7 @@ impl Pool {
         shared.word.0.store((tasks as u64) << 32, Ordering::SeqCst);
         for (parked, worker) in shared.parked.iter().zip(&self.workers) {
             if parked.load(Ordering::SeqCst) && parked.swap(false, Ordering::SeqCst) {
-                worker.thread().unpark();
+                worker.unpark();
             }
         }
         shared.work();
@@ -184,16 +200,12 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        for worker in self.workers.drain(..) {
-            worker.thread().unpark();
-            let _ = worker.join();
+        self.workers.iter().for_each(Thread::unpark);
+        let handles = self.handles.get_mut().map(std::mem::take).unwrap_or_default();
+        for handle in handles {
+            let _ = handle.join();
         }
     }
-}
-
-/// Threads that this process may use: its affinity and its cgroup's quota, not the machine's size.
-pub(crate) fn available_threads() -> usize {
-    thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 /// A mutable slice that tasks of one job write at disjoint places.

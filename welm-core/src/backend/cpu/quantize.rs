@@ -17,7 +17,8 @@
 
 use super::isa::{GROUP, Isa, Kernel, ROTATED, Simd};
 use super::pool::{Disjoint, Pool};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::host::memory::vec_for;
 use crate::weights::int8::Grouping;
 
 /// Rows that lie together.
@@ -115,11 +116,7 @@ impl Quantized {
 
 /// `len` times `value`, or an error instead of an abort.
 fn filled<T: Copy>(len: usize, value: T) -> Result<Vec<T>> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(len).map_err(|e| Error::Unavailable {
-        what: format!("{} bytes for quantised activations", len * size_of::<T>()),
-        reason: e.to_string(),
-    })?;
+    let mut values = vec_for("quantised activations", len)?;
     values.resize(len, value);
     Ok(values)
 }

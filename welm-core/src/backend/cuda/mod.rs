@@ -12,6 +12,7 @@ mod activations;
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::bf16;
 use welm_kernels::attention::{
@@ -31,6 +32,7 @@ use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::engine::sequence::TOP;
 use crate::error::{Error, Result};
 use crate::estimate::Estimate;
+use crate::host::memory::Available;
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::StoredType;
@@ -186,7 +188,8 @@ impl Cuda {
         Self::check(&source.config, options)?;
         let estimate = Estimate::of_source::<Cuda>(source, options)?;
         let free = device.free_bytes()?;
-        estimate.check(Some(options.memory_limit.map_or(free, |limit| limit.min(free))))?;
+        let memory = Some(options.memory_limit.map_or(free, |limit| limit.min(free)));
+        estimate.check(Available { memory, ..Available::default() })?;
         Ok(estimate)
     }
 
@@ -220,7 +223,7 @@ impl Cuda {
             angles: Angles::new(config.rope.inv_freq(), rows),
             config: config.clone(),
             dtype: options.dtype,
-            threads: options.threads.unwrap_or_else(super::cpu::pool::available_threads),
+            threads: options.threads.unwrap_or_else(crate::host::threads::available),
             max_context: limits.max_context,
             top: top_k(config)
                 .map(|k| TopK::new(&device, limits.max_logit_rows, config.vocab_size, k))
@@ -352,11 +355,19 @@ impl Backend for Cuda {
             }
             (Kind::Bf16, matrix) => {
                 let row = stored_rows(matrix);
-                gemm::Packed::bf16(rows, cols, order, threads, |i, to| {
+                let finite = AtomicBool::new(true);
+                let packed = gemm::Packed::bf16(rows, cols, order, threads, |i, to| {
                     let mut values = vec![0.0; cols];
                     row(i, &mut values);
+                    if !values.iter().all(|x| x.is_finite()) {
+                        finite.store(false, Ordering::Relaxed);
+                    }
                     to.iter_mut().zip(values).for_each(|(to, x)| *to = bf16::from_f32(x));
-                })
+                });
+                if !finite.into_inner() {
+                    return Err(Error::tensor(&name, "a weight is not a finite number"));
+                }
+                packed
             }
         };
         let weight = Weight::upload(&self.device, rows, cols, order, &packed, bias.as_deref())?;

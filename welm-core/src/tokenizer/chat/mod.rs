@@ -1,180 +1,210 @@
 //! Chat templates: messages to the text that a model was trained on.
 //!
 //! A template is a program in Jinja2 that comes with the model, so it is as little trusted as the rest of the file.
-//! It is rendered the way transformers renders it (the same settings, variables and functions), by `minijinja`,
-//! which has no access to files or to Rust. What bounds it:
-//!
-//! - fuel, one budget for steps and for bytes produced, output included, which grows with the messages;
-//! - [`guard`], which closes the ways around that budget;
-//! - a thread of its own with a stack that [`guard`]'s limits cannot use up, whatever stack the caller has.
+//! It is rendered the way transformers renders it, by [`jinja`], which has no access to files or to Rust, and is
+//! bounded in steps, in memory and in depth. The budget grows with the conversation. It runs on a thread of its own
+//! with a stack that its limits cannot use up, whatever stack the caller has.
 
-mod functions;
-mod guard;
+mod jinja;
+mod json;
+mod request;
 
-use std::collections::HashMap;
 use std::fmt::Display;
 use std::path::Path;
 use std::thread;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{AutoEscape, Environment, Value, context};
-
-use super::panic_message;
 use crate::error::{Error, Result};
+use crate::host::panics;
+use crate::host::threads::{expect_room_for, refused};
+use crate::side_file::{CHAT_TEMPLATE, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
+pub use json::Json;
+pub use request::{ChatRequest, Message};
 
 /// Most bytes of a template; the longest of published models have about 30 KB.
 const MAX_TEMPLATE: usize = 1 << 20;
 /// Stack of the rendering thread in bytes; only what is touched takes memory.
 const STACK: usize = 64 << 20;
-/// How deep macros may call each other, in minijinja's units: 4 for a macro, 1 for a loop or a branch.
-const RECURSION: usize = 200;
-/// Fuel: of any rendering, and more for each message. One is a step, or 64 bytes produced.
-const FUEL: u64 = 30_000;
-const FUEL_PER_MESSAGE: u64 = 1_000;
+/// Fuel: of any rendering, and more for each message, and for each value and byte of what the template is given. One
+/// is a step, or 64 bytes read or made.
+const FUEL: u64 = 200_000;
+const FUEL_PER_MESSAGE: u64 = 5_000;
+const FUEL_PER_BYTE: u64 = 2;
 
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// Who speaks: `system`, `user` or `assistant`, and whatever else the template knows.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A message of `role` that says `content`.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Message { role: role.into(), content: content.into() }
-    }
-}
-
-/// A model's chat template and the special tokens that it may name.
+/// A model's chat templates and the special tokens that they may name.
 pub(crate) struct ChatTemplate {
-    /// The source; none if the model has none, an error if it has one that cannot be read. Errors wait until a
-    /// chat is asked for: the model is good without.
-    source: Result<Option<String>>,
+    /// Names and sources; none if the model has none, an error if it has some that cannot be read. Errors wait until
+    /// a chat is asked for: the model is good without.
+    sources: Result<Vec<(String, String)>>,
     /// `bos_token` and its like, as variables: name and text.
-    special: Vec<(&'static str, String)>,
+    special: Vec<(String, String)>,
 }
 
-/// The special tokens that transformers shows to templates.
+/// The name of the template that is taken unless another one is asked for, and of the one that is taken with tools.
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
+
+/// The special tokens that transformers shows to templates, beside those that a model names itself.
 const SPECIAL: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl ChatTemplate {
-    /// Reads `chat_template.jinja`, `tokenizer_config.json` and `special_tokens_map.json`, as far as they are there.
+    /// Reads `chat_template.jinja`, the folder `additional_chat_templates`, `tokenizer_config.json` and
+    /// `special_tokens_map.json`, as far as they are there.
     pub(crate) fn from_folder(folder: &Path) -> Self {
         let mut special = Vec::new();
-        let source = Self::read(folder, &mut special);
-        ChatTemplate { source, special }
+        let sources = Self::read(folder, &mut special);
+        ChatTemplate { sources, special }
     }
 
-    fn read(folder: &Path, special: &mut Vec<(&'static str, String)>) -> Result<Option<String>> {
-        let file = folder.join("tokenizer_config.json");
-        let config = json(&file)?;
-        let map = json(&folder.join("special_tokens_map.json"))?;
+    fn read(folder: &Path, special: &mut Vec<(String, String)>) -> Result<Vec<(String, String)>> {
+        let file = folder.join(TOKENIZER_CONFIG.name);
+        let config = TOKENIZER_CONFIG.json(folder)?.unwrap_or_default();
+        let map = SPECIAL_TOKENS_MAP.json(folder)?.unwrap_or_default();
+        // A text, or an object around it.
+        let text =
+            |value: &serde_json::Value| Some(value.get("content").unwrap_or(value).as_str()?.to_string());
         for name in SPECIAL {
-            // A text, or an object around it.
-            let text =
-                |value: &serde_json::Value| Some(value.get("content").unwrap_or(value).as_str()?.to_string());
             let token = [&config, &map].into_iter().find_map(|json| text(json.get(name)?));
-            special.extend(token.map(|token| (name, token)));
+            special.extend(token.map(|token| (name.to_string(), token)));
         }
-        let own_file = folder.join("chat_template.jinja");
-        if own_file.is_file() {
-            return std::fs::read_to_string(&own_file).map(Some).map_err(|e| Error::io(&own_file, e));
+        // Those that a model names itself, such as `image_token`.
+        let own = config.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
+        let named = ["extra_special_tokens", "model_specific_special_tokens"].into_iter();
+        let named = named.filter_map(|key| config.get(key)?.as_object()).flatten();
+        for (name, value) in own.chain(named) {
+            if let (Some(token), false) = (text(value), SPECIAL.contains(&name.as_str())) {
+                special.push((name.clone(), token));
+            }
+        }
+        let mut sources = Vec::new();
+        if let Some(source) = CHAT_TEMPLATE.text(folder)? {
+            sources.push((DEFAULT.to_string(), source));
+        }
+        let others = folder.join("additional_chat_templates");
+        if others.symlink_metadata().is_ok() {
+            for entry in std::fs::read_dir(&others).map_err(|e| Error::io(&others, e))? {
+                let path = entry.map_err(|e| Error::io(&others, e))?.path();
+                let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".jinja"));
+                let Some(name) = name.map(str::to_string) else { continue };
+                sources.extend(CHAT_TEMPLATE.text_path(&path)?.map(|source| (name, source)));
+            }
+        }
+        if !sources.is_empty() {
+            return Ok(sources);
         }
         let wrong = || {
-            let reason = "expected chat_template to be a string, or a list with a template named default";
-            Err(Error::file(&file, reason))
+            let reason = "expected chat_template to be a string, or templates with their names";
+            Error::file(&file, reason)
+        };
+        let one = |name: Option<&str>, source: Option<&str>| match (name, source) {
+            (Some(name), Some(source)) => Ok((name.to_string(), source.to_string())),
+            _ => Err(wrong()),
         };
         match config.get("chat_template") {
-            None | Some(serde_json::Value::Null) => Ok(None),
-            Some(serde_json::Value::String(source)) => Ok(Some(source.clone())),
+            None | Some(serde_json::Value::Null) => Ok(Vec::new()),
+            Some(serde_json::Value::String(source)) => Ok(vec![(DEFAULT.into(), source.clone())]),
             Some(serde_json::Value::Array(named)) => {
-                match named.iter().find(|t| t["name"] == "default").and_then(|t| t["template"].as_str()) {
-                    Some(source) => Ok(Some(source.to_string())),
-                    None => wrong(),
-                }
+                named.iter().map(|t| one(t["name"].as_str(), t["template"].as_str())).collect()
             }
-            Some(_) => wrong(),
+            Some(serde_json::Value::Object(named)) => {
+                named.iter().map(|(name, source)| one(Some(name), source.as_str())).collect()
+            }
+            Some(_) => Err(wrong()),
         }
     }
 
-    /// The template in a GGUF file's metadata, and the texts of the file's tokens for beginning and end.
-    pub(crate) fn from_gguf(source: Result<Option<&str>>, bos: Option<&str>, eos: Option<&str>) -> Self {
-        let token = |name, text: Option<&str>| text.map(|text| (name, text.to_string()));
+    /// The templates in a GGUF file's metadata with their names, and the texts of the file's tokens for beginning and
+    /// end.
+    pub(crate) fn from_gguf(
+        sources: Result<Vec<(String, String)>>,
+        bos: Option<&str>,
+        eos: Option<&str>,
+    ) -> Self {
+        let token = |name: &str, text: Option<&str>| text.map(|text| (name.to_string(), text.to_string()));
         let special = [token("bos_token", bos), token("eos_token", eos)];
-        ChatTemplate {
-            source: source.map(|s| s.map(str::to_string)),
-            special: special.into_iter().flatten().collect(),
-        }
+        ChatTemplate { sources, special: special.into_iter().flatten().collect() }
     }
 
     /// Whether there is a template, good or bad.
     pub(crate) fn is_present(&self) -> bool {
-        matches!(self.source, Ok(Some(_)))
+        self.sources.as_ref().is_ok_and(|sources| !sources.is_empty())
     }
 
-    /// The text of a conversation.
-    pub(crate) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let Some(source) = self.source.as_ref().map_err(Clone::clone)? else {
-            return Err(fault("this model has none"));
+    /// The template that a conversation goes through.
+    fn source<'s>(&'s self, request: &'s ChatRequest) -> Result<&'s str> {
+        let named = |sources: &'s [(String, String)], wanted: &str| {
+            // Of two with one name the later one, as in a Python dict.
+            sources.iter().rev().find(|(name, _)| name == wanted).map(|(_, source)| source.as_str())
         };
-        if messages.is_empty() {
-            return Err(Error::option("messages", "expected at least one, got none"));
+        if let Some(wanted) = &request.chat_template {
+            let sources = self.sources.as_deref().unwrap_or_default();
+            // The one template of a model has no name.
+            let alone = matches!(sources, [(name, _)] if name == DEFAULT);
+            let found = if alone { None } else { named(sources, wanted) };
+            return Ok(found.unwrap_or(wanted));
         }
-        if source.len() > MAX_TEMPLATE {
-            return Err(fault(format!("expected at most {MAX_TEMPLATE} bytes, got {}", source.len())));
+        let sources = self.sources.as_ref().map_err(Clone::clone)?;
+        if sources.is_empty() {
+            return Err(fault("this model has none"));
         }
-        let work = || self.render_here(source, messages, add_generation_prompt);
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().name("welm-chat".into()).stack_size(STACK);
-            let thread = thread.spawn_scoped(scope, work).map_err(|e| fault(format!("no thread: {e}")))?;
-            thread.join().unwrap_or_else(|panic| Err(fault(panic_message(panic.as_ref()))))
+        let with_tools = request.tools.as_ref().and_then(|_| named(sources, TOOL_USE));
+        with_tools.or_else(|| named(sources, DEFAULT)).ok_or_else(|| {
+            let names: Vec<&str> = sources.iter().map(|(name, _)| name.as_str()).collect();
+            fault(format!(
+                "expected the name of one of the model's templates ({}), got none",
+                names.join(", ")
+            ))
         })
     }
 
-    fn render_here(&self, source: &str, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        // As Python reads a text file, and Jinja2 a template.
-        let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        let source = guard::guarded(&source).map_err(fault)?;
-        let mut env = Environment::new();
-        env.remove_global("debug");
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        env.set_syntax(syntax.map_err(fault)?);
-        env.set_auto_escape_callback(|_| AutoEscape::None);
-        env.set_recursion_limit(RECURSION);
-        let bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
-        env.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + bytes as u64));
-        functions::add_to(&mut env);
-        guard::add_to(&mut env);
+    /// The text of a conversation.
+    pub(crate) fn render(&self, request: &ChatRequest) -> Result<String> {
+        request.validate()?;
+        let source = self.source(request)?;
+        if source.len() > MAX_TEMPLATE {
+            return Err(fault(format!("expected at most {MAX_TEMPLATE} bytes, got {}", source.len())));
+        }
+        let work = || panics::catch(|| self.render_here(source, request));
+        expect_room_for("the chat template's thread", STACK)?;
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("welm-chat".into()).stack_size(STACK);
+            let thread = thread.spawn_scoped(scope, work);
+            let thread = thread.map_err(|e| refused("the chat template's thread", STACK, &e))?;
+            thread.join().unwrap_or(Err("its thread ended".into())).unwrap_or_else(|panic| Err(fault(panic)))
+        })
+    }
 
-        let message = |m: &Message| context! { role => m.role.as_str(), content => m.content.as_str() };
-        let mut variables: HashMap<&str, Value> =
-            self.special.iter().map(|(name, text)| (*name, Value::from(text.as_str()))).collect();
-        variables.insert("messages", messages.iter().map(message).collect());
-        variables.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        let template = env.template_from_str(&source).map_err(|e| failed(&e))?;
-        template.render(Value::from(variables)).map_err(|e| failed(&e))
+    fn render_here(&self, source: &str, request: &ChatRequest) -> Result<String> {
+        let (messages, continued) = request.conversation(source)?;
+        let items = |items: &Option<Vec<Json>>| items.clone().map_or(Json::Null, Json::List);
+        let (tools, documents) = (items(&request.tools), items(&request.documents));
+        let answer = request.add_generation_prompt.unwrap_or(request.continue_final_message.is_none());
+        let special: Vec<_> = self.special.iter().map(|(name, text)| (name, Json::from(text))).collect();
+        let mut variables: Vec<(&str, &Json)> = Vec::new();
+        // Later ones replace earlier ones of the same name.
+        variables.extend(special.iter().map(|(name, text)| (name.as_str(), text)));
+        variables.extend(request.variables.iter().map(|(name, value)| (name.as_str(), value)));
+        let answer = Json::Bool(answer);
+        variables.extend([
+            ("messages", &messages),
+            ("tools", &tools),
+            ("documents", &documents),
+            ("add_generation_prompt", &answer),
+        ]);
+        let messages = request.messages.len() as u64;
+        let fuel = FUEL + FUEL_PER_MESSAGE * messages + FUEL_PER_BYTE * request.size() as u64;
+        let rendered = jinja::render(source, &variables, fuel).map_err(|fault| failed(&fault))?;
+        match continued {
+            Some(text) => request::cut(rendered, &text),
+            None => Ok(rendered),
+        }
     }
 }
 
-fn json(path: &Path) -> Result<serde_json::Value> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| Error::file(path, e)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(serde_json::Value::Null),
-        Err(e) => Err(Error::io(path, e)),
-    }
-}
-
-/// What minijinja says, with the line but without the name that it gives the template.
-fn failed(error: &minijinja::Error) -> Error {
-    let kind = error.kind();
-    let reason = error.detail().map_or_else(|| kind.to_string(), |detail| format!("{kind}: {detail}"));
-    match error.line() {
-        Some(line) => fault(format!("line {line}: {reason}")),
-        None => fault(reason),
+fn failed(failed: &jinja::Fault) -> Error {
+    match failed.line {
+        Some(line) => fault(format!("line {line}: {}", failed.message)),
+        None => fault(&failed.message),
     }
 }
 

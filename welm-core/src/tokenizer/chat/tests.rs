@@ -1,26 +1,41 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::Value as Json;
+use serde_json::Value;
 
 use super::*;
 use crate::{Device, LoadOptions, Model};
 
 fn template(source: &str) -> ChatTemplate {
-    ChatTemplate::from_gguf(Ok(Some(source)), Some("<s>"), Some("</s>"))
+    named(&[("default", source)])
+}
+
+fn named(sources: &[(&str, &str)]) -> ChatTemplate {
+    let sources = sources.iter().map(|(name, source)| (name.to_string(), source.to_string())).collect();
+    ChatTemplate::from_gguf(Ok(sources), Some("<s>"), Some("</s>"))
 }
 
 fn render(source: &str) -> Result<String> {
-    template(source).render(&[Message::new("user", "Hi")], true)
+    template(source).render(&ChatRequest::new([Message::new("user", "Hi")]))
 }
 
-fn fixture() -> Json {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/chat.json");
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+fn asked(messages: &[Message], add_generation_prompt: bool) -> ChatRequest {
+    let mut request = ChatRequest::new(messages);
+    request.add_generation_prompt = Some(add_generation_prompt);
+    request
 }
 
-fn messages(conversation: &Json) -> Vec<Message> {
-    let message = |m: &Json| Message::new(m[0].as_str().unwrap(), m[1].as_str().unwrap());
+fn read(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(file);
+    std::fs::read_to_string(path).unwrap()
+}
+
+fn fixture() -> Value {
+    serde_json::from_str(&read("chat.json")).unwrap()
+}
+
+fn messages(conversation: &Value) -> Vec<Message> {
+    let message = |m: &Value| Message::new(m[0].as_str().unwrap(), m[1].as_str().unwrap());
     conversation.as_array().unwrap().iter().map(message).collect()
 }
 
@@ -31,7 +46,7 @@ fn texts_are_those_of_transformers() {
         let messages = messages(&fixture["conversations"][case["conversation"].as_u64().unwrap() as usize]);
         let name = case["template"].as_str().unwrap();
         let template = template(fixture["templates"][name].as_str().unwrap());
-        let got = template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
+        let got = template.render(&asked(&messages, case["add_generation_prompt"].as_bool().unwrap()));
         match (case["text"].as_str(), case["error"].as_str()) {
             (Some(want), None) => assert_eq!(got.as_deref(), Ok(want), "{name}: {messages:?}"),
             (None, Some(want)) => {
@@ -41,6 +56,98 @@ fn texts_are_those_of_transformers() {
             other => panic!("{name}: {other:?}"),
         }
     }
+}
+
+/// Whole messages, tools, documents and variables: the arguments of `apply_chat_template`.
+#[test]
+fn requests_are_those_of_transformers() {
+    let fixture: Json = read("chat.json").parse().unwrap();
+    let at = |list: &str, i: &Json| match (fixture.get(list), i) {
+        (Some(Json::List(items)), Json::Int(i)) => items[*i as usize].clone(),
+        other => panic!("{other:?}"),
+    };
+    let Some(Json::List(cases)) = fixture.get("requests") else { panic!("no requests") };
+    assert!(cases.len() > 300);
+    for case in cases {
+        let Json::List(case) = case else { panic!("{case:?}") };
+        let [Json::String(name), dialogue, arguments, expected] = &case[..] else { panic!("{case:?}") };
+        let request = match arguments {
+            Json::Null => dialogue.clone(),
+            arguments => {
+                let mut fields = vec![("messages".to_string(), at("dialogues", dialogue))];
+                fields.push(("add_generation_prompt".into(), false.into()));
+                let Json::Object(arguments) = at("arguments", arguments) else { panic!("{case:?}") };
+                fields.extend(arguments);
+                Json::Object(fields)
+            }
+        };
+        let request = ChatRequest::try_from(request).unwrap();
+        let source = fixture.get("tool_templates").and_then(|t| t.get(name)?.as_str()).unwrap();
+        let got = template(source).render(&request);
+        match expected {
+            Json::String(expected) => assert_eq!(got.as_ref(), Ok(expected), "{name}: {request:?}"),
+            _ => assert!(got.is_err(), "{name}: {request:?}: {got:?}"),
+        }
+    }
+}
+
+/// What the language fixture has that this does not: what it says instead.
+const UNSUPPORTED: [&str; 22] = [
+    "the filter",
+    "the attribute",
+    "a view of a dict",
+    "# in the format",
+    "text that `safe` has marked",
+    "127 bits",
+    "53 bits",
+    "sameas",
+    "\\N",
+    "the tag",
+    "the text of a",
+    "capital",
+    "a field in a field",
+    "an attribute or an item",
+    "without its type",
+    "no ASCII",
+    "the function",
+    "the variable self",
+    "pprint",
+    "separator",
+    "two methods",
+    "views",
+];
+
+/// Every expression gives what Python gives, or an error; what Python can and this cannot is named as such.
+#[test]
+fn expressions_are_those_of_python() {
+    let fixture: Json = read("chat_language.json").parse().unwrap();
+    let Some(Json::Object(variables)) = fixture.get("variables") else { panic!("no variables") };
+    let Some(Json::List(cases)) = fixture.get("cases") else { panic!("no cases") };
+    let (mut texts, mut absent) = (0, 0);
+    for case in cases {
+        let Json::List(case) = case else { panic!("{case:?}") };
+        let [Json::String(source), expected] = &case[..] else { panic!("{case:?}") };
+        let mut request = ChatRequest::new([Message::new("user", "")]);
+        request.variables = variables.clone();
+        let got = template(source).render(&request);
+        match (expected, got) {
+            (Json::String(expected), Ok(got)) => {
+                assert_eq!(got, *expected, "{source}");
+                texts += 1;
+            }
+            (Json::String(_), Err(error)) => {
+                let error = error.to_string();
+                let (_, what) = error
+                    .split_once("not supported in templates: ")
+                    .unwrap_or_else(|| panic!("{source}: {error}"));
+                assert!(UNSUPPORTED.iter().any(|known| what.contains(known)), "{source}: {error}");
+                absent += 1;
+            }
+            (_, Err(Error::ChatTemplate(_))) => {}
+            (_, got) => panic!("{source}: expected an error, got {got:?}"),
+        }
+    }
+    assert!(texts > 300 && absent < 20, "{texts} texts, {absent} absent");
 }
 
 /// The small model, loaded with these files beside it.
@@ -103,8 +210,12 @@ fn a_folder_says_where_its_template_is() {
     for files in [&[][..], &[(config, "{}")], &[(config, r#"{"chat_template": null}"#)]] {
         assert_eq!(prompt(files), (false, Err(fault("this model has none"))));
     }
-    for config in ["[", r#"{"chat_template": 1}"#, r#"{"chat_template": [{"name": "rag", "template": ""}]}"#]
-    {
+    let own = r#"{"image_token": "I", "add_x_token": true, "extra_special_tokens": {"boi": {"content": "O"}},
+        "chat_template": {"default": "{{ image_token ~ boi ~ add_x_token }}"}}"#;
+    assert_eq!(prompt(&[(config, own)]), text("IO"));
+    let (present, error) = prompt(&[(config, r#"{"chat_template": [{"name": "rag", "template": ""}]}"#)]);
+    assert!(present && error.unwrap_err().to_string().contains("one of the model's templates (rag)"));
+    for config in [r#"{"chat_template": 1}"#, r#"{"chat_template": [{"name": "rag"}]}"#] {
         let (present, error) = prompt(&[("tokenizer_config.json", config)]);
         assert!(!present && matches!(error, Err(Error::InvalidFile { .. })), "{config}: {error:?}");
     }
@@ -113,38 +224,143 @@ fn a_folder_says_where_its_template_is() {
 }
 
 #[test]
+fn one_of_several_templates_is_taken() {
+    let several =
+        named(&[("default", "d{{ tools is none }}"), ("tool_use", "t{{ tools | length }}"), ("rag", "r")]);
+    let text = |template: &ChatTemplate, tools: bool, chat_template: Option<&str>| {
+        let mut request = ChatRequest::new([Message::new("user", "Hi")]);
+        request.tools = tools.then(Vec::new);
+        request.chat_template = chat_template.map(str::to_string);
+        template.render(&request).unwrap()
+    };
+    assert_eq!(text(&several, false, None), "dTrue");
+    assert_eq!(text(&several, true, None), "t0");
+    assert_eq!(text(&several, true, Some("default")), "dFalse");
+    assert_eq!(text(&several, false, Some("rag")), "r");
+    assert_eq!(text(&several, false, Some("own {{ bos_token }}")), "own <s>");
+    // As in transformers: the only template has no name, so this is a source.
+    assert_eq!(text(&template("d"), false, Some("default")), "default");
+    let none = ChatTemplate::from_gguf(Ok(Vec::new()), None, None);
+    assert_eq!(text(&none, false, Some("own")), "own");
+}
+
+#[test]
+fn wrong_requests_name_what_is_wrong() {
+    let error = |json: &str| match ChatRequest::from_json(json).and_then(|r| template("{{ x }}").render(&r)) {
+        Err(error @ Error::InvalidOption { .. }) => error.to_string(),
+        other => panic!("{json}: {other:?}"),
+    };
+    let message = r#""messages": [{"role": "user", "content": "x"}]"#;
+    for (json, want) in [
+        ("[".to_string(), "option `request`: EOF"),
+        ("[]".into(), "option `request`: expected an object with messages, got a list"),
+        ("{}".into(), "option `messages`: expected a list, got none"),
+        (r#"{"messages": null}"#.into(), "option `messages`: expected a list, got none"),
+        (r#"{"messages": {}}"#.into(), "option `messages`: expected a list, got an object"),
+        (r#"{"messages": []}"#.into(), "option `messages`: expected at least one, got none"),
+        (
+            r#"{"messages": [{}, "x"]}"#.into(),
+            "option `messages`: messages[1]: expected an object, got a string",
+        ),
+        (format!(r#"{{{message}, "tools": {{}}}}"#), "option `tools`: expected a list, got an object"),
+        (
+            format!(r#"{{{message}, "tools": [{{}}, 1]}}"#),
+            "option `tools`: tools[1]: expected an object, got a number",
+        ),
+        (
+            format!(r#"{{{message}, "documents": ["x"]}}"#),
+            "option `documents`: documents[0]: expected an object, got a string",
+        ),
+        (
+            format!(r#"{{{message}, "add_generation_prompt": 1}}"#),
+            "option `add_generation_prompt`: expected true or false, got a number",
+        ),
+        (
+            format!(r#"{{{message}, "chat_template": 1}}"#),
+            "option `chat_template`: expected a string, got a number",
+        ),
+        (
+            format!(r#"{{{message}, "tokenize": true}}"#),
+            "option `variables`: expected names of the template's variables, got tokenize",
+        ),
+        (format!(r#"{{{message}, "x": 123456789012345678901}}"#), "a number of more than 64 bits"),
+        (
+            format!(r#"{{{message}, "x": {}{}}}"#, "[".repeat(110), "]".repeat(110)),
+            "option `variables`: x: expected values in at most 100",
+        ),
+        (format!(r#"{{{message}, "x": {}}}"#, "[".repeat(100_000)), "recursion limit"),
+        (
+            format!(r#"{{"messages": [{{"role": {}{}}}]}}"#, "[".repeat(110), "]".repeat(110)),
+            "messages[0].role: expected values in",
+        ),
+        (
+            format!(r#"{{{message}, "add_generation_prompt": true, "continue_final_message": true}}"#),
+            "option `continue_final_message`",
+        ),
+    ] {
+        let got = error(&json);
+        assert!(got.contains(want), "{json:.100}: {got}");
+    }
+    for json in ["", "[]", "1", "{"] {
+        assert!(
+            matches!(Message::from_json(json), Err(Error::InvalidOption { option: "message", .. })),
+            "{json}"
+        );
+    }
+    // Twice the same key: the last value, at the first place.
+    let message = Message::from_json(r#"{"a": 1, "b": 2, "a": null}"#).unwrap();
+    let request = ChatRequest::new([message.with("c", 1.5)]);
+    assert_eq!(template("{{ messages[0] }}").render(&request).as_deref(), Ok("{'b': 2, 'c': 1.5}"));
+    let mut request = ChatRequest::new([Message::new("user", "")]);
+    request.variables = vec![("x".into(), i64::MAX.into()), ("y".into(), Json::Int(i128::MAX))];
+    let text = template("{{ x }} {{ y }} {{ x + 1 }}").render(&request).unwrap();
+    assert_eq!(text, "9223372036854775807 170141183460469231731687303715884105727 9223372036854775808");
+}
+
+#[test]
 fn faults_of_templates_are_errors_with_their_line() {
     for (source, want) in [
-        ("{{ 1 + }}", "line 1"),
-        ("a\n{% if %}", "line 2"),
-        ("{% for m in messages %}", "end"),
-        ("\n\n{{ raise_exception('no ' ~ bos_token) }}", "line 3: invalid operation: no <s>"),
-        ("{{ nope() }}", "nope is unknown"),
-        ("{{ 'a' | nope }}", "nope is unknown"),
-        ("{{ 'a' is nope }}", "nope is unknown"),
-        ("{{ 'a'.nope() }}", "no method named nope"),
-        ("{{ missing.attribute }}", "undefined"),
-        ("{{ 'a' + 1 }}", "+"),
-        ("{% include 'a' %}", "unknown tag include"),
-        ("{% import 'a' as b %}", "unknown tag import"),
+        ("{{ 1 + }}", "line 1: unexpected '}}'"),
+        ("a\n{% if %}", "line 2: expected an expression, got '%}'"),
+        ("{% for m in messages %}", "expected 'endfor' or 'else', got the end of the template"),
+        ("\n\n{{ raise_exception('no ' ~ bos_token) }}", "line 3: no <s>"),
+        ("{{ nope() }}", "'nope' is undefined"),
+        ("{{ 'a' | nope }}", "no filter named 'nope'"),
+        ("{{ 'a' is nope }}", "no test named 'nope'"),
+        ("{{ 'a'.nope() }}", "'str object' has no attribute 'nope'"),
+        ("{{ missing.attribute }}", "'missing' is undefined"),
+        ("{{ 'a' + 1 }}", "unsupported operand type(s) for +: 'str' and 'int'"),
+        ("{{ 1 < 'a' }}", "'<' not supported between instances of 'int' and 'str'"),
+        ("{% include 'a' %}", "not supported in templates: the tag include"),
+        ("{% import 'a' as b %}", "not supported in templates: the tag import"),
         ("{% do messages.append(1) %}", "unknown tag do"),
-        ("{{ debug() }}", "debug is unknown"),
-        ("{{ messages | tojson(indent=17) }}", "at most 16"),
-        ("{{ missing | tojson }}", "undefined"),
+        ("{{ messages.append(1) }}", "'append' of 'list' object is unsafe"),
+        ("{{ messages[0].update({}) }}", "'update' of 'dict' object is unsafe"),
+        ("{{ messages.__class__ }}", "not supported in templates: the attribute __class__"),
+        ("{{ debug() }}", "'debug' is undefined"),
+        ("{{ messages | tojson(indent=1001) }}", "not supported in templates: tojson with an indent"),
+        ("{{ missing | tojson }}", "Undefined is not JSON serializable"),
+        ("{{ range }}", "not supported in templates: the text of a function"),
+        ("{{ strftime_now('%s') }}", "not supported in templates: %s in strftime_now"),
         ("{{ 1) }}", "not open"),
         ("{{ 'a }}", "not closed"),
         ("{{ ", "not closed"),
+        ("{# ", "not closed"),
+        ("{% raw %}", "not closed"),
+        (
+            "{% set ns = namespace() %}{% set ns.x = ns %}",
+            "not supported in templates: a Namespace in another value",
+        ),
     ] {
         let got = render(source).unwrap_err().to_string();
-        assert!(got.starts_with("chat template: ") && got.contains(want), "{source}: {got}");
+        assert!(got.starts_with("chat template: line ") && got.contains(want), "{source}: {got}");
     }
-    let none = ChatTemplate::from_gguf(Ok(None), None, None);
+    let request = ChatRequest::new([Message::new("user", "")]);
+    let none = ChatTemplate::from_gguf(Ok(Vec::new()), None, None);
     assert!(!none.is_present());
-    assert_eq!(none.render(&[Message::new("user", "")], true), Err(fault("this model has none")));
-    let error = template("x").render(&[], true).unwrap_err();
-    assert_eq!(error.to_string(), "option `messages`: expected at least one, got none");
+    assert_eq!(none.render(&request), Err(fault("this model has none")));
     let broken = ChatTemplate::from_gguf(Err(Error::config("key", "reason")), None, None);
-    assert_eq!(broken.render(&[Message::new("user", "")], true), Err(Error::config("key", "reason")));
+    assert_eq!(broken.render(&request), Err(Error::config("key", "reason")));
 }
 
 /// Templates that would take the process with them: by time, by memory, by depth.
@@ -184,7 +400,6 @@ fn hostile_templates_end() {
         "{% set s = 'a' * 900000 %}{% for i in range(99999) %}{% if s.count('b') %}{% endif %}{% endfor %}".into(),
         "{% set s = 'a' * 900000 %}{% for i in range(99999) %}{{ s | length }}{{ s.replace('a', s) }}{% endfor %}".into(),
         format!("{{{{ x{} }}}}", ".b".repeat(N)),
-        format!("{{{{ 1{} }}}}", "~1".repeat(N)),
         format!("{{{{ {} 1 }}}}", "not ".repeat(N)),
         format!("{{{{ {} 1 }}}}", "-".repeat(N)),
         format!("{{{{ 1{} }}}}", "|abs".repeat(N)),
@@ -192,9 +407,45 @@ fn hostile_templates_end() {
         format!("{{{{ {}1 }}}}", "1 if x else ".repeat(N)),
         format!("{{{{ {}1{} }}}}", "(".repeat(N), ")".repeat(N)),
         format!("{{{{ {}1{} }}}}", "[".repeat(1000), "]".repeat(1000)),
-        format!("{{% if x %}}{}{{% endif %}}", "{% elif x %}".repeat(N / 2)),
         format!("{}{}", "{% if 1 %}".repeat(1000), "{% endif %}".repeat(1000)),
         " ".repeat(MAX_TEMPLATE + 1),
+        format!("{{{{ {}1{} }}}}", "{'a':".repeat(N), "}".repeat(N)),
+        format!("{{% for {}x{} in [1] %}}{{% endfor %}}", "(".repeat(N), ")".repeat(N)),
+        format!("{}{}", "{% macro f() %}".repeat(1000), "{% endmacro %}".repeat(1000)),
+        "{% macro f(n) %}{{ f([n]) }}{% endmacro %}{{ f(0) }}".into(),
+        "{% macro f() %}{% call f() %}{% endcall %}{% endmacro %}{{ f() }}".into(),
+        "{{ '%1000000000s' % 1 }}".into(),
+        "{{ '%*d' % (10 ** 12, 1) }}".into(),
+        "{{ '%.1000000000f' % 1.5 }}".into(),
+        "{{ '{:>1000000000}'.format('a') }}".into(),
+        "{{ '{:.1000000000f}'.format(1.5) }}".into(),
+        "{{ '%99999999999999999999999s' % 1 }}".into(),
+        "{{ 'a'.center(1000000000) }}".into(),
+        "{{ 'a'.ljust(10 ** 30) }}".into(),
+        "{{ 'a'.zfill(1000000000) }}".into(),
+        "{{ 'a' | center(1000000000) }}".into(),
+        "{{ 'a\nb' | indent(10 ** 15) }}".into(),
+        "{{ 'a' * 10 ** 30 }}".into(),
+        "{{ [1] * 10 ** 12 }}".into(),
+        "{{ [] | slice(10 ** 12) | list }}".into(),
+        "{{ 9 ** 9 ** 9 }}".into(),
+        "{{ messages | tojson(indent=999) * 10000 }}".into(),
+        "{{ (range(99999) | list | tojson(separators=('a' * 900000, ''))) }}".into(),
+        "{{ ('a' * 900000).replace('', 'b' * 900000) }}".into(),
+        "{{ ('a' * 900000).join(range(99999) | map('string')) }}".into(),
+        "{{ range(99999) | join('a' * 900000) }}".into(),
+        "{% set s = 'a' * 900000 %}{% for i in range(99999) %}{% set t = s.strip('bc') %}{% endfor %}".into(),
+        "{% set s = 'a' * 900000 %}{% for i in range(99999) %}{% set t = s.split('b') %}{% endfor %}".into(),
+        "{% set s = 'a' * 900000 %}{% for i in range(99999) %}{% set t = s[::-1] %}{% endfor %}".into(),
+        "{% set s = 'a' * 900000 %}{% for i in range(99999) %}{% set t = s == s ~ 'b' %}{% set t = s ~ 'c' in s %}{% endfor %}".into(),
+        "{% set l = range(99999) | list %}{% for i in l %}{% for j in l | sort %}{% endfor %}{% endfor %}".into(),
+        "{% set l = range(99999) | list %}{% for i in l %}{% set t = -1 in l %}{% endfor %}".into(),
+        "{% set l = range(99999) | list %}{% for i in l %}{% set t = l[1:] %}{% set u = l | unique | list %}{% endfor %}".into(),
+        "{% set l = range(99999) | list %}{% for i in l %}{% set t = l.index(-1) %}{% endfor %}".into(),
+        "{% set c = cycler(*range(99999)) %}{% for i in range(99999) %}{% set t = cycler(*range(99999)) %}{% endfor %}".into(),
+        "{% set d = dict(a='a' * 9000) %}{% for i in range(99999) %}{% set d = dict(d, x=d) %}{{ d }}{% endfor %}".into(),
+        "{% macro f() %}{{ varargs | length }}{% endmacro %}{% for i in range(99999) %}{{ f(*range(99999)) }}{% endfor %}".into(),
+        "{% set a %}{% for i in range(99999) %}{{ 'a' * 9000 }}{% endfor %}{% endset %}".into(),
     ];
     for consumer in [
         "{{ BIG }}",
@@ -206,10 +457,19 @@ fn hostile_templates_end() {
         "{{ BIG | tojson }}",
         "{{ [BIG] | join }}",
         "{{ BIG | replace('a', 'b') }}",
+        "{{ BIG == BIG }}{{ BIG }}",
+        "{{ '%s' % (BIG,) }}",
+        "{{ '%r' % [BIG] }}",
+        "{{ BIG | safe }}",
+        "{{ BIG | e }}",
+        "{{ BIG | urlencode }}",
+        "{{ BIG | sum(start=[]) }}",
+        "{% set x = dict(a=BIG) %}",
+        "{{ raise_exception(BIG) }}",
         "{{ ''.join(BIG) }}",
         "{{ '%s' | format(BIG) }}",
         "{{ '{}'.format(BIG) }}",
-        "{{ BIG in 'b' }}",
+        "{{ BIG in 'b' }}{{ BIG }}",
         "{{ {BIG: 1} }}",
         "{% set x %}{{ BIG }}{% endset %}",
         "{% macro f(x=BIG) %}{{ x }}{% endmacro %}{{ f() }}",
@@ -232,61 +492,34 @@ fn hostile_templates_end() {
         assert!(started.elapsed() < Duration::from_secs(20), "{shown}: {:?}", started.elapsed());
         match result {
             Err(Error::ChatTemplate(_)) => {}
+            // These do not look into it.
+            Ok(_) if ["sameas", "dict(a="].iter().any(|cheap| source.contains(cheap)) => {}
             other => panic!("{shown}: {:?}", other.map(|text| text.len())),
         }
     }
 }
 
-/// As long as may be: the library's recursion has the stack that it needs.
+/// As deep as may be: the stack is enough.
 #[test]
 fn chains_within_the_bounds_are_rendered() {
-    let n = 4090;
+    let n = 590;
+    let macros = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{% else %}1{% endif %}{% endmacro %}";
     for (source, want) in [
-        (format!("{{{{ {} 1 }}}}", "not ".repeat(n)), "True"),
-        (format!("{{{{ {}1 }}}}", "- ".repeat(n)), "1"),
+        (format!("{{{{ 1{} }}}}", " ** 1".repeat(n)), "1"),
+        (format!("{{{{ 1{} }}}}", " + 0".repeat(n)), "1"),
+        (format!("{{{{ ''{} 1 }}}}", " ~ ''".repeat(9000) + " ~"), "1"),
         (format!("{{{{ 1{} }}}}", "|abs".repeat(n)), "1"),
-        (format!("{{{{ 1{} }}}}", " ** 1".repeat(n / 2)), "1"),
-        (format!("{{{{ 'a'{} }}}}", "[0]".repeat(n / 3)), "a"),
-        (format!("{{{{ {}1 }}}}", "1 if x else ".repeat(n / 4)), "1"),
-        (format!("{{% if x %}}{}{{% else %}}1{{% endif %}}", "{% elif x %}".repeat(512)), "1"),
-        (format!("{}1{}", "{% if 1 %}".repeat(100), "{% endif %}".repeat(100)), "1"),
+        (format!("{{{{ 'a'{} }}}}", "[0]".repeat(n)), "a"),
+        (format!("{{{{ {} 1 }}}}", "not ".repeat(140)), "True"),
+        (format!("{{{{ {}1 }}}}", "- ".repeat(140)), "1"),
+        (format!("{{{{ {}1 }}}}", "1 if x else ".repeat(140)), "1"),
+        (format!("{{{{ {}1{} }}}}", "(".repeat(140), ")".repeat(140)), "1"),
+        (format!("{{% if x %}}{}{{% else %}}1{{% endif %}}", "{% elif x %}".repeat(50_000)), "1"),
+        (format!("{}1{}", "{% if 1 %}".repeat(140), "{% endif %}".repeat(140)), "1"),
+        (format!("{macros}{{{{ f(200) }}}}"), "1"),
+        (format!("{}{{{{ q | string | length }}}}", "{% set q = [q] %}".repeat(120)), "249"),
     ] {
-        assert_eq!(render(&source).as_deref(), Ok(want));
-    }
-}
-
-#[test]
-fn what_is_put_in_changes_nothing_else() {
-    for (source, want) in [
-        (
-            "{{ a.b(c)[d] | e(f, g=h) is not k and l }}",
-            "{{ a.b(c|P)[d|P]|P | e(f|P, g=h|P)|P is not k and l|P }}",
-        ),
-        (
-            "{% for (a, b), c in d.items() if e recursive %}",
-            "{% for (a, b), c in d.items()|P if e|P recursive %}",
-        ),
-        ("{% set a.b, c = d, 'e' %}{% set x | f(y) %}", "{% set a.b, c = d|P, 'e' %}{% set x | f(y|P) %}"),
-        (
-            "{% macro m(a, b=c, d=[e]) %}{% endmacro m %}",
-            "{% macro m(a, b=c|P, d=[e|P]|P) %}{% endmacro m %}",
-        ),
-        ("{% call(a, b) f(c) %}{% call g() %}", "{% call(a, b) f(c|P) %}{% call g() %}"),
-        ("{% with a = b, c = (d, e) %}", "{% with a = b|P, c = (d|P, e|P)|P %}"),
-        ("{{ a * b + c ** -d * 2 * (e) }}", "{{ a|S * b|S + c|P ** -d|S * 2 * (e|P)|S }}"),
-        ("{{ f(*a, **b) }}{{ [a:b] }}", "{{ f(*a|P, **b|P)|P }}{{ [a|P:b|P]|P }}"),
-        ("{{ a if b else c }}{{- 'a' 'b' -}}", "{{ a|P if b|P else c|P }}{{- 'a' 'b' -}}"),
-        ("{{ {'}}': 1.5e3} }}{{ a.0.b }}", "{{ {'}}': 1.5e3}|P }}{{ a.0.b|P }}"),
-        (
-            "{#- {{ a }} #}{% raw -%} {{ b }} {%- endraw %}{ {{ c }}",
-            "{#- {{ a }} #}{% raw -%} {{ b }} {%- endraw %}{ {{ c|P }}",
-        ),
-        ("{% filter upper | f(a) %}{% generation %}", "{% filter upper | f(a|P) %}{% if true %}"),
-        ("{%- endgeneration -%}{% break %}", "{%- endif -%}{% break %}"),
-        ("{{ a | length == b | last }}", "{{ a | length|P == b | last|P }}"),
-    ] {
-        let got = guard::guarded(source).unwrap().replace("|__paid", "|P").replace("|__scalar", "|S");
-        assert_eq!(got, want);
+        assert_eq!(render(&source).as_deref(), Ok(want), "{source:.80}");
     }
 }
 
@@ -294,7 +527,10 @@ fn what_is_put_in_changes_nothing_else() {
 fn long_conversations_have_fuel() {
     let source = "{%- for m in messages %}{{ m.role ~ ': ' ~ m.content | trim }}{% if loop.index == messages | length %}.{% endif %}{% endfor %}";
     let messages: Vec<Message> = (0..2000).map(|i| Message::new("user", "长".repeat(i % 50))).collect();
-    assert!(template(source).render(&messages, true).unwrap().ends_with("长."));
-    let long = [Message::new("user", "word ".repeat(1 << 20))];
-    assert_eq!(template(source).render(&long, true).unwrap().len(), 6 + 5 * (1 << 20) - 1 + 1);
+    assert!(template(source).render(&asked(&messages, true)).unwrap().ends_with("长."));
+    let long = asked(&[Message::new("user", "word ".repeat(1 << 20))], true);
+    assert_eq!(template(source).render(&long).unwrap().len(), 6 + 5 * (1 << 20) - 1 + 1);
+    // One that goes through all messages for each, and through the characters of some.
+    let source = "{% for m in messages %}{% for o in messages[loop.index0:] %}{% if o.role == 'x' %}{% endif %}{% endfor %}{% endfor %}{% for c in messages[49].content %}{{ c }}{% endfor %}";
+    assert!(template(source).render(&asked(&messages[..400], true)).unwrap().ends_with("长"));
 }

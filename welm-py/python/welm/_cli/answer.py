@@ -78,6 +78,7 @@ class Sequence:
         self.texts: list[str] = []
         self.tokens: list[Token] = []
         self.finish_reason: FinishReason | None = None
+        self.end_token: int | None = None
 
     @property
     def text(self) -> str:
@@ -106,6 +107,7 @@ class Answer:
         sequence.tokens.extend(piece.tokens)
         if piece.finish:
             sequence.finish_reason = piece.finish.reason
+            sequence.end_token = piece.finish.end_token
             self.completion_tokens += piece.finish.completion_tokens
             self.cached_tokens = max(self.cached_tokens, piece.finish.cached_tokens)
 
@@ -149,6 +151,7 @@ class Answer:
             {
                 "text": sequence.text,
                 "finish_reason": sequence.finish_reason,
+                "end_token": sequence.end_token,
                 **json_of_tokens(tuple(sequence.tokens), logprobs=logprobs),
             }
             for sequence in self.sequences

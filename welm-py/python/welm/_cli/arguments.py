@@ -118,6 +118,13 @@ REQUEST = (
     ),
     Flag("stop", text, "TEXT", "ends the text, and is no part of it; may be given several times"),
     Flag(
+        "stop_token_ids",
+        int,
+        "TOKEN",
+        "id of a token that ends the text, with --ignore-eos, too; may be given several times",
+    ),
+    Flag("cache_salt", text, "TEXT", "shares prompts' beginnings with requests of the same salt only"),
+    Flag(
         "logprobs",
         int,
         "K",
@@ -132,8 +139,10 @@ def add_flags(add: Callable[..., object], flags: Iterable[Flag], without: Collec
     """Adds flags, but for some."""
     for flag in flags:
         if flag.option not in without:
-            names = (["-n"] if flag.option == "n" else []) + [f"--{flag.option.replace('_', '-')}"]
-            action = "append" if flag.option in ("stop", "logit_bias") else "store"
+            # One that is given several times is named for one value.
+            name = "stop_token_id" if flag.option == "stop_token_ids" else flag.option
+            names = (["-n"] if flag.option == "n" else []) + [f"--{name.replace('_', '-')}"]
+            action = "append" if flag.option in ("stop", "stop_token_ids", "logit_bias") else "store"
             add(*names, dest=flag.option, type=flag.type, metavar=flag.metavar, help=flag.help, action=action)
 
 
@@ -155,9 +164,20 @@ def add_loading(parser: ArgumentParser, *, path: bool = True) -> None:
         help="do not share prompts' beginnings",
     )
     group.add_argument(
+        "--no-guard-mapped-files",
+        dest="guard_mapped_files",
+        action="store_false",
+        help="let a model file that is truncated meanwhile end the process",
+    )
+    group.add_argument(
         "--copy-weights",
         action="store_true",
         help="weights in memory of the process, in huge pages, instead of the mapped file",
+    )
+    group.add_argument(
+        "--allow-unread-tensors",
+        action="store_true",
+        help="load a model though it has tensors that nothing reads, such as heads for other tasks",
     )
 
 
@@ -181,7 +201,8 @@ def add_json(parser: ArgumentParser, about: str) -> None:
 
 def loading(args: Namespace) -> dict[str, Any]:
     """Keyword arguments of :class:`welm.Model`, but for the path."""
-    names = [flag.option for flag in LOADING] + ["prefix_cache", "copy_weights"]
+    switches = ["prefix_cache", "copy_weights", "guard_mapped_files", "allow_unread_tensors"]
+    names = [flag.option for flag in LOADING] + switches
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 

@@ -86,6 +86,7 @@ def run(args: Namespace) -> int:
                     "reason": piece.finish.reason,
                     "completion_tokens": piece.finish.completion_tokens,
                     "cached_tokens": piece.finish.cached_tokens,
+                    "end_token": piece.finish.end_token,
                 }
                 tokens = json_of_tokens(piece.tokens, logprobs=logprobs)
                 print_json({"index": piece.index, "text": piece.text, **tokens, "finish": finish})

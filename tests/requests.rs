@@ -1,0 +1,647 @@
+//! What a request may ask for, and how it ends: every pair and triple of options, ends by tokens, choices that are left,
+//! logits that are no numbers, salts.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use safetensors::SafeTensors;
+use welm_core::{
+    CancelToken, Choice, Error, FinishReason, GenerateOptions, Generation, LoadOptions, Model, Prompt,
+};
+use welm_tests::{at_rest, exact, fixture, log_softmax, nano};
+
+fn load(options: &LoadOptions) -> Model {
+    Model::load(nano(), options).unwrap()
+}
+
+fn ids(choice: &Choice) -> Vec<u32> {
+    choice.tokens.iter().map(|token| token.id).collect()
+}
+
+/// The numbers of an engine that does nothing, to be seen as soon as an answer is.
+fn assert_at_rest(model: &Model, what: &str) {
+    let s = model.stats();
+    assert_eq!((s.open, s.blocks_used, s.queue_depth, s.running), (0, 0, 0, 0), "{what}");
+}
+
+/// Longer than a block of the cache.
+const PROMPT: [u32; 37] = {
+    let mut ids = [0; 37];
+    let mut i = 0;
+    while i < 37 {
+        ids[i] = 300 + (i as u32 * 131) % 5_000;
+        i += 1;
+    }
+    ids
+};
+
+type Setting = (&'static str, fn(&mut GenerateOptions));
+
+/// Options, each with values other than its default. Tokens 41 and 42 are made likely, so that texts end by them.
+const SETTINGS: &[Setting] = &[
+    ("n", |o| o.n = 3),
+    ("echo", |o| o.echo = true),
+    ("logprobs", |o| o.logprobs = Some(0)),
+    ("logprobs", |o| o.logprobs = Some(2)),
+    ("max_tokens", |o| o.max_tokens = 0),
+    ("max_tokens", |o| o.max_tokens = 1),
+    ("temperature", |o| o.temperature = 0.0),
+    ("top_k", |o| o.top_k = 0),
+    ("top_k", |o| o.top_k = 2),
+    ("top_p", |o| o.top_p = 1.0),
+    ("min_p", |o| o.min_p = 0.1),
+    ("repetition_penalty", |o| o.repetition_penalty = 1.3),
+    ("frequency_penalty", |o| o.frequency_penalty = 1.0),
+    ("logit_bias", |o| o.logit_bias = vec![(41, 100.0), (42, 99.0)]),
+    ("logit_bias", |o| o.logit_bias = vec![(1, 100.0)]),
+    ("stop", |o| o.stop = vec!["<|endoftext|>".into(), "，".into()]),
+    ("stop_token_ids", |o| o.stop_token_ids = vec![41, 7]),
+    ("ignore_eos", |o| o.ignore_eos = true),
+    ("deadline", |o| o.deadline = Some(Duration::ZERO)),
+    ("cancel", |o| {
+        let token = CancelToken::new();
+        token.cancel();
+        o.cancel = Some(token);
+    }),
+    ("cache_salt", |o| o.cache_salt = Some("tenant".into())),
+];
+
+/// Every single setting, pair and triple of different options, with a prompt of one token and a long one.
+fn cases() -> Vec<(String, Vec<u32>, GenerateOptions)> {
+    let mut sets: Vec<Vec<Setting>> = vec![Vec::new()];
+    for (a, &first) in SETTINGS.iter().enumerate() {
+        sets.push(vec![first]);
+        for (b, &second) in SETTINGS.iter().enumerate().skip(a + 1).filter(|(_, s)| s.0 != first.0) {
+            sets.push(vec![first, second]);
+            let third = SETTINGS.iter().skip(b + 1).filter(|s| s.0 != first.0 && s.0 != second.0);
+            sets.extend(third.map(|&third| vec![first, second, third]));
+        }
+    }
+    let mut cases = Vec::new();
+    for (i, set) in sets.iter().enumerate() {
+        let mut options = GenerateOptions { max_tokens: 5, seed: Some(9), ..GenerateOptions::default() };
+        set.iter().for_each(|(_, apply)| apply(&mut options));
+        let names: Vec<&str> = set.iter().map(|s| s.0).collect();
+        let prompt = if i.is_multiple_of(3) { PROMPT[..1].to_vec() } else { PROMPT.to_vec() };
+        cases.push((format!("case {i}, {names:?}"), prompt, options));
+    }
+    cases
+}
+
+/// What must be true of an answer, whatever it says.
+fn assert_right(model: &Model, prompt: &[u32], o: &GenerateOptions, got: &Generation, what: &str) {
+    assert_eq!(got.choices.len(), o.n, "{what}");
+    assert_eq!(got.usage.prompt_tokens, prompt.len(), "{what}");
+    assert!(got.usage.cached_tokens < prompt.len(), "{what}");
+    let echoed = if o.echo { prompt.len() } else { 0 };
+    let interrupted = o.cancel.is_some() || o.deadline.is_some();
+    let mut completion_tokens = 0;
+    for choice in &got.choices {
+        let all = ids(choice);
+        if interrupted {
+            // Nothing is computed for it, but what needs no computing is there.
+            let computed = o.max_tokens > 0 || (o.echo && o.logprobs.is_some() && prompt.len() > 1);
+            let want = match (computed, &o.cancel) {
+                (false, _) => FinishReason::Length,
+                (true, Some(_)) => FinishReason::Cancelled,
+                (true, None) => FinishReason::Deadline,
+            };
+            assert_eq!((choice.finish_reason, got.usage.completion_tokens), (want, 0), "{what}");
+            continue;
+        }
+        assert_eq!(all[..echoed], prompt[..echoed], "{what}");
+        let generated = &all[echoed..];
+        completion_tokens += generated.len();
+        let given = if o.echo { model.detokenize(prompt) } else { String::new() };
+        let text = choice.text.strip_prefix(&given).expect(what);
+        for (at, token) in choice.tokens.iter().enumerate() {
+            let nothing_before = o.echo && at == 0;
+            let has = o.logprobs.is_some() && !nothing_before;
+            assert_eq!(token.logprob.is_some(), has, "{what}: token {at}");
+            assert_eq!(token.alternatives.len(), if has { o.logprobs.unwrap() } else { 0 }, "{what}");
+        }
+        assert!(generated.len() <= o.max_tokens, "{what}");
+        assert!(o.stop.iter().all(|stop| !text.contains(stop.as_str())), "{what}: {text}");
+        let ends = |id: &u32| o.stop_token_ids.contains(id) || (!o.ignore_eos && *id == 1);
+        assert!(!generated.iter().any(ends), "{what}: {generated:?}");
+        let whole = model.detokenize(generated);
+        match (choice.finish_reason, choice.end_token) {
+            (FinishReason::Length, None) => {
+                assert_eq!((generated.len(), text), (o.max_tokens, &*whole), "{what}");
+            }
+            (FinishReason::EndOfText, Some(1)) => assert!(!o.ignore_eos && text == whole, "{what}"),
+            (FinishReason::Stop, None) => {
+                let by_token = generated.last() == Some(&1);
+                assert!(!o.stop.is_empty() && (by_token || text.len() < whole.len()), "{what}");
+            }
+            (FinishReason::Stop, Some(id)) => {
+                let spelled = id == 1 && !o.stop.is_empty();
+                assert!((o.stop_token_ids.contains(&id) || spelled) && text == whole, "{what}");
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+    if !interrupted {
+        assert_eq!(got.usage.completion_tokens, completion_tokens, "{what}");
+    }
+}
+
+#[test]
+fn all_pairs_and_triples_of_options_alone_in_pieces_and_in_company() {
+    let model = load(&LoadOptions::default());
+    let cases = cases();
+    let mut reasons = std::collections::HashMap::<_, usize>::new();
+    let mut answers = Vec::new();
+    for (what, prompt, options) in &cases {
+        let whole = model.generate(prompt, options).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_at_rest(&model, what);
+        assert_right(&model, prompt, options, &whole, what);
+        let stream = model.stream(prompt, options).unwrap();
+        let mut collected = stream.generation();
+        stream.for_each(|piece| collected.push(piece.unwrap()));
+        assert_at_rest(&model, what);
+        // Only what was found in the cache depends on what was there before.
+        assert_eq!((&collected.choices, collected.seed), (&whole.choices, whole.seed), "{what}");
+        assert_eq!(collected.usage.completion_tokens, whole.usage.completion_tokens, "{what}");
+        whole.choices.iter().for_each(|choice| *reasons.entry(choice.finish_reason).or_default() += 1);
+        answers.push(whole);
+    }
+    println!("{} cases, {reasons:?}", cases.len());
+    assert!(reasons.len() == 5 && reasons.values().all(|&n| n > 50), "{reasons:?}");
+    // The first sequence is what it would be if it were the only one.
+    for ((what, prompt, options), whole) in cases.iter().zip(&answers).filter(|(case, _)| case.2.n > 1) {
+        let one = model.generate(prompt, &GenerateOptions { n: 1, ..options.clone() }).unwrap();
+        assert_eq!(one.choices[0], whole.choices[0], "{what}");
+    }
+
+    // A cache that holds a few of them, so that sequences are preempted.
+    let small =
+        load(&LoadOptions { cache_tokens: Some(160), context_tokens: Some(64), ..LoadOptions::default() });
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((what, prompt, options)) = cases.get(at) else { return };
+                    let got = small.generate(prompt, options).unwrap();
+                    assert_eq!(got.choices, answers[at].choices, "{what}");
+                    assert_eq!(got.usage.completion_tokens, answers[at].usage.completion_tokens, "{what}");
+                }
+            });
+        }
+    });
+    let stats = at_rest(&small);
+    assert_eq!((stats.open, stats.blocks_used, stats.queue_depth, stats.running), (0, 0, 0, 0));
+    println!("{} preemptions", stats.preemptions);
+}
+
+#[test]
+fn siblings_end_with_a_sequence_that_ends_before_they_begin() {
+    let model = load(&LoadOptions::default());
+    for n in 1..4 {
+        let options =
+            GenerateOptions { n, echo: true, logprobs: Some(1), max_tokens: 0, ..GenerateOptions::default() };
+        let got = model.generate(&PROMPT[..20], &options).unwrap();
+        assert_at_rest(&model, "n");
+        assert!(got.choices.iter().all(|choice| *choice == got.choices[0] && choice.tokens.len() == 20));
+        assert_eq!((got.choices.len(), got.usage.completion_tokens), (n, 0));
+        let finishes =
+            model.stream(&PROMPT[..20], &options).unwrap().filter(|p| p.as_ref().unwrap().finish.is_some());
+        assert_eq!(finishes.count(), n);
+    }
+}
+
+/// Bias that makes these tokens come one after the other, each once, with greedy decoding.
+fn in_order(tokens: &[u32]) -> GenerateOptions {
+    let logit_bias = tokens.iter().zip(0..).map(|(&id, at)| (id, 100.0 - 25.0 * at as f32)).collect();
+    GenerateOptions { logit_bias, frequency_penalty: 100.0, ..GenerateOptions::greedy(tokens.len()) }
+}
+
+#[test]
+fn stop_strings_with_special_tokens_end_at_them() {
+    let model = load(&LoadOptions::default());
+    let (end, pad) = (model.token_id("<|endoftext|>").unwrap(), model.token_id("<pad>").unwrap());
+    let letter = |text: &str| {
+        let ids = model.tokenize(text, false).unwrap();
+        assert_eq!(ids.len(), 1, "{text}");
+        ids[0]
+    };
+    let (moon, spring) = (letter("月"), letter("春"));
+    let run = |tokens: &[u32], stop: &[&str], ignore_eos: bool| {
+        let stop = stop.iter().map(|s| s.to_string()).collect();
+        let options = GenerateOptions { stop, ignore_eos, ..in_order(tokens) };
+        let got = model.generate("床", &options).unwrap().choices.remove(0);
+        let mut shown = String::new();
+        for piece in model.stream("床", &options).unwrap() {
+            shown.push_str(&piece.unwrap().text);
+        }
+        assert_eq!(shown, got.text);
+        (got.text.clone(), got.finish_reason, ids(&got).len(), got.end_token)
+    };
+    let is = |text: &str, reason, tokens, end_token| (text.to_string(), reason, tokens, end_token);
+    use FinishReason::{EndOfText, Length, Stop};
+    let tokens = [moon, pad, spring];
+    assert_eq!(run(&tokens, &[], true), is("月春", Length, 3, None));
+    assert_eq!(run(&tokens, &["<pad>"], true), is("月", Stop, 2, None));
+    assert_eq!(run(&tokens, &["月<pad>"], true), is("", Stop, 2, None));
+    assert_eq!(run(&tokens, &["<pad>春"], true), is("月", Stop, 3, None));
+    assert_eq!(run(&tokens, &["月<pad>春"], true), is("", Stop, 3, None));
+    assert_eq!(run(&tokens, &["月春"], true), is("", Stop, 3, None));
+    assert_eq!(run(&tokens, &["pad>", "<pad", "春<pad>"], true), is("月春", Length, 3, None));
+    // The model's own end token, too: ignored, not ignored, and after text.
+    let tokens = [moon, end, spring];
+    assert_eq!(run(&tokens, &["<|endoftext|>"], true), is("月", Stop, 2, None));
+    assert_eq!(run(&tokens, &["月<|endoftext|>"], false), is("", Stop, 1, Some(end)));
+    assert_eq!(run(&tokens, &["<|endoftext|>春"], false), is("月", EndOfText, 1, Some(end)));
+    // A spelling that comes as text is text.
+    let spelled = model.tokenize("<pad>", false).unwrap();
+    let got = run(&spelled[..4.min(spelled.len())], &["<pad>"], true);
+    let whole = model.detokenize(&spelled[..4.min(spelled.len())]);
+    assert_eq!(got.1 == Stop, whole.contains("<pad>"), "{got:?} {whole}");
+}
+
+#[test]
+fn stop_tokens_end_a_sequence_as_end_tokens_do() {
+    let model = load(&LoadOptions::default());
+    let end = model.config().eos_token_ids[0];
+    let base = in_order(&[400, 401, 402, 403]);
+    let run = |stop_token_ids: Vec<u32>, ignore_eos, logit_bias: Vec<(u32, f32)>| {
+        let logit_bias = [base.logit_bias.clone(), logit_bias].concat();
+        let options = GenerateOptions { stop_token_ids, ignore_eos, logit_bias, ..base.clone() };
+        let got = model.generate("床", &options).unwrap();
+        let choice = &got.choices[0];
+        assert_eq!(got.usage.completion_tokens, choice.tokens.len());
+        assert_eq!(choice.text, model.detokenize(&ids(choice)));
+        (ids(choice), choice.finish_reason, choice.end_token)
+    };
+    use FinishReason::{EndOfText, Length, Stop};
+    let all = vec![400, 401, 402, 403];
+    assert_eq!(run(vec![], true, vec![]), (all.clone(), Length, None));
+    for ignore_eos in [false, true] {
+        assert_eq!(run(vec![9, 402], ignore_eos, vec![]), (all[..2].to_vec(), Stop, Some(402)));
+        assert_eq!(run(vec![400], ignore_eos, vec![]), (vec![], Stop, Some(400)));
+    }
+    // An end token that is asked for, too.
+    let first = vec![(end, 100.0), (400, -30.0)];
+    assert_eq!(run(vec![end], true, first.clone()), (vec![], Stop, Some(end)));
+    assert_eq!(run(vec![end], false, first), (vec![], EndOfText, Some(end)));
+
+    let wrong = |options: GenerateOptions| model.generate("床", &options).unwrap_err().to_string();
+    let vocab = model.config().vocab_size;
+    let beyond = GenerateOptions { stop_token_ids: vec![3, vocab as u32], ..GenerateOptions::default() };
+    assert_eq!(wrong(beyond), format!("option `stop_token_ids`: expected tokens below {vocab}, got {vocab}"));
+    // A model without a tokenizer has no text that could match.
+    let bare = Model::load(fixture("llama_gqa"), &exact()).unwrap();
+    let options = GenerateOptions { stop: vec!["x".into()], ..GenerateOptions::greedy(2) };
+    let refused = bare.generate(&[1u32][..], &options);
+    assert!(matches!(refused, Err(Error::InvalidOption { option: "stop", .. })), "{refused:?}");
+    let options = GenerateOptions { stop_token_ids: (0..97).collect(), ..in_order(&[5]) };
+    assert!(matches!(
+        bare.generate(&[1u32][..], &GenerateOptions { stop_token_ids: vec![5], ..options.clone() }),
+        Ok(Generation { choices, .. }) if choices[0].end_token == Some(5) && choices[0].tokens.is_empty()
+    ));
+    assert_eq!(bare.generate(&[1u32][..], &options).unwrap().choices[0].end_token, Some(5));
+}
+
+/// Ends by tokens, several sequences, salts, sampling: what is preempted goes on as it would have.
+#[test]
+fn stop_tokens_salts_and_siblings_do_not_notice_preemption() {
+    let request = |i: usize| {
+        let options = GenerateOptions {
+            n: 1 + i % 4,
+            max_tokens: 60,
+            temperature: [0.0, 0.9, 1.5][i % 3],
+            top_k: [50, 0][i % 2],
+            stop_token_ids: [1183, 1140, 1310, 7037][..i % 5].to_vec(), // frequent ones
+            stop: if i % 3 == 1 { vec!["。\n".into(), "<pad>".into()] } else { Vec::new() },
+            cache_salt: [None, Some("a"), Some("b")][i % 3].map(String::from),
+            logprobs: [None, Some(1)][(i / 2) % 2],
+            ignore_eos: i.is_multiple_of(2),
+            seed: Some(i as u64),
+            ..GenerateOptions::default()
+        };
+        (PROMPT[..20 + i % 15].to_vec(), options)
+    };
+    let alone = load(&LoadOptions { prefix_cache: false, ..LoadOptions::default() });
+    let want: Vec<_> = (0..60).map(request).map(|(p, o)| alone.generate(&p, &o).unwrap().choices).collect();
+    let by_token =
+        want.iter().flatten().filter(|c| c.finish_reason == FinishReason::Stop && c.end_token.is_some());
+    assert!(by_token.count() > 3);
+    let model =
+        load(&LoadOptions { cache_tokens: Some(320), context_tokens: Some(128), ..LoadOptions::default() });
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(want) = want.get(i) else { return };
+                    let (prompt, options) = request(i);
+                    assert_eq!(&model.generate(&prompt, &options).unwrap().choices, want, "request {i}");
+                }
+            });
+        }
+    });
+    let stats = at_rest(&model);
+    assert!(stats.preemptions > 0);
+    assert_eq!((stats.open, stats.blocks_used, stats.queue_depth), (0, 0, 0));
+}
+
+#[test]
+fn a_request_that_follows_a_cancelled_one_is_what_it_would_be() {
+    let model = load(&LoadOptions { cache_tokens: Some(512), ..LoadOptions::default() });
+    let options = GenerateOptions { n: 2, logprobs: Some(1), seed: Some(4), ..GenerateOptions::default() };
+    let want = model.generate(&PROMPT[..], &options).unwrap().choices;
+    for i in 0..40 {
+        let long = GenerateOptions {
+            n: 1 + i % 3,
+            max_tokens: 200,
+            ignore_eos: true,
+            echo: i % 2 == 1,
+            logprobs: [None, Some(0)][(i / 2) % 2],
+            ..GenerateOptions::default()
+        };
+        let mut stream = model.stream(&PROMPT[..], &long).unwrap();
+        (0..i % 5).for_each(|_| drop(stream.next()));
+        stream.cancel();
+        let rest: Vec<_> = stream.by_ref().map(Result::unwrap).collect();
+        let ends = rest.iter().filter_map(|piece| piece.finish).collect::<Vec<_>>();
+        assert!(ends.len() == long.n && ends.iter().all(|f| f.reason == FinishReason::Cancelled), "{ends:?}");
+        assert_at_rest(&model, "after a cancelled request");
+        assert_eq!(model.generate(&PROMPT[..], &options).unwrap().choices, want, "after cancelling {i}");
+    }
+}
+
+#[test]
+fn where_bias_rules_all_tokens_out_that_is_an_error() {
+    let model = load(&LoadOptions::default());
+    let vocab = model.config().vocab_size as u32;
+    let ruled_out = |from: u32| (from..vocab).map(|id| (id, f32::NEG_INFINITY)).collect::<Vec<_>>();
+    for options in
+        [GenerateOptions::greedy(3), GenerateOptions { n: 3, ignore_eos: true, ..Default::default() }]
+    {
+        let all = GenerateOptions { logit_bias: ruled_out(0), ..options.clone() };
+        let error = model.generate("床", &all).unwrap_err();
+        let want = format!("expected to leave a token to choose, got -inf for all {vocab}");
+        assert_eq!(error.to_string(), format!("option `logit_bias`: {want}"));
+        // Twice the same token is not two tokens.
+        let twice = [ruled_out(1), ruled_out(vocab - 1)].concat();
+        let one = GenerateOptions { logit_bias: twice, ..options };
+        let got = model.generate("床", &one).unwrap();
+        assert!(got.choices.iter().all(|c| !c.tokens.is_empty() && c.tokens.iter().all(|t| t.id == 0)));
+    }
+    // The end token alone is left.
+    let mut bias = ruled_out(0);
+    bias.remove(1);
+    let got = model.generate("床", &GenerateOptions { logit_bias: bias, ..Default::default() }).unwrap();
+    assert_eq!((got.choices[0].finish_reason, got.choices[0].end_token), (FinishReason::EndOfText, Some(1)));
+    assert_at_rest(&model, "after errors");
+}
+
+#[test]
+fn more_sequences_than_the_queue_ever_takes_are_an_invalid_option() {
+    let model = load(&LoadOptions { queue_limit: 2, ..LoadOptions::default() });
+    let run = |n| model.generate("床", &GenerateOptions { n, ..GenerateOptions::greedy(1) });
+    assert_eq!(run(2).unwrap().choices.len(), 2);
+    let error = run(3).unwrap_err().to_string();
+    assert_eq!(error, "option `n`: expected at most 2, which is all that the queue takes, got 3");
+    assert_eq!(model.stats().rejected, 0);
+    assert_at_rest(&model, "after a refusal");
+}
+
+/// A copy of a fixture with some values of a tensor replaced.
+fn with_values(name: &str, tensor: &str, at: std::ops::Range<usize>, value: f32, folder: &Path) -> Model {
+    for file in std::fs::read_dir(fixture(name)).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+    }
+    let file = folder.join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let view = SafeTensors::deserialize(&bytes).unwrap();
+    let start = view.tensor(tensor).unwrap().data().as_ptr() as usize - bytes.as_ptr() as usize;
+    for i in at {
+        bytes[start + 4 * i..][..4].copy_from_slice(&value.to_le_bytes());
+    }
+    std::fs::write(file, bytes).unwrap();
+    Model::load(folder, &exact()).unwrap()
+}
+
+#[test]
+fn logits_that_are_no_numbers_end_their_request_alone() {
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        // The embedding of one token, which only some prompts have.
+        let folder = tempfile::tempdir().unwrap();
+        let broken = "model.embed_tokens.weight";
+        let model = with_values("llama_mha", broken, 96 * 32..96 * 32 + 1, value, folder.path());
+        let sound = Model::load(fixture("llama_mha"), &exact()).unwrap();
+        let options = GenerateOptions {
+            n: 3,
+            max_tokens: 12,
+            logit_bias: vec![(96, f32::NEG_INFINITY)],
+            seed: Some(1),
+            ..GenerateOptions::default()
+        };
+        let prompt = |i: u32| (0..20 + i).map(|t| (t * 13 + i) % 96).collect::<Vec<u32>>();
+        let bad = |i: u32| [prompt(i), vec![96, 3, 4, 5]].concat();
+        let position = |error: Error, what: &str| match error {
+            Error::NotFinite { position, began, .. } => (position, began),
+            other => panic!("{what}: {other}"),
+        };
+        std::thread::scope(|scope| {
+            for i in 0..12 {
+                let (model, sound, options) = (&model, &sound, &options);
+                scope.spawn(move || {
+                    if i % 3 == 0 {
+                        let (at, began) = position(model.generate(&bad(i), options).unwrap_err(), "generate");
+                        let len = prompt(i).len();
+                        assert_eq!((at, began), (len + 3, format!("in the embedding, at position {len}")));
+                    } else {
+                        let want = sound.generate(&prompt(i), options).unwrap().choices;
+                        assert_eq!(model.generate(&prompt(i), options).unwrap().choices, want);
+                    }
+                });
+            }
+        });
+        let stats = at_rest(&model);
+        assert_eq!((stats.open, stats.blocks_used, stats.queue_depth), (0, 0, 0));
+        // Log-probabilities and logits of given tokens: those before are sound, those after are not.
+        let echo = GenerateOptions { echo: true, logprobs: Some(1), max_tokens: 0, n: 2, ..options.clone() };
+        assert_eq!(position(model.generate(&bad(1), &echo).unwrap_err(), "echo").0, 21);
+        assert_eq!(position(model.logits(&bad(1), 0).unwrap_err(), "logits").0, 21);
+        assert_eq!(model.logits(&prompt(1), 0).unwrap(), sound.logits(&prompt(1), 0).unwrap());
+        assert_at_rest(&model, "after errors");
+        // What it has computed is not found by others.
+        let twice = || model.generate(&bad(2), &GenerateOptions::greedy(1)).unwrap_err();
+        assert_eq!((twice(), model.stats().prefix_hit_tokens), (twice(), model.stats().prefix_hit_tokens));
+
+        // A layer, and the output projection, which hit everything.
+        for (tensor, at, began) in [
+            ("model.layers.0.mlp.down_proj.weight", 7, "in layer 0, at position 0"),
+            // Of the last layer, only rows whose logits are wanted are computed to the end.
+            ("model.layers.1.self_attn.o_proj.weight", 40, "in layer 1, at position 20"),
+            ("lm_head.weight", 32 * 9, "behind the last layer"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let model = with_values("llama_mha", tensor, at..at + 1, value, folder.path());
+            let error = model.generate(&prompt(1), &GenerateOptions::greedy(4)).unwrap_err();
+            let text = error.to_string();
+            let (at, origin) = position(error, tensor);
+            assert_eq!(origin, began, "{tensor} {value}");
+            // A weight of -inf gives one token -inf, which is no fault of the row, or +inf, which is one.
+            assert!(
+                at == 20 || (tensor == "lm_head.weight" && value == f32::NEG_INFINITY),
+                "{tensor} {value}"
+            );
+            let said = format!("logits at position {at}: expected finite numbers, got ");
+            assert!(text.starts_with(&said) && text.ends_with(began), "{text}");
+        }
+    }
+}
+
+#[test]
+fn only_requests_of_the_same_salt_share_what_was_computed() {
+    let model = load(&LoadOptions::default());
+    let prompt: Vec<u32> = (0..64u32).map(|i| 300 + (i * 7) % 5_000).collect();
+    let run = |salt: Option<&str>, n| {
+        let cache_salt = salt.map(String::from);
+        let options = GenerateOptions { n, cache_salt, seed: Some(2), ..GenerateOptions::default() };
+        let got = model.generate(&prompt, &options).unwrap();
+        (got.usage.cached_tokens, got.choices)
+    };
+    let hits = || model.stats().prefix_hit_tokens;
+    let (cached, want) = run(Some("a"), 3);
+    assert_eq!(cached, 0);
+    // Scores and logits have no salt, so they find nothing of those that have.
+    let logits = model.logits(&prompt, 63).unwrap();
+    assert_eq!(hits(), 0);
+    assert_eq!(run(Some("a"), 3), (48, want.clone()));
+    assert_eq!(run(Some("a"), 1), (48, want[..1].to_vec()));
+    assert_eq!(run(Some("b"), 3), (0, want.clone()));
+    assert_eq!(run(Some("a "), 3).0, 0);
+    let before = hits();
+    assert_eq!(model.logits(&prompt, 63).unwrap(), logits);
+    assert_eq!(hits() - before, 48);
+    assert_eq!(run(None, 3), (48, want.clone()), "of the logits");
+    assert_eq!(run(Some("b"), 3), (48, want.clone()));
+
+    // More salts than the cache has blocks.
+    let small = load(&LoadOptions { cache_tokens: Some(128), ..LoadOptions::default() });
+    for salt in 0..200 {
+        let options = GenerateOptions { cache_salt: Some(salt.to_string()), ..GenerateOptions::greedy(1) };
+        assert_eq!(small.generate(&prompt, &options).unwrap().usage.cached_tokens, 0);
+    }
+    let stats = at_rest(&small);
+    assert!(stats.blocks_cached <= stats.blocks_total && stats.blocks_used == 0);
+}
+
+/// Sum of log-probabilities of the tokens after the first `given`, from logits.
+fn from_logits(model: &Model, tokens: &[u32], given: usize) -> f64 {
+    let vocab = model.config().vocab_size;
+    let rows = log_softmax(&model.logits(tokens, given - 1).unwrap(), vocab);
+    tokens[given..].iter().enumerate().map(|(i, &id)| rows[i * vocab + id as usize]).sum()
+}
+
+#[test]
+fn every_token_of_a_continuation_is_scored() {
+    let model = load(&exact());
+    let start = model.config().bos_token_id.unwrap();
+    let echoed = |tokens: &[u32]| {
+        let options =
+            GenerateOptions { echo: true, logprobs: Some(0), max_tokens: 0, ..GenerateOptions::default() };
+        model.generate(tokens, &options).unwrap().choices.remove(0).tokens
+    };
+    let check = |prompt: &str, continuation: &str| {
+        let score = model.score(prompt, &[continuation]).unwrap().remove(0);
+        let own = model.tokenize(prompt, false).unwrap();
+        let all = model.tokenize(&format!("{prompt}{continuation}"), false).unwrap();
+        let shared = own.iter().zip(&all).take_while(|(a, b)| a == b).count();
+        // With nothing in common, the start token is all that precedes.
+        let tokens = if shared == 0 { [vec![start], all].concat() } else { all };
+        let given = shared.max(1);
+        assert_eq!(score.tokens[..], echoed(&tokens)[given..], "{prompt:?} {continuation:?}");
+        assert!(!score.tokens.is_empty() && score.logprob < 0.0, "{prompt:?} {continuation:?}");
+        let want = from_logits(&model, &tokens, given);
+        assert!((score.logprob - want).abs() < 1e-3, "{prompt:?} {continuation:?}: {} {want}", score.logprob);
+        shared
+    };
+    for continuation in ["春", "明月", "春眠不觉晓，", "the", "\n", "😀"] {
+        assert_eq!(check("", continuation), 0);
+        check("床前明月光，", continuation);
+    }
+    // Boundaries inside a token: nothing of the prompt's own is left, or not all.
+    let merged = [("t", "he"), ("床", "前"), ("床前明月", "光"), ("你好wor", "ld"), ("\n", "\n")];
+    println!("{:?}", merged.map(|(prompt, continuation)| check(prompt, continuation)));
+
+    // The same as the begin token, given by the caller, and as generating from nothing.
+    let bare = model.score("", &["春"]).unwrap().remove(0);
+    let spring = model.tokenize("春", false).unwrap();
+    assert_eq!(bare.tokens.iter().map(|t| t.id).collect::<Vec<_>>(), spring);
+    let options = GenerateOptions { logprobs: Some(100), ..GenerateOptions::greedy(1) };
+    let first = model.generate("", &options).unwrap().choices.remove(0).tokens.remove(0);
+    let same = model.score("", &[model.detokenize(&[first.id])]).unwrap().remove(0);
+    assert_eq!((same.tokens[0].id, same.tokens[0].logprob), (first.id, first.logprob));
+
+    // Nothing is certain; what has no tokens and is not nothing is an error that names it.
+    let nothing = model.score("", &["", "春"]).unwrap();
+    assert_eq!((nothing[0].logprob, nothing[0].tokens.len(), nothing[1].tokens.len()), (0.0, 0, 1));
+    assert!(model.score("春", &[] as &[&str]).unwrap().is_empty());
+    let without = Model::load(fixture("llama_gqa"), &exact()).unwrap();
+    assert!(matches!(without.score("a", &["b"]), Err(Error::Tokenizer(_))));
+    assert_eq!(without.logits(Prompt::Tokens(&[]), 0), Err(Error::EmptyPrompt));
+}
+
+/// A model with a tokenizer of two letters and `ab`, whose settings and normalizer are given.
+fn two_letters(folder: &Path, normalizer: &str, config: &[(&str, u32)]) -> Model {
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("llama_gqa").join(file), folder.join(file)).unwrap();
+    }
+    let tokenizer = format!(
+        r#"{{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": {normalizer},
+            "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": {{"type": "BPE", "dropout": null,
+            "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
+            "byte_fallback": false, "vocab": {{"a": 3, "b": 4, "ab": 5}}, "merges": ["a b"]}}}}"#
+    );
+    std::fs::write(folder.join("tokenizer.json"), tokenizer).unwrap();
+    let mut settings: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+    config.iter().for_each(|&(key, value)| settings[key] = value.into());
+    std::fs::write(folder.join("config.json"), settings.to_string()).unwrap();
+    Model::load(folder, &exact()).unwrap()
+}
+
+#[test]
+fn scores_without_a_start_token_or_without_tokens_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = two_letters(folder.path(), "null", &[]);
+    assert!((model.score("a", &["a"]).unwrap()[0].logprob - from_logits(&model, &[3, 3], 1)).abs() < 1e-4);
+    // `ab` is one token, which shares nothing with `a`.
+    let error = model.score("a", &["a", "b"]).unwrap_err();
+    assert!(matches!(error, Error::InvalidOption { option: "continuations", .. }), "{error}");
+    assert!(error.to_string().ends_with(r#"none that starts a text, got "b""#), "{error}");
+    let empty = model.score("", &["a"]).unwrap_err();
+    assert!(matches!(empty, Error::InvalidOption { option: "continuations", .. }), "{empty}");
+    // The end token starts a text where no other does.
+    let folder = tempfile::tempdir().unwrap();
+    let model = two_letters(folder.path(), "null", &[("eos_token_id", 7)]);
+    for (prompt, continuation, tokens) in
+        [("a", "b", &[7, 5][..]), ("", "a", &[7, 3]), ("", "ab", &[7, 5]), ("b", "ab", &[4, 5])]
+    {
+        let score = model.score(prompt, &[continuation]).unwrap().remove(0);
+        assert_eq!(
+            score.tokens.iter().map(|t| t.id).collect::<Vec<_>>(),
+            tokens[1..],
+            "{prompt} {continuation}"
+        );
+        assert!((score.logprob - from_logits(&model, tokens, 1)).abs() < 1e-4);
+    }
+    // A continuation that the normalizer takes away has no probability, and is not certain either.
+    let folder = tempfile::tempdir().unwrap();
+    let strip = r#"{"type": "Strip", "strip_left": true, "strip_right": true}"#;
+    let model = two_letters(folder.path(), strip, &[("eos_token_id", 7)]);
+    let error = model.score("a", &["b", " "]).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        r#"option `continuations`: expected texts that have tokens behind this prompt, got " ""#
+    );
+}

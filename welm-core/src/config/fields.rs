@@ -1,0 +1,174 @@
+//! Fields of a JSON object, read with their types checked, and accounted for.
+//!
+//! Every key that is asked for is remembered. What nobody asked for is looked up in a table at the end: it has no
+//! effect on the arithmetic, or it has and must say that it is off, or nobody knows it, which the log tells.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value as Json};
+
+use super::keys;
+use crate::error::{Error, Result};
+
+/// A JSON object. Null is absence where the model's authors leave a setting open so, and an error elsewhere.
+pub(super) struct Fields {
+    object: Map<String, Json>,
+    /// What stands before a key in an error: nothing, or the name of a section and a dot.
+    prefix: String,
+    read: RefCell<BTreeSet<String>>,
+}
+
+impl Fields {
+    /// The object of a whole file.
+    pub(super) fn new(json: Json) -> Result<Self> {
+        match json {
+            Json::Object(object) => Ok(Fields { object, prefix: String::new(), read: RefCell::default() }),
+            other => Err(Self::mismatch("the whole file", "an object", &other)),
+        }
+    }
+
+    /// A key as an error names it.
+    pub(super) fn path(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// The field, unless it is absent.
+    fn given(&self, key: &str) -> Option<&Json> {
+        self.read.borrow_mut().insert(key.to_string());
+        self.object.get(key)
+    }
+
+    /// The field, unless it is absent or null.
+    pub(super) fn find(&self, key: &str) -> Option<&Json> {
+        self.given(key).filter(|v| !v.is_null())
+    }
+
+    fn mismatch(path: &str, expected: &str, got: &Json) -> Error {
+        let mut got = got.to_string();
+        if got.len() > 80 {
+            got = format!("{} ...", got.chars().take(80).collect::<String>());
+        }
+        Error::config(path, format!("expected {expected}, got {got}"))
+    }
+
+    /// The error of a field of another kind or value.
+    pub(super) fn wrong(&self, key: &str, expected: &str, got: &Json) -> Error {
+        Self::mismatch(&self.path(key), expected, got)
+    }
+
+    fn missing(&self, key: &str) -> Error {
+        Error::config(self.path(key), "missing from config.json")
+    }
+
+    pub(super) fn opt_size(&self, key: &str) -> Result<Option<usize>> {
+        let size = |v: &Json| v.as_u64().and_then(|x| usize::try_from(x).ok());
+        self.find(key).map(|v| size(v).ok_or_else(|| self.wrong(key, "a whole number", v))).transpose()
+    }
+
+    pub(super) fn size(&self, key: &str) -> Result<usize> {
+        self.opt_size(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A size that the family does not leave open: it may be absent, but nothing else than this.
+    pub(super) fn fixed_size(&self, key: &str, value: usize) -> Result<()> {
+        match self.opt_size(key)? {
+            Some(other) if other != value => {
+                Err(Error::config(self.path(key), format!("expected {value} in this family, got {other}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A number, not null.
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
+        self.given(key).map(|v| v.as_f64().ok_or_else(|| self.wrong(key, "a number", v))).transpose()
+    }
+
+    /// A number; null is absence.
+    pub(super) fn opt_number(&self, key: &str) -> Result<Option<f64>> {
+        self.find(key).map(|v| v.as_f64().ok_or_else(|| self.wrong(key, "a number", v))).transpose()
+    }
+
+    pub(super) fn need_number(&self, key: &str) -> Result<f64> {
+        self.opt_number(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
+        self.given(key).map(|v| v.as_bool().ok_or_else(|| self.wrong(key, "true or false", v))).transpose()
+    }
+
+    pub(super) fn opt_text(&self, key: &str) -> Result<Option<&str>> {
+        self.given(key).map(|v| v.as_str().ok_or_else(|| self.wrong(key, "a string", v))).transpose()
+    }
+
+    pub(super) fn text(&self, key: &str) -> Result<&str> {
+        self.opt_text(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// One id, a list of ids, or nothing.
+    pub(super) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
+        let Some(value) = self.find(key) else { return Ok(Vec::new()) };
+        let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let id = |v: &Json| v.as_u64().and_then(|x| u32::try_from(x).ok());
+        list.iter().map(|v| id(v).ok_or_else(|| self.wrong(key, "token ids", value))).collect()
+    }
+
+    /// One id, or nothing.
+    pub(super) fn token_id(&self, key: &str) -> Result<Option<u32>> {
+        match self.token_ids(key)?[..] {
+            [] => Ok(None),
+            [id] => Ok(Some(id)),
+            _ => Err(Error::config(self.path(key), "expected one token id, got several")),
+        }
+    }
+
+    /// An object inside; one that is absent, null or empty is none.
+    pub(super) fn section(&self, key: &str) -> Result<Option<Fields>> {
+        let Some(value) = self.find(key) else { return Ok(None) };
+        let object = value.as_object().ok_or_else(|| self.wrong(key, "an object", value))?.clone();
+        let prefix = format!("{}{key}.", self.prefix);
+        Ok(Some(Fields { object, prefix, read: RefCell::default() }).filter(|f| !f.object.is_empty()))
+    }
+
+    /// A setting whose presence changes the arithmetic in ways that are not computed here.
+    pub(super) fn refuse(&self, key: &str) -> Result<()> {
+        match self.find(key) {
+            Some(value) => Err(self.wrong(key, "nothing (not supported)", value)),
+            None => Ok(()),
+        }
+    }
+
+    fn unread(&self) -> impl Iterator<Item = (&String, &Json)> {
+        let read = self.read.borrow();
+        let unread: Vec<_> = self.object.iter().filter(|(key, _)| !read.contains(*key)).collect();
+        unread.into_iter()
+    }
+
+    /// Refuses whatever nobody read and is not null, for sections of which every key matters.
+    pub(super) fn all_read(&self, expected: &str) -> Result<()> {
+        match self.unread().find(|(_, value)| !value.is_null()) {
+            Some((key, value)) => Err(self.wrong(key, expected, value)),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks up whatever nobody read: refuses what changes the arithmetic, and tells the log what nobody knows.
+    pub(super) fn account_for_rest(&self) -> Result<()> {
+        let mut unknown = Vec::new();
+        for (key, value) in self.unread() {
+            match keys::of_config(key) {
+                keys::Effect::None => {}
+                keys::Effect::Off(off) if off.is(value) => {}
+                keys::Effect::Off(off) => {
+                    return Err(self.wrong(key, &format!("{off} (not supported)"), value));
+                }
+                keys::Effect::Unknown => unknown.push(key.as_str()),
+            }
+        }
+        if !unknown.is_empty() {
+            tracing::warn!(keys = unknown.join(", "), "config.json has settings that nothing reads");
+        }
+        Ok(())
+    }
+}

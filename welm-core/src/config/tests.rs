@@ -1,0 +1,238 @@
+//! Configurations, right and wrong; what is right is what transformers 5.24 makes of them.
+
+use std::path::Path;
+
+use serde_json::{Value as Json, json};
+
+use super::*;
+
+fn base(family: &str) -> Json {
+    let mut config = json!({
+        "model_type": family, "vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 12, "max_position_embeddings": 64
+    });
+    if family == "gpt_neox" {
+        config["hidden_size"] = json!(32);
+    }
+    config
+}
+
+fn read(text: &str) -> Result<ModelConfig> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), text).unwrap();
+    ModelConfig::from_folder(folder.path())
+}
+
+/// The family's smallest configuration with these settings beside.
+fn with(family: &str, more: &Json) -> Result<ModelConfig> {
+    let mut config = base(family);
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    read(&config.to_string())
+}
+
+/// The setting that is at fault.
+fn fault(family: &str, more: &Json) -> String {
+    match with(family, more) {
+        Err(Error::Config { setting, .. }) => setting,
+        other => panic!("{more}: {other:?}"),
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn rotary_frequencies_are_those_of_transformers() {
+    let cases: &[(&str, &str, &[f32])] = &[
+        ("llama", r#"{}"#, &[1.0, 0.1, 0.01, 0.001]),
+        ("llama", r#"{"rope_theta": 500000}"#, &[1.0, 0.03760603, 0.001414213, 5.318296e-05]),
+        ("llama", r#"{"rope_scaling": null}"#, &[1.0, 0.1, 0.01, 0.001]),
+        ("llama", r#"{"rope_scaling": {}, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}"#, &[1.0, 0.2114742, 0.04472136, 0.009457416]),
+        ("llama", r#"{"rope_scaling": {"type": "linear", "factor": 2}}"#, &[0.5, 0.05, 0.005, 0.0005]),
+        ("llama", r#"{"rope_scaling": {"rope_type": "linear", "factor": 2.5}}"#, &[0.4, 0.04, 0.004, 0.0004]),
+        ("llama", r#"{"rope_scaling": {"rope_type": "linear", "type": "dynamic", "factor": 2.0}}"#, &[0.5, 0.05, 0.005, 0.0005]),
+        ("llama", r#"{"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}}"#, &[0.25, 0.05286856, 0.01118034, 0.002364354]),
+        ("llama", r#"{"rope_parameters": {"type": "linear", "factor": 4.0}, "rope_theta": 500.0}"#, &[0.25, 0.05286856, 0.01118034, 0.002364354]),
+        ("llama", r#"{"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}, "rope_theta": 7.0}"#, &[0.25, 0.05286856, 0.01118034, 0.002364354]),
+        ("llama", r#"{"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}"#, &[0.5, 0.05, 0.005, 0.0005]),
+        ("llama", r#"{"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}"#, &[0.5, 0.05, 0.005, 0.0005]),
+        ("llama", r#"{"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}, "rope_theta": 300}"#, &[0.5, 0.1201406, 0.02886751, 0.006936319]),
+        ("llama", r#"{"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 77.0}, "rope_theta": 300}"#, &[0.5, 0.1687902, 0.05698029, 0.01923543]),
+        ("llama", r#"{"rope_scaling": {"type": "dynamic", "factor": 4.0}}"#, &[1.0, 0.1, 0.01, 0.001]),
+        ("llama", r#"{"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 32, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}}"#, &[1.0, 0.0125, 0.00125, 0.000125]),
+        ("llama", r#"{"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}}"#, &[1.0, 0.01304226, 0.00125, 0.000125]),
+        ("llama", r#"{"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 32, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, "original_max_position_embeddings": 16}"#, &[0.5760564, 0.0125, 0.00125, 0.000125]),
+        ("llama", r#"{"rope_parameters": {"rope_type": "llama3", "original_max_position_embeddings": 32, "rope_theta": 500000.0, "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}}"#, &[1.0, 0.004700754, 0.0001767767, 6.64787e-06]),
+        ("llama", r#"{"rope_scaling": {"type": "linear", "factor": 2.0, "original_max_position_embeddings": 32, "finetuned": true}}"#, &[0.5, 0.05, 0.005, 0.0005]),
+        ("llama", r#"{"rope_scaling": {"type": "default"}}"#, &[1.0, 0.1, 0.01, 0.001]),
+        ("llama", r#"{"head_dim": 4}"#, &[1.0, 0.01]),
+        ("gpt_neox", r#"{}"#, &[1.0, 0.01]),
+        ("gpt_neox", r#"{"rotary_pct": 0.5, "rotary_emb_base": 500}"#, &[1.0, 0.2114742, 0.04472136, 0.009457416]),
+        ("gpt_neox", r#"{"rotary_pct": 0.5, "rotary_emb_base": 500, "rope_theta": 500}"#, &[1.0, 0.2114742, 0.04472136, 0.009457416]),
+        ("gpt_neox", r#"{"rope_scaling": {"type": "linear", "factor": 2.0}, "rotary_pct": 0.5}"#, &[0.5, 0.05, 0.005, 0.0005]),
+        ("gpt_neox", r#"{"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}, "rotary_pct": 0.25, "rotary_emb_base": 7}"#, &[1.0, 0.2114742, 0.04472136, 0.009457416]),
+        ("gpt_neox", r#"{"rope_parameters": {"rope_type": "linear", "factor": 2.0}}"#, &[0.5, 0.005]),
+    ];
+    for (family, more, want) in cases {
+        let got = with(family, &serde_json::from_str(more).unwrap()).unwrap().rope.inv_freq();
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-6 * b.abs();
+        assert!(got.len() == want.len() && got.iter().zip(*want).all(close), "{family} {more}: {got:?}");
+    }
+}
+
+#[test]
+fn other_keys_of_a_rotary_section_are_errors() {
+    for (section, at) in [
+        (json!({"factor": 2.0}), "factor"),
+        (json!({"type": "linear"}), "factor"),
+        (json!({"type": "linear", "factor": null}), "factor"),
+        (json!({"type": "linear", "factor": "2"}), "factor"),
+        (json!({"type": "linear", "factor": 2.0, "low_freq_factor": 1.0}), "low_freq_factor"),
+        (json!({"type": "linear", "factor": 2.0, "attention_factor": 1.5}), "attention_factor"),
+        (json!({"type": "default", "mrope_section": [1, 1]}), "mrope_section"),
+        (json!({"type": "dynamic", "factor": 2.0, "alpha": 8.0}), "alpha"),
+        (json!({"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}), "rope_type"),
+        (json!({"rope_type": "longrope", "short_factor": [], "long_factor": []}), "rope_type"),
+        (json!({"rope_type": "proportional", "partial_rotary_factor": 0.5}), "rope_type"),
+        (json!({"rope_type": "Linear", "factor": 2.0}), "rope_type"),
+        (json!({"rope_type": null, "type": "linear", "factor": 2.0}), "rope_type"),
+        (json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}), "high_freq_factor"),
+        (
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 0}),
+            "original_max_position_embeddings",
+        ),
+        (json!({"full_attention": {"rope_type": "default"}}), "full_attention"),
+        (json!({"rope_type": "default", "rope_theta": "10000"}), "rope_theta"),
+    ] {
+        for name in ["rope_scaling", "rope_parameters"] {
+            assert_eq!(fault("llama", &json!({name: section})), format!("{name}.{at}"));
+        }
+    }
+    for section in [json!(2.0), json!("linear"), json!([1]), json!(true)] {
+        assert_eq!(fault("llama", &json!({"rope_scaling": section})), "rope_scaling");
+    }
+    for (factor, setting) in
+        [(0.0, "rope_scaling.factor"), (-2.0, "rope_scaling.factor"), (1e39, "rope_scaling.factor")]
+    {
+        assert_eq!(fault("llama", &json!({"rope_scaling": {"type": "linear", "factor": factor}})), setting);
+    }
+}
+
+#[test]
+fn spellings_of_other_families_may_not_say_something_else() {
+    assert_eq!(fault("gpt_neox", &json!({"rope_theta": 500})), "rope_theta");
+    assert_eq!(fault("gpt_neox", &json!({"partial_rotary_factor": 1.0})), "partial_rotary_factor");
+    assert_eq!(fault("llama", &json!({"rotary_emb_base": 500})), "rotary_emb_base");
+    assert_eq!(fault("llama", &json!({"rotary_pct": 0.5})), "rotary_pct");
+    assert_eq!(fault("llama", &json!({"partial_rotary_factor": 0.5})), "partial_rotary_factor");
+    assert_eq!(fault("welm", &json!({"rotary_emb_base": 500, "rope_theta": 400})), "rope_theta");
+    for (family, more) in [
+        ("gpt_neox", json!({"rope_theta": 10_000, "partial_rotary_factor": 0.25})),
+        ("llama", json!({"rotary_emb_base": 500, "rope_theta": 500.0, "rotary_pct": 1})),
+    ] {
+        with(family, &more).unwrap();
+    }
+    for more in [json!({"rope_theta": 500}), json!({"rotary_emb_base": 500})] {
+        assert_eq!(with("welm", &more).unwrap().rope.base, 500.0);
+    }
+}
+
+#[test]
+fn settings_that_change_the_arithmetic_are_refused_unless_they_are_off() {
+    for (key, on, off) in [
+        ("sliding_window", json!(8), json!(null)),
+        ("sliding_window", json!(63), json!(64)),
+        ("use_sliding_window", json!(true), json!(false)),
+        ("logit_scale", json!(0.0625), json!(1.0)),
+        ("logits_scaling", json!(8), json!(1)),
+        ("residual_multiplier", json!(0.2), json!(1.0)),
+        ("embedding_multiplier", json!(12.0), json!(1)),
+        ("attention_multiplier", json!(0.5), json!(null)),
+        ("final_logit_softcapping", json!(30.0), json!(null)),
+        ("clip_qkv", json!(8), json!(null)),
+        ("use_qk_norm", json!(true), json!(false)),
+        ("num_local_experts", json!(8), json!(0)),
+        ("layer_types", json!(["sliding_attention"]), json!(["full_attention"])),
+        ("rope_interleaved", json!(true), json!(false)),
+        ("is_causal", json!(false), json!(true)),
+        ("is_encoder_decoder", json!(true), json!(false)),
+        ("hidden_activation", json!("gelu"), json!("silu")),
+        ("quantization_config", json!({"bits": 4}), json!(null)),
+        ("compression_config", json!({"format": "int-quantized"}), json!({})),
+        ("quantization", json!({"group_size": 64, "bits": 4}), json!(null)),
+        ("architectures", json!(["MistralForCausalLM"]), json!(["LlamaForCausalLM"])),
+        ("architectures", json!("LlamaForCausalLM"), json!([])),
+        ("tie_word_embeddings", json!(null), json!(false)),
+        ("tie_word_embeddings", json!("true"), json!(false)),
+        ("hidden_act", json!(null), json!("silu")),
+        ("hidden_act", json!("gelu"), json!("swish")),
+        ("mlp_bias", json!(1), json!(false)),
+        ("head_dim", json!(8.0), json!(8)),
+        ("rms_norm_eps", json!(1e39), json!(1e-6)),
+        ("rms_norm_eps", json!(-1), json!(1e-6)),
+        ("rope_theta", json!(1e39), json!(10_000)),
+        ("rope_theta", json!(null), json!(10_000)),
+        ("rope_theta", json!({"__float__": "NaN"}), json!(10_000)),
+        ("hidden_size", json!(-16), json!(16)),
+        ("hidden_size", json!(16.0), json!(16)),
+        ("num_key_value_heads", json!(3), json!(1)),
+        ("eos_token_id", json!(16), json!(15)),
+        ("bos_token_id", json!([1, 2]), json!([1])),
+    ] {
+        let setting = fault("llama", &json!({key: on}));
+        let own = match key {
+            "num_key_value_heads" => "n_kv_heads",
+            "rms_norm_eps" => "norm_eps",
+            "eos_token_id" => "eos_token_id, bos_token_id",
+            key => key,
+        };
+        assert_eq!(setting, own);
+        with("llama", &json!({key: off})).unwrap_or_else(|e| panic!("{key}: {e}"));
+    }
+    for (key, on, off) in [
+        ("head_dim", json!(8), json!(16)),
+        ("num_key_value_heads", json!(1), json!(2)),
+        ("architectures", json!(["LlamaForCausalLM"]), json!(["GPTNeoXForCausalLM"])),
+        ("use_parallel_residual", json!(null), json!(false)),
+        ("hidden_act", json!("relu"), json!("gelu_new")),
+    ] {
+        assert_eq!(fault("gpt_neox", &json!({key: on})), key);
+        with("gpt_neox", &json!({key: off})).unwrap();
+    }
+    // A window that is switched off.
+    with("llama", &json!({"sliding_window": 8, "use_sliding_window": false})).unwrap();
+}
+
+/// Settings that public models have.
+#[test]
+fn settings_of_public_models_are_known() {
+    let more = json!({
+        "_name_or_path": "x", "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 1, "eos_token_id": [2, 3], "hidden_act": "silu", "initializer_range": 0.02,
+        "is_llama_config": true, "mlp_bias": false, "pad_token_id": -1, "pretraining_tp": 2, "rms_norm_eps": 1e-5,
+        "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100_000, "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16", "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+        "transformers_version": "4.42.3", "use_cache": true, "num_key_value_heads": 1, "head_dim": 8,
+        "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}
+    });
+    let config = with("llama", &more).unwrap();
+    assert_eq!((config.bos_token_id, &config.eos_token_ids[..]), (Some(1), &[2, 3][..]));
+}
+
+#[test]
+fn a_configuration_is_one_object_without_repeated_keys() {
+    let one = base("llama").to_string();
+    let twice = one.replacen('{', r#"{"rope_theta": 5.0, "rope_theta": 10000.0, "#, 1);
+    for (text, reason) in [
+        (twice.as_str(), "`rope_theta` appears twice"),
+        (&one.replacen('{', r#"{"rope_scaling": {"factor": 1, "factor": 2}, "#, 1), "`factor` appears twice"),
+        ("[]", "expected an object"),
+        ("{}", "model_type"),
+        ("{", "EOF"),
+    ] {
+        let error = read(text).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    read(&one).unwrap();
+    let error = ModelConfig::from_folder(Path::new("/nowhere")).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }));
+}

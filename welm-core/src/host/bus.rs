@@ -1,0 +1,263 @@
+//! A mapped file that loses its end, or whose device fails, kills the process that reads there, by SIGBUS. Here the
+//! signal becomes a fault that can be told as an error.
+//!
+//! The handler is the process's, so it does as little as it can. For an address in a map that is watched, it puts zeros
+//! in the place of that page and all behind it in the map, notes the fault, and the read goes on; who watches looks at
+//! [`faults`] before he believes what he has read. For any other address, and for a signal that somebody sent, it does
+//! what was done before it was installed: the handler before, or the end of the process. It costs nothing until there
+//! is a fault. It runs on the thread's signal stack where that has one, as Go's and the JVM's runtimes ask.
+//!
+//! It is installed once, when the first model is loaded that wants it, and stays. A handler that the program installs
+//! later replaces it, and is expected to call the one before for what it does not know.
+//!
+//! Linux only; elsewhere nothing is watched.
+
+pub(crate) use system::{Unblocked, Watched, faults, install};
+
+#[cfg(target_os = "linux")]
+mod system {
+    use std::mem::{MaybeUninit, zeroed};
+    use std::ptr::{null, null_mut};
+    use std::sync::Once;
+    use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+
+    use libc::{c_int, c_void, siginfo_t};
+
+    /// A map that is watched, or was. Nodes are never freed, so that the handler can read the list at any time; they are
+    /// used again.
+    struct Node {
+        taken: AtomicBool,
+        /// Whether a page was replaced.
+        hit: AtomicBool,
+        /// `start..end`, empty while nothing is watched.
+        start: AtomicUsize,
+        end: AtomicUsize,
+        next: AtomicPtr<Node>,
+    }
+
+    static NODES: AtomicPtr<Node> = AtomicPtr::new(null_mut());
+    static FAULTS: AtomicUsize = AtomicUsize::new(0);
+    static PAGE: AtomicUsize = AtomicUsize::new(0);
+    /// What was done before; written before the handler is installed, and never again.
+    static mut BEFORE: MaybeUninit<libc::sigaction> = MaybeUninit::uninit();
+
+    /// Pages replaced so far, of all maps.
+    pub(crate) fn faults() -> usize {
+        FAULTS.load(Ordering::Relaxed)
+    }
+
+    fn nodes() -> impl Iterator<Item = &'static Node> {
+        // SAFETY: null, or a node, which is never freed.
+        let node = |at: &AtomicPtr<Node>| unsafe { at.load(Ordering::Acquire).as_ref() };
+        std::iter::successors(node(&NODES), move |n| node(&n.next))
+    }
+
+    /// A map under watch, until this is dropped.
+    #[derive(Debug)]
+    pub(crate) struct Watched(&'static Node);
+
+    impl std::fmt::Debug for Node {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Node").field("hit", &self.hit).finish_non_exhaustive()
+        }
+    }
+
+    impl Watched {
+        /// Watches a map of a file.
+        pub(crate) fn new(map: &[u8]) -> Self {
+            let take = |n: &&Node| {
+                n.taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            };
+            let node = nodes().find(take).unwrap_or_else(|| {
+                let node = Box::leak(Box::new(Node {
+                    taken: AtomicBool::new(true),
+                    hit: AtomicBool::new(false),
+                    start: AtomicUsize::new(0),
+                    end: AtomicUsize::new(0),
+                    next: AtomicPtr::new(null_mut()),
+                }));
+                // Without a lock, which another thread might hold when the process forks.
+                let mut head = NODES.load(Ordering::Acquire);
+                loop {
+                    node.next.store(head, Ordering::Relaxed);
+                    match NODES.compare_exchange(head, node, Ordering::AcqRel, Ordering::Acquire) {
+                        Ok(_) => return node,
+                        Err(now) => head = now,
+                    }
+                }
+            });
+            node.hit.store(false, Ordering::Relaxed);
+            let start = map.as_ptr() as usize;
+            node.start.store(start, Ordering::Relaxed);
+            node.end.store(start + map.len(), Ordering::Release);
+            Watched(node)
+        }
+
+        /// Whether a part of the map was replaced by zeros.
+        pub(crate) fn is_hit(&self) -> bool {
+            self.0.hit.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            self.0.end.store(0, Ordering::Release);
+            self.0.taken.store(false, Ordering::Release);
+        }
+    }
+
+    /// Installs the handler, once. A system that refuses leaves everything as it was.
+    pub(crate) fn install() {
+        static INSTALLED: Once = Once::new();
+        INSTALLED.call_once(|| {
+            // SAFETY: the structs are local or written before anybody can read them; the handler is of the type that
+            // SA_SIGINFO asks for.
+            unsafe {
+                PAGE.store(
+                    usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap_or(4096),
+                    Ordering::Relaxed,
+                );
+                let before = (&raw mut BEFORE).cast::<libc::sigaction>();
+                if libc::sigaction(libc::SIGBUS, null(), before) != 0 {
+                    return;
+                }
+                let mut action: libc::sigaction = zeroed();
+                action.sa_sigaction = on_signal as *const () as usize;
+                action.sa_mask = (*before).sa_mask;
+                let kept = (*before).sa_flags & (libc::SA_NODEFER | libc::SA_RESTART);
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | kept;
+                libc::sigaction(libc::SIGBUS, &action, null_mut());
+            }
+        });
+    }
+
+    /// The handler: calls nothing but the system.
+    extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+        // SAFETY: the system gives a valid `siginfo_t`, whose address is one if the system sent the signal itself.
+        let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+        if code > 0 && replace(address) {
+            return;
+        }
+        // SAFETY: the arguments are the system's own.
+        unsafe { as_before(signal, info, context) }
+    }
+
+    /// Puts zeros in the place of a watched page and of those behind it in its map; false if nobody watches.
+    fn replace(address: usize) -> bool {
+        let inside = |n: &&Node| {
+            let end = n.end.load(Ordering::Acquire);
+            (n.start.load(Ordering::Relaxed)..end).contains(&address)
+        };
+        let Some(node) = nodes().find(inside) else { return false };
+        let page = address & !(PAGE.load(Ordering::Relaxed) - 1);
+        let len = node.end.load(Ordering::Relaxed) - page;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        // SAFETY: the range is the end of a map that belongs to the node's owner, who only reads it, and who keeps it
+        // while this thread reads there. `errno` is the interrupted code's own, and is put back.
+        unsafe {
+            let errno = *libc::__errno_location();
+            let zeros = libc::mmap(page as *mut c_void, len, libc::PROT_READ, flags, -1, 0);
+            *libc::__errno_location() = errno;
+            if zeros == libc::MAP_FAILED {
+                return false;
+            }
+        }
+        node.hit.store(true, Ordering::Relaxed);
+        FAULTS.fetch_add(1, Ordering::Release);
+        true
+    }
+
+    /// # Safety
+    /// The arguments are those of a handler.
+    unsafe fn as_before(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+        // SAFETY: written before the handler was installed; functions in it are what their flags say.
+        unsafe {
+            let before = *(&raw const BEFORE).cast::<libc::sigaction>();
+            let sent = (*info).si_code <= 0;
+            let end = before.sa_sigaction == libc::SIG_DFL || before.sa_flags & libc::SA_RESETHAND != 0;
+            if before.sa_sigaction == libc::SIG_IGN && sent {
+                return;
+            }
+            if end || before.sa_sigaction == libc::SIG_IGN {
+                // What the system raised comes again when this returns; what was sent, is sent again.
+                let mut default: libc::sigaction = zeroed();
+                default.sa_sigaction = libc::SIG_DFL;
+                libc::sigaction(signal, &default, null_mut());
+            }
+            match before.sa_sigaction {
+                libc::SIG_DFL if sent => _ = libc::raise(signal),
+                libc::SIG_DFL | libc::SIG_IGN => {}
+                handler if before.sa_flags & libc::SA_SIGINFO != 0 => {
+                    type Full = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
+                    std::mem::transmute::<usize, Full>(handler)(signal, info, context);
+                }
+                handler => std::mem::transmute::<usize, extern "C" fn(c_int)>(handler)(signal),
+            }
+        }
+    }
+
+    /// While this lives, SIGBUS is not blocked on the thread: a fault that meets a blocked signal ends the process
+    /// without asking anybody, and hosts block all signals on the threads that make others.
+    pub(crate) struct Unblocked {
+        before: libc::sigset_t,
+        thread: std::marker::PhantomData<*const ()>,
+    }
+
+    impl Unblocked {
+        /// On this thread.
+        pub(crate) fn here() -> Self {
+            // SAFETY: local variables.
+            unsafe {
+                let (mut bus, mut before) = (zeroed(), zeroed());
+                libc::sigemptyset(&mut bus);
+                libc::sigaddset(&mut bus, libc::SIGBUS);
+                libc::pthread_sigmask(libc::SIG_UNBLOCK, &bus, &mut before);
+                Unblocked { before, thread: std::marker::PhantomData }
+            }
+        }
+    }
+
+    impl Drop for Unblocked {
+        fn drop(&mut self) {
+            // SAFETY: what this thread's mask was, which no other thread can have.
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, null_mut()) };
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod system {
+    /// Nothing.
+    #[derive(Debug)]
+    pub(crate) struct Watched;
+
+    impl Watched {
+        /// Watches nothing.
+        pub(crate) fn new(_map: &[u8]) -> Self {
+            Watched
+        }
+
+        /// Never.
+        pub(crate) fn is_hit(&self) -> bool {
+            false
+        }
+    }
+
+    /// Nothing.
+    pub(crate) struct Unblocked;
+
+    impl Unblocked {
+        /// Changes nothing.
+        pub(crate) fn here() -> Self {
+            Unblocked
+        }
+    }
+
+    /// None.
+    pub(crate) fn faults() -> usize {
+        0
+    }
+
+    /// Installs nothing.
+    pub(crate) fn install() {}
+}

@@ -1,0 +1,646 @@
+//! What a template computes with: Python's values, as far as templates see them.
+
+use std::cell::{Cell, RefCell};
+use std::cmp::Ordering;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use super::super::json::Json;
+use super::eval::{Cycler, Loop, Macro};
+
+/// How deep values may lie in each other: they are followed by recursion.
+pub(super) const MAX_DEPTH: usize = 128;
+
+/// Why a template ended early.
+#[derive(Debug)]
+pub(in super::super) struct Fault {
+    pub message: String,
+    pub line: Option<usize>,
+}
+
+pub(super) type Result<T> = std::result::Result<T, Fault>;
+
+pub(super) fn fault<T>(message: impl Into<String>) -> Result<T> {
+    Err(Fault { message: message.into(), line: None })
+}
+
+/// What Python can do there and this module cannot.
+pub(super) fn unsupported<T>(what: impl std::fmt::Display) -> Result<T> {
+    fault(format!("not supported in templates: {what}"))
+}
+
+/// The budget of a rendering: a unit is a step, or 64 bytes of text or of values.
+pub(super) struct Fuel(Cell<u64>);
+
+impl Fuel {
+    pub(super) fn new(units: u64) -> Self {
+        Fuel(Cell::new(units))
+    }
+
+    pub(super) fn pay(&self, units: usize) -> Result<()> {
+        match self.0.get().checked_sub(units as u64) {
+            Some(left) => {
+                self.0.set(left);
+                Ok(())
+            }
+            None => {
+                self.0.set(0);
+                fault("the template ran out of its budget of steps and memory")
+            }
+        }
+    }
+
+    /// Pays for reading or making so much text.
+    pub(super) fn text(&self, bytes: usize) -> Result<()> {
+        self.pay(bytes / 64)
+    }
+
+    /// Pays for reading or making so many values.
+    pub(super) fn items(&self, n: usize) -> Result<()> {
+        self.pay(n / 2)
+    }
+}
+
+#[derive(Clone)]
+pub(super) enum Value {
+    /// With what an error would say of it.
+    Undefined(Rc<str>),
+    None,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Str(Rc<str>),
+    /// Text that `safe` has marked: without automatic escaping only its type tells it from other text.
+    Markup(Rc<str>),
+    List(Rc<Seq>),
+    Tuple(Rc<Seq>),
+    Dict(Rc<Dict>),
+    /// `dict.items()` and its like: the name of its type, and what is in it.
+    View(&'static str, Rc<Seq>),
+    Range(i128, i128, i128),
+    /// What `map` and its like give: it can be gone through once.
+    Generator(Rc<Generator>),
+    Namespace(Rc<RefCell<Dict>>),
+    Macro(Rc<Macro>),
+    Loop(Rc<Loop>),
+    Cycler(Rc<Cycler>),
+    Joiner(Rc<(Rc<str>, Cell<bool>)>),
+    /// A method with what it is called on.
+    Method(Rc<(Value, Rc<str>)>),
+    /// A global function.
+    Function(&'static str),
+}
+
+pub(super) struct Generator {
+    pub(super) left: RefCell<VecDeque<Value>>,
+    depth: usize,
+}
+
+#[derive(Default)]
+pub(super) struct Seq {
+    pub(super) items: Vec<Value>,
+    depth: usize,
+    /// Whether it is what `groupby` makes, with `grouper` and `list`.
+    pub(super) group: bool,
+}
+
+/// A dictionary: in the order in which keys came.
+#[derive(Default, Clone)]
+pub(super) struct Dict {
+    pub(super) entries: Vec<(Value, Value)>,
+    index: HashMap<Key, usize>,
+    depth: usize,
+}
+
+/// What is equal as a key: `1`, `1.0` and `true` are.
+#[derive(PartialEq, Eq, Hash, Clone)]
+enum Key {
+    None,
+    Int(i128),
+    Float(u64),
+    Str(Rc<str>),
+    Tuple(Vec<Key>),
+}
+
+fn key(value: &Value) -> Result<Key> {
+    Ok(match value {
+        Value::None => Key::None,
+        Value::Bool(b) => Key::Int((*b).into()),
+        Value::Int(i) => Key::Int(*i),
+        Value::Float(f) if f.fract() == 0.0 && f.abs() < 1e30 => Key::Int(*f as i128),
+        Value::Float(f) => Key::Float(f.to_bits()),
+        Value::Str(s) => Key::Str(s.clone()),
+        Value::Tuple(seq) => Key::Tuple(seq.items.iter().map(key).collect::<Result<_>>()?),
+        Value::List(_) | Value::Dict(_) => return fault(format!("unhashable type: '{}'", value.type_name())),
+        other => return unsupported(format_args!("a {} as a key of a dict", other.type_name())),
+    })
+}
+
+impl Dict {
+    pub(super) fn get(&self, name: &Value) -> Result<Option<&Value>> {
+        Ok(self.index.get(&key(name)?).map(|&i| &self.entries[i].1))
+    }
+
+    pub(super) fn get_str(&self, name: &Rc<str>) -> Option<&Value> {
+        self.index.get(&Key::Str(name.clone())).map(|&i| &self.entries[i].1)
+    }
+
+    pub(super) fn insert(&mut self, name: Value, value: Value) -> Result<()> {
+        self.depth = self.depth.max(inner_depth(&name)?).max(inner_depth(&value)?);
+        match self.index.get(&key(&name)?) {
+            Some(&i) => self.entries[i].1 = value,
+            None => {
+                self.index.insert(key(&name)?, self.entries.len());
+                self.entries.push((name, value));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How deep a container lies that holds this value.
+fn inner_depth(value: &Value) -> Result<usize> {
+    let depth = match value {
+        Value::List(seq) | Value::Tuple(seq) | Value::View(_, seq) => seq.depth,
+        Value::Dict(dict) => dict.depth,
+        Value::Generator(generator) => generator.depth,
+        Value::Method(method) => inner_depth(&method.0)?,
+        // One that could be changed later could come to lie in itself.
+        Value::Namespace(_) | Value::Loop(_) | Value::Cycler(_) => {
+            return unsupported(format_args!("a {} in another value", value.type_name()));
+        }
+        _ => 0,
+    };
+    if depth >= MAX_DEPTH {
+        return fault(format!("expected values in at most {MAX_DEPTH} others, got more"));
+    }
+    Ok(depth + 1)
+}
+
+impl Seq {
+    pub(super) fn new(items: Vec<Value>) -> Result<Rc<Self>> {
+        let depth = items.iter().try_fold(0, |depth, item| Ok(depth.max(inner_depth(item)?)))?;
+        Ok(Rc::new(Seq { items, depth, group: false }))
+    }
+
+    pub(super) fn group(key: Value, list: Value) -> Result<Value> {
+        let seq = Seq::new(vec![key, list])?;
+        Ok(Value::Tuple(Rc::new(Seq { group: true, items: seq.items.clone(), depth: seq.depth })))
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Value::Str(text.into())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Value::Str(text.into())
+    }
+}
+
+impl From<bool> for Value {
+    fn from(b: bool) -> Self {
+        Value::Bool(b)
+    }
+}
+
+impl From<usize> for Value {
+    fn from(n: usize) -> Self {
+        Value::Int(n as i128)
+    }
+}
+
+pub(super) fn undefined(what: impl AsRef<str>) -> Value {
+    Value::Undefined(what.as_ref().into())
+}
+
+pub(super) fn undefined_name(name: &str) -> Value {
+    undefined(format!("'{name}' is undefined"))
+}
+
+impl Value {
+    pub(super) fn list(items: Vec<Value>) -> Result<Value> {
+        Seq::new(items).map(Value::List)
+    }
+
+    pub(super) fn tuple(items: Vec<Value>) -> Result<Value> {
+        Seq::new(items).map(Value::Tuple)
+    }
+
+    pub(super) fn generator(items: Vec<Value>) -> Result<Value> {
+        let seq = Seq::new(items)?;
+        let left = RefCell::new(seq.items.iter().cloned().collect());
+        Ok(Value::Generator(Rc::new(Generator { left, depth: seq.depth })))
+    }
+
+    pub(super) fn dict(entries: impl IntoIterator<Item = (Value, Value)>) -> Result<Value> {
+        let mut dict = Dict::default();
+        for (key, value) in entries {
+            dict.insert(key, value)?;
+        }
+        Ok(Value::Dict(Rc::new(dict)))
+    }
+
+    pub(super) fn from_json(json: &Json) -> Result<Value> {
+        Ok(match json {
+            Json::Null => Value::None,
+            Json::Bool(b) => Value::Bool(*b),
+            Json::Int(i) => Value::Int(*i),
+            Json::Float(f) => Value::Float(*f),
+            Json::String(s) => Value::Str(s.as_str().into()),
+            Json::List(items) => Value::list(items.iter().map(Value::from_json).collect::<Result<_>>()?)?,
+            Json::Object(fields) => {
+                let mut dict = Dict::default();
+                for (key, value) in fields {
+                    dict.insert(key.as_str().into(), Value::from_json(value)?)?;
+                }
+                Value::Dict(Rc::new(dict))
+            }
+        })
+    }
+
+    /// As Python names it.
+    pub(super) fn type_name(&self) -> &'static str {
+        match self {
+            Value::Undefined(_) => "Undefined",
+            Value::None => "NoneType",
+            Value::Bool(_) => "bool",
+            Value::Int(_) => "int",
+            Value::Float(_) => "float",
+            Value::Str(_) => "str",
+            Value::Markup(_) => "Markup",
+            Value::List(_) => "list",
+            Value::Tuple(_) => "tuple",
+            Value::Dict(_) => "dict",
+            Value::View(name, _) => name,
+            Value::Range(..) => "range",
+            Value::Generator(_) => "generator",
+            Value::Namespace(_) => "Namespace",
+            Value::Macro(_) => "Macro",
+            Value::Loop(_) => "LoopContext",
+            Value::Cycler(_) => "Cycler",
+            Value::Joiner(_) => "Joiner",
+            Value::Method(_) => "method",
+            Value::Function(_) => "function",
+        }
+    }
+
+    pub(super) fn as_str(&self) -> Option<&str> {
+        match self {
+            Value::Str(s) | Value::Markup(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    pub(super) fn as_int(&self) -> Option<i128> {
+        match self {
+            Value::Int(i) => Some(*i),
+            Value::Bool(b) => Some((*b).into()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn as_float(&self) -> Option<f64> {
+        match self {
+            Value::Float(f) => Some(*f),
+            other => other.as_int().map(|i| i as f64),
+        }
+    }
+
+    pub(super) fn is_callable(&self) -> bool {
+        matches!(
+            self,
+            Value::Macro(_) | Value::Method(_) | Value::Function(_) | Value::Loop(_) | Value::Joiner(_)
+        )
+    }
+
+    pub(super) fn truth(&self) -> bool {
+        match self {
+            Value::Undefined(_) | Value::None => false,
+            Value::Bool(b) => *b,
+            Value::Int(i) => *i != 0,
+            Value::Float(f) => *f != 0.0,
+            Value::Str(s) | Value::Markup(s) => !s.is_empty(),
+            Value::List(seq) | Value::Tuple(seq) | Value::View(_, seq) => !seq.items.is_empty(),
+            Value::Dict(dict) => !dict.entries.is_empty(),
+            Value::Range(start, stop, step) => range_len(*start, *stop, *step) > 0,
+            Value::Loop(_)
+            | Value::Generator(_)
+            | Value::Namespace(_)
+            | Value::Macro(_)
+            | Value::Cycler(_)
+            | Value::Joiner(_)
+            | Value::Method(_)
+            | Value::Function(_) => true,
+        }
+    }
+
+    /// `len()`.
+    pub(super) fn len(&self, fuel: &Fuel) -> Result<usize> {
+        Ok(match self {
+            Value::Undefined(_) => 0,
+            Value::Str(s) | Value::Markup(s) => {
+                fuel.text(s.len())?;
+                s.chars().count()
+            }
+            Value::List(seq) | Value::Tuple(seq) | Value::View(_, seq) => seq.items.len(),
+            Value::Dict(dict) => dict.entries.len(),
+            Value::Range(start, stop, step) => range_len(*start, *stop, *step),
+            Value::Loop(l) => l.len(),
+            other => return fault(format!("object of type '{}' has no len()", other.type_name())),
+        })
+    }
+
+    /// What a loop over it goes through; a generator is empty afterwards.
+    pub(super) fn items(&self, fuel: &Fuel) -> Result<Vec<Value>> {
+        let items: Vec<Value> = match self {
+            Value::Undefined(_) => Vec::new(),
+            Value::Str(s) => {
+                fuel.pay(s.len())?;
+                s.chars().map(|c| Value::from(c.encode_utf8(&mut [0; 4]) as &str)).collect()
+            }
+            Value::List(seq) | Value::Tuple(seq) | Value::View(_, seq) => {
+                fuel.items(seq.items.len())?;
+                seq.items.clone()
+            }
+            Value::Dict(dict) => {
+                fuel.items(dict.entries.len())?;
+                dict.entries.iter().map(|(key, _)| key.clone()).collect()
+            }
+            Value::Range(start, stop, step) => {
+                let n = range_len(*start, *stop, *step);
+                fuel.items(n)?;
+                (0..n).map(|i| Value::Int(start + i as i128 * step)).collect()
+            }
+            Value::Generator(generator) => generator.left.take().into(),
+            other @ (Value::Loop(_) | Value::Markup(_)) => {
+                return unsupported(format_args!("going through a {}", other.type_name()));
+            }
+            other => return fault(format!("'{}' object is not iterable", other.type_name())),
+        };
+        Ok(items)
+    }
+
+    /// `str()`, at the end of a text.
+    pub(super) fn print(&self, fuel: &Fuel, out: &mut String) -> Result<()> {
+        match self {
+            Value::Undefined(_) => Ok(()),
+            Value::Str(s) | Value::Markup(s) => {
+                fuel.text(s.len())?;
+                out.push_str(s);
+                Ok(())
+            }
+            other => other.repr(fuel, out),
+        }
+    }
+
+    pub(super) fn to_text(&self, fuel: &Fuel) -> Result<Rc<str>> {
+        if let Value::Str(s) | Value::Markup(s) = self {
+            return Ok(s.clone());
+        }
+        let mut out = String::new();
+        self.print(fuel, &mut out)?;
+        Ok(out.into())
+    }
+
+    /// `repr()`, at the end of a text.
+    pub(super) fn repr(&self, fuel: &Fuel, out: &mut String) -> Result<()> {
+        let start = out.len();
+        match self {
+            Value::Undefined(_) => out.push_str("Undefined"),
+            Value::None => out.push_str("None"),
+            Value::Bool(b) => out.push_str(if *b { "True" } else { "False" }),
+            Value::Int(i) => out.push_str(&i.to_string()),
+            Value::Float(f) => out.push_str(&float(*f)),
+            Value::Str(s) => quote(s, out),
+            Value::Range(start, stop, 1) => out.push_str(&format!("range({start}, {stop})")),
+            Value::Range(start, stop, step) => out.push_str(&format!("range({start}, {stop}, {step})")),
+            Value::List(seq) => {
+                out.push('[');
+                sequence(&seq.items, fuel, out)?;
+                out.push(']');
+            }
+            Value::View(name, seq) => {
+                out.push_str(name);
+                out.push_str("([");
+                sequence(&seq.items, fuel, out)?;
+                out.push_str("])");
+            }
+            Value::Tuple(seq) => {
+                out.push('(');
+                sequence(&seq.items, fuel, out)?;
+                if seq.items.len() == 1 {
+                    out.push(',');
+                }
+                out.push(')');
+            }
+            Value::Dict(dict) => {
+                out.push('{');
+                for (i, (key, value)) in dict.entries.iter().enumerate() {
+                    if i > 0 {
+                        out.push_str(", ");
+                    }
+                    fuel.pay(1)?;
+                    key.repr(fuel, out)?;
+                    out.push_str(": ");
+                    value.repr(fuel, out)?;
+                }
+                out.push('}');
+            }
+            other => return unsupported(format_args!("the text of a {}", other.type_name())),
+        }
+        // What lies inside has paid for itself; twice does no harm.
+        fuel.text(out.len() - start)
+    }
+}
+
+fn sequence(items: &[Value], fuel: &Fuel, out: &mut String) -> Result<()> {
+    for (i, item) in items.iter().enumerate() {
+        if i > 0 {
+            out.push_str(", ");
+        }
+        fuel.pay(1)?;
+        item.repr(fuel, out)?;
+    }
+    Ok(())
+}
+
+/// How often, or how wide: nothing for a negative number, and an error for one that Python refuses as well.
+pub(super) fn size(i: i128) -> Result<usize> {
+    match i64::try_from(i) {
+        Ok(i) => Ok(usize::try_from(i).unwrap_or(0)),
+        Err(_) => fault("cannot fit 'int' into an index-sized integer"),
+    }
+}
+
+/// As [`size`], without a limit for a negative number.
+pub(super) fn limit(i: i128) -> Result<usize> {
+    let limit = size(i)?;
+    Ok(if i < 0 { usize::MAX } else { limit })
+}
+
+pub(super) fn range_len(start: i128, stop: i128, step: i128) -> usize {
+    let span = if step > 0 { stop - start } else { start - stop };
+    if span <= 0 { 0 } else { ((span - 1) / step.abs() + 1) as usize }
+}
+
+/// Whether Python's `repr` shows a character as it is.
+pub(super) fn is_printable(c: char) -> bool {
+    // A combining character is escaped only where it comes first.
+    format!("a{c}").escape_debug().nth(1).is_none_or(|first| first != '\\') || matches!(c, '\\' | '\'' | '"')
+}
+
+/// `repr()` of a text.
+fn quote(text: &str, out: &mut String) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => {
+                out.push('\\');
+                out.push(c);
+            }
+            ' '..='~' => out.push(c),
+            c if c.is_ascii() || !is_printable(c) => match c as u32 {
+                code @ ..=0xff => out.push_str(&format!("\\x{code:02x}")),
+                code @ ..=0xffff => out.push_str(&format!("\\u{code:04x}")),
+                code => out.push_str(&format!("\\U{code:08x}")),
+            },
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+}
+
+/// `repr()` of a number: the shortest digits that give it back.
+pub(super) fn float(f: f64) -> String {
+    if f.is_nan() {
+        return "nan".into();
+    }
+    if f.is_infinite() {
+        return if f > 0.0 { "inf" } else { "-inf" }.into();
+    }
+    let scientific = format!("{f:e}");
+    let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if f != 0.0 && !(-4..16).contains(&exponent) {
+        let sign = if exponent < 0 { '-' } else { '+' };
+        return format!("{digits}e{sign}{:02}", exponent.abs());
+    }
+    let plain = format!("{f}");
+    if plain.contains('.') { plain } else { plain + ".0" }
+}
+
+/// `==`.
+pub(super) fn equal(a: &Value, b: &Value, fuel: &Fuel) -> Result<bool> {
+    use Value::*;
+    fuel.pay(1)?;
+    Ok(match (a, b) {
+        (Undefined(_), Undefined(_)) | (None, None) => true,
+        (Str(a) | Markup(a), Str(b) | Markup(b)) => {
+            fuel.text(a.len().min(b.len()))?;
+            a == b
+        }
+        (List(a), List(b)) | (Tuple(a), Tuple(b)) => equal_items(&a.items, &b.items, fuel)?,
+        (Range(a, b, c), Range(d, e, f)) => {
+            let (n, m) = (range_len(*a, *b, *c), range_len(*d, *e, *f));
+            n == m && (n == 0 || (a == d && (n == 1 || c == f)))
+        }
+        (Dict(a), Dict(b)) => {
+            if a.entries.len() != b.entries.len() {
+                return Ok(false);
+            }
+            for (key, value) in &a.entries {
+                match b.get(key)? {
+                    Some(other) if equal(value, other, fuel)? => {}
+                    _ => return Ok(false),
+                }
+            }
+            true
+        }
+        (View(..), View(..)) => return unsupported("== of two views of dicts"),
+        (Namespace(a), Namespace(b)) => Rc::ptr_eq(a, b),
+        (Macro(a), Macro(b)) => Rc::ptr_eq(a, b),
+        (Loop(a), Loop(b)) => Rc::ptr_eq(a, b),
+        (Generator(a), Generator(b)) => Rc::ptr_eq(a, b),
+        (Cycler(a), Cycler(b)) => Rc::ptr_eq(a, b),
+        (Joiner(a), Joiner(b)) => Rc::ptr_eq(a, b),
+        (Function(a), Function(b)) => a == b,
+        (Method(_), Method(_)) => return unsupported("== of two methods"),
+        _ => match numbers(a, b) {
+            Some(ordering) => ordering == Some(Ordering::Equal),
+            Option::None => false,
+        },
+    })
+}
+
+fn equal_items(a: &[Value], b: &[Value], fuel: &Fuel) -> Result<bool> {
+    if a.len() != b.len() {
+        return Ok(false);
+    }
+    for (a, b) in a.iter().zip(b) {
+        if !equal(a, b, fuel)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// How two numbers compare: none if they are no two numbers, and inside, if one is not a number.
+fn numbers(a: &Value, b: &Value) -> Option<Option<Ordering>> {
+    match (a.as_int(), b.as_int()) {
+        (Some(a), Some(b)) => Some(Some(a.cmp(&b))),
+        (Some(a), None) => Some(int_with_float(a, b.as_float()?)),
+        (None, Some(b)) => Some(int_with_float(b, a.as_float()?).map(Ordering::reverse)),
+        (None, None) => Some(a.as_float()?.partial_cmp(&b.as_float()?)),
+    }
+}
+
+/// Exact, as Python compares them.
+fn int_with_float(a: i128, b: f64) -> Option<Ordering> {
+    if b.is_nan() {
+        return None;
+    }
+    if b.abs() >= 1e38 {
+        return Some(if b > 0.0 { Ordering::Less } else { Ordering::Greater });
+    }
+    let floor = b.floor();
+    Some(a.cmp(&(floor as i128)).then(if b > floor { Ordering::Less } else { Ordering::Equal }))
+}
+
+/// `<`, with `symbol` for what an error says; none where neither is less and they are not equal.
+pub(super) fn compare(a: &Value, b: &Value, symbol: &str, fuel: &Fuel) -> Result<Option<Ordering>> {
+    use Value::*;
+    fuel.pay(1)?;
+    match (a, b) {
+        (Undefined(what), _) | (_, Undefined(what)) => fault(&**what),
+        (Str(a) | Markup(a), Str(b) | Markup(b)) => {
+            fuel.text(a.len().min(b.len()))?;
+            Ok(Some(a.cmp(b)))
+        }
+        (List(x), List(y)) | (Tuple(x), Tuple(y)) => {
+            for (a, b) in x.items.iter().zip(&y.items) {
+                if !equal(a, b, fuel)? {
+                    return compare(a, b, symbol, fuel);
+                }
+            }
+            Ok(Some(x.items.len().cmp(&y.items.len())))
+        }
+        (View(..), View(..)) => unsupported("comparing views of dicts"),
+        _ => match numbers(a, b) {
+            Some(ordering) => Ok(ordering),
+            Option::None => fault(format!(
+                "'{symbol}' not supported between instances of '{}' and '{}'",
+                a.type_name(),
+                b.type_name()
+            )),
+        },
+    }
+}

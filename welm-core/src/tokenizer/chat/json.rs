@@ -1,0 +1,193 @@
+//! [`Json`]: the values of messages.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+/// A value as JSON has it. Objects keep the order of their keys, and whole numbers all their digits.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Json {
+    /// `null`, for templates `none`.
+    #[default]
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A whole number.
+    Int(i128),
+    /// Any other number.
+    Float(f64),
+    /// A text.
+    String(String),
+    /// A list.
+    List(Vec<Json>),
+    /// Keys with their values; of a key that comes twice the last value counts.
+    Object(Vec<(String, Json)>),
+}
+
+impl Json {
+    /// The value of a key, if this is an object that has it.
+    pub fn get(&self, key: &str) -> Option<&Json> {
+        match self {
+            Json::Object(fields) => fields.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value),
+            _ => None,
+        }
+    }
+
+    /// The text, if this is one.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Json::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// What it is, for errors.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Json::Null => "null",
+            Json::Bool(_) => "a bool",
+            Json::Int(_) | Json::Float(_) => "a number",
+            Json::String(_) => "a string",
+            Json::List(_) => "a list",
+            Json::Object(_) => "an object",
+        }
+    }
+
+    /// Values and bytes of text.
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Json::String(text) => 1 + text.len(),
+            Json::List(items) => 1 + items.iter().map(Json::size).sum::<usize>(),
+            Json::Object(fields) => {
+                1 + fields.iter().map(|(key, value)| 1 + key.len() + value.size()).sum::<usize>()
+            }
+            _ => 1,
+        }
+    }
+
+    /// How many containers lie in each other, up to a limit: what is built by hand may be deeper than any stack.
+    pub(super) fn is_deeper_than(&self, limit: usize) -> bool {
+        match (self, limit) {
+            (Json::List(_) | Json::Object(_), 0) => true,
+            (Json::List(items), limit) => items.iter().any(|item| item.is_deeper_than(limit - 1)),
+            (Json::Object(fields), limit) => fields.iter().any(|(_, value)| value.is_deeper_than(limit - 1)),
+            _ => false,
+        }
+    }
+}
+
+impl FromStr for Json {
+    type Err = String;
+
+    /// Reads a JSON text.
+    fn from_str(text: &str) -> Result<Self, String> {
+        serde_json::from_str(text).map_err(|e| e.to_string())
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+struct Reader;
+
+impl<'de> Visitor<'de> for Reader {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
+        Ok(Json::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        Ok(Json::Int(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Ok(Json::Int(value.into()))
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Json, E> {
+        if value.abs() >= 9e18 && value.fract() == 0.0 {
+            // It may have been a whole number, of which this has lost digits.
+            return Err(E::custom("a number of more than 64 bits"));
+        }
+        Ok(Json::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Json, E> {
+        Ok(Json::String(value.into()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Json, E> {
+        Ok(Json::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Json::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = map.next_entry()? {
+            fields.push(field);
+        }
+        Ok(Json::Object(fields))
+    }
+}
+
+impl From<&str> for Json {
+    fn from(text: &str) -> Self {
+        Json::String(text.into())
+    }
+}
+
+impl From<&String> for Json {
+    fn from(text: &String) -> Self {
+        Json::String(text.clone())
+    }
+}
+
+impl From<String> for Json {
+    fn from(text: String) -> Self {
+        Json::String(text)
+    }
+}
+
+impl From<bool> for Json {
+    fn from(value: bool) -> Self {
+        Json::Bool(value)
+    }
+}
+
+impl From<i64> for Json {
+    fn from(value: i64) -> Self {
+        Json::Int(value.into())
+    }
+}
+
+impl From<f64> for Json {
+    fn from(value: f64) -> Self {
+        Json::Float(value)
+    }
+}
+
+impl<J: Into<Json>> From<Vec<J>> for Json {
+    fn from(items: Vec<J>) -> Self {
+        Json::List(items.into_iter().map(Into::into).collect())
+    }
+}

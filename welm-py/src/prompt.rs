@@ -1,0 +1,90 @@
+//! Python values to prompts.
+
+use pyo3::exceptions::PyOverflowError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::{PyList, PyString};
+use welm_core::{Error, GenerateOptions, Model, Prompt, Result, Stream};
+
+use crate::argument::{Argument, Elements};
+
+/// One prompt, held so that the GIL can be released.
+pub(crate) enum OnePrompt {
+    Text(PyBackedStr),
+    Tokens(Vec<u32>),
+    /// So many tokens that they cannot fit; they were not looked at.
+    TooLong(usize),
+}
+
+/// Most tokens of a sequence.
+fn context(model: &Model) -> usize {
+    model.config().max_context.min(model.memory().context_tokens)
+}
+
+impl OnePrompt {
+    pub(crate) fn new(model: &Model, value: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let prompt = Argument::new("prompt", value);
+        if prompt.is_text() {
+            return prompt.text().map(OnePrompt::Text);
+        }
+        // The end of a longer one is the end of the context: `max_tokens` may be 0.
+        Ok(match prompt.tokens("str or a sequence of token ids", context(model))? {
+            Elements::All(tokens) => OnePrompt::Tokens(tokens),
+            Elements::TooMany(count) => OnePrompt::TooLong(count),
+        })
+    }
+
+    fn as_prompt(&self, model: &Model, max_tokens: usize) -> Result<Prompt<'_>> {
+        match self {
+            OnePrompt::Text(text) => Ok(Prompt::Text(text)),
+            OnePrompt::Tokens(tokens) => Ok(Prompt::Tokens(tokens)),
+            &OnePrompt::TooLong(prompt) => {
+                let (limit, requested) = (context(model), prompt.saturating_add(max_tokens));
+                let what = if limit == model.memory().cache_tokens { "KV cache" } else { "context" };
+                Err(Error::TooLong { prompt, requested, limit, what })
+            }
+        }
+    }
+
+    /// `Model::stream` of it.
+    pub(crate) fn stream(&self, model: &Model, options: &GenerateOptions) -> Result<Stream> {
+        model.stream(self.as_prompt(model, options.max_tokens)?, options)
+    }
+
+    /// `Model::logits` of it.
+    pub(crate) fn logits(&self, model: &Model, from: usize) -> Result<Vec<f32>> {
+        model.logits(self.as_prompt(model, 0)?, from)
+    }
+}
+
+/// What `generate` takes: one prompt, or several.
+pub(crate) enum Prompts {
+    One(OnePrompt),
+    Many(Vec<OnePrompt>),
+}
+
+impl Prompts {
+    /// A sequence whose first element is a string or a sequence is a batch; so is an empty list.
+    pub(crate) fn new(model: &Model, value: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let is_text = |value: &Bound<'_, PyAny>| value.is_instance_of::<PyString>();
+        let is_batch = !is_text(value)
+            && has_len(value)
+            && match value.get_item(0) {
+                Ok(first) => is_text(&first) || has_len(&first),
+                Err(_) => value.len()? == 0 && value.is_instance_of::<PyList>(),
+            };
+        if !is_batch {
+            return OnePrompt::new(model, value).map(Prompts::One);
+        }
+        let argument = Argument::new("prompt", value);
+        let prompts = argument.sequence("a prompt or a sequence of prompts", usize::MAX, |prompt| {
+            OnePrompt::new(model, prompt)
+        })?;
+        argument.all(prompts, usize::MAX, "prompts").map(Prompts::Many)
+    }
+}
+
+/// Whether it has a length, which may be more than can be counted.
+fn has_len(value: &Bound<'_, PyAny>) -> bool {
+    value.len().map_or_else(|error| error.is_instance_of::<PyOverflowError>(value.py()), |_| true)
+}
