@@ -38,8 +38,10 @@ impl Drop for Folder {
 
 /// A file of the repository.
 pub fn repository(path: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
-    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root =
+        here.ancestors().find(|folder| folder.join("tests/fixtures").is_dir()).expect("the repository");
+    std::fs::read(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
 /// Little of everything.

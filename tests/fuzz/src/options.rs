@@ -39,51 +39,57 @@ enum Prompt {
     Tokens(Vec<u16>),
 }
 
-/// A number that is often small, and sometimes at a border.
+/// One byte in sixteen chooses what may be outside every domain, so that most requests are sound.
+fn wild(how: u8) -> bool {
+    how >= 240
+}
+
+/// A number that is mostly small, and sometimes at a border.
 #[derive(Arbitrary, Clone, Copy)]
-enum Size {
-    Small(u8),
-    Any(usize),
+struct Size {
+    how: u8,
+    small: u8,
+    any: usize,
 }
 
 impl Size {
     fn get(self) -> usize {
-        match self {
-            Size::Small(n) => n as usize % 66,
-            Size::Any(n) => n,
+        match self.how {
+            how if wild(how) => self.any,
+            ..128 => self.small as usize % 4,
+            _ => self.small as usize % 66,
         }
     }
 }
 
-/// A number that is often within a domain.
+/// A number that is mostly from 0 to 1.
 #[derive(Arbitrary, Clone, Copy)]
-enum Real {
-    Share(u8),
-    Any(f32),
+struct Real {
+    how: u8,
+    share: u8,
+    any: f32,
 }
 
 impl Real {
     fn get(self) -> f32 {
-        match self {
-            Real::Share(n) => f32::from(n) / 128.0,
-            Real::Any(x) => x,
-        }
+        if wild(self.how) { self.any } else { f32::from(self.share) / 255.0 }
     }
 }
 
 #[derive(Arbitrary)]
 struct Options {
-    size: Option<Size>,
+    size: (u8, usize),
     after: u8,
     max_tokens: Size,
     top_k: Size,
     n: Size,
     reals: [Real; 6],
     logit_bias: Vec<(u16, Real)>,
-    stop: Vec<Vec<u8>>,
+    /// Mostly of ASCII letters.
+    stop: (u8, Vec<Vec<u8>>),
     stop_lens: bool,
     seed: Option<u64>,
-    logprobs: Option<i32>,
+    logprobs: Size,
     flags: [bool; 3],
     deadline_ms: Size,
     cancel: Option<bool>,
@@ -103,12 +109,17 @@ impl Stored {
         let bias: Vec<welm_logit_bias> = from
             .logit_bias
             .iter()
-            .map(|(token, bias)| welm_logit_bias { token: u32::from(*token) % 300, bias: 20.0 * bias.get() })
+            .map(|(token, bias)| welm_logit_bias { token: u32::from(*token) % 264, bias: 20.0 * bias.get() })
             .collect();
+        let mut stop = from.stop.1.clone();
+        if !wild(from.stop.0) {
+            stop.iter_mut().flatten().for_each(|byte| *byte &= 0x7F);
+            stop.retain(|s| !s.is_empty());
+        }
+        let lens: Vec<usize> = stop.iter().map(Vec::len).collect();
         // Without lengths they end at a NUL, of which the first counts.
-        let stop: Vec<Vec<u8>> = from.stop.iter().map(|s| [s, &b"\0"[..]].concat()).collect();
+        stop.iter_mut().for_each(|s| s.push(0));
         let pointers: Vec<*const c_char> = stop.iter().map(|s| s.as_ptr().cast()).collect();
-        let lens: Vec<usize> = from.stop.iter().map(Vec::len).collect();
         let cancel = from.cancel.map_or(ptr::null_mut(), |cancelled| {
             let token = welm_cancel_token_new();
             if cancelled {
@@ -134,7 +145,7 @@ impl Stored {
             n_stop: pointers.len(),
             seed: from.seed.unwrap_or(0),
             has_seed: from.seed.is_some().into(),
-            logprobs: from.logprobs.unwrap_or(-1),
+            logprobs: (from.logprobs.get() as i32).wrapping_sub(1),
             echo: from.flags[0].into(),
             parse_special: from.flags[1].into(),
             ignore_eos: from.flags[2].into(),
@@ -142,7 +153,7 @@ impl Stored {
             cancel,
             ..Default::default()
         };
-        options.struct_size = from.size.map_or(options.struct_size, Size::get);
+        options.struct_size = if wild(from.size.0) { from.size.1 % 4200 } else { options.struct_size };
         let mut memory = Box::new([options; 40]);
         if from.after & 1 == 0 {
             // What lies after the end is zero.
@@ -365,8 +376,9 @@ pub fn run(input: &[u8]) {
                 let in_pieces = stream(prompt, &stored);
                 let timed = input.options.deadline_ms.get() > 0;
                 assert!(timed || at_once.is_some() == in_pieces.is_some());
-                if let (Some(a), Some(b), true) = (at_once, in_pieces, input.options.seed.is_some() && !timed)
-                {
+                // A smaller struct has no seed.
+                let seeded = input.options.seed.is_some() && !wild(input.options.size.0);
+                if let (Some(a), Some(b), true) = (at_once, in_pieces, seeded && !timed) {
                     assert_eq!(a, b);
                 }
             }

@@ -17,22 +17,16 @@ fn file(kind: u8, input: &[u8]) -> Vec<u8> {
 pub fn run(input: &[u8]) {
     let Some((&kind, rest)) = input.split_first() else { return };
     let config = config(&serde_json::json!({})).to_string();
-    let mut files = vec![("config.json", config.as_bytes())];
-    let (a, b);
     if kind & 2 == 2 {
-        let fixture = |name| repository(&format!("tests/fixtures/llama_sharded/{name}"));
-        (a, b) = (fixture("model-00001-of-00002.safetensors"), fixture("model-00002-of-00002.safetensors"));
-        files = vec![
-            ("model.safetensors.index.json", rest),
-            ("model-00001-of-00002.safetensors", &a),
-            ("model-00002-of-00002.safetensors", &b),
-        ];
-        let config = fixture("config.json");
-        return whole(kind, &[files, vec![("config.json", &config)]].concat());
+        let fixture = |name: &str| repository(&format!("tests/fixtures/llama_sharded/{name}"));
+        let shards = [1, 2, 3].map(|i| format!("model-0000{i}-of-00003.safetensors"));
+        let (config, tensors) = (fixture("config.json"), shards.each_ref().map(|name| fixture(name)));
+        let mut files = vec![("config.json", &config[..]), ("model.safetensors.index.json", rest)];
+        files.extend(shards.iter().zip(&tensors).map(|(name, bytes)| (&name[..], &bytes[..])));
+        return whole(kind, &files);
     }
-    a = file(kind, rest);
-    files.push(("model.safetensors", &a));
-    whole(kind, &files);
+    let tensors = file(kind, rest);
+    whole(kind, &[("config.json", config.as_bytes()), ("model.safetensors", &tensors)]);
 }
 
 fn whole(kind: u8, files: &[(&str, &[u8])]) {

@@ -63,11 +63,11 @@ pub fn run(input: &[u8]) {
     let model = model();
     let prompt: Vec<u32> = input.prompt.iter().take(8).map(|&b| 3 + u32::from(b)).chain([5]).collect();
     let mut options = GenerateOptions {
-        max_tokens: input.max_tokens as usize % 48,
+        max_tokens: input.max_tokens as usize % 32,
         temperature: f32::from(input.temperature) / 16.0,
         top_p: 1.0,
         top_k: 0,
-        n: 1 + input.n as usize % 3,
+        n: 1 + input.n as usize % 2,
         seed: Some(input.seed),
         ignore_eos: true,
         ..GenerateOptions::default()

@@ -11,6 +11,7 @@ exit status is 1 if anything differs.
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -132,7 +133,7 @@ def compare(folder, n):
                 continue
             want, got = outcome(text)
             if isinstance(got, welm.Error):
-                reason = str(got)[:120]
+                reason = re.sub(r"(0x)?[0-9A-F]*\d+", "N", str(got))[:200]
                 failed[reason] = failed.get(reason, 0) + 1
             elif want != got:
                 text = shortest(text, differs) if len(found) < 12 else text

