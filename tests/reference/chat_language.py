@@ -411,6 +411,28 @@ range(*[1], 2)
 dict(a=1, a=2)
 dict(a=1, 2)
 [1, 2] | map('string') | join(',') | upper
+d[d.nope] is defined, d.nope in d, nope in {'a': 1}, d.get(d.nope), d.get(nope, 1), {nope: 1}[d.nope], {nope: 1}
+[d.a_, none, d.b_, 0] | unique | list | length
+{(nope, 1): 2}[(d.nope, true)], {(nope, 1): 2}.get((none, 1)), (nope,) in {(d.nope,): 1}
+d[d.nope.deeper]
+{1e31: 1}[10 ** 31] is defined, {1e30: 1}[1000000000000000019884624838656], 10 ** 38 < 1.5e38, 1.5e38 > 10 ** 38
+() * 4000000000000000000, [] * 4000000000000000000, '' * 4000000000000000000, () * -1, (1, 2) * 2, [1] * 0
+range(10)[::100], range(0, 10, 10 ** 18)[::1000], range(10)[2:5][::-1], range(10)[:10 ** 30], range(10)[-10 ** 30:]
+range(0, 9 * 10 ** 18, 10 ** 18)[::10 ** 30]
+'a\éb\你', '\👍\n', '\\é', '\é', 'é\x41'
+'\x+f'
+'\u+123'
+'\xé'
+'x' | safe + '<', '<' + 'x' | safe, '<' | safe + '>' | safe, ('a' | safe + '<') + "'>&", ('x' | safe + '<') is escaped, ('<' | safe + '<') ~ '<'
+(d | tojson | safe) + '\n', '"' ~ ('"' | safe + '"'), ('<' | safe) * 2, 2 * ('<' | safe), (('<' | safe) * 2) is escaped
+'x' | safe + 1
+[1] + ('x' | safe)
+{'a': 1}['a' | safe], {'a' | safe: 1}.a
+'hello'.find('l', 3), 'hello'.rfind('l', 0, 3), 'hello'.index('l', 3), 'hello'.rindex('l', none, 3), 'hello'.count('l', 3), 'éàl'.find('l', 1)
+'hello'.count('', 2), 'hello'.count('', 5), 'hello'.count('', 6), 'hello'.find('', 5), 'hello'.find('', 6), 'hello'.rfind('', 1, 3), 'hello'.find('', 3, 1)
+'hello'.find('l', -2), 'hello'.find('l', none, -2), 'hello'.find('h', 1), 'hello'.find('l', 3, 100), 'hello'.count('l', -100, -1)
+'hello'.index('h', 1)
+'hello'.startswith('', 6), 'hello'.endswith('', 3, 1), 'hello'.startswith('', 5)
 """.strip().split("\n")
 
 # One template a block, with a line of dashes between.
@@ -625,6 +647,26 @@ b
 {% for x in xs %}{{ caller is defined }}{% endfor %}{% macro m(caller=1) %}{{ caller }}{% endmacro %}{{ m() }}
 ----
 {%- for x in range(3) %}{%- if x is divisibleby 2 %} even{{ x }}{% else %} odd{{ x }}{% endif %}{%- endfor %}
+----
+{% for x in xs %}{% break %}{% else %}none{% endfor %}{% for x in xs %}{% continue %}{% else %}none{% endfor %}
+----
+{% for x in xs %}{% if x == 1 %}{% continue %}{% endif %}{{ x }}{% else %}none{% endfor %}{% for x in xs %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% else %}none{% endfor %}
+----
+{% for x in xs if x > 1 %}{% continue %}{% else %}none{% endfor %}{% for x in xs %}{% for y in xs %}{% break %}{% else %}inner{% endfor %}{% else %}outer{% endfor %}
+----
+{% for x in xs recursive %}{% continue %}{% else %}none{% endfor %}{% for x in nope %}{% else %}none{% endfor %}
+----
+{% for x in ws %}{{ loop.changed(x | upper) }}{{ loop.changed() }}{{ loop.changed(1, 'a') }}{{ loop.changed(1.0, 'a') }}{% endfor %}
+----
+{%- set names = {"string": "str", "number": "float", "array": "list"} %}
+{%- macro type_of(spec) %}
+    {%- if names[spec.type] is defined %}{{- names[spec.type] }}
+    {%- elif spec.type in names %}{{- 'never' }}
+    {%- elif spec.anyOf is defined %}{% for one in spec.anyOf %}{{ type_of(one) }}{{ ' | ' if not loop.last }}{% endfor %}
+    {%- else %}{{- names.get(spec.type, 'Any') }}{%- endif %}
+{%- endmacro %}
+{%- for name, spec in {'a': {'type': 'string'}, 'b': {'anyOf': [{'type': 'number'}, {}]}, 'c': {'enum': [1]}}.items() %}{{ name }}: {{ type_of(spec) }}
+{% endfor %}
 ----
 {{ strftime_now('') }}|{{ strftime_now('100%% %n%t') }}|{{ strftime_now('%Z%z') }}|{{ strftime_now('%Y') | length }}{{ strftime_now('%d %b %Y') | length }}{{ strftime_now('%H:%M:%S') | length }}
 """.strip("\n").split("\n----\n")

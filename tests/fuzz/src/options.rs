@@ -93,6 +93,8 @@ struct Options {
     flags: [bool; 3],
     deadline_ms: Size,
     cancel: Option<bool>,
+    stop_token_ids: Vec<u16>,
+    cache_salt: Option<Vec<u8>>,
 }
 
 /// Options as a caller has them in memory, with room for any size that they may claim.
@@ -101,6 +103,8 @@ struct Stored {
     _bias: Vec<welm_logit_bias>,
     _stop: Vec<Vec<u8>>,
     _pointers: (Vec<*const c_char>, Vec<usize>),
+    _ids: Vec<u32>,
+    _salt: Option<Vec<u8>>,
     cancel: *mut welm_cancel_token,
 }
 
@@ -128,6 +132,8 @@ impl Stored {
             }
             token
         });
+        let ids: Vec<u32> = from.stop_token_ids.iter().map(|id| u32::from(*id) % 264).collect();
+        let salt = from.cache_salt.clone();
         let mut options = welm_generate_options {
             max_tokens: from.max_tokens.get(),
             top_k: from.top_k.get(),
@@ -151,6 +157,10 @@ impl Stored {
             ignore_eos: from.flags[2].into(),
             deadline_ms: from.deadline_ms.get() as u64,
             cancel,
+            stop_token_ids: ids.as_ptr(),
+            n_stop_token_ids: ids.len(),
+            cache_salt: salt.as_ref().map_or(ptr::null(), |s| s.as_ptr().cast()),
+            cache_salt_len: salt.as_ref().map_or(welm::text::WELM_NUL_TERMINATED, Vec::len),
             ..Default::default()
         };
         options.struct_size = if wild(from.size.0) { from.size.1 % 4200 } else { options.struct_size };
@@ -161,7 +171,15 @@ impl Stored {
             // SAFETY: any bytes are a valid value, and these 39 lie in the box.
             unsafe { ptr::write_bytes(rest, 0, 39) };
         }
-        Stored { memory, _bias: bias, _stop: stop, _pointers: (pointers, lens), cancel }
+        Stored {
+            memory,
+            _bias: bias,
+            _stop: stop,
+            _pointers: (pointers, lens),
+            _ids: ids,
+            _salt: salt,
+            cancel,
+        }
     }
 
     fn get(&self) -> *const welm_generate_options {

@@ -16,6 +16,8 @@ struct Input {
     n: u8,
     echo: bool,
     stops: Vec<Stop>,
+    /// Places of tokens in the text that comes without stop strings.
+    ids: Vec<u8>,
 }
 
 #[derive(Arbitrary)]
@@ -88,6 +90,8 @@ pub fn run(input: &[u8]) {
     // Names of special tokens are matched by the token, which the text does not show.
     let special = ["<unk>", "<s>", "</s>"];
     stops.retain(|s| !s.is_empty() && s.len() <= 256 && !special.iter().any(|name| s.contains(name)));
+    let places = input.ids.iter().take(3).filter_map(|&i| free.choices[0].tokens.get(i as usize));
+    options.stop_token_ids = places.map(|t| t.id).collect();
     options.stop = stops.clone();
     options.echo = input.echo;
     let stopped = model.generate(&prompt, &options).expect("a sound request");
@@ -99,14 +103,17 @@ pub fn run(input: &[u8]) {
     let echo = if input.echo { model.detokenize(&prompt) } else { String::new() };
     let echoed = if input.echo { prompt.len() } else { 0 };
     for ((free, got), streamed) in free.choices.iter().zip(&stopped.choices).zip(streamed) {
-        let (want, is_stopped) = definition(&bytes_of(&free.tokens), &stops);
+        // A stop token ends it, too, and is no part of it.
+        let end = free.tokens.iter().position(|t| options.stop_token_ids.contains(&t.id));
+        let before = &free.tokens[..end.unwrap_or(free.tokens.len())];
+        let (want, by_string) = definition(&bytes_of(before), &stops);
         assert_eq!(got.text, echo.clone() + &want, "stop strings {stops:?} of {:?}", free.text);
         assert_eq!(got.text, streamed, "stop strings {stops:?}");
-        let reason = if is_stopped { FinishReason::Stop } else { FinishReason::Length };
+        let reason = if by_string || end.is_some() { FinishReason::Stop } else { FinishReason::Length };
         assert_eq!(got.finish_reason, reason);
         let tokens = &got.tokens[echoed..];
-        assert!(free.tokens.starts_with(tokens));
-        assert_eq!(definition(&bytes_of(tokens), &stops), (want, is_stopped));
+        assert!(before.starts_with(tokens));
+        assert_eq!(definition(&bytes_of(tokens), &stops), (want, by_string));
     }
 }
 

@@ -292,7 +292,8 @@ def make_ranks(work: Work, folder: Path, package: str, file: str, pattern: str |
         tekken = json.loads(path.read_text())
         config, pattern = tekken["config"], tekken["config"]["pattern"]
         n_special = config["default_num_special_tokens"]
-        names = [t["token_str"] for t in tekken.get("special_tokens") or []]
+        # Older files do not name them.
+        names = [t["token_str"] for t in tekken.get("special_tokens") or []] or ["<unk>", "<s>", "</s>"]
         names += [f"<SPECIAL_{i}>" for i in range(len(names), n_special)]
         special = {name: i for i, name in enumerate(names)}
         vocab = tekken["vocab"][:config["default_vocab_size"] - n_special]

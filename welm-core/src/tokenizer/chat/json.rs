@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 /// A value as JSON has it. Objects keep the order of their keys, and whole numbers all their digits.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -82,17 +82,56 @@ impl FromStr for Json {
 
     /// Reads a JSON text.
     fn from_str(text: &str) -> Result<Self, String> {
-        serde_json::from_str(text).map_err(|e| e.to_string())
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let json = Reader.deserialize(&mut deserializer).and_then(|json| deserializer.end().map(|()| json));
+        let json = json.map_err(|e| e.to_string())?;
+        check_whole_numbers(text)?;
+        Ok(json)
     }
 }
 
-impl<'de> Deserialize<'de> for Json {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Reader)
+/// Refuses the whole numbers of a JSON text of which the reader makes other numbers: those without room in 64 bits,
+/// which lose digits, and `-0`.
+fn check_whole_numbers(text: &str) -> Result<(), String> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => {
+                at += 1;
+                while bytes.get(at).is_some_and(|b| *b != b'"') {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            b'-' | b'0'..=b'9' => {
+                let rest = &text[at..];
+                let of_number = |c: char| matches!(c, '-' | '+' | '.' | 'e' | 'E' | '0'..='9');
+                let number = &rest[..rest.find(|c| !of_number(c)).unwrap_or(rest.len())];
+                let whole = !number.contains(['.', 'e', 'E']);
+                if whole && number.parse::<i64>().is_err() && number.parse::<u64>().is_err() {
+                    return Err("a number of more than 64 bits".into());
+                }
+                if number == "-0" {
+                    return Err("expected 0 or -0.0, got the whole number -0".into());
+                }
+                at += number.len();
+            }
+            _ => at += 1,
+        }
     }
+    Ok(())
 }
 
 struct Reader;
+
+impl<'de> DeserializeSeed<'de> for Reader {
+    type Value = Json;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
 impl<'de> Visitor<'de> for Reader {
     type Value = Json;
@@ -117,11 +156,7 @@ impl<'de> Visitor<'de> for Reader {
         Ok(Json::Int(value.into()))
     }
 
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Json, E> {
-        if value.abs() >= 9e18 && value.fract() == 0.0 {
-            // It may have been a whole number, of which this has lost digits.
-            return Err(E::custom("a number of more than 64 bits"));
-        }
+    fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
         Ok(Json::Float(value))
     }
 
@@ -135,7 +170,7 @@ impl<'de> Visitor<'de> for Reader {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = seq.next_element()? {
+        while let Some(item) = seq.next_element_seed(Reader)? {
             items.push(item);
         }
         Ok(Json::List(items))
@@ -143,8 +178,8 @@ impl<'de> Visitor<'de> for Reader {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
         let mut fields = Vec::new();
-        while let Some(field) = map.next_entry()? {
-            fields.push(field);
+        while let Some(key) = map.next_key()? {
+            fields.push((key, map.next_value_seed(Reader)?));
         }
         Ok(Json::Object(fields))
     }

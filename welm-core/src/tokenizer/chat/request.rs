@@ -1,5 +1,8 @@
 //! [`Message`] and [`ChatRequest`], and what transformers does with them before the template sees them.
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
 use super::json::Json;
 use crate::error::{Error, Result};
 
@@ -63,12 +66,24 @@ impl TryFrom<Json> for Message {
             let reason = format!("expected an object with role and content, got {}", json.kind());
             return Err(Error::option("message", reason));
         };
-        let mut fields = Vec::with_capacity(all.len());
-        for (key, value) in all {
-            set(&mut fields, key, value);
-        }
-        Ok(Message { fields })
+        Ok(Message { fields: unique(all) })
     }
+}
+
+/// Of a key that comes twice the last value, at the first place, as in a Python dict.
+fn unique(all: Vec<(String, Json)>) -> Vec<(String, Json)> {
+    let mut fields: Vec<(String, Json)> = Vec::with_capacity(all.len());
+    let mut places: HashMap<String, usize> = HashMap::with_capacity(all.len());
+    for (key, value) in all {
+        match places.entry(key) {
+            Entry::Occupied(place) => fields[*place.get()].1 = value,
+            Entry::Vacant(place) => {
+                fields.push((place.key().clone(), value));
+                place.insert(fields.len() - 1);
+            }
+        }
+    }
+    fields
 }
 
 /// As in a Python dict: a key keeps its place.
@@ -176,12 +191,13 @@ impl ChatRequest {
                 check_depth("messages", || format!("messages[{i}].{key}"), value)?;
             }
         }
-        for (i, (name, value)) in self.variables.iter().enumerate() {
+        let mut names = HashSet::new();
+        for (name, value) in &self.variables {
             if NOT_VARIABLES.contains(&name.as_str()) {
                 let reason = format!("expected names of the template's variables, got {name}, which is none");
                 return Err(Error::option("variables", reason));
             }
-            if self.variables[..i].iter().any(|(other, _)| other == name) {
+            if !names.insert(name) {
                 return Err(Error::option("variables", format!("expected each name once, got {name} again")));
             }
             check_depth("variables", || name.clone(), value)?;
@@ -221,12 +237,8 @@ impl TryFrom<Json> for ChatRequest {
             return Err(Error::option("request", reason));
         };
         let mut request = ChatRequest::default();
-        let mut unique = Vec::with_capacity(fields.len());
-        for (key, value) in fields {
-            set(&mut unique, key, value);
-        }
         let mut messages = None;
-        for (key, value) in unique {
+        for (key, value) in unique(fields) {
             match key.as_str() {
                 "messages" => messages = list("messages", value)?,
                 "tools" => request.tools = list("tools", value)?,

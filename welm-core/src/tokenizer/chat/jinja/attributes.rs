@@ -93,7 +93,7 @@ fn entry(cx: &Interpreter, value: &Value, index: &Value) -> Result<Option<Value>
     };
     Ok(match value {
         Value::Dict(_) if matches!(index, Value::List(_) | Value::Dict(_)) => None,
-        Value::Dict(dict) => dict.get(index)?.cloned(),
+        Value::Dict(dict) => dict.get(index, &cx.fuel)?.cloned(),
         Value::List(seq) | Value::Tuple(seq) => at(seq.items.len()).map(|i| seq.items[i].clone()),
         Value::Str(text) if index.as_int().is_some() => {
             let n = value.len(&cx.fuel)?;
@@ -117,6 +117,7 @@ pub(super) fn attribute(cx: &Interpreter, value: &Value, name: &Rc<str>) -> Resu
     if let Value::Undefined(what) = value {
         return fault(&**what);
     }
+    cx.fuel.text(name.len())?;
     if let Some(found) = own(value, name)? {
         return Ok(found);
     }
@@ -132,6 +133,7 @@ pub(super) fn item(cx: &Interpreter, value: &Value, index: &Value) -> Result<Val
         return Ok(found);
     }
     if let Value::Str(name) = index {
+        cx.fuel.text(name.len())?;
         return Ok(own(value, name)?.unwrap_or_else(|| no_attribute(value, name)));
     }
     Ok(undefined(format!("'{} object' has no such element", value.type_name())))
@@ -182,7 +184,7 @@ pub(super) fn call_method(cx: &Interpreter, value: &Value, name: &str, args: Cal
             let [Some(key), default] = args.bind("get()", ["key", "default"])? else {
                 return fault("get() takes at least one argument");
             };
-            Ok(dict.get(&key)?.cloned().unwrap_or_else(|| default.unwrap_or(Value::None)))
+            Ok(dict.get(&key, fuel)?.cloned().unwrap_or_else(|| default.unwrap_or(Value::None)))
         }
         (Value::Dict(dict), "items" | "keys" | "values") => {
             let [] = args.bind("a method of a dict", [])?;
@@ -231,6 +233,7 @@ pub(super) fn path(cx: &Interpreter, value: &Value, path: &Value) -> Result<Valu
     };
     let mut value = value.clone();
     for part in path.split('.') {
+        cx.fuel.pay(1)?;
         let index = match part.parse::<u32>() {
             Ok(i) if part.bytes().all(|b| b.is_ascii_digit()) => Value::Int(i.into()),
             _ => Value::from(part),

@@ -1,7 +1,7 @@
 //! Runs a template.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::super::json::Json;
@@ -56,7 +56,7 @@ pub(super) struct Loop {
     items: Vec<Value>,
     at: Cell<usize>,
     depth: usize,
-    changed: RefCell<Option<Vec<Value>>>,
+    changed: RefCell<Option<Value>>,
     /// What `loop(...)` goes on with.
     again: Option<(Rc<For>, Rc<Scope>)>,
 }
@@ -114,10 +114,10 @@ pub(super) struct Interpreter {
 /// The text of a template. Each variable is a name and a value.
 pub(in super::super) fn render(source: &str, variables: &[(&str, &Json)], fuel: u64) -> Result<String> {
     let template = parser::parse(source)?;
-    let variable = |(name, json): &(&str, &Json)| Ok((Rc::from(*name), Value::from_json(json)?));
+    let fuel = Fuel::new(fuel);
+    let variable = |(name, json): &(&str, &Json)| Ok((Rc::from(*name), Value::from_json(json, &fuel)?));
     let variables = variables.iter().map(variable).collect::<Result<HashMap<Rc<str>, _>>>()?;
-    let interpreter =
-        Interpreter { fuel: Fuel::new(fuel), depth: Cell::new(0), captured: RefCell::default() };
+    let interpreter = Interpreter { fuel, depth: Cell::new(0), captured: RefCell::default() };
     let globals = Rc::new(Scope { names: RefCell::new(variables), outer: None });
     let scope = Scope::inner(&globals);
     let mut out = String::new();
@@ -135,12 +135,17 @@ fn at_line<T>(result: Result<T>, line: usize) -> Result<T> {
 
 impl Interpreter {
     fn deeper<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.deeper_by(1, f)
+    }
+
+    /// For what takes the stack of so many.
+    pub(super) fn deeper_by<T>(&self, levels: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
         self.fuel.pay(1)?;
         let depth = self.depth.get();
-        if depth >= MAX_DEPTH {
+        if depth + levels > MAX_DEPTH {
             return fault(format!("expected statements and macros at most {MAX_DEPTH} deep, got more"));
         }
-        self.depth.set(depth + 1);
+        self.depth.set(depth + levels);
         let result = f();
         self.depth.set(depth);
         result
@@ -251,7 +256,7 @@ impl Interpreter {
             Target::Name(name) => scope.set(name, value),
             Target::Attribute(name, attribute) => match scope.get(name) {
                 Some(Value::Namespace(namespace)) => {
-                    set_attribute(&mut namespace.borrow_mut(), attribute, value)?;
+                    set_attribute(&mut namespace.borrow_mut(), attribute, value, &self.fuel)?;
                 }
                 _ => return fault("cannot assign attribute on non-namespace object"),
             },
@@ -298,6 +303,8 @@ impl Interpreter {
         });
         let state = Rc::new(Loop { items, at: Cell::new(0), depth, changed: RefCell::new(None), again });
         let name: Rc<str> = "loop".into();
+        // As in Jinja2: a round that `break` or `continue` ends does not count for `else`.
+        let mut whole_rounds = false;
         for (i, item) in state.items.iter().enumerate() {
             self.fuel.pay(1)?;
             state.at.set(i);
@@ -306,10 +313,11 @@ impl Interpreter {
             self.assign(&statement.target, item.clone(), &inner)?;
             match self.body(&statement.body, &inner, out)? {
                 Flow::Break => break,
-                Flow::Continue | Flow::Next => {}
+                Flow::Continue => {}
+                Flow::Next => whole_rounds = true,
             }
         }
-        if state.items.is_empty() {
+        if !whole_rounds {
             return self.body(&statement.otherwise, &Scope::inner(scope), out);
         }
         Ok(Flow::Next)
@@ -371,7 +379,7 @@ impl Interpreter {
             Kind::Dict(entries) => {
                 let mut dict = Dict::default();
                 for (key, value) in entries {
-                    dict.insert(self.eval(key, scope)?, self.eval(value, scope)?)?;
+                    dict.insert(self.eval(key, scope)?, self.eval(value, scope)?, &self.fuel)?;
                 }
                 Ok(Value::Dict(Rc::new(dict)))
             }
@@ -452,10 +460,11 @@ impl Interpreter {
             let Value::Dict(dict) = self.eval(starred, scope)? else {
                 return fault("argument after ** must be a mapping");
             };
-            self.fuel.items(dict.entries.len())?;
+            self.fuel.items(2 * (given.named.len() + dict.entries.len()))?;
+            let known: HashSet<Rc<str>> = given.named.iter().map(|(name, _)| name.clone()).collect();
             for (name, value) in &dict.entries {
                 let Value::Str(name) = name else { return fault("keywords must be strings") };
-                if given.named.iter().any(|(other, _)| other == name) {
+                if known.contains(name) {
                     return fault(format!("got multiple values for keyword argument '{name}'"));
                 }
                 given.named.push((name.clone(), value.clone()));
@@ -510,6 +519,7 @@ impl Interpreter {
         let scope = Scope::inner(&called.scope);
         let CallArgs { positional, mut named } = args;
         let mut positional = positional.into_iter();
+        self.fuel.pay(def.parameters.len().saturating_mul(1 + named.len()))?;
         let take = |named: &mut Vec<(Rc<str>, Value)>, name: &str| {
             named.iter().position(|(n, _)| **n == *name).map(|i| named.remove(i).1)
         };
@@ -526,7 +536,7 @@ impl Interpreter {
         }
         if def.kwargs {
             let entries = named.into_iter().map(|(name, value)| (Value::Str(name), value));
-            scope.set(&"kwargs".into(), Value::dict(entries)?);
+            scope.set(&"kwargs".into(), Value::dict(entries, &self.fuel)?);
         } else if let Some((name, _)) = named.first() {
             return fault(format!("macro '{}' takes no keyword argument '{name}'", def.name));
         }
@@ -550,11 +560,11 @@ impl Interpreter {
 }
 
 /// What `namespace` may hold.
-pub(super) fn set_attribute(namespace: &mut Dict, name: &Rc<str>, value: Value) -> Result<()> {
+pub(super) fn set_attribute(namespace: &mut Dict, name: &Rc<str>, value: Value, fuel: &Fuel) -> Result<()> {
     if name.starts_with('_') {
         return fault(format!("cannot store the attribute '{name}', which begins with _, on a namespace"));
     }
-    namespace.insert(Value::Str(name.clone()), value)
+    namespace.insert(Value::Str(name.clone()), value, fuel)
 }
 
 impl Loop {
@@ -595,16 +605,12 @@ impl Loop {
     }
 
     pub(super) fn changed(&self, values: Vec<Value>, fuel: &Fuel) -> Result<Value> {
+        // A list refuses this loop and what may come to hold it, which would never be freed.
+        let values = Value::list(values)?;
         let mut last = self.changed.borrow_mut();
         let same = match &*last {
-            Some(last) if last.len() == values.len() => {
-                let mut same = true;
-                for (a, b) in last.iter().zip(&values) {
-                    same = same && equal(a, b, fuel)?;
-                }
-                same
-            }
-            _ => false,
+            Some(last) => equal(last, &values, fuel)?,
+            None => false,
         };
         if !same {
             *last = Some(values);

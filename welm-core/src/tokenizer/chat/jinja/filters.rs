@@ -65,6 +65,9 @@ pub(super) const FILTERS: [&str; 49] = [
 /// Those that Jinja2 has besides: they make HTML, or something by chance.
 pub(super) const FILTERS_ABSENT: [&str; 5] = ["random", "striptags", "urlize", "wordwrap", "xmlattr"];
 
+/// How deep the filter of a `map` counts, which may be a `map`: a filter takes more of the stack than an expression.
+const MAP_LEVELS: usize = 8;
+
 /// Values in order by a `less`, by merging: equal ones stay as they are, and a `less` without sense does no harm.
 pub(super) fn sort<T>(
     mut items: Vec<T>,
@@ -113,7 +116,7 @@ fn number(what: &str, value: Option<Value>, default: i128) -> Result<i128> {
 }
 
 /// Text that a filter makes of text, marked as safe if that was.
-fn marked(of: &Value, text: impl Into<Rc<str>>) -> Value {
+pub(super) fn marked(of: &Value, text: impl Into<Rc<str>>) -> Value {
     match of {
         Value::Markup(_) => Value::Markup(text.into()),
         _ => Value::Str(text.into()),
@@ -129,12 +132,27 @@ fn only_text<'v>(what: &str, value: &'v Value) -> Result<&'v str> {
     }
 }
 
-/// By what filters compare that do not tell capitals from small letters.
-fn folded(value: Value, case_sensitive: bool) -> Value {
-    match value {
-        Value::Str(text) if !case_sensitive => text.to_lowercase().into(),
-        value => value,
+/// Text for HTML, as it is if `safe` has marked it.
+pub(super) fn escaped(fuel: &Fuel, value: &Value) -> Result<Rc<str>> {
+    let text = value.to_text(fuel)?;
+    if matches!(value, Value::Markup(_)) {
+        return Ok(text);
     }
+    fuel.text(6 * text.len())?;
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    Ok(text.replace('\'', "&#39;").replace('"', "&#34;").into())
+}
+
+/// By what filters compare that do not tell capitals from small letters.
+fn folded(fuel: &Fuel, value: Value, case_sensitive: bool) -> Result<Value> {
+    fuel.pay(1)?;
+    Ok(match value {
+        Value::Str(text) if !case_sensitive => {
+            fuel.text(2 * text.len())?;
+            text.to_lowercase().into()
+        }
+        value => value,
+    })
 }
 
 /// The attribute of a value, or the default for one that has none.
@@ -191,13 +209,11 @@ pub(super) fn apply(cx: &Interpreter, name: &str, value: Value, args: CallArgs) 
         }
         "escape" | "e" | "forceescape" => {
             let [] = args.bind(name, [])?;
-            if matches!(value, Value::Markup(_)) && name != "forceescape" {
-                return Ok(value);
-            }
-            let text = value.to_text(fuel)?;
-            fuel.text(6 * text.len())?;
-            let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-            Ok(Value::Markup(text.replace('\'', "&#39;").replace('"', "&#34;").into()))
+            let value = match value {
+                Value::Markup(text) if name == "forceescape" => Value::Str(text),
+                value => value,
+            };
+            escaped(fuel, &value).map(Value::Markup)
         }
         "replace" => {
             let [Some(old), Some(new), count] = args.bind(name, ["old", "new", "count"])? else {
@@ -214,7 +230,9 @@ pub(super) fn apply(cx: &Interpreter, name: &str, value: Value, args: CallArgs) 
                     return fault("can't handle positional and keyword arguments at the same time");
                 }
                 (_, true) => Value::tuple(args.positional)?,
-                _ => Value::dict(args.named.into_iter().map(|(name, value)| (Value::Str(name), value)))?,
+                _ => {
+                    Value::dict(args.named.into_iter().map(|(name, value)| (Value::Str(name), value)), fuel)?
+                }
             };
             format::printf(fuel, &text, &given).map(Value::from)
         }
@@ -244,6 +262,7 @@ pub(super) fn apply(cx: &Interpreter, name: &str, value: Value, args: CallArgs) 
                     let mut out = String::new();
                     let pairs = match &value {
                         Value::Dict(dict) => {
+                            fuel.items(2 * dict.entries.len())?;
                             let pair = |(k, v): &(Value, Value)| Value::tuple(vec![k.clone(), v.clone()]);
                             dict.entries.iter().map(pair).collect::<Result<Vec<_>>>()?
                         }
@@ -266,11 +285,12 @@ pub(super) fn apply(cx: &Interpreter, name: &str, value: Value, args: CallArgs) 
         "attr" => {
             let [Some(attribute)] = args.bind(name, ["name"])? else { return fault("attr misses a name") };
             let Value::Str(attribute) = attribute else { return fault("attribute name must be string") };
+            fuel.text(attribute.len())?;
             match &value {
                 Value::Undefined(what) => fault(&**what),
                 // Its items are no attributes.
                 Value::Dict(dict) if dict.get_str(&attribute).is_some() => {
-                    let empty = Value::dict([])?;
+                    let empty = Value::dict([], fuel)?;
                     item(cx, &empty, &Value::Str(attribute))
                 }
                 _ => super::attributes::attribute(cx, &value, &attribute),
@@ -667,7 +687,7 @@ fn sequence(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Resul
             let (case, attribute) = (truth(case), some(attribute));
             let mut best: Option<(Value, Value)> = None;
             for item in value.items(fuel)? {
-                let key = folded(get(cx, &item, attribute.as_ref(), None)?, case);
+                let key = folded(fuel, get(cx, &item, attribute.as_ref(), None)?, case)?;
                 let better = match &best {
                     None => true,
                     Some((_, known)) if name == "min" => less(fuel, &key, known)?,
@@ -686,9 +706,9 @@ fn sequence(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Resul
             let mut unique = Vec::new();
             for item in value.items(fuel)? {
                 fuel.pay(1)?;
-                let key = folded(get(cx, &item, attribute.as_ref(), None)?, case);
-                if seen.get(&key)?.is_none() {
-                    seen.insert(key, Value::None)?;
+                let key = folded(fuel, get(cx, &item, attribute.as_ref(), None)?, case)?;
+                if seen.get(&key, fuel)?.is_none() {
+                    seen.insert(key, Value::None, fuel)?;
                     unique.push(item);
                 }
             }
@@ -698,13 +718,17 @@ fn sequence(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Resul
             let [reverse, case, attribute] = args.bind(name, ["reverse", "case_sensitive", "attribute"])?;
             let (case, attribute) = (truth(case), some(attribute));
             let attributes: Vec<Option<Value>> = match &attribute {
-                Some(Value::Str(names)) => names.split(',').map(|name| Some(name.into())).collect(),
+                Some(Value::Str(names)) => {
+                    fuel.text(names.len())?;
+                    fuel.items(names.matches(',').count())?;
+                    names.split(',').map(|name| Some(name.into())).collect()
+                }
                 other => vec![other.clone()],
             };
             let mut keyed = Vec::new();
             for item in value.items(fuel)? {
                 let key =
-                    |attribute: &Option<Value>| Ok(folded(get(cx, &item, attribute.as_ref(), None)?, case));
+                    |attribute: &Option<Value>| folded(fuel, get(cx, &item, attribute.as_ref(), None)?, case);
                 let keys = attributes.iter().map(key).collect::<Result<_>>()?;
                 keyed.push((Value::list(keys)?, item));
             }
@@ -728,7 +752,8 @@ fn sequence(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Resul
             let mut keyed = Vec::new();
             for (key, value) in &dict.entries {
                 let by = if by_value { value } else { key };
-                keyed.push((folded(by.clone(), case), Value::tuple(vec![key.clone(), value.clone()])?));
+                keyed
+                    .push((folded(fuel, by.clone(), case)?, Value::tuple(vec![key.clone(), value.clone()])?));
             }
             let sorted = sort(keyed, truth(reverse), |a, b| less(fuel, &a.0, &b.0))?;
             Value::list(sorted.into_iter().map(|(_, item)| item).collect())
@@ -743,7 +768,7 @@ fn sequence(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Resul
             let mut keyed = Vec::new();
             for item in value.items(fuel)? {
                 let key = get(cx, &item, Some(&attribute), default.as_ref())?;
-                keyed.push((folded(key.clone(), case), key, item));
+                keyed.push((folded(fuel, key.clone(), case)?, key, item));
             }
             let sorted = sort(keyed, false, |a, b| less(fuel, &a.0, &b.0))?;
             let mut groups: Vec<(Value, Value, Vec<Value>)> = Vec::new();
@@ -827,9 +852,9 @@ fn map(cx: &Interpreter, value: Value, args: CallArgs) -> Result<Value> {
         return fault("map requires a filter argument");
     };
     for item in items {
-        cx.fuel.pay(1)?;
+        cx.fuel.pay(1 + rest.len() + named.len())?;
         let args = CallArgs { positional: rest.to_vec(), named: named.clone() };
-        mapped.push(apply(cx, name, item, args)?);
+        mapped.push(cx.deeper_by(MAP_LEVELS, || apply(cx, name, item, args))?);
     }
     Value::generator(mapped)
 }
@@ -855,6 +880,7 @@ fn select(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Result<
         let holds = match test {
             None => looked_at.truth(),
             Some((Value::Str(test), args)) => {
+                cx.fuel.pay(args.len() + named.len())?;
                 let args = CallArgs { positional: args.to_vec(), named: named.clone() };
                 checks::apply(cx, test, &looked_at, args)?
             }

@@ -54,7 +54,7 @@ pub(super) fn call(cx: &Interpreter, name: &str, args: CallArgs) -> Result<Value
             let mut namespace = Dict::default();
             for (name, value) in dict(cx, args)?.entries {
                 match name {
-                    Value::Str(name) => set_attribute(&mut namespace, &name, value)?,
+                    Value::Str(name) => set_attribute(&mut namespace, &name, value, &cx.fuel)?,
                     _ => return unsupported("a namespace with names that are no strings"),
                 }
             }
@@ -114,7 +114,7 @@ fn dict(cx: &Interpreter, args: CallArgs) -> Result<Dict> {
         Some(other) => {
             for pair in other.items(&cx.fuel)? {
                 match &pair.items(&cx.fuel)?[..] {
-                    [key, value] => dict.insert(key.clone(), value.clone())?,
+                    [key, value] => dict.insert(key.clone(), value.clone(), &cx.fuel)?,
                     _ => return fault("dictionary update sequence element has another length than 2"),
                 }
             }
@@ -124,7 +124,7 @@ fn dict(cx: &Interpreter, args: CallArgs) -> Result<Dict> {
         return fault("dict expected at most 1 argument");
     }
     for (name, value) in args.named {
-        dict.insert(Value::Str(name), value)?;
+        dict.insert(Value::Str(name), value, &cx.fuel)?;
     }
     Ok(dict)
 }

@@ -41,6 +41,9 @@ impl Token {
     }
 }
 
+/// Most bytes of a name: each time that it is looked up, all of it is read.
+const MAX_NAME: usize = 1000;
+
 /// The longer ones first.
 const SIGNS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<",
@@ -237,6 +240,9 @@ impl<'s> Lexer<'s> {
                 '0'..='9' => self.number()?,
                 c if c == '_' || c.is_alphabetic() => {
                     let len = rest.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(rest.len());
+                    if len > MAX_NAME {
+                        return self.fault(format!("expected a name of at most {MAX_NAME} bytes"), start);
+                    }
                     self.at += len;
                     Token::Name(rest[..len].into())
                 }
@@ -283,8 +289,12 @@ impl<'s> Lexer<'s> {
                 continue;
             }
             let Some((i, escaped)) = chars.next() else { break };
-            let digits =
-                |n: usize| body.get(i + 1..i + 1 + n).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+            let digits = |n: usize| {
+                // Without a sign, which the conversion would take.
+                let hex =
+                    body.get(i + 1..i + 1 + n).filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))?;
+                u32::from_str_radix(hex, 16).ok()
+            };
             let hex = match escaped {
                 'x' => Some(2),
                 'u' => Some(4),
@@ -323,7 +333,13 @@ impl<'s> Lexer<'s> {
                 'N' => return self.fault("not supported in templates: \\N in a string", start),
                 other => {
                     text.push('\\');
-                    text.push(other);
+                    // As Jinja2, which takes those apart before it looks for escapes.
+                    match other as u32 {
+                        ..=0x7f => text.push(other),
+                        code @ ..=0xff => text.push_str(&format!("x{code:02x}")),
+                        code @ ..=0xffff => text.push_str(&format!("u{code:04x}")),
+                        code => text.push_str(&format!("U{code:08x}")),
+                    }
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Operators.
 
 use super::eval::Interpreter;
+use super::filters::{escaped, marked};
 use super::format;
 use super::value::{Fuel, Result, Value, equal, fault, range_len, size, unsupported};
 
@@ -51,7 +52,14 @@ pub(super) fn binary(cx: &Interpreter, sign: &str, left: &Value, right: &Value) 
     if let Value::Undefined(what) = right {
         return fault(&**what);
     }
-    if matches!(left, Value::Markup(_)) || matches!(right, Value::Markup(_)) {
+    if let (Value::Markup(_), Value::Str(_) | Value::Markup(_), "+")
+    | (Value::Str(_), Value::Markup(_), "+") = (left, right, sign)
+    {
+        let (left, right) = (escaped(fuel, left)?, escaped(fuel, right)?);
+        fuel.text(left.len() + right.len())?;
+        return Ok(Value::Markup(format!("{left}{right}").into()));
+    }
+    if sign != "*" && (matches!(left, Value::Markup(_)) || matches!(right, Value::Markup(_))) {
         return unsupported(format_args!("{sign} with text that `safe` has marked"));
     }
     if let (Some(a), Some(b)) = (left.as_int(), right.as_int()) {
@@ -83,17 +91,17 @@ pub(super) fn binary(cx: &Interpreter, sign: &str, left: &Value, right: &Value) 
 
 fn repeat(fuel: &Fuel, many: &Value, n: usize) -> Option<Result<Value>> {
     let items = |items: &Vec<Value>| {
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
         fuel.items(items.len().saturating_mul(n))?;
         Ok((0..n).flat_map(|_| items.iter().cloned()).collect::<Vec<_>>())
     };
     Some(match many {
-        Value::Str(text) => fuel
+        Value::Str(text) | Value::Markup(text) => fuel
             .text(text.len().saturating_mul(n))
-            .map(|()| text.repeat(if text.is_empty() { 0 } else { n }).into()),
-        Value::List(seq) => {
-            let n = if seq.items.is_empty() { 0 } else { n };
-            items(&seq.items).and_then(|items| Value::list(if n == 0 { Vec::new() } else { items }))
-        }
+            .map(|()| marked(many, text.repeat(if text.is_empty() { 0 } else { n }))),
+        Value::List(seq) => items(&seq.items).and_then(Value::list),
         Value::Tuple(seq) => items(&seq.items).and_then(Value::tuple),
         _ => return None,
     })
@@ -192,7 +200,7 @@ pub(super) fn contains(fuel: &Fuel, haystack: &Value, needle: &Value) -> Result<
                 fault(format!("'in <string>' requires string as left operand, not {name}"))
             }
         },
-        Value::Dict(dict) => Ok(dict.get(needle)?.is_some()),
+        Value::Dict(dict) => Ok(dict.get(needle, fuel)?.is_some()),
         Value::Range(start, stop, step) => match needle.as_int() {
             Some(i) => {
                 let inside = if *step > 0 { (*start..*stop).contains(&i) } else { *stop < i && i <= *start };
@@ -247,7 +255,8 @@ pub(super) fn slice(fuel: &Fuel, value: &Value, bounds: [Value; 3]) -> Result<Va
     let (first, last) = if step > 0 { (0, n) } else { (n - 1, -1) };
     let (start, stop) = (bound(number(&start)?, first), bound(number(&stop)?, last));
     let count = range_len(start, stop, step.clamp(-i128::from(u64::MAX), i128::from(u64::MAX)));
-    let step = step.clamp(-n - 1, n + 1);
+    let near = |i: &i128| i.unsigned_abs() < 1 << 120;
+    let (whole_step, step) = (step, step.clamp(-n - 1, n + 1));
     let at = |i: usize| (start + i as i128 * step) as usize;
     match value {
         Value::Str(text) if step == 1 => {
@@ -266,7 +275,16 @@ pub(super) fn slice(fuel: &Fuel, value: &Value, bounds: [Value; 3]) -> Result<Va
             let items = (0..count).map(|i| seq.items[at(i)].clone()).collect();
             if matches!(value, Value::List(_)) { Value::list(items) } else { Value::tuple(items) }
         }
-        Value::Range(from, _, by) => Ok(Value::Range(from + start * by, from + stop * by, by * step)),
+        Value::Range(from, _, by) => {
+            let at = |i: i128| i.checked_mul(*by).and_then(|i| i.checked_add(*from));
+            match (at(start), at(stop), by.checked_mul(whole_step)) {
+                // Beyond that, the distance of two numbers has no room.
+                (Some(start), Some(stop), Some(step)) if [start, stop, step].iter().all(near) => {
+                    Ok(Value::Range(start, stop, step))
+                }
+                _ => unsupported("a range with numbers of more than 120 bits"),
+            }
+        }
         other => fault(format!("'{}' object is not subscriptable", other.type_name())),
     }
 }

@@ -1,5 +1,6 @@
 //! Tokens to a tree, by Jinja2's grammar.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use super::checks::TESTS;
@@ -380,14 +381,16 @@ impl Parser {
     fn signature(&mut self) -> Result<Vec<(Rc<str>, Option<Expr>)>> {
         self.expect("(")?;
         let mut parameters: Vec<(Rc<str>, Option<Expr>)> = Vec::new();
+        let mut defaults = false;
         while !self.is(")") {
             if !parameters.is_empty() {
                 self.expect(",")?;
             }
             let name = self.expect_name()?;
             let default = if self.skip("=") {
+                defaults = true;
                 Some(self.expression(true)?)
-            } else if parameters.iter().any(|(_, default)| default.is_some()) {
+            } else if defaults {
                 return self.fault("non-default argument follows default argument");
             } else {
                 None
@@ -801,6 +804,7 @@ impl Parser {
     fn args(&mut self) -> Result<Args> {
         self.expect("(")?;
         let mut args = Args::default();
+        let mut names = HashSet::new();
         let mut first = true;
         while !self.is(")") {
             if !first {
@@ -828,7 +832,7 @@ impl Parser {
                 }
                 let name = self.expect_name()?;
                 self.expect("=")?;
-                if args.named.iter().any(|(other, _)| *other == name) {
+                if !names.insert(name.clone()) {
                     return self.fault(format!("keyword argument repeated: {name}"));
                 }
                 args.named.push((name, self.expression(true)?));
@@ -845,11 +849,12 @@ impl Parser {
     }
 
     fn dotted_name(&mut self) -> Result<Rc<str>> {
-        let mut name = self.expect_name()?;
+        let mut name = self.expect_name()?.to_string();
         while self.skip(".") {
-            name = format!("{name}.{}", self.expect_name()?).into();
+            name.push('.');
+            name.push_str(&self.expect_name()?);
         }
-        Ok(name)
+        Ok(name.into())
     }
 
     /// `| filter(args) | ...`; with `inline` the first has no `|` in front.

@@ -282,7 +282,7 @@ pub(super) fn call_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -
         }
         "startswith" | "endswith" => {
             let [Some(wanted), start, end] = positional(name, args, 1)? else { return fault("no argument") };
-            let text = part(text, name, start, end)?;
+            let Some((_, text)) = part(text, name, start, end)? else { return Ok(false.into()) };
             let one = |wanted: &Value| match wanted {
                 Value::Str(wanted) if name == "startswith" => Ok(text.starts_with(&**wanted)),
                 Value::Str(wanted) => Ok(text.ends_with(&**wanted)),
@@ -295,6 +295,7 @@ pub(super) fn call_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -
                 Value::Tuple(seq) => {
                     for wanted in &seq.items {
                         fuel.pay(1)?;
+                        fuel.text(wanted.as_str().map_or(0, str::len).min(text.len()))?;
                         if one(wanted)? {
                             return Ok(true.into());
                         }
@@ -307,20 +308,21 @@ pub(super) fn call_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -
         "find" | "rfind" | "index" | "rindex" | "count" => {
             let [Some(wanted), start, end] = positional(name, args, 1)? else { return fault("no argument") };
             let wanted = string(name, &wanted)?;
-            if start.is_some() || end.is_some() {
-                return unsupported(format_args!("{name}() with a start"));
-            }
+            let part = part(text, name, start, end)?;
             if name == "count" {
-                return Ok(if wanted.is_empty() {
-                    text.chars().count() + 1
-                } else {
-                    text.matches(wanted).count()
+                return Ok(match part {
+                    None => 0,
+                    Some((_, text)) if wanted.is_empty() => text.chars().count() + 1,
+                    Some((_, text)) => text.matches(wanted).count(),
                 }
                 .into());
             }
-            let found = if name.starts_with('r') { text.rfind(wanted) } else { text.find(wanted) };
+            let found = part.and_then(|(before, text)| {
+                let at = if name.starts_with('r') { text.rfind(wanted) } else { text.find(wanted) }?;
+                Some(before + text[..at].chars().count())
+            });
             match found {
-                Some(at) => text[..at].chars().count().into(),
+                Some(at) => at.into(),
                 None if name.ends_with("find") => Value::Int(-1),
                 None => return fault("substring not found"),
             }
@@ -425,8 +427,14 @@ pub(super) fn call_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -
     })
 }
 
-/// `text[start:end]`.
-fn part<'t>(text: &'t str, name: &str, start: Option<Value>, end: Option<Value>) -> Result<&'t str> {
+/// The part of a text that a method looks at, with the number of characters in front of it; none where it begins after
+/// its end, where not even an empty text is found.
+fn part<'t>(
+    text: &'t str,
+    name: &str,
+    start: Option<Value>,
+    end: Option<Value>,
+) -> Result<Option<(usize, &'t str)>> {
     let n = text.chars().count() as i128;
     let bound = |value: Option<Value>, default: i128| -> Result<i128> {
         Ok(match value {
@@ -439,10 +447,10 @@ fn part<'t>(text: &'t str, name: &str, start: Option<Value>, end: Option<Value>)
     };
     let (start, end) = (bound(start, 0)?, bound(end, n)?.min(n));
     if start > end {
-        return unsupported(format_args!("{name}() with a start after the end"));
+        return Ok(None);
     }
     let byte = |at: i128| text.char_indices().map(|(i, _)| i).nth(at as usize).unwrap_or(text.len());
-    Ok(&text[byte(start)..byte(end)])
+    Ok(Some((start as usize, &text[byte(start)..byte(end)])))
 }
 
 /// `str.replace`: all if `count` is negative.

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
@@ -10,6 +11,9 @@ use super::eval::{Cycler, Loop, Macro};
 
 /// How deep values may lie in each other: they are followed by recursion.
 pub(super) const MAX_DEPTH: usize = 128;
+
+/// 2 to the 127: numbers from here on are no [`Value::Int`].
+const INT_END: f64 = -(i128::MIN as f64);
 
 /// Why a template ended early.
 #[derive(Debug)]
@@ -112,45 +116,53 @@ pub(super) struct Dict {
     depth: usize,
 }
 
-/// What is equal as a key: `1`, `1.0` and `true` are.
+/// What is equal as a key: `1`, `1.0` and `true` are, and all that is undefined.
 #[derive(PartialEq, Eq, Hash, Clone)]
 enum Key {
+    Undefined,
     None,
     Int(i128),
     Float(u64),
     Str(Rc<str>),
-    Tuple(Vec<Key>),
+    Tuple(Rc<[Key]>),
 }
 
-fn key(value: &Value) -> Result<Key> {
+/// Pays for each part: a tuple may hold the same tuple many times.
+fn key(value: &Value, fuel: &Fuel) -> Result<Key> {
+    fuel.pay(1)?;
     Ok(match value {
+        Value::Undefined(_) => Key::Undefined,
         Value::None => Key::None,
         Value::Bool(b) => Key::Int((*b).into()),
         Value::Int(i) => Key::Int(*i),
-        Value::Float(f) if f.fract() == 0.0 && f.abs() < 1e30 => Key::Int(*f as i128),
+        Value::Float(f) if f.fract() == 0.0 && f.abs() < INT_END => Key::Int(*f as i128),
         Value::Float(f) => Key::Float(f.to_bits()),
-        Value::Str(s) => Key::Str(s.clone()),
-        Value::Tuple(seq) => Key::Tuple(seq.items.iter().map(key).collect::<Result<_>>()?),
+        Value::Str(s) | Value::Markup(s) => {
+            fuel.text(s.len())?;
+            Key::Str(s.clone())
+        }
+        Value::Tuple(seq) => Key::Tuple(seq.items.iter().map(|item| key(item, fuel)).collect::<Result<_>>()?),
         Value::List(_) | Value::Dict(_) => return fault(format!("unhashable type: '{}'", value.type_name())),
         other => return unsupported(format_args!("a {} as a key of a dict", other.type_name())),
     })
 }
 
 impl Dict {
-    pub(super) fn get(&self, name: &Value) -> Result<Option<&Value>> {
-        Ok(self.index.get(&key(name)?).map(|&i| &self.entries[i].1))
+    pub(super) fn get(&self, name: &Value, fuel: &Fuel) -> Result<Option<&Value>> {
+        Ok(self.index.get(&key(name, fuel)?).map(|&i| &self.entries[i].1))
     }
 
+    /// Of a name that has been paid for.
     pub(super) fn get_str(&self, name: &Rc<str>) -> Option<&Value> {
         self.index.get(&Key::Str(name.clone())).map(|&i| &self.entries[i].1)
     }
 
-    pub(super) fn insert(&mut self, name: Value, value: Value) -> Result<()> {
+    pub(super) fn insert(&mut self, name: Value, value: Value, fuel: &Fuel) -> Result<()> {
         self.depth = self.depth.max(inner_depth(&name)?).max(inner_depth(&value)?);
-        match self.index.get(&key(&name)?) {
-            Some(&i) => self.entries[i].1 = value,
-            None => {
-                self.index.insert(key(&name)?, self.entries.len());
+        match self.index.entry(key(&name, fuel)?) {
+            Entry::Occupied(known) => self.entries[*known.get()].1 = value,
+            Entry::Vacant(free) => {
+                free.insert(self.entries.len());
                 self.entries.push((name, value));
             }
         }
@@ -236,26 +248,28 @@ impl Value {
         Ok(Value::Generator(Rc::new(Generator { left, depth: seq.depth })))
     }
 
-    pub(super) fn dict(entries: impl IntoIterator<Item = (Value, Value)>) -> Result<Value> {
+    pub(super) fn dict(entries: impl IntoIterator<Item = (Value, Value)>, fuel: &Fuel) -> Result<Value> {
         let mut dict = Dict::default();
         for (key, value) in entries {
-            dict.insert(key, value)?;
+            dict.insert(key, value, fuel)?;
         }
         Ok(Value::Dict(Rc::new(dict)))
     }
 
-    pub(super) fn from_json(json: &Json) -> Result<Value> {
+    pub(super) fn from_json(json: &Json, fuel: &Fuel) -> Result<Value> {
         Ok(match json {
             Json::Null => Value::None,
             Json::Bool(b) => Value::Bool(*b),
             Json::Int(i) => Value::Int(*i),
             Json::Float(f) => Value::Float(*f),
             Json::String(s) => Value::Str(s.as_str().into()),
-            Json::List(items) => Value::list(items.iter().map(Value::from_json).collect::<Result<_>>()?)?,
+            Json::List(items) => {
+                Value::list(items.iter().map(|item| Value::from_json(item, fuel)).collect::<Result<_>>()?)?
+            }
             Json::Object(fields) => {
                 let mut dict = Dict::default();
                 for (key, value) in fields {
-                    dict.insert(key.as_str().into(), Value::from_json(value)?)?;
+                    dict.insert(key.as_str().into(), Value::from_json(value, fuel)?, fuel)?;
                 }
                 Value::Dict(Rc::new(dict))
             }
@@ -558,7 +572,7 @@ pub(super) fn equal(a: &Value, b: &Value, fuel: &Fuel) -> Result<bool> {
                 return Ok(false);
             }
             for (key, value) in &a.entries {
-                match b.get(key)? {
+                match b.get(key, fuel)? {
                     Some(other) if equal(value, other, fuel)? => {}
                     _ => return Ok(false),
                 }
@@ -608,7 +622,7 @@ fn int_with_float(a: i128, b: f64) -> Option<Ordering> {
     if b.is_nan() {
         return None;
     }
-    if b.abs() >= 1e38 {
+    if b.abs() >= INT_END {
         return Some(if b > 0.0 { Ordering::Less } else { Ordering::Greater });
     }
     let floor = b.floor();
