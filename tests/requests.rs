@@ -642,6 +642,6 @@ fn scores_without_a_start_token_or_without_tokens_are_errors() {
     let error = model.score("a", &["b", " "]).unwrap_err().to_string();
     assert_eq!(
         error,
-        r#"option `continuations`: expected texts that have tokens behind this prompt, got " ""#
+        r#"option `continuations`: expected texts that have tokens after this prompt, got " ""#
     );
 }

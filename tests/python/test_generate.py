@@ -509,7 +509,12 @@ def test_wrong_chat_requests_name_what_is_wrong(model: welm.Model) -> None:
             prompt([user, {"role": "user", "content": value}])
         with pytest.raises(error, match=r"mood.*" + re.escape(text)):
             prompt([user], mood=value)
-    for messages, text in (("user", "got str"), (user, "got dict"), ([3], r"messages\[0\]: expected a dict, got int"), (None, "got NoneType")):
+    for messages, text in (
+        ("user", "got str"),
+        (user, "got dict"),
+        ([3], r"messages\[0\]: expected a dict, got int"),
+        (None, "got NoneType"),
+    ):
         with pytest.raises(TypeError, match=text):
             prompt(messages)
     for kwargs, error, text in (

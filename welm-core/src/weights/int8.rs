@@ -464,7 +464,7 @@ impl<'p> Destination<'p> {
             return Err(Error::option("to", "expected the name of a folder, got an empty path"));
         }
         if let Some(parent) = folder.parent() {
-            fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+            fs::create_dir_all(parent).map_err(|e| Error::io(folder, e))?;
         }
         let made = match fs::create_dir(folder) {
             Ok(()) => true,

@@ -74,8 +74,10 @@ class ChatTemplateError(Error):
 
 
 class OutOfMemory(Error, MemoryError):
-    """The model would not fit in memory, which is found out before anything is read; or an answer would not, and then
-    only ``required`` is known. All figures are bytes."""
+    """The model would not fit in memory, which is found out before anything is read; or an answer would not.
+
+    Of an answer only ``required`` is known. All figures are bytes.
+    """
 
     required: int
     """Sum of the three parts."""
