@@ -247,7 +247,7 @@ fn every_token_of_a_continuation_is_scored() {
 #[test]
 fn special_tokens_in_stop_strings_end_a_text() {
     let model = Model::load(model_file(), &LoadOptions::default()).unwrap();
-    let end = model.token_id("<|endoftext|>").unwrap();
+    let end = model.token_id("<|im_start|>").unwrap();
     assert!(!model.config().eos_token_ids.contains(&end));
     let line = model.tokenize("\n", false).unwrap()[0];
     // A line's end, then the special token.
@@ -256,7 +256,7 @@ fn special_tokens_in_stop_strings_end_a_text() {
         presence_penalty: 100.0,
         ..GenerateOptions::greedy(6)
     };
-    for (stop, text) in [("<|endoftext|>", "\n"), ("\n<|endoftext|>", "")] {
+    for (stop, text) in [("<|im_start|>", "\n"), ("\n<|im_start|>", "")] {
         let options = GenerateOptions { stop: vec![stop.into()], ..options.clone() };
         let choice = model.generate("Hello", &options).unwrap().choices.remove(0);
         let ids: Vec<u32> = choice.tokens.iter().map(|t| t.id).collect();
