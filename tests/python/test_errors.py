@@ -263,7 +263,7 @@ def test_a_progress_callback_ends_the_loading() -> None:
 
 def test_one_base() -> None:
     classes = [c for _, c in inspect.getmembers(welm, inspect.isclass) if issubclass(c, BaseException)]
-    assert len(classes) == 19
+    assert len(classes) == 20
     for c in classes:
         assert issubclass(c, welm.Error)
         assert c.__doc__

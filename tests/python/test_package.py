@@ -140,7 +140,7 @@ def test_signatures_tell_the_defaults(model: welm.Model) -> None:
     ]
     assert all(s == signatures[0] for s in signatures)
     defaults = {n: p.default for n, p in signatures[0].parameters.items() if p.default is not p.empty}
-    assert len(defaults) == 18
+    assert len(defaults) == 20
     given = model.generate("春眠", seed=4, **{n: d for n, d in defaults.items() if n != "seed"})
     assert given == model.generate("春眠", seed=4)
     loading = inspect.signature(welm.Model)

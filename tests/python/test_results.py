@@ -32,7 +32,7 @@ def test_generations(model: welm.Model) -> None:
             assert text == got.text
         case _:
             pytest.fail("no match")
-    choice = f"Choice(text={got.text!r}, finish_reason='length')"
+    choice = f"Choice(text={got.text!r}, finish_reason='length', end_token=None)"
     assert repr(got).startswith(f"Generation(choices=({choice}, ")
     token = got.choices[0].tokens[0]
     assert repr(token) == f"Token(id={token.id}, text='月', logprob={token.logprob:.4f})"

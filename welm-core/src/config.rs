@@ -236,7 +236,7 @@ impl ModelConfig {
     /// transformers.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let missing = || Error::io(folder.join(CONFIG.name), "no such file");
-        let fields = Fields::new(CONFIG.json(folder)?.ok_or_else(missing)?)?;
+        let fields = Fields::new(&folder.join(CONFIG.name), CONFIG.json(folder)?.ok_or_else(missing)?)?;
         let mut config = match fields.text("model_type")? {
             family @ ("gpt_neox" | "welm") => Self::from_neox(&fields, family),
             "llama" => Self::from_llama(&fields),
@@ -244,7 +244,7 @@ impl ModelConfig {
         }?;
         fields.account_for_rest()?;
         if let Some(json) = GENERATION_CONFIG.json(folder)? {
-            let fields = Fields::new(json)?;
+            let fields = Fields::new(&folder.join(GENERATION_CONFIG.name), json)?;
             let eos = fields.token_ids("eos_token_id")?;
             if !eos.is_empty() {
                 config.eos_token_ids = eos;

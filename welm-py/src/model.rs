@@ -152,7 +152,7 @@ impl Model {
         let options = generate_options("generate", options)?;
         match Prompts::new(model, prompt)? {
             Prompts::One(prompt) => {
-                let stream = detached(py, || prompt.stream(model, &options)).or_raise(py)?;
+                let stream = send(py, &prompt, model, &options)?;
                 output::generation(py, model, &collect(py, stream)?)
             }
             Prompts::Many(prompts) => {
@@ -186,7 +186,7 @@ impl Model {
         let model = self.core.get(py)?;
         let options = generate_options("stream", options)?;
         let prompt = OnePrompt::new(model, prompt)?;
-        let stream = detached(py, || prompt.stream(model, &options)).or_raise(py)?;
+        let stream = send(py, &prompt, model, &options)?;
         Ok(Stream::new(model.clone(), stream))
     }
 
@@ -552,10 +552,23 @@ fn batch(
         }
         py.check_signals()?;
     }
+    log::flush(py)?;
     for stream in open {
         whole.push(collect(py, stream)?);
     }
     Ok(whole)
+}
+
+/// Sends a request; what the log says of it is handed on.
+fn send(
+    py: Python<'_>,
+    prompt: &OnePrompt,
+    model: &core::Model,
+    options: &core::GenerateOptions,
+) -> PyResult<core::Stream> {
+    let stream = detached(py, || prompt.stream(model, options)).or_raise(py)?;
+    log::flush(py)?;
+    Ok(stream)
 }
 
 /// A request that is still to be sent: tokenizing a long text takes time that an event loop does not have.
@@ -580,7 +593,7 @@ impl Submit {
     fn send(&self, py: Python<'_>) -> PyResult<Request> {
         let _inside = enter(py);
         let model = self.model.get(py)?;
-        let stream = detached(py, || self.prompt.stream(model, &self.options)).or_raise(py)?;
+        let stream = send(py, &self.prompt, model, &self.options)?;
         Ok(Request::new(model.clone(), stream, self.whole))
     }
 }

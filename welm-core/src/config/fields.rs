@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
@@ -21,10 +22,12 @@ pub(super) struct Fields {
 
 impl Fields {
     /// The object of a whole file.
-    pub(super) fn new(json: Json) -> Result<Self> {
+    pub(super) fn new(path: &Path, json: Json) -> Result<Self> {
         match json {
             Json::Object(object) => Ok(Fields { object, prefix: String::new(), read: RefCell::default() }),
-            other => Err(Self::mismatch("the whole file", "an object", &other)),
+            other => {
+                Err(Error::file(path, format!("expected a JSON object, got {}", Self::shortened(&other))))
+            }
         }
     }
 
@@ -45,11 +48,12 @@ impl Fields {
     }
 
     fn mismatch(path: &str, expected: &str, got: &Json) -> Error {
-        let mut got = got.to_string();
-        if got.len() > 80 {
-            got = format!("{} ...", got.chars().take(80).collect::<String>());
-        }
-        Error::config(path, format!("expected {expected}, got {got}"))
+        Error::config(path, format!("expected {expected}, got {}", Self::shortened(got)))
+    }
+
+    fn shortened(value: &Json) -> String {
+        let text = value.to_string();
+        if text.len() > 80 { format!("{} ...", text.chars().take(80).collect::<String>()) } else { text }
     }
 
     /// The error of a field of another kind or value.
