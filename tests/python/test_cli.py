@@ -161,7 +161,13 @@ def test_greedy_tokens_of_every_family(name: str) -> None:
         ("--seed 1 --deadline 0", {"seed": 1, "deadline": 0}),
         (
             "--seed 0 --temperature 0 --stop-token-id 9 --stop-token-id 1225 --cache-salt mine --ignore-eos",
-            {"seed": 0, "temperature": 0, "stop_token_ids": [9, 1225], "cache_salt": "mine", "ignore_eos": True},
+            {
+                "seed": 0,
+                "temperature": 0,
+                "stop_token_ids": [9, 1225],
+                "cache_salt": "mine",
+                "ignore_eos": True,
+            },
         ),
     ],
 )

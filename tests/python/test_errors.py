@@ -213,7 +213,9 @@ def test_out_of_memory() -> None:
         welm.Model(memory_limit=20_000_000, device="cpu")
     error = raised.value
     assert isinstance(error, MemoryError)
-    assert error.weights is not None and error.cache is not None and error.scratch is not None
+    assert error.weights is not None
+    assert error.cache is not None
+    assert error.scratch is not None
     assert error.available == 20_000_000
     assert error.required == error.weights + error.cache + error.scratch > error.available
     assert error.fitting_cache_tokens is not None

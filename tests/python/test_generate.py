@@ -467,11 +467,16 @@ def test_chat_requests(model: welm.Model) -> None:
         "{'name': 'f', 'arguments': {'b': [1, 2.0, True], 'a': None}}}];"
     )
     user = [{"role": "user", "content": "x"}]
-    given = "{{ tools is none }}{{ documents is none }}{{ tools | tojson }}{{ mood }}{{ add_generation_prompt }}"
+    given = (
+        "{{ tools is none }}{{ documents is none }}{{ tools | tojson }}{{ mood }}{{ add_generation_prompt }}"
+    )
     assert model.chat_prompt(user, chat_template=given) == "TrueTruenullTrue"
-    assert model.chat_prompt(
-        user, False, tools=[{"b": 1, "a": 2}], documents=[], mood={"x": [None]}, chat_template=given
-    ) == """FalseFalse[{"b": 1, "a": 2}]{'x': [None]}False"""
+    assert (
+        model.chat_prompt(
+            user, False, tools=[{"b": 1, "a": 2}], documents=[], mood={"x": [None]}, chat_template=given
+        )
+        == """FalseFalse[{"b": 1, "a": 2}]{'x': [None]}False"""
+    )
     turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{{ '<a>' if add_generation_prompt }}"
     begun = [*user, {"role": "assistant", "content": "It is"}]
     for key in (True, "content"):
@@ -523,8 +528,16 @@ def test_wrong_chat_requests_name_what_is_wrong(model: welm.Model) -> None:
         ({"documents": ["x"]}, TypeError, r"documents\[0\]: expected a dict"),
         ({"tokenize": False}, welm.InvalidOption, "tokenize"),
         ({"messages": []}, welm.InvalidOption, "messages"),
-        ({"add_generation_prompt": True, "continue_final_message": True}, welm.InvalidOption, "continue_final"),
-        ({"continue_final_message": "name"}, welm.InvalidOption, "expected the last message to have the key name"),
+        (
+            {"add_generation_prompt": True, "continue_final_message": True},
+            welm.InvalidOption,
+            "continue_final",
+        ),
+        (
+            {"continue_final_message": "name"},
+            welm.InvalidOption,
+            "expected the last message to have the key name",
+        ),
     ):
         with pytest.raises(error, match=text):
             prompt([user], **kwargs)

@@ -24,9 +24,7 @@ def test_loading_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
-def test_two_tokens_that_start_a_text_are_told(
-    model: welm.Model, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_two_tokens_that_start_a_text_are_told(model: welm.Model, caplog: pytest.LogCaptureFixture) -> None:
     (start,) = model.tokenize("<|endoftext|>", parse_special=True)
     with caplog.at_level(logging.WARNING, "welm"):
         model.generate([start, 5], max_tokens=1)
