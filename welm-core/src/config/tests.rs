@@ -225,7 +225,7 @@ fn a_configuration_is_one_object_without_repeated_keys() {
     for (text, reason) in [
         (twice.as_str(), "`rope_theta` appears twice"),
         (&one.replacen('{', r#"{"rope_scaling": {"factor": 1, "factor": 2}, "#, 1), "`factor` appears twice"),
-        ("[]", "expected an object"),
+        ("[]", "config.json: expected a JSON object, got []"),
         ("{}", "model_type"),
         ("{", "EOF"),
     ] {
