@@ -11,8 +11,9 @@
 //! ```
 //!
 //! Where two of them give a token different ids, or two tokens one id, that is an error. Where they disagree on a token's
-//! flags, `tokenizer_config.json` is right, as in transformers, with a warning. A control token without
-//! an id in any file gets one there that the model never saw; here it is none, with a warning.
+//! flags, `tokenizer_config.json` is right, as in transformers, with a warning; but what one of them calls a control token
+//! is one, as the library forgets none. A control token without an id in any file gets one there that the model never
+//! saw; here it is none, with a warning.
 //!
 //! Finding is that of the library (leftmost, of those the longest), with the ids of the files: the library numbers added
 //! tokens anew where the files leave holes.
@@ -149,11 +150,10 @@ pub(super) fn collect(
     declared: Vec<AddedToken>,
     files: &SideFiles,
     vocab: &HashMap<String, u32>,
-    has_normalizer: bool,
 ) -> Result<Vec<AddedToken>> {
     let mut tokens = Collected { tokens: Vec::new(), of_content: HashMap::new(), of_id: HashMap::new() };
     for token in declared {
-        tokens.add(token, vocab, "tokenizer.json", has_normalizer)?;
+        tokens.add(token, vocab, "tokenizer.json")?;
     }
     let file = "tokenizer_config.json";
     if let Some(decoder) = files.tokenizer_config.get("added_tokens_decoder").filter(|d| !d.is_null()) {
@@ -176,7 +176,7 @@ pub(super) fn collect(
         }
         more.sort_by_key(|token| token.id);
         for token in more {
-            tokens.add(token, vocab, file, has_normalizer)?;
+            tokens.add(token, vocab, file)?;
         }
     }
     let file = "added_tokens.json";
@@ -194,7 +194,7 @@ pub(super) fn collect(
             // It has no flags; where another file has the token, only the id must be the same.
             let known = tokens.of_content.get(&token.content).map(|&at| &tokens.tokens[at]);
             let token = known.cloned().map_or(token.clone(), |known| AddedToken { id: token.id, ..known });
-            tokens.add(token, vocab, file, has_normalizer)?;
+            tokens.add(token, vocab, file)?;
         }
     } else if !files.added_tokens.is_null() {
         return refuse(format!("{file}: expected an object, got {}", shown(&files.added_tokens)));
@@ -218,7 +218,7 @@ pub(super) fn collect(
             let read = read.map_err(|reason| Error::Tokenizer(format!("{key}: {reason}")))?;
             token = AddedToken { id, special: true, ..read };
         }
-        tokens.add(token, vocab, key, has_normalizer)?;
+        tokens.add(token, vocab, key)?;
     }
     Ok(tokens.tokens)
 }
@@ -230,13 +230,7 @@ struct Collected {
 }
 
 impl Collected {
-    fn add(
-        &mut self,
-        token: AddedToken,
-        vocab: &HashMap<String, u32>,
-        file: &str,
-        has_normalizer: bool,
-    ) -> Result<()> {
+    fn add(&mut self, token: AddedToken, vocab: &HashMap<String, u32>, file: &str) -> Result<()> {
         let AddedToken { id, content, .. } = &token;
         if content.is_empty() {
             return Ok(()); // as in the library: it is found nowhere
@@ -254,18 +248,12 @@ impl Collected {
                 return refuse(format!("the id {} that another place gives it, got {id}", before.id));
             }
             if *before != token {
-                if has_normalizer && before.normalized != token.normalized || before.special && !token.special
-                {
-                    return refuse(format!(
-                        "the flags that another place gives it, {before:?}, got {token:?}"
-                    ));
-                }
                 tracing::warn!(
                     token = content,
                     file,
                     "flags of an added token differ; those of this file are taken"
                 );
-                *before = token;
+                *before = AddedToken { special: before.special || token.special, ..token };
             }
             return Ok(());
         }

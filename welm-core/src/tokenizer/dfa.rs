@@ -10,6 +10,7 @@
 //! so that what comes after a match in the list is dropped.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use regex_syntax::hir::ClassUnicode;
 use tokenizers::Offsets;
@@ -23,8 +24,9 @@ use crate::error::{Error, Result};
 const MAX_PROGRAM: usize = 20_000;
 /// Entries of the table. Those of published models have less than 5,000.
 const MAX_TABLE: usize = 1 << 18;
-/// Work of making the table, in instructions looked at.
-const MAX_BUILD: usize = 1 << 25;
+/// Work of making the tables of a file's expressions, in instructions looked at and places kept. Those of published
+/// models take less than 2^19.
+pub(super) const MAX_BUILD: usize = 1 << 22;
 /// Steps for each character of a text. A search that fails has looked at characters that the next one looks at
 /// again; published expressions stay below ten.
 const STEPS_PER_CHAR: usize = 1_000;
@@ -60,20 +62,28 @@ pub(super) struct Regex {
     n_kinds: usize,
     /// The first state, by the kind of the character before; the last one is for the beginning of the text.
     first: Vec<u32>,
+    /// Whether a match can have no characters.
+    pub(super) nullable: bool,
 }
 
 impl Regex {
     /// Reads an expression in Oniguruma's Ruby syntax.
     pub(super) fn new(pattern: &str) -> Result<Self> {
-        Self::build(pattern).map_err(|reason| {
+        Self::within(pattern, &mut { MAX_BUILD })
+    }
+
+    /// Reads an expression and takes the work of it from what is left.
+    pub(super) fn within(pattern: &str, work: &mut usize) -> Result<Self> {
+        Self::build(pattern, work).map_err(|reason| {
             let shown: String = pattern.chars().take(200).collect();
             Error::Tokenizer(format!("regular expression {shown:?}: not supported: {reason}"))
         })
     }
 
-    fn build(pattern: &str) -> std::result::Result<Self, String> {
+    fn build(pattern: &str, work: &mut usize) -> std::result::Result<Self, String> {
         let mut program = Program::default();
-        program.emit(&onig::parse(pattern)?)?;
+        let node = onig::parse(pattern)?;
+        program.emit(&node)?;
         program.insts.push(Inst::Match);
         let (starts, kinds, n_kinds) = partition(&program.sets)?;
         let kind = |c: u32| kinds[starts.partition_point(|&start| start <= c) - 1];
@@ -89,8 +99,8 @@ impl Regex {
         let member = |set: usize, kind: usize| of_kind[kind].is_some_and(|c| has(&program.sets[set], c));
         let members: Vec<Vec<bool>> =
             (0..program.sets.len()).map(|set| (0..n_kinds).map(|kind| member(set, kind)).collect()).collect();
-        let (table, first) = Subsets::new(&program, &members, n_kinds).determine()?;
-        Ok(Regex { starts, kinds, ascii, table, n_kinds, first })
+        let (table, first) = Subsets::new(&program, &members, n_kinds, work).determine()?;
+        Ok(Regex { starts, kinds, ascii, table, n_kinds, first, nullable: node.nullable() })
     }
 
     fn kind(&self, c: char) -> usize {
@@ -166,11 +176,12 @@ impl Regex {
     }
 }
 
-/// For the library's `Replace`. It knows no [`Halt`]; a text that takes too many steps is its error.
-impl Pattern for &Regex {
+/// Matches that were found in a text already, for the library's `Replace`, which knows no [`Halt`].
+pub(super) struct Found(pub(super) Vec<Offsets>);
+
+impl Pattern for Found {
     fn find_matches(&self, inside: &str) -> tokenizers::Result<Vec<(Offsets, bool)>> {
-        let matches = self.find_all(inside, &mut Watch::none()).map_err(|halt| halt.to_string())?;
-        Ok(with_gaps(&matches, inside.len()))
+        Ok(with_gaps(&self.0, inside.len()))
     }
 }
 
@@ -210,8 +221,15 @@ fn partition(sets: &[ClassUnicode]) -> std::result::Result<(Vec<u32>, Vec<u8>, u
     let mut kinds = Vec::with_capacity(starts.len());
     for &start in &starts {
         let signature: Vec<bool> = sets.iter().map(|set| has(set, start)).collect();
-        let next = u8::try_from(known.len()).map_err(|_| "more than 256 kinds of characters")?;
-        kinds.push(*known.entry(signature).or_insert(next));
+        let kind = match known.get(&signature) {
+            Some(&kind) => kind,
+            None => {
+                let next = u8::try_from(known.len()).map_err(|_| "more than 256 kinds of characters")?;
+                known.insert(signature, next);
+                next
+            }
+        };
+        kinds.push(kind);
     }
     Ok((starts, kinds, known.len()))
 }
@@ -311,31 +329,37 @@ struct Subsets<'a> {
     /// When a place was last put on a list; a mark of an older round counts as none.
     seen: Vec<usize>,
     round: usize,
-    work: usize,
+    /// What is left of it.
+    work: &'a mut usize,
 }
 
 /// Places in the order in which they are tried, and the kind of the character before.
-type State = (Vec<usize>, usize);
+type State = (Rc<[u32]>, usize);
 
 impl<'a> Subsets<'a> {
-    fn new(program: &'a Program, members: &'a [Vec<bool>], n_kinds: usize) -> Self {
+    fn new(program: &'a Program, members: &'a [Vec<bool>], n_kinds: usize, work: &'a mut usize) -> Self {
         let looks_behind = program.insts.iter().any(|i| matches!(i, Inst::Look { ahead: false, .. }));
         let seen = vec![0; program.insts.len()];
-        let dead = (Vec::new(), 0);
+        let dead: State = (Rc::from([]), 0);
         let (ids, states) = (HashMap::from([(dead.clone(), DEAD)]), vec![dead]);
-        Subsets { program, members, n_kinds, looks_behind, ids, states, seen, round: 0, work: 0 }
+        Subsets { program, members, n_kinds, looks_behind, ids, states, seen, round: 0, work }
     }
 
-    fn id(&mut self, places: Vec<usize>, before: usize) -> std::result::Result<u32, String> {
+    fn works(&mut self, units: usize) -> std::result::Result<(), String> {
+        *self.work = self.work.checked_sub(units).ok_or("too many ways to match")?;
+        Ok(())
+    }
+
+    fn id(&mut self, places: Vec<u32>, before: usize) -> std::result::Result<u32, String> {
         if places.is_empty() {
             return Ok(DEAD);
         }
-        let state = (places, if self.looks_behind { before } else { 0 });
+        let state: State = (places.into(), if self.looks_behind { before } else { 0 });
         if let Some(&id) = self.ids.get(&state) {
             return Ok(id);
         }
-        self.work += state.0.len();
-        if (self.states.len() + 1) * (self.n_kinds + 1) > MAX_TABLE || self.work > MAX_BUILD {
+        self.works(state.0.len())?;
+        if (self.states.len() + 1) * (self.n_kinds + 1) > MAX_TABLE {
             return Err("too many ways to match".into());
         }
         let id = self.states.len() as u32;
@@ -365,27 +389,24 @@ impl<'a> Subsets<'a> {
     /// The places after a character of the kind `next`, and whether a match ends before it.
     fn step(
         &mut self,
-        places: &[usize],
+        places: &[u32],
         before: usize,
         next: usize,
-    ) -> std::result::Result<(Vec<usize>, bool), String> {
+    ) -> std::result::Result<(Vec<u32>, bool), String> {
         self.round += 1;
         let mut after = Vec::new();
         // Depth first, the way that is tried first on top.
-        let mut stack: Vec<usize> = places.iter().rev().copied().collect();
+        let mut stack: Vec<usize> = places.iter().rev().map(|&place| place as usize).collect();
         while let Some(place) = stack.pop() {
             if self.seen[place] == self.round {
                 continue;
             }
             self.seen[place] = self.round;
-            self.work += 1;
-            if self.work > MAX_BUILD {
-                return Err("too many ways to match".into());
-            }
+            self.works(1)?;
             match self.program.insts[place] {
                 Inst::Char(set) => {
                     if next < self.n_kinds && self.members[set][next] {
-                        after.push(place + 1);
+                        after.push(place as u32 + 1); // below MAX_PROGRAM
                     }
                 }
                 Inst::Look { ahead, set, at_edge } => {

@@ -69,6 +69,10 @@ const QWEN35: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
+/// Letters that have cases, most of them, by number: some look like others.
+const DEEPSEEK_LLM_LETTERS: &str = r"\s?[A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}\x{38C}\x{38E}-\x{3A1}\x{3A3}-\x{3F5}\x{3F7}-\x{481}\x{48A}-\x{52F}\x{531}-\x{556}\x{10A0}-\x{10C5}\x{13A0}-\x{13F5}\x{13F8}-\x{13FD}\x{1C90}-\x{1CBA}\x{1CBD}-\x{1CBF}\x{1D00}-\x{1D2B}\x{1D6B}-\x{1D77}\x{1D79}-\x{1D9A}\x{1E00}-\x{1F15}\x{1F18}-\x{1F1D}\x{1F20}-\x{1F45}\x{1F48}-\x{1F4D}\x{1F50}-\x{1F57}\x{1F59}\x{1F5B}\x{1F5D}\x{1F5F}-\x{1F7D}\x{1F80}-\x{1FB4}\x{1FB6}-\x{1FBC}\x{1FBE}\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC}\x{1FD0}-\x{1FD3}\x{1FD6}-\x{1FDB}\x{1FE0}-\x{1FEC}\x{1FF2}-\x{1FF4}\x{1FF6}-\x{1FFC}\x{2102}\x{2107}\x{210A}-\x{2113}\x{2115}\x{2119}-\x{211D}\x{2124}\x{2126}\x{2128}\x{212A}-\x{212D}\x{212F}-\x{2134}\x{2139}\x{213C}-\x{213F}\x{2145}-\x{2149}\x{214E}\x{2183}\x{2184}\x{2C00}-\x{2C7B}\x{2C7E}-\x{2CE4}\x{2CEB}-\x{2CEE}\x{2CF2}\x{2CF3}\x{A640}-\x{A66D}\x{A680}-\x{A69B}\x{A722}-\x{A76F}\x{A771}-\x{A787}\x{A78B}-\x{A78E}\x{AB70}-\x{ABBF}\x{FB00}-\x{FB06}\x{FB13}-\x{FB17}\x{FF21}-\x{FF3A}\x{FF41}-\x{FF5A}\x{10400}-\x{1044F}\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}\x{118A0}-\x{118DF}\x{1E900}-\x{1E943}]+";
+const BAILINGMOE: &str = r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const SEED_CODER: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 
 /// Every name that is known, and what it stands for.
@@ -107,13 +111,37 @@ const PRES: &[Pre] = &[
     },
     Pre { names: &["dbrx", "smaug-bpe", "chatglm-bpe", "glm4"], splits: &[LLAMA3], whole_words: false },
     Pre {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2"],
+        names: &[
+            "qwen2",
+            "deepseek-r1-qwen",
+            "kormo",
+            "stablelm2",
+            "megrez",
+            "hunyuan",
+            "solar-open",
+            "grok-2",
+        ],
         splits: &[QWEN2],
         whole_words: false,
     },
     Pre { names: &["qwen35"], splits: &[QWEN35], whole_words: false },
     Pre { names: &["tekken"], splits: &[TEKKEN], whole_words: true },
-    Pre { names: &["gpt-4o", "llama4", "kanana2"], splits: &[GPT4O], whole_words: false },
+    Pre { names: &["gpt-4o", "llama4", "kanana2", "minimax-m2"], splits: &[GPT4O], whole_words: false },
+    Pre { names: &["bailingmoe", "bailingmoe2", "llada-moe"], splits: &[BAILINGMOE], whole_words: false },
+    Pre { names: &["seed-coder"], splits: &[SEED_CODER], whole_words: false },
+    Pre {
+        // As below, without U+3000, which would begin the last range of the third one.
+        names: &["deepseek-llm"],
+        splits: &[
+            r"[\r\n]",
+            DEEPSEEK_LLM_LETTERS,
+            r"\s?[!-/:-~！-／：-～‘-‟、-。]+",
+            r"\s+\z",
+            r"(?:(?!\s)[一-龥ࠀ-一가-퟿])+",
+            r"\p{N}+",
+        ],
+        whole_words: false,
+    },
     Pre {
         // The range U+0800 to U+4E00 has spaces in it, which llama.cpp never finds there.
         names: &["deepseek-coder"],
@@ -318,6 +346,7 @@ impl GgufVocab {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tokenizer::dfa::{MAX_BUILD, Regex};
     use crate::tokenizer::stages::Word;
     use crate::tokenizer::watch::Watch;
 
@@ -345,6 +374,9 @@ mod tests {
             ("llama-bpe", "I|'LL| pay| |123|45| €,\n\n| | don|'t|!| HelloÀB| 你好|。|  "),
             ("qwen2", "I|'LL| pay| |1|2|3|4|5| €,\n\n| | don|'t|!| HelloÀB| 你好|。|  "),
             ("tekken", "I|'LL| pay| |1|2|3|4|5| €,\n\n| | don|'t|!| HelloÀ|B| 你好|。|  "),
+            ("deepseek-llm", "I|'|LL| pay| |12345| |€|,|\n|\n| | don|'|t|!| Hello|À|B| |你好|。|  "),
+            ("bailingmoe", "I|'LL| pay| |1|2|3|4|5| €,\n\n| | don|'t|!| HelloÀB| 你好|。|  "),
+            ("seed-coder", "I|'LL| pay| |1|2|3|4|5| €,|\n\n| | don|'t|!| HelloÀB| 你好|。|  "),
             ("deepseek-v3", "I|'LL| pay| |123|45| €,\n\n| | don|'t|!| HelloÀB| |你好|。|  "),
         ] {
             assert_eq!(words(pre, text), want, "{pre}");
@@ -354,7 +386,13 @@ mod tests {
     #[test]
     fn every_name_is_there_once_and_its_expressions_compile() {
         let mut names: Vec<&str> = PRES.iter().flat_map(|pre| pre.names).copied().collect();
-        assert!(PRES.iter().all(|pre| PreTokenizers::of_splits(pre.splits).is_ok()));
+        for pre in PRES {
+            assert!(PreTokenizers::of_splits(pre.splits).is_ok(), "{:?}", pre.names);
+            let mut left = MAX_BUILD;
+            pre.splits.iter().for_each(|split| drop(Regex::within(split, &mut left).unwrap()));
+            let work = MAX_BUILD - left;
+            assert!(work < MAX_BUILD / 8, "{:?} takes {work}", pre.names);
+        }
         names.sort_unstable();
         let n = names.len();
         names.dedup();

@@ -115,7 +115,7 @@ impl Tokenizer {
         let pre_tokenizers = PreTokenizers::read(&file.pre_tokenizer)?;
         let byte_level = normalizers.byte_level || pre_tokenizers.byte_level;
         let vocabulary = Vocabulary::new(file.model, byte_level)?;
-        let added = added::collect(file.added_tokens, files, &vocabulary.ids, !normalizers.is_empty())?;
+        let added = added::collect(file.added_tokens, files, &vocabulary.ids)?;
         let bytes = TokenBytes::from_json(&vocabulary.ids, &added, &file.decoder, byte_level)?;
         let added = AddedTokens::new(&added, &normalizers)?;
         let prefix = template_prefix(&file.post_processor)?;
@@ -135,7 +135,7 @@ impl Tokenizer {
         let bytes = vocab.token_bytes()?;
         let pre_tokenizers = vocab.pre_tokenizers()?;
         let normalizers = Normalizers::read(&Value::Null)?;
-        let added = added::collect(vocab.added(), &SideFiles::default(), &Default::default(), false)?;
+        let added = added::collect(vocab.added(), &SideFiles::default(), &Default::default())?;
         let added = AddedTokens::new(&added, &normalizers)?;
         let vocabulary = vocab.into_vocabulary()?;
         Ok(Tokenizer { added, normalizers, pre_tokenizers, vocabulary, bytes, prefix, bos, eos })
@@ -234,7 +234,6 @@ impl Tokenizer {
                     Some(at) => format!("near byte {} of the text", at + word.at + offset),
                     None => format!("near byte {} of the normalized text", word.at + offset),
                 };
-                watch.work(word.text.len())?;
                 self.vocabulary.tokenize(word.text, ids, watch, &place)
             })?;
         }

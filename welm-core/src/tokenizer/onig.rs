@@ -46,7 +46,7 @@ pub(super) struct Look {
 
 impl Node {
     /// Whether it can match no character at all.
-    fn nullable(&self) -> bool {
+    pub(super) fn nullable(&self) -> bool {
         match self {
             Node::Set(_) => false,
             Node::Look(_) => true,

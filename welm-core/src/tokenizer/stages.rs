@@ -18,15 +18,18 @@ use tokenizers::{
 };
 
 use super::bytes::char_of;
-use super::dfa::{Regex, with_gaps};
+use super::dfa::{Found, MAX_BUILD, Regex, with_gaps};
 use super::guarded;
 use super::watch::{Halt, Watch};
 use crate::error::{Error, Result};
 
 /// Stages of one kind; real files have up to ten.
 const MAX_STAGES: usize = 64;
-/// How many bytes all normalizers together may make of one. NFKC and `▁` for spaces are 36.
-const MAX_GROWTH: usize = 128;
+/// How many bytes all normalizers together may make of one. NFKC and `▁` for spaces are 36; SentencePiece's table
+/// (33, for U+FDFA), lowercase and `▁` are 198.
+const MAX_GROWTH: usize = 256;
+/// Bytes that a normalizer may make of a whole text, at most. The library keeps 16 more for each.
+const MAX_NORMALIZED: usize = 1 << 28;
 /// Bytes that normalizers and pre-tokenizers may put in front of a text.
 const MAX_PREFIX: usize = 64;
 
@@ -96,8 +99,8 @@ impl<'a> Fields<'a> {
         self.value[key].as_array().map(Vec::as_slice).map_or_else(|| self.wrong(key, "a list"), Ok)
     }
 
-    /// `{"String": ..}` or `{"Regex": ..}`.
-    fn pattern(&self) -> Result<Find> {
+    /// `{"String": ..}` or `{"Regex": ..}`; an expression takes of `work`.
+    fn pattern(&self, work: &mut usize) -> Result<Find> {
         let object = self.value["pattern"].as_object().filter(|object| object.len() == 1);
         match object
             .and_then(|object| object.iter().next())
@@ -105,7 +108,9 @@ impl<'a> Fields<'a> {
         {
             Some(("String", Some(""))) => refuse(format!("{} {}: an empty pattern", self.what, self.kind)),
             Some(("String", Some(text))) => Ok(Find::Text(text.to_string())),
-            Some(("Regex", Some(pattern))) => Regex::new(pattern).map(|regex| Find::Regex(Box::new(regex))),
+            Some(("Regex", Some(pattern))) => {
+                Regex::within(pattern, work).map(|regex| Find::Regex(Box::new(regex)))
+            }
             _ => self.wrong("pattern", "a `String` or a `Regex`"),
         }
     }
@@ -158,7 +163,8 @@ enum Normalizer {
 
 /// All normalizers of a file.
 pub(super) struct Normalizers {
-    stages: Vec<Normalizer>,
+    /// With the most bytes that each makes of one.
+    stages: Vec<(Normalizer, usize)>,
     /// Whether a text can have fewer bytes afterwards.
     pub(super) shrinks: bool,
     /// Whether a `ByteLevel` is among them.
@@ -170,11 +176,11 @@ impl Normalizers {
         let mut all = Normalizers { stages: Vec::new(), shrinks: false, byte_level: false };
         let mut fields = Vec::new();
         flatten("normalizer", "normalizers", value, &mut fields)?;
-        let (mut growth, mut prefix) = (1usize, 0);
+        let (mut growth, mut prefix, mut work) = (1usize, 0, MAX_BUILD);
         for fields in &fields {
-            let (stage, factor, shrinks) = Self::stage(fields, &mut prefix)?;
+            let (stage, factor, shrinks) = Self::stage(fields, &mut prefix, &mut work)?;
             all.byte_level |= fields.kind == "ByteLevel";
-            all.stages.push(stage);
+            all.stages.push((stage, factor));
             all.shrinks |= shrinks;
             growth = growth.saturating_mul(factor);
             if growth > MAX_GROWTH || prefix > MAX_PREFIX {
@@ -188,7 +194,7 @@ impl Normalizers {
     }
 
     /// A stage, the most bytes it can make of one, and whether it can leave fewer.
-    fn stage(fields: &Fields<'_>, prefix: &mut usize) -> Result<(Normalizer, usize, bool)> {
+    fn stage(fields: &Fields<'_>, prefix: &mut usize, work: &mut usize) -> Result<(Normalizer, usize, bool)> {
         let none = || fields.check(&[]);
         let (wrapper, growth, shrinks) = match fields.kind {
             "NFC" => (none().map(|()| NormalizerWrapper::NFC(library::NFC))?, 3, true),
@@ -234,7 +240,7 @@ impl Normalizers {
             "Replace" => {
                 fields.check(&["pattern", "content"])?;
                 let content = fields.text("content")?;
-                match fields.pattern()? {
+                match fields.pattern(work)? {
                     Find::Text(text) => {
                         let (growth, shrinks) =
                             (content.len().div_ceil(text.len()).max(1), content.len() < text.len());
@@ -243,11 +249,8 @@ impl Normalizers {
                     }
                     // One that matches nothing puts its text between all characters.
                     Find::Regex(regex) => {
-                        return Ok((
-                            Normalizer::Replace(regex, content.to_string()),
-                            content.len() + 1,
-                            true,
-                        ));
+                        let growth = (content.len() + usize::from(regex.nullable)).max(1);
+                        return Ok((Normalizer::Replace(regex, content.to_string()), growth, true));
                     }
                 }
             }
@@ -260,18 +263,30 @@ impl Normalizers {
         self.stages.is_empty()
     }
 
-    /// Changes a text in place, asking between the stages whether to go on.
+    /// Changes a text in place, asking between the stages whether to go on. What a stage could make too long is an
+    /// error; how long the text is by then counts, not how long the stages before could have made it.
     pub(super) fn run(
         &self,
         text: &mut NormalizedString,
         watch: &mut Watch<'_>,
     ) -> std::result::Result<(), Halt> {
-        for stage in &self.stages {
+        for (stage, growth) in &self.stages {
             watch.work(text.len())?;
-            guarded("normalizer", || match stage {
-                Normalizer::Library(library) => library.normalize(text),
-                Normalizer::Replace(regex, content) => text.replace(&**regex, content),
-            })?;
+            let len = text.len();
+            if len.saturating_mul(*growth) > MAX_NORMALIZED {
+                let most = MAX_NORMALIZED / growth;
+                return Err(Error::Tokenizer(format!(
+                    "a normalizer that may expand a text {growth}-fold: expected a text of at most {most} bytes, got {len}"
+                ))
+                .into());
+            }
+            match stage {
+                Normalizer::Library(library) => guarded("normalizer", || library.normalize(text))?,
+                Normalizer::Replace(regex, content) => {
+                    let found = Found(regex.find_all(text.get(), watch)?);
+                    guarded("normalizer", || text.replace(found, content))?;
+                }
+            }
         }
         Ok(())
     }
@@ -379,13 +394,14 @@ impl PreTokenizers {
             PreTokenizers { stages: Vec::new(), shrinks: false, byte_level: false, knows_first: false };
         let mut fields = Vec::new();
         flatten("pre_tokenizer", "pretokenizers", value, &mut fields)?;
+        let mut work = MAX_BUILD;
         for fields in &fields {
             let kind = fields.kind;
             // Twice the byte alphabet would write bytes of bytes.
             if all.byte_level && kind == "ByteLevel" || all.knows_first && kind == "Metaspace" {
                 return refuse(format!("pre_tokenizer {kind}: more than one of this kind"));
             }
-            all.stage(fields)?;
+            all.stage(fields, &mut work)?;
         }
         Ok(all)
     }
@@ -406,14 +422,14 @@ impl PreTokenizers {
         self.stages.push(PreTokenizer::Split { find, behavior, invert: false });
     }
 
-    fn stage(&mut self, fields: &Fields<'_>) -> Result<()> {
+    fn stage(&mut self, fields: &Fields<'_>, work: &mut usize) -> Result<()> {
         let chars = |kind, behavior| PreTokenizer::Chars(kind, behavior);
         match fields.kind {
             "Split" => {
                 fields.check(&["pattern", "behavior", "invert"])?;
                 let (behavior, invert) = (fields.behavior("behavior")?, fields.flag("invert", false)?);
                 self.shrinks |= behavior == SplitDelimiterBehavior::Removed;
-                self.stages.push(PreTokenizer::Split { find: fields.pattern()?, behavior, invert });
+                self.stages.push(PreTokenizer::Split { find: fields.pattern(work)?, behavior, invert });
             }
             "ByteLevel" => {
                 fields.check(&["add_prefix_space", "trim_offsets", "use_regex?"])?;
@@ -422,7 +438,7 @@ impl PreTokenizers {
                     self.stages.push(PreTokenizer::Prefix { text: ' ', only_first: false });
                 }
                 if fields.flag("use_regex", true)? {
-                    self.split(Find::Regex(Box::new(Regex::new(GPT2)?)));
+                    self.split(Find::Regex(Box::new(Regex::within(GPT2, work)?)));
                 }
                 self.stages.push(PreTokenizer::Bytes);
                 self.byte_level = true;

@@ -543,9 +543,9 @@ fn what_a_file_may_not_ask_for_is_named() {
             }),
             "Precompiled",
         ),
-        (hostile(&|j| j["normalizer"] = many(&replace, 34)), "128-fold"),
+        (hostile(&|j| j["normalizer"] = many(&replace, 34)), "256-fold"),
         (hostile(&|j| j["normalizer"] = many(&json!({"type": "NFC"}), 65)), "more than 64"),
-        (hostile(&|j| j["normalizer"] = json!({"type": "Prepend", "prepend": long})), "128-fold"),
+        (hostile(&|j| j["normalizer"] = json!({"type": "Prepend", "prepend": long})), "256-fold"),
         (
             hostile(&|j| {
                 j["normalizer"] = json!({"type": "Replace", "pattern": {"String": ""}, "content": "a"})
@@ -632,4 +632,207 @@ fn a_damaged_file_beside_tokenizer_json_is_an_error() {
         std::fs::write(folder.path().join(name), "{}").unwrap();
     }
     assert!(Tokenizer::from_json_file(&path).is_ok());
+}
+
+/// What transformers 5 makes of the same files: the later flags count, but a control token stays one.
+#[test]
+fn flags_that_differ_are_those_of_tokenizer_config() {
+    let flagged = |normalized: bool, special: bool| {
+        json!({"content": "<T>", "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": normalized, "special": special})
+    };
+    for flags in 0..16 {
+        let [a, b, c, d] = [1, 2, 4, 8].map(|bit| flags & bit != 0);
+        let mut token = flagged(a, b);
+        token["id"] = json!(5);
+        let json = json!({
+            "version": "1.0", "added_tokens": [token], "normalizer": {"type": "Lowercase"},
+            "model": {"type": "BPE", "unk_token": "?", "vocab": {"?": 0, "<": 1, "t": 2, ">": 3, "T": 4}, "merges": []},
+        });
+        let config = json!({"added_tokens_decoder": {"5": flagged(c, d)}});
+        let tokenizer = with_files(&json, config, Value::Null, Value::Null).unwrap();
+        let (special, normalized) = (b || d, c);
+        let want: &[u32] = if normalized { &[5, 5] } else { &[1, 2, 3, 5] };
+        assert_eq!(tokenizer.encode("<t><T>", false, true).unwrap(), want, "{flags}");
+        assert_eq!(tokenizer.is_special(5), special, "{flags}");
+        let want: &[u32] = if special { &[1, 2, 3, 1, 2, 3] } else { want };
+        assert_eq!(tokenizer.encode("<t><T>", false, false).unwrap(), want, "{flags}");
+    }
+}
+
+/// Base64 of a SentencePiece table that replaces `x`, and nothing else.
+fn charsmap(replacement: &str) -> String {
+    let mut trie = [0u32; 512];
+    trie[0x78] = 0x78 | 1 << 8 | 0x100 << 10; // `x`, whose leaf is 0x100 away: the text at 0
+    let mut bytes = (4 * trie.len() as u32).to_le_bytes().to_vec();
+    bytes.extend(trie.iter().flat_map(|unit| unit.to_le_bytes()));
+    bytes.extend(replacement.as_bytes());
+    bytes.push(0);
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |group: &[u8]| {
+        let n = group.iter().chain(&[0, 0]).take(3).fold(0, |n, &byte| n << 8 | usize::from(byte));
+        let digit =
+            |i: usize| if i <= group.len() { char::from(digits[n >> (18 - 6 * i) & 63]) } else { '=' };
+        (0..4).map(digit).collect::<String>()
+    };
+    bytes.chunks(3).map(group).collect()
+}
+
+/// As T5, XGLM and mBART have them: the longest replacement of SentencePiece's table is that of U+FDFA.
+#[test]
+fn the_normalizers_of_converted_unigram_models_are_no_excess() {
+    let fdfa = "صلى الله عليه وسلم";
+    assert_eq!(fdfa.len(), 33);
+    let mut json = unigram();
+    json["normalizer"] = json!({"type": "Sequence", "normalizers": [
+        {"type": "Precompiled", "precompiled_charsmap": charsmap(fdfa)},
+        {"type": "Lowercase"},
+        {"type": "Strip", "strip_left": false, "strip_right": true},
+        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}]});
+    let tokenizer = from(&json).unwrap();
+    let library = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
+    for text in ["ab   a b ", "x", " x  x你好", "AB  axb"] {
+        let want = library.encode(text, false).unwrap();
+        assert_eq!(tokenizer.encode(text, false, true).unwrap(), want.get_ids(), "{text:?}");
+    }
+    // A replacement for what may be empty stands between all characters.
+    json["normalizer"]["normalizers"][3] =
+        json!({"type": "Replace", "pattern": {"Regex": " *"}, "content": "▁"});
+    assert!(reason(from(&json)).contains("256-fold"));
+}
+
+#[test]
+fn a_text_that_normalizers_could_make_too_long_is_an_error() {
+    let long = "b".repeat(2 << 20);
+    let run = |stages: Value| {
+        let normalizers = Normalizers::read(&json!({"type": "Sequence", "normalizers": stages})).unwrap();
+        let mut text = NormalizedString::from(long.as_str());
+        normalizers.run(&mut text, &mut Watch::none()).map(|()| text.len())
+    };
+    let replace =
+        |text: &str| json!({"type": "Replace", "pattern": {"String": "a"}, "content": text.repeat(200)});
+    let reason = run(json!([replace("c")])).unwrap_err().to_string();
+    assert!(reason.contains("200-fold") && reason.contains("got 2097152"), "{reason}");
+    // What the stage before did not do counts for nothing.
+    assert_eq!(run(json!([{"type": "NFC"}, {"type": "Lowercase"}])).unwrap(), long.len());
+}
+
+#[test]
+fn work_for_all_expressions_of_a_file_is_bounded() {
+    let with = |n: usize| {
+        let mut json = byte_level();
+        let split = json!({"type": "Split", "pattern": {"Regex": "(?:a|b)*a(?:a|b){9}"}, "behavior": "Isolated",
+                           "invert": false});
+        json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": vec![split; n]});
+        from(&json)
+    };
+    assert!(with(1).is_ok());
+    assert!(reason(with(64)).contains("ways to match"));
+}
+
+#[test]
+fn a_text_that_is_one_word_can_be_stopped() {
+    use crate::output::FinishReason;
+    use std::cell::Cell;
+    let json = sentence_piece();
+    let tokenizer = from(&json).unwrap();
+    let text = "ab a ".repeat(40_000);
+    let asked = Cell::new(0);
+    let stop_at = |nth: usize| {
+        asked.set(0);
+        let stop = || {
+            asked.set(asked.get() + 1);
+            (asked.get() == nth).then_some(FinishReason::Deadline)
+        };
+        tokenizer.encode_watched(&text, false, false, &mut Watch::new(&stop, usize::MAX))
+    };
+    assert_eq!(stop_at(0).unwrap().len(), 120_001);
+    let all = asked.get();
+    assert!(all > 8, "{all}");
+    for nth in 1..=all {
+        assert!(matches!(stop_at(nth), Err(Halt::Stopped(FinishReason::Deadline))), "{nth}");
+    }
+    // Its bytes say that it is too long, where no unknown token can stand for many.
+    let too_many = |json: &Value| match from(json).unwrap().encode_watched(
+        &text,
+        false,
+        false,
+        &mut Watch::new(&|| None, 10),
+    ) {
+        Err(Halt::TooMany(n)) => n,
+        other => panic!("{other:?}"),
+    };
+    assert!(too_many(&json) > 10_000);
+    let mut fewer = json.clone();
+    fewer["model"]["vocab"].as_object_mut().unwrap().remove("<0x41>");
+    assert!(too_many(&fewer) < 10_000);
+    // What has no token stands nowhere apart.
+    assert_eq!(tokenizer.encode(&"é".repeat(50_000), false, false).unwrap().len(), 100_001);
+    let reason = tokenizer.encode(&"é".repeat(600_000), false, false).unwrap_err().to_string();
+    assert!(reason.contains("got 1200003 near byte 0"), "{reason}");
+}
+
+#[test]
+fn an_expression_of_a_normalizer_can_be_stopped() {
+    use crate::output::FinishReason;
+    use std::cell::Cell;
+    let mut json = byte_level();
+    json["normalizer"] = json!({"type": "Replace", "pattern": {"Regex": "a+b"}, "content": "c"});
+    let tokenizer = from(&json).unwrap();
+    let asked = Cell::new(0);
+    let stop = || {
+        asked.set(asked.get() + 1);
+        (asked.get() == 20).then_some(FinishReason::Cancelled)
+    };
+    let mut watch = Watch::new(&stop, usize::MAX);
+    let halt = tokenizer.encode_watched(&"a".repeat(3_000), false, false, &mut watch).unwrap_err();
+    assert!(matches!(halt, Halt::Stopped(FinishReason::Cancelled)), "{halt:?}");
+}
+
+/// Whatever merges, unknown characters and bytes a vocabulary has, cutting a word changes nothing.
+#[test]
+fn cut_words_have_the_librarys_ids() {
+    let mut state = 17;
+    let (mut compared, mut cut) = (0, 0);
+    for _ in 0..400 {
+        let alphabet = ["▁", "a", "b", "é", "你"];
+        let mut tokens: Vec<String> = vec!["<unk>".into()];
+        tokens.extend(alphabet.iter().filter(|_| below(&mut state, 5) != 0).map(|c| c.to_string()));
+        tokens.push("c".into());
+        let bytes = below(&mut state, 3) == 0;
+        tokens.extend((0..=255u8).filter(|byte| bytes && byte % 7 != 0).map(|byte| format!("<{byte:#04X}>")));
+        let mut merges = Vec::new();
+        for _ in 0..below(&mut state, 12) {
+            let pair = [(); 2].map(|()| tokens[below(&mut state, tokens.len())].clone());
+            let result = pair.concat();
+            if !tokens.contains(&result) {
+                tokens.push(result);
+            }
+            if !merges.contains(&pair) {
+                merges.push(pair);
+            }
+        }
+        let vocab: BTreeMap<&String, usize> = tokens.iter().zip(0..).collect();
+        let unk = (below(&mut state, 4) != 0).then_some("<unk>");
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": {"type": "Fuse"},
+            "model": {"type": "BPE", "dropout": null, "unk_token": unk, "continuing_subword_prefix": null,
+                      "end_of_word_suffix": null, "fuse_unk": below(&mut state, 2) == 0, "byte_fallback": bytes,
+                      "ignore_merges": below(&mut state, 6) == 0, "vocab": vocab, "merges": merges},
+        });
+        let tokenizer = from(&json).unwrap();
+        let library = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
+        for _ in 0..40 {
+            let text: String = (0..below(&mut state, 12))
+                .map(|_| [&alphabet[..], &["c", "d"]].concat()[below(&mut state, 7)])
+                .collect();
+            // Where it leaves out what it does not know, this is an error.
+            let Ok(got) = tokenizer.encode(&text, false, false) else { continue };
+            assert_eq!(got, library.encode(text.as_str(), false).unwrap().get_ids(), "{text:?} {json}");
+            compared += 1;
+            cut += usize::from(tokenizer.vocabulary.pieces(&text) > 1);
+        }
+    }
+    assert!(compared > 8_000 && cut > 2_000, "{compared} {cut}");
 }

@@ -25,6 +25,9 @@ const MAX_TOKEN: usize = 4_096;
 const MAX_UNIGRAM_TOKEN: usize = 512;
 /// The longest word that a WordPiece model cuts up, in characters; its work is their square.
 const MAX_WORD_CHARS: usize = 256;
+/// The most bytes that the model gets at once, since nothing can stop it before it is done with them. It is a text
+/// without a place where it can be cut, as no prompt is.
+const MAX_PIECE: usize = 1 << 20;
 /// Words whose tokens the library remembers. One takes up to 8 KiB, mostly some 100 bytes.
 const CACHED_WORDS: usize = 4_096;
 
@@ -107,6 +110,52 @@ pub(super) struct Vocabulary {
     /// Whether it merges pairs, and so passes over what it does not know.
     bpe: bool,
     byte_level: bool,
+    /// Where a word may be cut, if that is known.
+    cuts: Option<Cuts>,
+}
+
+/// Where a word can be cut without a change of its tokens: between two characters that are tokens and stand side by
+/// side in no result of a merge, since no merge can then reach from one to the other. SentencePiece's vocabularies have
+/// `▁` at the beginnings of tokens only, so that a whole text, which is one word there, falls into its words.
+struct Cuts {
+    /// The characters that are tokens.
+    known: HashSet<char>,
+    /// Those that stand side by side in results of merges.
+    joined: HashSet<(char, char)>,
+}
+
+impl Cuts {
+    fn new(bpe: &Bpe) -> Option<Self> {
+        // These look at a word's ends, or at a word as a whole.
+        if bpe.continuing_subword_prefix.is_some() || bpe.end_of_word_suffix.is_some() || bpe.ignore_merges {
+            return None;
+        }
+        let single = |token: &String| {
+            let mut chars = token.chars();
+            chars.next().filter(|_| chars.next().is_none())
+        };
+        let mut joined = HashSet::new();
+        for (left, right) in &bpe.merges {
+            let chars = left.chars().chain(right.chars());
+            joined.extend(chars.clone().zip(chars.skip(1)));
+        }
+        Some(Cuts { known: bpe.vocab.keys().filter_map(single).collect(), joined })
+    }
+
+    /// The bytes of the first piece.
+    fn first(&self, word: &str) -> usize {
+        let mut chars = word.char_indices();
+        let Some((_, mut before)) = chars.next() else { return 0 };
+        let mut before_known = self.known.contains(&before);
+        for (at, c) in chars {
+            let known = self.known.contains(&c);
+            if before_known && known && !self.joined.contains(&(before, c)) {
+                return at;
+            }
+            (before, before_known) = (c, known);
+        }
+        word.len()
+    }
 }
 
 /// What a BPE model is made of.
@@ -256,7 +305,7 @@ impl Vocabulary {
                 .map(ModelWrapper::WordPiece)?
             }
         };
-        Ok(Vocabulary { model, ids, longest: None, bpe: false, byte_level })
+        Ok(Vocabulary { model, ids, longest: None, bpe: false, byte_level, cuts: None })
     }
 
     fn unigram(tokens: Vec<(String, f64)>, unk_id: Option<usize>, byte_fallback: bool) -> Result<Self> {
@@ -284,6 +333,7 @@ impl Vocabulary {
             longest: None,
             bpe: false,
             byte_level: false,
+            cuts: None,
         })
     }
 
@@ -291,9 +341,12 @@ impl Vocabulary {
     pub(super) fn bpe(bpe: Bpe, byte_level: bool) -> Result<Self> {
         check_ids(&bpe.vocab)?;
         let ids = bpe.vocab.clone();
+        // Expressions have cut a text in the byte alphabet.
+        let cuts = if byte_level { None } else { Cuts::new(&bpe) };
         let vocab: Vocab = bpe.vocab.into_iter().collect();
-        // A fused unknown token may stand for any number of characters.
-        let fuses = bpe.fuse_unk && bpe.unk_token.is_some();
+        // A fused unknown token may stand for any number of characters, but where each byte is a token none is unknown.
+        let all_bytes = || (0..=255u8).all(|byte| ids.contains_key(&format!("<{byte:#04X}>")));
+        let fuses = bpe.fuse_unk && bpe.unk_token.is_some() && !(bpe.byte_fallback && all_bytes());
         let longest = ids.keys().map(String::len).max().filter(|_| !fuses).map(|longest| longest.max(4));
         let model = guarded("model", || {
             let mut builder = BPE::builder()
@@ -313,7 +366,7 @@ impl Vocabulary {
             }
             builder.build()
         })?;
-        Ok(Vocabulary { model: ModelWrapper::BPE(model), ids, longest, bpe: true, byte_level })
+        Ok(Vocabulary { model: ModelWrapper::BPE(model), ids, longest, bpe: true, byte_level, cuts })
     }
 
     /// At least so many tokens come from so many bytes.
@@ -331,15 +384,45 @@ impl Vocabulary {
         place: &dyn Fn(usize) -> String,
     ) -> std::result::Result<(), Halt> {
         watch.tokens(into.len() + self.at_least(word.len()))?;
-        let tokens = guarded("encoding failed", || self.model.tokenize(word))?;
-        if self.bpe {
-            let covered = tokens.last().map_or(0, |token| token.offsets.1);
-            if covered != word.len() {
-                return Err(self.missing(word, place).into());
+        let mut done = 0;
+        while done < word.len() {
+            let piece = self.piece(&word[done..]);
+            watch.work(piece.len())?;
+            if piece.len() > MAX_PIECE {
+                let (got, at) = (piece.len(), place(done));
+                let reason =
+                    format!("expected at most {MAX_PIECE} bytes without a place to cut them, got {got} {at}");
+                return Err(Error::Tokenizer(reason).into());
             }
+            let tokens = guarded("encoding failed", || self.model.tokenize(piece))?;
+            if self.bpe {
+                let covered = tokens.last().map_or(0, |token| token.offsets.1);
+                if covered != piece.len() {
+                    return Err(self.missing(piece, &|offset| place(done + offset)).into());
+                }
+            }
+            into.extend(tokens.iter().map(|token| token.id));
+            watch.tokens(into.len())?;
+            done += piece.len();
         }
-        into.extend(tokens.iter().map(|token| token.id));
-        watch.tokens(into.len())
+        Ok(())
+    }
+
+    /// The beginning of a word that the model can take alone.
+    fn piece<'a>(&self, word: &'a str) -> &'a str {
+        self.cuts.as_ref().map_or(word, |cuts| &word[..cuts.first(word)])
+    }
+
+    /// How many pieces a word has.
+    #[cfg(test)]
+    pub(super) fn pieces(&self, word: &str) -> usize {
+        let mut rest = word;
+        std::iter::from_fn(|| {
+            let piece = self.piece(rest);
+            rest = &rest[piece.len()..];
+            (!piece.is_empty()).then_some(())
+        })
+        .count()
     }
 
     /// The error for a word that has a character without a token.

@@ -18,7 +18,7 @@ fn compare(cases: &str) -> (Vec<String>, usize, HashMap<String, usize>) {
     let cases: Vec<Case> = serde_json::from_str(cases).unwrap();
     let (mut wrong, mut same, mut refused) = (Vec::new(), 0, HashMap::new());
     for (pattern, text, want) in cases {
-        let regex = match Regex::build(&pattern) {
+        let regex = match Regex::build(&pattern, &mut { MAX_BUILD }) {
             Ok(regex) => regex,
             Err(reason) => {
                 *refused.entry(reason).or_default() += 1;
@@ -113,6 +113,25 @@ fn constructs_that_may_mean_something_else_are_named() {
         let reason = Regex::new(pattern).unwrap_err().to_string();
         assert!(reason.contains(name), "{pattern}: {reason}");
     }
+}
+
+/// A character for each of so many sets of classes; all the others are in none, which is one of them.
+#[test]
+fn there_may_be_256_kinds_of_characters_and_no_more() {
+    let pattern = |bits: u32| -> String {
+        // The characters whose number has the bit come in runs.
+        let class = |bit: u32| -> String {
+            let runs = (0..1u32 << bits).step_by(2 << bit).map(|n| 0x1000 + n + (1 << bit));
+            runs.map(|n| format!("\\x{{{:X}}}-\\x{{{:X}}}", n, n + (1 << bit) - 1)).collect()
+        };
+        (0..bits).map(|bit| format!("[{}]", class(bit))).collect()
+    };
+    let regex = Regex::new(&pattern(8)).unwrap();
+    assert_eq!(regex.n_kinds, 256);
+    let all = "\u{10FF}".repeat(8);
+    assert_eq!(splits(&regex, &format!("a{all}\u{10FE}{all}b")), ["a", &all, "\u{10FE}", &all, "b"]);
+    let reason = Regex::new(&pattern(9)).unwrap_err().to_string();
+    assert!(reason.contains("more than 256 kinds"), "{reason}");
 }
 
 #[test]
