@@ -423,8 +423,8 @@ range(0, 9 * 10 ** 18, 10 ** 18)[::10 ** 30]
 '\x+f'
 '\u+123'
 '\xé'
-'x' | safe + '<', '<' + 'x' | safe, '<' | safe + '>' | safe, ('a' | safe + '<') + "'>&", ('x' | safe + '<') is escaped, ('<' | safe + '<') ~ '<'
-(d | tojson | safe) + '\n', '"' ~ ('"' | safe + '"'), ('<' | safe) * 2, 2 * ('<' | safe), (('<' | safe) * 2) is escaped
+('x' | safe + '<') ~ ' ' ~ ('<' + 'x' | safe) ~ ' ' ~ ('<' | safe + '>' | safe) ~ ' ' ~ (('a' | safe + '<') + "'>&") ~ ('x' | safe + '<') is escaped
+(tool | tojson | safe + '\n') ~ ('"' | safe + '"') ~ ('<' | safe) * 2 ~ 2 * ('<' | safe) ~ (('<' | safe) * 2) is escaped
 'x' | safe + 1
 [1] + ('x' | safe)
 {'a': 1}['a' | safe], {'a' | safe: 1}.a
