@@ -341,6 +341,9 @@ impl Model {
 
     /// As [`Model::generate`], piece by piece. Dropping the stream cancels the request.
     ///
+    /// Returns when the prompt is tokenized and queued, before anything of it is computed. Then each [`Iterator::next`]
+    /// waits for a piece.
+    ///
     /// The texts of one sequence's pieces make its final text; none ends inside a character, and none
     /// shows the beginning of a stop string that later completes.
     ///
