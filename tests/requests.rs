@@ -480,7 +480,7 @@ fn logits_that_are_no_numbers_end_their_request_alone() {
             ("model.layers.0.mlp.down_proj.weight", 7, "in layer 0, at position 0"),
             // Of the last layer, only rows whose logits are wanted are computed to the end.
             ("model.layers.1.self_attn.o_proj.weight", 40, "in layer 1, at position 20"),
-            ("lm_head.weight", 32 * 9, "behind the last layer"),
+            ("lm_head.weight", 32 * 9, "after the last layer"),
         ] {
             let folder = tempfile::tempdir().unwrap();
             let model = with_values("llama_mha", tensor, at..at + 1, value, folder.path());

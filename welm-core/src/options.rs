@@ -1,6 +1,6 @@
 //! What a caller may ask for: [`LoadOptions`] once per model, [`GenerateOptions`] once per request.
 //!
-//! Both are validated once, on entry; behind that the engine trusts them.
+//! Both are validated once, on entry; after that the engine trusts them.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -336,7 +336,11 @@ impl LoadOptions {
 
 /// Stops a request from another thread. Clones share one flag.
 #[derive(Debug, Clone, Default)]
-pub struct CancelToken(Arc<AtomicBool>);
+pub struct CancelToken {
+    flag: Arc<AtomicBool>,
+    /// Flags of the tokens that this one was made from.
+    above: Vec<Arc<AtomicBool>>,
+}
 
 impl CancelToken {
     /// A token that is not cancelled.
@@ -344,15 +348,41 @@ impl CancelToken {
         Self::default()
     }
 
+    /// A token that is cancelled with this one, and can be cancelled alone: for a caller that has a reason of its own to
+    /// stop a request that was given a token.
+    ///
+    /// ```
+    /// use welm_core::CancelToken;
+    /// let all = CancelToken::new();
+    /// let (one, other) = (all.child(), all.child());
+    /// one.cancel();
+    /// assert_eq!([&all, &one, &other].map(|token| token.is_cancelled()), [false, true, false]);
+    /// all.cancel();
+    /// assert!(other.is_cancelled());
+    /// ```
+    pub fn child(&self) -> Self {
+        let above = self.above.iter().chain([&self.flag]).cloned().collect();
+        CancelToken { flag: Arc::default(), above }
+    }
+
     /// Asks every request that holds this token to stop; takes effect within one step.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
+        self.flag.store(true, Ordering::Release);
     }
 
     /// Whether [`CancelToken::cancel`] was called.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.above.iter().chain([&self.flag]).any(|flag| flag.load(Ordering::Acquire))
     }
+}
+
+/// How texts are scored, by [`Model::score_pairs`](crate::Model::score_pairs).
+#[derive(Debug, Clone, Default)]
+pub struct ScoreOptions {
+    /// Time after which the scoring ends with [`Error::Interrupted`], counted from the call.
+    pub deadline: Option<Duration>,
+    /// Ends the scoring from another thread, with [`Error::Interrupted`].
+    pub cancel: Option<CancelToken>,
 }
 
 /// How a text is continued. The defaults of the first six are those of WeLM's public API.

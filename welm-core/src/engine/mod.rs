@@ -426,7 +426,7 @@ impl<B: Backend> Step<B> {
         let e = &mut self.engine;
         let found = origins(&mut e.backend, &e.weights, &mut e.kv, &mut e.scratch, b, &owners)?;
         let say = |origin: Option<&(usize, usize)>| match origin {
-            None => "behind the last layer".into(),
+            None => "after the last layer".into(),
             Some((0, row)) => format!("in the embedding, at position {}", b.positions[*row]),
             Some((n, row)) => format!("in layer {}, at position {}", n - 1, b.positions[*row]),
         };

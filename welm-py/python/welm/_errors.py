@@ -117,7 +117,7 @@ class NotFinite(Error):
     got: str
     """What came, and for which token."""
     began: str
-    """Where in the model: ``"in layer 3, at position 0"``, ``"in the embedding, ..."``, ``"behind the last layer"``."""
+    """Where in the model: ``"in layer 3, at position 0"``, ``"in the embedding, ..."``, ``"after the last layer"``."""
 
 
 class DeviceError(Error):
