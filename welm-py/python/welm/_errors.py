@@ -133,7 +133,13 @@ class EngineStopped(Error):
 
 
 class Cancelled(Error):
-    """The progress callback of a loading asked to stop it."""
+    """A loading or a quantisation was stopped by its progress callback; a scoring was cancelled, or its deadline passed.
+
+    A generation that is cancelled is no error: it ends with that finish reason and what it has.
+    """
+
+    reason: str
+    """``"cancelled"`` or ``"deadline"``."""
 
 
 class ForkError(Error, RuntimeError):
