@@ -186,6 +186,15 @@ impl From<welm_kernels::Error> for Error {
     }
 }
 
+/// A text in a message: as Rust and Python write it, without the end of a long one.
+pub(crate) fn quoted(text: &str) -> String {
+    const SHOWN: usize = 40; // characters
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{:?}…", &text[..at]),
+        None => format!("{text:?}"),
+    }
+}
+
 /// `std::result::Result` with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -472,7 +472,8 @@ impl Model {
         let tokens = self.encode(&self.given(prompt.into(), false)?)?;
         self.check_length(tokens.len(), 0)?;
         if from >= tokens.len() {
-            return Err(Error::option("from", format!("expected less than {}, got {from}", tokens.len())));
+            let reason = format!("expected less than {}, the tokens of the prompt, got {from}", tokens.len());
+            return Err(Error::option("from", reason));
         }
         // Here, and whole: the engine only writes into it, and takes no memory that it may not get.
         let values = (tokens.len() - from).saturating_mul(self.inner.config.vocab_size);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -87,8 +87,9 @@ impl FromStr for Device {
             }
             _ => None,
         };
-        device
-            .ok_or_else(|| Error::option("device", format!("expected auto, cpu, cuda or cuda:N, got {text}")))
+        device.ok_or_else(|| {
+            Error::option("device", format!("expected auto, cpu, cuda or cuda:N, got {}", quoted(text)))
+        })
     }
 }
 
@@ -109,7 +110,7 @@ fn value_of<T: Copy>(option: &'static str, expected: &str, names: &Names<T>, tex
     let named = names.iter().find(|(name, _)| *name == text);
     named
         .map(|&(_, value)| value)
-        .ok_or_else(|| Error::option(option, format!("expected {expected}, got {text}")))
+        .ok_or_else(|| Error::option(option, format!("expected {expected}, got {}", quoted(text))))
 }
 
 fn name_of<T: PartialEq>(names: &Names<T>, value: &T) -> &'static str {
@@ -529,7 +530,8 @@ impl GenerateOptions {
         }
         for stop in &self.stop {
             if stop.is_empty() || stop.len() > Self::MAX_STOP {
-                let reason = format!("expected 1 to {} bytes, got {}", Self::MAX_STOP, stop.len());
+                let reason =
+                    format!("expected strings of 1 to {} bytes, got one of {}", Self::MAX_STOP, stop.len());
                 return Err(Error::option("stop", reason));
             }
         }
@@ -565,7 +567,10 @@ impl GenerateOptions {
             return Err(Error::option("logit_bias", reason));
         }
         if !self.stop.is_empty() && !has_tokenizer {
-            let reason = "expected none, since the model has no tokenizer, and so no text that could match; use stop_token_ids";
+            let reason = format!(
+                "expected none, got {}: the model has no tokenizer, and so no text that could match; use stop_token_ids",
+                self.stop.len()
+            );
             return Err(Error::option("stop", reason));
         }
         Ok(())
@@ -638,7 +643,7 @@ mod tests {
             assert_eq!(value.to_string().parse().as_ref(), Ok(value));
         }
         for text in wrong {
-            let want = format!("option `{option}`: expected {expected}, got {text}");
+            let want = format!("option `{option}`: expected {expected}, got {text:?}");
             assert_eq!(text.parse::<T>().unwrap_err().to_string(), want);
         }
     }

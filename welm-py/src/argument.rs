@@ -12,7 +12,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyTypeError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBool, PyByteArray, PyBytes, PyInt, PyMapping, PyString};
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyFloat, PyInt, PyMapping, PyString};
 
 use crate::error::{OrRaise, invalid_option};
 use crate::exit::detached;
@@ -65,6 +65,9 @@ impl<'a, 'py> Argument<'a, 'py> {
         self.value.extract::<T>().map_err(|error| match error.into() {
             error if error.is_instance_of::<PyTypeError>(py) => self.not(expected),
             error if error.is_instance_of::<PyOverflowError>(py) => self.outside(outside),
+            error if error.is_instance_of::<PyUnicodeEncodeError>(py) => {
+                self.outside("text without halves of surrogate pairs")
+            }
             error => error,
         })
     }
@@ -100,13 +103,12 @@ impl<'a, 'py> Argument<'a, 'py> {
         if self.value.is_none() { Ok(None) } else { self.truth().map(Some) }
     }
 
-    /// A real number.
+    /// A real number, which may be infinite, or none at all: its domain is for who takes it to know.
     pub(crate) fn real(self) -> PyResult<f64> {
         if self.value.is_instance_of::<PyBool>() {
             return Err(self.not("float"));
         }
-        let number: f64 = self.convert("float", "-1.7e308 to 1.7e308")?;
-        if number.is_nan() { Err(self.outside("a number")) } else { Ok(number) }
+        self.convert("float", "-1.7e308 to 1.7e308")
     }
 
     /// A real number, as the engine holds it.
@@ -149,12 +151,15 @@ impl<'a, 'py> Argument<'a, 'py> {
             return Err(self.not(EXPECTED));
         }
         let py = self.value.py();
+        if self.value.hasattr("total_seconds")? {
+            let seconds = self.value.call_method0("total_seconds")?;
+            if !seconds.is_instance_of::<PyFloat>() {
+                return Err(self.not(EXPECTED));
+            }
+            return Argument::new(self.name, &seconds).duration();
+        }
         let seconds = match self.value.extract::<f64>() {
             Ok(seconds) => seconds,
-            Err(_) if self.value.hasattr("total_seconds")? => {
-                let seconds = self.value.call_method0("total_seconds")?;
-                seconds.extract().map_err(|_| self.not(EXPECTED))?
-            }
             Err(error) if error.is_instance_of::<PyOverflowError>(py) && self.value.gt(0)? => f64::INFINITY,
             Err(error) if error.is_instance_of::<PyOverflowError>(py) => f64::NEG_INFINITY,
             Err(error) if error.is_instance_of::<PyTypeError>(py) => return Err(self.not(EXPECTED)),
@@ -168,17 +173,7 @@ impl<'a, 'py> Argument<'a, 'py> {
 
     /// A text.
     pub(crate) fn text(self) -> PyResult<PyBackedStr> {
-        let py = self.value.py();
-        self.value.extract::<PyBackedStr>().map_err(|error| {
-            let error: PyErr = error.into();
-            if error.is_instance_of::<PyUnicodeEncodeError>(py) {
-                self.outside("text without halves of surrogate pairs")
-            } else if self.is_text() {
-                error
-            } else {
-                self.not("str")
-            }
-        })
+        self.convert("str", "str")
     }
 
     pub(crate) fn is_text(self) -> bool {

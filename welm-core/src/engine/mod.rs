@@ -139,7 +139,7 @@ impl Handle {
         let link = self.link.get()?;
         let (n, limit) = (request.n, self.queue_limit);
         if n > limit {
-            let reason = format!("expected at most {limit}, which is all that the queue takes, got {n}");
+            let reason = format!("expected at most {limit}, the queue_limit of the model, got {n}");
             return Err(Error::option("n", reason));
         }
         let ticket =

@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::{Given, Model, Prompt, Stream, Written};
 use crate::engine::batch::BLOCK_TOKENS;
 use crate::engine::sequence::Task;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::options::{CancelToken, ScoreOptions};
 use crate::output::{FinishReason, Score};
 use crate::tokenizer::ChatRequest;
@@ -200,7 +200,7 @@ impl Model {
         }
         let refuse = |expected: &str| {
             let got = match continuation {
-                Prompt::Text(text) => format!("{:?}", text.chars().take(40).collect::<String>()),
+                Prompt::Text(text) => quoted(text),
                 _ => "tokens".into(),
             };
             Error::option("continuations", format!("expected {expected}, got {got}"))

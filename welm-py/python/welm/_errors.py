@@ -133,7 +133,7 @@ class EngineStopped(Error):
 
 
 class Cancelled(Error):
-    """A loading or a quantisation was stopped by its progress callback; a scoring was cancelled, or its deadline passed.
+    """A progress callback stopped its work; or a scoring was cancelled, or its deadline passed.
 
     A generation that is cancelled is no error: it ends with that finish reason and what it has.
     """
