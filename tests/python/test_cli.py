@@ -250,7 +250,7 @@ def test_json_is_ascii_where_the_output_is_not_utf_8() -> None:
         ((PROMPT, "--max-tokens", "-1"), "option `max_tokens`: expected 0 to "),
         ((PROMPT, "-n", "0"), "option `n`: expected 1 to 128, got 0"),
         ((PROMPT, "--max-tokens", "600"), "context"),
-        ((PROMPT, "--dtype", "int3"), "option `dtype`: expected auto, f32, bf16 or int8, got int3"),
+        ((PROMPT, "--dtype", "int3"), 'option `dtype`: expected auto, f32, bf16 or int8, got "int3"'),
         ((PROMPT, "--memory-limit", "1M"), "model needs"),
         ((PROMPT, "--model", "/no/such/model"), "/no/such/model"),
         ((PROMPT, "--model", FIXTURES / "welm"), "tokenizer"),

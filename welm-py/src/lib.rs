@@ -16,6 +16,7 @@ mod options;
 mod output;
 mod prompt;
 mod request;
+mod score;
 mod stream;
 
 /// The Rust part of the package `welm`.
@@ -39,6 +40,8 @@ mod _welm {
     use crate::request::Request;
     #[pymodule_export]
     use crate::request::Selector;
+    #[pymodule_export]
+    use crate::score::Scoring;
     #[pymodule_export]
     use crate::stream::Stream;
 

@@ -145,7 +145,7 @@ impl Handle {
         let link = self.link.get()?;
         let (n, limit) = (request.n, self.queue_limit);
         if n > limit {
-            let reason = format!("expected at most {limit}, which is all that the queue takes, got {n}");
+            let reason = format!("expected at most {limit}, the queue_limit of the model, got {n}");
             return Err(Error::option("n", reason));
         }
         let ticket =
@@ -432,7 +432,7 @@ impl<B: Backend> Step<B> {
         let e = &mut self.engine;
         let found = origins(&mut e.backend, &e.weights, &mut e.kv, &mut e.scratch, b, &owners)?;
         let say = |origin: Option<&(usize, usize)>| match origin {
-            None => "behind the last layer".into(),
+            None => "after the last layer".into(),
             Some((0, row)) => format!("in the embedding, at position {}", b.positions[*row]),
             Some((n, row)) => format!("in layer {}, at position {}", n - 1, b.positions[*row]),
         };

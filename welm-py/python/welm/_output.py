@@ -72,9 +72,9 @@ class Choice:
     """One generated sequence."""
 
     text: str
-    """The text; with ``echo``, behind the prompt."""
+    """The text; with ``echo``, after the prompt."""
     tokens: tuple[Token, ...] = field(default=(), repr=False)
-    """Its tokens; with ``echo``, behind the prompt's."""
+    """Its tokens; with ``echo``, after the prompt's."""
     finish_reason: FinishReason = "length"
     """Why it ended."""
     end_token: int | None = None
@@ -111,6 +111,11 @@ class Generation:
     def text(self) -> str:
         """The text of the first sequence."""
         return self.choices[0].text if self.choices else ""
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the first sequence ended; ``None`` only where there is none, as in a value made by hand."""
+        return self.choices[0].finish_reason if self.choices else None
 
     def _repr_html_(self) -> str | None:
         """Notebooks show this; without log-probabilities there is nothing to colour, and they show the repr."""
