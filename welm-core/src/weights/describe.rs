@@ -134,7 +134,10 @@ mod tests {
     #[test]
     fn a_folder_is_described() {
         let got = Model::describe("../examples/welm-nano").unwrap();
-        assert_eq!((got.format, got.family.as_deref(), got.unsupported.as_ref()), ("safetensors", Some("welm"), None));
+        assert_eq!(
+            (got.format, got.family.as_deref(), got.unsupported.as_ref()),
+            ("safetensors", Some("welm"), None)
+        );
         let counted: u64 = got.types.iter().map(|t| t.elements).sum();
         assert!(got.elements == counted && counted > 6_000_000, "{got:?}");
         assert!(got.settings.contains(&("model_type".into(), "welm".into())));
