@@ -279,7 +279,7 @@ fn a_folder_with_anything_else_is_refused() {
     fs::write(to.join("tokenizer.json"), "{}").unwrap();
     refused("tokenizer.json");
     copy(&from, &to);
-    refused("additional_chat_templates");
+    refused("model.safetensors");
     fs::remove_dir_all(&to).unwrap();
     for name in [
         "README.md",

@@ -204,20 +204,19 @@ fn place(to: &Path) -> Result<Place> {
 /// An entry of a folder that [`crate::quantize`] has not written; none if it wrote the model in it, and nothing else is
 /// there.
 fn foreign(folder: &Path) -> Result<Option<OsString>> {
+    let names = entries(folder)?;
     let weights = safetensors::open(&folder.join(safetensors::SINGLE)).ok();
     let format = weights.as_ref().and_then(|weights| weights.metadata.get("format"));
-    let is_int8 = matches!(format.map(String::as_str), Some(FORMAT | FORMAT_PLAIN));
-    for name in entries(folder)? {
-        let known = name == safetensors::SINGLE || DESCRIPTIONS.iter().any(|side| name == side.name);
-        let is_jinja = |name: &OsString| Path::new(name).extension().is_some_and(|e| e == "jinja");
-        let ours = match known {
-            true => is_int8,
-            false => {
-                name == ADDITIONAL_TEMPLATES.name
-                    && is_int8
-                    && entries(&folder.join(&name))?.iter().all(is_jinja)
-            }
-        };
+    if !matches!(format.map(String::as_str), Some(FORMAT | FORMAT_PLAIN)) {
+        // Weights of floats can be the only ones there are.
+        let weights = names.iter().find(|name| *name == safetensors::SINGLE);
+        return Ok(weights.or(names.first()).cloned());
+    }
+    let is_jinja = |name: &OsString| Path::new(name).extension().is_some_and(|e| e == "jinja");
+    for name in names {
+        let ours = name == safetensors::SINGLE
+            || DESCRIPTIONS.iter().any(|side| name == side.name)
+            || name == ADDITIONAL_TEMPLATES.name && entries(&folder.join(&name))?.iter().all(is_jinja);
         if !ours {
             return Ok(Some(name));
         }
