@@ -592,10 +592,10 @@ impl Chooser<'_> {
         let bytes = self.tokenizer.map_or(&[][..], |t| t.token_bytes(id));
         let spelling = self.tokenizer.map(|t| t.spelling(id)).unwrap_or_default();
         match seq.request().end_by(id, self.eos) {
-            Some(reason) => seq.end_with(id, &spelling, reason),
+            Some(reason) => seq.end_with(id, spelling, reason),
             None => {
                 let token = Token::with_logprobs(id, seq.request().logprobs, raw);
-                seq.push(token, bytes, &spelling);
+                seq.push(token, bytes, spelling);
             }
         }
     }
