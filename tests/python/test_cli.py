@@ -15,13 +15,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import welm
-from welm._cli.terminal import OFF, Progress, Shading, shade_of
+from welm._cli import arguments, terminal
+from welm._cli.terminal import OFF, Progress, Shading, one_line, shade_of, width, wrapped
 
 from conftest import FIXTURES, GREEDY, PROMPT, read_safetensors
 
@@ -246,11 +248,9 @@ def test_json_is_ascii_where_the_output_is_not_utf_8() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((PROMPT, "--top-p", "1.5"), "option `top_p`: expected 0 to 1, got 1.5"),
-        ((PROMPT, "--max-tokens", "-1"), "option `max_tokens`: expected 0 to "),
-        ((PROMPT, "-n", "0"), "option `n`: expected 1 to 128, got 0"),
+        ((PROMPT, "--max-tokens", str(1 << 64)), "option `max_tokens`: expected 0 to "),
         ((PROMPT, "--max-tokens", "600"), "context"),
-        ((PROMPT, "--dtype", "int3"), "option `dtype`: expected auto, f32, bf16 or int8, got int3"),
+        ((PROMPT, "--isa", "sse2"), "instruction set `sse2`"),
         ((PROMPT, "--memory-limit", "1M"), "model needs"),
         ((PROMPT, "--model", "/no/such/model"), "/no/such/model"),
         ((PROMPT, "--model", FIXTURES / "welm"), "tokenizer"),
@@ -258,41 +258,239 @@ def test_json_is_ascii_where_the_output_is_not_utf_8() -> None:
         (("chat",), "chat template: this model has none"),
         (("info", "/no/such/model"), "/no/such/model"),
         (("quantize", "/no/such/model", "/tmp/never-made"), "/no/such/model"),
-        (("bench", "--prompt-tokens", "5000"), "context"),
+        (("bench", "--prompt-tokens", "5000"), "a context and a cache of 5001 tokens or more"),
+        (("bench", "--context-tokens", "1"), "a context and a cache of 80 tokens or more"),
+        (("-", "--max-tokens", "1", "--model", FIXTURES / "welm"), "tokenizer"),
     ],
 )
 def test_errors_are_a_line_and_exit_code_1(args: tuple[str, ...], message: str) -> None:
     out, err = run(*args, code=1)
     assert "python -m welm: " in err
-    assert (message in err, err.count("\n"), out if args[0] != "bench" else "") == (True, 1, "")
+    assert (message in err, err.count("\n"), out) == (True, 1, ""), err
 
 
 @pytest.mark.parametrize(
-    "args",
+    ("args", "message"),
     [
-        (),
-        (PROMPT, "--max-tokens", "many"),
-        (PROMPT, "--no-such-flag"),
-        (PROMPT, "--max-tok", "3"),
-        (PROMPT, "another"),
-        (PROMPT, "--memory-limit", "much"),
-        ("generate", "--tokens", "1 2 x"),
-        ("score", PROMPT),
-        ("quantize", "from"),
-        ("bench", "--sequences", "1,0"),
-        ("bench", "--rounds", "0"),
+        ((PROMPT, "--max-tokens", "many"), "--max-tokens: expected a whole number, 0 or more, got 'many'"),
+        ((PROMPT, "--temperature", "warm"), "--temperature: expected a number, 0 to 100, got 'warm'"),
+        ((PROMPT, "--memory-limit", "much"), "--memory-limit: expected bytes, such as 8G, got 'much'"),
+        ((PROMPT, "--memory-limit", "-1"), "--memory-limit: expected bytes, such as 8G, got '-1'"),
+        ((PROMPT, "--logit-bias", "3"), "such as 40=-2.5, got '3'"),
+        ((PROMPT, "--logit-bias", "3=nan"), "such as 40=-2.5, got '3=nan'"),
+        ((PROMPT, "--deadline", "-0.1"), "--deadline: expected 0 or more, got -0.1"),
+        ((PROMPT, "--stop-token-id", "-1"), "--stop-token-id: expected 0 or more, got -1"),
+        ((PROMPT, "--stop"), "--stop: expected one argument"),
+        ((PROMPT, "--max-tok", "3"), "unknown option --max-tok, did you mean --max-tokens?"),
+        ((PROMPT, "--max_tokens", "3"), "unknown option --max_tokens, did you mean --max-tokens?"),
+        (("chat", "--sytem", "x"), "unknown option --sytem, did you mean --system?"),
+        (("-。", "--seed", "1"), "unknown option -。; a text that begins with a dash comes after --"),
+        ((PROMPT, "another"), "unexpected argument 'another'; a prompt with spaces stands in quotes"),
+        (("serve", "it"), "commands are generate, chat, score, quantize, info, bench"),
+        (("chat", FIXTURES / "welm"), f"; a model is --model {FIXTURES / 'welm'}"),
+        ((PROMPT, "--dtype", "int3"), "--dtype: expected auto, f32, bf16 or int8, got 'int3', did you mean int8?"),
+        ((PROMPT, "--device", "cdua:1"), "expected auto, cpu, cuda or cuda:N, got 'cdua:1', did you mean cuda?"),
+        ((PROMPT, "--device", "cuda:x"), "expected auto, cpu, cuda or cuda:N, got 'cuda:x'"),
+        (("generat", "x"), "unknown command generat, did you mean generate?"),
+        (("chta",), "unknown command chta, did you mean chat?"),
+        (("hcat",), "unknown command hcat, did you mean chat?"),
+        (("Quantise", "a", "b"), "unknown command Quantise, did you mean quantize?"),
+        (("INFO",), "unknown command INFO, did you mean info?"),
+        (("--model", "x", "chat"), "the command chat comes first"),
+        (("--seed", "1", "banch"), "unknown command banch, did you mean bench?"),
+        (("generate", "--tokens", "1 2 x"), "--tokens: of token ids expected a whole number, 0 or more, got 'x'"),
+        (("generate", "--tokens", "1 -2"), "--tokens: of token ids expected 0 or more, got -2"),
+        (("score", PROMPT), "required: CONTINUATION"),
+        (("quantize", "from"), "required: TO"),
+        (("info", "one", "--model", "another"), "expected one model, got one and another"),
+        (("bench", "--sequences", "1,0"), "--sequences: expected whole numbers, 1 to 4096, such as 1,8, got '1,0'"),
+        (("bench", "--sequences", "5000"), "1 to 4096"),
+        (("bench", "--prompt-tokens", "8,"), "--prompt-tokens: expected whole numbers, 1 or more"),
+        (("bench", "--rounds", "0"), "--rounds: expected 1 or more, got 0"),
+        (("bench", "--new-tokens", "1"), "--new-tokens: expected 2 or more, got 1"),
     ],
-)
-def test_wrong_usage_is_exit_code_2(args: tuple[str, ...]) -> None:
+)  # fmt: skip
+def test_wrong_usage_is_a_line_and_exit_code_2(args: tuple[str, ...], message: str) -> None:
     out, err = run(*args, code=2)
-    assert (out, "usage: python -m welm" in err) == ("", True)
+    assert (out, message in err, err.count("\n")) == ("", True, 1), err
+    assert err.startswith("python -m welm")
+
+
+def test_no_arguments_are_wrong_usage() -> None:
+    out, err = run(code=2)
+    assert out == ""
+    assert err.startswith("usage: python -m welm PROMPT")
+
+
+def test_domains_are_the_engine_s(model: welm.Model) -> None:
+    """The command line tells them before a model is loaded, and of numbers that the engine's types cannot hold."""
+
+    def said(option: str, value: Any) -> str:
+        call = welm.Model.estimate if flag in arguments.LOADING else partial(model.generate, PROMPT)
+        with pytest.raises(welm.InvalidOption) as error:
+            call(**{option: value})
+        assert error.value.option == option
+        return str(error.value)
+
+    domains = 0
+    for flag in (*arguments.LOADING, *arguments.REQUEST):
+        name = f"--{flag.option.removesuffix('s') if flag.option == 'stop_token_ids' else flag.option}"
+        name = name.replace("_", "-")
+        command = ("info",) if flag in arguments.LOADING else (PROMPT,)
+        match flag.type:
+            case arguments.Whole(least, most) | arguments.Real(least, most):
+                domains += 1
+                assert f" {least:g}" in run(*command, f"{name}={least - 1}", code=2)[1]
+                if flag.option == "logprobs":
+                    assert (
+                        said("logprobs", most + 1)
+                        == f"option `logprobs`: expected at most {most}, got {most + 1}"
+                    )
+                elif most not in (None, math.inf, (1 << 64) - 1):
+                    want = f"expected {flag.type.domain}, got {most + 1}"
+                    assert said(flag.option, most + 1) == f"option `{flag.option}`: {want}"
+                    _, err = run(*command, f"{name}={most + 1}", code=2)
+                    assert f"{name}: {want} (" in err
+                    if least > 0:
+                        below = least - 1 if isinstance(least, int) else 0
+                        assert f"expected {flag.type.domain}, got {below}" in said(flag.option, below)
+            case arguments.Named(names, aliases):
+                domains += 1
+                assert said(flag.option, "nonesuch").endswith(f": expected {flag.type.domain}, got nonesuch")
+                for value in (*names, *aliases):
+                    assert flag.type(value) == value
+                    if value != "int8_rotated":
+                        welm.Model.estimate(**{flag.option: value})
+    assert domains > 18
+
+
+@pytest.mark.parametrize("prompt", ["Hello", "that", "what", "space", "", "chats are fun", "x"])
+def test_a_word_that_is_like_no_command_is_a_prompt(prompt: str) -> None:
+    assert run(prompt, "--seed", "1", "--max-tokens", "1")[0].endswith("\n")
+
+
+def test_after_two_dashes_all_is_text() -> None:
+    flags = ("--seed", "1", "--max-tokens", "3")
+    assert run(*flags, "--", "chat") == run("generate", "chat", *flags)
+    assert run(*flags, "--", "--stop")[0].endswith("\n")
+    assert run(PROMPT, "--frequency-penalty", "-1e-3", "--max-tokens", "1")[1] == ""
+
+
+def shell(line: str, stdin: int | None = subprocess.DEVNULL, **env: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a shell's line, in which ``$W`` is the program."""
+    done = subprocess.run(
+        ["bash", "-c", line],
+        stdin=stdin, capture_output=True, timeout=120, env=environment(**{"W": " ".join(command()), **env}),
+    )  # fmt: skip
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+# Each does its work and tells it on stdout; some read stdin.
+WORK = {
+    "help": "--help",
+    "version": "--version",
+    "help_of_one": "score --help",
+    "generate": f"{PROMPT} --max-tokens 2",
+    "json": f"{PROMPT} --max-tokens 2 --json",
+    "stream": f"{PROMPT} --max-tokens 2 --json --stream",
+    "score": f"score {PROMPT} 疑",
+    "info": "info",
+    "info_json": "info --json",
+    "quantize": f"quantize {FIXTURES / 'llama_gqa'} $TO/out",
+    "bench": "bench --prompt-tokens 4 --sequences 1 --new-tokens 2 --rounds 1",
+}
+
+
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+def test_streams_that_cannot_be_used(work: str, tmp_path: Path) -> None:
+    """Python writes at once with ``PYTHONUNBUFFERED``, else at the end."""
+    env = {"PYTHONUNBUFFERED": "1" if work in ("--help", "info") else "", "TO": str(tmp_path)}
+
+    def does(redirection: str) -> tuple[int, str, str]:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return shell(f"$W {work} {redirection}", **env)
+
+    assert does("<&-")[0] == 0
+    for redirection in ("2>&-", "2>/dev/full", "<&- 2>&-"):
+        code, out, err = does(redirection)
+        assert (code, bool(out), err) == (0, True, "")
+    code, out, err = does(">&-")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == "python -m welm: stdout: is closed"
+    code, out, err = does(">/dev/full")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == "python -m welm: stdout: No space left on device"
+    assert "Traceback" not in err
+    code, out, err = does("<&- >&- 2>&-")
+    assert (code, out, err) == (1, "", "")
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    code, out, err = shell(f"{{ sleep 0.3; $W {work}; echo $? >&2; }} | true", **env)
+    assert err.splitlines()[-1] == "141"
+    assert "Error" not in err
+
+
+@pytest.mark.parametrize("line", ["$W -", "$W generate", "$W score - 疑", "$W chat --model $MODEL"])
+def test_a_closed_stdin_is_told_by_what_reads_it(line: str, talker: Path) -> None:
+    code, out, err = shell(f"{line} <&-", MODEL=str(talker))
+    assert (code, out, err) == (1, "", "python -m welm: stdin: is closed\n")
+
+
+def test_errors_are_told_whatever_is_closed() -> None:
+    for redirection in ("<&-", ">&-", ">/dev/full", "<&- >&-"):
+        code, _, err = shell(f"$W info /no/such/model {redirection}")
+        assert (code, err.count("\n"), "/no/such/model" in err) == (1, 1, True)
+    for redirection in ("2>&-", "2>/dev/full", "<&- >&- 2>&-"):
+        assert shell(f"$W info /no/such/model {redirection}") == (1, "", "")
+        assert shell(f"$W info --jsn {redirection}") == (2, "", "")
+
+
+def test_a_traceback_is_shown_to_those_who_ask() -> None:
+    line = "$W info /no/such/model"
+    assert "Traceback" not in shell(line, WELM_TRACEBACK="0")[2]
+    _, _, err = shell(line, WELM_TRACEBACK="1")
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("python -m welm: /no/such/model")
+
+
+def test_a_fault_of_the_program_is_a_line_too() -> None:
+    program = "import sys, welm._cli as c; c.COMMANDS = 5; sys.exit(c.main(['x']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment())
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"TypeError: " in done.stderr
+    assert b"WELM_TRACEBACK=1" in done.stderr
 
 
 def test_bytes_that_are_no_text() -> None:
-    _, err = run("-", stdin=b"\xff\xfe", code=1)
-    assert "utf-8" in err
-    done = subprocess.run([*command(), b"\xff"], capture_output=True, env=environment())
-    assert (done.returncode, b"expected UTF-8" in done.stderr) == (2, True)
+    _, err = run("-", stdin=b"ab\xff\xfe", code=1)
+    assert err == "python -m welm: stdin: expected UTF-8, got the byte 0xff at byte 2\n"
+    for args in (
+        (b"\xff",),
+        (b"score", b"a", b"\xff"),
+        (b"a", b"--stop", b"\xff"),
+        (b"chat", b"--system", b"\xff"),
+    ):
+        done = subprocess.run([*command(), *args], capture_output=True, env=environment())
+        assert (done.returncode, done.stderr.count(b"\n"), b"expected UTF-8" in done.stderr) == (2, 1, True)
+    for args in (
+        (b"a", b"--dtype", b"\xff"),
+        (b"a", b"--n\xff"),
+        (b"a", b"--max-tokens", b"\xff"),
+        (b"a", b"b\xff"),
+    ):
+        done = subprocess.run([*command(), *args], capture_output=True, env=environment())
+        assert (done.returncode, done.stderr.count(b"\n"), b"\\udcff" in done.stderr) == (2, 1, True)
+
+
+def test_a_path_need_not_be_text(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path / "m") + b"\xff"
+    shutil.copytree(os.fsencode(welm.NANO), folder)
+    for line in (
+        ["info", folder],
+        ["info", "--model", folder],
+        [PROMPT, "--model", folder, "--max-tokens", "1"],
+    ):
+        done = subprocess.run([*command(), *line], capture_output=True, env=environment())
+        assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_help_and_version() -> None:
@@ -428,13 +626,26 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     monkeypatch.setenv("TERM", "xterm")
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Progress("work") as progress:
-        progress(25, 100)
-        assert capsys.readouterr().err == ""
-        now[0] = 1.0
-        progress(50, 100)
-        progress(51, 100)
-    assert capsys.readouterr().err == f"\rwork {'█' * 15}{'░' * 15}  50% of 0.0 MB\r\x1b[K"
+
+    def drawn(columns: int | None) -> str:
+        monkeypatch.setattr(terminal, "columns", lambda _: columns)
+        now[0] = 0.0
+        with Progress("work") as progress:
+            progress(25, 100)
+            assert capsys.readouterr().err == ""
+            now[0] = 1.0
+            progress(50, 100)
+            progress(51, 100)
+        begin, line, end = capsys.readouterr().err.split("\r\x1b[K")
+        assert (begin, end) == ("", "")
+        return line
+
+    wide = f"work {'█' * 15}{'░' * 15}  50% of 0.0 MB"
+    assert (drawn(80), drawn(None)) == (wide, wide)
+    # A line that is too long could not be cleared.
+    assert drawn(40) == f"work {'█' * 7}{'░' * 9}  50% of 0.0 MB"
+    for columns, want in ((20, "work 50%"), (9, "50%"), (3, "50"), (1, "")):
+        assert drawn(columns) == want
 
 
 def test_score(model: welm.Model) -> None:

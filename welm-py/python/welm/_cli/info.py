@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import welm
 from welm._cli.answer import print_json
-from welm._cli.arguments import add_json, add_loading, loading, text
-from welm._cli.terminal import megabytes
+from welm._cli.arguments import add_json, add_loading, loading
+from welm._cli.terminal import megabytes, put
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -27,8 +27,7 @@ SMALLEST: dict[str, Any] = {"cache_tokens": 16, "max_running": 1, "chunk_tokens"
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds flags and positional arguments."""
     parser.add_argument(
-        "model",
-        type=text,
+        "path",
         nargs="?",
         default=None,
         metavar="PATH",
@@ -36,19 +35,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_json(parser, "print a JSON object, sizes in bytes")
     add_loading(parser, path=False)
+    parser.set_defaults(fail=parser.error)
 
 
 def run(args: Namespace) -> int:
     """Does it; gives the exit code."""
+    if None not in (args.path, args.model):
+        args.fail(f"expected one model, got {args.path} and {args.model}")
+    path = args.path or args.model
     options = loading(args)
-    estimate = welm.Model.estimate(args.model, **options)
+    estimate = welm.Model.estimate(path, **options)
     try:
-        model = welm.Model(args.model, **{**options, **SMALLEST})
+        model = welm.Model(path, **{**options, **SMALLEST})
     except welm.OutOfMemory:
         if not args.json:
             print_rows(memory(estimate))
         raise
-    config, path = model.config, args.model or welm.NANO
+    config, path = model.config, path or welm.NANO
     if args.json:
         value: dict[str, Any] = {
             "path": path,
@@ -69,7 +72,7 @@ def run(args: Namespace) -> int:
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     """A table of two columns."""
     for name, value in rows:
-        print(f"{name:15} {value}")
+        put(f"{name:15} {value}")
 
 
 def shape(config: welm.ModelConfig) -> Iterator[tuple[str, str]]:
