@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import inspect
 import json
 import math
@@ -12,8 +13,10 @@ import re
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from functools import partial
 from pathlib import Path
@@ -62,15 +65,28 @@ def run_json(*args: str | Path, stdin: str = "") -> Any:
 class Terminal:
     """A process in a terminal of its own."""
 
-    def __init__(self, *args: str | Path, **env: str) -> None:
+    def __init__(
+        self, *args: str | Path, columns: int | None = None, program: str | None = None, **env: str
+    ) -> None:
         self._pty, far = pty.openpty()
+        if columns:
+            self.resize(columns)
         self.process = subprocess.Popen(
-            command(*args), stdin=far, stdout=far, stderr=far, env=environment(**env), start_new_session=True,
+            [sys.executable, "-c", program] if program else command(*args),
+            stdin=far, stdout=far, stderr=far, env=environment(**env), start_new_session=True,
             preexec_fn=lambda: _controlling(far),
         )  # fmt: skip
         os.close(far)
         self.seen = ""
         self._bytes = b""
+
+    def resize(self, columns: int) -> None:
+        fcntl.ioctl(self._pty, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+
+    def echoes(self) -> bool:
+        """Whether it is as a shell leaves it: what is typed is shown, line by line."""
+        flags = termios.tcgetattr(self._pty)[3]
+        return bool(flags & termios.ECHO and flags & termios.ICANON)
 
     def is_silent(self, seconds: float) -> bool:
         """Whether nothing comes for so long."""
@@ -93,8 +109,8 @@ class Terminal:
         while text not in self.seen[since:]:
             assert self.read(), self.seen
 
-    def type(self, text: str) -> None:
-        os.write(self._pty, text.encode())
+    def type(self, text: str | bytes) -> None:
+        os.write(self._pty, text.encode() if isinstance(text, str) else text)
 
     def end(self) -> tuple[int, str]:
         """The exit code, and all that was to be seen."""
@@ -107,9 +123,6 @@ class Terminal:
 
 def _controlling(far: int) -> None:
     """Makes the terminal the one whose Ctrl-C this process gets."""
-    import fcntl
-    import termios
-
     fcntl.ioctl(far, termios.TIOCSCTTY, 0)
 
 
@@ -643,7 +656,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     wide = f"work {'█' * 15}{'░' * 15}  50% of 0.0 MB"
     assert (drawn(80), drawn(None)) == (wide, wide)
     # A line that is too long could not be cleared.
-    assert drawn(40) == f"work {'█' * 7}{'░' * 9}  50% of 0.0 MB"
+    assert drawn(40) == f"work {'█' * 9}{'░' * 9}  50% of 0.0 MB"
     for columns, want in ((20, "work 50%"), (9, "50%"), (3, "50"), (1, "")):
         assert drawn(columns) == want
 
@@ -776,6 +789,241 @@ def test_chat_in_a_terminal(talker: Path, tmp_path: Path) -> None:
         {"role": "user", "content": "秋"},
         {"role": "assistant", "content": second},
     ]
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "POSIX", "C without UTF-8"])
+def test_bytes_that_are_no_text_do_not_end_a_chat(talker: Path, tmp_path: Path, locale: str) -> None:
+    """Typed or pasted, in a message or a command."""
+    env = {"LC_ALL": locale.split()[0], "NO_COLOR": "1"}
+    if "without" in locale:
+        env |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    flags = ("--model", talker, "--seed", "3", "--max-tokens", "6")
+    terminal = Terminal("chat", *flags, **env)
+    terminal.wait_for("> ")
+
+    def ask(line: bytes, answer: str) -> None:
+        since = len(terminal.seen)
+        terminal.type(line)
+        terminal.wait_for(answer, since)
+        terminal.wait_for("\n> ", since)
+
+    ask("春\n".encode(), "\n")
+    if locale != "C.UTF-8":  # there readline leaves such bytes out of the line that it shows
+        ask(b"caf\xe9 x\n", "this line: expected UTF-8, got the byte 0xe9 at byte 3\n")
+        ask(b"/system \xff\n", "this line: expected UTF-8, got the byte 0xff at byte 8\n")
+        ask(b"\x1b[200~\xe9 pasted\x1b[201~\n", "this line: expected UTF-8, got the byte 0xe9 at byte ")
+    ask(f"/save {tmp_path}/\n".encode().replace(b"/\n", b"/\xff/\xfe\n"), "\n")
+    ask(b"\xff\n", "\n")
+    ask("秋\n".encode(), "\n")
+    ask(f"/save {tmp_path / 'chat.json'}\n".encode(), "\n")
+    terminal.type("\x04")
+    code, seen = terminal.end()
+    assert (code, "Error" in seen) == (0, False)
+    messages = json.loads((tmp_path / "chat.json").read_text("utf-8"))
+    assert [message["content"] for message in messages if message["role"] == "user"] == ["春", "秋"]
+
+
+def test_a_line_of_a_pipe_that_is_no_text_is_named(talker: Path) -> None:
+    flags = ("chat", "--model", talker, "--seed", "3", "--max-tokens", "6")
+    answer, _ = run(*flags, stdin="春\n")
+    out, err = run(*flags, stdin="春\n".encode() + b"\nca\xe9\n" + "秋\n".encode(), code=1)
+    assert (out, err) == (
+        answer,
+        "python -m welm: line 3 of stdin: expected UTF-8, got the byte 0xe9 at byte 2\n",
+    )
+
+
+def test_no_error_of_a_turn_ends_a_chat(talker: Path, tmp_path: Path) -> None:
+    """A fault of the program itself neither."""
+    program = f"""
+import sys
+from welm._cli import chat, main
+say = chat.Chat.say
+def faulty(self, message, **options):
+    if message == "boom":
+        raise {{}}["boom"]
+    if message == "memory":
+        raise MemoryError
+    say(self, message, **options)
+chat.Chat.say = faulty
+sys.exit(main(["chat", "--model", {str(talker)!r}, "--seed", "3", "--max-tokens", "4"]))
+"""
+    terminal = Terminal(NO_COLOR="1", program=program)
+    terminal.wait_for("> ")
+    for line, answer in (
+        ("春", "\n"),
+        ("boom", "KeyError: 'boom'; with WELM_TRACEBACK=1"),
+        ("memory", "out of memory"),
+        (f"/save {tmp_path}", "Is a directory"),
+        ("/save /dev/full", "/dev/full: No space left on device"),
+        (f"/save {tmp_path / 'chat.json'}", "\n"),
+    ):
+        since = len(terminal.seen)
+        terminal.type(line + "\n")
+        terminal.wait_for(answer, since)
+        terminal.wait_for("\n> ", since)
+    terminal.type("\x04")
+    assert terminal.end()[0] == 0
+    assert len(json.loads((tmp_path / "chat.json").read_text("utf-8"))) == 2
+
+
+def test_a_chat_whose_answers_go_elsewhere_shows_its_prompt(talker: Path, tmp_path: Path) -> None:
+    line = f"exec {' '.join(command())} chat --model {talker} --seed 3 --max-tokens 4 > {tmp_path / 'out'}"
+    terminal = Terminal(program=f"import os; os.execvp('bash', ['bash', '-c', {line!r}])", LC_ALL="C.UTF-8")
+    terminal.wait_for("> ")
+    terminal.type(b"caf\xe9 x\n")
+    terminal.wait_for("this line: expected UTF-8, got the byte 0xe9 at byte 3\n> ")
+    terminal.type("春\n\x04")
+    assert terminal.end()[0] == 0
+    model = welm.Model(talker)
+    tokens = model.chat_tokens([{"role": "user", "content": "春"}])
+    assert (tmp_path / "out").read_text("utf-8") == model.generate(tokens, seed=3, max_tokens=4).text + "\n\n"
+
+
+def slow_chat(talker: Path) -> str:
+    """A program whose answers begin after a second."""
+    return f"""
+import sys, time
+from welm._cli import answer, main
+added = answer.Answer.add
+def add(self, piece):
+    if not self.sequences[0].tokens:
+        time.sleep(1)
+    added(self, piece)
+answer.Answer.add = add
+sys.exit(main(["chat", "--model", {str(talker)!r}, "--seed", "3", "--max-tokens", "4"]))
+"""
+
+
+def test_a_spinner_turns_until_the_first_text(talker: Path) -> None:
+    model = welm.Model(talker)
+    tokens = model.chat_tokens([{"role": "user", "content": "春"}])
+    text = model.generate(tokens, seed=3, max_tokens=4).text
+    for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        terminal = Terminal(program=slow_chat(talker), **env)
+        terminal.wait_for("> ")
+        terminal.type("春\n")
+        terminal.wait_for("\n> ")
+        terminal.type("\x04")
+        code, seen = terminal.end()
+        assert code == 0
+        turning, clear, after = seen.partition("\r\x1b[K")
+        if "TERM" in env:
+            assert (clear, "\r|" in seen) == ("", False)
+        else:
+            assert re.search(r"\n\r\|(\r[-/\\|])+$", turning)
+            assert after.startswith(text)
+            assert "\x1b[K" not in after.partition("> ")[0]
+    piped = subprocess.run(
+        [sys.executable, "-c", slow_chat(talker)],
+        input="春\n".encode(),
+        capture_output=True,
+        env=environment(),
+    )
+    assert (piped.stdout.decode(), piped.stderr) == (text + "\n", b"")
+
+
+def test_what_is_told_fits_the_terminal(talker: Path) -> None:
+    """No word is broken at 20 columns; at 1 nothing hangs."""
+    lines = (
+        (PROMPT, "--max-tokens", "1", "--seed", "1"),
+        ("info",),
+        ("info", "--help"),
+        ("score", PROMPT, "疑", "a\nb"),
+        ("bench", "--prompt-tokens", "4", "--sequences", "1", "--new-tokens", "2", "--rounds", "1"),
+        ("--help",),
+    )
+    for line in lines:
+        wide = Terminal(*line, columns=400, NO_COLOR="1").end()[1]
+        narrow = Terminal(*line, columns=20, NO_COLOR="1").end()[1]
+        assert max(map(width, wide.splitlines())) > 20
+        for shown in narrow.splitlines():
+            assert width(shown) <= 20 or len(shown.split()) == 1, shown
+        assert Terminal(*line, columns=1, NO_COLOR="1").end()[0] == 0
+        if line[0] in ("info", "score") and "--help" not in line:
+            assert narrow.split() == wide.split()  # nothing is lost
+
+
+def test_lines_are_broken_between_words() -> None:
+    text = "name   a value of words\n  indented words here\n"
+    assert wrapped(text, None) == wrapped(text, 80) == text
+    assert wrapped(text, 12) == "name a value\n  of words\n  indented\n    words\n    here\n"
+    assert wrapped("明月 春风 秋水", 9) == "明月 春风\n  秋水"
+    assert wrapped("unbreakable", 3) == "unbreakable"
+    assert one_line("a\tb\n\x1b[0m月") == "a\\tb\\n\\x1b[0m月"
+
+
+def test_a_chat_in_a_terminal_that_is_resized(talker: Path) -> None:
+    terminal = Terminal("chat", "--model", talker, "--seed", "3", "--max-tokens", "4", columns=80)
+    terminal.wait_for("> ")
+    for columns in (20, 1, 300):
+        since = len(terminal.seen)
+        terminal.resize(columns)
+        terminal.process.send_signal(signal.SIGWINCH)
+        terminal.type("/help\n")
+        terminal.wait_for("leaves", since)
+    terminal.type("\x04")
+    assert terminal.end()[0] == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_while_a_model_is_loaded_or_written(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    program = f"""
+import os, sys
+from welm._cli import main
+from welm._cli.terminal import Progress
+Progress.__call__ = lambda *_: os.kill(os.getpid(), {int(number)})
+sys.exit(main(sys.argv[1:]))
+"""
+    for line in (
+        [PROMPT],
+        ["chat"],
+        ["score", PROMPT, "疑"],
+        ["bench"],
+        ["quantize", str(FIXTURES / "llama_gqa"), str(tmp_path / "out")],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *line], capture_output=True, env=environment(), timeout=60
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_sigterm_ends_what_is_going_on(talker: Path) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command(PROMPT, *LONG), stdout=pipe, stderr=pipe, env=environment()) as process:
+        assert process.stdout
+        process.stdout.read(10)
+        process.terminate()
+        assert (process.wait(60), process.communicate()[1]) == (143, b"")
+    for line in (("-",), ("chat", "--model", talker)):
+        with subprocess.Popen(
+            command(*line), stdin=pipe, stdout=pipe, stderr=pipe, env=environment()
+        ) as process:
+            time.sleep(1)
+            process.terminate()
+            assert (process.wait(60), process.communicate()[1]) == (143, b"")
+    terminal = Terminal("chat", "--model", talker)
+    terminal.wait_for("> ")
+    terminal.type("half a line")
+    terminal.wait_for("half a line")
+    terminal.process.terminate()
+    assert terminal.process.wait(60) == 143
+    assert terminal.echoes(), "readline's settings are undone"
+
+
+@pytest.mark.parametrize("line", ["$W -", "$W chat --model $MODEL"])
+def test_ctrl_c_while_it_reads(line: str, talker: Path) -> None:
+    program = f"exec {line.replace('$W', ' '.join(command())).replace('$MODEL', str(talker))}"
+    with subprocess.Popen(
+        ["bash", "-c", program],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+    ) as process:  # fmt: skip
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(60), process.communicate()) == (130, (b"", b""))
 
 
 @pytest.mark.skipif(not SMOLLM2, reason="WELM_SMOLLM2 names no GGUF file")

@@ -153,8 +153,11 @@ def run(args: Namespace) -> int:
 
     prompt = "> "
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  # input() then edits lines
+        import readline  # input() then edits lines
 
+        # In a locale that knows ASCII only it would take bytes of UTF-8 for keys.
+        for setting in ("input-meta on", "output-meta on", "convert-meta off"):
+            readline.parse_and_bind(f"set {setting}")
         if has_colours(sys.stdout):
             # \x01 and \x02 tell readline that what is between takes no room.
             prompt = f"\x01{BOLD}\x02> \x01{OFF}\x02"
