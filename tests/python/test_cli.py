@@ -66,14 +66,18 @@ class Terminal:
     """A process in a terminal of its own."""
 
     def __init__(
-        self, *args: str | Path, columns: int | None = None, program: str | None = None, **env: str
+        self,
+        *args: str | Path,
+        env: dict[str, str] | None = None,
+        columns: int | None = None,
+        program: str | None = None,
     ) -> None:
         self._pty, far = pty.openpty()
         if columns:
             self.resize(columns)
         self.process = subprocess.Popen(
             [sys.executable, "-c", program] if program else command(*args),
-            stdin=far, stdout=far, stderr=far, env=environment(**env), start_new_session=True,
+            stdin=far, stdout=far, stderr=far, env=environment(**env or {}), start_new_session=True,
             preexec_fn=lambda: _controlling(far),
         )  # fmt: skip
         os.close(far)
@@ -350,30 +354,28 @@ def test_domains_are_the_engine_s(model: welm.Model) -> None:
         name = f"--{flag.option.removesuffix('s') if flag.option == 'stop_token_ids' else flag.option}"
         name = name.replace("_", "-")
         command = ("info",) if flag in arguments.LOADING else (PROMPT,)
-        match flag.type:
-            case arguments.Whole(least, most) | arguments.Real(least, most):
-                domains += 1
-                assert f" {least:g}" in run(*command, f"{name}={least - 1}", code=2)[1]
-                if flag.option == "logprobs":
-                    assert (
-                        said("logprobs", most + 1)
-                        == f"option `logprobs`: expected at most {most}, got {most + 1}"
-                    )
-                elif most not in (None, math.inf, (1 << 64) - 1):
-                    want = f"expected {flag.type.domain}, got {most + 1}"
-                    assert said(flag.option, most + 1) == f"option `{flag.option}`: {want}"
-                    _, err = run(*command, f"{name}={most + 1}", code=2)
-                    assert f"{name}: {want} (" in err
-                    if least > 0:
-                        below = least - 1 if isinstance(least, int) else 0
-                        assert f"expected {flag.type.domain}, got {below}" in said(flag.option, below)
-            case arguments.Named(names, aliases):
-                domains += 1
-                assert said(flag.option, "nonesuch").endswith(f": expected {flag.type.domain}, got nonesuch")
-                for value in (*names, *aliases):
-                    assert flag.type(value) == value
-                    if value != "int8_rotated":
-                        welm.Model.estimate(**{flag.option: value})
+        domain: Any = flag.type
+        if isinstance(domain, (arguments.Whole, arguments.Real)):
+            domains += 1
+            assert f" {domain.least:g}" in run(*command, f"{name}={domain.least - 1}", code=2)[1]
+            if domain.most in (None, math.inf, (1 << 64) - 1):
+                continue
+            above = (domain.most or 0) + 1
+            if flag.option == "logprobs":
+                assert said("logprobs", above) == f"option `logprobs`: expected at most 100, got {above}"
+                continue
+            want = f"expected {domain.domain}, got "
+            assert said(flag.option, above) == f"option `{flag.option}`: {want}{above}"
+            assert f"{name}: {want}{above} (" in run(*command, f"{name}={above}", code=2)[1]
+            if domain.least > 0:
+                assert f": {want}0" in said(flag.option, 0)
+        elif isinstance(domain, arguments.Named):
+            domains += 1
+            assert said(flag.option, "nonesuch").endswith(f": expected {domain.domain}, got nonesuch")
+            for value in (*domain.names, *domain.aliases):
+                estimate: Any = welm.Model.estimate
+                assert domain(value) == value
+                assert value == "int8_rotated" or estimate(**{flag.option: value})
     assert domains > 18
 
 
@@ -389,11 +391,12 @@ def test_after_two_dashes_all_is_text() -> None:
     assert run(PROMPT, "--frequency-penalty", "-1e-3", "--max-tokens", "1")[1] == ""
 
 
-def shell(line: str, stdin: int | None = subprocess.DEVNULL, **env: str) -> tuple[int, str, str]:
+def shell(line: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a shell's line, in which ``$W`` is the program."""
+    more = {"W": " ".join(command()), **(env or {})}
     done = subprocess.run(
         ["bash", "-c", line],
-        stdin=stdin, capture_output=True, timeout=120, env=environment(**{"W": " ".join(command()), **env}),
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=120, env=environment(**more),
     )  # fmt: skip
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
@@ -421,7 +424,7 @@ def test_streams_that_cannot_be_used(work: str, tmp_path: Path) -> None:
 
     def does(redirection: str) -> tuple[int, str, str]:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        return shell(f"$W {work} {redirection}", **env)
+        return shell(f"$W {work} {redirection}", env)
 
     assert does("<&-")[0] == 0
     for redirection in ("2>&-", "2>/dev/full", "<&- 2>&-"):
@@ -437,14 +440,14 @@ def test_streams_that_cannot_be_used(work: str, tmp_path: Path) -> None:
     code, out, err = does("<&- >&- 2>&-")
     assert (code, out, err) == (1, "", "")
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    code, out, err = shell(f"{{ sleep 0.3; $W {work}; echo $? >&2; }} | true", **env)
+    code, out, err = shell(f"{{ sleep 0.3; $W {work}; echo $? >&2; }} | true", env)
     assert err.splitlines()[-1] == "141"
     assert "Error" not in err
 
 
 @pytest.mark.parametrize("line", ["$W -", "$W generate", "$W score - 疑", "$W chat --model $MODEL"])
 def test_a_closed_stdin_is_told_by_what_reads_it(line: str, talker: Path) -> None:
-    code, out, err = shell(f"{line} <&-", MODEL=str(talker))
+    code, out, err = shell(f"{line} <&-", {"MODEL": str(talker)})
     assert (code, out, err) == (1, "", "python -m welm: stdin: is closed\n")
 
 
@@ -459,8 +462,8 @@ def test_errors_are_told_whatever_is_closed() -> None:
 
 def test_a_traceback_is_shown_to_those_who_ask() -> None:
     line = "$W info /no/such/model"
-    assert "Traceback" not in shell(line, WELM_TRACEBACK="0")[2]
-    _, _, err = shell(line, WELM_TRACEBACK="1")
+    assert "Traceback" not in shell(line, {"WELM_TRACEBACK": "0"})[2]
+    _, _, err = shell(line, {"WELM_TRACEBACK": "1"})
     assert err.startswith("Traceback")
     assert err.splitlines()[-1].startswith("python -m welm: /no/such/model")
 
@@ -476,33 +479,29 @@ def test_a_fault_of_the_program_is_a_line_too() -> None:
 def test_bytes_that_are_no_text() -> None:
     _, err = run("-", stdin=b"ab\xff\xfe", code=1)
     assert err == "python -m welm: stdin: expected UTF-8, got the byte 0xff at byte 2\n"
-    for args in (
-        (b"\xff",),
-        (b"score", b"a", b"\xff"),
-        (b"a", b"--stop", b"\xff"),
-        (b"chat", b"--system", b"\xff"),
+    for line, told in (
+        ([b"\xff"], b"expected UTF-8"),
+        ([b"score", b"a", b"\xff"], b"expected UTF-8"),
+        ([b"a", b"--stop", b"\xff"], b"expected UTF-8"),
+        ([b"chat", b"--system", b"\xff"], b"expected UTF-8"),
+        ([b"a", b"--dtype", b"\xff"], b"got '\\udcff'"),
+        ([b"a", b"--n\xff"], b"unknown option --n\\udcff"),
+        ([b"a", b"--max-tokens", b"\xff"], b"got '\\udcff'"),
+        ([b"a", b"b\xff"], b"unexpected argument 'b\\udcff'"),
     ):
-        done = subprocess.run([*command(), *args], capture_output=True, env=environment())
-        assert (done.returncode, done.stderr.count(b"\n"), b"expected UTF-8" in done.stderr) == (2, 1, True)
-    for args in (
-        (b"a", b"--dtype", b"\xff"),
-        (b"a", b"--n\xff"),
-        (b"a", b"--max-tokens", b"\xff"),
-        (b"a", b"b\xff"),
-    ):
-        done = subprocess.run([*command(), *args], capture_output=True, env=environment())
-        assert (done.returncode, done.stderr.count(b"\n"), b"\\udcff" in done.stderr) == (2, 1, True)
+        done = subprocess.run([*command(), *line], capture_output=True, env=environment())
+        assert (done.returncode, done.stderr.count(b"\n"), told in done.stderr) == (2, 1, True)
 
 
 def test_a_path_need_not_be_text(tmp_path: Path) -> None:
-    folder = os.fsencode(tmp_path / "m") + b"\xff"
-    shutil.copytree(os.fsencode(welm.NANO), folder)
+    folder = tmp_path / os.fsdecode(b"\xff")
+    shutil.copytree(welm.NANO, folder)
     for line in (
-        ["info", folder],
-        ["info", "--model", folder],
-        [PROMPT, "--model", folder, "--max-tokens", "1"],
+        ("info", folder),
+        ("info", "--model", folder),
+        (PROMPT, "--model", folder, "--max-tokens", "1"),
     ):
-        done = subprocess.run([*command(), *line], capture_output=True, env=environment())
+        done = subprocess.run(command(*line), capture_output=True, env=environment())
         assert (done.returncode, done.stderr) == (0, b"")
 
 
@@ -595,7 +594,7 @@ def test_colours_are_for_terminals_only(model: welm.Model) -> None:
     assert (code, ESCAPE.sub("", seen)) == (0, text + "\n")
     assert len(set(re.findall(r"\x1b\[38;5;\d+m", seen))) > 1
     for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        _, seen = Terminal(PROMPT, *flags, **env).end()
+        _, seen = Terminal(PROMPT, *flags, env=env).end()
         assert seen.startswith(text + "\n5 prompt tokens, ")
         assert "\x1b" not in seen
     assert run(PROMPT, *flags) == (text + "\n", "")
@@ -752,7 +751,7 @@ def test_chat_in_a_terminal(talker: Path, tmp_path: Path) -> None:
     saved = tmp_path / "chat.json"
     model = welm.Model(talker)
     options: dict[str, Any] = {"seed": 3, "max_tokens": 6}
-    terminal = Terminal("chat", "--model", talker, "--seed", "3", "--max-tokens", "6", NO_COLOR="1")
+    terminal = Terminal("chat", "--model", talker, "--seed", "3", "--max-tokens", "6", env={"NO_COLOR": "1"})
     terminal.wait_for("> ")
 
     def ask(line: str, answer: str) -> None:
@@ -798,7 +797,7 @@ def test_bytes_that_are_no_text_do_not_end_a_chat(talker: Path, tmp_path: Path, 
     if "without" in locale:
         env |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     flags = ("--model", talker, "--seed", "3", "--max-tokens", "6")
-    terminal = Terminal("chat", *flags, **env)
+    terminal = Terminal("chat", *flags, env=env)
     terminal.wait_for("> ")
 
     def ask(line: bytes, answer: str) -> None:
@@ -848,7 +847,7 @@ def faulty(self, message, **options):
 chat.Chat.say = faulty
 sys.exit(main(["chat", "--model", {str(talker)!r}, "--seed", "3", "--max-tokens", "4"]))
 """
-    terminal = Terminal(NO_COLOR="1", program=program)
+    terminal = Terminal(env={"NO_COLOR": "1"}, program=program)
     terminal.wait_for("> ")
     for line, answer in (
         ("春", "\n"),
@@ -869,7 +868,9 @@ sys.exit(main(["chat", "--model", {str(talker)!r}, "--seed", "3", "--max-tokens"
 
 def test_a_chat_whose_answers_go_elsewhere_shows_its_prompt(talker: Path, tmp_path: Path) -> None:
     line = f"exec {' '.join(command())} chat --model {talker} --seed 3 --max-tokens 4 > {tmp_path / 'out'}"
-    terminal = Terminal(program=f"import os; os.execvp('bash', ['bash', '-c', {line!r}])", LC_ALL="C.UTF-8")
+    terminal = Terminal(
+        program=f"import os; os.execvp('bash', ['bash', '-c', {line!r}])", env={"LC_ALL": "C.UTF-8"}
+    )
     terminal.wait_for("> ")
     terminal.type(b"caf\xe9 x\n")
     terminal.wait_for("this line: expected UTF-8, got the byte 0xe9 at byte 3\n> ")
@@ -900,7 +901,7 @@ def test_a_spinner_turns_until_the_first_text(talker: Path) -> None:
     tokens = model.chat_tokens([{"role": "user", "content": "春"}])
     text = model.generate(tokens, seed=3, max_tokens=4).text
     for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        terminal = Terminal(program=slow_chat(talker), **env)
+        terminal = Terminal(program=slow_chat(talker), env=env)
         terminal.wait_for("> ")
         terminal.type("春\n")
         terminal.wait_for("\n> ")
@@ -934,12 +935,12 @@ def test_what_is_told_fits_the_terminal(talker: Path) -> None:
         ("--help",),
     )
     for line in lines:
-        wide = Terminal(*line, columns=400, NO_COLOR="1").end()[1]
-        narrow = Terminal(*line, columns=20, NO_COLOR="1").end()[1]
+        wide = Terminal(*line, columns=400, env={"NO_COLOR": "1"}).end()[1]
+        narrow = Terminal(*line, columns=20, env={"NO_COLOR": "1"}).end()[1]
         assert max(map(width, wide.splitlines())) > 20
         for shown in narrow.splitlines():
             assert width(shown) <= 20 or len(shown.split()) == 1, shown
-        assert Terminal(*line, columns=1, NO_COLOR="1").end()[0] == 0
+        assert Terminal(*line, columns=1, env={"NO_COLOR": "1"}).end()[0] == 0
         if line[0] in ("info", "score") and "--help" not in line:
             assert narrow.split() == wide.split()  # nothing is lost
 
@@ -1033,7 +1034,7 @@ def test_chat_with_a_real_model(tmp_path: Path) -> None:
     out, _ = run("chat", "--model", SMOLLM2, "--temperature", "0", "--max-tokens", "12", stdin=question)
     assert "Paris" in out
 
-    terminal = Terminal("chat", "--model", SMOLLM2, "--temperature", "0", NO_COLOR="1")
+    terminal = Terminal("chat", "--model", SMOLLM2, "--temperature", "0", env={"NO_COLOR": "1"})
     terminal.wait_for("> ")
     since = len(terminal.seen)
     terminal.type("Count from one to one hundred, in words.\n")

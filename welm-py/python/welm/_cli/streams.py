@@ -38,13 +38,14 @@ def prepare() -> None:
         if getattr(sys, name) is None:
             number = os.open(os.devnull, access)
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
-    for stream in (sys.stdout, sys.stderr):
+    # A text that the terminal's encoding lacks is no reason to stop; a byte that is no text is told where it is used.
+    for stream, errors in (
+        (sys.stdin, "surrogateescape"),
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+    ):
         if isinstance(stream, TextIOWrapper):
-            # A text that the terminal's encoding lacks is no reason to stop.
-            stream.reconfigure(errors="backslashreplace")
-    if isinstance(sys.stdin, TextIOWrapper):
-        # A byte that is no text is told where its line is used.
-        sys.stdin.reconfigure(errors="surrogateescape")
+            stream.reconfigure(errors=errors)
 
 
 def settle() -> None:
