@@ -26,7 +26,8 @@ import pytest
 
 import welm
 from welm._cli import arguments, terminal
-from welm._cli.terminal import OFF, Progress, Shading, one_line, shade_of, width, wrapped
+from welm._cli.streams import one_line
+from welm._cli.terminal import OFF, Progress, Shading, shade_of, width, wrapped
 
 from conftest import FIXTURES, GREEDY, PROMPT, read_safetensors
 
@@ -302,6 +303,8 @@ def test_errors_are_a_line_and_exit_code_1(args: tuple[str, ...], message: str) 
         ((PROMPT, "--max_tokens", "3"), "unknown option --max_tokens, did you mean --max-tokens?"),
         (("chat", "--sytem", "x"), "unknown option --sytem, did you mean --system?"),
         (("-。", "--seed", "1"), "unknown option -。; a text that begins with a dash comes after --"),
+        ((PROMPT, "--a\nb"), "unknown option --a b"),
+        ((PROMPT, "\x1b[1m"), r"unexpected argument '\x1b[1m'"),
         ((PROMPT, "another"), "unexpected argument 'another'; a prompt with spaces stands in quotes"),
         (("serve", "it"), "commands are generate, chat, score, quantize, info, bench"),
         (("chat", FIXTURES / "welm"), f"; a model is --model {FIXTURES / 'welm'}"),
@@ -648,9 +651,9 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
             now[0] = 1.0
             progress(50, 100)
             progress(51, 100)
-        begin, line, end = capsys.readouterr().err.split("\r\x1b[K")
-        assert (begin, end) == ("", "")
-        return line
+        begin, line, end = capsys.readouterr().err.split("\r")
+        assert (begin, line[-3:], end) == ("", "\x1b[K", "\x1b[K")
+        return line[:-3]
 
     wide = f"work {'█' * 15}{'░' * 15}  50% of 0.0 MB"
     assert (drawn(80), drawn(None)) == (wide, wide)
@@ -951,6 +954,7 @@ def test_lines_are_broken_between_words() -> None:
     assert wrapped(text, 12) == "name a value\n  of words\n  indented\n    words\n    here\n"
     assert wrapped("明月 春风 秋水", 9) == "明月 春风\n  秋水"
     assert wrapped("unbreakable", 3) == "unbreakable"
+    assert one_line("春\u3000秋") == "春\u3000秋"
     assert one_line("a\tb\n\x1b[0m月") == "a\\tb\\n\\x1b[0m月"
 
 

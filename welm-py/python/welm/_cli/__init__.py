@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, cast
 
 import welm
-from welm._cli.streams import message_of, prepare, say, settle, show_traceback
+from welm._cli.streams import Usage, message_of, prepare, say, settle, show_traceback
 from welm._cli.terminal import columns, wrapped
 
 if TYPE_CHECKING:
@@ -85,10 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line, by default the process's; gives the exit code."""
     line = list(sys.argv[1:] if argv is None else argv)
     prepare()
-    with suppress(ValueError):  # of a thread that is not the main one
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, terminate)
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
+        if on_term is signal.SIG_DFL:
+            with suppress(ValueError):  # of a thread that is not the main one
+                signal.signal(signal.SIGTERM, terminate)
         code = run(line)
         sys.stdout.flush()
         return code
@@ -99,14 +100,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 141
     except Exception as error:
-        from welm._cli.parser import Usage
-
         show_traceback(error)
-        wrong_usage = isinstance(error, Usage)
-        say(str(error) if wrong_usage else f"{program()}: {message_of(error)}")
-        return 2 if wrong_usage else 1
+        say(f"{error.prog if isinstance(error, Usage) else program()}: {message_of(error)}")
+        return 2 if isinstance(error, Usage) else 1
     finally:
         settle()
+        if on_term is signal.SIG_DFL:
+            with suppress(ValueError):
+                signal.signal(signal.SIGTERM, on_term)
 
 
 def run(line: list[str]) -> int:
@@ -156,8 +157,6 @@ def refuse_misspelt(prompt: str, *, first: bool = True) -> None:
     word = prompt.casefold()
     for near in difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.75):
         if word[0] == near[0] or sorted(word) == sorted(near):
-            from welm._cli.parser import Usage
-
             if prompt == near and not first:
                 reason = f"the command {near} comes first: {program()} {near} [ARGUMENT...]"
             else:

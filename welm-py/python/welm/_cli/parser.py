@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from welm._cli.streams import shown
+from welm._cli.streams import Usage, shown
 from welm._cli.terminal import columns, wrapped
 
 if TYPE_CHECKING:
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 
 # argparse's own has no exponents, and would take -1e-3 for an option.
 _NEGATIVE_NUMBER = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
-
-
-class Usage(Exception):
-    """A command line that is not understood: exit code 2."""
-
-    def __init__(self, prog: str, message: str) -> None:
-        """Of the program or one of its commands."""
-        super().__init__(f"{prog}: {message}")
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

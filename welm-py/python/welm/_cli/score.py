@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from welm._cli.answer import json_of_tokens, print_json
 from welm._cli.arguments import add_json, add_loading, load, read_text, text
-from welm._cli.terminal import one_line, put
+from welm._cli.streams import one_line
+from welm._cli.terminal import put
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace

@@ -23,7 +23,16 @@ _SHOWN = 60
 
 
 class Failure(Exception):
-    """What the command line cannot do, in one line: exit code 1."""
+    """What the command line cannot do: exit code 1."""
+
+
+class Usage(Failure):
+    """A command line that is not understood: exit code 2."""
+
+    def __init__(self, prog: str, reason: str) -> None:
+        """Of the program, or of one of its commands."""
+        super().__init__(reason)
+        self.prog = prog
 
 
 def prepare() -> None:
@@ -139,7 +148,18 @@ def message_of(error: BaseException) -> str:
         text = "out of memory"
     else:
         text = f"{type(error).__name__}: {error}; with WELM_TRACEBACK=1 in the environment it tells where"
-    return " ".join(text.split("\n"))
+    return one_line(" ".join(text.split()))
+
+
+def one_line(text: str) -> str:
+    """A text that stays in its line, and changes nothing else on a terminal: control characters are escaped."""
+    if text.isprintable():
+        return text
+    from unicodedata import category
+
+    return "".join(
+        c.encode("unicode_escape").decode() if category(c) in ("Cc", "Zl", "Zp") else c for c in text
+    )
 
 
 def show_traceback(error: BaseException) -> None:

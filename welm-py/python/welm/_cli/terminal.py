@@ -80,11 +80,6 @@ def put(text: str, *, bold: bool = False) -> None:
     print(f"{BOLD}{text}{OFF}" if bold and has_colours(sys.stdout) else text, flush=True)
 
 
-def one_line(text: str) -> str:
-    """A text as a cell of a table: control characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def remark(line: str) -> None:
     """A line about what is going on, for who sits there; nothing if stderr is no terminal."""
     if sys.stderr.isatty():
@@ -118,7 +113,7 @@ class Progress:
             if time.monotonic() >= self._next_draw:
                 self._next_draw = time.monotonic() + 0.05
                 self._drawn = True
-                say(CLEAR_LINE + self._line(share, total), end="")
+                say(f"\r{self._line(share, total)}\x1b[K", end="")
         elif not self._quiet and int(10 * share) > self._tenth:
             self._tenth = int(10 * share)
             say(f"{self._label}: {self._tenth * 10} % of {megabytes(total)}")
