@@ -266,7 +266,10 @@ def test_json_is_ascii_where_the_output_is_not_utf_8() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((PROMPT, "--max-tokens", str(1 << 64)), "option `max_tokens`: expected 0 to "),
+        (
+            (PROMPT, "--max-tokens", str(1 << 64)),
+            "option `max_tokens`: expected at most 18446744073709551615",
+        ),
         ((PROMPT, "--max-tokens", "600"), "context"),
         ((PROMPT, "--isa", "sse2"), "instruction set `sse2`"),
         ((PROMPT, "--memory-limit", "1M"), "model needs"),
@@ -290,12 +293,12 @@ def test_errors_are_a_line_and_exit_code_1(args: tuple[str, ...], message: str) 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((PROMPT, "--max-tokens", "many"), "--max-tokens: expected a whole number, 0 or more, got 'many'"),
-        ((PROMPT, "--temperature", "warm"), "--temperature: expected a number, 0 to 100, got 'warm'"),
-        ((PROMPT, "--memory-limit", "much"), "--memory-limit: expected bytes, such as 8G, got 'much'"),
-        ((PROMPT, "--memory-limit", "-1"), "--memory-limit: expected bytes, such as 8G, got '-1'"),
-        ((PROMPT, "--logit-bias", "3"), "such as 40=-2.5, got '3'"),
-        ((PROMPT, "--logit-bias", "3=nan"), "such as 40=-2.5, got '3=nan'"),
+        ((PROMPT, "--max-tokens", "many"), '--max-tokens: expected a whole number, 0 or more, got "many"'),
+        ((PROMPT, "--temperature", "warm"), '--temperature: expected a number, 0 to 100, got "warm"'),
+        ((PROMPT, "--memory-limit", "much"), '--memory-limit: expected bytes, such as 8G, got "much"'),
+        ((PROMPT, "--memory-limit", "-1"), '--memory-limit: expected bytes, such as 8G, got "-1"'),
+        ((PROMPT, "--logit-bias", "3"), 'such as 40=-2.5, got "3"'),
+        ((PROMPT, "--logit-bias", "3=nan"), 'such as 40=-2.5, got "3=nan"'),
         ((PROMPT, "--deadline", "-0.1"), "--deadline: expected 0 or more, got -0.1"),
         ((PROMPT, "--stop-token-id", "-1"), "--stop-token-id: expected 0 or more, got -1"),
         ((PROMPT, "--stop"), "--stop: expected one argument"),
@@ -304,13 +307,13 @@ def test_errors_are_a_line_and_exit_code_1(args: tuple[str, ...], message: str) 
         (("chat", "--sytem", "x"), "unknown option --sytem, did you mean --system?"),
         (("-。", "--seed", "1"), "unknown option -。; a text that begins with a dash comes after --"),
         ((PROMPT, "--a\nb"), "unknown option --a b"),
-        ((PROMPT, "\x1b[1m"), r"unexpected argument '\x1b[1m'"),
-        ((PROMPT, "another"), "unexpected argument 'another'; a prompt with spaces stands in quotes"),
+        ((PROMPT, "\x1b[1m"), r'unexpected argument "\x1b[1m"'),
+        ((PROMPT, "another"), 'unexpected argument "another"; a prompt with spaces'),
         (("serve", "it"), "commands are generate, chat, score, quantize, info, bench"),
         (("chat", FIXTURES / "welm"), f"; a model is --model {FIXTURES / 'welm'}"),
-        ((PROMPT, "--dtype", "int3"), "--dtype: expected auto, f32, bf16 or int8, got 'int3', did you mean int8?"),
-        ((PROMPT, "--device", "cdua:1"), "expected auto, cpu, cuda or cuda:N, got 'cdua:1', did you mean cuda?"),
-        ((PROMPT, "--device", "cuda:x"), "expected auto, cpu, cuda or cuda:N, got 'cuda:x'"),
+        ((PROMPT, "--dtype", "int3"), '--dtype: expected auto, f32, bf16 or int8, got "int3", did you mean int8?'),
+        ((PROMPT, "--device", "cdua:1"), 'expected auto, cpu, cuda or cuda:N, got "cdua:1", did you mean cuda?'),
+        ((PROMPT, "--device", "cuda:x"), 'expected auto, cpu, cuda or cuda:N, got "cuda:x"'),
         (("generat", "x"), "unknown command generat, did you mean generate?"),
         (("chta",), "unknown command chta, did you mean chat?"),
         (("hcat",), "unknown command hcat, did you mean chat?"),
@@ -318,12 +321,12 @@ def test_errors_are_a_line_and_exit_code_1(args: tuple[str, ...], message: str) 
         (("INFO",), "unknown command INFO, did you mean info?"),
         (("--model", "x", "chat"), "the command chat comes first"),
         (("--seed", "1", "banch"), "unknown command banch, did you mean bench?"),
-        (("generate", "--tokens", "1 2 x"), "--tokens: of token ids expected a whole number, 0 or more, got 'x'"),
+        (("generate", "--tokens", "1 2 x"), '--tokens: of token ids expected a whole number, 0 or more, got "x"'),
         (("generate", "--tokens", "1 -2"), "--tokens: of token ids expected 0 or more, got -2"),
         (("score", PROMPT), "required: CONTINUATION"),
         (("quantize", "from"), "required: TO"),
         (("info", "one", "--model", "another"), "expected one model, got one and another"),
-        (("bench", "--sequences", "1,0"), "--sequences: expected whole numbers, 1 to 4096, such as 1,8, got '1,0'"),
+        (("bench", "--sequences", "1,0"), '--sequences: expected whole numbers, 1 to 4096, such as 1,8, got "1,0"'),
         (("bench", "--sequences", "5000"), "1 to 4096"),
         (("bench", "--prompt-tokens", "8,"), "--prompt-tokens: expected whole numbers, 1 or more"),
         (("bench", "--rounds", "0"), "--rounds: expected 1 or more, got 0"),
@@ -374,7 +377,7 @@ def test_domains_are_the_engine_s(model: welm.Model) -> None:
                 assert f": {want}0" in said(flag.option, 0)
         elif isinstance(domain, arguments.Named):
             domains += 1
-            assert said(flag.option, "nonesuch").endswith(f": expected {domain.domain}, got nonesuch")
+            assert said(flag.option, "nonesuch").endswith(f': expected {domain.domain}, got "nonesuch"')
             for value in (*domain.names, *domain.aliases):
                 estimate: Any = welm.Model.estimate
                 assert domain(value) == value
@@ -454,6 +457,13 @@ def test_a_closed_stdin_is_told_by_what_reads_it(line: str, talker: Path) -> Non
     assert (code, out, err) == (1, "", "python -m welm: stdin: is closed\n")
 
 
+def test_an_environment_that_asks_for_the_impossible() -> None:
+    code, _, err = shell(f"$W {PROMPT}", {"WELM_ISA": "sse2"})
+    assert (code, err.count("\n"), "`sse2`" in err) == (1, 1, True)
+    for env in ({"COLUMNS": "many"}, {"TERM": ""}, {"TERM": "no-such-terminal"}, {"LC_ALL": "xx_YY"}):
+        assert shell(f"$W {PROMPT} --seed 1 --max-tokens 2", env)[0] == 0
+
+
 def test_errors_are_told_whatever_is_closed() -> None:
     for redirection in ("<&-", ">&-", ">/dev/full", "<&- >&-"):
         code, _, err = shell(f"$W info /no/such/model {redirection}")
@@ -487,10 +497,10 @@ def test_bytes_that_are_no_text() -> None:
         ([b"score", b"a", b"\xff"], b"expected UTF-8"),
         ([b"a", b"--stop", b"\xff"], b"expected UTF-8"),
         ([b"chat", b"--system", b"\xff"], b"expected UTF-8"),
-        ([b"a", b"--dtype", b"\xff"], b"got '\\udcff'"),
+        ([b"a", b"--dtype", b"\xff"], b'got "\\udcff"'),
         ([b"a", b"--n\xff"], b"unknown option --n\\udcff"),
-        ([b"a", b"--max-tokens", b"\xff"], b"got '\\udcff'"),
-        ([b"a", b"b\xff"], b"unexpected argument 'b\\udcff'"),
+        ([b"a", b"--max-tokens", b"\xff"], b'got "\\udcff"'),
+        ([b"a", b"b\xff"], b'unexpected argument "b\\udcff"'),
     ):
         done = subprocess.run([*command(), *line], capture_output=True, env=environment())
         assert (done.returncode, done.stderr.count(b"\n"), told in done.stderr) == (2, 1, True)
@@ -698,7 +708,45 @@ def test_info(model: welm.Model) -> None:
     assert about["has_chat_template"] is False
     out, _ = run("info", FIXTURES / "gguf_llama_q4_1" / "model.gguf")
     assert re.search(r"^family +llama$", out, re.M)
+    assert re.search(r"^types +\d+ Q4_1, \d+ F32$", out, re.M)
+    assert run("info", "--model", FIXTURES / "gguf_llama_q4_1" / "model.gguf") == (out, "")
+    assert (about["format"], about["unsupported"]) == ("safetensors", None)
     assert re.search(r"^memory +\d+\.\d MB in all$", out, re.M)
+
+
+def write_gguf(path: Path, family: bytes) -> None:
+    """A file of one setting and one tensor in Q3_K, which nothing here loads."""
+    key, name = b"general.architecture", b"output.weight"
+    path.write_bytes(
+        b"GGUF" + struct.pack("<IQQ", 3, 1, 1)
+        + struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(family)) + family
+        + struct.pack("<Q", len(name)) + name + struct.pack("<IQQIQ", 2, 256, 4, 11, 0)
+        + b"\0" * 4096
+    )  # fmt: skip
+
+
+def test_info_of_what_is_not_supported(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", b"mamba")
+    for path in (tmp_path / "m.gguf", tmp_path):
+        about = run_json("info", path)
+        assert (about["format"], about["family"], about["n_params"]) == ("gguf", "mamba", 1024)
+        assert about["types"] == [{"name": "Q3_K", "tensors": 1, "elements": 1024}]
+        assert about["settings"] == {"general.architecture": "mamba"}
+        why = welm.Model.describe(path).unsupported
+        assert why is not None
+        assert "mamba" in why
+        assert "Q3_K" in why
+        assert about["unsupported"] == why
+        out, _ = run("info", path)
+        for row in ("family          mamba", "types           1 Q3_K", f"not supported   {why}"):
+            assert f"{row}\n" in out
+        assert out.endswith("\n  general.architecture = mamba\n")
+        # What would load it says the same, in one line.
+        _, err = run("generate", "--model", path, "x", code=1)
+        assert (err.count("\n"), why in err) == (1, True)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    _, err = run("info", tmp_path / "m.gguf", code=1)
+    assert (err.count("\n"), "m.gguf" in err) == (1, True)
 
 
 def test_bench() -> None:
@@ -906,8 +954,9 @@ def test_a_spinner_turns_until_the_first_text(talker: Path) -> None:
     for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
         terminal = Terminal(program=slow_chat(talker), env=env)
         terminal.wait_for("> ")
+        since = len(terminal.seen)
         terminal.type("春\n")
-        terminal.wait_for("\n> ")
+        terminal.wait_for("\n> ", since)
         terminal.type("\x04")
         code, seen = terminal.end()
         assert code == 0

@@ -268,7 +268,7 @@ def test_generation_configs(causal: welm.hf.CausalLM, prompt: list[int], tmp_pat
     greedy = [*prompt, *GREEDY[:3]]
     assert causal.generate(prompt, generation_config=Config()) == greedy
     assert causal.generate(prompt, {"max_new_tokens": 9}, max_new_tokens=3) == greedy
-    for wrong, got in ((5, "5"), ("greedy", "'greedy'"), ([1], r"\[1\]"), (Hostile(), "a value")):
+    for wrong, got in ((5, "5"), ("greedy", '"greedy"'), ([1], r"\[1\]"), (Hostile(), "a value")):
         with pytest.raises(
             welm.InvalidOption, match=f"`generation_config`: expected a mapping .*, got {got}"
         ):
@@ -327,7 +327,7 @@ def test_what_is_not_offered_is_refused_by_name(
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ("text", "expected rows of token ids, or one row, got 'text'"),
+        ("text", 'expected rows of token ids, or one row, got "text"'),
         (b"text", "expected rows of token ids, or one row, got b'text' (bytes)"),
         (5, "or one row, got 5"),
         (None, "or one row, got None"),
@@ -343,13 +343,13 @@ def test_what_is_not_offered_is_refused_by_name(
         (np.zeros((1, 1, 1), np.int64), "expected one or two dimensions"),
         ([1, [2]], "or one row, got both: [1, [2]]"),
         ([[1], 2], "or one row, got both: [[1], 2]"),
-        (["1", "2"], "expected token ids, got '1'"),
+        (["1", "2"], 'expected token ids, got "1"'),
         ([[1.0]], "expected token ids, got 1.0"),
         ([[True]], "expected token ids, got True"),
         ([[None]], "expected token ids, got None"),
         (np.array([[1.5]]), "expected token ids, got 1.5"),
         (np.array([[True]]), "expected token ids, got True"),
-        (np.array([["a"]]), "expected token ids, got 'a'"),
+        (np.array([["a"]]), 'expected token ids, got "a"'),
         (np.array([[1, None]], object), "expected token ids, got None"),
         (np.array([[1, 2], [3]], object), None),
         (np.ma.masked_array([[1, 2]], [[False, True]]), "expected token ids, got None"),
@@ -380,42 +380,42 @@ def test_what_are_no_ids(plain: welm.hf.CausalLM, ids: Any, message: str | None)
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("attention_mask", "11111", "expected rows of 0 or 1, or one row, got '11111'"),
+        ("attention_mask", "11111", 'expected rows of 0 or 1, or one row, got "11111"'),
         ("attention_mask", 1, "or one row, got 1"),
         ("attention_mask", [], "expected rows as long as those of input_ids, [5], got []"),
         ("attention_mask", [[1] * 5] * 2, "[5], got [5, 5]"),
         ("attention_mask", np.ones((1, 1, 5, 5)), "expected one or two dimensions of 0 or 1"),
         ("attention_mask", [[0.0, -math.inf, 0, 0, 0]], "expected 0 or 1, got -inf"),
         ("attention_mask", [[2] * 5], "expected 0 or 1, got 2"),
-        ("attention_mask", [["1"] * 5], "expected 0 or 1, got '1'"),
+        ("attention_mask", [["1"] * 5], 'expected 0 or 1, got "1"'),
         ("attention_mask", [[None] * 5], "expected 0 or 1, got None"),
         ("attention_mask", Hostile(), "expected an array that can be read"),
-        ("max_new_tokens", "5", "expected a whole number, 0 or more, got '5'"),
+        ("max_new_tokens", "5", 'expected a whole number, 0 or more, got "5"'),
         ("max_new_tokens", 1.5, "got 1.5"),
         ("max_new_tokens", -1, "expected 0 or more, got -1"),
         ("max_new_tokens", [5], "got [5]"),
         ("max_new_tokens", Hostile(), "got a value (Hostile)"),
-        ("max_length", "long", "expected a whole number, 0 or more, got 'long'"),
+        ("max_length", "long", 'expected a whole number, 0 or more, got "long"'),
         ("num_return_sequences", 0, "expected 1 with do_sample=False, got 0"),
         ("num_return_sequences", "2", "expected a whole number"),
-        ("do_sample", "yes", "expected True or False, got 'yes'"),
+        ("do_sample", "yes", 'expected True or False, got "yes"'),
         ("do_sample", np.array([True, False]), "expected True or False, got array([ True, False]) (ndarray)"),
         ("do_sample", Hostile(), "expected True or False"),
-        ("temperature", "hot", "expected a number, got 'hot'"),
+        ("temperature", "hot", 'expected a number, got "hot"'),
         ("temperature", [0.5], "expected a number, got [0.5]"),
         ("top_p", Hostile(), "expected a number, got a value (Hostile)"),
         ("top_k", 1.5, "expected a whole number"),
         ("repetition_penalty", -1, "expected 0.01 to 100, got -1"),
-        ("max_time", "soon", "expected a number, got 'soon'"),
+        ("max_time", "soon", 'expected a number, got "soon"'),
         ("max_time", -1, "expected 0 seconds or more, got -1"),
         ("stop_strings", 5, "expected a text or a list of texts, got 5"),
         ("stop_strings", [b"x"], "expected a text or a list of texts, got b'x' (bytes) in it"),
         ("stop_strings", [""], "expected 1 to 256 bytes, got 0"),
-        ("suppress_tokens", ["a"], "expected an id, or a list of ids, got 'a'"),
+        ("suppress_tokens", ["a"], 'expected an id, or a list of ids, got "a"'),
         ("suppress_tokens", 1.5, "expected an id, or a list of ids, got 1.5"),
         ("eos_token_id", [[1]], "expected an id, or a list of ids, got [1]"),
-        ("eos_token_id", "</s>", "expected an id, or a list of ids, got '</s>'"),
-        ("pad_token_id", "x", "expected an id, got 'x'"),
+        ("eos_token_id", "</s>", 'expected an id, or a list of ids, got "</s>"'),
+        ("pad_token_id", "x", 'expected an id, got "x"'),
         ("pad_token_id", [1], "expected an id, got [1]"),
         ("seed", -1, "expected 0 to 18446744073709551615, got -1"),
     ],
@@ -502,7 +502,7 @@ def test_errors(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
         plain.generate(prompt, do_sample=True, temperature=0.0)
     with pytest.raises(welm.TooLong):
         plain.generate(prompt, max_new_tokens=5000)
-    with pytest.raises(welm.InvalidOption, match="expected a local folder or GGUF file, got 'org/name'"):
+    with pytest.raises(welm.InvalidOption, match='expected a local folder or GGUF file, got "org/name"'):
         welm.hf.from_pretrained("org/name")
     for name, value in {
         "load_in_8bit": True,

@@ -35,7 +35,7 @@ def refuse(option: str, reason: str) -> InvalidOption:
 def shown(value: Any) -> str:
     """A value in a message, with its type unless that is plain."""
     try:
-        text = repr(value)
+        text = f'"{value}"' if isinstance(value, str) else repr(value)
     except Exception:
         text = "a value"
     text = " ".join(text.split())

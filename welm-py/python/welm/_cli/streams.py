@@ -131,8 +131,8 @@ def _decoded(data: bytes, what: str) -> str:
 
 
 def shown(value: str) -> str:
-    """What came, in a message."""
-    return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
+    """What came, in a message: in quotes, as the engine does it."""
+    return f'"{value if len(value) <= _SHOWN else value[:_SHOWN] + "…"}"'
 
 
 def message_of(error: BaseException) -> str:
