@@ -13,7 +13,7 @@ without one the model continues its text. This module is loaded by ``llm`` alone
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import llm
 from llm.parts import StreamEvent, TextPart
@@ -127,6 +127,6 @@ def _path_of(prompt: llm.Prompt, asked: str | None) -> str | None:
 def _default_path() -> str | None:
     from llm import cli
 
-    defaults: Any = cli.get_model_options(Welm.model_id)  # pyright: ignore[reportUnknownMemberType]
+    defaults = cast("dict[str, Any]", cli.get_model_options(Welm.model_id))  # pyright: ignore[reportUnknownMemberType]
     path: str | None = defaults.get("path")
     return path and os.path.abspath(path)
