@@ -38,7 +38,7 @@ commands:
   chat       talks, with models that have a chat template
   score      tells how likely given continuations of a text are
   quantize   writes an int8 copy of a model
-  info       tells a model's shape, and the memory that it takes
+  info       tells a model's shape, and the memory that it takes; of any file what is in it
   bench      measures tokens a second
 
   {prog} COMMAND --help tells the options of one; {prog} --version the version.
