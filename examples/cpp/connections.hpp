@@ -10,7 +10,9 @@
 #include <cstddef>
 #include <map>
 #include <mutex>
+#include <string>
 #include <thread>
+#include <utility>
 
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -19,18 +21,24 @@ using Clock = std::chrono::steady_clock;
 
 class Connections {
 public:
+    /// So many more, so that something is answered though all others are busy.
+    static constexpr std::size_t spare = 16;
+
     /// A connection waits for its client's next request, or answers one.
     struct Connection {
         int socket = -1;
         bool waits = true;
+        bool begun = false; ///< The head of its request has come.
         bool shut = false;
         Clock::time_point since{}; ///< It waits or answers.
         Clock::time_point until{}; ///< Then it is shut down.
         Clock::time_point last{};  ///< Never later than this.
     };
 
-    /// Beyond `most` connections, those that wait make room. A client has `patience` for a whole request.
-    Connections(std::size_t most, std::chrono::seconds patience) : most_(most), patience_(patience) {
+    /// Beyond `most` connections, those that wait make room. A client has `patience` for a whole request; to one whose
+    /// body takes longer is said `late`.
+    Connections(std::size_t most, std::chrono::seconds patience, std::string late)
+        : most_(most), patience_(patience), late_(std::move(late)) {
         watch_ = std::thread([this] { watch(); });
     }
     Connections(const Connections&) = delete;
@@ -44,19 +52,34 @@ public:
         watch_.join();
     }
 
-    Connection& opened(int socket) {
+    /// Waits until there may be one more connection; false when there may be none any more.
+    bool wait_for_room() {
+        std::unique_lock lock(mutex_);
+        for (bool asked = false; !draining_; asked = true) {
+            if (all_.size() < most_) return true;
+            make_room();
+            if (asked && all_.size() < most_ + spare) return true;
+            changed_.wait_for(lock, std::chrono::milliseconds(2));
+        }
+        return false;
+    }
+
+    void opened(int socket) {
         const std::lock_guard lock(mutex_);
-        if (all_.size() >= most_) make_room();
         Connection& connection = all_[socket];
         connection.socket = socket;
         wait(connection);
-        return connection;
+    }
+
+    Connection& at(int socket) {
+        const std::lock_guard lock(mutex_);
+        return all_.at(socket);
     }
 
     /// The last word about a connection, before its socket is closed.
-    void closed(const Connection& connection) {
+    void closed(int socket) {
         const std::lock_guard lock(mutex_);
-        all_.erase(connection.socket);
+        all_.erase(socket);
         changed_.notify_all();
     }
 
@@ -65,6 +88,12 @@ public:
         const std::lock_guard lock(mutex_);
         wait(connection);
         changed_.notify_all();
+    }
+
+    /// The head of its request has arrived.
+    void begun(Connection& connection) {
+        const std::lock_guard lock(mutex_);
+        connection.begun = true;
     }
 
     /// Its request has arrived; the whole answer may take this long.
@@ -107,6 +136,7 @@ public:
 private:
     void begin(Connection& connection, bool waits, std::chrono::seconds limit) {
         connection.waits = waits;
+        connection.begun = false;
         connection.since = Clock::now();
         connection.until = connection.last = std::min(connection.since + limit, last_);
     }
@@ -122,13 +152,15 @@ private:
         return n;
     }
 
-    /// Shuts down the connection that has waited longest, of those whose clients have sent nothing that is unread: where
-    /// something is, the server is slow and not the client.
+    /// Shuts down the connection that has waited longest, if that is a while. Where the client has sent what is unread,
+    /// the server is slow and not the client.
     void make_room() {
         Connection* longest = nullptr;
+        const auto recent = Clock::now() - std::chrono::milliseconds(50);
         for (auto& [socket, connection] : all_) {
             int unread = 0;
-            if (!connection.waits || connection.shut || ioctl(socket, FIONREAD, &unread) != 0 || unread > 0) continue;
+            if (!connection.waits || connection.shut || connection.since > recent) continue;
+            if (ioctl(socket, FIONREAD, &unread) != 0 || unread > 0) continue;
             if (!longest || connection.since < longest->since) longest = &connection;
         }
         if (longest) shut(*longest);
@@ -145,12 +177,16 @@ private:
             changed_.wait_for(lock, std::chrono::milliseconds(100), [&] { return ended_; });
             const auto now = Clock::now();
             for (auto& [socket, connection] : all_)
-                if (!connection.shut && now > connection.until) shut(connection);
+                if (!connection.shut && now > connection.until) {
+                    if (connection.begun) ::send(socket, late_.data(), late_.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+                    shut(connection);
+                }
         }
     }
 
     const std::size_t most_;
     const std::chrono::seconds patience_;
+    const std::string late_;
     std::mutex mutex_;
     std::condition_variable changed_;
     std::map<int, Connection> all_; // by socket

@@ -17,6 +17,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <microhttpd.h>
 #include <netdb.h>
@@ -34,8 +35,6 @@ struct Limits {
     std::chrono::seconds client{10};  ///< For a client to send a whole request, or to take a part of an answer.
     std::chrono::seconds answer{300}; ///< For the server to have the next part of an answer.
 
-    /// Connections beyond `connections`: /health is answered though all of those are busy.
-    static constexpr std::size_t spare = 16;
     /// Memory of a connection for heads, which bounds them too.
     static constexpr std::size_t head = 32 << 10;
 };
@@ -74,7 +73,7 @@ struct Reply {
     /// Appends the next part of a reply of unknown length, waiting for it; false at the end. Cuts the connection if it
     /// throws.
     std::function<bool(std::string& part)> more{};
-    const char* allow = nullptr; ///< The header of a 405.
+    std::string allow{}; ///< The methods that there are, for a 405.
 };
 
 class Server {
@@ -90,8 +89,8 @@ public:
     Server(const Server&) = delete;
     Server& operator=(const Server&) = delete;
 
-    void get(const std::string& path, Handler handler) { routes_[path] = {"GET, HEAD", std::move(handler)}; }
-    void post(const std::string& path, Handler handler) { routes_[path] = {"POST", std::move(handler)}; }
+    void get(const std::string& path, Handler handler) { routes_[path] = {{"GET", "HEAD"}, std::move(handler)}; }
+    void post(const std::string& path, Handler handler) { routes_[path] = {{"POST"}, std::move(handler)}; }
 
     /// Takes an address, with any free port for 0, and returns its URL. Nobody can connect yet.
     std::string bind(const std::string& host, int port) {
@@ -102,10 +101,11 @@ public:
             throw std::invalid_argument("--host: expected an address of this machine, got " + host + ": " + gai_strerror(error));
         const std::unique_ptr<addrinfo, void (*)(addrinfo*)> address(found, freeaddrinfo);
         socket_ = ::socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        const int yes = 1;
+        const int yes = 1, kept = 256 << 10; // of an answer, by the system, for each client
         sockaddr_in6 bound = {}; // the port is at the same place in each family's
         socklen_t size = sizeof bound;
         setsockopt(socket_, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+        setsockopt(socket_, SOL_SOCKET, SO_SNDBUF, &kept, sizeof kept);
         if (::bind(socket_, address->ai_addr, address->ai_addrlen) != 0 ||
             getsockname(socket_, reinterpret_cast<sockaddr*>(&bound), &size) != 0)
             throw cannot_listen(host + " port " + std::to_string(port));
@@ -116,21 +116,25 @@ public:
     /// Begins to serve at the address of `bind`.
     void start() {
         if (::listen(socket_, SOMAXCONN) != 0) throw cannot_listen(url_);
-        connections_.emplace(limits_.connections, limits_.client);
+        const std::string late = "expected a whole request within " + std::to_string(limits_.client.count()) + " s, got a part";
+        connections_.emplace(limits_.connections, limits_.client, written(refusal_(408, late)));
         daemon_ = MHD_start_daemon(
-            MHD_USE_POLL_INTERNAL_THREAD | MHD_USE_THREAD_PER_CONNECTION | MHD_USE_ITC, 0, nullptr, nullptr, on_request, this,
-            MHD_OPTION_LISTEN_SOCKET, socket_, MHD_OPTION_CONNECTION_LIMIT, unsigned(limits_.connections + Limits::spare),
+            MHD_USE_POLL_INTERNAL_THREAD | MHD_USE_THREAD_PER_CONNECTION | MHD_USE_ITC | MHD_USE_NO_LISTEN_SOCKET, 0, nullptr,
+            nullptr, on_request, this, MHD_OPTION_CONNECTION_LIMIT, unsigned(limits_.connections + Connections::spare + 1),
             MHD_OPTION_CONNECTION_MEMORY_LIMIT, std::size_t(Limits::head), MHD_OPTION_NOTIFY_CONNECTION, on_connection, this,
             MHD_OPTION_NOTIFY_COMPLETED, on_completed, this, MHD_OPTION_END);
         if (!daemon_) throw std::runtime_error("cannot start the HTTP server");
+        accepting_ = std::thread([this] { accept_all(); });
         running_ = true;
     }
 
     /// Returns some time after `stop`, when the requests have ended that were being answered.
     void wait() {
         stopped_.get_future().wait();
-        ::close(MHD_quiesce_daemon(daemon_)); // listens no more
+        ::shutdown(socket_, SHUT_RDWR); // ends `accept`
         connections_->drain();
+        accepting_.join();
+        ::close(socket_);
         MHD_stop_daemon(daemon_);
     }
 
@@ -142,8 +146,14 @@ public:
 
 private:
     struct Route {
-        const char* methods;
+        std::vector<std::string> methods;
         Handler handler;
+
+        std::string allowed() const {
+            std::string all;
+            for (const std::string& method : methods) all += (all.empty() ? "" : ", ") + method;
+            return all;
+        }
     };
 
     /// A request, and its reply.
@@ -158,6 +168,21 @@ private:
         std::size_t written = 0; ///< Of `reply.body`.
     };
 
+    void accept_all() {
+        while (connections_->wait_for_room()) {
+            sockaddr_storage address = {};
+            socklen_t size = sizeof address;
+            const int socket = ::accept4(socket_, reinterpret_cast<sockaddr*>(&address), &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+            if (socket < 0) { // the client has gone; or the system lacks something, which time mends
+                if (errno != ECONNABORTED && errno != EINTR) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+                continue;
+            }
+            connections_->opened(socket);
+            if (MHD_add_connection(daemon_, socket, reinterpret_cast<sockaddr*>(&address), size) != MHD_YES)
+                connections_->closed(socket);
+        }
+    }
+
     static Connections::Connection& connection_of(MHD_Connection* connection) {
         return *static_cast<Connections::Connection*>(
             MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context);
@@ -165,9 +190,9 @@ private:
 
     static void on_connection(void* self, MHD_Connection* connection, void** context, MHD_ConnectionNotificationCode what) {
         Connections& all = *static_cast<Server*>(self)->connections_;
-        if (what == MHD_CONNECTION_NOTIFY_STARTED)
-            *context = &all.opened(MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd);
-        else all.closed(*static_cast<Connections::Connection*>(*context));
+        const int socket = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+        if (what == MHD_CONNECTION_NOTIFY_STARTED) *context = &all.at(socket);
+        else all.closed(socket);
     }
 
     static void on_completed(void* self, MHD_Connection*, void** state, MHD_RequestTerminationCode) {
@@ -206,6 +231,7 @@ private:
         std::size_t lengths = 0, codings = 0; ///< Headers that say where it ends.
         std::string length{}, coding{};
         bool packed = false;
+        bool spaced = false; ///< A name with a space, which some ignore.
     };
 
     static MHD_Result on_header(void* cls, MHD_ValueKind, const char* name, const char* value) {
@@ -214,6 +240,7 @@ private:
         if (strcasecmp(name, "Content-Length") == 0) ++framing.lengths, framing.length = text;
         else if (strcasecmp(name, "Transfer-Encoding") == 0) ++framing.codings, framing.coding = text;
         else if (strcasecmp(name, "Content-Encoding") == 0) framing.packed |= strcasecmp(text.c_str(), "identity") != 0;
+        framing.spaced |= std::strpbrk(name, " \t") != nullptr;
         return MHD_YES;
     }
 
@@ -221,24 +248,28 @@ private:
         Framing framing;
         MHD_get_connection_values(connection, MHD_HEADER_KIND, on_header, &framing);
         const bool has_body = framing.codings > 0 || (framing.lengths > 0 && framing.length != "0");
-        const auto refuse = [&](unsigned status, const std::string& reason) {
+        const bool odd = framing.spaced || framing.lengths + framing.codings > 1 ||
+                         (framing.codings > 0 && strcasecmp(framing.coding.c_str(), "chunked") != 0);
+        const auto refuse = [&](unsigned status, const std::string& reason, const std::string& allowed = "") {
             exchange.reply = refusal_(status, reason);
-            if (has_body) answer_now(exchange);
+            exchange.reply.allow = allowed;
+            if (has_body || odd) answer_now(exchange);
         };
-        // Two that disagree are two requests to somebody else on the way.
-        if (framing.lengths + framing.codings > 1 || (framing.codings > 0 && strcasecmp(framing.coding.c_str(), "chunked") != 0))
+        // Where two readers may disagree about the end of a request, something on the way can be led to read two.
+        if (odd)
             return refuse(400, "expected one Content-Length, or Transfer-Encoding: chunked");
         const auto route = routes_.find(path);
         if (route == routes_.end()) return refuse(404, "there is nothing at this path");
-        if (std::string(route->second.methods).find(method) == std::string::npos) {
-            refuse(405, std::string("expected ") + route->second.methods + ", got " + method);
-            exchange.reply.allow = route->second.methods;
-            return;
+        const auto& methods = route->second.methods;
+        if (std::find(methods.begin(), methods.end(), method) == methods.end()) {
+            const std::string allowed = route->second.allowed();
+            return refuse(405, "expected " + allowed + ", got " + method, allowed);
         }
         if (framing.packed) return refuse(415, "expected a body without Content-Encoding");
         if (framing.lengths > 0 && std::strtoull(framing.length.c_str(), nullptr, 10) > limits_.body)
             return refuse(413, "expected a body of at most " + std::to_string(limits_.body) + " bytes, got " + framing.length);
         exchange.route = &route->second;
+        connections_->begun(exchange.connection);
     }
 
     void on_body(Exchange& exchange, const char* data, std::size_t size) {
@@ -252,13 +283,20 @@ private:
         answer_now(exchange);
     }
 
+    /// A reply that ends its connection.
+    static std::string written(const Reply& reply) {
+        const auto line = [](const char* name, const std::string& value) { return name + (": " + value) + "\r\n"; };
+        return "HTTP/1.1 " + std::to_string(reply.status) + " " + MHD_get_reason_phrase_for(reply.status) + "\r\n" +
+               (reply.allow.empty() ? "" : line(MHD_HTTP_HEADER_ALLOW, reply.allow)) +
+               line(MHD_HTTP_HEADER_CONTENT_TYPE, reply.type) +
+               line(MHD_HTTP_HEADER_CONTENT_LENGTH, std::to_string(reply.body.size())) +
+               line(MHD_HTTP_HEADER_CONNECTION, "close") + "\r\n" + reply.body;
+    }
+
     /// Answers before the body has come. What still comes is read and thrown away: to close a connection with bytes
     /// unread would take the answer back.
     static void answer_now(Exchange& exchange) {
-        const Reply& reply = exchange.reply;
-        const std::string text = "HTTP/1.1 " + std::to_string(reply.status) + " " + MHD_get_reason_phrase_for(reply.status) +
-                                 "\r\nContent-Type: " + reply.type + "\r\nContent-Length: " + std::to_string(reply.body.size()) +
-                                 "\r\nConnection: close\r\n\r\n" + reply.body;
+        const std::string text = written(exchange.reply);
         ::send(exchange.connection.socket, text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
         ::shutdown(exchange.connection.socket, SHUT_WR);
         exchange.refused = true;
@@ -286,7 +324,7 @@ private:
             MHD_destroy_response);
         if (!response) return MHD_NO;
         MHD_add_response_header(response.get(), MHD_HTTP_HEADER_CONTENT_TYPE, reply.type);
-        if (reply.allow) MHD_add_response_header(response.get(), MHD_HTTP_HEADER_ALLOW, reply.allow);
+        if (!reply.allow.empty()) MHD_add_response_header(response.get(), MHD_HTTP_HEADER_ALLOW, reply.allow.c_str());
         return MHD_queue_response(connection, reply.status, response.get());
     }
 
@@ -325,6 +363,7 @@ private:
     int socket_ = -1; // listens
     std::string url_;
     MHD_Daemon* daemon_ = nullptr;
+    std::thread accepting_;
     std::atomic<bool> running_{false};
     std::promise<void> stopped_;
 };

@@ -9,14 +9,17 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <condition_variable>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include <malloc.h>
 #include <sys/resource.h>
@@ -31,8 +34,8 @@ namespace {
 
 using namespace std::chrono_literals;
 
-/// A whole answer is kept until its end; a longer one has to be streamed. A token or an alternative is about 64 bytes.
-constexpr std::size_t kMostKept = 65'536;
+/// Bytes of an answer that is kept until its end; a longer one has to be streamed.
+constexpr std::size_t kMostKept = 2 << 20;
 /// Bytes of a stream that a slow client may have left untaken; with more its connection is cut.
 constexpr std::size_t kMostUntaken = 2 << 20;
 
@@ -75,16 +78,13 @@ json error_json(const std::string& type, const std::string& message) {
     return {{"error", {{"type", type}, {"message", message}}}};
 }
 
-/// Tokens with their log-probabilities.
-json logprobs(const welm::Model& model, const welm::View<welm::Token>& tokens) {
-    json all = json::array();
-    for (const welm::Token& token : tokens) {
-        json top = json::array();
-        for (const welm::Alternative& other : token.alternatives)
-            top.push_back({{"id", other.id}, {"text", model.detokenize({other.id})}, {"logprob", other.logprob}});
-        all.push_back({{"id", token.id}, {"text", model.detokenize({token.id})}, {"top", std::move(top)}});
-        all.back()["logprob"] = token.logprob ? json(*token.logprob) : json();
-    }
+/// A token with its log-probabilities.
+json logprobs(const welm::Model& model, const welm::Token& token) {
+    json top = json::array();
+    for (const welm::Alternative& other : token.alternatives)
+        top.push_back({{"id", other.id}, {"text", model.detokenize({other.id})}, {"logprob", other.logprob}});
+    json all = {{"id", token.id}, {"text", model.detokenize({token.id})}, {"top", std::move(top)}};
+    all["logprob"] = token.logprob ? json(*token.logprob) : json();
     return all;
 }
 
@@ -100,13 +100,13 @@ public:
           stream_(model.stream(*ask.prompt, ask.options)) {
         const auto& options = ask.options;
         const std::size_t tokens = options.n * (options.max_tokens + (options.echo ? stream_.prompt_tokens() : 0));
-        const std::size_t kept = tokens * std::size_t(1 + options.logprobs.value_or(0));
-        if (kept > kMostKept && (!streamed_ || options.echo))
-            throw Refused(400, "too_long_to_keep",
-                          "n, max_tokens, logprobs, echo: expected at most " + std::to_string(kMostKept) +
-                              " tokens and alternatives, as an answer has that is whole, got " + std::to_string(kept));
-        for (std::size_t i = 0; i < options.n; ++i)
-            choices_.push_back({{"index", i}, {"text", ""}, {"finish_reason", nullptr}});
+        const std::size_t each = 8 + (with_logprobs_ ? 64 * std::size_t(1 + *options.logprobs) : 0); // usually less
+        if (tokens * each > kMostKept && (!streamed_ || options.echo))
+            throw Refused(400, "answer_too_long",
+                          "n, max_tokens, logprobs, echo: expected an answer of at most " + std::to_string(kMostKept) +
+                              " bytes where it is not streamed, or echoed, got " + std::to_string(tokens) + " tokens of " +
+                              std::to_string(each));
+        choices_.resize(options.n);
     }
 
     bool streamed() const { return streamed_; }
@@ -156,18 +156,19 @@ private:
     void add(const welm::Piece& piece, std::string& out) {
         completion_tokens_ += piece.completion_tokens;
         cached_tokens_ = std::max(cached_tokens_, piece.cached_tokens);
-        json tokens;
-        if (with_logprobs_) tokens = logprobs(model_, piece.tokens);
         if (streamed_) {
             json choice = {{"index", piece.index}, {"text", piece.text}, {"finish_reason", finish_reason(piece.finish_reason)}};
-            if (with_logprobs_) choice["logprobs"] = std::move(tokens);
+            if (with_logprobs_)
+                for (const welm::Token& token : piece.tokens) choice["logprobs"].push_back(logprobs(model_, token));
             out += event({{"choices", json::array({std::move(choice)})}});
             return;
         }
-        json& whole = choices_[piece.index];
-        whole["text"].get_ref<std::string&>() += piece.text;
-        whole["finish_reason"] = finish_reason(piece.finish_reason);
-        for (json& token : tokens) whole["logprobs"].push_back(std::move(token));
+        Choice& choice = choices_[piece.index];
+        choice.text += piece.text;
+        choice.finish_reason = piece.finish_reason;
+        if (!with_logprobs_) return;
+        for (const welm::Token& token : piece.tokens)
+            choice.logprobs += (choice.logprobs.empty() ? "" : ",") + dump(logprobs(model_, token));
     }
 
     void end(std::string& out) {
@@ -176,34 +177,55 @@ private:
                      {{"prompt_tokens", stream_.prompt_tokens()},
                       {"completion_tokens", completion_tokens_},
                       {"cached_tokens", cached_tokens_}}}};
-        end["choices"] = streamed_ ? json::array() : std::move(choices_);
-        out += streamed_ ? event(end) + "data: [DONE]\n\n" : dump(end);
+        if (streamed_) {
+            end["choices"] = json::array();
+            out += event(end) + "data: [DONE]\n\n";
+            return;
+        }
+        out += R"({"choices":[)";
+        for (std::size_t i = 0; i < choices_.size(); ++i) {
+            const Choice choice = std::move(choices_[i]);
+            out += (i == 0 ? "" : ",") +
+                   dump({{"index", i}, {"text", choice.text}, {"finish_reason", finish_reason(choice.finish_reason)}});
+            if (with_logprobs_) out.replace(out.size() - 1, 1, R"(,"logprobs":[)" + choice.logprobs + "]}");
+        }
+        out += "]," + dump(end).substr(1);
     }
+
+    /// As it grows. As JSON values the log-probabilities would be many times their text.
+    struct Choice {
+        std::string text{}, logprobs{};
+        welm::FinishReason finish_reason = WELM_FINISH_NONE;
+    };
 
     const welm::Model& model_;
     const http::Client client_;
     const bool streamed_, with_logprobs_;
     welm::Stream stream_;
-    json choices_ = json::array();
+    std::vector<Choice> choices_;
     std::size_t completion_tokens_ = 0, cached_tokens_ = 0;
     Clock::time_point look_{}, probe_{};
 };
 
-/// So many at a time, the others wait. To read a request and tokenize its prompt takes a core, and memory of many times
-/// its size.
+/// So many at a time, the smallest of those that wait first. To read a request and tokenize its prompt takes a core, and
+/// memory of many times its size.
 class Turns {
 public:
     explicit Turns(unsigned n) : free_(n) {}
+
     template <class F>
-    auto with(const F& work) {
+    auto with(std::size_t size, const F& work) {
         std::unique_lock lock(mutex_);
-        changed_.wait(lock, [&] { return free_ > 0; });
+        const auto place = waiting_.insert(size);
+        changed_.wait(lock, [&] { return free_ > 0 && waiting_.begin() == place; });
+        waiting_.erase(place);
         --free_;
         lock.unlock();
-        const std::unique_ptr<Turns, void (*)(Turns*)> back(this, [](Turns* self) {
-            const std::lock_guard again(self->mutex_);
-            ++self->free_;
-            self->changed_.notify_one();
+        changed_.notify_all();
+        const std::shared_ptr<void> end(nullptr, [this](void*) {
+            const std::lock_guard again(mutex_);
+            ++free_;
+            changed_.notify_all();
         });
         return work();
     }
@@ -211,6 +233,7 @@ public:
 private:
     std::mutex mutex_;
     std::condition_variable changed_;
+    std::multiset<std::size_t> waiting_;
     unsigned free_;
 };
 
@@ -327,7 +350,7 @@ Arguments parse(int argc, char** argv) {
 /// Lets this process have as many files open as it needs for its connections.
 void allow_files(std::uint64_t connections) {
     constexpr std::uint64_t others = 64; // of the model, and what the library opens while it runs
-    const std::uint64_t needed = connections + http::Limits::spare + others;
+    const std::uint64_t needed = connections + Connections::spare + others;
     rlimit files = {};
     getrlimit(RLIMIT_NOFILE, &files);
     if (files.rlim_max < needed)
@@ -359,7 +382,7 @@ void run(const Arguments& arguments) {
     // engine may come later, as an error in the body.
     server.post("/v1/completions", [&](const http::Request& request) {
         if (request.one_too_many) throw Refused(503, "busy", "as many requests are being answered as may be at once");
-        const auto answer = turns.with([&] {
+        const auto answer = turns.with(request.body.size(), [&] {
             Ask ask(request.body);
             ask.options.cancel = &stopped;
             ask.options.deadline = std::chrono::seconds(arguments.timeout);
@@ -388,6 +411,9 @@ int main(int argc, char** argv) {
         if (arguments.help) std::cout << usage();
         else run(arguments);
         return 0;
+    } catch (const std::invalid_argument& error) {
+        std::cerr << "serve: " << error.what() << "\n(--help lists the options)\n";
+        return 2;
     } catch (const std::exception& error) {
         std::cerr << "serve: " << error.what() << "\n";
         return 1;
