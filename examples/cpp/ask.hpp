@@ -95,7 +95,8 @@ private:
     static bool fits(const json& value) {
         if constexpr (std::is_same_v<T, bool>) return value.is_boolean();
         else if constexpr (std::is_integral_v<T>)
-            return value.is_number_unsigned() && value.get<std::uint64_t>() <= std::uint64_t{std::numeric_limits<T>::max()};
+            return value.is_number_unsigned() &&
+                   value.get<std::uint64_t>() <= std::uint64_t{std::numeric_limits<T>::max()};
         else if constexpr (std::is_floating_point_v<T>)
             return value.is_number() && std::abs(value.get<double>()) <= double{std::numeric_limits<T>::max()};
         else return value.is_string();
@@ -118,7 +119,8 @@ private:
 
     template <class T>
     T get(json& value) const {
-        if (!fits<T>(value)) throw std::invalid_argument(name_ + ": expected " + expected<T>() + ", got " + quoted(value));
+        if (!fits<T>(value))
+            throw std::invalid_argument(name_ + ": expected " + expected<T>() + ", got " + quoted(value));
         if constexpr (std::is_same_v<T, std::string>) return std::move(value.get_ref<std::string&>());
         else return value.get<T>();
     }

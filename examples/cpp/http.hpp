@@ -98,7 +98,8 @@ public:
         hints.ai_socktype = SOCK_STREAM;
         hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
         if (const int error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found))
-            throw std::invalid_argument("--host: expected an address of this machine, got " + host + ": " + gai_strerror(error));
+            throw std::invalid_argument("--host: expected an address of this machine, got " + host + ": " +
+                                        gai_strerror(error));
         const std::unique_ptr<addrinfo, void (*)(addrinfo*)> address(found, freeaddrinfo);
         socket_ = ::socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
         const int yes = 1, kept = 256 << 10; // of an answer, by the system, for each client
@@ -116,13 +117,15 @@ public:
     /// Begins to serve at the address of `bind`.
     void start() {
         if (::listen(socket_, SOMAXCONN) != 0) throw cannot_listen(url_);
-        const std::string late = "expected a whole request within " + std::to_string(limits_.client.count()) + " s, got a part";
+        const std::string late =
+            "expected a whole request within " + std::to_string(limits_.client.count()) + " s, got a part";
         connections_.emplace(limits_.connections, limits_.client, written(refusal_(408, late)));
         daemon_ = MHD_start_daemon(
-            MHD_USE_POLL_INTERNAL_THREAD | MHD_USE_THREAD_PER_CONNECTION | MHD_USE_ITC | MHD_USE_NO_LISTEN_SOCKET, 0, nullptr,
-            nullptr, on_request, this, MHD_OPTION_CONNECTION_LIMIT, unsigned(limits_.connections + Connections::spare + 1),
-            MHD_OPTION_CONNECTION_MEMORY_LIMIT, std::size_t(Limits::head), MHD_OPTION_NOTIFY_CONNECTION, on_connection, this,
-            MHD_OPTION_NOTIFY_COMPLETED, on_completed, this, MHD_OPTION_END);
+            MHD_USE_POLL_INTERNAL_THREAD | MHD_USE_THREAD_PER_CONNECTION | MHD_USE_ITC | MHD_USE_NO_LISTEN_SOCKET, 0,
+            nullptr, nullptr, on_request, this, MHD_OPTION_CONNECTION_LIMIT,
+            unsigned(limits_.connections + Connections::spare + 1), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+            std::size_t(Limits::head), MHD_OPTION_NOTIFY_CONNECTION, on_connection, this, MHD_OPTION_NOTIFY_COMPLETED,
+            on_completed, this, MHD_OPTION_END);
         if (!daemon_) throw std::runtime_error("cannot start the HTTP server");
         accepting_ = std::thread([this] { accept_all(); });
         running_ = true;
@@ -172,7 +175,8 @@ private:
         while (connections_->wait_for_room()) {
             sockaddr_storage address = {};
             socklen_t size = sizeof address;
-            const int socket = ::accept4(socket_, reinterpret_cast<sockaddr*>(&address), &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+            const int socket =
+                ::accept4(socket_, reinterpret_cast<sockaddr*>(&address), &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
             if (socket < 0) { // the client has gone; or the system lacks something, which time mends
                 if (errno != ECONNABORTED && errno != EINTR) std::this_thread::sleep_for(std::chrono::milliseconds(20));
                 continue;
@@ -188,7 +192,8 @@ private:
             MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context);
     }
 
-    static void on_connection(void* self, MHD_Connection* connection, void** context, MHD_ConnectionNotificationCode what) {
+    static void on_connection(void* self, MHD_Connection* connection, void** context,
+                              MHD_ConnectionNotificationCode what) {
         Connections& all = *static_cast<Server*>(self)->connections_;
         const int socket = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
         if (what == MHD_CONNECTION_NOTIFY_STARTED) *context = &all.at(socket);
@@ -203,8 +208,8 @@ private:
     }
 
     /// Called with the head of a request, with each part of its body, and at its end.
-    static MHD_Result on_request(void* cls, MHD_Connection* connection, const char* path, const char* method, const char*,
-                                 const char* data, std::size_t* size, void** state) {
+    static MHD_Result on_request(void* cls, MHD_Connection* connection, const char* path, const char* method,
+                                 const char*, const char* data, std::size_t* size, void** state) {
         Server& self = *static_cast<Server*>(cls);
         try {
             if (!*state) {
@@ -267,7 +272,8 @@ private:
         }
         if (framing.packed) return refuse(415, "expected a body without Content-Encoding");
         if (framing.lengths > 0 && std::strtoull(framing.length.c_str(), nullptr, 10) > limits_.body)
-            return refuse(413, "expected a body of at most " + std::to_string(limits_.body) + " bytes, got " + framing.length);
+            return refuse(413, "expected a body of at most " + std::to_string(limits_.body) + " bytes, got " +
+                                   framing.length);
         exchange.route = &route->second;
         connections_->begun(exchange.connection);
     }
@@ -279,7 +285,8 @@ private:
             return;
         }
         exchange.body = {};
-        exchange.reply = refusal_(413, "expected a body of at most " + std::to_string(limits_.body) + " bytes, got more");
+        exchange.reply =
+            refusal_(413, "expected a body of at most " + std::to_string(limits_.body) + " bytes, got more");
         answer_now(exchange);
     }
 

@@ -4,10 +4,10 @@
 //     curl localhost:8080/v1/completions -d '{"prompt": "床前明月光，", "max_tokens": 24, "stream": true}'
 //
 // A request whose client has gone is cancelled. SIGTERM and Ctrl-C end the service when the running requests have
-// ended; a second one cancels them. http.hpp has the server and its limits, ask.hpp reads what a client sends.
+// ended; a second one cancels them. http.hpp has the server and its limits, ask.hpp reads what a client sends,
+// arguments.hpp the command line.
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
@@ -22,10 +22,10 @@
 #include <vector>
 
 #include <malloc.h>
-#include <sys/resource.h>
 
 #include <welm.hpp>
 
+#include "arguments.hpp"
 #include "ask.hpp"
 #include "http.hpp"
 #include "signals.hpp"
@@ -104,8 +104,8 @@ public:
         if (tokens * each > kMostKept && (!streamed_ || options.echo))
             throw Refused(400, "answer_too_long",
                           "n, max_tokens, logprobs, echo: expected an answer of at most " + std::to_string(kMostKept) +
-                              " bytes where it is not streamed, or echoed, got " + std::to_string(tokens) + " tokens of " +
-                              std::to_string(each));
+                              " bytes where it is not streamed, or echoed, got " + std::to_string(tokens) +
+                              " tokens of " + std::to_string(each));
         choices_.resize(options.n);
     }
 
@@ -157,7 +157,8 @@ private:
         completion_tokens_ += piece.completion_tokens;
         cached_tokens_ = std::max(cached_tokens_, piece.cached_tokens);
         if (streamed_) {
-            json choice = {{"index", piece.index}, {"text", piece.text}, {"finish_reason", finish_reason(piece.finish_reason)}};
+            json choice = {
+                {"index", piece.index}, {"text", piece.text}, {"finish_reason", finish_reason(piece.finish_reason)}};
             if (with_logprobs_)
                 for (const welm::Token& token : piece.tokens) choice["logprobs"].push_back(logprobs(model_, token));
             out += event({{"choices", json::array({std::move(choice)})}});
@@ -207,8 +208,8 @@ private:
     Clock::time_point look_{}, probe_{};
 };
 
-/// So many at a time, the smallest of those that wait first. To read a request and tokenize its prompt takes a core, and
-/// memory of many times its size.
+/// So many at a time, the smallest of those that wait first. To read a request and tokenize its prompt takes a core,
+/// and memory of many times its size.
 class Turns {
 public:
     explicit Turns(unsigned n) : free_(n) {}
@@ -279,89 +280,6 @@ http::Reply error_reply(std::exception_ptr thrown) {
     }
 }
 
-struct Arguments {
-    std::string model;
-    std::string host = "127.0.0.1";
-    std::uint64_t port = 8080, connections = 128, max_body = 1 << 20, timeout = 300, client_timeout = 10;
-    bool help = false;
-
-    http::Limits limits() const {
-        return {connections, max_body, std::chrono::seconds(client_timeout), std::chrono::seconds(timeout)};
-    }
-};
-
-/// An option that is a whole number.
-struct Number {
-    const char* name;
-    std::uint64_t Arguments::*value;
-    std::uint64_t least, most;
-    const char* meaning;
-};
-
-constexpr Number kNumbers[] = {
-    {"--port", &Arguments::port, 0, 65'535, "0 takes any that is free"},
-    {"--connections", &Arguments::connections, 1, 10'000, "at once; a thread each"},
-    {"--max-body", &Arguments::max_body, 1'024, 1 << 30, "bytes of a request"},
-    {"--timeout", &Arguments::timeout, 1, 86'400, "seconds for an answer"},
-    {"--client-timeout", &Arguments::client_timeout, 1, 3'600, "seconds for a client to send a request, or to take a part of an answer"},
-};
-
-std::string usage() {
-    std::string text = "usage: serve --model PATH [--host ADDRESS]";
-    for (const Number& number : kNumbers) text += std::string(" [") + number.name + " N]";
-    text += "\n\n  --model PATH           a folder or a GGUF file\n  --host ADDRESS         to listen at (127.0.0.1)\n";
-    for (const Number& number : kNumbers)
-        text += "  " + (number.name + std::string(" N                      ")).substr(0, 23) + number.meaning + " (" +
-                std::to_string(Arguments().*number.value) + ")\n";
-    return text;
-}
-
-Arguments parse(int argc, char** argv) {
-    Arguments arguments;
-    std::set<std::string> seen;
-    for (int i = 1; i < argc; i += 2) {
-        const std::string name = argv[i];
-        if (name == "--help" || name == "-h") {
-            arguments.help = true;
-            return arguments;
-        }
-        const Number* number = nullptr;
-        for (const Number& one : kNumbers)
-            if (name == one.name) number = &one;
-        if (!number && name != "--model" && name != "--host") throw std::invalid_argument("unknown option " + name);
-        if (i + 1 == argc) throw std::invalid_argument(name + ": expected a value after it, got none");
-        if (!seen.insert(name).second) throw std::invalid_argument(name + ": expected one value, got several");
-        const std::string value = argv[i + 1];
-        if (name == "--model") arguments.model = value;
-        else if (name == "--host") arguments.host = value;
-        else {
-            std::uint64_t& n = arguments.*number->value;
-            const char* const end = value.data() + value.size();
-            const auto read = std::from_chars(value.data(), end, n);
-            if (read.ec != std::errc() || read.ptr != end || n < number->least || n > number->most)
-                throw std::invalid_argument(name + ": expected a whole number from " + std::to_string(number->least) + " to " +
-                                            std::to_string(number->most) + ", got " + value);
-        }
-    }
-    if (arguments.model.empty()) throw std::invalid_argument("--model: expected a folder or a GGUF file, got none");
-    return arguments;
-}
-
-/// Lets this process have as many files open as it needs for its connections.
-void allow_files(std::uint64_t connections) {
-    constexpr std::uint64_t others = 64; // of the model, and what the library opens while it runs
-    const std::uint64_t needed = connections + Connections::spare + others;
-    rlimit files = {};
-    getrlimit(RLIMIT_NOFILE, &files);
-    if (files.rlim_max < needed)
-        throw std::invalid_argument("--connections: expected at most " +
-                                    std::to_string(files.rlim_max - std::min<rlim_t>(files.rlim_max, needed - connections)) +
-                                    ", since this process may have " + std::to_string(files.rlim_max) +
-                                    " files open, got " + std::to_string(connections));
-    files.rlim_cur = std::max<rlim_t>(files.rlim_cur, needed);
-    setrlimit(RLIMIT_NOFILE, &files);
-}
-
 void run(const Arguments& arguments) {
     allow_files(arguments.connections);
     const auto refusal = [](unsigned status, const std::string& reason) { return error_reply(status, "http", reason); };
@@ -383,6 +301,7 @@ void run(const Arguments& arguments) {
     server.post("/v1/completions", [&](const http::Request& request) {
         if (request.one_too_many) throw Refused(503, "busy", "as many requests are being answered as may be at once");
         const auto answer = turns.with(request.body.size(), [&] {
+            if (stopped.is_cancelled()) throw Refused(503, "stopping", "the service is about to end");
             Ask ask(request.body);
             ask.options.cancel = &stopped;
             ask.options.deadline = std::chrono::seconds(arguments.timeout);
