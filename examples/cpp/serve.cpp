@@ -186,9 +186,13 @@ private:
         out += R"({"choices":[)";
         for (std::size_t i = 0; i < choices_.size(); ++i) {
             const Choice choice = std::move(choices_[i]);
-            out += (i == 0 ? "" : ",") +
-                   dump({{"index", i}, {"text", choice.text}, {"finish_reason", finish_reason(choice.finish_reason)}});
-            if (with_logprobs_) out.replace(out.size() - 1, 1, R"(,"logprobs":[)" + choice.logprobs + "]}");
+            out += i == 0 ? "" : ",";
+            out += dump({{"index", i}, {"text", choice.text}, {"finish_reason", finish_reason(choice.finish_reason)}});
+            if (!with_logprobs_) continue;
+            out.pop_back(); // its brace
+            out += R"(,"logprobs":[)";
+            out += choice.logprobs;
+            out += "]}";
         }
         out += "]," + dump(end).substr(1);
     }

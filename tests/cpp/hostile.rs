@@ -29,7 +29,7 @@ fn serve() -> TempDir {
 /// What the clients may cost in KiB, by the README.
 fn stated_kib() -> usize {
     let cores = std::thread::available_parallelism().unwrap().get();
-    ((CONNECTIONS + 16) * (2 * BODY + (3 << 20)) + cores * 200 * BODY) >> 10
+    ((CONNECTIONS + 16) * (2 * BODY + (4 << 20)) + cores * 200 * BODY) >> 10
 }
 
 const HEAD: &str = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
