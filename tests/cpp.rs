@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use service::{Service, events, read_answer};
+use service::{Service, events, read_all, read_answer};
 use tempfile::TempDir;
 use welm_tests::installed::Linkage::{self, Shared, Static};
 use welm_tests::installed::{
@@ -289,8 +289,7 @@ fn sigterm_lets_requests_end(mut service: Service) {
     let mut start = vec![0; 2000];
     stream.read_exact(&mut start).unwrap();
     signal(&service.process, libc::SIGTERM);
-    let mut rest = String::new();
-    stream.read_to_string(&mut rest).unwrap_or_else(|e| panic!("{e}")); // its chunks' sizes are ASCII
+    let rest = read_all(stream);
     assert!(rest.contains("data: [DONE]\n\n") && rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
     assert!(service.process.wait().unwrap().success());
     assert!(TcpStream::connect(("127.0.0.1", service.port)).is_err());

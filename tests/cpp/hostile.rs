@@ -10,7 +10,6 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tempfile::TempDir;
 use welm_tests::installed::Linkage::Shared;
 use welm_tests::installed::pin_arguments;
 use welm_tests::nano;
@@ -21,10 +20,6 @@ use super::{build, greedy, signal};
 const BODY: usize = 256 << 10;
 const CONNECTIONS: usize = 24;
 const OPTIONS: [&str; 6] = ["--max-body", "262144", "--connections", "24", "--client-timeout", "1"];
-
-fn serve() -> TempDir {
-    build("examples/cpp", Shared, &["serve"])
-}
 
 /// What the clients may cost in KiB, by the README.
 fn stated_kib() -> usize {
@@ -67,11 +62,9 @@ fn status(answer: &str) -> Option<u16> {
     answer.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()
 }
 
-#[test]
-fn the_service_s_arguments() {
-    let folder = serve();
+fn its_arguments(folder: &Path) {
     let run = |arguments: &[&str]| {
-        let output = Command::new(folder.path().join("serve")).args(arguments).output().unwrap();
+        let output = Command::new(folder.join("serve")).args(arguments).output().unwrap();
         let (out, err) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
         (output.status.code().unwrap(), out, err)
@@ -119,7 +112,7 @@ fn the_service_s_arguments() {
     }
 
     // More connections than the process may have files.
-    let serve = folder.path().join("serve");
+    let serve = folder.join("serve");
     let script = format!("ulimit -n 200; exec {} --model nowhere --connections 500", serve.display());
     let output = Command::new("bash").args(["-c", &script]).output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
@@ -137,10 +130,8 @@ fn the_service_s_arguments() {
 }
 
 /// Each of these has one right answer, at once.
-#[test]
-fn the_service_answers_hostile_requests() {
-    let folder = serve();
-    let service = Service::start(folder.path(), &nano(), &OPTIONS);
+fn hostile_requests_have_their_answer(folder: &Path) {
+    let service = Service::start(folder, &nano(), &OPTIONS);
     let (pin, before) = (&pin_arguments()[0], service.peak_kib());
     let ask = br#"{"prompt":"x","max_tokens":1}"#;
     let nested = |open: &str, n: usize| [br#"{"prompt":"#, open.repeat(n).as_bytes()].concat();
@@ -294,7 +285,7 @@ fn the_service_answers_hostile_requests() {
             "nothing at this path",
         ),
         ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 505, ""),
-        ("no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".into(), 400, ""),
+        ("no version", b"GET /health\r\n\r\n".into(), 400, ""),
     ];
     for (name, request, expected, reason) in &cases {
         let answer = service.raw(request);
@@ -317,10 +308,8 @@ fn connect(service: &Service) -> TcpStream {
     TcpStream::connect(("127.0.0.1", service.port)).unwrap()
 }
 
-#[test]
-fn the_service_waits_for_nobody() {
-    let folder = serve();
-    let mut service = Service::start(folder.path(), &nano(), &OPTIONS);
+fn nobody_is_waited_for(folder: &Path) {
+    let mut service = Service::start(folder, &nano(), &OPTIONS);
     let pin = &pin_arguments()[0];
     let within = |seconds: f64, start: Instant, what: &str| {
         let took = start.elapsed().as_secs_f64();
@@ -395,6 +384,7 @@ fn the_service_waits_for_nobody() {
         }
     };
     files(3);
+    assert_eq!(service.json("GET", "/health", "").0, 200); // its file was already there
     let mut waiting = connect(&service);
     waiting.write_all(&get("/health")).unwrap();
     waiting.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
@@ -415,11 +405,9 @@ fn the_service_waits_for_nobody() {
 }
 
 /// With as many answers under way as there may be connections, others are told so; and SIGTERM twice ends them.
-#[test]
-fn the_service_is_busy() {
-    let folder = serve();
-    let mut service = Service::start(folder.path(), &nano(), &["--connections", "2"]);
-    let long = json!({"prompt": "甲：你好", "n": 128, "max_tokens": 400, "seed": 4, "stream": true});
+fn more_than_it_can_answer(folder: &Path) {
+    let mut service = Service::start(folder, &nano(), &["--connections", "2"]);
+    let long = json!({"prompt": "甲：你好", "n": 24, "max_tokens": 400, "seed": 4, "stream": true});
     let mut busy: Vec<_> = (0..2).map(|_| service.ask(long.clone())).collect();
     for client in &mut busy {
         client.read_exact(&mut [0; 200]).unwrap();
@@ -512,11 +500,9 @@ impl Drop for Ends<'_> {
 
 /// All of them at once for some seconds; `WELM_LOAD_SECONDS=300` for the long version. Every ordinary request gets its
 /// right answer.
-#[test]
-fn the_service_under_hostile_clients() {
+fn all_at_once(folder: &Path) {
     let seconds: u64 = std::env::var("WELM_LOAD_SECONDS").map_or(6, |s| s.parse().unwrap());
-    let folder = serve();
-    let mut service = Service::start(folder.path(), &nano(), &OPTIONS);
+    let mut service = Service::start(folder, &nano(), &OPTIONS);
     ordinary(&service, &pin_arguments()[0]);
     let before = service.peak_kib();
     let (over, hostile) = (AtomicBool::new(false), [const { AtomicUsize::new(0) }; HOSTILE.len()]);
@@ -551,4 +537,14 @@ fn the_service_under_hostile_clients() {
     assert!(peak < stated, "{peak} KiB, stated {stated}");
     signal(&service.process, libc::SIGTERM);
     assert!(service.process.wait().unwrap().success());
+}
+
+#[test]
+fn the_service_under_hostile_clients() {
+    let folder = build("examples/cpp", Shared, &["serve"]);
+    its_arguments(folder.path());
+    hostile_requests_have_their_answer(folder.path());
+    nobody_is_waited_for(folder.path());
+    more_than_it_can_answer(folder.path());
+    all_at_once(folder.path());
 }

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// The service, running.
-pub struct Service {
-    pub process: Child,
-    pub port: u16,
+pub(crate) struct Service {
+    pub(crate) process: Child,
+    pub(crate) port: u16,
     _out: BufReader<ChildStdout>,
 }
 
 impl Service {
-    pub fn start(folder: &Path, model: &Path, options: &[&str]) -> Self {
+    pub(crate) fn start(folder: &Path, model: &Path, options: &[&str]) -> Self {
         let mut command = Command::new(folder.join("serve"));
         command.arg("--model").arg(model).args(["--port", "0"]).args(options).stdout(Stdio::piped());
         let mut process = command.spawn().unwrap();
@@ -32,7 +32,7 @@ impl Service {
     }
 
     /// Sends a request, for which the server closes the connection behind its answer.
-    pub fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
+    pub(crate) fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         let len = body.len();
@@ -44,34 +44,34 @@ impl Service {
     }
 
     /// Sends these bytes and returns all that comes back, however the connection ends.
-    pub fn raw(&self, bytes: &[u8]) -> String {
+    pub(crate) fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         let _ = stream.write_all(bytes); // the answer may come, and the connection end, before all of them are sent
         read_all(stream)
     }
 
     /// The memory that the process has had at most, in KiB.
-    pub fn peak_kib(&self) -> usize {
+    pub(crate) fn peak_kib(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("a process that runs");
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    pub fn ask(&self, body: Value) -> TcpStream {
+    pub(crate) fn ask(&self, body: Value) -> TcpStream {
         self.send("POST", "/v1/completions", &body.to_string())
     }
 
-    pub fn json(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+    pub(crate) fn json(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let (status, text) = read_answer(self.send(method, path, body));
         (status, serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e} in {text}")))
     }
 
-    pub fn stats(&self) -> Value {
+    pub(crate) fn stats(&self) -> Value {
         self.json("GET", "/stats", "").1
     }
 
     /// Waits for this; not for ever.
-    pub fn wait(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
             let stats = self.stats();
@@ -83,7 +83,7 @@ impl Service {
         }
     }
 
-    pub fn at_rest(&self) -> Value {
+    pub(crate) fn at_rest(&self) -> Value {
         self.wait("rest", |stats| stats["open"] == 0 && stats["blocks_used"] == 0)
     }
 }
@@ -96,7 +96,7 @@ impl Drop for Service {
 }
 
 /// All that comes, however the connection ends; not for ever.
-pub fn read_all(mut stream: TcpStream) -> String {
+pub(crate) fn read_all(mut stream: TcpStream) -> String {
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let mut bytes = Vec::new();
     let ended = stream.read_to_end(&mut bytes);
@@ -105,30 +105,34 @@ pub fn read_all(mut stream: TcpStream) -> String {
 }
 
 /// Status and body of an answer, put together if it comes in chunks.
-pub fn read_answer(mut stream: TcpStream) -> (u16, String) {
+pub(crate) fn read_answer(mut stream: TcpStream) -> (u16, String) {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
-    let text = String::from_utf8(bytes).unwrap();
-    let (head, body) =
-        text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("expected an answer, got {text:?}"));
+    let split = |bytes: &[u8], at: &[u8]| {
+        let found = bytes.windows(at.len()).position(|w| w == at)?;
+        Some((String::from_utf8(bytes[..found].to_vec()).unwrap(), bytes[found + at.len()..].to_vec()))
+    };
+    let (head, body) = split(&bytes, b"\r\n\r\n")
+        .unwrap_or_else(|| panic!("expected an answer, got {:?}", String::from_utf8_lossy(&bytes)));
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
-        return (status, body.into());
+        return (status, String::from_utf8(body).unwrap());
     }
-    let (mut whole, mut rest) = (String::new(), body);
+    // A character may be in two chunks.
+    let (mut whole, mut rest) = (Vec::new(), body);
     loop {
-        let (len, behind) = rest.split_once("\r\n").expect("a chunk");
-        let len = usize::from_str_radix(len, 16).expect("the length of a chunk");
+        let (len, after) = split(&rest, b"\r\n").expect("a chunk");
+        let len = usize::from_str_radix(&len, 16).expect("the length of a chunk");
         if len == 0 {
-            return (status, whole);
+            return (status, String::from_utf8(whole).unwrap());
         }
-        whole += &behind[..len];
-        rest = behind[len..].strip_prefix("\r\n").expect("the end of a chunk");
+        whole.extend(&after[..len]);
+        rest = after[len..].strip_prefix(b"\r\n").expect("the end of a chunk").to_vec();
     }
 }
 
 /// The events of a stream, of which the last is the end.
-pub fn events(body: &str) -> Vec<Value> {
+pub(crate) fn events(body: &str) -> Vec<Value> {
     let all = body.strip_suffix("data: [DONE]\n\n").unwrap_or_else(|| panic!("expected an end, got {body}"));
     all.split_terminator("\n\n")
         .map(|e| serde_json::from_str(e.strip_prefix("data: ").unwrap()).unwrap())
