@@ -66,7 +66,7 @@ public:
 
     void opened(int socket) {
         const std::lock_guard lock(mutex_);
-        Connection& connection = all_[socket];
+        Connection& connection = all_[socket] = {};
         connection.socket = socket;
         wait(connection);
     }

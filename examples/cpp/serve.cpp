@@ -327,8 +327,8 @@ void run(const Arguments& arguments) {
 } // namespace
 
 int main(int argc, char** argv) {
-    std::signal(SIGPIPE, SIG_IGN);          // a client, or who reads our output, may go at any time
-    mallopt(M_MMAP_THRESHOLD, 128 << 10);   // what is large goes back to the system when it is freed
+    std::signal(SIGPIPE, SIG_IGN);        // who reads our output may go
+    mallopt(M_MMAP_THRESHOLD, 128 << 10); // what is large goes back to the system when it is freed
     try {
         const Arguments arguments = parse(argc, argv);
         if (arguments.help) std::cout << usage();
