@@ -224,6 +224,20 @@ inline welm_load_options to_c(const LoadOptions& options, Guarded<const Progress
     return c;
 }
 
+/// A deadline as C takes it, where 0 is none.
+inline std::uint64_t deadline_ms(const std::optional<std::chrono::milliseconds>& deadline) noexcept {
+    if (!deadline) return 0;
+    return deadline->count() > 0 ? static_cast<std::uint64_t>(deadline->count()) : 1;
+}
+
+inline welm_score_options to_c(const ScoreOptions& options) noexcept {
+    welm_score_options c{};
+    welm_score_options_init(&c, sizeof c);
+    c.deadline_ms = deadline_ms(options.deadline);
+    c.cancel = options.cancel ? options.cancel->get() : nullptr;
+    return c;
+}
+
 /// Options as C takes them, with the arrays that they point to.
 class COptions {
 public:
@@ -254,11 +268,7 @@ public:
             c_.cache_salt = options.cache_salt->data();
             c_.cache_salt_len = options.cache_salt->size();
         }
-        if (options.deadline) {
-            // 0 would be never.
-            const auto ms = options.deadline->count();
-            c_.deadline_ms = ms > 0 ? static_cast<std::uint64_t>(ms) : 1;
-        }
+        c_.deadline_ms = deadline_ms(options.deadline);
         c_.cancel = options.cancel ? options.cancel->get() : nullptr;
     }
     COptions(const COptions&) = delete;
@@ -280,6 +290,8 @@ public:
 
     /// Text of the first sequence; lives as long as this.
     std::string_view text() const { return choice(handle_.get(), 0).text; }
+    /// Why the first sequence ended.
+    FinishReason finish_reason() const noexcept { return welm_generation_finish_reason(handle_.get()); }
     /// All sequences, in order; they live as long as this.
     View<Choice> choices() const noexcept {
         return {handle_.get(), welm_generation_n_choices(handle_.get()), choice};
@@ -399,7 +411,7 @@ private:
     detail::Handle<welm_scores, welm_scores_free> handle_;
 };
 
-/// Logits behind some tokens of a prompt, `rows()` times `cols()`.
+/// Logits after some tokens of a prompt, `rows()` times `cols()`.
 class Logits {
 public:
     explicit Logits(welm_logits* owned) noexcept
@@ -494,7 +506,22 @@ public:
         });
     }
 
-    /// Logits behind each token of a prompt from position `from` on.
+    /// Log-likelihoods of many continuations, each after its own prompt, computed together: what `try_score` gives for
+    /// each. Give pairs of the same prompt one after another: equal beginnings are computed once.
+    Result<Scores> try_score_pairs(const std::vector<std::pair<Prompt, Prompt>>& pairs,
+                                   const ScoreOptions& options = {}) const {
+        std::vector<welm_prompt> prompts, continuations;
+        for (const auto& [prompt, continuation] : pairs) {
+            prompts.push_back(prompt.get());
+            continuations.push_back(continuation.get());
+        }
+        const welm_score_options c = detail::to_c(options);
+        return detail::make<Scores, welm_scores>([&](auto** out, auto** error) {
+            return welm_model_score_pairs(get(), prompts.data(), continuations.data(), pairs.size(), &c, out, error);
+        });
+    }
+
+    /// Logits after each token of a prompt from position `from` on.
     Result<Logits> try_logits(Prompt prompt, std::size_t from = 0) const {
         return detail::make<Logits, welm_logits>(
             [&](auto** out, auto** error) { return welm_model_logits(get(), prompt.get(), from, out, error); });
@@ -555,6 +582,41 @@ public:
         });
     }
 
+    /// The model's answer to a conversation, by its own chat template; it ends at the model's end tokens. Special tokens
+    /// that a message spells are parsed: look for them in messages that are not trusted.
+    Result<Generation> try_chat(const std::vector<Message>& messages, const GenerateOptions& options = {}) const {
+        const std::vector<welm_message> m = detail::to_c(messages);
+        const detail::COptions c(options);
+        return detail::make<Generation, welm_generation>([&](auto** out, auto** error) {
+            return welm_model_chat(get(), m.data(), m.size(), c.get(), out, error);
+        });
+    }
+
+    /// As `try_chat`, of a JSON object with `messages`, `tools` and what else `welm_model_chat_prompt_json` takes.
+    Result<Generation> try_chat_json(std::string_view request, const GenerateOptions& options = {}) const {
+        const detail::COptions c(options);
+        return detail::make<Generation, welm_generation>([&](auto** out, auto** error) {
+            return welm_model_chat_json(get(), request.data(), request.size(), c.get(), out, error);
+        });
+    }
+
+    /// As `try_chat`, piece by piece, as they are asked for. The model may end before the stream.
+    Result<Stream> try_chat_stream(const std::vector<Message>& messages, const GenerateOptions& options = {}) const {
+        const std::vector<welm_message> m = detail::to_c(messages);
+        const detail::COptions c(options);
+        return detail::make<Stream, welm_stream>([&](auto** out, auto** error) {
+            return welm_model_chat_stream(get(), m.data(), m.size(), c.get(), out, error);
+        });
+    }
+
+    /// As `try_chat_json`, piece by piece.
+    Result<Stream> try_chat_stream_json(std::string_view request, const GenerateOptions& options = {}) const {
+        const detail::COptions c(options);
+        return detail::make<Stream, welm_stream>([&](auto** out, auto** error) {
+            return welm_model_chat_stream_json(get(), request.data(), request.size(), c.get(), out, error);
+        });
+    }
+
     /// Counters of the engine, at this moment.
     Result<Stats> try_stats() const {
         return detail::fill<Stats>([&](auto* out, auto** error) { return welm_model_stats(get(), out, error); });
@@ -612,6 +674,10 @@ public:
     Scores score(std::string_view prompt, const Range& continuations) const {
         return try_score(prompt, continuations).value();
     }
+    /// See `try_score_pairs`.
+    Scores score_pairs(const std::vector<std::pair<Prompt, Prompt>>& pairs, const ScoreOptions& options = {}) const {
+        return try_score_pairs(pairs, options).value();
+    }
     /// See `try_logits`.
     Logits logits(Prompt prompt, std::size_t from = 0) const { return try_logits(prompt, from).value(); }
     /// See `try_tokenize`.
@@ -636,6 +702,22 @@ public:
     std::vector<std::uint32_t> chat_tokens_json(std::string_view request) const {
         return try_chat_tokens_json(request).value();
     }
+    /// See `try_chat`.
+    Generation chat(const std::vector<Message>& messages, const GenerateOptions& options = {}) const {
+        return try_chat(messages, options).value();
+    }
+    /// See `try_chat_json`.
+    Generation chat_json(std::string_view request, const GenerateOptions& options = {}) const {
+        return try_chat_json(request, options).value();
+    }
+    /// See `try_chat_stream`.
+    Stream chat_stream(const std::vector<Message>& messages, const GenerateOptions& options = {}) const {
+        return try_chat_stream(messages, options).value();
+    }
+    /// See `try_chat_stream_json`.
+    Stream chat_stream_json(std::string_view request, const GenerateOptions& options = {}) const {
+        return try_chat_stream_json(request, options).value();
+    }
     /// See `try_stats`.
     Stats stats() const { return try_stats().value(); }
     /// See `try_memory`.
@@ -646,7 +728,8 @@ private:
     detail::Handle<welm_model, welm_model_free> handle_;
 };
 
-/// Writes an int8 folder from a Hugging Face folder; `progress` is called after each matrix.
+/// Writes an int8 folder from a Hugging Face folder; `progress` is called after each matrix. `to` is new, or empty, or was
+/// written by this function before, and then the new model takes its place in one step; see `welm_quantize`.
 inline Result<void> try_quantize(const std::string& from, const std::string& to, const Progress& progress = {}) {
     using Callback = detail::Guarded<const Progress>;
     Callback guarded(progress);

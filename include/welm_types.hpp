@@ -255,6 +255,12 @@ struct GenerateOptions {
     std::optional<std::string> cache_salt{};                         ///< Shares beginnings with equal salts only.
 };
 
+/// How pairs are scored; see `welm_score_options`.
+struct ScoreOptions {
+    std::optional<std::chrono::milliseconds> deadline{}; ///< From now; one that has passed is 1 ms.
+    const CancelToken* cancel = nullptr;                 ///< Has to live only during the call.
+};
+
 /// One message of a conversation.
 struct Message {
     std::string role{};    ///< "system", "user", "assistant", and whatever else the template knows.
@@ -312,8 +318,8 @@ struct Waited {
 
 /// One generated sequence. It lives as long as its Generation.
 struct Choice {
-    std::string_view text{};                       ///< The text; with `echo`, behind the prompt.
-    View<Token> tokens{};                          ///< Its tokens; with `echo`, behind the prompt's.
+    std::string_view text{};                       ///< The text; with `echo`, after the prompt.
+    View<Token> tokens{};                          ///< Its tokens; with `echo`, after the prompt's.
     FinishReason finish_reason = WELM_FINISH_NONE; ///< Why it ended.
     std::optional<std::uint32_t> end_token{};      ///< The token that ended it by itself, if one did.
 

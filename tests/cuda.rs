@@ -441,7 +441,7 @@ fn what_cuda_cannot_do_is_refused() {
         "option `dtype`: cuda computes with bf16 or int8 weights, and `embed` is stored as Bf16; got f32";
     assert_eq!(f32s, message);
     let cache = refuse(folder.path(), LoadOptions { cache_dtype: CacheDtype::F32, ..LoadOptions::default() });
-    assert_eq!(cache, "option `cache_dtype`: the cache is bf16 on cuda, got f32");
+    assert_eq!(cache, "option `cache_dtype`: expected bf16 on cuda, got f32");
     let heads = refuse(&welm_tests::fixture("llama_bf16"), LoadOptions::default());
     assert_eq!(heads, "config setting `head_dim`: cuda attention is written for 64, 80, 96 and 128, not 8");
 }

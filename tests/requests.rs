@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use safetensors::SafeTensors;
 use welm_core::{
-    CancelToken, Choice, Error, FinishReason, GenerateOptions, Generation, LoadOptions, Model, Prompt,
+    CancelToken, ChatRequest, Choice, Error, FinishReason, GenerateOptions, Generation, LoadOptions, Message,
+    Model, Prompt, Score, ScoreOptions,
 };
 use welm_tests::{at_rest, exact, fixture, log_softmax, nano};
 
@@ -283,6 +284,12 @@ fn stop_tokens_end_a_sequence_as_end_tokens_do() {
         assert_eq!(run(vec![9, 402], ignore_eos, vec![]), (all[..2].to_vec(), Stop, Some(402)));
         assert_eq!(run(vec![400], ignore_eos, vec![]), (vec![], Stop, Some(400)));
     }
+    // Its text is no part of what is generated, so it completes no stop string.
+    let text = |ids: &[u32]| model.detokenize(ids);
+    let stop = vec![text(&[401, 402]), text(&[402])];
+    let both = GenerateOptions { stop, stop_token_ids: vec![402], ..base.clone() };
+    let got = model.generate("床", &both).unwrap();
+    assert_eq!((got.text(), got.choices[0].end_token), (&*text(&[400, 401]), Some(402)));
     // An end token that is asked for, too.
     let first = vec![(end, 100.0), (400, -30.0)];
     assert_eq!(run(vec![end], true, first.clone()), (vec![], Stop, Some(end)));
@@ -406,7 +413,7 @@ fn more_sequences_than_the_queue_ever_takes_are_an_invalid_option() {
     let run = |n| model.generate("床", &GenerateOptions { n, ..GenerateOptions::greedy(1) });
     assert_eq!(run(2).unwrap().choices.len(), 2);
     let error = run(3).unwrap_err().to_string();
-    assert_eq!(error, "option `n`: expected at most 2, which is all that the queue takes, got 3");
+    assert_eq!(error, "option `n`: expected at most 2, the queue_limit of the model, got 3");
     assert_eq!(model.stats().rejected, 0);
     assert_at_rest(&model, "after a refusal");
 }
@@ -480,7 +487,7 @@ fn logits_that_are_no_numbers_end_their_request_alone() {
             ("model.layers.0.mlp.down_proj.weight", 7, "in layer 0, at position 0"),
             // Of the last layer, only rows whose logits are wanted are computed to the end.
             ("model.layers.1.self_attn.o_proj.weight", 40, "in layer 1, at position 20"),
-            ("lm_head.weight", 32 * 9, "behind the last layer"),
+            ("lm_head.weight", 32 * 9, "after the last layer"),
         ] {
             let folder = tempfile::tempdir().unwrap();
             let model = with_values("llama_mha", tensor, at..at + 1, value, folder.path());
@@ -644,4 +651,232 @@ fn scores_without_a_start_token_or_without_tokens_are_errors() {
         error,
         r#"option `continuations`: expected texts that have tokens after this prompt, got " ""#
     );
+}
+
+/// Scores of text pairs.
+fn scored(model: &Model, pairs: &[(&str, &str)]) -> Vec<Score> {
+    let pairs: Vec<_> = pairs.iter().map(|&(p, c)| (Prompt::Text(p), Prompt::Text(c))).collect();
+    model.score_pairs(&pairs, &ScoreOptions::default()).unwrap()
+}
+
+#[test]
+fn many_pairs_score_as_one_by_one_to_the_bit() {
+    // Questions that begin with the same examples, answers to each; texts of their own, equal pairs, nothing.
+    let examples = "问：白日依山尽？答：黄河入海流。\n".repeat(4);
+    let questions: Vec<String> = (0..30).map(|i| format!("{examples}问：第{i}句？答：")).collect();
+    let answers = ["疑是地上霜。", "黄河", "", "处处闻啼鸟。"];
+    let mut pairs: Vec<(&str, &str)> =
+        questions.iter().flat_map(|question| answers.map(|answer| (question.as_str(), answer))).collect();
+    pairs.extend([
+        ("", "春"),
+        ("床", "前"),
+        ("春眠不觉晓，", "处处闻啼鸟。"),
+        ("春眠不觉晓，", "处处闻啼鸟。"),
+    ]);
+    let first = load(&LoadOptions::default());
+    let want: Vec<Score> = pairs.iter().map(|&(p, c)| first.score(p, &[c]).unwrap().remove(0)).collect();
+    assert_eq!(want[2], Score { logprob: 0.0, tokens: Vec::new() });
+    let settings = [
+        LoadOptions::default(),
+        LoadOptions { prefix_cache: false, ..LoadOptions::default() },
+        // A queue that is shorter than what is scored together, a cache that holds few prompts, small chunks.
+        LoadOptions { queue_limit: 2, max_running: 1, ..LoadOptions::default() },
+        LoadOptions { cache_tokens: Some(512), chunk_tokens: 16, ..LoadOptions::default() },
+    ];
+    for options in settings {
+        let model = load(&options);
+        let before = model.stats().prompt_tokens;
+        assert_eq!(scored(&model, &pairs), want, "{options:?}");
+        let again = scored(&model, &pairs);
+        assert_eq!(again, want, "{options:?}, a second time");
+        let stats = at_rest(&model);
+        assert_eq!((stats.open, stats.blocks_used), (0, 0));
+        if options.prefix_cache && options.cache_tokens.is_none() {
+            // The examples, and each question, are computed once.
+            let (all, found) = (stats.prompt_tokens - before, stats.prefix_hit_tokens);
+            assert!(found * 10 > all * 8, "{found} of {all} tokens were found: {options:?}");
+        }
+    }
+}
+
+#[test]
+fn other_requests_fill_the_queue_of_a_scoring() {
+    let model = load(&LoadOptions { queue_limit: 2, max_running: 1, ..LoadOptions::default() });
+    let endless = GenerateOptions { max_tokens: 500, ignore_eos: true, ..GenerateOptions::default() };
+    let mut running = model.stream("春", &endless).unwrap();
+    running.next().unwrap().unwrap();
+    let waiting = [model.stream("春", &endless).unwrap(), model.stream("春", &endless).unwrap()];
+    let pairs = [(Prompt::Text("春"), Prompt::Text("眠"))];
+    let error = model.score_pairs(&pairs, &ScoreOptions::default()).unwrap_err();
+    assert_eq!(error, Error::QueueFull { waiting: 2, limit: 2 });
+    drop((running, waiting));
+    assert_eq!(scored(&model, &[("春", "眠")]), model.score("春", &["眠"]).unwrap());
+}
+
+#[test]
+fn tokens_and_conversations_are_scored() {
+    let model = load(&exact());
+    let options = ScoreOptions::default();
+    let (prompt, continuation) = ("床前明月光，", "疑是地上霜。");
+    let ids = |text: &str| model.tokenize(text, false).unwrap();
+    let (prompt_ids, ids_after) = (ids(prompt), ids(continuation));
+    let want = model.score(prompt, &[continuation]).unwrap().remove(0);
+    assert_eq!(want.tokens.len(), ids_after.len(), "these two do not merge");
+    let mut chat = ChatRequest::new([Message::new("user", prompt)]);
+    chat.chat_template = Some("{{ messages[0].content }}".into());
+    let prompts = [Prompt::Text(prompt), Prompt::Tokens(&prompt_ids), Prompt::Chat(&chat)];
+    let continuations = [Prompt::Text(continuation), Prompt::Tokens(&ids_after)];
+    let pairs: Vec<_> = prompts.iter().flat_map(|&p| continuations.map(|c| (p, c))).collect();
+    assert_eq!(model.score_pairs(&pairs, &options).unwrap(), vec![want.clone(); 6]);
+    assert_eq!(model.score(&chat, &[continuation]).unwrap(), [want.clone()]);
+    assert_eq!(model.score(&prompt_ids, &[continuation]).unwrap(), [want]);
+
+    // Ids are taken as they are, where texts would merge: `t` and `he` stay two tokens.
+    let (t, he) = (ids("t"), ids("he"));
+    assert_ne!([&t[..], &he[..]].concat(), ids("the"));
+    for pair in [(Prompt::Tokens(&t), Prompt::Text("he")), (Prompt::Text("t"), Prompt::Tokens(&he))] {
+        let score = model.score_pairs(&[pair], &options).unwrap().remove(0);
+        assert_eq!(score.tokens.iter().map(|t| t.id).collect::<Vec<_>>(), he);
+    }
+    // No tokens before: the token that starts a text is the context. No tokens after: nothing is certain.
+    let nothing = model.score_pairs(&[(Prompt::Tokens(&[]), Prompt::Tokens(&he))], &options).unwrap();
+    assert_eq!(nothing, model.score("", &["he"]).unwrap());
+    let empty = model.score_pairs(&[(Prompt::Text("t"), Prompt::Tokens(&[]))], &options).unwrap();
+    assert_eq!(empty, [Score { logprob: 0.0, tokens: Vec::new() }]);
+
+    // A model without a tokenizer scores tokens.
+    let bare = Model::load(fixture("llama_gqa"), &exact()).unwrap();
+    let score = bare.score_pairs(&[(Prompt::Tokens(&[3, 4]), Prompt::Tokens(&[5]))], &options).unwrap();
+    assert!((score[0].logprob - from_logits(&bare, &[3, 4, 5], 2)).abs() < 1e-4);
+
+    // What cannot be scored is named; nothing of the others is left.
+    let vocab = model.config().vocab_size as u32;
+    let wrong: [(Prompt<'_>, Prompt<'_>, &str); 5] = [
+        (
+            Prompt::Text("t"),
+            Prompt::Chat(&chat),
+            "option `continuations`: expected text or tokens, got a conversation",
+        ),
+        (
+            Prompt::Tokens(&[vocab]),
+            Prompt::Text("a"),
+            "option `prompt`: expected tokens below 7040, got 7040",
+        ),
+        (
+            Prompt::Text("t"),
+            Prompt::Tokens(&[vocab]),
+            "option `continuations`: expected tokens below 7040, got 7040",
+        ),
+        (
+            Prompt::Tokens(&[3; 513]),
+            Prompt::Text("a"),
+            "request of 513 tokens (prompt 513) does not fit: the context holds 512",
+        ),
+        (
+            Prompt::Tokens(&[3; 512]),
+            Prompt::Tokens(&[3]),
+            "request of 513 tokens (prompt 513) does not fit: the context holds 512",
+        ),
+    ];
+    for (prompt, continuation, message) in wrong {
+        let pairs = [(Prompt::Text("春"), Prompt::Text("眠")), (prompt, continuation)];
+        assert_eq!(model.score_pairs(&pairs, &options).unwrap_err().to_string(), message);
+        assert_at_rest(&model, message);
+    }
+    let tokenless = bare.score_pairs(&[(Prompt::Tokens(&[3]), Prompt::Text("a"))], &options);
+    assert!(matches!(tokenless, Err(Error::Tokenizer(_))));
+}
+
+#[test]
+fn a_chat_is_what_its_tokens_give() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(welm_tests::nano().join(file), folder.path().join(file)).unwrap();
+    }
+    // The template writes a special token, and the model's own end token ends the answer.
+    let template = "<|endoftext|>{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}，{% endif %}";
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    let model = Model::load(folder.path(), &LoadOptions::default()).unwrap();
+    let messages = [Message::new("user", "床前明月光")];
+    let tokens = model.chat_tokens(&messages, true).unwrap();
+    assert_eq!(tokens.iter().filter(|&&id| model.is_special(id)).count(), 1, "no second one is put in front");
+    let request = ChatRequest::new(messages.clone());
+    let prompt = model.chat_prompt(&messages, true).unwrap();
+
+    let answer = |options: &GenerateOptions| {
+        let want = model.generate(&tokens, options).unwrap();
+        let mut got = model.chat(&messages, options).unwrap();
+        let mut stream = model.chat_stream(&messages, options).unwrap();
+        let mut streamed = stream.generation();
+        stream.by_ref().for_each(|piece| streamed.push(piece.unwrap()));
+        let requested = model.generate(&request, options).unwrap();
+        streamed.usage = got.usage;
+        assert_eq!((&streamed.choices, &requested.choices), (&got.choices, &got.choices), "{options:?}");
+        assert_eq!(got.usage.prompt_tokens, tokens.len());
+        if options.echo {
+            // A prompt of tokens has no text of its own for special ones.
+            for choice in &mut got.choices {
+                let rest =
+                    choice.text.strip_prefix(prompt.as_str()).expect("the text begins with the prompt");
+                choice.text = format!("{}{rest}", model.detokenize(&tokens));
+            }
+        }
+        assert_eq!(got.choices, want.choices, "{options:?}");
+        got
+    };
+    let seeded = |change: fn(&mut GenerateOptions)| {
+        let mut options = GenerateOptions { seed: Some(7), max_tokens: 12, ..GenerateOptions::default() };
+        change(&mut options);
+        options
+    };
+    for change in [
+        |_: &mut GenerateOptions| {},
+        |o| o.n = 3,
+        |o| o.echo = true,
+        |o| (o.echo, o.n, o.logprobs) = (true, 2, Some(1)),
+        |o| (o.echo, o.max_tokens, o.logprobs) = (true, 0, Some(0)),
+        |o| o.parse_special = true,
+        |o| o.stop = vec!["，".into()],
+        |o| (o.cache_salt, o.n) = (Some("a".into()), 2),
+        |o| (o.ignore_eos, o.stop_token_ids) = (true, vec![41]),
+        |o| o.deadline = Some(Duration::MAX),
+    ] {
+        answer(&seeded(change));
+    }
+    let whole = answer(&GenerateOptions::greedy(400));
+    assert_eq!(whole.finish_reason(), Some(FinishReason::EndOfText));
+    assert!(whole.choices[0].end_token.is_some());
+
+    // Cancelled before and while it runs; late.
+    let cancel = CancelToken::new();
+    let endless = GenerateOptions {
+        cancel: Some(cancel.clone()),
+        ignore_eos: true,
+        n: 2,
+        ..GenerateOptions::greedy(400)
+    };
+    let mut stream = model.chat_stream(&messages, &endless).unwrap();
+    stream.next().unwrap().unwrap();
+    cancel.cancel();
+    let reasons: Vec<_> =
+        stream.filter_map(|piece| piece.unwrap().finish).map(|finish| finish.reason).collect();
+    assert_eq!(reasons, [FinishReason::Cancelled; 2]);
+    assert_eq!(model.chat(&messages, &endless).unwrap().finish_reason(), Some(FinishReason::Cancelled));
+    let late = GenerateOptions { deadline: Some(Duration::ZERO), echo: true, ..GenerateOptions::default() };
+    let late = model.chat(&messages, &late).unwrap();
+    assert_eq!((late.finish_reason(), late.text()), (Some(FinishReason::Deadline), prompt.as_str()));
+
+    // What is wrong with a conversation, and with a request.
+    let options = GenerateOptions::greedy(4);
+    let none = model.chat(&[], &options).unwrap_err();
+    assert!(matches!(none, Error::InvalidOption { option: "messages", .. }), "{none}");
+    let plain = load(&LoadOptions::default());
+    assert!(matches!(plain.chat(&messages, &options), Err(Error::ChatTemplate(_))));
+    assert!(matches!(plain.chat_stream(&messages, &options), Err(Error::ChatTemplate(_))));
+    let long = [Message::new("user", "春".repeat(600))];
+    assert!(matches!(model.chat(&long, &options), Err(Error::TooLong { limit: 512, .. })));
+    let hot = GenerateOptions { temperature: -1.0, ..GenerateOptions::default() };
+    assert!(matches!(model.chat(&messages, &hot), Err(Error::InvalidOption { option: "temperature", .. })));
+    assert_eq!(model.logits(&request, 0).unwrap(), model.logits(&tokens, 0).unwrap());
+    assert_at_rest(&model, "after all that");
 }

@@ -30,6 +30,52 @@ static welm_model *with_template(const context *c, const char *name, const char 
     return model;
 }
 
+/* All that a stream says; frees it. */
+static char *pieces(welm_stream *stream) {
+    char *text = calloc(1, 1);
+    const welm_piece *piece = NULL;
+    welm_error *error = NULL;
+    while (welm_stream_next(stream, &piece, &error) == WELM_OK) {
+        text = realloc(text, strlen(text) + piece->text_len + 1);
+        strcat(text, piece->text);
+    }
+    CHECK(error == NULL);
+    welm_stream_free(stream);
+    return text;
+}
+
+/* Every way to chat gives the answer to the conversation's tokens; these messages need no escapes in JSON. */
+static void answers(const welm_model *model, const welm_message *messages, size_t n, const welm_generation *want) {
+    const char *text = welm_generation_choice(want, 0)->text;
+    welm_generate_options options = greedy(4);
+    welm_generation *generation = NULL;
+    welm_stream *stream = NULL;
+    char json[1024] = "{\"messages\": [", *streamed;
+    size_t i;
+    for (i = 0; i < n; i++) {
+        int len = (int)(messages[i].content_len == WELM_NUL_TERMINATED ? strlen(messages[i].content) : messages[i].content_len);
+        snprintf(json + strlen(json), sizeof json - strlen(json), "%s{\"role\": \"%s\", \"content\": \"%.*s\"}",
+                 i > 0 ? ", " : "", messages[i].role, len, messages[i].content);
+    }
+    strcat(json, "]}");
+    OK(welm_model_chat(model, messages, n, &options, &generation, &error));
+    CHECK(strcmp(welm_generation_choice(generation, 0)->text, text) == 0);
+    CHECK(welm_generation_usage(generation)->prompt_tokens == welm_generation_usage(want)->prompt_tokens);
+    welm_generation_free(generation);
+    OK(welm_model_chat_json(model, json, WELM_NUL_TERMINATED, &options, &generation, &error));
+    CHECK(strcmp(welm_generation_choice(generation, 0)->text, text) == 0);
+    welm_generation_free(generation);
+    OK(welm_model_chat_stream(model, messages, n, &options, &stream, &error));
+    CHECK(strcmp(streamed = pieces(stream), text) == 0);
+    free(streamed);
+    OK(welm_model_chat_stream_json(model, json, strlen(json), &options, &stream, &error));
+    CHECK(strcmp(streamed = pieces(stream), text) == 0);
+    free(streamed);
+    OK(welm_model_chat(model, messages, n, NULL, &generation, &error));
+    CHECK(welm_generation_finish_reason(generation) != WELM_FINISH_NONE);
+    welm_generation_free(generation);
+}
+
 static void conversations(const context *c) {
     const welm_message messages[] = {{"system", "简短。", WELM_NUL_TERMINATED}, {"user", "你好吗？", 6}};
     welm_model *model = with_template(c, "chat", TEMPLATE);
@@ -50,6 +96,8 @@ static void conversations(const context *c) {
     CHECK(memcmp(ids, welm_tokens_data(same, &n_same), n * sizeof *ids) == 0 && n == n_same);
     OK(welm_model_generate(model, welm_prompt_tokens(ids, n), &options, &generation, &error));
     CHECK(welm_generation_usage(generation)->prompt_tokens == n);
+    CHECK(welm_generation_finish_reason(generation) == welm_generation_choice(generation, 0)->finish_reason);
+    answers(model, messages, 2, generation);
     welm_generation_free(generation);
     welm_tokens_free(tokens);
     welm_tokens_free(same);
@@ -65,7 +113,25 @@ static void errors(const context *c) {
     welm_model *model = with_template(c, "bad-chat", "{{ raise_exception('no roles like ' ~ messages[0].role) }}");
     welm_string *prompt = UNTOUCHED;
     welm_tokens *tokens = UNTOUCHED;
+    welm_generation *generation = UNTOUCHED;
+    welm_stream *stream = UNTOUCHED;
+    welm_generate_options hot = greedy(4);
+    hot.temperature = -1;
     CHECK(welm_model_has_chat_template(model));
+    FAILS(WELM_CHAT_TEMPLATE, "no roles like user", welm_model_chat(model, &good, 1, NULL, &generation, &error));
+    FAILS(WELM_CHAT_TEMPLATE, "no roles like user", welm_model_chat_stream(model, &good, 1, NULL, &stream, &error));
+    FAILS(WELM_INVALID_OPTION, "`messages`", welm_model_chat(model, NULL, 0, NULL, &generation, &error));
+    FAILS(WELM_INVALID_OPTION, "`temperature`", welm_model_chat(model, &good, 1, &hot, &generation, &error));
+    FAILS(WELM_INVALID_UTF8, "`messages[0].content`", welm_model_chat_stream(model, &broken, 1, NULL, &stream, &error));
+    FAILS(WELM_NULL_POINTER, "`messages[0].role`", welm_model_chat(model, &no_role, 1, NULL, &generation, &error));
+    FAILS(WELM_NULL_POINTER, "`generation`", welm_model_chat(model, &good, 1, NULL, NULL, &error));
+    FAILS(WELM_NULL_POINTER, "`stream`", welm_model_chat_stream(model, &good, 1, NULL, NULL, &error));
+    FAILS(WELM_INVALID_OPTION, "`request`",
+          welm_model_chat_json(model, "{", WELM_NUL_TERMINATED, NULL, &generation, &error));
+    FAILS(WELM_INVALID_OPTION, "`messages`",
+          welm_model_chat_stream_json(model, "{}", WELM_NUL_TERMINATED, NULL, &stream, &error));
+    FAILS(WELM_CHAT_TEMPLATE, "none", welm_model_chat(c->model, &good, 1, NULL, &generation, &error));
+    CHECK(generation == UNTOUCHED && stream == UNTOUCHED);
     FAILS(WELM_CHAT_TEMPLATE, "no roles like user", welm_model_chat_prompt(model, &good, 1, true, &prompt, &error));
     FAILS(WELM_CHAT_TEMPLATE, "no roles like user", welm_model_chat_tokens(model, &good, 1, true, &tokens, &error));
     FAILS(WELM_INVALID_OPTION, "`messages`", welm_model_chat_prompt(model, NULL, 0, true, &prompt, &error));

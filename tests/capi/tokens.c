@@ -138,6 +138,68 @@ static void scores(const context *c) {
     welm_scores_free(none);
 }
 
+/* Each pair as alone, text or tokens; cancelled, late, and wrong. */
+static void pairs(const context *c) {
+    const char *const continuation[] = {"疑是地上霜。"};
+    welm_tokens *tokens = NULL;
+    welm_scores *one = NULL, *all = NULL, *none = UNTOUCHED;
+    welm_score_options options;
+    welm_cancel_token *cancel = welm_cancel_token_new();
+    welm_prompt prompts[200], continuations[200];
+    size_t i, n = 0;
+    const uint32_t *ids;
+    OK(welm_model_score(c->model, "床前明月光，", WELM_NUL_TERMINATED, continuation, NULL, 1, &one, &error));
+    OK(welm_model_tokenize(c->model, continuation[0], WELM_NUL_TERMINATED, false, &tokens, &error));
+    ids = welm_tokens_data(tokens, &n);
+    for (i = 0; i < LEN(prompts); i++) {
+        prompts[i] = TEXT(i % 3 == 2 ? "春" : "床前明月光，");
+        continuations[i] = i % 3 == 1 ? welm_prompt_tokens(ids, n) : TEXT(continuation[0]);
+    }
+    OK(welm_model_score_pairs(c->model, prompts, continuations, LEN(prompts), NULL, &all, &error));
+    CHECK(welm_scores_len(all) == LEN(prompts) && welm_scores_get(all, LEN(prompts)) == NULL);
+    for (i = 0; i < LEN(prompts); i++) {
+        const welm_score *score = welm_scores_get(all, i), *alone = welm_scores_get(one, 0);
+        CHECK((score->logprob == alone->logprob) == (i % 3 != 2) && score->n_tokens == n);
+    }
+    welm_scores_free(one);
+    welm_scores_free(all);
+
+    CHECK(welm_score_options_init(&options, sizeof options) == WELM_OK);
+    CHECK(options.struct_size == sizeof options && options.deadline_ms == 0 && options.cancel == NULL);
+    options.cancel = cancel;
+    OK(welm_model_score_pairs(c->model, prompts, continuations, 1, &options, &all, &error));
+    welm_scores_free(all);
+    welm_cancel_token_cancel(cancel);
+    FAILS(WELM_INTERRUPTED, "it was cancelled",
+          welm_model_score_pairs(c->model, prompts, continuations, 2, &options, &none, &error));
+    welm_cancel_token_free(cancel);
+    options.cancel = NULL;
+    options.deadline_ms = 1;
+    short_sleep();
+    for (i = 0; i < LEN(prompts); i++) prompts[i] = TEXT("床前明月光，疑是地上霜。举头望明月，低头思故乡。");
+    FAILS(WELM_INTERRUPTED, "the deadline passed",
+          welm_model_score_pairs(c->model, prompts, continuations, LEN(prompts), &options, &none, &error));
+    options.struct_size = 1;
+    FAILS(WELM_INVALID_ARGUMENT, "`options->struct_size`",
+          welm_model_score_pairs(c->model, prompts, continuations, 1, &options, &none, &error));
+    continuations[1] = TEXT("\xff");
+    FAILS(WELM_INVALID_UTF8, "`continuations[1]`",
+          welm_model_score_pairs(c->model, prompts, continuations, 2, NULL, &none, &error));
+    prompts[0] = TEXT(NULL);
+    FAILS(WELM_NULL_POINTER, "`prompts[0]`",
+          welm_model_score_pairs(c->model, prompts, continuations, 1, NULL, &none, &error));
+    FAILS(WELM_NULL_POINTER, "`continuations`",
+          welm_model_score_pairs(c->model, prompts, NULL, 1, NULL, &none, &error));
+    FAILS(WELM_NULL_POINTER, "`scores`",
+          welm_model_score_pairs(c->model, prompts, continuations, 0, NULL, NULL, &error));
+    CHECK(none == UNTOUCHED);
+    OK(welm_model_score_pairs(c->model, NULL, NULL, 0, NULL, &none, &error));
+    CHECK(welm_scores_len(none) == 0);
+    welm_scores_free(none);
+    welm_tokens_free(tokens);
+    wait_for_rest(c->model);
+}
+
 /* The largest logit behind the prompt is the token that greedy decoding takes. */
 static void logits(const context *c) {
     size_t i, rows = 0, cols = 0;
@@ -168,5 +230,6 @@ void test_tokens(const context *c) {
     bad_texts(c);
     without_a_tokenizer(c);
     scores(c);
+    pairs(c);
     logits(c);
 }

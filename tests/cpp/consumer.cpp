@@ -292,6 +292,9 @@ void empty_handles_fail(welm::Model model) {
     CHECK(failure([&] { model.stats(); }).code() == WELM_NULL_POINTER);
     CHECK(failure([&] { model.tokenize("x"); }).code() == WELM_NULL_POINTER);
     CHECK(failure([&] { model.score("x", {"y"}); }).code() == WELM_NULL_POINTER);
+    CHECK(failure([&] { model.score_pairs({{"x", "y"}}); }).code() == WELM_NULL_POINTER);
+    CHECK(failure([&] { model.chat({{"user", "x"}}); }).code() == WELM_NULL_POINTER);
+    CHECK(failure([&] { model.chat_stream({{"user", "x"}}); }).code() == WELM_NULL_POINTER);
     CHECK(model.config().vocab_size == 0 && model.token_bytes(3).empty() && !model.clone().get());
 
     welm::Generation answer = taken.generate("x", greedy(2));
@@ -350,6 +353,22 @@ void the_rest(const welm::Model& model, const std::string& path) {
     CHECK(failure([&] { model.chat_prompt_json("{"); }).code() == WELM_INVALID_OPTION);
     CHECK(failure([&] { model.chat_tokens_json("{}"); }).code() == WELM_INVALID_OPTION);
 
+    // An answer to it is that to its prompt.
+    welm::GenerateOptions few;
+    few.max_tokens = 4;
+    few.seed = 7;
+    const welm::Generation answer = model.chat_json(request, few);
+    CHECK(answer.text() == model.generate(model.chat_tokens_json(request), few).text());
+    CHECK(answer.finish_reason() == answer.choices()[0].finish_reason && answer.finish_reason() == WELM_FINISH_LENGTH);
+    std::string streamed;
+    for (const welm::Piece& piece : model.chat_stream_json(request, few)) streamed += piece.text;
+    CHECK(streamed == answer.text());
+    CHECK(failure([&] { model.chat(messages); }).code() == WELM_CHAT_TEMPLATE);
+    CHECK(failure([&] { model.chat_stream(messages, few); }).code() == WELM_CHAT_TEMPLATE);
+    CHECK(failure([&] { model.chat_json("{}"); }).code() == WELM_INVALID_OPTION);
+    CHECK(failure([&] { model.chat_stream_json("{"); }).code() == WELM_INVALID_OPTION);
+    CHECK(!model.try_chat(messages) && !model.try_chat_stream(messages));
+
     const welm::Scores scores = model.score("床前明月光，", {"疑是地上霜。", "Hello"});
     CHECK(scores.all().size() == 2 && scores.all()[0].logprob > scores.all()[1].logprob);
     double sum = 0;
@@ -357,6 +376,26 @@ void the_rest(const welm::Model& model, const std::string& path) {
     CHECK(sum - scores.all()[0].logprob < 1e-3 && scores.all()[0].logprob - sum < 1e-3);
     const std::vector<std::string> continuations = {"疑是地上霜。"};
     CHECK(model.score("床前明月光，", continuations).all()[0].logprob == scores.all()[0].logprob);
+
+    // Many prompts at once: each pair as alone, text or tokens.
+    const std::vector<std::uint32_t> ids = model.tokenize("疑是地上霜。");
+    const welm::Scores pairs =
+        model.score_pairs({{"床前明月光，", "疑是地上霜。"}, {"床前明月光，", ids}, {"春眠不觉晓，", "处处闻啼鸟。"}});
+    CHECK(pairs.all().size() == 3 && pairs.all()[0].logprob == scores.all()[0].logprob);
+    CHECK(pairs.all()[1].logprob == pairs.all()[0].logprob);
+    CHECK(pairs.all()[2].logprob == model.score("春眠不觉晓，", {"处处闻啼鸟。"}).all()[0].logprob);
+    CHECK(model.score_pairs({}).all().empty());
+    const welm::CancelToken cancel;
+    welm::ScoreOptions ends;
+    ends.cancel = &cancel;
+    CHECK(model.score_pairs({{"a", "b"}}, ends).all().size() == 1);
+    cancel.cancel();
+    CHECK(failure([&] { model.score_pairs({{"a", "b"}}, ends); }).code() == WELM_INTERRUPTED);
+    ends.cancel = nullptr;
+    ends.deadline = std::chrono::milliseconds(1);
+    const std::vector<std::pair<welm::Prompt, welm::Prompt>> many(20'000, {"床前明月光，", "疑是地上霜。"});
+    CHECK(failure([&] { model.score_pairs(many, ends); }).code() == WELM_INTERRUPTED);
+    CHECK(!model.try_score_pairs({{"a", "\xff"}}));
 
     std::atomic<int> heard{0};
     {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import json
 import struct
 import time
@@ -21,6 +22,30 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 _FIRST = json.loads((FIXTURES / "nano_greedy.json").read_text("utf-8"))[0]
 PROMPT: str = _FIRST["prompt"]
 GREEDY: list[int] = _FIRST["ids"] + _FIRST["beyond"]
+
+
+HUGE = 2**36
+
+
+class Liar(collections.abc.Sequence[Any]):
+    """Says that it has more than it has."""
+
+    def __init__(self, *items: Any, claims: int = HUGE) -> None:
+        self.items = items
+        self.claims = claims
+
+    def __len__(self) -> int:
+        return self.claims
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.items[at]
+
+
+class Endless(Liar):
+    """Never ends, whatever it says."""
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.items[0]
 
 
 @pytest.fixture(scope="session")

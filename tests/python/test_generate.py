@@ -523,9 +523,9 @@ def test_wrong_chat_requests_name_what_is_wrong(model: welm.Model) -> None:
         with pytest.raises(TypeError, match=text):
             prompt(messages)
     for kwargs, error, text in (
-        ({"tools": {}}, TypeError, "tools: expected a list of dicts, got dict"),
-        ({"tools": [1]}, TypeError, r"tools\[0\]: expected a dict"),
-        ({"documents": ["x"]}, TypeError, r"documents\[0\]: expected a dict"),
+        ({"tools": {}}, TypeError, "argument 'tools': expected a list of dicts, got dict"),
+        ({"tools": [1]}, TypeError, r"argument 'tools': tools\[0\]: expected a dict, got int"),
+        ({"documents": ["x"]}, TypeError, r"argument 'documents': documents\[0\]: expected a dict, got str"),
         ({"tokenize": False}, welm.InvalidOption, "tokenize"),
         ({"messages": []}, welm.InvalidOption, "messages"),
         (
@@ -536,7 +536,7 @@ def test_wrong_chat_requests_name_what_is_wrong(model: welm.Model) -> None:
         (
             {"continue_final_message": "name"},
             welm.InvalidOption,
-            "expected the last message to have the key name",
+            'expected a key of the last message, got "name", which it does not have',
         ),
     ):
         with pytest.raises(error, match=text):

@@ -1,12 +1,16 @@
-//! From conversations to prompts.
+//! Conversations: their prompts, and the model's answers.
 
 use std::ffi::c_char;
 
 use welm_core::{ChatRequest, Message};
 
 use crate::error::{Failure, welm_error, welm_status};
+use crate::generate::welm_generation;
 use crate::guard::{status, value};
 use crate::model::welm_model;
+use crate::request::welm_generate_options;
+use crate::sized;
+use crate::stream::welm_stream;
 use crate::text::{WELM_NUL_TERMINATED, array, text, welm_string};
 use crate::tokens::welm_tokens;
 
@@ -192,6 +196,139 @@ pub unsafe extern "C" fn welm_model_chat_tokens_json(
         }
         let ids = model.chat_request_tokens(&request)?;
         tokens.write(welm_tokens::new(ids));
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// The model's answer to a conversation, by its own chat template; returns when all `n` sequences of the options have
+/// ended.
+///
+/// It is what `welm_model_generate` gives for the tokens of `welm_model_chat_tokens`, with the beginning of the answer, and
+/// ends at the model's end tokens, of which a chat model has one for the end of a turn. With `echo` the text begins with
+/// that of `welm_model_chat_prompt`. Special tokens that are written in a message are parsed; see
+/// `welm_model_chat_tokens`.
+///
+/// - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of messages and options is kept.
+/// - threads: any number at once on one model; their requests are computed together.
+/// - NULL: `model` and `generation` must not be, nor the texts of a message; `messages` may be, if `n` is 0;
+/// `options` may be, for the defaults; `error` may be.
+/// - encoding: of messages and stop strings UTF-8.
+/// - errors: as `welm_model_generate` and `welm_model_chat_prompt`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_chat(
+    model: *const welm_model,
+    messages: *const welm_message,
+    n: usize,
+    options: *const welm_generate_options,
+    generation: *mut *mut welm_generation,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, messages, options and output are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        let request = ChatRequest::new(conversation(messages, n)?);
+        let options = sized::read("options", options, Default::default())?.to_core()?;
+        if generation.is_null() {
+            return Err(Failure::null("generation"));
+        }
+        generation.write(welm_generation::new(model.generate(&request, &options)?));
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// As `welm_model_chat`, of a JSON object as for `welm_model_chat_prompt_json`: with tools, documents, and what else templates
+/// ask for.
+///
+/// - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of the request and options is kept.
+/// - threads: any number at once on one model; their requests are computed together.
+/// - NULL: `model`, `request` and `generation` must not be; `options` may be, for the defaults; `error` may be.
+/// - encoding: UTF-8; of the request `len` bytes, or `WELM_NUL_TERMINATED`.
+/// - errors: as `welm_model_generate` and `welm_model_chat_prompt_json`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_chat_json(
+    model: *const welm_model,
+    request: *const c_char,
+    len: usize,
+    options: *const welm_generate_options,
+    generation: *mut *mut welm_generation,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, text, options and output are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        let request = ChatRequest::from_json(text("request", request, len)?)?;
+        let options = sized::read("options", options, Default::default())?.to_core()?;
+        if generation.is_null() {
+            return Err(Failure::null("generation"));
+        }
+        generation.write(welm_generation::new(model.generate(&request, &options)?));
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// As `welm_model_chat`, piece by piece, as `welm_model_stream` gives them.
+///
+/// - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of messages and options is kept. `model` may be freed while the stream lives.
+/// - threads: any number at once on one model; their requests are computed together.
+/// - NULL: `model` and `stream` must not be, nor the texts of a message; `messages` may be, if `n` is 0;
+/// `options` may be, for the defaults; `error` may be.
+/// - encoding: of messages and stop strings UTF-8.
+/// - errors: as `welm_model_chat`; those of the engine come from `welm_stream_next`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_chat_stream(
+    model: *const welm_model,
+    messages: *const welm_message,
+    n: usize,
+    options: *const welm_generate_options,
+    stream: *mut *mut welm_stream,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, messages, options and output are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        let request = ChatRequest::new(conversation(messages, n)?);
+        let options = sized::read("options", options, Default::default())?.to_core()?;
+        if stream.is_null() {
+            return Err(Failure::null("stream"));
+        }
+        stream.write(welm_stream::new(model.stream(&request, &options)?));
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// As `welm_model_chat_stream`, of a JSON object as for `welm_model_chat_prompt_json`.
+///
+/// - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of the request and options is kept. `model` may be freed while the stream lives.
+/// - threads: any number at once on one model; their requests are computed together.
+/// - NULL: `model`, `request` and `stream` must not be; `options` may be, for the defaults; `error` may be.
+/// - encoding: UTF-8; of the request `len` bytes, or `WELM_NUL_TERMINATED`.
+/// - errors: as `welm_model_chat_json`; those of the engine come from `welm_stream_next`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_chat_stream_json(
+    model: *const welm_model,
+    request: *const c_char,
+    len: usize,
+    options: *const welm_generate_options,
+    stream: *mut *mut welm_stream,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, text, options and output are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        let request = ChatRequest::from_json(text("request", request, len)?)?;
+        let options = sized::read("options", options, Default::default())?.to_core()?;
+        if stream.is_null() {
+            return Err(Failure::null("stream"));
+        }
+        stream.write(welm_stream::new(model.stream(&request, &options)?));
         Ok(())
     };
     // SAFETY: `error` is the caller's.

@@ -64,11 +64,13 @@ pub enum welm_status {
     WELM_NOT_FINITE = 32,
     /// The process was forked after the model was loaded; its engine is in the parent only. Freeing is allowed.
     WELM_FORKED = 33,
+    /// A scoring was cancelled, or its deadline passed, before all scores were there.
+    WELM_INTERRUPTED = 34,
 }
 
 use welm_status::*;
 
-const NAMES: [(welm_status, &CStr); 27] = [
+const NAMES: [(welm_status, &CStr); 28] = [
     (WELM_OK, c"WELM_OK"),
     (WELM_END, c"WELM_END"),
     (WELM_NULL_POINTER, c"WELM_NULL_POINTER"),
@@ -96,6 +98,7 @@ const NAMES: [(welm_status, &CStr); 27] = [
     (WELM_CHAT_TEMPLATE, c"WELM_CHAT_TEMPLATE"),
     (WELM_NOT_FINITE, c"WELM_NOT_FINITE"),
     (WELM_FORKED, c"WELM_FORKED"),
+    (WELM_INTERRUPTED, c"WELM_INTERRUPTED"),
 ];
 
 /// Why an entry point did not succeed.
@@ -141,6 +144,7 @@ impl From<Error> for Failure {
             Error::ChatTemplate(_) => WELM_CHAT_TEMPLATE,
             Error::NotFinite { .. } => WELM_NOT_FINITE,
             Error::Forked => WELM_FORKED,
+            Error::Interrupted { .. } => WELM_INTERRUPTED,
             _ => WELM_OTHER,
         };
         Failure::new(status, error.to_string())

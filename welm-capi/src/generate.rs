@@ -18,11 +18,11 @@ use crate::text::Text;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct welm_choice {
-    /// The text, in UTF-8, with a NUL behind it; with `echo`, behind the prompt.
+    /// The text, in UTF-8, with a NUL behind it; with `echo`, after the prompt.
     pub text: *const c_char,
     /// Bytes of the text.
     pub text_len: usize,
-    /// Its tokens; with `echo`, behind the prompt's.
+    /// Its tokens; with `echo`, after the prompt's.
     pub tokens: *const welm_token,
     /// Number of them.
     pub n_tokens: usize,
@@ -79,7 +79,7 @@ impl ChoiceBox {
 }
 
 impl welm_generation {
-    fn new(generation: Generation) -> *mut Self {
+    pub(crate) fn new(generation: Generation) -> *mut Self {
         let usage = welm_usage {
             prompt_tokens: generation.usage.prompt_tokens,
             completion_tokens: generation.usage.completion_tokens,
@@ -189,6 +189,22 @@ pub unsafe extern "C" fn welm_generation_choice(
         // SAFETY: NULL, or an answer that was not freed, by the function's contract.
         let generation = unsafe { generation.as_ref() };
         generation.and_then(|g| g.choices.get(index)).map_or(ptr::null(), |c| &c.choice)
+    })
+}
+
+/// Why the first sequence ended.
+///
+/// - ownership: nothing to free.
+/// - threads: any number at once on one answer.
+/// - NULL: `WELM_FINISH_NONE` for a NULL `generation`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_generation_finish_reason(
+    generation: *const welm_generation,
+) -> welm_finish_reason {
+    value(welm_finish_reason::WELM_FINISH_NONE, || {
+        // SAFETY: NULL, or an answer that was not freed, by the function's contract.
+        let first = unsafe { generation.as_ref() }.and_then(|g| g.choices.first());
+        first.map_or(welm_finish_reason::WELM_FINISH_NONE, |c| c.choice.finish_reason)
     })
 }
 

@@ -29,16 +29,23 @@ impl welm_prompt {
     /// # Safety
     /// What it points to is as long as it says and does not change during `'a`.
     pub(crate) unsafe fn to_core<'a>(self) -> Result<Prompt<'a>, Failure> {
+        // SAFETY: by this function's contract.
+        unsafe { self.named("prompt") }
+    }
+
+    /// # Safety
+    /// As for `to_core`.
+    pub(crate) unsafe fn named<'a>(self, argument: &str) -> Result<Prompt<'a>, Failure> {
         if self.tokens.is_null() {
             // SAFETY: by this function's contract.
-            return Ok(Prompt::Text(unsafe { text("prompt", self.text, self.len) }?));
+            return Ok(Prompt::Text(unsafe { text(argument, self.text, self.len) }?));
         }
         if !self.text.is_null() || self.len == WELM_NUL_TERMINATED {
-            let reason = "`prompt`: expected a text, or tokens and their number; got both";
+            let reason = format!("`{argument}`: expected a text, or tokens and their number; got both");
             return Err(Failure::new(WELM_INVALID_ARGUMENT, reason));
         }
         // SAFETY: by this function's contract.
-        Ok(Prompt::Tokens(unsafe { array("prompt", self.tokens, self.len) }?))
+        Ok(Prompt::Tokens(unsafe { array(argument, self.tokens, self.len) }?))
     }
 }
 
@@ -252,7 +259,7 @@ pub unsafe extern "C" fn welm_generate_options_init(
 }
 
 /// Ends requests from outside: every one whose options held it. Any number of threads may use it at once.
-pub struct welm_cancel_token(CancelToken);
+pub struct welm_cancel_token(pub(crate) CancelToken);
 
 /// A token that is not cancelled.
 ///

@@ -2,15 +2,17 @@
 
 use std::ffi::c_char;
 use std::ptr;
+use std::time::Duration;
 
-use welm_core::Score;
+use welm_core::{Score, ScoreOptions};
 
 use crate::error::{Failure, welm_error, welm_status};
 use crate::guard::{free, status, value};
 use crate::list::{TokenList, welm_token};
 use crate::model::welm_model;
-use crate::request::welm_prompt;
-use crate::text::{put, text, texts};
+use crate::request::{welm_cancel_token, welm_prompt};
+use crate::sized::{self, Growing};
+use crate::text::{array, put, text, texts};
 
 /// The log-likelihood of a given continuation.
 #[repr(C)]
@@ -27,6 +29,16 @@ pub struct welm_score {
 /// The scores of several continuations, in their order. They never change, so that any number of threads may read
 /// them at once.
 pub struct welm_scores(Vec<(welm_score, TokenList)>);
+
+impl welm_scores {
+    fn new(scores: Vec<Score>) -> *mut Self {
+        let one = |Score { logprob, tokens }| {
+            let tokens = TokenList::new(tokens);
+            (welm_score { logprob, tokens: tokens.as_ptr(), n_tokens: tokens.len() }, tokens)
+        };
+        Box::into_raw(Box::new(welm_scores(scores.into_iter().map(one).collect())))
+    }
+}
 
 /// Log-likelihoods of given continuations of a prompt.
 ///
@@ -62,12 +74,103 @@ pub unsafe extern "C" fn welm_model_score(
         if scores.is_null() {
             return Err(Failure::null("scores"));
         }
-        let one = |Score { logprob, tokens }| {
-            let tokens = TokenList::new(tokens);
-            (welm_score { logprob, tokens: tokens.as_ptr(), n_tokens: tokens.len() }, tokens)
+        scores.write(welm_scores::new(model.score(prompt, &continuations)?));
+        Ok(())
+    };
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
+/// How pairs are scored. `welm_score_options_init` sets the defaults, which are in brackets here.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct welm_score_options {
+    /// `sizeof(welm_score_options)`.
+    pub struct_size: usize,
+    /// Milliseconds from now after which the scoring ends with `WELM_INTERRUPTED` (0); 0 is never.
+    pub deadline_ms: u64,
+    /// Ends the scoring from any thread, with `WELM_INTERRUPTED` (NULL). It has to live until the function returns.
+    pub cancel: *const welm_cancel_token,
+}
+
+// SAFETY: `repr(C)`, size first; numbers and a pointer; ends with one.
+unsafe impl Growing for welm_score_options {}
+
+impl Default for welm_score_options {
+    fn default() -> Self {
+        welm_score_options { struct_size: size_of::<Self>(), deadline_ms: 0, cancel: ptr::null() }
+    }
+}
+
+impl welm_score_options {
+    /// # Safety
+    /// `cancel` is NULL or a token that was not freed.
+    unsafe fn to_core(self) -> ScoreOptions {
+        ScoreOptions {
+            deadline: Some(self.deadline_ms).filter(|&ms| ms != 0).map(Duration::from_millis),
+            // SAFETY: by this function's contract.
+            cancel: unsafe { self.cancel.as_ref() }.map(|c| c.0.clone()),
+        }
+    }
+}
+
+/// Sets every option to its default, and `struct_size` to the size given: `sizeof(welm_score_options)`.
+///
+/// - ownership: nothing to free.
+/// - threads: any, each with a struct of its own.
+/// - NULL: `options` must not be.
+/// - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, and nothing is written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_score_options_init(
+    options: *mut welm_score_options,
+    struct_size: usize,
+) -> welm_status {
+    // SAFETY: the caller's struct has the size that it says.
+    let body = || unsafe { sized::init("options", options, struct_size, &welm_score_options::default()) };
+    // SAFETY: NULL is allowed.
+    unsafe { status(ptr::null_mut(), body) }
+}
+
+/// Log-likelihoods of many continuations, each after its own prompt: the same bits as `welm_model_score` gives for each.
+///
+/// Pairs are computed together, some dozens at a time. Equal beginnings are computed once if the prefix cache is on; give
+/// pairs of the same prompt one after another. Tokens are taken as they are: where one of the two is tokens, nothing is
+/// merged where they meet. Memory is bounded however many pairs there are.
+///
+/// - ownership: `*scores` is the caller's, to be freed with `welm_scores_free`. Nothing of prompts, continuations and
+///   options is kept.
+/// - threads: any number at once on one model.
+/// - NULL: `model` and `scores` must not be; `prompts` and `continuations` may be, if `n` is 0; `options` may be, for the
+///   defaults; `error` may be.
+/// - encoding: of texts UTF-8.
+/// - errors: as `welm_model_score`; `WELM_INTERRUPTED` if it was cancelled, or the deadline passed. What was computed until
+///   then is lost.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_score_pairs(
+    model: *const welm_model,
+    prompts: *const welm_prompt,
+    continuations: *const welm_prompt,
+    n: usize,
+    options: *const welm_score_options,
+    scores: *mut *mut welm_scores,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: handle, texts, options and output are the caller's, as the comment asks.
+    let body = || unsafe {
+        let model = welm_model::get(model)?;
+        let prompts = array("prompts", prompts, n)?;
+        let continuations = array("continuations", continuations, n)?;
+        let options = sized::read("options", options, Default::default())?.to_core();
+        if scores.is_null() {
+            return Err(Failure::null("scores"));
+        }
+        let one = |(i, (prompt, continuation)): (usize, (&welm_prompt, &welm_prompt))| {
+            let prompt = prompt.named(&format!("prompts[{i}]"))?;
+            Ok((prompt, continuation.named(&format!("continuations[{i}]"))?))
         };
-        let all = model.score(prompt, &continuations)?.into_iter().map(one).collect();
-        scores.write(Box::into_raw(Box::new(welm_scores(all))));
+        let pairs = prompts.iter().zip(continuations).enumerate().map(one);
+        let pairs = pairs.collect::<Result<Vec<_>, Failure>>()?;
+        scores.write(welm_scores::new(model.score_pairs(&pairs, &options)?));
         Ok(())
     };
     // SAFETY: `error` is the caller's.
@@ -110,20 +213,20 @@ pub unsafe extern "C" fn welm_scores_free(scores: *mut welm_scores) {
     unsafe { free(scores) }
 }
 
-/// Logits behind some tokens of a prompt. They never change, so that any number of threads may read them at once.
+/// Logits after some tokens of a prompt. They never change, so that any number of threads may read them at once.
 pub struct welm_logits {
     values: Vec<f32>, // (rows, cols)
     cols: usize,
 }
 
-/// Logits behind each token of a prompt from position `from` on. For measuring; a caller bounds the memory by the
+/// Logits after each token of a prompt from position `from` on. For measuring; a caller bounds the memory by the
 /// positions it asks for.
 ///
 /// - ownership: `*logits` is the caller's, to be freed with `welm_logits_free`. Nothing of the prompt is kept.
 /// - threads: any number at once on one model.
 /// - NULL: `model` and `logits` must not be; `error` may be.
 /// - encoding: of the prompt UTF-8.
-/// - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` if `from` is behind the prompt.
+/// - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` if `from` is after the prompt.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_logits(
     model: *const welm_model,

@@ -89,6 +89,15 @@ struct Pull {
     piece: Option<Box<PieceBox>>,
 }
 
+impl welm_stream {
+    pub(crate) fn new(stream: Stream) -> *mut Self {
+        let (seed, prompt_tokens) = (stream.seed(), stream.prompt_tokens());
+        let cancel = Box::new(stream.canceller());
+        let pull = Mutex::new(Pull { stream, piece: None });
+        Box::into_raw(Box::new(welm_stream { pull, cancel, seed, prompt_tokens }))
+    }
+}
+
 /// As `welm_model_generate`, piece by piece, at the caller's pace: what is not asked for yet waits in memory.
 ///
 /// - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of prompt and options is
@@ -112,11 +121,7 @@ pub unsafe extern "C" fn welm_model_stream(
         if stream.is_null() {
             return Err(Failure::null("stream"));
         }
-        let opened = model.stream(prompt.to_core()?, &options)?;
-        let (seed, prompt_tokens) = (opened.seed(), opened.prompt_tokens());
-        let cancel = Box::new(opened.canceller());
-        let pull = Mutex::new(Pull { stream: opened, piece: None });
-        stream.write(Box::into_raw(Box::new(welm_stream { pull, cancel, seed, prompt_tokens })));
+        stream.write(welm_stream::new(model.stream(prompt.to_core()?, &options)?));
         Ok(())
     };
     // SAFETY: `error` is the caller's.

@@ -8,6 +8,7 @@ use crate::error::welm_status::{self, *};
 use crate::error::*;
 use crate::generate::*;
 use crate::guard::tests::panicking;
+use crate::list::welm_finish_reason;
 use crate::load::*;
 use crate::log::*;
 use crate::model::*;
@@ -69,7 +70,7 @@ fn calls() -> Vec<Call> {
         welm_error_free welm_string_free welm_model_free welm_cancel_token_free welm_generation_free
         welm_stream_free welm_scores_free welm_logits_free welm_tokens_free
     };
-    let looks: [Call; 22] = looks! {
+    let looks: [Call; 23] = looks! {
         welm_error_code(null()) |s| s == WELM_OK;
         // SAFETY: never NULL.
         welm_error_message(null()) |p| unsafe { CStr::from_ptr(p) }.is_empty();
@@ -80,6 +81,7 @@ fn calls() -> Vec<Call> {
         welm_cancel_token_is_cancelled(null()) |b: bool| !b;
         welm_generation_n_choices(null()) |n| n == 0;
         welm_generation_choice(null(), 0) <*const _>::is_null;
+        welm_generation_finish_reason(null()) |r| r == welm_finish_reason::WELM_FINISH_NONE;
         welm_generation_usage(null()) <*const _>::is_null;
         welm_generation_seed(null()) |n| n == 0;
         welm_stream_cancel(null()) |()| true;
@@ -94,7 +96,7 @@ fn calls() -> Vec<Call> {
         welm_model_has_chat_template(null()) |b: bool| !b;
         welm_histogram_quantile_s(null(), 0.5) |x| x == 0.0;
     };
-    let tries: [Call; 20] = tries! {
+    let tries: [Call; 25] = tries! {
         welm_model_load(null(), null(), null_mut());
         welm_model_estimate(null(), null(), null_mut());
         welm_quantize(null(), null(), None, null_mut());
@@ -105,6 +107,7 @@ fn calls() -> Vec<Call> {
         welm_stream_next(null(), null_mut());
         welm_stream_next_timeout(null(), 0, null_mut());
         welm_model_score(null(), null(), NONE, null(), null(), 1, null_mut());
+        welm_model_score_pairs(null(), null(), null(), 1, null(), null_mut());
         welm_model_logits(null(), welm_prompt_tokens(null(), 1), 0, null_mut());
         welm_model_tokenize(null(), null(), NONE, false, null_mut());
         welm_model_detokenize(null(), null(), 1, null_mut());
@@ -113,12 +116,18 @@ fn calls() -> Vec<Call> {
         welm_model_chat_tokens(null(), null(), 1, true, null_mut());
         welm_model_chat_prompt_json(null(), null(), NONE, null_mut());
         welm_model_chat_tokens_json(null(), null(), NONE, null_mut());
+        welm_model_chat(null(), null(), 1, null(), null_mut());
+        welm_model_chat_json(null(), null(), NONE, null(), null_mut());
+        welm_model_chat_stream(null(), null(), 1, null(), null_mut());
+        welm_model_chat_stream_json(null(), null(), NONE, null(), null_mut());
         welm_model_stats(null(), null_mut());
         welm_log_set_callback(3, None, null_mut());
     };
     // SAFETY: NULL is an error here.
-    let inits: [Call; 2] = [
+    let inits: [Call; 3] = [
         ("welm_load_options_init", |_| Status(unsafe { welm_load_options_init(null_mut(), 8) })),
+        // SAFETY: as above.
+        ("welm_score_options_init", |_| Status(unsafe { welm_score_options_init(null_mut(), 8) })),
         // SAFETY: as above.
         ("welm_generate_options_init", |_| Status(unsafe { welm_generate_options_init(null_mut(), 8) })),
     ];

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::output::FinishReason;
+
 /// What can go wrong; nothing in this crate panics on bad input.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -125,8 +127,14 @@ pub enum Error {
         /// What came, and for which token.
         got: String,
         /// The first layer whose output is not finite, with its position: `in layer 3, at position 0`; `in the
-        /// embedding`, or `behind the last layer`.
+        /// embedding`, or `after the last layer`.
         began: String,
+    },
+    /// A scoring was cancelled, or its deadline passed, before all scores were there.
+    #[error("scoring ended before all scores were there: {}", interrupted(*reason))]
+    Interrupted {
+        /// [`FinishReason::Cancelled`] or [`FinishReason::Deadline`].
+        reason: FinishReason,
     },
     /// The device failed in a step; the requests of that step end with this, later ones are served.
     #[error("device: {0}")]
@@ -148,6 +156,14 @@ pub enum Error {
     LoadCancelled,
 }
 
+/// What ended it.
+fn interrupted(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Deadline => "the deadline passed",
+        _ => "it was cancelled",
+    }
+}
+
 /// What would fit.
 fn fitting(cache_tokens: &Option<usize>) -> String {
     match cache_tokens {
@@ -167,6 +183,15 @@ impl From<welm_kernels::Error> for Error {
             E::ContextLost(reason) => Error::DeviceLost(reason),
             other => Error::Device(other.to_string()),
         }
+    }
+}
+
+/// A text in a message: as Rust and Python write it, without the end of a long one.
+pub(crate) fn quoted(text: &str) -> String {
+    const SHOWN: usize = 40; // characters
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{:?}…", &text[..at]),
+        None => format!("{text:?}"),
     }
 }
 

@@ -60,8 +60,9 @@ pub use host::panics::catch as catch_quietly;
 pub use model::{Model, Prompt, Stream};
 pub use options::{
     Activations, CacheDtype, CancelToken, Device, Dtype, GenerateOptions, LoadOptions, LoadProgress,
-    ProgressFn,
+    ProgressFn, ScoreOptions,
 };
 pub use output::{Choice, Finish, FinishReason, Generation, Piece, Score, Token, Usage};
 pub use tokenizer::{ChatRequest, Json, Message};
-pub use weights::int8::quantize;
+pub use weights::describe::{Description, TypeCount};
+pub use weights::quantize::quantize;

@@ -1,5 +1,8 @@
 //! [`Model`]: what a program holds, and the only way into the engine.
 
+mod score;
+
+use std::borrow::Cow;
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
@@ -21,26 +24,43 @@ use crate::error::{Error, Result};
 use crate::estimate::{Estimate, limits};
 use crate::host::bus::{self, Unblocked};
 use crate::host::fork::Local;
-use crate::host::memory::{Available, expect_room, vec_for};
+use crate::host::memory::{Available, vec_for};
 use crate::kv_cache::KvCache;
 use crate::options::{Activations, CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
-use crate::output::{Choice, Finish, FinishReason, Generation, Piece, Score, Usage};
+use crate::output::{Choice, Finish, FinishReason, Generation, Piece, Usage};
 use crate::sampler::SamplerParams;
-use crate::side_file::{DESCRIPTIONS, INDEX};
 use crate::tokenizer::{ChatRequest, ChatTemplate, Halt, Message, Tokenizer, Watch};
 use crate::transformer::{Scratch, Weights};
-use crate::weights::load::{Opened, Source, open};
+use crate::weights::describe::Description;
+use crate::weights::load::Source;
+use crate::weights::open::{Opened, open};
 
 /// Tokens of a prompt that are counted, though they are more than fit.
 const COUNTED_TOKENS: usize = 1 << 14;
 
-/// A prompt: text, or tokens as they are.
+/// A prompt: text, tokens as they are, or a conversation.
 #[derive(Debug, Clone, Copy)]
 pub enum Prompt<'a> {
     /// Text, tokenized by the model, with the token that starts a text where the model has one.
     Text(&'a str),
     /// Tokens; nothing is added.
     Tokens(&'a [u32]),
+    /// A conversation, by the model's chat template: what [`Model::chat_request_tokens`] gives. Special tokens are
+    /// parsed, whatever [`GenerateOptions::parse_special`] says, and none is put in front.
+    Chat(&'a ChatRequest),
+}
+
+/// A prompt before it is tokenized.
+enum Given<'a> {
+    Text(Written<'a>),
+    Tokens(&'a [u32]),
+}
+
+/// A text, and how it is tokenized.
+struct Written<'a> {
+    text: Cow<'a, str>,
+    add_special: bool,
+    parse_special: bool,
 }
 
 impl<'a> From<&'a str> for Prompt<'a> {
@@ -64,6 +84,12 @@ impl<'a> From<&'a [u32]> for Prompt<'a> {
 impl<'a> From<&'a Vec<u32>> for Prompt<'a> {
     fn from(tokens: &'a Vec<u32>) -> Self {
         Prompt::Tokens(tokens)
+    }
+}
+
+impl<'a> From<&'a ChatRequest> for Prompt<'a> {
+    fn from(chat: &'a ChatRequest) -> Self {
+        Prompt::Chat(chat)
     }
 }
 
@@ -91,6 +117,7 @@ struct Inner {
     config: ModelConfig,
     estimate: Estimate,
     description: String,
+    prefix_cache: bool,
 }
 
 /// The first device, if it can run this model as asked.
@@ -120,25 +147,6 @@ fn guard(options: &LoadOptions) -> Option<Unblocked> {
     })
 }
 
-/// Opens files, tokenizer included.
-fn open_all(path: &Path, allow_unread_tensors: bool) -> Result<Opened> {
-    expect_room_to_read(path)?;
-    open(path, true, allow_unread_tensors)
-}
-
-/// Checks that what parses a model's descriptions has room: libraries, which would end the process if they got none.
-fn expect_room_to_read(path: &Path) -> Result<()> {
-    const FACTOR: u64 = 24; // tokenizers takes ten to twenty bytes for each of a tokenizer.json
-    const LONGEST: u64 = 16 << 20; // of the vocabularies in GGUF files
-    let described = if path.is_dir() {
-        DESCRIPTIONS.iter().chain([&INDEX]).map(|file| file.len(path)).sum()
-    } else {
-        path.metadata().map_or(0, |m| m.len()).min(LONGEST)
-    };
-    let bytes = (8u64 << 20).saturating_add(described.saturating_mul(FACTOR));
-    expect_room("the model's descriptions", usize::try_from(bytes).unwrap_or(usize::MAX))
-}
-
 fn whole_messages(messages: &[Message], add_generation_prompt: bool) -> ChatRequest {
     let mut request = ChatRequest::new(messages);
     request.add_generation_prompt = Some(add_generation_prompt);
@@ -146,7 +154,8 @@ fn whole_messages(messages: &[Message], add_generation_prompt: bool) -> ChatRequ
 }
 
 impl Model {
-    /// Loads a Hugging Face folder, an int8 folder of [`crate::quantize`], or a GGUF file.
+    /// Loads a Hugging Face folder, an int8 folder of [`crate::quantize`], a GGUF file, or the one GGUF file of a folder.
+    /// Nothing is downloaded.
     ///
     /// Files are mapped: they must not be changed while the model lives (see [`LoadOptions::guard_mapped_files`]). A folder without `tokenizer.json`
     /// gives a model that takes and returns tokens only.
@@ -167,7 +176,7 @@ impl Model {
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
         options.validate()?;
         let _guarded = guard(options);
-        let (path, opened) = (path.as_ref(), open_all(path.as_ref(), options.allow_unread_tensors)?);
+        let (path, opened) = (path.as_ref(), open(path.as_ref(), true, options.allow_unread_tensors)?);
         match options.device {
             Device::Cpu => Self::load_on_cpu(path, opened, options),
             #[cfg(feature = "kernels")]
@@ -204,7 +213,7 @@ impl Model {
     ) -> Result<Model> {
         options.validate()?;
         let _guarded = guard(options);
-        let opened = open_all(path.as_ref(), options.allow_unread_tensors)?;
+        let opened = open(path.as_ref(), true, options.allow_unread_tensors)?;
         Self::load_on_cuda(path.as_ref(), opened, options, device)
     }
 
@@ -294,7 +303,27 @@ impl Model {
             files,
         };
         let engine = Handle::start(engine, options)?;
-        Ok(Model { inner: Arc::new(Inner { engine, tokenizer, chat, config, estimate, description }) })
+        let prefix_cache = options.prefix_cache;
+        Ok(Model {
+            inner: Arc::new(Inner { engine, tokenizer, chat, config, estimate, description, prefix_cache }),
+        })
+    }
+
+    /// What a model's files hold, whether [`Model::load`] takes them or not, and if not, why. Reads their headers.
+    ///
+    /// ```
+    /// # fn main() -> welm_core::Result<()> {
+    /// let files = welm_core::Model::describe("../examples/welm-nano")?;
+    /// assert_eq!(files.family.as_deref(), Some("welm"));
+    /// assert_eq!(files.unsupported, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::InvalidFile`] for files that are absent, damaged or no model's.
+    pub fn describe(path: impl AsRef<Path>) -> Result<Description> {
+        Description::of(path.as_ref())
     }
 
     /// Memory that [`Model::load`] with these options would take, from the headers of the files: the device's with
@@ -323,8 +352,8 @@ impl Model {
     /// have. Calls from many threads are computed together.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`], [`Error::TooLong`], [`Error::EmptyPrompt`], [`Error::Tokenizer`];
-    /// [`Error::QueueFull`] if too many wait; [`Error::EngineStopped`] after an internal fault;
+    /// [`Error::InvalidOption`], [`Error::TooLong`], [`Error::EmptyPrompt`], [`Error::Tokenizer`]; those of
+    /// [`Model::chat_prompt`] for a conversation; [`Error::QueueFull`] if too many wait; [`Error::EngineStopped`] after an internal fault;
     /// [`Error::Forked`] in a child that was forked after the model was loaded.
     pub fn generate<'p>(
         &self,
@@ -341,6 +370,9 @@ impl Model {
 
     /// As [`Model::generate`], piece by piece. Dropping the stream cancels the request.
     ///
+    /// Returns when the prompt is tokenized and queued, before anything of it is computed. Then each [`Iterator::next`]
+    /// waits for a piece.
+    ///
     /// The texts of one sequence's pieces make its final text; none ends inside a character, and none
     /// shows the beginning of a stop string that later completes.
     ///
@@ -349,7 +381,7 @@ impl Model {
     pub fn stream<'p>(&self, prompt: impl Into<Prompt<'p>>, options: &GenerateOptions) -> Result<Stream> {
         options.validate()?;
         self.inner.engine.expect_here()?;
-        let prompt = prompt.into();
+        let prompt = self.given(prompt.into(), options.parse_special)?;
         options.validate_tokens(self.inner.config.vocab_size, self.inner.tokenizer.is_some())?;
         let deadline = options.deadline.and_then(|d| Instant::now().checked_add(d));
         let stop = || match () {
@@ -359,9 +391,9 @@ impl Model {
             () if deadline.is_some_and(|d| Instant::now() >= d) => Some(FinishReason::Deadline),
             () => None,
         };
-        let tokens = match self.encode_watched(prompt, options.parse_special, options.max_tokens, &stop)? {
+        let tokens = match self.encode_watched(&prompt, options.max_tokens, &stop)? {
             Ok(tokens) => tokens,
-            Err(reason) => return Ok(self.ended(reason, prompt, options)),
+            Err(reason) => return Ok(self.ended(reason, &prompt, options)),
         };
         self.check_length(tokens.len(), options.max_tokens)?;
         if let Some(bos) = self.inner.config.bos_token_id.filter(|&bos| tokens.starts_with(&[bos, bos])) {
@@ -371,8 +403,8 @@ impl Model {
             );
         }
         let echo = options.echo.then(|| match prompt {
-            Prompt::Text(text) => text.to_string(),
-            Prompt::Tokens(ids) => self.detokenize(ids),
+            Given::Text(written) => written.text.into_owned(),
+            Given::Tokens(ids) => self.detokenize(ids),
         });
         let mut request = self.request(Task::Generate, tokens);
         request.0.echo = echo;
@@ -390,89 +422,61 @@ impl Model {
         self.submit(request)
     }
 
-    /// Log-likelihoods of given continuations of a prompt, in their order.
+    /// The model's answer to a conversation, by its own chat template.
     ///
-    /// A continuation's tokens are those of `prompt + continuation` after the longest beginning that it shares with
-    /// the prompt's own, and each of them has a probability. Where the two meet inside a token, that one is all of the
-    /// continuation's: `Hel` and `lo` give the token `Hello`. If nothing is shared then, or the prompt is empty, the
-    /// context is the token that starts a text, as for [`Model::generate`] of an empty prompt: the beginning-of-text
-    /// token, or else the first end token.
+    /// It is what [`Model::generate`] gives for a [`ChatRequest`] of these messages; give it one for tools, documents, and
+    /// what else templates ask for. The answer ends at the model's end tokens, of which a chat model has one for the end of
+    /// a turn. With [`GenerateOptions::echo`] the text begins with [`Model::chat_prompt`].
     ///
-    /// An empty continuation has no tokens, and the logarithm 0 of a certainty. The prompt is computed once if the prefix
-    /// cache is on, as for a request without a [`GenerateOptions::cache_salt`], and memory is bounded however many
-    /// continuations there are.
+    /// ```
+    /// # fn main() -> welm_core::Result<()> {
+    /// use welm_core::{ChatRequest, Error, GenerateOptions, LoadOptions, Message, Model};
+    /// let model = Model::load("../examples/welm-nano", &LoadOptions::default())?;
+    /// let options = GenerateOptions::greedy(18);
+    /// let messages = [Message::new("user", "床前明月光，")];
+    /// match model.chat(&messages, &options) {
+    ///     Ok(answer) => println!("{}", answer.text()),
+    ///     Err(Error::ChatTemplate(reason)) => println!("{reason}"), // this model has none
+    ///     Err(error) => return Err(error),
+    /// }
+    /// let mut request = ChatRequest::new(messages);
+    /// request.chat_template = Some("{{ messages[0].content }}".into());
+    /// let answer = model.generate(&request, &options)?;
+    /// # assert_eq!(answer.text(), model.generate("床前明月光，", &options)?.text());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Special tokens that are written *in a message* are parsed, too; see [`Model::chat_tokens`].
     ///
     /// # Errors
-    /// As [`Model::generate`]; [`Error::InvalidOption`] for a continuation that is not empty and has no tokens, or for which
-    /// there is no context, since the model has no token that starts a text.
-    pub fn score<S: AsRef<str>>(&self, prompt: &str, continuations: &[S]) -> Result<Vec<Score>> {
-        self.inner.engine.expect_here()?;
-        let encode = |text: &str| -> Result<Vec<u32>> {
-            let tokens = self.encode_text(text, false, 0, &|| None)?;
-            Ok(tokens.unwrap_or_default()) // nothing stops it
-        };
-        let own = encode(prompt)?;
-        self.check_length(own.len(), 0)?;
-        // All tokens of a continuation, and how many of them are context; none if it has none.
-        let split = |continuation: &str| -> Result<Option<(Vec<u32>, usize)>> {
-            if continuation.is_empty() {
-                return Ok(None);
-            }
-            let refuse = |expected: &str| {
-                let beginning: String = continuation.chars().take(40).collect();
-                Error::option("continuations", format!("expected {expected}, got {beginning:?}"))
-            };
-            let mut all = encode(&format!("{prompt}{continuation}"))?;
-            let mut context = own.iter().zip(&all).take_while(|(a, b)| a == b).count();
-            if context == all.len() {
-                return Err(refuse("texts that have tokens after this prompt"));
-            }
-            if context == 0 {
-                let needed =
-                    "texts that leave the prompt a token, since this model has none that starts a text";
-                all.insert(0, self.start_token().ok_or_else(|| refuse(needed))?);
-                context = 1;
-            }
-            self.check_tokens("continuations", all.iter().copied())?;
-            self.check_length(all.len(), 0)?;
-            Ok(Some((all, context)))
-        };
-        let start = |continuation: &S| -> Result<Option<Stream>> {
-            let Some((all, from)) = split(continuation.as_ref())? else { return Ok(None) };
-            let mut request = self.request(Task::Score { from }, all);
-            request.0.logprobs = Some(0);
-            self.submit(request).map(Some)
-        };
-        let mut scores = Vec::with_capacity(continuations.len());
-        // The first one alone, so that the others find its prompt in the cache; then some at a time.
-        let (first, rest) = continuations.split_at(continuations.len().min(1));
-        for window in first.chunks(1).chain(rest.chunks(16)) {
-            let streams = window.iter().map(start).collect::<Result<Vec<_>>>()?;
-            for stream in streams {
-                let mut tokens = Vec::new();
-                for piece in stream.into_iter().flatten() {
-                    tokens.extend(piece?.tokens);
-                }
-                let logprob = tokens.iter().filter_map(|t| t.logprob).map(f64::from).sum();
-                scores.push(Score { logprob, tokens });
-            }
-        }
-        Ok(scores)
+    /// As [`Model::generate`] and [`Model::chat_prompt`].
+    pub fn chat(&self, messages: &[Message], options: &GenerateOptions) -> Result<Generation> {
+        self.generate(&ChatRequest::new(messages), options)
     }
 
-    /// Logits behind each token of a prompt from position `from` on: `(prompt_len - from, vocab_size)`,
+    /// As [`Model::chat`], piece by piece: [`Model::stream`] of a [`ChatRequest`].
+    ///
+    /// # Errors
+    /// As [`Model::chat`].
+    pub fn chat_stream(&self, messages: &[Message], options: &GenerateOptions) -> Result<Stream> {
+        self.stream(&ChatRequest::new(messages), options)
+    }
+
+    /// Logits after each token of a prompt from position `from` on: `(prompt_len - from, vocab_size)`,
     /// row-major. For measuring; a caller bounds the memory by the positions it asks for. The prefix cache is used as for
     /// a request without a [`GenerateOptions::cache_salt`].
     ///
     /// # Errors
-    /// As [`Model::generate`]; [`Error::InvalidOption`] if `from` is behind the prompt; [`Error::Allocation`] if there
+    /// As [`Model::generate`]; [`Error::InvalidOption`] if `from` is after the prompt; [`Error::Allocation`] if there
     /// is not the memory for so many.
     pub fn logits<'p>(&self, prompt: impl Into<Prompt<'p>>, from: usize) -> Result<Vec<f32>> {
         self.inner.engine.expect_here()?;
-        let tokens = self.encode(prompt.into(), false)?;
+        let tokens = self.encode(&self.given(prompt.into(), false)?)?;
         self.check_length(tokens.len(), 0)?;
         if from >= tokens.len() {
-            return Err(Error::option("from", format!("expected less than {}, got {from}", tokens.len())));
+            let reason = format!("expected less than {}, the tokens of the prompt, got {from}", tokens.len());
+            return Err(Error::option("from", reason));
         }
         // Here, and whole: the engine only writes into it, and takes no memory that it may not get.
         let values = (tokens.len() - from).saturating_mul(self.inner.config.vocab_size);
@@ -595,9 +599,23 @@ impl Model {
         self.inner.tokenizer.as_deref().ok_or_else(missing)
     }
 
+    /// What a prompt is made of.
+    fn given<'a>(&self, prompt: Prompt<'a>, parse_special: bool) -> Result<Given<'a>> {
+        Ok(match prompt {
+            Prompt::Text(text) => {
+                Given::Text(Written { text: text.into(), add_special: true, parse_special })
+            }
+            Prompt::Tokens(ids) => Given::Tokens(ids),
+            Prompt::Chat(chat) => {
+                let text = self.chat_request_prompt(chat)?.into();
+                Given::Text(Written { text, add_special: false, parse_special: true })
+            }
+        })
+    }
+
     /// A prompt's tokens, at least one.
-    fn encode(&self, prompt: Prompt<'_>, parse_special: bool) -> Result<Vec<u32>> {
-        match self.encode_watched(prompt, parse_special, 0, &|| None)? {
+    fn encode(&self, prompt: &Given<'_>) -> Result<Vec<u32>> {
+        match self.encode_watched(prompt, 0, &|| None)? {
             Ok(tokens) => Ok(tokens),
             Err(_) => unreachable!("nothing stops it"),
         }
@@ -607,17 +625,16 @@ impl Model {
     /// `max_tokens` is refused before all of it is looked at.
     fn encode_watched(
         &self,
-        prompt: Prompt<'_>,
-        parse_special: bool,
+        prompt: &Given<'_>,
         max_tokens: usize,
         stop: &dyn Fn() -> Option<FinishReason>,
     ) -> Result<std::result::Result<Vec<u32>, FinishReason>> {
         let mut tokens = match prompt {
-            Prompt::Text(text) => match self.encode_text(text, parse_special, max_tokens, stop)? {
+            Given::Text(written) => match self.encode_text(written, max_tokens, stop)? {
                 Ok(tokens) => tokens,
                 Err(reason) => return Ok(Err(reason)),
             },
-            Prompt::Tokens(ids) => ids.to_vec(),
+            Given::Tokens(ids) => ids.to_vec(),
         };
         if tokens.is_empty() {
             tokens.push(self.start_token().ok_or(Error::EmptyPrompt)?);
@@ -629,15 +646,14 @@ impl Model {
     /// The tokens of a text that is to be computed; otherwise as [`Model::encode_watched`].
     fn encode_text(
         &self,
-        text: &str,
-        parse_special: bool,
+        Written { text, add_special, parse_special }: &Written<'_>,
         max_tokens: usize,
         stop: &dyn Fn() -> Option<FinishReason>,
     ) -> Result<std::result::Result<Vec<u32>, FinishReason>> {
         let (context, _) = self.context();
         // Where it costs little, the error has the exact number.
         let mut watch = Watch::new(stop, context + context.max(COUNTED_TOKENS));
-        match self.tokenizer()?.encode_watched(text, true, parse_special, &mut watch) {
+        match self.tokenizer()?.encode_watched(text, *add_special, *parse_special, &mut watch) {
             Ok(tokens) => Ok(Ok(tokens)),
             Err(Halt::Stopped(reason)) => Ok(Err(reason)),
             Err(Halt::TooMany(n)) => Err(self.too_long(n, max_tokens)),
@@ -653,9 +669,9 @@ impl Model {
     }
 
     /// A request that ended before the engine saw it.
-    fn ended(&self, reason: FinishReason, prompt: Prompt<'_>, options: &GenerateOptions) -> Stream {
+    fn ended(&self, reason: FinishReason, prompt: &Given<'_>, options: &GenerateOptions) -> Stream {
         let echo = match prompt {
-            Prompt::Text(text) if options.echo => text,
+            Given::Text(written) if options.echo => &*written.text,
             _ => "", // tokens are not tokenized, so nothing ends that
         };
         let (request, events) = self.request(Task::Generate, Vec::new());

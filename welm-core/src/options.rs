@@ -1,6 +1,6 @@
 //! What a caller may ask for: [`LoadOptions`] once per model, [`GenerateOptions`] once per request.
 //!
-//! Both are validated once, on entry; behind that the engine trusts them.
+//! Both are validated once, on entry; after that the engine trusts them.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -87,8 +87,9 @@ impl FromStr for Device {
             }
             _ => None,
         };
-        device
-            .ok_or_else(|| Error::option("device", format!("expected auto, cpu, cuda or cuda:N, got {text}")))
+        device.ok_or_else(|| {
+            Error::option("device", format!("expected auto, cpu, cuda or cuda:N, got {}", quoted(text)))
+        })
     }
 }
 
@@ -109,7 +110,7 @@ fn value_of<T: Copy>(option: &'static str, expected: &str, names: &Names<T>, tex
     let named = names.iter().find(|(name, _)| *name == text);
     named
         .map(|&(_, value)| value)
-        .ok_or_else(|| Error::option(option, format!("expected {expected}, got {text}")))
+        .ok_or_else(|| Error::option(option, format!("expected {expected}, got {}", quoted(text))))
 }
 
 fn name_of<T: PartialEq>(names: &Names<T>, value: &T) -> &'static str {
@@ -336,7 +337,11 @@ impl LoadOptions {
 
 /// Stops a request from another thread. Clones share one flag.
 #[derive(Debug, Clone, Default)]
-pub struct CancelToken(Arc<AtomicBool>);
+pub struct CancelToken {
+    flag: Arc<AtomicBool>,
+    /// Flags of the tokens that this one was made from.
+    above: Vec<Arc<AtomicBool>>,
+}
 
 impl CancelToken {
     /// A token that is not cancelled.
@@ -344,15 +349,41 @@ impl CancelToken {
         Self::default()
     }
 
+    /// A token that is cancelled with this one, and can be cancelled alone: for a caller that has a reason of its own to
+    /// stop a request that was given a token.
+    ///
+    /// ```
+    /// use welm_core::CancelToken;
+    /// let all = CancelToken::new();
+    /// let (one, other) = (all.child(), all.child());
+    /// one.cancel();
+    /// assert_eq!([&all, &one, &other].map(|token| token.is_cancelled()), [false, true, false]);
+    /// all.cancel();
+    /// assert!(other.is_cancelled());
+    /// ```
+    pub fn child(&self) -> Self {
+        let above = self.above.iter().chain([&self.flag]).cloned().collect();
+        CancelToken { flag: Arc::default(), above }
+    }
+
     /// Asks every request that holds this token to stop; takes effect within one step.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
+        self.flag.store(true, Ordering::Release);
     }
 
     /// Whether [`CancelToken::cancel`] was called.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.above.iter().chain([&self.flag]).any(|flag| flag.load(Ordering::Acquire))
     }
+}
+
+/// How texts are scored, by [`Model::score_pairs`](crate::Model::score_pairs).
+#[derive(Debug, Clone, Default)]
+pub struct ScoreOptions {
+    /// Time after which the scoring ends with [`Error::Interrupted`], counted from the call.
+    pub deadline: Option<Duration>,
+    /// Ends the scoring from another thread, with [`Error::Interrupted`].
+    pub cancel: Option<CancelToken>,
 }
 
 /// How a text is continued. The defaults of the first six are those of WeLM's public API.
@@ -499,7 +530,8 @@ impl GenerateOptions {
         }
         for stop in &self.stop {
             if stop.is_empty() || stop.len() > Self::MAX_STOP {
-                let reason = format!("expected 1 to {} bytes, got {}", Self::MAX_STOP, stop.len());
+                let reason =
+                    format!("expected strings of 1 to {} bytes, got one of {}", Self::MAX_STOP, stop.len());
                 return Err(Error::option("stop", reason));
             }
         }
@@ -535,7 +567,10 @@ impl GenerateOptions {
             return Err(Error::option("logit_bias", reason));
         }
         if !self.stop.is_empty() && !has_tokenizer {
-            let reason = "expected none, since the model has no tokenizer, and so no text that could match; use stop_token_ids";
+            let reason = format!(
+                "expected none, got {}: the model has no tokenizer, and so no text that could match; use stop_token_ids",
+                self.stop.len()
+            );
             return Err(Error::option("stop", reason));
         }
         Ok(())
@@ -608,7 +643,7 @@ mod tests {
             assert_eq!(value.to_string().parse().as_ref(), Ok(value));
         }
         for text in wrong {
-            let want = format!("option `{option}`: expected {expected}, got {text}");
+            let want = format!("option `{option}`: expected {expected}, got {text:?}");
             assert_eq!(text.parse::<T>().unwrap_err().to_string(), want);
         }
     }

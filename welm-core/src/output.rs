@@ -84,9 +84,9 @@ pub struct Finish {
 /// One generated sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
-    /// The text; with `echo`, behind the prompt.
+    /// The text; with `echo`, after the prompt.
     pub text: String,
-    /// Its tokens; with `echo`, behind the prompt's.
+    /// Its tokens; with `echo`, after the prompt's.
     pub tokens: Vec<Token>,
     /// Why it ended.
     pub finish_reason: FinishReason,
@@ -120,6 +120,21 @@ impl Generation {
     /// The text of the first sequence.
     pub fn text(&self) -> &str {
         self.choices.first().map_or("", |c| &c.text)
+    }
+
+    /// Why the first sequence ended; `None` only where there is no sequence, as in a value made by hand.
+    ///
+    /// ```
+    /// # fn main() -> welm_core::Result<()> {
+    /// use welm_core::{FinishReason, GenerateOptions, LoadOptions, Model};
+    /// let model = Model::load("../examples/welm-nano", &LoadOptions::default())?;
+    /// let answer = model.generate("床前明月光，", &GenerateOptions::greedy(2))?;
+    /// assert_eq!(answer.finish_reason(), Some(FinishReason::Length)); // cut off: more tokens would give more text
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.choices.first().map(|c| c.finish_reason)
     }
 
     /// Adds a piece of the stream that [`crate::Stream::generation`] was asked of.

@@ -1,8 +1,9 @@
-//! One argument of a call, as the type that it should have.
+//! One argument of a call, as the type that it should have: the only way in which this package looks at one.
 //!
-//! What a caller may get wrong is a `TypeError` that names the argument, or `welm.InvalidOption` with its domain and
-//! what came. Nothing is allocated by the length that an object claims to have: elements are taken one after another,
-//! and no more of them than make sense.
+//! What a caller may get wrong is a `TypeError` that names the argument, what was expected and the type that came, or
+//! `welm.InvalidOption` with its domain and the value that came. Conversions of PyO3 and CPython know neither, so their
+//! messages never go out. Nothing is allocated by the length that an object claims to have: elements are taken one after
+//! another, and no more of them than make sense.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyTypeError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyByteArray, PyBytes, PyMapping, PyString};
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyFloat, PyInt, PyMapping, PyString};
 
 use crate::error::{OrRaise, invalid_option};
 use crate::exit::detached;
@@ -42,25 +43,6 @@ impl<'a, 'py> Argument<'a, 'py> {
         Argument { name, value }
     }
 
-    /// The value as the type that the argument has.
-    pub(crate) fn get<T: FromPyObject<'a, 'py>>(self) -> PyResult<T> {
-        self.value.extract::<T>().map_err(|error| self.wrong(error.into()))
-    }
-
-    /// An error of the conversion, which does not know the argument.
-    fn wrong(self, error: PyErr) -> PyErr {
-        let py = self.value.py();
-        if error.is_instance_of::<PyTypeError>(py) {
-            PyTypeError::new_err(format!("argument '{}': {}", self.name, error.value(py)))
-        } else if error.is_instance_of::<PyOverflowError>(py) {
-            self.outside("a number that fits")
-        } else if error.is_instance_of::<PyUnicodeEncodeError>(py) {
-            invalid_option(py, self.name, format!("expected text that is Unicode: {}", error.value(py)))
-        } else {
-            error
-        }
-    }
-
     /// The value is not of the type that is expected.
     pub(crate) fn not(self, expected: &str) -> PyErr {
         PyTypeError::new_err(format!(
@@ -76,19 +58,31 @@ impl<'a, 'py> Argument<'a, 'py> {
         invalid_option(self.value.py(), self.name, reason)
     }
 
-    /// A number of things.
+    /// The value of a conversion that knows neither argument nor what is expected. What an object's own methods raise
+    /// goes on.
+    fn convert<T: FromPyObject<'a, 'py>>(self, expected: &str, outside: &str) -> PyResult<T> {
+        let py = self.value.py();
+        self.value.extract::<T>().map_err(|error| match error.into() {
+            error if error.is_instance_of::<PyTypeError>(py) => self.not(expected),
+            error if error.is_instance_of::<PyOverflowError>(py) => self.outside(outside),
+            error if error.is_instance_of::<PyUnicodeEncodeError>(py) => {
+                self.outside("text without halves of surrogate pairs")
+            }
+            error => error,
+        })
+    }
+
+    /// A number of things. A bool is none: `logprobs=True` would ask for one.
     pub(crate) fn count<T>(self) -> PyResult<T>
     where
         T: FromPyObject<'a, 'py> + Bounded,
     {
-        self.value.extract::<T>().map_err(|error| {
-            let error = error.into();
-            if error.is_instance_of::<PyOverflowError>(self.value.py()) {
-                self.outside(&format!("0 to {}", T::MAX))
-            } else {
-                self.wrong(error)
-            }
-        })
+        if self.value.is_instance_of::<PyBool>() {
+            return Err(self.not("int"));
+        }
+        let is_negative = || self.value.lt(0).unwrap_or(false);
+        let outside = if is_negative() { "0 or more".to_string() } else { format!("at most {}", T::MAX) };
+        self.convert("int", &outside)
     }
 
     /// `None`, or a number of things.
@@ -101,19 +95,27 @@ impl<'a, 'py> Argument<'a, 'py> {
 
     /// Yes or no.
     pub(crate) fn truth(self) -> PyResult<bool> {
-        self.value.extract().map_err(|_| self.not("bool"))
+        self.convert("bool", "bool")
     }
 
-    /// A real number.
+    /// `None`, or yes or no.
+    pub(crate) fn optional_truth(self) -> PyResult<Option<bool>> {
+        if self.value.is_none() { Ok(None) } else { self.truth().map(Some) }
+    }
+
+    /// A real number, which may be infinite, or none at all: its domain is for who takes it to know.
     pub(crate) fn real(self) -> PyResult<f64> {
-        self.get()
+        if self.value.is_instance_of::<PyBool>() {
+            return Err(self.not("float"));
+        }
+        self.convert("float", "-1.7e308 to 1.7e308")
     }
 
     /// A real number, as the engine holds it.
     pub(crate) fn number(self) -> PyResult<f32> {
         let number = self.real()?;
         if number.is_finite() && (number as f32).is_infinite() {
-            return Err(self.outside("a number that fits"));
+            return Err(self.outside("-3.4e38 to 3.4e38"));
         }
         Ok(number as f32)
     }
@@ -130,36 +132,48 @@ impl<'a, 'py> Argument<'a, 'py> {
         }
         let items = self.value.call_method0("items")?;
         // A mapping has no more keys than there are.
-        let pairs = self.elements(&items, usize::MAX, |item| {
-            let (token, number): (Bound<'py, PyAny>, Bound<'py, PyAny>) =
-                item.extract().map_err(|error| self.wrong(error))?;
+        let expected = "a mapping of token ids to numbers";
+        let pairs = self.elements(&items, expected, usize::MAX, |item| {
+            let pair: PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> = item.extract();
+            let (token, number) = pair.map_err(|_| self.not_of(expected, item))?;
             Ok((Argument::new(self.name, &token).count()?, Argument::new(self.name, &number).number()?))
         })?;
         self.all(pairs, usize::MAX, "tokens")
     }
 
-    /// Seconds, or a `timedelta`. Those that no clock reaches are as good as none.
-    pub(crate) fn duration(self) -> PyResult<Duration> {
+    /// `None`, or seconds, or a `timedelta`. Those that no clock reaches are as good as none.
+    pub(crate) fn duration(self) -> PyResult<Option<Duration>> {
+        const EXPECTED: &str = "seconds or a timedelta";
+        if self.value.is_none() {
+            return Ok(None);
+        }
+        if self.value.is_instance_of::<PyBool>() {
+            return Err(self.not(EXPECTED));
+        }
         let py = self.value.py();
+        if self.value.hasattr("total_seconds")? {
+            let seconds = self.value.call_method0("total_seconds")?;
+            if !seconds.is_instance_of::<PyFloat>() {
+                return Err(self.not(EXPECTED));
+            }
+            return Argument::new(self.name, &seconds).duration();
+        }
         let seconds = match self.value.extract::<f64>() {
             Ok(seconds) => seconds,
-            Err(_) if self.value.hasattr("total_seconds")? => {
-                self.value.call_method0("total_seconds")?.extract().map_err(|error| self.wrong(error))?
-            }
             Err(error) if error.is_instance_of::<PyOverflowError>(py) && self.value.gt(0)? => f64::INFINITY,
             Err(error) if error.is_instance_of::<PyOverflowError>(py) => f64::NEG_INFINITY,
-            Err(_) => return Err(self.not("seconds or a timedelta")),
+            Err(error) if error.is_instance_of::<PyTypeError>(py) => return Err(self.not(EXPECTED)),
+            Err(error) => return Err(error),
         };
         if seconds >= u64::MAX as f64 {
-            return Ok(Duration::MAX);
+            return Ok(Some(Duration::MAX));
         }
-        Duration::try_from_secs_f64(seconds)
-            .map_err(|_| invalid_option(py, self.name, format!("expected 0 seconds or more, got {seconds}")))
+        Duration::try_from_secs_f64(seconds).map(Some).map_err(|_| self.outside("0 seconds or more"))
     }
 
     /// A text.
     pub(crate) fn text(self) -> PyResult<PyBackedStr> {
-        if self.is_text() { self.get() } else { Err(self.not("str")) }
+        self.convert("str", "str")
     }
 
     pub(crate) fn is_text(self) -> bool {
@@ -168,7 +182,8 @@ impl<'a, 'py> Argument<'a, 'py> {
 
     /// The path of a file or folder.
     pub(crate) fn path(self) -> PyResult<PathBuf> {
-        self.get()
+        const EXPECTED: &str = "str or os.PathLike";
+        self.convert(EXPECTED, EXPECTED)
     }
 
     /// Something that can be called.
@@ -190,7 +205,9 @@ impl<'a, 'py> Argument<'a, 'py> {
     /// Numbers of tokens, of a sequence: `most` of them.
     pub(crate) fn tokens(self, expected: &str, most: usize) -> PyResult<Elements<u32>> {
         self.sequence(expected, most, |element| {
-            element.extract::<u32>().map_err(|error| {
+            let number =
+                if element.is_instance_of::<PyBool>() { None } else { Some(element.extract::<u32>()) };
+            number.ok_or_else(|| self.not_of(expected, element))?.map_err(|error| {
                 let py = element.py();
                 if error.is_instance_of::<PyOverflowError>(py) {
                     let expected = format!("tokens of 0 to {}", u32::MAX);
@@ -217,7 +234,7 @@ impl<'a, 'py> Argument<'a, 'py> {
             && !value.is_instance_of::<PyBytes>()
             && !value.is_instance_of::<PyByteArray>()
             && value.cast::<PyMapping>().is_err();
-        if is_one { self.elements(value, most, element) } else { Err(self.not(expected)) }
+        if is_one { self.elements(value, expected, most, element) } else { Err(self.not(expected)) }
     }
 
     /// An element is not of the type that is expected.
@@ -233,12 +250,17 @@ impl<'a, 'py> Argument<'a, 'py> {
     fn elements<T>(
         self,
         value: &Bound<'py, PyAny>,
+        expected: &str,
         most: usize,
         mut element: impl FnMut(&Bound<'py, PyAny>) -> PyResult<T>,
     ) -> PyResult<Elements<T>> {
         let py = value.py();
         let mut taken = Vec::new();
-        for item in value.try_iter().map_err(|error| self.wrong(error))? {
+        let items = value.try_iter().map_err(|error| {
+            // Such as an array without dimensions, or a class that has the method for its objects.
+            if error.is_instance_of::<PyTypeError>(py) { self.not(expected) } else { error }
+        })?;
+        for item in items {
             let item = item?;
             if taken.len() == most {
                 return Ok(Elements::TooMany(value.len().unwrap_or(0).max(most.saturating_add(1))));
@@ -269,15 +291,24 @@ impl<'a, 'py> Argument<'a, 'py> {
 }
 
 /// The name of a value's type.
-fn kind(value: &Bound<'_, PyAny>) -> String {
+pub(crate) fn kind(value: &Bound<'_, PyAny>) -> String {
     value.get_type().name().map_or_else(|_| "an object".into(), |name| name.to_string())
 }
 
-/// A value in a message.
+/// A value in a message, as Python writes it.
 fn shown(value: &Bound<'_, PyAny>) -> String {
-    let text = match value.str() {
+    // One of thousands of digits cannot be written, and nobody counts those of a shorter one.
+    const WRITTEN_BITS: usize = 128;
+    if value.is_instance_of::<PyInt>() {
+        let bits = value.call_method0("bit_length").and_then(|bits| bits.extract::<usize>());
+        if let Ok(bits @ WRITTEN_BITS..) = bits {
+            let sign = if value.lt(0).unwrap_or(false) { "a negative" } else { "an" };
+            return format!("{sign} int of {bits} bits");
+        }
+    }
+    let text = match value.repr() {
         Ok(text) => text.to_string_lossy().into_owned(),
-        Err(_) => return format!("a value of type {}", kind(value)), // such as an int of thousands of digits
+        Err(_) => return format!("a value of type {}", kind(value)),
     };
     match text.char_indices().nth(SHOWN) {
         Some((at, _)) => format!("{}…", &text[..at]),

@@ -3,10 +3,11 @@
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PySequence, PyString, PyTuple};
-use welm_core::{self as core, Error, Json};
+use welm_core::{self as core, GenerateOptions, Json};
 
-use crate::argument::Argument;
-use crate::error::exception;
+use crate::argument::{Argument, kind};
+use crate::error::{OrRaise, invalid_option};
+use crate::options::generate_options;
 
 /// How deep values may lie in each other, as in the core: a value that holds itself ends here.
 const MAX_DEPTH: usize = 100;
@@ -14,25 +15,36 @@ const MAX_DEPTH: usize = 100;
 const MAX_VALUES: usize = 1 << 24;
 
 /// Reads values; an error names where the wrong one is.
-struct Reader {
+struct Reader<'a> {
     option: &'static str,
+    /// The argument as the caller spells it.
+    argument: &'a str,
     path: String,
     values: usize,
 }
 
-impl Reader {
+impl<'a> Reader<'a> {
     fn new(option: &'static str) -> Self {
-        Reader { option, path: option.into(), values: 0 }
+        Reader { option, argument: option, path: option.into(), values: 0 }
+    }
+
+    /// Of a variable of the template, which is an argument of its own.
+    fn of_variable(name: &'a str) -> Self {
+        Reader { option: "variables", argument: name, path: name.into(), values: 0 }
+    }
+
+    /// Where in the argument; nothing for the argument itself.
+    fn place(&self) -> String {
+        if self.path == self.argument { String::new() } else { format!("{}: ", self.path) }
     }
 
     fn invalid(&self, py: Python<'_>, reason: &str) -> PyErr {
-        let reason = format!("{}: {reason}", self.path);
-        exception(py, &Error::InvalidOption { option: self.option, reason })
+        invalid_option(py, self.option, format!("{}: {reason}", self.path))
     }
 
     fn wrong_type(&self, expected: &str, got: &Bound<'_, PyAny>) -> PyErr {
-        let got = got.get_type().name().map_or_else(|_| "an object".into(), |name| name.to_string());
-        PyTypeError::new_err(format!("{}: expected {expected}, got {got}", self.path))
+        let (argument, place, got) = (self.argument, self.place(), kind(got));
+        PyTypeError::new_err(format!("argument '{argument}': {place}expected {expected}, got {got}"))
     }
 
     /// Reads something inside, with a name for errors.
@@ -99,11 +111,17 @@ impl Reader {
     }
 
     fn object(&mut self, value: &Bound<'_, PyAny>, depth: usize) -> PyResult<Vec<(String, Json)>> {
+        let py = value.py();
         let mut fields = Vec::new();
         for entry in value.call_method0("items")?.try_iter()? {
-            let (key, value) = entry?.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
-            let Ok(key) = key.extract::<String>() else {
+            let entry = entry?;
+            let pair: PyResult<(Bound<'_, PyAny>, Bound<'_, PyAny>)> = entry.extract();
+            let (key, value) = pair.map_err(|_| self.wrong_type("a dict", value))?;
+            let Ok(key) = key.cast::<PyString>() else {
                 return Err(self.wrong_type("keys that are str", &key));
+            };
+            let Ok(key) = key.to_str().map(str::to_string) else {
+                return Err(self.invalid(py, "expected keys that are text, got half of a surrogate pair"));
             };
             let value = self.within(&format!(".{key}"), |reader| reader.value(&value, depth + 1))?;
             fields.push((key, value));
@@ -117,7 +135,8 @@ impl Reader {
             return Err(self.wrong_type("a list of dicts", value));
         }
         let mut objects = Vec::new();
-        for (i, item) in value.try_iter()?.enumerate() {
+        let items = value.try_iter().map_err(|_| self.wrong_type("a list of dicts", value))?;
+        for (i, item) in items.enumerate() {
             let read = |reader: &mut Self| {
                 let item = item?;
                 match item.cast::<PyMapping>() {
@@ -131,44 +150,90 @@ impl Reader {
     }
 }
 
-/// What `chat_prompt` and `chat_tokens` take.
-pub(crate) struct ChatArguments<'a, 'py> {
-    pub(crate) messages: &'a Bound<'py, PyAny>,
-    pub(crate) add_generation_prompt: Option<bool>,
-    pub(crate) tools: Option<&'a Bound<'py, PyAny>>,
-    pub(crate) documents: Option<&'a Bound<'py, PyAny>>,
-    pub(crate) continue_final_message: Option<&'a Bound<'py, PyAny>>,
-    pub(crate) chat_template: Option<&'a Bound<'py, PyAny>>,
-    pub(crate) variables: Option<&'a Bound<'py, PyDict>>,
+/// Arguments of a conversation beside its messages.
+const ARGUMENTS: [&str; 6] =
+    ["add_generation_prompt", "tools", "documents", "continue_final_message", "chat_template", "variables"];
+
+/// Sets an argument of a conversation by its name.
+fn set(request: &mut core::ChatRequest, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+    match name {
+        "add_generation_prompt" => {
+            let whether = Argument::new("add_generation_prompt", value);
+            request.add_generation_prompt = whether.optional_truth()?;
+        }
+        _ if value.is_none() => {}
+        "tools" => request.tools = Some(Reader::new("tools").objects(value)?),
+        "documents" => request.documents = Some(Reader::new("documents").objects(value)?),
+        "continue_final_message" => {
+            // Whether the last message is to be continued, or which of its keys.
+            let key = Argument::new("continue_final_message", value);
+            request.continue_final_message = if key.is_text() {
+                Some(key.text()?.to_string())
+            } else if value.is_instance_of::<PyBool>() {
+                key.truth()?.then(|| "content".into())
+            } else {
+                return Err(key.not("bool or str"));
+            };
+        }
+        "chat_template" => {
+            request.chat_template = Some(Argument::new("chat_template", value).text()?.to_string());
+        }
+        _ => {
+            let mut reader = Reader::new("variables");
+            if value.cast::<PyMapping>().is_err() {
+                return Err(reader.wrong_type("a dict", value));
+            }
+            request.variables.extend(reader.object(value, 0)?);
+        }
+    }
+    Ok(())
 }
 
-impl ChatArguments<'_, '_> {
-    pub(crate) fn request(self) -> PyResult<core::ChatRequest> {
-        let mut request = core::ChatRequest::default();
-        for message in Reader::new("messages").objects(self.messages)? {
-            let py = self.messages.py();
-            request.messages.push(core::Message::try_from(message).map_err(|error| exception(py, &error))?);
-        }
-        request.add_generation_prompt = self.add_generation_prompt;
-        request.tools = self.tools.map(|tools| Reader::new("tools").objects(tools)).transpose()?;
-        request.documents =
-            self.documents.map(|documents| Reader::new("documents").objects(documents)).transpose()?;
-        // Whether the last message is to be continued, or which of its keys.
-        let continued =
-            self.continue_final_message.map(|value| Argument::new("continue_final_message", value));
-        request.continue_final_message = match continued {
-            None => None,
-            Some(key) if key.is_text() => Some(key.text()?.to_string()),
-            Some(whether) => whether.truth()?.then(|| "content".into()),
-        };
-        let template = self.chat_template.map(|value| Argument::new("chat_template", value).text());
-        request.chat_template = template.transpose()?.map(|text| text.to_string());
-        for (name, value) in self.variables.into_iter().flatten() {
-            let name = Argument::new("variables", &name).text()?.to_string();
-            let mut reader = Reader::new("variables");
-            reader.path.clone_from(&name);
-            request.variables.push((name, reader.value(&value, 0)?));
-        }
-        Ok(request)
+/// The messages of a conversation.
+pub(crate) fn conversation(messages: &Bound<'_, PyAny>) -> PyResult<core::ChatRequest> {
+    let mut request = core::ChatRequest::default();
+    for message in Reader::new("messages").objects(messages)? {
+        request.messages.push(core::Message::try_from(message).or_raise(messages.py())?);
     }
+    Ok(request)
+}
+
+/// What `chat_prompt` and `chat_tokens` take: all keywords that are no arguments are variables of the template.
+pub(crate) fn request(
+    messages: &Bound<'_, PyAny>,
+    add_generation_prompt: Option<&Bound<'_, PyAny>>,
+    arguments: Option<&Bound<'_, PyDict>>,
+) -> PyResult<core::ChatRequest> {
+    let mut request = conversation(messages)?;
+    if let Some(whether) = add_generation_prompt {
+        set(&mut request, "add_generation_prompt", whether)?;
+    }
+    for (key, value) in arguments.into_iter().flatten() {
+        let name = Argument::new("variables", &key).text()?;
+        match ARGUMENTS.iter().find(|known| **known == &*name && **known != "variables") {
+            Some(known) => set(&mut request, known, &value)?,
+            None => {
+                let value = Reader::of_variable(&name).value(&value, 0)?;
+                request.variables.push((name.to_string(), value));
+            }
+        }
+    }
+    Ok(request)
+}
+
+/// What `chat` takes: arguments of the conversation, and options of a request.
+pub(crate) fn request_and_options(
+    call: &str,
+    messages: &Bound<'_, PyAny>,
+    given: Option<&Bound<'_, PyDict>>,
+) -> PyResult<(core::ChatRequest, GenerateOptions)> {
+    let mut request = conversation(messages)?;
+    let options = PyDict::new(messages.py());
+    for (key, value) in given.into_iter().flatten() {
+        match ARGUMENTS.iter().find(|name| key.eq(**name).unwrap_or(false)) {
+            Some(name) => set(&mut request, name, &value)?,
+            None => options.set_item(key, value)?,
+        }
+    }
+    Ok((request, generate_options(call, Some(&options))?))
 }

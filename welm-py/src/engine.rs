@@ -89,13 +89,14 @@ pub(crate) fn collect(py: Python<'_>, mut stream: Stream) -> PyResult<Generation
 }
 
 /// Waits for work of the core that has no end of its own, on a thread aside. A signal handler that raises ends the
-/// waiting and sets the token, which the work looks at when it can.
+/// waiting and sets the token, which the work looks at when it can; so does the caller's token, if there is one.
 pub(crate) fn wait_aside<T: Send + 'static>(
     py: Python<'_>,
+    cancel: Option<&CancelToken>,
     work: impl FnOnce(&CancelToken) -> Result<T> + Send + 'static,
 ) -> PyResult<T> {
     let (done, mut result) = channel();
-    let stop = CancelToken::new();
+    let stop = cancel.map_or_else(CancelToken::new, CancelToken::child);
     let stopped = stop.clone();
     let worker = thread::Builder::new().name("welm-wait".into()).spawn(move || {
         let _ = done.send(work(&stopped)); // nobody listens any more if it was stopped

@@ -41,7 +41,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         Error::Device(_) => "DeviceError",
         Error::DeviceLost(_) => "DeviceLost",
         Error::EngineStopped(_) => "EngineStopped",
-        Error::LoadCancelled => "Cancelled",
+        Error::LoadCancelled | Error::Interrupted { .. } => "Cancelled",
         Error::NotFinite { .. } => "NotFinite",
         Error::Forked => "ForkError",
         _ => "Error",
@@ -80,6 +80,8 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
                 set(name, py.None())?;
             }
         }
+        Error::LoadCancelled => set("reason", "cancelled".into_py_any(py)?)?,
+        Error::Interrupted { reason } => set("reason", reason.as_str().into_py_any(py)?)?,
         Error::Unavailable { what, .. } => set("what", what.into_py_any(py)?)?,
         Error::NotFinite { position, got, began } => {
             set("position", position.into_py_any(py)?)?;

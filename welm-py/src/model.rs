@@ -1,25 +1,24 @@
 //! `welm.Model`.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
 use welm_core::{self as core, Error};
 
 use crate::argument::Argument;
-use crate::chat::ChatArguments;
+use crate::chat;
 use crate::engine::{Owned, collect, wait_aside};
 use crate::error::{OrRaise, exception};
 use crate::exit::{detached, enter};
 use crate::log;
-use crate::options::{self, Progress, generate_options, load_options, model_path};
+use crate::options::{self, Progress, generate_options, load_options, model_path, score_options};
 use crate::output;
 use crate::prompt::{OnePrompt, Prompts};
 use crate::request::Request;
+use crate::score::{Pairs, Scoring};
 use crate::stream::Stream;
-
-/// Continuations scored between two looks at signals: the core takes one, then sixteen at a time.
-const SCORE_WINDOW: usize = 1 + 2 * 16;
 
 /// A loaded model.
 ///
@@ -102,8 +101,9 @@ impl Model {
 
     /// Continues a prompt, or several together.
     ///
-    /// A prompt is a text, or a sequence of token ids to which nothing is added. A list of prompts gives a list of
-    /// generations, each what it would be alone; if one fails, the others are cancelled.
+    /// A prompt is a text, a sequence of token ids to which nothing is added, or a list of messages, which is what
+    /// :meth:`chat` takes. A list of prompts gives a list of generations, each what it would be alone; if one fails, the
+    /// others are cancelled.
     ///
     /// >>> a, b = model.generate(["春眠不觉晓，", "白日依山尽，"], max_tokens=8, temperature=0)
     /// >>> b.text == model.generate("白日依山尽，", max_tokens=8, temperature=0).text
@@ -151,10 +151,7 @@ impl Model {
         let model = self.core.get(py)?;
         let options = generate_options("generate", options)?;
         match Prompts::new(model, prompt)? {
-            Prompts::One(prompt) => {
-                let stream = send(py, &prompt, model, &options)?;
-                output::generation(py, model, &collect(py, stream)?)
-            }
+            Prompts::One(prompt) => whole(py, &prompt, model, &options),
             Prompts::Many(prompts) => {
                 let whole = PyList::empty(py);
                 for generation in batch(py, model, &prompts, &options)? {
@@ -185,9 +182,7 @@ impl Model {
         let _inside = enter(py);
         let model = self.core.get(py)?;
         let options = generate_options("stream", options)?;
-        let prompt = OnePrompt::new(model, prompt)?;
-        let stream = send(py, &prompt, model, &options)?;
-        Ok(Stream::new(model.clone(), stream))
+        pieces(py, &OnePrompt::new(model, prompt)?, model, &options)
     }
 
     /// As :meth:`generate`, for ``asyncio``: the event loop goes on. Cancelling the task cancels the request.
@@ -256,40 +251,202 @@ impl Model {
         py.import("welm._aio")?.getattr("AsyncStream")?.call1((submit,))
     }
 
-    /// Log-likelihoods of given continuations of a prompt, in their order.
+    /// The model's answer to a conversation, by its own chat template.
+    ///
+    /// Messages, ``tools``, ``documents``, ``add_generation_prompt``, ``continue_final_message`` and ``chat_template`` are
+    /// those of :meth:`chat_prompt`; ``variables`` is a dict of further variables of the template, such as
+    /// ``{"enable_thinking": False}``. All other options are those of :meth:`generate`. The answer is what
+    /// :meth:`generate` gives for :meth:`chat_tokens`, and ends at the model's end tokens, of which a chat model has one
+    /// for the end of a turn. With ``echo`` the text begins with :meth:`chat_prompt`.
+    ///
+    /// A list of conversations goes to :meth:`generate`.
+    ///
+    /// >>> template = "{% for m in messages %}{{ m.content }}{% endfor %}"  # this model has none of its own
+    /// >>> answer = model.chat([{"role": "user", "content": "床前明月光，"}], chat_template=template, seed=7)
+    /// >>> answer.text == model.generate("床前明月光，", seed=7).text
+    /// True
+    /// >>> answer.finish_reason
+    /// 'length'
+    #[pyo3(
+        signature = (messages, /, **options),
+        text_signature = "($self, messages, /, *, add_generation_prompt=None, tools=None, documents=None, \
+            continue_final_message=None, chat_template=None, variables=None, max_tokens=16, temperature=0.85, \
+            top_p=0.95, top_k=50, n=1, echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, \
+            presence_penalty=0.0, logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+    )]
+    fn chat<'py>(
+        &self,
+        py: Python<'py>,
+        messages: &Bound<'py, PyAny>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
+        let model = self.core.get(py)?;
+        let (request, options) = chat::request_and_options("chat", messages, options)?;
+        whole(py, &OnePrompt::Chat(request), model, &options)
+    }
+
+    /// As :meth:`chat`, piece by piece.
+    ///
+    /// >>> messages = [{"role": "user", "content": "床前明月光，"}]
+    /// >>> template = "{{ messages[0].content }}"
+    /// >>> with model.chat_stream(messages, chat_template=template, max_tokens=8, temperature=0) as stream:
+    /// ...     text = "".join(piece.text for piece in stream)
+    /// >>> text == model.chat(messages, chat_template=template, max_tokens=8, temperature=0).text
+    /// True
+    #[pyo3(
+        signature = (messages, /, **options),
+        text_signature = "($self, messages, /, *, add_generation_prompt=None, tools=None, documents=None, \
+            continue_final_message=None, chat_template=None, variables=None, max_tokens=16, temperature=0.85, \
+            top_p=0.95, top_k=50, n=1, echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, \
+            presence_penalty=0.0, logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+    )]
+    fn chat_stream(
+        &self,
+        py: Python<'_>,
+        messages: &Bound<'_, PyAny>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Stream> {
+        let _inside = enter(py);
+        let model = self.core.get(py)?;
+        let (request, options) = chat::request_and_options("chat_stream", messages, options)?;
+        pieces(py, &OnePrompt::Chat(request), model, &options)
+    }
+
+    /// As :meth:`chat`, for ``asyncio``: the event loop goes on. Cancelling the task cancels the request.
+    ///
+    /// >>> async def answer(messages):
+    /// ...     return await model.chat_async(messages, chat_template="{{ messages[0].content }}", temperature=0)
+    /// >>> messages = [{"role": "user", "content": "床前明月光，"}]
+    /// >>> asyncio.run(answer(messages)).text == model.generate("床前明月光，", temperature=0).text
+    /// True
+    #[pyo3(
+        signature = (messages, /, **options),
+        text_signature = "($self, messages, /, *, add_generation_prompt=None, tools=None, documents=None, \
+            continue_final_message=None, chat_template=None, variables=None, max_tokens=16, temperature=0.85, \
+            top_p=0.95, top_k=50, n=1, echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, \
+            presence_penalty=0.0, logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+    )]
+    fn chat_async<'py>(
+        &self,
+        py: Python<'py>,
+        messages: &Bound<'py, PyAny>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
+        let model = self.core.get(py)?;
+        let (request, options) = chat::request_and_options("chat_async", messages, options)?;
+        let submit = Submit::new(model.clone(), OnePrompt::Chat(request), options, true);
+        py.import("welm._aio")?.getattr("generate")?.call1((submit,))
+    }
+
+    /// As :meth:`chat_stream`, for ``asyncio``: ``async for piece in model.chat_stream_async(messages)``, as of
+    /// :meth:`stream_async`.
+    ///
+    /// >>> async def text(messages):
+    /// ...     stream = model.chat_stream_async(messages, chat_template="{{ messages[0].content }}", temperature=0)
+    /// ...     return "".join([piece.text async for piece in stream])
+    /// >>> messages = [{"role": "user", "content": "床前明月光，"}]
+    /// >>> asyncio.run(text(messages)) == model.generate("床前明月光，", temperature=0).text
+    /// True
+    #[pyo3(
+        signature = (messages, /, **options),
+        text_signature = "($self, messages, /, *, add_generation_prompt=None, tools=None, documents=None, \
+            continue_final_message=None, chat_template=None, variables=None, max_tokens=16, temperature=0.85, \
+            top_p=0.95, top_k=50, n=1, echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, \
+            presence_penalty=0.0, logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
+            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+    )]
+    fn chat_stream_async<'py>(
+        &self,
+        py: Python<'py>,
+        messages: &Bound<'py, PyAny>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
+        let model = self.core.get(py)?;
+        let (request, options) = chat::request_and_options("chat_stream_async", messages, options)?;
+        let submit = Submit::new(model.clone(), OnePrompt::Chat(request), options, false);
+        py.import("welm._aio")?.getattr("AsyncStream")?.call1((submit,))
+    }
+
+    /// Log-likelihoods of given continuations of a prompt, in their order; of many prompts, a list for each.
     ///
     /// A continuation's tokens are those of prompt and continuation together after what they share with the prompt's
     /// own; each has a probability. If nothing is shared, since the prompt is empty or the two meet inside its only token,
     /// the context is the token that starts a text, or else the first end token. An empty continuation has no tokens, and
     /// the logarithm 0 of a certainty; another one without tokens is :class:`welm.InvalidOption`.
     ///
-    /// >>> likely, unlikely = model.score("床前明月光，", ["疑是地上霜。", "一二三四五。"])
+    /// A prompt may be text, token ids or a list of messages, a continuation text or token ids. Ids are taken as they are:
+    /// where one of the two is ids, nothing is merged where they meet.
+    ///
+    /// With a list of prompts, ``continuations`` is a list that is scored after every prompt, or a list of lists, one for
+    /// each prompt. All are computed together, and equal beginnings once, so one call is much faster than many.
+    ///
+    /// ``deadline`` is in seconds, or a ``timedelta``, ``cancel`` a :class:`welm.CancelToken`; either ends the scoring with
+    /// :class:`welm.Cancelled`. So does Ctrl-C, with ``KeyboardInterrupt``.
+    ///
+    /// >>> likely, unlikely = model.score("白日依山尽，", ["黄河入海流。", "黄河入电脑。"])
     /// >>> likely.logprob < 0
     /// True
-    #[pyo3(signature = (prompt, continuations, /))]
+    /// >>> prompts = ["床前明月光，", "春眠不觉晓，"]
+    /// >>> [len(scores) for scores in model.score(prompts, ["疑是地上霜。", "处处闻啼鸟。", "一二三四五。"])]
+    /// [3, 3]
+    /// >>> [[a], [b, c]] = model.score(prompts, [["疑是地上霜。"], ["处处闻啼鸟。", "一二三四五。"]])
+    /// >>> a == likely
+    /// True
+    #[pyo3(
+        signature = (prompt, continuations, /, **options),
+        text_signature = "($self, prompt, continuations, /, *, deadline=None, cancel=None)"
+    )]
     fn score<'py>(
         &self,
         py: Python<'py>,
         prompt: &Bound<'py, PyAny>,
         continuations: &Bound<'py, PyAny>,
-    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let _inside = enter(py);
         let model = self.core.get(py)?;
-        let prompt = Argument::new("prompt", prompt).text()?;
-        let continuations =
-            Argument::new("continuations", continuations).texts("a sequence of str", usize::MAX)?;
-        let shared = model.clone();
-        let scores = wait_aside(py, move |stop| {
-            let mut scores = Vec::new();
-            for window in continuations.chunks(SCORE_WINDOW).take_while(|_| !stop.is_cancelled()) {
-                scores.extend(shared.score(&prompt, window)?);
-            }
-            Ok(scores)
+        let options = score_options("score", options)?;
+        let pairs = Arc::new(Pairs::new(model, prompt, continuations)?);
+        let (shared, shared_pairs) = (model.clone(), Arc::clone(&pairs));
+        let scores = wait_aside(py, options.cancel.as_ref(), move |stop| {
+            let options = core::ScoreOptions { cancel: Some(stop.clone()), deadline: options.deadline };
+            shared_pairs.score(&shared, &options)
         })?;
-        scores.iter().map(|score| output::score(py, model, score)).collect()
+        log::flush(py)?;
+        pairs.shaped(py, model, &scores)
     }
 
-    /// Logits behind each token of a prompt from position ``from_`` on: a numpy array of ``float32``,
+    /// As :meth:`score`, for ``asyncio``: the event loop goes on. Cancelling the task ends the scoring.
+    ///
+    /// >>> async def scores():
+    /// ...     return await model.score_async("床前明月光，", ["疑是地上霜。", "一二三四五。"])
+    /// >>> asyncio.run(scores()) == model.score("床前明月光，", ["疑是地上霜。", "一二三四五。"])
+    /// True
+    #[pyo3(
+        signature = (prompt, continuations, /, **options),
+        text_signature = "($self, prompt, continuations, /, *, deadline=None, cancel=None)"
+    )]
+    fn score_async<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: &Bound<'py, PyAny>,
+        continuations: &Bound<'py, PyAny>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
+        let model = self.core.get(py)?;
+        let options = score_options("score_async", options)?;
+        let scoring = Scoring::new(model.clone(), Pairs::new(model, prompt, continuations)?, options);
+        py.import("welm._aio")?.getattr("score")?.call1((scoring,))
+    }
+
+    /// Logits after each token of a prompt from position ``from_`` on: a numpy array of ``float32``,
     /// ``(prompt_tokens - from_, vocab_size)``. Needs numpy, which the rest of the package does not.
     ///
     /// >>> model.logits("床前明月光，").shape[1] == model.config.vocab_size
@@ -307,7 +464,7 @@ impl Model {
         let prompt = OnePrompt::new(&model, prompt)?;
         let from = from_.map_or(Ok(0), |from| Argument::new("from_", from).count())?;
         let vocab_size = model.config().vocab_size;
-        let logits = wait_aside(py, move |_| {
+        let logits = wait_aside(py, None, move |_| {
             prompt.logits(&model, from).map_err(|error| match error {
                 Error::InvalidOption { option: "from", reason } => {
                     Error::InvalidOption { option: "from_", reason }
@@ -380,75 +537,43 @@ impl Model {
     /// >>> model.chat_prompt([{"role": "user", "content": "你好"}], chat_template=template, mood="fine")
     /// 'user: 你好 fine'
     #[pyo3(
-        signature = (messages, /, add_generation_prompt = None, *, tools = None, documents = None,
-            continue_final_message = None, chat_template = None, **variables),
+        signature = (messages, /, add_generation_prompt = None, **arguments),
         text_signature = "($self, messages, /, add_generation_prompt=None, *, tools=None, documents=None, \
             continue_final_message=None, chat_template=None, **variables)"
     )]
-    // The arguments are Python's.
-    #[allow(clippy::too_many_arguments)]
     fn chat_prompt(
         &self,
         py: Python<'_>,
         messages: &Bound<'_, PyAny>,
-        add_generation_prompt: Option<bool>,
-        tools: Option<&Bound<'_, PyAny>>,
-        documents: Option<&Bound<'_, PyAny>>,
-        continue_final_message: Option<&Bound<'_, PyAny>>,
-        chat_template: Option<&Bound<'_, PyAny>>,
-        variables: Option<&Bound<'_, PyDict>>,
+        add_generation_prompt: Option<&Bound<'_, PyAny>>,
+        arguments: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<String> {
         let _inside = enter(py);
         let model = self.core.get(py)?;
-        let arguments = ChatArguments {
-            messages,
-            add_generation_prompt,
-            tools,
-            documents,
-            continue_final_message,
-            chat_template,
-            variables,
-        };
-        let request = arguments.request()?;
+        let request = chat::request(messages, add_generation_prompt, arguments)?;
         detached(py, || model.chat_request_prompt(&request)).or_raise(py)
     }
 
-    /// The tokens of :meth:`chat_prompt`, a prompt for :meth:`generate`: special tokens are parsed, and none is put in
+    /// The tokens of :meth:`chat_prompt`, which :meth:`chat` goes on with: special tokens are parsed, and none is put in
     /// front, since the template names the one that starts a text.
     ///
     /// Special tokens that are written in a message, such as ``<|im_end|>``, are parsed too, as in transformers: who
     /// may write a message can end it and begin another one in any role.
     #[pyo3(
-        signature = (messages, /, add_generation_prompt = None, *, tools = None, documents = None,
-            continue_final_message = None, chat_template = None, **variables),
+        signature = (messages, /, add_generation_prompt = None, **arguments),
         text_signature = "($self, messages, /, add_generation_prompt=None, *, tools=None, documents=None, \
             continue_final_message=None, chat_template=None, **variables)"
     )]
-    // The arguments are Python's.
-    #[allow(clippy::too_many_arguments)]
     fn chat_tokens(
         &self,
         py: Python<'_>,
         messages: &Bound<'_, PyAny>,
-        add_generation_prompt: Option<bool>,
-        tools: Option<&Bound<'_, PyAny>>,
-        documents: Option<&Bound<'_, PyAny>>,
-        continue_final_message: Option<&Bound<'_, PyAny>>,
-        chat_template: Option<&Bound<'_, PyAny>>,
-        variables: Option<&Bound<'_, PyDict>>,
+        add_generation_prompt: Option<&Bound<'_, PyAny>>,
+        arguments: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Vec<u32>> {
         let _inside = enter(py);
         let model = self.core.get(py)?;
-        let arguments = ChatArguments {
-            messages,
-            add_generation_prompt,
-            tools,
-            documents,
-            continue_final_message,
-            chat_template,
-            variables,
-        };
-        let request = arguments.request()?;
+        let request = chat::request(messages, add_generation_prompt, arguments)?;
         detached(py, || model.chat_request_tokens(&request)).or_raise(py)
     }
 
@@ -477,6 +602,20 @@ impl Model {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let _inside = enter(py);
         output::stats(py, self.core.get(py)?.stats())
+    }
+
+    /// What a model's files hold, whether they can be loaded or not, and if not, why.
+    ///
+    /// >>> files = welm.Model.describe()
+    /// >>> files.format, files.family, files.unsupported
+    /// ('safetensors', 'welm', None)
+    #[staticmethod]
+    #[pyo3(signature = (path = None))]
+    fn describe<'py>(py: Python<'py>, path: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
+        let path = model_path(py, path)?;
+        let description = detached(py, || core::Model::describe(&path)).or_raise(py)?;
+        output::description(py, &description)
     }
 
     /// Memory that loading with these options would take, from the headers of the files.
@@ -557,6 +696,27 @@ fn batch(
         whole.push(collect(py, stream)?);
     }
     Ok(whole)
+}
+
+/// The whole answer to one prompt.
+fn whole<'py>(
+    py: Python<'py>,
+    prompt: &OnePrompt,
+    model: &core::Model,
+    options: &core::GenerateOptions,
+) -> PyResult<Bound<'py, PyAny>> {
+    let stream = send(py, prompt, model, options)?;
+    output::generation(py, model, &collect(py, stream)?)
+}
+
+/// The answer to one prompt as it comes.
+fn pieces(
+    py: Python<'_>,
+    prompt: &OnePrompt,
+    model: &core::Model,
+    options: &core::GenerateOptions,
+) -> PyResult<Stream> {
+    Ok(Stream::new(model.clone(), send(py, prompt, model, options)?))
 }
 
 /// Sends a request; what the log says of it is handed on.

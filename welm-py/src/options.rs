@@ -9,9 +9,8 @@ use std::time::Instant;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBool, PyDict};
-use welm_core::{GenerateOptions, LoadOptions, LoadProgress, ProgressFn};
+use welm_core::{GenerateOptions, LoadOptions, LoadProgress, ProgressFn, ScoreOptions};
 
 use crate::argument::Argument;
 use crate::cancel::CancelToken;
@@ -27,14 +26,36 @@ fn each(
     mut set: impl FnMut(&'static str, Argument<'_, '_>) -> PyResult<()>,
 ) -> PyResult<()> {
     for (key, value) in arguments.into_iter().flatten() {
-        let key = key.extract::<PyBackedStr>()?;
-        let Some(name) = names.iter().copied().find(|name| *name == &*key) else {
-            let message = format!("{call}() got an unexpected keyword argument '{key}'");
+        let Some(name) = names.iter().copied().find(|name| key.eq(*name).unwrap_or(false)) else {
+            let message =
+                format!("{call}() got an unexpected keyword argument {}", key.repr()?.to_string_lossy());
             return Err(PyTypeError::new_err(message));
         };
         set(name, Argument::new(name, &value))?;
     }
     Ok(())
+}
+
+/// `None`, or a token.
+fn cancel(argument: Argument<'_, '_>) -> PyResult<Option<welm_core::CancelToken>> {
+    if argument.value.is_none() {
+        return Ok(None);
+    }
+    let token = argument.value.cast::<CancelToken>();
+    Ok(Some(token.map_err(|_| argument.not("a welm.CancelToken"))?.get().0.clone()))
+}
+
+/// How texts are scored.
+pub(crate) fn score_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyResult<ScoreOptions> {
+    let mut options = ScoreOptions::default();
+    each(call, &["deadline", "cancel"], given, |name, argument| {
+        match name {
+            "deadline" => options.deadline = argument.duration()?,
+            _ => options.cancel = cancel(argument)?,
+        }
+        Ok(())
+    })?;
+    Ok(options)
 }
 
 const GENERATE: &[&str] = &[
@@ -82,14 +103,8 @@ pub(crate) fn generate_options(call: &str, given: Option<&Bound<'_, PyDict>>) ->
             "stop" => options.stop = argument.texts("str or a sequence of str", GenerateOptions::MAX_STOP)?,
             "logprobs" => options.logprobs = argument.optional_count()?,
             "seed" => options.seed = argument.optional_count()?,
-            "deadline" if argument.value.is_none() => {}
-            "deadline" => options.deadline = Some(argument.duration()?),
-            "cancel" if argument.value.is_none() => {}
-            "cancel" => {
-                let token = argument.value.cast::<CancelToken>();
-                let token = token.map_err(|_| argument.not("a welm.CancelToken"))?;
-                options.cancel = Some(token.get().0.clone());
-            }
+            "deadline" => options.deadline = argument.duration()?,
+            "cancel" => options.cancel = cancel(argument)?,
             "parse_special" => options.parse_special = argument.truth()?,
             "ignore_eos" => options.ignore_eos = argument.truth()?,
             "stop_token_ids" if argument.value.is_none() => {}

@@ -3,10 +3,11 @@
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyList, PyString};
-use welm_core::{Error, GenerateOptions, Model, Prompt, Result, Stream};
+use pyo3::types::{PyList, PyMapping, PyString};
+use welm_core::{ChatRequest, Error, GenerateOptions, Model, Prompt, Result, Stream};
 
 use crate::argument::{Argument, Elements};
+use crate::chat::conversation;
 
 /// One prompt, held so that the GIL can be released.
 pub(crate) enum OnePrompt {
@@ -14,6 +15,7 @@ pub(crate) enum OnePrompt {
     Tokens(Vec<u32>),
     /// So many tokens that they cannot fit; they were not looked at.
     TooLong(usize),
+    Chat(ChatRequest),
 }
 
 /// Most tokens of a sequence.
@@ -23,21 +25,30 @@ fn context(model: &Model) -> usize {
 
 impl OnePrompt {
     pub(crate) fn new(model: &Model, value: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if is_conversation(value) {
+            return conversation(value).map(OnePrompt::Chat);
+        }
         let prompt = Argument::new("prompt", value);
+        Self::text_or_tokens(model, prompt, "str, a sequence of token ids or a list of messages")
+    }
+
+    /// What is no conversation.
+    pub(crate) fn text_or_tokens(model: &Model, prompt: Argument<'_, '_>, expected: &str) -> PyResult<Self> {
         if prompt.is_text() {
             return prompt.text().map(OnePrompt::Text);
         }
         // The end of a longer one is the end of the context: `max_tokens` may be 0.
-        Ok(match prompt.tokens("str or a sequence of token ids", context(model))? {
+        Ok(match prompt.tokens(expected, context(model))? {
             Elements::All(tokens) => OnePrompt::Tokens(tokens),
             Elements::TooMany(count) => OnePrompt::TooLong(count),
         })
     }
 
-    fn as_prompt(&self, model: &Model, max_tokens: usize) -> Result<Prompt<'_>> {
+    pub(crate) fn as_prompt(&self, model: &Model, max_tokens: usize) -> Result<Prompt<'_>> {
         match self {
             OnePrompt::Text(text) => Ok(Prompt::Text(text)),
             OnePrompt::Tokens(tokens) => Ok(Prompt::Tokens(tokens)),
+            OnePrompt::Chat(request) => Ok(Prompt::Chat(request)),
             &OnePrompt::TooLong(prompt) => {
                 let (limit, requested) = (context(model), prompt.saturating_add(max_tokens));
                 let what = if limit == model.memory().cache_tokens { "KV cache" } else { "context" };
@@ -66,11 +77,10 @@ pub(crate) enum Prompts {
 impl Prompts {
     /// A sequence whose first element is a string or a sequence is a batch; so is an empty list.
     pub(crate) fn new(model: &Model, value: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let is_text = |value: &Bound<'_, PyAny>| value.is_instance_of::<PyString>();
         let is_batch = !is_text(value)
             && has_len(value)
             && match value.get_item(0) {
-                Ok(first) => is_text(&first) || has_len(&first),
+                Ok(first) => is_text(&first) || (has_len(&first) && !is_mapping(&first)),
                 Err(_) => value.len()? == 0 && value.is_instance_of::<PyList>(),
             };
         if !is_batch {
@@ -84,7 +94,21 @@ impl Prompts {
     }
 }
 
+pub(crate) fn is_text(value: &Bound<'_, PyAny>) -> bool {
+    value.is_instance_of::<PyString>()
+}
+
+fn is_mapping(value: &Bound<'_, PyAny>) -> bool {
+    value.cast::<PyMapping>().is_ok()
+}
+
+/// Whether it is a sequence of messages: of mappings.
+fn is_conversation(value: &Bound<'_, PyAny>) -> bool {
+    let is_sequence = !is_text(value) && !is_mapping(value) && has_len(value);
+    is_sequence && value.get_item(0).is_ok_and(|first| is_mapping(&first))
+}
+
 /// Whether it has a length, which may be more than can be counted.
-fn has_len(value: &Bound<'_, PyAny>) -> bool {
+pub(crate) fn has_len(value: &Bound<'_, PyAny>) -> bool {
     value.len().map_or_else(|error| error.is_instance_of::<PyOverflowError>(value.py()), |_| true)
 }

@@ -8,6 +8,7 @@ holds a request any more, it ends.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import weakref
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from welm._output import Generation, Piece
-    from welm._welm import Request, Submit
+    from welm._output import Generation, Piece, Score
+    from welm._welm import Request, Scoring, Submit
 
 _LONG = 1e8
 """Seconds, more than anybody waits."""
@@ -176,6 +177,29 @@ async def generate_all(submits: Sequence[Submit]) -> list[Generation]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+async def score(scoring: Scoring) -> list[Score] | list[list[Score]]:
+    """One scoring, on a thread of its own: the loop's pool is for what takes less time."""
+    inbox = _Inbox()
+
+    def work() -> None:
+        try:
+            item: object = scoring.run()
+        except BaseException as error:
+            item = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            inbox.loop.call_soon_threadsafe(inbox.put, item)
+
+    try:
+        threading.Thread(target=work, name="welm-score", daemon=True).start()
+    except Exception as reason:  # a limit of threads; the interpreter ends
+        raise _no_thread(reason) from None
+    try:
+        scores: list[Score] | list[list[Score]] = await inbox.get()
+        return scores
+    finally:
+        scoring.cancel()
 
 
 class AsyncStream:

@@ -117,7 +117,7 @@ class NotFinite(Error):
     got: str
     """What came, and for which token."""
     began: str
-    """Where in the model: ``"in layer 3, at position 0"``, ``"in the embedding, ..."``, ``"behind the last layer"``."""
+    """Where in the model: ``"in layer 3, at position 0"``, ``"in the embedding, ..."``, ``"after the last layer"``."""
 
 
 class DeviceError(Error):
@@ -133,7 +133,13 @@ class EngineStopped(Error):
 
 
 class Cancelled(Error):
-    """The progress callback of a loading asked to stop it."""
+    """A progress callback stopped its work; or a scoring was cancelled, or its deadline passed.
+
+    A generation that is cancelled is no error: it ends with that finish reason and what it has.
+    """
+
+    reason: str
+    """``"cancelled"`` or ``"deadline"``."""
 
 
 class ForkError(Error, RuntimeError):

@@ -72,9 +72,9 @@ class Choice:
     """One generated sequence."""
 
     text: str
-    """The text; with ``echo``, behind the prompt."""
+    """The text; with ``echo``, after the prompt."""
     tokens: tuple[Token, ...] = field(default=(), repr=False)
-    """Its tokens; with ``echo``, behind the prompt's."""
+    """Its tokens; with ``echo``, after the prompt's."""
     finish_reason: FinishReason = "length"
     """Why it ended."""
     end_token: int | None = None
@@ -112,6 +112,11 @@ class Generation:
         """The text of the first sequence."""
         return self.choices[0].text if self.choices else ""
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the first sequence ended; ``None`` only where there is none, as in a value made by hand."""
+        return self.choices[0].finish_reason if self.choices else None
+
     def _repr_html_(self) -> str | None:
         """Notebooks show this; without log-probabilities there is nothing to colour, and they show the repr."""
         from welm._html import html_of
@@ -147,6 +152,36 @@ class Estimate:
     """Most tokens of one sequence."""
     cache_tokens: int
     """Tokens that the KV cache holds, over all sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class TypeCount:
+    """How many tensors of a model have a type."""
+
+    name: str
+    """As the file format names it, such as ``Q4_K`` or ``BF16``."""
+    tensors: int
+    """Tensors of this type."""
+    elements: int
+    """Their elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a model's files hold, whether they can be loaded or not."""
+
+    format: Literal["gguf", "safetensors"]
+    """The format of the files."""
+    family: str | None
+    """As the file spells it, such as ``llama``."""
+    elements: int
+    """Elements of all tensors."""
+    types: tuple[TypeCount, ...]
+    """Types of the tensors, those with the most elements first."""
+    settings: dict[str, str]
+    """Numbers, flags and short texts of the metadata or of ``config.json``."""
+    unsupported: str | None
+    """Why the files cannot be loaded, whatever the options; ``None`` if they can."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from welm._aio import AsyncStream
 from welm._errors import Error
-from welm._output import Estimate, Generation, ModelConfig, Piece, Score, Stats
+from welm._output import Description, Estimate, Generation, ModelConfig, Piece, Score, Stats
 
 __all__ = [
     "CancelToken",
@@ -19,6 +19,7 @@ __all__ = [
     "InternalError",
     "Model",
     "Request",
+    "Scoring",
     "Selector",
     "Stream",
     "Submit",
@@ -30,7 +31,9 @@ __version__: Final[str]
 
 # Lists, tuples, arrays of the standard library or of numpy.
 _Tokens: TypeAlias = SupportsLenAndGetItem[SupportsIndex]
-_Prompt: TypeAlias = str | _Tokens
+_Messages: TypeAlias = Sequence[Mapping[str, Any]]
+_Prompt: TypeAlias = str | _Tokens | _Messages
+_Continuation: TypeAlias = str | _Tokens
 _Progress: TypeAlias = Callable[[int, int], object]
 
 def quantize(
@@ -131,7 +134,7 @@ class Model:
     @overload
     def generate(
         self,
-        prompt: Sequence[str] | Sequence[_Tokens] | Sequence[_Prompt],
+        prompt: Sequence[str] | Sequence[_Tokens] | Sequence[_Messages] | Sequence[_Prompt],
         /,
         *,
         max_tokens: SupportsIndex = 16,
@@ -211,7 +214,7 @@ class Model:
     @overload
     def generate_async(
         self,
-        prompt: Sequence[str] | Sequence[_Tokens] | Sequence[_Prompt],
+        prompt: Sequence[str] | Sequence[_Tokens] | Sequence[_Messages] | Sequence[_Prompt],
         /,
         *,
         max_tokens: SupportsIndex = 16,
@@ -261,7 +264,174 @@ class Model:
         stop_token_ids: _Tokens | None = None,
         cache_salt: str | None = None,
     ) -> AsyncStream: ...
-    def score(self, prompt: str, continuations: Sequence[str], /) -> list[Score]: ...
+    def chat(
+        self,
+        messages: _Messages,
+        /,
+        *,
+        add_generation_prompt: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str | None = None,
+        chat_template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        max_tokens: SupportsIndex = 16,
+        temperature: float = 0.85,
+        top_p: float = 0.95,
+        top_k: SupportsIndex = 50,
+        n: SupportsIndex = 1,
+        echo: bool = False,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: SupportsIndex | None = None,
+        seed: SupportsIndex | None = None,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
+    ) -> Generation: ...
+    def chat_stream(
+        self,
+        messages: _Messages,
+        /,
+        *,
+        add_generation_prompt: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str | None = None,
+        chat_template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        max_tokens: SupportsIndex = 16,
+        temperature: float = 0.85,
+        top_p: float = 0.95,
+        top_k: SupportsIndex = 50,
+        n: SupportsIndex = 1,
+        echo: bool = False,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: SupportsIndex | None = None,
+        seed: SupportsIndex | None = None,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
+    ) -> Stream: ...
+    def chat_async(
+        self,
+        messages: _Messages,
+        /,
+        *,
+        add_generation_prompt: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str | None = None,
+        chat_template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        max_tokens: SupportsIndex = 16,
+        temperature: float = 0.85,
+        top_p: float = 0.95,
+        top_k: SupportsIndex = 50,
+        n: SupportsIndex = 1,
+        echo: bool = False,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: SupportsIndex | None = None,
+        seed: SupportsIndex | None = None,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
+    ) -> Coroutine[Any, Any, Generation]: ...
+    def chat_stream_async(
+        self,
+        messages: _Messages,
+        /,
+        *,
+        add_generation_prompt: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str | None = None,
+        chat_template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        max_tokens: SupportsIndex = 16,
+        temperature: float = 0.85,
+        top_p: float = 0.95,
+        top_k: SupportsIndex = 50,
+        n: SupportsIndex = 1,
+        echo: bool = False,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: SupportsIndex | None = None,
+        seed: SupportsIndex | None = None,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+        parse_special: bool = False,
+        ignore_eos: bool = False,
+        stop_token_ids: _Tokens | None = None,
+        cache_salt: str | None = None,
+    ) -> AsyncStream: ...
+    @overload
+    def score(  # type: ignore[overload-overlap]  # a str is a sequence of str, too; it is one prompt
+        self,
+        prompt: _Prompt,
+        continuations: Sequence[_Continuation],
+        /,
+        *,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+    ) -> list[Score]: ...
+    @overload
+    def score(
+        self,
+        prompt: Sequence[str] | Sequence[_Tokens] | Sequence[_Messages] | Sequence[_Prompt],
+        continuations: Sequence[_Continuation] | Sequence[Sequence[_Continuation]],
+        /,
+        *,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+    ) -> list[list[Score]]: ...
+    @overload
+    def score_async(  # type: ignore[overload-overlap]  # a str is a sequence of str, too; it is one prompt
+        self,
+        prompt: _Prompt,
+        continuations: Sequence[_Continuation],
+        /,
+        *,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Coroutine[Any, Any, list[Score]]: ...
+    @overload
+    def score_async(
+        self,
+        prompt: Sequence[str] | Sequence[_Tokens] | Sequence[_Messages] | Sequence[_Prompt],
+        continuations: Sequence[_Continuation] | Sequence[Sequence[_Continuation]],
+        /,
+        *,
+        deadline: float | timedelta | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Coroutine[Any, Any, list[list[Score]]]: ...
     def logits(self, prompt: _Prompt, /, from_: SupportsIndex = 0) -> NDArray[float32]: ...
     def tokenize(self, text: str, /, parse_special: bool = False) -> list[int]: ...
     def detokenize(self, tokens: _Tokens, /) -> str: ...
@@ -269,7 +439,7 @@ class Model:
     def has_chat_template(self) -> bool: ...
     def chat_prompt(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: _Messages,
         /,
         add_generation_prompt: bool | None = None,
         *,
@@ -281,7 +451,7 @@ class Model:
     ) -> str: ...
     def chat_tokens(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: _Messages,
         /,
         add_generation_prompt: bool | None = None,
         *,
@@ -295,6 +465,8 @@ class Model:
     def token_id(self, token: str, /) -> int | None: ...
     def is_special(self, token: SupportsIndex, /) -> bool: ...
     def stats(self) -> Stats: ...
+    @staticmethod
+    def describe(path: str | PathLike[str] | None = None) -> Description: ...
     @staticmethod
     def estimate(
         path: str | PathLike[str] | None = None,
@@ -328,6 +500,11 @@ class Model:
 @final
 class Submit:
     def send(self) -> Request: ...
+
+@final
+class Scoring:
+    def run(self) -> list[Score] | list[list[Score]]: ...
+    def cancel(self) -> None: ...
 
 @final
 class Request:

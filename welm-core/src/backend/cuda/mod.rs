@@ -178,7 +178,7 @@ impl Cuda {
             return Err(Error::config("head_dim", reason));
         }
         if options.cache_dtype == CacheDtype::F32 {
-            return Err(Error::option("cache_dtype", "the cache is bf16 on cuda, got f32"));
+            return Err(Error::option("cache_dtype", "expected bf16 on cuda, got f32"));
         }
         Ok(())
     }

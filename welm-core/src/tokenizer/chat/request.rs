@@ -4,7 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use super::json::Json;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// How deep the values of a message may lie in each other.
 pub(super) const MAX_DEPTH: usize = 100;
@@ -53,7 +53,8 @@ impl Message {
     /// # Errors
     /// [`Error::InvalidOption`] for what is no JSON, or no object.
     pub fn from_json(text: &str) -> Result<Self> {
-        let json = text.parse::<Json>().map_err(|e| Error::option("message", e))?;
+        let json =
+            text.parse::<Json>().map_err(|e| Error::option("message", format!("expected JSON, got {e}")))?;
         Message::try_from(json)
     }
 }
@@ -165,7 +166,9 @@ impl ChatRequest {
     /// # Errors
     /// [`Error::InvalidOption`], with the name of what is wrong.
     pub fn from_json(text: &str) -> Result<Self> {
-        ChatRequest::try_from(text.parse::<Json>().map_err(|e| Error::option("request", e))?)
+        ChatRequest::try_from(
+            text.parse::<Json>().map_err(|e| Error::option("request", format!("expected JSON, got {e}")))?,
+        )
     }
 
     /// Checks all but the template; afterwards all values can be followed by recursion.
@@ -173,8 +176,10 @@ impl ChatRequest {
         if self.messages.is_empty() {
             return Err(Error::option("messages", "expected at least one, got none"));
         }
-        if self.continue_final_message.is_some() && self.add_generation_prompt == Some(true) {
-            let reason = "expected to be without add_generation_prompt, which begins a new message";
+        if let (Some(key), Some(true)) = (&self.continue_final_message, self.add_generation_prompt) {
+            let key = quoted(key);
+            let reason =
+                format!("expected none with add_generation_prompt, which begins a new message, got {key}");
             return Err(Error::option("continue_final_message", reason));
         }
         for (option, items) in [("tools", &self.tools), ("documents", &self.documents)] {
@@ -194,11 +199,17 @@ impl ChatRequest {
         let mut names = HashSet::new();
         for (name, value) in &self.variables {
             if NOT_VARIABLES.contains(&name.as_str()) {
-                let reason = format!("expected names of the template's variables, got {name}, which is none");
+                let reason = format!(
+                    "expected names of the template's variables, got {}, which is none",
+                    quoted(name)
+                );
                 return Err(Error::option("variables", reason));
             }
             if !names.insert(name) {
-                return Err(Error::option("variables", format!("expected each name once, got {name} again")));
+                return Err(Error::option(
+                    "variables",
+                    format!("expected each name once, got {} again", quoted(name)),
+                ));
             }
             check_depth("variables", || name.clone(), value)?;
         }
@@ -298,7 +309,10 @@ fn visible(fields: &[(String, Json)]) -> Vec<(String, Json)> {
 fn mark(last: &mut [(String, Json)], key: &str, template: &str) -> Result<String> {
     let wrong = |reason: String| Err(Error::option("continue_final_message", reason));
     let Some(value) = last.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone()) else {
-        return wrong(format!("expected the last message to have the key {key}, got none"));
+        return wrong(format!(
+            "expected a key of the last message, got {}, which it does not have",
+            quoted(key)
+        ));
     };
     let same = |name: &str| {
         if REASONING.contains(&key) { REASONING.contains(&name) } else { name == key }
@@ -319,14 +333,17 @@ fn mark(last: &mut [(String, Json)], key: &str, template: &str) -> Result<String
             _ => None,
         };
         let Some(end) = end else {
-            return wrong(format!("expected a text in the last message's {key}, got none"));
+            return wrong(format!(
+                "expected a key of the last message with a text, got {}, which has none",
+                quoted(key)
+            ));
         };
         text = Some(end.clone());
         end.push_str(CONTINUED);
     }
     match text {
         Some(text) if known => Ok(text),
-        _ => wrong(format!("expected a key that the chat template names, got {key}")),
+        _ => wrong(format!("expected a key that the chat template names, got {}", quoted(key))),
     }
 }
 

@@ -253,7 +253,7 @@ fn wrong_requests_name_what_is_wrong() {
     };
     let message = r#""messages": [{"role": "user", "content": "x"}]"#;
     for (json, want) in [
-        ("[".to_string(), "option `request`: EOF"),
+        ("[".to_string(), "option `request`: expected JSON, got EOF"),
         ("[]".into(), "option `request`: expected an object with messages, got a list"),
         ("{}".into(), "option `messages`: expected a list, got none"),
         (r#"{"messages": null}"#.into(), "option `messages`: expected a list, got none"),
@@ -282,7 +282,7 @@ fn wrong_requests_name_what_is_wrong() {
         ),
         (
             format!(r#"{{{message}, "tokenize": true}}"#),
-            "option `variables`: expected names of the template's variables, got tokenize",
+            "option `variables`: expected names of the template's variables, got \"tokenize\"",
         ),
         (format!(r#"{{{message}, "x": 123456789012345678901}}"#), "a number of more than 64 bits"),
         (format!(r#"{{{message}, "x": [1, 18446744073709551616]}}"#), "a number of more than 64 bits"),
