@@ -14,9 +14,9 @@ import numpy as np
 from typing_extensions import assert_type
 
 import welm
+from welm._options import GenerateOptions, LoadOptions
 
 from conftest import PROMPT
-from welm._options import GenerateOptions, LoadOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Options as dictionaries that type checkers know, for ``welm.Model(**options)`` and ``model.generate(..., **options)``."""
+"""Options as dictionaries that type checkers know: ``Model(**options)``, ``model.generate(prompt, **options)``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from typing import Literal, SupportsIndex
 
-    from welm._welm import CancelToken, _Tokens
+    from _typeshed import SupportsLenAndGetItem
+
+    from welm._welm import CancelToken
 
 
 class LoadOptions(TypedDict, total=False):
@@ -54,5 +56,5 @@ class GenerateOptions(TypedDict, total=False):
     cancel: CancelToken | None
     parse_special: bool
     ignore_eos: bool
-    stop_token_ids: _Tokens | None
+    stop_token_ids: SupportsLenAndGetItem[SupportsIndex] | None
     cache_salt: str | None
