@@ -704,6 +704,7 @@ fn other_requests_fill_the_queue_of_a_scoring() {
     let error = model.score_pairs(&pairs, &ScoreOptions::default()).unwrap_err();
     assert_eq!(error, Error::QueueFull { waiting: 2, limit: 2 });
     drop((running, waiting));
+    at_rest(&model);
     assert_eq!(scored(&model, &[("春", "眠")]), model.score("春", &["眠"]).unwrap());
 }
 
@@ -823,8 +824,8 @@ fn a_chat_is_what_its_tokens_give() {
         change(&mut options);
         options
     };
-    for change in [
-        |_: &mut GenerateOptions| {},
+    let changes: [fn(&mut GenerateOptions); 10] = [
+        |_| {},
         |o| o.n = 3,
         |o| o.echo = true,
         |o| (o.echo, o.n, o.logprobs) = (true, 2, Some(1)),
@@ -834,7 +835,8 @@ fn a_chat_is_what_its_tokens_give() {
         |o| (o.cache_salt, o.n) = (Some("a".into()), 2),
         |o| (o.ignore_eos, o.stop_token_ids) = (true, vec![41]),
         |o| o.deadline = Some(Duration::MAX),
-    ] {
+    ];
+    for change in changes {
         answer(&seeded(change));
     }
     let whole = answer(&GenerateOptions::greedy(400));
