@@ -384,7 +384,7 @@ def table(raised: list[Raised], model: Any, bare: Any, tmp_path: Path) -> str:
         message = str(error.value).replace(str(tmp_path), "FOLDER").replace("|", "\\|")
         assert not FOREIGN.search(message), message
         # What depends on the machine.
-        message = re.sub(r"\d{6,}", "N", message)
+        message = re.sub(r"\d{6,}|(?<=cache_tokens )\d+", "N", message)
         if isinstance(error.value, welm.Unavailable):
             message = re.sub(r"(not available: ).*", r"\1...", message)
         lines.append(f"| {what} | {type(error.value).__name__} | {message} |")

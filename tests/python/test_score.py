@@ -65,9 +65,11 @@ def test_tokens_and_messages(model: welm.Model, bare: welm.Model) -> None:
     any_: Any = model
     assert any_.score([ids, prompt], [answer, after]) == [want * 2, want * 2]
     assert any_.score([ids, ids], [[after], [answer, after]]) == [want, want * 2]
-    # Ids are taken as they are: "t" and "he" stay two tokens.
-    (apart,) = model.score(model.tokenize("t"), ["he"])
-    assert [t.id for t in apart.tokens] == model.tokenize("he") != model.tokenize("the")
+    # Ids are taken as they are, where texts would merge: these two stay two tokens.
+    bright, moon = model.tokenize("明"), model.tokenize("月")
+    assert bright + moon != model.tokenize("明月")
+    for apart in (model.score(bright, ["月"]), model.score("明", [moon])):
+        assert [t.id for t in apart[0].tokens] == moon
     assert model.score(prompt, [[]])[0] == welm.Score(0.0, ())
     assert bare.score([3, 4], [[5], [6, 7]])[1].tokens[1].id == 7
     with pytest.raises(welm.TokenizerError):
