@@ -179,6 +179,10 @@ typedef enum {
    * The process was forked after the model was loaded; its engine is in the parent only. Freeing is allowed.
    */
   WELM_FORKED = 33,
+  /**
+   * A scoring was cancelled, or its deadline passed, before all scores were there.
+   */
+  WELM_INTERRUPTED = 34,
 } welm_status;
 
 /**
@@ -266,7 +270,7 @@ typedef struct welm_error welm_error;
 typedef struct welm_generation welm_generation;
 
 /**
- * Logits behind some tokens of a prompt. They never change, so that any number of threads may read them at once.
+ * Logits after some tokens of a prompt. They never change, so that any number of threads may read them at once.
  */
 typedef struct welm_logits welm_logits;
 
@@ -763,7 +767,7 @@ typedef bool (*welm_piece_callback)(void *data, const welm_piece *piece);
  */
 typedef struct {
   /**
-   * The text, in UTF-8, with a NUL behind it; with `echo`, behind the prompt.
+   * The text, in UTF-8, with a NUL behind it; with `echo`, after the prompt.
    */
   const char *text;
   /**
@@ -771,7 +775,7 @@ typedef struct {
    */
   size_t text_len;
   /**
-   * Its tokens; with `echo`, behind the prompt's.
+   * Its tokens; with `echo`, after the prompt's.
    */
   const welm_token *tokens;
   /**
@@ -810,6 +814,24 @@ typedef struct {
    */
   size_t cached_tokens;
 } welm_usage;
+
+/**
+ * How pairs are scored. `welm_score_options_init` sets the defaults, which are in brackets here.
+ */
+typedef struct {
+  /**
+   * `sizeof(welm_score_options)`.
+   */
+  size_t struct_size;
+  /**
+   * Milliseconds from now after which the scoring ends with `WELM_INTERRUPTED` (0); 0 is never.
+   */
+  uint64_t deadline_ms;
+  /**
+   * Ends the scoring from any thread, with `WELM_INTERRUPTED` (NULL). It has to live until the function returns.
+   */
+  const welm_cancel_token *cancel;
+} welm_score_options;
 
 /**
  * The log-likelihood of a given continuation.
@@ -1249,6 +1271,15 @@ size_t welm_generation_n_choices(const welm_generation *generation);
 const welm_choice *welm_generation_choice(const welm_generation *generation, size_t index);
 
 /**
+ * Why the first sequence ended.
+ *
+ * - ownership: nothing to free.
+ * - threads: any number at once on one answer.
+ * - NULL: `WELM_FINISH_NONE` for a NULL `generation`.
+ */
+welm_finish_reason welm_generation_finish_reason(const welm_generation *generation);
+
+/**
  * The tokens that a request used.
  *
  * - ownership: belongs to `generation`, and lives as long.
@@ -1387,6 +1418,40 @@ welm_status welm_model_score(const welm_model *model,
                              welm_error **error);
 
 /**
+ * Sets every option to its default, and `struct_size` to the size given: `sizeof(welm_score_options)`.
+ *
+ * - ownership: nothing to free.
+ * - threads: any, each with a struct of its own.
+ * - NULL: `options` must not be.
+ * - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, and nothing is written.
+ */
+welm_status welm_score_options_init(welm_score_options *options, size_t struct_size);
+
+/**
+ * Log-likelihoods of many continuations, each after its own prompt: the same bits as `welm_model_score` gives for each.
+ *
+ * Pairs are computed together, some dozens at a time. Equal beginnings are computed once if the prefix cache is on; give
+ * pairs of the same prompt one after another. Tokens are taken as they are: where one of the two is tokens, nothing is
+ * merged where they meet. Memory is bounded however many pairs there are.
+ *
+ * - ownership: `*scores` is the caller's, to be freed with `welm_scores_free`. Nothing of prompts, continuations and
+ *   options is kept.
+ * - threads: any number at once on one model.
+ * - NULL: `model` and `scores` must not be; `prompts` and `continuations` may be, if `n` is 0; `options` may be, for the
+ *   defaults; `error` may be.
+ * - encoding: of texts UTF-8.
+ * - errors: as `welm_model_score`; `WELM_INTERRUPTED` if it was cancelled, or the deadline passed. What was computed until
+ *   then is lost.
+ */
+welm_status welm_model_score_pairs(const welm_model *model,
+                                   const welm_prompt *prompts,
+                                   const welm_prompt *continuations,
+                                   size_t n,
+                                   const welm_score_options *options,
+                                   welm_scores **scores,
+                                   welm_error **error);
+
+/**
  * How many scores there are.
  *
  * - ownership: nothing to free.
@@ -1414,14 +1479,14 @@ const welm_score *welm_scores_get(const welm_scores *scores, size_t index);
 void welm_scores_free(welm_scores *scores);
 
 /**
- * Logits behind each token of a prompt from position `from` on. For measuring; a caller bounds the memory by the
+ * Logits after each token of a prompt from position `from` on. For measuring; a caller bounds the memory by the
  * positions it asks for.
  *
  * - ownership: `*logits` is the caller's, to be freed with `welm_logits_free`. Nothing of the prompt is kept.
  * - threads: any number at once on one model.
  * - NULL: `model` and `logits` must not be; `error` may be.
  * - encoding: of the prompt UTF-8.
- * - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` if `from` is behind the prompt.
+ * - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` if `from` is after the prompt.
  */
 welm_status welm_model_logits(const welm_model *model,
                               welm_prompt prompt,
@@ -1628,6 +1693,79 @@ welm_status welm_model_chat_tokens_json(const welm_model *model,
                                         const char *request,
                                         size_t len,
                                         welm_tokens **tokens,
+                                        welm_error **error);
+
+/**
+ * The model's answer to a conversation, by its own chat template; returns when all `n` sequences of the options have
+ * ended.
+ *
+ * It is what `welm_model_generate` gives for the tokens of `welm_model_chat_tokens`, with the beginning of the answer, and
+ * ends at the model's end tokens, of which a chat model has one for the end of a turn. With `echo` the text begins with
+ * that of `welm_model_chat_prompt`. Special tokens that are written in a message are parsed; see
+ * `welm_model_chat_tokens`.
+ *
+ * - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of messages and options is kept.
+ * - threads: any number at once on one model; their requests are computed together.
+ * - NULL: `model` and `generation` must not be, nor the texts of a message; `messages` may be, if `n` is 0;
+ * `options` may be, for the defaults; `error` may be.
+ * - encoding: of messages and stop strings UTF-8.
+ * - errors: as `welm_model_generate` and `welm_model_chat_prompt`.
+ */
+welm_status welm_model_chat(const welm_model *model,
+                            const welm_message *messages,
+                            size_t n,
+                            const welm_generate_options *options,
+                            welm_generation **generation,
+                            welm_error **error);
+
+/**
+ * As `welm_model_chat`, of a JSON object as for `welm_model_chat_prompt_json`: with tools, documents, and what else templates
+ * ask for.
+ *
+ * - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of the request and options is kept.
+ * - threads: any number at once on one model; their requests are computed together.
+ * - NULL: `model`, `request` and `generation` must not be; `options` may be, for the defaults; `error` may be.
+ * - encoding: UTF-8; of the request `len` bytes, or `WELM_NUL_TERMINATED`.
+ * - errors: as `welm_model_generate` and `welm_model_chat_prompt_json`.
+ */
+welm_status welm_model_chat_json(const welm_model *model,
+                                 const char *request,
+                                 size_t len,
+                                 const welm_generate_options *options,
+                                 welm_generation **generation,
+                                 welm_error **error);
+
+/**
+ * As `welm_model_chat`, piece by piece, as `welm_model_stream` gives them.
+ *
+ * - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of messages and options is kept. `model` may be freed while the stream lives.
+ * - threads: any number at once on one model; their requests are computed together.
+ * - NULL: `model` and `stream` must not be, nor the texts of a message; `messages` may be, if `n` is 0;
+ * `options` may be, for the defaults; `error` may be.
+ * - encoding: of messages and stop strings UTF-8.
+ * - errors: as `welm_model_chat`; those of the engine come from `welm_stream_next`.
+ */
+welm_status welm_model_chat_stream(const welm_model *model,
+                                   const welm_message *messages,
+                                   size_t n,
+                                   const welm_generate_options *options,
+                                   welm_stream **stream,
+                                   welm_error **error);
+
+/**
+ * As `welm_model_chat_stream`, of a JSON object as for `welm_model_chat_prompt_json`.
+ *
+ * - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of the request and options is kept. `model` may be freed while the stream lives.
+ * - threads: any number at once on one model; their requests are computed together.
+ * - NULL: `model`, `request` and `stream` must not be; `options` may be, for the defaults; `error` may be.
+ * - encoding: UTF-8; of the request `len` bytes, or `WELM_NUL_TERMINATED`.
+ * - errors: as `welm_model_chat_json`; those of the engine come from `welm_stream_next`.
+ */
+welm_status welm_model_chat_stream_json(const welm_model *model,
+                                        const char *request,
+                                        size_t len,
+                                        const welm_generate_options *options,
+                                        welm_stream **stream,
                                         welm_error **error);
 
 /**

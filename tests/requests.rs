@@ -710,6 +710,7 @@ fn other_requests_fill_the_queue_of_a_scoring() {
     let error = model.score_pairs(&pairs, &ScoreOptions::default()).unwrap_err();
     assert_eq!(error, Error::QueueFull { waiting: 2, limit: 2 });
     drop((running, waiting));
+    at_rest(&model);
     assert_eq!(scored(&model, &[("春", "眠")]), model.score("春", &["眠"]).unwrap());
 }
 
@@ -731,16 +732,17 @@ fn tokens_and_conversations_are_scored() {
     assert_eq!(model.score(&chat, &[continuation]).unwrap(), [want.clone()]);
     assert_eq!(model.score(&prompt_ids, &[continuation]).unwrap(), [want]);
 
-    // Ids are taken as they are, where texts would merge: `t` and `he` stay two tokens.
-    let (t, he) = (ids("t"), ids("he"));
-    assert_ne!([&t[..], &he[..]].concat(), ids("the"));
-    for pair in [(Prompt::Tokens(&t), Prompt::Text("he")), (Prompt::Text("t"), Prompt::Tokens(&he))] {
+    // Ids are taken as they are, where texts would merge: these two stay two tokens.
+    let (bright, moon) = (ids("明"), ids("月"));
+    assert_ne!([&bright[..], &moon[..]].concat(), ids("明月"));
+    for pair in [(Prompt::Tokens(&bright), Prompt::Text("月")), (Prompt::Text("明"), Prompt::Tokens(&moon))]
+    {
         let score = model.score_pairs(&[pair], &options).unwrap().remove(0);
-        assert_eq!(score.tokens.iter().map(|t| t.id).collect::<Vec<_>>(), he);
+        assert_eq!(score.tokens.iter().map(|t| t.id).collect::<Vec<_>>(), moon);
     }
     // No tokens before: the token that starts a text is the context. No tokens after: nothing is certain.
-    let nothing = model.score_pairs(&[(Prompt::Tokens(&[]), Prompt::Tokens(&he))], &options).unwrap();
-    assert_eq!(nothing, model.score("", &["he"]).unwrap());
+    let nothing = model.score_pairs(&[(Prompt::Tokens(&[]), Prompt::Tokens(&moon))], &options).unwrap();
+    assert_eq!(nothing, model.score("", &["月"]).unwrap());
     let empty = model.score_pairs(&[(Prompt::Text("t"), Prompt::Tokens(&[]))], &options).unwrap();
     assert_eq!(empty, [Score { logprob: 0.0, tokens: Vec::new() }]);
 
@@ -829,8 +831,8 @@ fn a_chat_is_what_its_tokens_give() {
         change(&mut options);
         options
     };
-    for change in [
-        |_: &mut GenerateOptions| {},
+    let changes: [fn(&mut GenerateOptions); 10] = [
+        |_| {},
         |o| o.n = 3,
         |o| o.echo = true,
         |o| (o.echo, o.n, o.logprobs) = (true, 2, Some(1)),
@@ -840,7 +842,8 @@ fn a_chat_is_what_its_tokens_give() {
         |o| (o.cache_salt, o.n) = (Some("a".into()), 2),
         |o| (o.ignore_eos, o.stop_token_ids) = (true, vec![41]),
         |o| o.deadline = Some(Duration::MAX),
-    ] {
+    ];
+    for change in changes {
         answer(&seeded(change));
     }
     let whole = answer(&GenerateOptions::greedy(400));

@@ -180,7 +180,7 @@ def test_what_never_ends_can_be_interrupted(what: str, how: str) -> None:
         ),
         (
             lambda m: m.score(["床"], [["a"], ["b"]]),
-            "option `continuations`: expected at most 1 lists, one for each prompt, got 2",
+            "option `continuations`: expected 1 lists, one for each prompt, got 2",
         ),
         (
             lambda m: m.score("床", [[[1]]]),

@@ -518,7 +518,7 @@ def test_wrong_chat_requests_name_what_is_wrong(model: welm.Model) -> None:
         ("user", "got str"),
         (user, "got dict"),
         ([3], r"messages\[0\]: expected a dict, got int"),
-        (None, "got NoneType"),
+        (None, "got None"),
     ):
         with pytest.raises(TypeError, match=text):
             prompt(messages)

@@ -76,7 +76,7 @@ def test_errors_of_a_request_come_at_once(model: welm.Model) -> None:
     with pytest.raises(welm.InvalidOption):
         model.stream(PROMPT, top_p=3)
     with pytest.raises(TypeError):
-        model.stream([PROMPT])  # type: ignore[list-item]
+        model.stream([PROMPT])  # type: ignore[arg-type]
 
 
 def test_cancelling_and_dropping(model: welm.Model) -> None:

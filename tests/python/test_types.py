@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from typing_extensions import assert_type
 
 import welm
@@ -37,6 +38,7 @@ def test_results(model: welm.Model) -> None:
     choice = one.choices[0]
     assert_type(choice, welm.Choice)
     assert_type(choice.finish_reason, welm.FinishReason)
+    assert_type(one.finish_reason, "welm.FinishReason | None")
     assert_type(choice.tokens[0].logprob, "float | None")
     assert_type(choice.tokens[0].alternatives, tuple[welm.Token, ...])
     assert (type(choice.tokens[0].logprob), type(choice.tokens[0].bytes)) == (float, bytes)
@@ -50,6 +52,18 @@ def test_results(model: welm.Model) -> None:
     logits: NDArray[np.float32] = model.logits(PROMPT)
     assert type(logits) is np.ndarray
     assert_type(model.score(PROMPT, ["a"]), list[welm.Score])
+    assert_type(model.score([1, 2], [[3], "a"]), list[welm.Score])
+    assert_type(model.score([PROMPT, "春"], ["a"], deadline=60), list[list[welm.Score]])
+    assert_type(model.score([PROMPT, "春"], [["a"], ["b", "c"]]), list[list[welm.Score]])
+    messages = [{"role": "user", "content": "春"}]
+    template = "{{ messages[0].content }}"
+    assert_type(model.chat(messages, chat_template=template, max_tokens=1), welm.Generation)
+    with model.chat_stream(messages, chat_template=template, max_tokens=1, variables={"a": 1}) as pieces:
+        assert_type(pieces, welm.Stream)
+    with pytest.raises(welm.ChatTemplateError):
+        assert_type(model.generate(messages), welm.Generation)
+    with pytest.raises(welm.ChatTemplateError):
+        assert_type(model.generate([messages]), list[welm.Generation])
     assert_type(model.tokenize(PROMPT), list[int])
     assert_type(model.token_id("a"), "int | None")
     assert_type(model.stats().time_between_tokens, welm.Histogram)
@@ -60,6 +74,14 @@ def test_asyncio(model: welm.Model) -> None:
     async def run() -> None:
         assert_type(await model.generate_async(PROMPT, max_tokens=1), welm.Generation)
         assert_type(await model.generate_async([PROMPT], max_tokens=1), list[welm.Generation])
+        assert_type(await model.score_async(PROMPT, ["a"]), list[welm.Score])
+        assert_type(await model.score_async([PROMPT], ["a"]), list[list[welm.Score]])
+        messages, template = [{"role": "user", "content": "春"}], "{{ messages[0].content }}"
+        assert_type(
+            await model.chat_async(messages, chat_template=template, max_tokens=1, temperature=0),
+            welm.Generation,
+        )
+        assert_type(model.chat_stream_async(messages, chat_template=template), welm.AsyncStream)
         async with model.stream_async(PROMPT, max_tokens=1) as stream:
             assert_type(stream, welm.AsyncStream)
             async for piece in stream:

@@ -290,8 +290,11 @@ impl<'a, 'py> Argument<'a, 'py> {
     }
 }
 
-/// The name of a value's type.
+/// The name of a value's type; `None` as it is.
 pub(crate) fn kind(value: &Bound<'_, PyAny>) -> String {
+    if value.is_none() {
+        return "None".into();
+    }
     value.get_type().name().map_or_else(|_| "an object".into(), |name| name.to_string())
 }
 

@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 use welm_core::{self as core, CancelToken, Score, ScoreOptions};
 
-use crate::argument::Argument;
+use crate::argument::{Argument, Elements};
 use crate::engine::Owned;
 use crate::error::{OrRaise, invalid_option};
 use crate::exit::{detached, enter};
@@ -47,15 +47,17 @@ impl Pairs {
         }
         const EXPECTED: &str = "a list of continuations, or such a list for each prompt";
         let n = prompts.len();
-        let lists = argument.sequence(EXPECTED, n.saturating_add(1), |element| {
-            list(model, Argument::new("continuations", element))
-        })?;
-        let lists = argument.all(lists, n, "lists, one for each prompt")?;
-        if lists.len() < n {
-            let reason = format!("expected {n} lists, one for each prompt, got {}", lists.len());
-            return Err(invalid_option(prompt.py(), "continuations", reason));
-        }
-        Ok(Pairs { prompts, continuations: Continuations::Each(lists), is_one })
+        let lists =
+            argument.sequence(EXPECTED, n, |element| list(model, Argument::new("continuations", element)))?;
+        let got = match lists {
+            Elements::All(lists) if lists.len() == n => {
+                return Ok(Pairs { prompts, continuations: Continuations::Each(lists), is_one });
+            }
+            Elements::All(lists) => lists.len(),
+            Elements::TooMany(count) => count,
+        };
+        let reason = format!("expected {n} lists, one for each prompt, got {got}");
+        Err(invalid_option(prompt.py(), "continuations", reason))
     }
 
     fn of(&self, prompt: usize) -> &[OnePrompt] {
