@@ -247,7 +247,7 @@ def test_json_is_ascii_where_the_output_is_not_utf_8() -> None:
     ("args", "message"),
     [
         ((PROMPT, "--top-p", "1.5"), "option `top_p`: expected 0 to 1, got 1.5"),
-        ((PROMPT, "--max-tokens", "-1"), "option `max_tokens`: expected 0 to "),
+        ((PROMPT, "--max-tokens", "-1"), "option `max_tokens`: expected 0 or more, got -1"),
         ((PROMPT, "-n", "0"), "option `n`: expected 1 to 128, got 0"),
         ((PROMPT, "--max-tokens", "600"), "context"),
         ((PROMPT, "--dtype", "int3"), 'option `dtype`: expected auto, f32, bf16 or int8, got "int3"'),

@@ -37,8 +37,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Does it; gives the exit code."""
     prompt = read_text(args.prompt)
-    scores = load(args).score(prompt, args.continuations)
     continuations: list[str] = args.continuations
+    scores = load(args).score(prompt, continuations)
     pairs = list(zip(continuations, scores, strict=True))
     if args.json:
         rows = [
