@@ -1700,15 +1700,16 @@ welm_status welm_model_chat_tokens_json(const welm_model *model,
  * The model's answer to a conversation, by its own chat template; returns when all `n` sequences of the options have
  * ended.
  *
- * It is what `welm_model_generate` gives for the tokens of `welm_model_chat_tokens`, with the beginning of the answer, and
- * ends at the model's end tokens, of which a chat model has one for the end of a turn. With `echo` the text begins with
- * that of `welm_model_chat_prompt`. Special tokens that are written in a message are parsed; see
+ * It is what `welm_model_generate` gives for the tokens of `welm_model_chat_tokens`, with the beginning of the
+ * answer, and ends at the model's end tokens, of which a chat model has one for the end of a turn. With `echo` the
+ * text begins with that of `welm_model_chat_prompt`. Special tokens that are written in a message are parsed; see
  * `welm_model_chat_tokens`.
  *
- * - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of messages and options is kept.
+ * - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of messages and
+ *   options is kept.
  * - threads: any number at once on one model; their requests are computed together.
  * - NULL: `model` and `generation` must not be, nor the texts of a message; `messages` may be, if `n` is 0;
- * `options` may be, for the defaults; `error` may be.
+ *   `options` may be, for the defaults; `error` may be.
  * - encoding: of messages and stop strings UTF-8.
  * - errors: as `welm_model_generate` and `welm_model_chat_prompt`.
  */
@@ -1720,10 +1721,11 @@ welm_status welm_model_chat(const welm_model *model,
                             welm_error **error);
 
 /**
- * As `welm_model_chat`, of a JSON object as for `welm_model_chat_prompt_json`: with tools, documents, and what else templates
- * ask for.
+ * As `welm_model_chat`, of a JSON object as for `welm_model_chat_prompt_json`: with tools, documents, and what else
+ * templates ask for.
  *
- * - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of the request and options is kept.
+ * - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of the request and
+ *   options is kept.
  * - threads: any number at once on one model; their requests are computed together.
  * - NULL: `model`, `request` and `generation` must not be; `options` may be, for the defaults; `error` may be.
  * - encoding: UTF-8; of the request `len` bytes, or `WELM_NUL_TERMINATED`.
@@ -1739,10 +1741,11 @@ welm_status welm_model_chat_json(const welm_model *model,
 /**
  * As `welm_model_chat`, piece by piece, as `welm_model_stream` gives them.
  *
- * - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of messages and options is kept. `model` may be freed while the stream lives.
+ * - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of messages and options is
+ *   kept. `model` may be freed while the stream lives.
  * - threads: any number at once on one model; their requests are computed together.
  * - NULL: `model` and `stream` must not be, nor the texts of a message; `messages` may be, if `n` is 0;
- * `options` may be, for the defaults; `error` may be.
+ *   `options` may be, for the defaults; `error` may be.
  * - encoding: of messages and stop strings UTF-8.
  * - errors: as `welm_model_chat`; those of the engine come from `welm_stream_next`.
  */
@@ -1756,7 +1759,8 @@ welm_status welm_model_chat_stream(const welm_model *model,
 /**
  * As `welm_model_chat_stream`, of a JSON object as for `welm_model_chat_prompt_json`.
  *
- * - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of the request and options is kept. `model` may be freed while the stream lives.
+ * - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of the request and options
+ *   is kept. `model` may be freed while the stream lives.
  * - threads: any number at once on one model; their requests are computed together.
  * - NULL: `model`, `request` and `stream` must not be; `options` may be, for the defaults; `error` may be.
  * - encoding: UTF-8; of the request `len` bytes, or `WELM_NUL_TERMINATED`.

@@ -300,6 +300,7 @@ void empty_handles_fail(welm::Model model) {
     welm::Generation answer = taken.generate("x", greedy(2));
     const welm::Generation kept = std::move(answer);
     CHECK(answer.choices().empty() && answer.text().empty() && answer.usage().completion_tokens == 0);
+    CHECK(answer.finish_reason() == WELM_FINISH_NONE);
     CHECK(kept.choices().size() == 1);
 
     welm::Stream stream = taken.stream("x", greedy(2));

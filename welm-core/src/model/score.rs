@@ -263,11 +263,9 @@ fn collect(stream: Stream) -> Result<Score> {
     for piece in stream {
         let piece = piece?;
         tokens.extend(piece.tokens);
-        match piece.finish.map(|finish| finish.reason) {
-            Some(reason @ (FinishReason::Cancelled | FinishReason::Deadline)) => {
-                return Err(Error::Interrupted { reason });
-            }
-            _ => {}
+        let reason = piece.finish.map(|finish| finish.reason);
+        if let Some(reason @ (FinishReason::Cancelled | FinishReason::Deadline)) = reason {
+            return Err(Error::Interrupted { reason });
         }
     }
     let logprob = tokens.iter().filter_map(|t| t.logprob).map(f64::from).sum();
