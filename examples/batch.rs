@@ -4,11 +4,13 @@
 //! cargo run --release --example batch -- 床前明月光， 春眠不觉晓， 白日依山尽， 红豆生南国，
 //! ```
 
+use std::io::Write;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
 use welm_core::GenerateOptions;
-use welm_examples::LoadArgs;
+use welm_examples::{LoadArgs, tell};
 
 /// Continues several prompts, first one after the other, then at once.
 #[derive(Debug, Parser)]
@@ -23,7 +25,11 @@ struct Args {
     max_tokens: usize,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    welm_examples::run(run)
+}
+
+fn run() -> anyhow::Result<()> {
     let args = Args::parse();
     let model = args.load.load()?;
     let options = GenerateOptions {
@@ -47,11 +53,12 @@ fn main() -> anyhow::Result<()> {
     });
     let at_once = tokens / started.elapsed().as_secs_f64();
 
+    let mut stdout = std::io::stdout();
     for (alone, together) in alone.iter().zip(together) {
         let together = together?;
-        println!("{}\n", together.text());
+        writeln!(stdout, "{}\n", together.text())?;
         assert_eq!(alone.choices, together.choices, "company never changes a text");
     }
-    eprintln!("one by one {one_by_one:.0} tok/s, at once {at_once:.0} tok/s");
+    tell(&format!("one by one {one_by_one:.0} tok/s, at once {at_once:.0} tok/s\n"));
     Ok(())
 }

@@ -6,11 +6,12 @@
 //! ```
 
 use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use welm_core::GenerateOptions;
-use welm_examples::LoadArgs;
+use welm_examples::{LoadArgs, tell};
 
 /// Continues a prompt with a language model.
 #[derive(Debug, Parser)]
@@ -66,7 +67,11 @@ struct Args {
     parse_special: bool,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    welm_examples::run(run)
+}
+
+fn run() -> anyhow::Result<()> {
     let args = Args::parse();
     let model = args.load.load()?;
     let options = GenerateOptions {
@@ -88,6 +93,7 @@ fn main() -> anyhow::Result<()> {
     };
     let started = Instant::now();
     let mut first = None;
+    let mut stdout = std::io::stdout();
     let mut stream = model.stream(args.prompt.as_str(), &options)?;
     let mut completion_tokens = 0;
     let mut texts = vec![String::new(); args.n];
@@ -96,27 +102,29 @@ fn main() -> anyhow::Result<()> {
         first.get_or_insert_with(|| started.elapsed());
         completion_tokens += piece.finish.map_or(0, |f| f.completion_tokens);
         if args.n == 1 {
-            print!("{}", piece.text);
-            std::io::stdout().flush()?;
+            write!(stdout, "{}", piece.text)?;
+            stdout.flush()?;
         } else {
             texts[piece.index].push_str(&piece.text);
         }
     }
     if args.n == 1 {
-        println!();
+        writeln!(stdout)?;
     } else {
-        texts.iter().enumerate().for_each(|(i, text)| println!("[{i}] {text}"));
+        for (i, text) in texts.iter().enumerate() {
+            writeln!(stdout, "[{i}] {text}")?;
+        }
     }
     let first = first.unwrap_or_default();
     let rest = started.elapsed() - first;
     let (dim, off) = if std::io::stderr().is_terminal() { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
-    eprintln!(
-        "{dim}{} prompt tokens in {:.0} ms; {completion_tokens} tokens, {:.1} tok/s; seed {}; {}{off}",
+    tell(&format!(
+        "{dim}{} prompt tokens in {:.0} ms; {completion_tokens} tokens, {:.1} tok/s; seed {}; {}{off}\n",
         stream.prompt_tokens(),
         first.as_secs_f64() * 1e3,
         completion_tokens.saturating_sub(args.n) as f64 / rest.as_secs_f64().max(1e-9),
         stream.seed(),
         model.backend(),
-    );
+    ));
     Ok(())
 }

@@ -1,11 +1,33 @@
-//! What the example programs share: where the model is, and how it is loaded.
+//! What the example programs share: where the model is, how it is loaded, and how a program ends.
+//!
+//! Programs write with `write!` and `writeln!`: the macros `print!` and `eprint!` panic where nobody reads on, or the
+//! disk is full.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
 use welm_core::{Activations, CacheDtype, Device, Dtype, LoadOptions, Model};
+
+/// Runs a program. An error is told on stderr, but that nobody reads the output any more, as in `generate .. | head`.
+pub fn run(program: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
+    let Err(error) = program().and_then(|()| Ok(io::stdout().flush()?)) else {
+        return ExitCode::SUCCESS;
+    };
+    let broken = |cause: &io::Error| cause.kind() == ErrorKind::BrokenPipe;
+    if error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken)) {
+        return ExitCode::from(141); // as the shell reports a program that SIGPIPE ended
+    }
+    tell(&format!("Error: {error:#}\n"));
+    ExitCode::FAILURE
+}
+
+/// Writes on stderr, if that can be written to.
+pub fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
 
 /// Flags of every program that loads a model.
 #[derive(Debug, Args)]
@@ -46,9 +68,9 @@ impl LoadArgs {
     pub fn load(&self) -> anyhow::Result<Model> {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-            .with_writer(std::io::stderr)
+            .with_writer(io::stderr)
             .init();
-        let terminal = std::io::stderr().is_terminal();
+        let terminal = io::stderr().is_terminal();
         let options = LoadOptions {
             dtype: self.dtype,
             activations: self.activations,
@@ -59,8 +81,7 @@ impl LoadArgs {
             progress: terminal.then(|| {
                 Arc::new(|p: welm_core::LoadProgress| {
                     let end = if p.done_bytes == p.total_bytes { "\r\x1b[K" } else { "" };
-                    eprint!("\rloading: {} of {} MB{end}", p.done_bytes >> 20, p.total_bytes >> 20);
-                    let _ = std::io::stderr().flush();
+                    tell(&format!("\rloading: {} of {} MB{end}", p.done_bytes >> 20, p.total_bytes >> 20));
                     true
                 }) as welm_core::ProgressFn
             }),

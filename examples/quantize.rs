@@ -4,10 +4,11 @@
 //! cargo run --release --example quantize -- my-model my-model-int8
 //! ```
 
-use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
+use welm_examples::tell;
 
 /// Quantises a Hugging Face folder to int8.
 #[derive(Debug, Parser)]
@@ -18,14 +19,18 @@ struct Args {
     to: PathBuf,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    welm_examples::run(run)
+}
+
+fn run() -> anyhow::Result<()> {
     let args = Args::parse();
     welm_core::quantize(&args.from, &args.to, |p| {
-        eprint!("\r{:3} % of {} MB", 100 * p.done_bytes / p.total_bytes.max(1), p.total_bytes >> 20);
-        let _ = std::io::stderr().flush();
+        let percent = 100 * p.done_bytes / p.total_bytes.max(1);
+        tell(&format!("\r{percent:3} % of {} MB", p.total_bytes >> 20));
         true
     })?;
     let size = std::fs::metadata(args.to.join("model.safetensors"))?.len();
-    eprintln!("\r{} MB in {}", size >> 20, args.to.display());
+    tell(&format!("\r{} MB in {}\n", size >> 20, args.to.display()));
     Ok(())
 }

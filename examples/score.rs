@@ -4,6 +4,9 @@
 //! cargo run --release --example score -- --prompt 床前明月光， 疑是地上霜。 地上霜疑是。 今天买电脑。
 //! ```
 
+use std::io::Write;
+use std::process::ExitCode;
+
 use clap::Parser;
 use welm_core::Score;
 use welm_examples::LoadArgs;
@@ -21,15 +24,20 @@ struct Args {
     load: LoadArgs,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    welm_examples::run(run)
+}
+
+fn run() -> anyhow::Result<()> {
     let args = Args::parse();
     let model = args.load.load()?;
     let scores = model.score(&args.prompt, &args.continuations)?;
     let mut ranked: Vec<(&String, &Score)> = args.continuations.iter().zip(&scores).collect();
     ranked.sort_by(|a, b| b.1.logprob.total_cmp(&a.1.logprob));
+    let mut stdout = std::io::stdout();
     for (text, score) in ranked {
         let characters = text.chars().count().max(1) as f64;
-        println!("{:9.3} ({:7.3} a character)  {text}", score.logprob, score.logprob / characters);
+        writeln!(stdout, "{:9.3} ({:7.3} a character)  {text}", score.logprob, score.logprob / characters)?;
     }
     Ok(())
 }

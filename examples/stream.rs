@@ -4,6 +4,9 @@
 //! cargo run --release --example stream
 //! ```
 
+use std::io::Write;
+use std::process::ExitCode;
+
 use clap::Parser;
 use welm_core::{CancelToken, GenerateOptions};
 use welm_examples::LoadArgs;
@@ -15,20 +18,25 @@ struct Args {
     load: LoadArgs,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    welm_examples::run(run)
+}
+
+fn run() -> anyhow::Result<()> {
     let model = Args::parse().load.load()?;
     let options = GenerateOptions { max_tokens: 200, ignore_eos: true, ..GenerateOptions::default() };
 
-    print!("dropped after five pieces: ");
+    let mut stdout = std::io::stdout();
+    write!(stdout, "dropped after five pieces: ")?;
     for piece in model.stream("春眠不觉晓，", &options)?.take(5) {
-        print!("{}", piece?.text);
+        write!(stdout, "{}", piece?.text)?;
     }
-    println!();
+    writeln!(stdout)?;
 
     let cancel = CancelToken::new();
     let from_elsewhere = cancel.clone();
     let options = GenerateOptions { cancel: Some(cancel), ..options };
-    print!("cancelled by another thread: ");
+    write!(stdout, "cancelled by another thread: ")?;
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(std::time::Duration::from_millis(50));
@@ -36,13 +44,14 @@ fn main() -> anyhow::Result<()> {
         });
         for piece in model.stream("白日依山尽，", &options)? {
             let piece = piece?;
-            print!("{}", piece.text);
+            write!(stdout, "{}", piece.text)?;
             if let Some(finish) = piece.finish {
-                println!("\n({} after {} tokens)", finish.reason.as_str(), finish.completion_tokens);
+                let (reason, tokens) = (finish.reason.as_str(), finish.completion_tokens);
+                writeln!(stdout, "\n({reason} after {tokens} tokens)")?;
             }
         }
         anyhow::Ok(())
     })?;
-    println!("blocks in use: {}", model.stats().blocks_used);
+    writeln!(stdout, "blocks in use: {}", model.stats().blocks_used)?;
     Ok(())
 }

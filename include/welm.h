@@ -958,13 +958,13 @@ typedef struct {
 } welm_stats;
 
 /**
- * Takes a message: where it comes from, and what it says, with its values behind it, `model loaded path=...`. Texts
+ * Takes a message: where it comes from, and what it says, with its values after it, `model loaded path=...`. Texts
  * are UTF-8, NUL-terminated, and live until the callback returns. It must not throw, nor `longjmp` out.
  *
  * It is called on the thread that logs, also on several at once. What is logged while it runs, on its thread, is
- * dropped, so that it may call other functions of this library, except `welm_log_set_callback`. That thread may be the
- * model's own, when a step has failed or the model ends: what is logged as a warning or about an end must not be answered
- * by a request to the same model.
+ * dropped, and so is what models that it loads log as long as they live. So it may call other functions of this library,
+ * except `welm_log_set_callback`. That thread may be the model's own, when a step has failed or the model ends: what is
+ * logged as a warning or about an end must not be answered by a request to the same model.
  */
 typedef void (*welm_log_callback)(void *data, welm_log_level level, const char *target, const char *message);
 
@@ -1094,15 +1094,16 @@ welm_status welm_model_estimate(const char *path,
                                 welm_error **error);
 
 /**
- * Writes an int8 folder from the Hugging Face folder `from`; `to` is made, or is an empty folder. `progress` is called
- * after each matrix and may stop it; nothing unfinished is left behind.
+ * Writes an int8 folder from the Hugging Face folder `from`. `to` is made, or is an empty folder, or one that this
+ * function wrote before, whose place the new one takes in one step (Linux): whoever loads it finds the old model or the
+ * new one, whole. `progress` is called after each matrix and may stop it; nothing unfinished is left then.
  *
  * - ownership: nothing to free.
- * - threads: any; not two at once into the same folder.
+ * - threads: any, also several at once.
  * - NULL: `from` and `to` must not be; `progress`, its `data` and `error` may be.
  * - encoding: paths as for `welm_model_load`.
  * - errors: those of files of `welm_model_load`; `WELM_IO` if `to` cannot be written; `WELM_INVALID_OPTION` if it is
- *   empty or there is something in it; `WELM_LOAD_CANCELLED`.
+ *   an empty text, or holds what is not to be replaced; `WELM_LOAD_CANCELLED`.
  */
 welm_status welm_quantize(const char *from,
                           const char *to,

@@ -728,7 +728,8 @@ private:
     detail::Handle<welm_model, welm_model_free> handle_;
 };
 
-/// Writes an int8 folder from a Hugging Face folder; `progress` is called after each matrix.
+/// Writes an int8 folder from a Hugging Face folder; `progress` is called after each matrix. `to` is new, or empty, or was
+/// written by this function before, and then the new model takes its place in one step; see `welm_quantize`.
 inline Result<void> try_quantize(const std::string& from, const std::string& to, const Progress& progress = {}) {
     using Callback = detail::Guarded<const Progress>;
     Callback guarded(progress);

@@ -1,16 +1,21 @@
 //! C++ against the installed library: welm.hpp, and the programs of `examples/cpp`.
 //!
 //! `tests/capi/install` installs welm first; `WELM_PREFIX` says where if it is elsewhere. Needs g++, cmake, pkg-config
-//! and, of Debian, libcpp-httplib-dev and nlohmann-json3-dev.
+//! and, of Debian, libmicrohttpd-dev, libcpp-httplib-dev and nlohmann-json3-dev.
+
+#[path = "cpp/hostile.rs"]
+mod hostile;
+#[path = "cpp/service.rs"]
+mod service;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Read;
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
+use service::{Service, events, read_all, read_answer};
 use tempfile::TempDir;
 use welm_tests::installed::Linkage::{self, Shared, Static};
 use welm_tests::installed::{
@@ -155,110 +160,6 @@ fn the_generator() {
     }
 }
 
-/// The service, running.
-struct Service {
-    process: Child,
-    port: u16,
-    _out: BufReader<ChildStdout>,
-}
-
-impl Service {
-    fn start(folder: &Path, model: &Path) -> Self {
-        let mut command = Command::new(folder.join("serve"));
-        command.arg("--model").arg(model).args(["--port", "0"]).stdout(Stdio::piped());
-        let mut process = command.spawn().unwrap();
-        let mut out = BufReader::new(process.stdout.take().unwrap());
-        let mut line = String::new();
-        out.read_line(&mut line).unwrap();
-        let port = line.trim().rsplit(':').next().and_then(|p| p.parse().ok());
-        Service {
-            process,
-            port: port.unwrap_or_else(|| panic!("expected an address, got {line}")),
-            _out: out,
-        }
-    }
-
-    /// Sends a request, for which the server closes the connection behind its answer.
-    fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
-        let len = body.len();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n"
-        );
-        stream.write_all((head + body).as_bytes()).unwrap();
-        stream
-    }
-
-    fn ask(&self, body: Value) -> TcpStream {
-        self.send("POST", "/v1/completions", &body.to_string())
-    }
-
-    fn json(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
-        let (status, text) = read_answer(self.send(method, path, body));
-        (status, serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e} in {text}")))
-    }
-
-    fn stats(&self) -> Value {
-        self.json("GET", "/stats", "").1
-    }
-
-    /// Waits for this; not for ever.
-    fn wait(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
-        let until = Instant::now() + Duration::from_secs(60);
-        loop {
-            let stats = self.stats();
-            if condition(&stats) {
-                return stats;
-            }
-            assert!(Instant::now() < until, "waited for {what}; {stats}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn at_rest(&self) -> Value {
-        self.wait("rest", |stats| stats["open"] == 0 && stats["blocks_used"] == 0)
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Status and body of an answer, put together if it comes in chunks.
-fn read_answer(mut stream: TcpStream) -> (u16, String) {
-    let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).unwrap();
-    let text = String::from_utf8(bytes).unwrap();
-    let (head, body) =
-        text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("expected an answer, got {text:?}"));
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
-        return (status, body.into());
-    }
-    let (mut whole, mut rest) = (String::new(), body);
-    loop {
-        let (len, behind) = rest.split_once("\r\n").expect("a chunk");
-        let len = usize::from_str_radix(len, 16).expect("the length of a chunk");
-        if len == 0 {
-            return (status, whole);
-        }
-        whole += &behind[..len];
-        rest = behind[len..].strip_prefix("\r\n").expect("the end of a chunk");
-    }
-}
-
-/// The events of a stream, of which the last is the end.
-fn events(body: &str) -> Vec<Value> {
-    let all = body.strip_suffix("data: [DONE]\n\n").unwrap_or_else(|| panic!("expected an end, got {body}"));
-    all.split_terminator("\n\n")
-        .map(|e| serde_json::from_str(e.strip_prefix("data: ").unwrap()).unwrap())
-        .collect()
-}
-
 fn greedy(prompt: &str, n: usize, stream: bool) -> Value {
     json!({"prompt": prompt, "max_tokens": n, "temperature": 0, "stream": stream})
 }
@@ -309,6 +210,24 @@ fn errors_have_their_status(service: &Service) {
         (r#"{"prompt": "x", "presence_penalty": 101}"#, 400, "WELM_INVALID_OPTION", "`presence_penalty`"),
         (r#"{"prompt": "x", "min_p": "y"}"#, 400, "invalid_request", "min_p: expected a number"),
         (r#"{"prompt": "x", "suffix": "y"}"#, 400, "invalid_request", "unknown field suffix"),
+        (r#"{"prompt": "x", "seed": 1, "seed": 2}"#, 400, "invalid_request", "seed: expected one value"),
+        (r#"{"prompt": "x", "top_p": 1e999}"#, 400, "invalid_request", "number overflow"),
+        (r#"{"prompt": "x", "top_p": -1e300}"#, 400, "invalid_request", "top_p: expected a number from"),
+        (r#"{"prompt": "x", "stop": {}}"#, 400, "invalid_request", "stop: expected a text, got an object"),
+        (r#"{"prompt": "x", "n": [1]}"#, 400, "invalid_request", "n: expected a whole number"),
+        (r#"{"prompt": null}"#, 400, "invalid_request", "prompt: expected a text, got none"),
+        (
+            r#"{"prompt": "x", "n": 128, "max_tokens": 300, "logprobs": 9}"#,
+            400,
+            "answer_too_long",
+            "expected an answer of at most 2097152 bytes",
+        ),
+        (
+            r#"{"prompt": "xxxxxxxx", "n": 128, "logprobs": 100, "max_tokens": 1, "echo": true, "stream": true}"#,
+            400,
+            "answer_too_long",
+            "got 1152 tokens of 6472",
+        ),
         (r#"{"max_tokens": 3}"#, 400, "invalid_request", "prompt: expected a text"),
         (r#"["x"]"#, 400, "invalid_request", "expected a JSON object"),
         ("{", 400, "invalid_request", "parse error"),
@@ -370,8 +289,7 @@ fn sigterm_lets_requests_end(mut service: Service) {
     let mut start = vec![0; 2000];
     stream.read_exact(&mut start).unwrap();
     signal(&service.process, libc::SIGTERM);
-    let mut rest = String::new();
-    stream.read_to_string(&mut rest).unwrap_or_else(|e| panic!("{e}")); // its chunks' sizes are ASCII
+    let rest = read_all(stream);
     assert!(rest.contains("data: [DONE]\n\n") && rest.ends_with("\r\n0\r\n\r\n"), "{rest}");
     assert!(service.process.wait().unwrap().success());
     assert!(TcpStream::connect(("127.0.0.1", service.port)).is_err());
@@ -382,7 +300,7 @@ fn the_service() {
     for linkage in [Shared, Static] {
         let build = build("examples/cpp", linkage, &["serve"]);
         check_linkage(&build.path().join("serve"), linkage);
-        let service = Service::start(build.path(), &nano());
+        let service = Service::start(build.path(), &nano(), &[]);
         answers_are_right(&service);
         errors_have_their_status(&service);
         hanging_up_cancels(&service);
@@ -395,7 +313,7 @@ fn load(model: &Path, ratio: &str) {
     let seconds = std::env::var("WELM_LOAD_SECONDS").unwrap_or("6".into());
     let (examples, tests) =
         (build("examples/cpp", Shared, &["serve"]), build("tests/cpp", Shared, &["load"]));
-    let mut service = Service::start(examples.path(), model);
+    let mut service = Service::start(examples.path(), model, &[]);
     let mut load = Command::new(tests.path().join("load"));
     load.arg("--model").arg(model).args(["--port", &service.port.to_string(), "--ratio", ratio]);
     load.args(["--pid", &service.process.id().to_string(), "--seconds", &seconds]);

@@ -284,6 +284,12 @@ fn stop_tokens_end_a_sequence_as_end_tokens_do() {
         assert_eq!(run(vec![9, 402], ignore_eos, vec![]), (all[..2].to_vec(), Stop, Some(402)));
         assert_eq!(run(vec![400], ignore_eos, vec![]), (vec![], Stop, Some(400)));
     }
+    // Its text is no part of what is generated, so it completes no stop string.
+    let text = |ids: &[u32]| model.detokenize(ids);
+    let stop = vec![text(&[401, 402]), text(&[402])];
+    let both = GenerateOptions { stop, stop_token_ids: vec![402], ..base.clone() };
+    let got = model.generate("床", &both).unwrap();
+    assert_eq!((got.text(), got.choices[0].end_token), (&*text(&[400, 401]), Some(402)));
     // An end token that is asked for, too.
     let first = vec![(end, 100.0), (400, -30.0)];
     assert_eq!(run(vec![end], true, first.clone()), (vec![], Stop, Some(end)));

@@ -4,31 +4,50 @@
 //     curl localhost:8080/v1/completions -d '{"prompt": "床前明月光，", "max_tokens": 24, "stream": true}'
 //
 // A request whose client has gone is cancelled. SIGTERM and Ctrl-C end the service when the running requests have
-// ended; a second one cancels them.
+// ended; a second one cancels them. http.hpp has the server and its limits, ask.hpp reads what a client sends,
+// arguments.hpp the command line.
 
+#include <algorithm>
 #include <chrono>
-#include <cstdio>
+#include <condition_variable>
+#include <csignal>
 #include <cstdlib>
 #include <iostream>
-#include <limits>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
+#include <thread>
 #include <vector>
 
-#include <httplib.h>
-#include <nlohmann/json.hpp>
+#include <malloc.h>
+
 #include <welm.hpp>
 
+#include "arguments.hpp"
+#include "ask.hpp"
+#include "http.hpp"
 #include "signals.hpp"
 
 namespace {
 
-using json = nlohmann::json;
 using namespace std::chrono_literals;
 
-int http_status(welm::Status status) {
+/// Bytes of an answer that is kept until its end; a longer one has to be streamed.
+constexpr std::size_t kMostKept = 2 << 20;
+/// Bytes of a stream that a slow client may have left untaken; with more its connection is cut.
+constexpr std::size_t kMostUntaken = 2 << 20;
+
+/// A fault that is the service's, or the client's, with its HTTP status.
+struct Refused : std::runtime_error {
+    unsigned status;
+    std::string type;
+    Refused(unsigned s, std::string t, const std::string& message)
+        : std::runtime_error(message), status(s), type(std::move(t)) {}
+};
+
+unsigned http_status(welm::Status status) {
     switch (status) {
     case WELM_INVALID_ARGUMENT:
     case WELM_INVALID_UTF8:
@@ -59,140 +78,169 @@ json error_json(const std::string& type, const std::string& message) {
     return {{"error", {{"type", type}, {"message", message}}}};
 }
 
-/// Whether a JSON value can be a `T` without loss.
-template <class T>
-bool fits(const json& value) {
-    if constexpr (std::is_same_v<T, bool>) return value.is_boolean();
-    else if constexpr (std::is_integral_v<T>)
-        return value.is_number_unsigned() && value.get<std::uint64_t>() <= std::uint64_t{std::numeric_limits<T>::max()};
-    else if constexpr (std::is_floating_point_v<T>) return value.is_number();
-    else return value.is_string();
-}
-
-template <class T>
-T get(const std::string& name, const json& value) {
-    if (fits<T>(value)) return value.get<T>();
-    std::string expected = "a text";
-    if constexpr (std::is_same_v<T, bool>) expected = "true or false";
-    else if constexpr (std::is_integral_v<T>)
-        expected = "a whole number from 0 to " + std::to_string(std::numeric_limits<T>::max());
-    else if constexpr (std::is_floating_point_v<T>) expected = "a number";
-    throw std::invalid_argument(name + ": expected " + expected + ", got " + value.dump());
-}
-
-/// What a client asks for.
-struct Ask {
-    std::string prompt;
-    bool stream = false;
-    welm::GenerateOptions options;
-
-    explicit Ask(const std::string& body) {
-        const json fields = json::parse(body);
-        if (!fields.is_object()) throw std::invalid_argument("expected a JSON object");
-        if (!fields.contains("prompt")) throw std::invalid_argument("prompt: expected a text, got none");
-        for (const auto& [name, value] : fields.items()) {
-            if (value.is_null()) continue;
-            if (name == "prompt") prompt = get<std::string>(name, value);
-            else if (name == "stream") stream = get<bool>(name, value);
-            else if (name == "max_tokens") options.max_tokens = get<std::size_t>(name, value);
-            else if (name == "temperature") options.temperature = get<float>(name, value);
-            else if (name == "top_p") options.top_p = get<float>(name, value);
-            else if (name == "top_k") options.top_k = get<std::size_t>(name, value);
-            else if (name == "min_p") options.min_p = get<float>(name, value);
-            else if (name == "repetition_penalty") options.repetition_penalty = get<float>(name, value);
-            else if (name == "frequency_penalty") options.frequency_penalty = get<float>(name, value);
-            else if (name == "presence_penalty") options.presence_penalty = get<float>(name, value);
-            else if (name == "n") options.n = get<std::size_t>(name, value);
-            else if (name == "seed") options.seed = get<std::uint64_t>(name, value);
-            else if (name == "logprobs") options.logprobs = get<std::int32_t>(name, value);
-            else if (name == "echo") options.echo = get<bool>(name, value);
-            else if (name == "stop" && value.is_array())
-                for (const json& stop : value) options.stop.push_back(get<std::string>(name, stop));
-            else if (name == "stop") options.stop = {get<std::string>(name, value)};
-            else throw std::invalid_argument("unknown field " + name);
-        }
-    }
-};
-
-/// Tokens with their log-probabilities.
-json logprobs(const welm::Model& model, const welm::View<welm::Token>& tokens) {
-    json all = json::array();
-    for (const welm::Token& token : tokens) {
-        json top = json::array();
-        for (const welm::Alternative& other : token.alternatives)
-            top.push_back({{"id", other.id}, {"text", model.detokenize({other.id})}, {"logprob", other.logprob}});
-        all.push_back({{"id", token.id}, {"text", model.detokenize({token.id})}, {"top", std::move(top)}});
-        all.back()["logprob"] = token.logprob ? json(*token.logprob) : json();
-    }
+/// A token with its log-probabilities.
+json logprobs(const welm::Model& model, const welm::Token& token) {
+    json top = json::array();
+    for (const welm::Alternative& other : token.alternatives)
+        top.push_back({{"id", other.id}, {"text", model.detokenize({other.id})}, {"logprob", other.logprob}});
+    json all = {{"id", token.id}, {"text", model.detokenize({token.id})}, {"top", std::move(top)}};
+    all["logprob"] = token.logprob ? json(*token.logprob) : json();
     return all;
 }
 
-bool write(httplib::DataSink& sink, const std::string& text) {
-    return sink.write(text.data(), text.size());
+std::string event(const json& data) {
+    return "data: " + dump(data) + "\n\n";
 }
 
-bool write_event(httplib::DataSink& sink, const json& event) {
-    return write(sink, "data: " + event.dump() + "\n\n");
-}
-
-/// Writes an answer: the pieces as they come, or all of them together. False when the client has gone, also while there
-/// is nothing to write.
-bool answer(const welm::Model& model, const Ask& ask, welm::Stream& stream, httplib::DataSink& sink) {
-    json choices = json::array();
-    for (std::size_t i = 0; i < ask.options.n; ++i)
-        choices.push_back({{"index", i}, {"text", ""}, {"finish_reason", nullptr}});
-    std::size_t completion_tokens = 0, cached_tokens = 0;
-    for (;;) {
-        const welm::Waited waited = stream.next_for(50ms);
-        if (!sink.is_writable()) return false; // httplib only tells when asked
-        if (waited.pending) continue;
-        if (!waited.piece) break;
-        const welm::Piece& piece = *waited.piece;
-        json choice = {{"index", piece.index}, {"text", piece.text}, {"finish_reason", finish_reason(piece.finish_reason)}};
-        if (ask.options.logprobs) choice["logprobs"] = logprobs(model, piece.tokens);
-        completion_tokens += piece.completion_tokens;
-        cached_tokens = std::max(cached_tokens, piece.cached_tokens);
-        if (ask.stream) {
-            if (!write_event(sink, {{"choices", json::array({std::move(choice)})}})) return false;
-            continue;
-        }
-        json& whole = choices[piece.index];
-        whole["text"].get_ref<std::string&>() += piece.text;
-        whole["finish_reason"] = choice["finish_reason"];
-        for (json& token : choice["logprobs"]) whole["logprobs"].push_back(std::move(token));
+/// An answer on its way to a client: the pieces as they come, or all of them together.
+class Answer {
+public:
+    Answer(const welm::Model& model, const Ask& ask, const http::Client& client)
+        : model_(model), client_(client), streamed_(ask.stream), with_logprobs_(ask.options.logprobs.has_value()),
+          stream_(model.stream(*ask.prompt, ask.options)) {
+        const auto& options = ask.options;
+        const std::size_t tokens = options.n * (options.max_tokens + (options.echo ? stream_.prompt_tokens() : 0));
+        const std::size_t each = 8 + (with_logprobs_ ? 64 * std::size_t(1 + *options.logprobs) : 0); // usually less
+        if (tokens * each > kMostKept && (!streamed_ || options.echo))
+            throw Refused(400, "answer_too_long",
+                          "n, max_tokens, logprobs, echo: expected an answer of at most " + std::to_string(kMostKept) +
+                              " bytes where it is not streamed, or echoed, got " + std::to_string(tokens) +
+                              " tokens of " + std::to_string(each));
+        choices_.resize(options.n);
     }
-    json end = {{"seed", stream.seed()},
-                {"usage",
-                 {{"prompt_tokens", stream.prompt_tokens()},
-                  {"completion_tokens", completion_tokens},
-                  {"cached_tokens", cached_tokens}}}};
-    end["choices"] = ask.stream ? json::array() : std::move(choices);
-    return ask.stream ? write_event(sink, end) && write(sink, "data: [DONE]\n\n") : write(sink, end.dump());
-}
 
-/// A request for text. What can be wrong with it shows before the first byte is written, as an HTTP status; only a
-/// fault of the engine may come later, as an error in the body.
-void completions(const welm::Model& model, const welm::CancelToken& stopped, std::chrono::seconds timeout,
-                 const httplib::Request& request, httplib::Response& response) {
-    auto ask = std::make_shared<Ask>(request.body);
-    ask->options.cancel = &stopped;
-    ask->options.deadline = timeout;
-    auto stream = std::make_shared<welm::Stream>(model.stream(ask->prompt, ask->options));
-    const auto provider = [&model, ask, stream](std::size_t, httplib::DataSink& sink) {
-        bool connected = false;
+    bool streamed() const { return streamed_; }
+
+    /// Appends what comes next, waiting for it; false at the end, also when the client has gone.
+    bool next(std::string& out) {
         try {
-            connected = answer(model, *ask, *stream, sink);
+            return take(out);
         } catch (const welm::Error& error) {
             const json body = error_json(error.name(), error.what());
-            connected = ask->stream ? write_event(sink, body) : write(sink, body.dump());
+            out += streamed_ ? event(body) : dump(body);
+            return false;
         } catch (const std::exception& error) {
-            std::cerr << "serve: " << error.what() << std::endl; // the connection is closed
+            std::cerr << "serve: " << error.what() << std::endl; // the connection is cut
+            throw;
         }
-        if (connected) sink.done();
-        return connected;
+    }
+
+private:
+    /// All that is there goes out together.
+    bool take(std::string& out) {
+        for (std::size_t pieces = 0;; ++pieces) {
+            const welm::Waited waited = stream_.next_for(out.empty() ? 50ms : 0ms);
+            if (out.empty() && Clock::now() > look_) {
+                look_ = Clock::now() + 50ms;
+                const auto client = client_.state();
+                if (client == http::Client::gone) return false;
+                // Something that means nothing. A client that has gone answers it with a reset.
+                if (client == http::Client::quiet && Clock::now() > probe_) {
+                    probe_ = Clock::now() + 1s;
+                    out += streamed_ ? ": \n\n" : " ";
+                }
+            }
+            if (waited.pending) {
+                if (!out.empty()) return true;
+                continue;
+            }
+            if (!waited.piece) {
+                end(out);
+                return false;
+            }
+            add(*waited.piece, out);
+            if (pieces > 0 && out.size() > kMostUntaken) throw std::runtime_error("a client is slower than its stream");
+        }
+    }
+
+    void add(const welm::Piece& piece, std::string& out) {
+        completion_tokens_ += piece.completion_tokens;
+        cached_tokens_ = std::max(cached_tokens_, piece.cached_tokens);
+        if (streamed_) {
+            json choice = {
+                {"index", piece.index}, {"text", piece.text}, {"finish_reason", finish_reason(piece.finish_reason)}};
+            if (with_logprobs_)
+                for (const welm::Token& token : piece.tokens) choice["logprobs"].push_back(logprobs(model_, token));
+            out += event({{"choices", json::array({std::move(choice)})}});
+            return;
+        }
+        Choice& choice = choices_[piece.index];
+        choice.text += piece.text;
+        choice.finish_reason = piece.finish_reason;
+        if (!with_logprobs_) return;
+        for (const welm::Token& token : piece.tokens)
+            choice.logprobs += (choice.logprobs.empty() ? "" : ",") + dump(logprobs(model_, token));
+    }
+
+    void end(std::string& out) {
+        json end = {{"seed", stream_.seed()},
+                    {"usage",
+                     {{"prompt_tokens", stream_.prompt_tokens()},
+                      {"completion_tokens", completion_tokens_},
+                      {"cached_tokens", cached_tokens_}}}};
+        if (streamed_) {
+            end["choices"] = json::array();
+            out += event(end) + "data: [DONE]\n\n";
+            return;
+        }
+        out += R"({"choices":[)";
+        for (std::size_t i = 0; i < choices_.size(); ++i) {
+            const Choice choice = std::move(choices_[i]);
+            out += i == 0 ? "" : ",";
+            out += dump({{"index", i}, {"text", choice.text}, {"finish_reason", finish_reason(choice.finish_reason)}});
+            if (!with_logprobs_) continue;
+            out.pop_back(); // its brace
+            out += R"(,"logprobs":[)";
+            out += choice.logprobs;
+            out += "]}";
+        }
+        out += "]," + dump(end).substr(1);
+    }
+
+    /// As it grows. As JSON values the log-probabilities would be many times their text.
+    struct Choice {
+        std::string text{}, logprobs{};
+        welm::FinishReason finish_reason = WELM_FINISH_NONE;
     };
-    response.set_chunked_content_provider(ask->stream ? "text/event-stream" : "application/json", provider);
-}
+
+    const welm::Model& model_;
+    const http::Client client_;
+    const bool streamed_, with_logprobs_;
+    welm::Stream stream_;
+    std::vector<Choice> choices_;
+    std::size_t completion_tokens_ = 0, cached_tokens_ = 0;
+    Clock::time_point look_{}, probe_{};
+};
+
+/// So many at a time, the smallest of those that wait first. To read a request and tokenize its prompt takes a core,
+/// and memory of many times its size.
+class Turns {
+public:
+    explicit Turns(unsigned n) : free_(n) {}
+
+    template <class F>
+    auto with(std::size_t size, const F& work) {
+        std::unique_lock lock(mutex_);
+        const auto place = waiting_.insert(size);
+        changed_.wait(lock, [&] { return free_ > 0 && waiting_.begin() == place; });
+        waiting_.erase(place);
+        --free_;
+        lock.unlock();
+        changed_.notify_all();
+        const std::shared_ptr<void> end(nullptr, [this](void*) {
+            const std::lock_guard again(mutex_);
+            ++free_;
+            changed_.notify_all();
+        });
+        return work();
+    }
+
+private:
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::multiset<std::size_t> waiting_;
+    unsigned free_;
+};
 
 json stats_json(const welm::Stats& stats) {
     const auto quantiles = [](const welm::Histogram& times) {
@@ -217,110 +265,80 @@ json stats_json(const welm::Stats& stats) {
     };
 }
 
-/// Answers with what went wrong.
-void handle_exception(httplib::Response& response, std::exception_ptr thrown) {
-    int status = 500;
-    json body;
+http::Reply error_reply(unsigned status, const std::string& type, const std::string& message) {
+    return {status, dump(error_json(type, message))};
+}
+
+/// The answer that tells what went wrong.
+http::Reply error_reply(std::exception_ptr thrown) {
     try {
         std::rethrow_exception(thrown);
     } catch (const welm::Error& error) {
-        status = http_status(error.code());
-        body = error_json(error.name(), error.what());
+        return error_reply(http_status(error.code()), error.name(), error.what());
+    } catch (const Refused& error) {
+        return error_reply(error.status, error.type, error.what());
     } catch (const std::invalid_argument& error) {
-        status = 400;
-        body = error_json("invalid_request", error.what());
-    } catch (const json::exception& error) {
-        status = 400;
-        body = error_json("invalid_request", error.what());
+        return error_reply(400, "invalid_request", error.what());
     } catch (const std::exception& error) {
-        body = error_json("internal", error.what());
+        return error_reply(500, "internal", error.what());
     }
-    response.status = status;
-    response.set_content(body.dump(-1, ' ', false, json::error_handler_t::replace), "application/json");
 }
 
-struct Args {
-    std::string model;
-    std::string host = "127.0.0.1";
-    int port = 8080;
-    std::size_t connections = 64;      // at once; a thread each
-    std::chrono::seconds timeout{300}; // of a request
-};
+void run(const Arguments& arguments) {
+    allow_files(arguments.connections);
+    const auto refusal = [](unsigned status, const std::string& reason) { return error_reply(status, "http", reason); };
+    http::Server server(arguments.limits(), [](std::exception_ptr thrown) { return error_reply(thrown); }, refusal);
+    const std::string url = server.bind(arguments.host, static_cast<int>(arguments.port));
 
-Args parse(int argc, char** argv) {
-    Args args;
-    for (int i = 1; i < argc; i += 2) {
-        const std::string name = argv[i];
-        if (i + 1 == argc) throw std::invalid_argument(name + ": expected a value behind it");
-        const std::string value = argv[i + 1];
-        if (name == "--model") args.model = value;
-        else if (name == "--host") args.host = value;
-        else if (name == "--port") args.port = std::stoi(value);
-        else if (name == "--connections") args.connections = std::stoul(value);
-        else if (name == "--timeout") args.timeout = std::chrono::seconds(std::stoi(value));
-        else throw std::invalid_argument("unknown option " + name);
-    }
-    if (args.model.empty()) throw std::invalid_argument("--model: expected a folder or a GGUF file");
-    return args;
-}
-
-void run(const Args& args) {
-    httplib::Server server;
     const welm::CancelToken stopped;
     const Signals signals([&, n = 0]() mutable {
-        if (n++ > 0) stopped.cancel();
-        else if (server.is_running()) server.stop();
-        else std::_Exit(0); // still loading
+        if (!server.running()) std::_Exit(0); // still loading
+        if (n++ == 0) return server.stop();
+        stopped.cancel();
+        server.end_within(2s);
     });
-    const welm::Model model = welm::Model::load(args.model);
+    const welm::Model model = welm::Model::load(arguments.model);
+    Turns turns(std::max(1u, std::thread::hardware_concurrency()));
 
-    // httplib gives a connection a thread; those beyond wait for one.
-    server.new_task_queue = [&] { return new httplib::ThreadPool(args.connections); };
-    server.set_keep_alive_max_count(std::numeric_limits<std::size_t>::max());
-    server.set_keep_alive_timeout(2);
-    int listening = -1;
-    server.set_socket_options([&](int socket) {
-        const int yes = 1;
-        setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-        listening = socket;
+    // What can be wrong with a request shows before the first byte is written, as an HTTP status; only a fault of the
+    // engine may come later, as an error in the body.
+    server.post("/v1/completions", [&](const http::Request& request) {
+        if (request.one_too_many) throw Refused(503, "busy", "as many requests are being answered as may be at once");
+        const auto answer = turns.with(request.body.size(), [&] {
+            if (stopped.is_cancelled()) throw Refused(503, "stopping", "the service is about to end");
+            Ask ask(request.body);
+            ask.options.cancel = &stopped;
+            ask.options.deadline = std::chrono::seconds(arguments.timeout);
+            return std::make_shared<Answer>(model, ask, request.client);
+        });
+        http::Reply reply;
+        if (answer->streamed()) reply.type = "text/event-stream";
+        reply.more = [answer](std::string& part) { return answer->next(part); };
+        return reply;
     });
-    server.set_tcp_nodelay(true); // pieces are small, and should not wait for each other
-    server.set_payload_max_length(16 << 20);
-    server.set_exception_handler([](const httplib::Request&, httplib::Response& response, std::exception_ptr thrown) {
-        handle_exception(response, thrown);
-    });
-    server.set_error_handler([](const httplib::Request&, httplib::Response& response) {
-        if (response.body.empty())
-            response.set_content(error_json("http", std::to_string(response.status)).dump(), "application/json");
-    });
-    server.Post("/v1/completions", [&](const httplib::Request& request, httplib::Response& response) {
-        completions(model, stopped, args.timeout, request, response);
-    });
-    server.Get("/health", [](const httplib::Request&, httplib::Response& response) {
-        response.set_content(R"({"status":"ok"})", "application/json");
-    });
-    server.Get("/stats", [&](const httplib::Request&, httplib::Response& response) {
-        response.set_content(stats_json(model.stats()).dump(), "application/json");
-    });
+    server.get("/health", [](const http::Request&) { return http::Reply{200, R"({"status":"ok"})"}; });
+    server.get("/stats", [&](const http::Request&) { return http::Reply{200, dump(stats_json(model.stats()))}; });
 
-    int port = args.port;
-    if (port == 0) port = server.bind_to_any_port(args.host);
-    else if (!server.bind_to_port(args.host, port)) port = -1;
-    if (port < 0) throw std::runtime_error("cannot listen on " + args.host + ":" + std::to_string(args.port));
-    ::listen(listening, SOMAXCONN); // Debian's httplib lets five clients wait, and drops the others' packets
-    std::cout << "http://" << args.host << ":" << port << std::endl;
-    server.listen_after_bind();
+    server.start();
+    std::cout << url << std::endl;
+    server.wait();
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
+    std::signal(SIGPIPE, SIG_IGN);        // who reads our output may go
+    mallopt(M_MMAP_THRESHOLD, 128 << 10); // what is large goes back to the system when it is freed
     try {
-        run(parse(argc, argv));
+        const Arguments arguments = parse(argc, argv);
+        if (arguments.help) std::cout << usage();
+        else run(arguments);
         return 0;
+    } catch (const std::invalid_argument& error) {
+        std::cerr << "serve: " << error.what() << "\n(--help lists the options)\n";
+        return 2;
     } catch (const std::exception& error) {
-        std::cerr << "serve: " << error.what() << "\n"
-                  << "usage: serve --model PATH [--host HOST] [--port PORT] [--connections N] [--timeout SECONDS]\n";
+        std::cerr << "serve: " << error.what() << "\n";
         return 1;
     }
 }

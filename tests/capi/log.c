@@ -151,9 +151,45 @@ static void a_callback_may_wait_for_the_engine(const context *c) {
     OK(welm_log_set_callback(WELM_LOG_OFF, NULL, NULL, &error));
 }
 
+/* The callback loads a model and frees it, whose end is logged, too. */
+static struct {
+    const context *c;
+    pthread_mutex_t lock;
+    int calls;
+    bool loads;
+} reloading = {NULL, PTHREAD_MUTEX_INITIALIZER, 0, false};
+
+static void reload(void *data, welm_log_level level, const char *target, const char *message) {
+    int calls;
+    (void)data, (void)level, (void)target, (void)message;
+    pthread_mutex_lock(&reloading.lock);
+    calls = ++reloading.calls;
+    pthread_mutex_unlock(&reloading.lock);
+    if (reloading.loads && calls < 100) welm_model_free(load(reloading.c->nano, NULL));
+}
+
+static int calls_of_a_life(const context *c) {
+    reloading.calls = 0;
+    OK(welm_log_set_callback(WELM_LOG_TRACE, reload, NULL, &error));
+    welm_model_free(load(c->nano, NULL));
+    OK(welm_log_set_callback(WELM_LOG_OFF, NULL, NULL, &error));
+    return reloading.calls;
+}
+
+static void a_callback_may_load_models(const context *c) {
+    int alone;
+    reloading.c = c;
+    reloading.loads = false;
+    alone = calls_of_a_life(c);
+    CHECK(alone > 1); /* loaded, ended */
+    reloading.loads = true;
+    CHECK(calls_of_a_life(c) == alone);
+}
+
 void test_log(const context *c) {
     messages_arrive(c);
     the_callback_cannot_change_itself(c);
     the_callback_changes_while_others_log(c);
     a_callback_may_wait_for_the_engine(c);
+    a_callback_may_load_models(c);
 }

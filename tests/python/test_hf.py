@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import doctest
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,52 @@ class Tensor:
 
     def new_tensor(self, rows: list[Any]) -> Tensor:
         return Tensor(rows)
+
+
+class Scalar:
+    """As a tensor without dimensions: it has a length, and asking for it is an error."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __len__(self) -> int:
+        raise TypeError("len() of a 0-d tensor")
+
+    def tolist(self) -> int:
+        return self.value
+
+
+class Hostile:
+    """Raises whatever is asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name) if name in ("tolist", "shape", "keys", "dtype") else AttributeError(name)
+
+    def __len__(self) -> int:
+        raise RuntimeError("len")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("repr")
+
+    def __index__(self) -> int:
+        raise RuntimeError("index")
+
+    def __float__(self) -> float:
+        raise RuntimeError("float")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("eq")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Wraps(Tensor):
+    """As torch's tensors of eight bits: larger numbers become others."""
+
+    dtype = "torch.uint8"
+
+    def new_tensor(self, rows: list[Any]) -> Tensor:
+        return Wraps([token % 256 for token in rows])
 
 
 def test_greedy_tokens_are_those_of_transformers() -> None:
@@ -113,16 +161,19 @@ def test_the_same_kind_comes_back(plain: welm.hf.CausalLM, prompt: list[int]) ->
     assert plain.generate(tuple(prompt), **options) == want
     assert plain.generate([prompt, prompt], **options) == [want, want]
     for dtype in (np.int64, np.uint32):
-        array = plain.generate(np.array([prompt], dtype), **options)
-        assert (array.dtype, array.tolist()) == (dtype, [want])
+        got = plain.generate(np.array([prompt], dtype), **options)
+        assert (got.dtype, got.tolist()) == (dtype, [want])
     assert plain.generate(np.array(prompt), **options).shape == (len(want),)
     tensor = plain.generate(Tensor([prompt]), attention_mask=Tensor([[1] * len(prompt)]), **options)
     assert isinstance(tensor, Tensor)
     assert tensor.rows == [want]
     assert plain.generate([], **options) == []
-    for wrong in ("text", 5, [[[1]]], [1, [2]], None):
-        with pytest.raises(TypeError, match="argument 'input_ids'"):
-            plain.generate(wrong, **options)
+    assert plain.generate(np.array([prompt], object), **options).tolist() == [want]
+    assert plain.generate(np.zeros((0, 5), np.int64), **options).shape == (0,)
+    assert plain.generate([np.int64(token) for token in prompt], **options) == want
+    assert plain.generate([Scalar(token) for token in prompt], **options) == want
+    assert plain.generate([np.array(prompt), prompt], **options) == [want, want]
+    assert plain.generate(array("q", prompt), **options) == want
 
 
 def test_padding(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
@@ -217,8 +268,11 @@ def test_generation_configs(causal: welm.hf.CausalLM, prompt: list[int], tmp_pat
     greedy = [*prompt, *GREEDY[:3]]
     assert causal.generate(prompt, generation_config=Config()) == greedy
     assert causal.generate(prompt, {"max_new_tokens": 9}, max_new_tokens=3) == greedy
-    with pytest.raises(TypeError, match="argument 'generation_config'"):
-        causal.generate(prompt, 5)
+    for wrong, got in ((5, "5"), ("greedy", '"greedy"'), ([1], r"\[1\]"), (Hostile(), "a value")):
+        with pytest.raises(
+            welm.InvalidOption, match=f"`generation_config`: expected a mapping .*, got {got}"
+        ):
+            causal.generate(prompt, wrong)
     with pytest.raises(welm.InvalidOption, match="`num_beams`"):
         causal.generate(prompt, {"num_beams": 4})
 
@@ -229,8 +283,10 @@ def test_generation_configs(causal: welm.hf.CausalLM, prompt: list[int], tmp_pat
     with pytest.raises(TypeError, match="'chat_format'"):
         causal.generate(prompt, own)
     (tmp_path / "model" / "generation_config.json").write_text("[1]")
-    with pytest.raises(welm.InvalidFile, match=r"generation_config\.json: expected a JSON object"):
-        welm.hf.from_pretrained(tmp_path / "model")
+    for text in (b"[1]", b"{", b"\xff", b"[" * 100_000):
+        (tmp_path / "model" / "generation_config.json").write_bytes(text)
+        with pytest.raises(welm.InvalidFile, match=r"generation_config\.json: "):
+            welm.hf.from_pretrained(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -252,6 +308,11 @@ def test_generation_configs(causal: welm.hf.CausalLM, prompt: list[int], tmp_pat
         ("token_type_ids", [[0]]),
         ("num_return_sequences", 2),
         ("min_length", 5),
+        ("logits_processor", Hostile()),
+        ("num_beams", np.int64(2)),
+        ("guidance_scale", 0.0),
+        ("bad_words_ids", "x"),
+        ("token_healing", True),
     ],
 )
 def test_what_is_not_offered_is_refused_by_name(
@@ -261,6 +322,161 @@ def test_what_is_not_offered_is_refused_by_name(
         plain.generate([prompt], **{name: value})
     assert raised.value.option == name
     assert isinstance(raised.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ("text", 'expected rows of token ids, or one row, got "text"'),
+        (b"text", "expected rows of token ids, or one row, got b'text' (bytes)"),
+        (5, "or one row, got 5"),
+        (None, "or one row, got None"),
+        (np.int64(5), "or one row, got np.int64(5)"),
+        (np.array(5), "or one row, got array(5) (ndarray)"),
+        (Scalar(5), "or one row, got "),
+        (Hostile(), "expected an array that can be read, got Hostile, which says: tolist"),
+        (object(), "or one row, got <object"),
+        ({1, 2}, "or one row, got {1, 2} (set)"),
+        ((token for token in (1, 2)), "or one row, got <generator"),
+        ({"input_ids": [[1]]}, "got a mapping; unpack what a tokenizer gives: generate(**inputs)"),
+        ([[[1]]], "expected one or two dimensions of token ids, got three or more"),
+        (np.zeros((1, 1, 1), np.int64), "expected one or two dimensions"),
+        ([1, [2]], "or one row, got both: [1, [2]]"),
+        ([[1], 2], "or one row, got both: [[1], 2]"),
+        (["1", "2"], 'expected token ids, got "1"'),
+        ([[1.0]], "expected token ids, got 1.0"),
+        ([[True]], "expected token ids, got True"),
+        ([[None]], "expected token ids, got None"),
+        (np.array([[1.5]]), "expected token ids, got 1.5"),
+        (np.array([[True]]), "expected token ids, got True"),
+        (np.array([["a"]]), 'expected token ids, got "a"'),
+        (np.array([[1, None]], object), "expected token ids, got None"),
+        (np.array([[1, 2], [3]], object), None),
+        (np.ma.masked_array([[1, 2]], [[False, True]]), "expected token ids, got None"),
+        (np.array([[1j]]), "expected token ids, got 1j (complex)"),
+        (np.array([["2020-01-01"]], "datetime64[D]"), "expected token ids, got datetime.date"),
+        (np.array([[(1, 2)]], "i4,i4"), "expected one or two dimensions of token ids"),
+        (np.broadcast_to(np.int64(1), (1 << 20, 1 << 20)), "expected at most 67108864 elements, got 1099511627776"),
+        ([range(1 << 22)] * 1000, "expected at most 67108864 token ids, got more"),
+        (np.array([[1]], np.uint8), "expected elements that hold every id, as those of int64 do, got uint8"),
+        (np.array([[1]], np.int8), "got int8"),
+        (Wraps([1]), "expected elements that hold every id, as those of int64 do, got torch.uint8"),
+        ([[7040]], "expected ids of 0 to 7039, got 7040"),
+        ([[-1]], "expected ids of 0 to 7039, got -1"),
+        ([[1 << 70]], "expected ids of 0 to 7039, got 1180591620717411303424"),
+    ],
+)  # fmt: skip
+def test_what_are_no_ids(plain: welm.hf.CausalLM, ids: Any, message: str | None) -> None:
+    assert plain.config.vocab_size == 7040
+    if message is None:
+        assert len(plain.generate(ids, max_new_tokens=1)) == 2
+        return
+    with pytest.raises(welm.InvalidOption) as raised:
+        plain.generate(ids, max_new_tokens=1)
+    assert raised.value.option == "input_ids"
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("attention_mask", "11111", 'expected rows of 0 or 1, or one row, got "11111"'),
+        ("attention_mask", 1, "or one row, got 1"),
+        ("attention_mask", [], "expected rows as long as those of input_ids, [5], got []"),
+        ("attention_mask", [[1] * 5] * 2, "[5], got [5, 5]"),
+        ("attention_mask", np.ones((1, 1, 5, 5)), "expected one or two dimensions of 0 or 1"),
+        ("attention_mask", [[0.0, -math.inf, 0, 0, 0]], "expected 0 or 1, got -inf"),
+        ("attention_mask", [[2] * 5], "expected 0 or 1, got 2"),
+        ("attention_mask", [["1"] * 5], 'expected 0 or 1, got "1"'),
+        ("attention_mask", [[None] * 5], "expected 0 or 1, got None"),
+        ("attention_mask", Hostile(), "expected an array that can be read"),
+        ("max_new_tokens", "5", 'expected a whole number, 0 or more, got "5"'),
+        ("max_new_tokens", 1.5, "got 1.5"),
+        ("max_new_tokens", -1, "expected 0 or more, got -1"),
+        ("max_new_tokens", [5], "got [5]"),
+        ("max_new_tokens", Hostile(), "got a value (Hostile)"),
+        ("max_length", "long", 'expected a whole number, 0 or more, got "long"'),
+        ("num_return_sequences", 0, "expected 1 with do_sample=False, got 0"),
+        ("num_return_sequences", "2", "expected a whole number"),
+        ("do_sample", "yes", 'expected True or False, got "yes"'),
+        ("do_sample", np.array([True, False]), "expected True or False, got array([ True, False]) (ndarray)"),
+        ("do_sample", Hostile(), "expected True or False"),
+        ("temperature", "hot", 'expected a number, got "hot"'),
+        ("temperature", [0.5], "expected a number, got [0.5]"),
+        ("top_p", Hostile(), "expected a number, got a value (Hostile)"),
+        ("top_k", 1.5, "expected a whole number"),
+        ("repetition_penalty", -1, "expected 0.01 to 100, got -1"),
+        ("max_time", "soon", 'expected a number, got "soon"'),
+        ("max_time", -1, "expected 0 seconds or more, got -1"),
+        ("stop_strings", 5, "expected a text or a list of texts, got 5"),
+        ("stop_strings", [b"x"], "expected a text or a list of texts, got b'x' (bytes) in it"),
+        ("stop_strings", [""], "1 to 256 bytes, got one of 0"),
+        ("suppress_tokens", ["a"], 'expected an id, or a list of ids, got "a"'),
+        ("suppress_tokens", 1.5, "expected an id, or a list of ids, got 1.5"),
+        ("eos_token_id", [[1]], "expected an id, or a list of ids, got [1]"),
+        ("eos_token_id", "</s>", 'expected an id, or a list of ids, got "</s>"'),
+        ("pad_token_id", "x", 'expected an id, got "x"'),
+        ("pad_token_id", [1], "expected an id, got [1]"),
+        ("seed", -1, "expected 0 or more, got -1"),
+    ],
+)
+def test_values_of_another_kind(
+    plain: welm.hf.CausalLM, prompt: list[int], name: str, value: Any, message: str
+) -> None:
+    with pytest.raises(welm.InvalidOption) as raised:
+        plain.generate([prompt], **{name: value})
+    assert raised.value.option == name
+    assert str(raised.value).startswith(f"option `{name}`: ")
+    assert message in str(raised.value)
+
+
+def test_names_of_errors_are_transformers_own(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
+    for arguments, message in (
+        ({"num_return_sequences": 0}, "option `num_return_sequences`: expected 1 to 128, got 0"),
+        ({"stop_strings": ["a"] * 300}, "option `stop_strings`: expected at most 256"),
+        ({"temperature": 1000}, "option `temperature`: expected 0 to 100, got 1000"),
+    ):
+        with pytest.raises(welm.InvalidOption) as raised:
+            plain.generate(prompt, do_sample=True, **arguments)
+        assert message in str(raised.value)
+
+
+def test_what_an_argument_is_like_does_not_matter(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
+    want = [*prompt, *GREEDY[:3]]
+    for three in (3, np.int64(3), np.array(3), Scalar(3)):
+        if not isinstance(three, Scalar):
+            assert plain.generate(prompt, max_new_tokens=three) == want
+        assert plain.generate(prompt, max_new_tokens=3, do_sample=np.bool_(False)) == want
+    row = plain.generate(
+        prompt, do_sample=np.True_, temperature=np.float32(0.5), seed=np.int64(1), max_new_tokens=3
+    )
+    assert row == plain.generate(prompt, do_sample=True, temperature=0.5, seed=1, max_new_tokens=3)
+    mask = np.ones((1, len(prompt)), np.float32)
+    assert plain.generate([prompt], attention_mask=mask, max_new_tokens=3) == [want]
+    assert plain.generate(prompt, attention_mask=mask, max_new_tokens=3) == want
+
+
+@pytest.mark.parametrize("nothing", [None, False, [], (), {}, set(), "", np.array([]), np.False_, Tensor([])])
+def test_nothing_asks_for_nothing(plain: welm.hf.CausalLM, prompt: list[int], nothing: Any) -> None:
+    """For every argument that is not offered."""
+    asked = dict.fromkeys(welm.hf._INSTEAD, nothing)
+    del asked["use_cache"]
+    assert plain.generate(prompt, max_new_tokens=3, **asked) == [*prompt, *GREEDY[:3]]
+    assert welm.hf.from_pretrained(welm.NANO, **dict.fromkeys(welm.hf._LOADING, nothing)).device == "cpu"
+
+
+def test_defaults_ask_for_nothing(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
+    for kind in (lambda value: value, np.asarray):
+        asked = {
+            name: kind(value) for name, (value, *_) in welm.hf._NEUTRAL.items() if not isinstance(value, str)
+        }
+        assert plain.generate(prompt, max_new_tokens=3, **asked) == [*prompt, *GREEDY[:3]]
+    met = {name: value for name, (value, _) in welm.hf._LOADING.items()}
+    assert welm.hf.from_pretrained(welm.NANO, **met).device == "cpu"
+    assert plain.generate(prompt, max_new_tokens=3, num_assistant_tokens_schedule="constant") == [
+        *prompt,
+        *GREEDY[:3],
+    ]
 
 
 def test_what_asks_for_nothing_is_taken(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
@@ -286,7 +502,7 @@ def test_errors(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
         plain.generate(prompt, do_sample=True, temperature=0.0)
     with pytest.raises(welm.TooLong):
         plain.generate(prompt, max_new_tokens=5000)
-    with pytest.raises(welm.InvalidOption, match="expected a local folder or GGUF file, got 'org/name'"):
+    with pytest.raises(welm.InvalidOption, match='expected a local folder or GGUF file, got "org/name"'):
         welm.hf.from_pretrained("org/name")
     for name, value in {
         "load_in_8bit": True,
@@ -304,6 +520,30 @@ def test_errors(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
     assert welm.hf.from_pretrained(welm.NANO, device_map={"": "cpu"}, **met).config.family == "welm"
     with pytest.raises(welm.InvalidOption, match="`device_map`: expected one device"):
         welm.hf.from_pretrained(welm.NANO, device_map={"layers.0": 0, "layers.1": 1})
+    for option, value in {
+        "folder": 0,
+        "device_map": True,
+        "dtype": np.float32,
+        "torch_dtype": 5,
+        "trust_remote_code": np.True_,
+        "revision": "v2",
+    }.items():
+        arguments: dict[str, Any] = {"folder": welm.NANO, option: value}
+        with pytest.raises(welm.InvalidOption) as raised:
+            welm.hf.from_pretrained(**arguments)
+        assert raised.value.option == ("dtype" if option == "torch_dtype" else option)
+    for folder in (None, 1, b"model", ["model"]):
+        with pytest.raises(welm.InvalidOption, match="`folder`: expected a local folder or GGUF file, got "):
+            welm.hf.from_pretrained(folder)  # type: ignore[arg-type]
+    with pytest.raises(welm.InvalidOption, match="`torch_dtype`: expected the same as dtype, f32, got bf16"):
+        welm.hf.from_pretrained(welm.NANO, dtype="f32", torch_dtype="bf16")
+    nothing: list[dict[str, Any]] = [
+        {"torch_dtype": None},
+        {"device_map": {}},
+        {"device_map": None, "device": "cpu"},
+    ]
+    for same in nothing:
+        assert welm.hf.from_pretrained(welm.NANO, **same).config.family == "welm"
     with pytest.raises(TypeError, match="unexpected keyword argument 'revizion'"):
         welm.hf.from_pretrained(welm.NANO, revizion="main")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +68,84 @@ def test_a_chat_template_has_the_conversation(plugin: Welm, tmp_path: Path) -> N
     messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "秋"}]
     second = talk.prompt("秋", path=str(folder), max_tokens=9, temperature=0).text()
     assert second == model.generate(model.chat_tokens(messages), max_tokens=9, temperature=0).text
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where ``llm`` keeps its logs and settings."""
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def ask(*args: str, cwd: Path | None = None) -> str:
+    """What ``llm`` answers, as a process: only its logs are between two calls."""
+    line = [sys.executable, "-m", "llm", *args]
+    done = subprocess.run(line, capture_output=True, cwd=cwd, timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().removesuffix("\n")
+
+
+def copy_of(folder: Path, template: bool = True) -> welm.Model:
+    """The small model in another place; with a template it continues otherwise."""
+    shutil.copytree(welm.NANO, folder)
+    if template:
+        text = json.loads((FIXTURES / "chat.json").read_text("utf-8"))["templates"]["nano"]
+        (folder / "chat_template.jinja").write_text(text, "utf-8")
+    return welm.Model(folder)
+
+
+def test_a_conversation_stays_with_its_model(home: Path, tmp_path: Path, model: welm.Model) -> None:
+    talker = copy_of(tmp_path / "talker")
+    flags = ("-o", "temperature", "0", "-o", "max_tokens", "9")
+    said: list[dict[str, str]] = []
+
+    def answer(text: str) -> str:
+        said.append({"role": "user", "content": text})
+        said.append(
+            {
+                "role": "assistant",
+                "content": talker.generate(talker.chat_tokens(said), max_tokens=9, temperature=0).text,
+            }
+        )
+        return said[-1]["content"]
+
+    # Its path is relative; the conversation goes on from elsewhere.
+    assert ask("-m", "welm", "-o", "path", "talker", *flags, "春", cwd=tmp_path) == answer("春")
+    assert ask("-c", *flags, "秋", cwd=tmp_path.parent) == answer("秋")
+    assert ask("-c", *flags, "夏") == answer("夏")
+    # The user's default is for new conversations.
+    ask("models", "options", "set", "welm", "path", welm.NANO)
+    assert ask("-c", *flags, "冬") == answer("冬")
+    assert ask("-m", "welm", *flags, "春") == model.generate("春", max_tokens=9, temperature=0).text
+
+    # One that began without a path stays with the small model, whatever the default becomes.
+    ask("models", "options", "clear", "welm")
+    first = ask("-m", "welm", *flags, PROMPT)
+    ask("models", "options", "set", "welm", "path", str(tmp_path / "talker"))
+    want = model.generate(PROMPT + first + "，", max_tokens=9, temperature=0).text
+    assert ask("-c", *flags, "，") == want
+    # Another path that is asked for goes first, and is kept from then on.
+    ask("models", "options", "clear", "welm")
+    ask("-c", "-o", "path", str(tmp_path / "talker"), *flags, "春")
+    assert home.exists()
+    again = tmp_path / "talker"
+    again.rename(tmp_path / "gone")
+    line = [sys.executable, "-m", "llm", "-c", *flags, "秋"]
+    gone = subprocess.run(line, capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert gone.returncode == 1
+    assert str(again) in gone.stderr.decode()
+
+
+def test_an_empty_answer_keeps_the_model_too(plugin: Welm, home: Path, tmp_path: Path) -> None:
+    talker = copy_of(tmp_path / "talker")
+    talk = plugin.conversation()
+    assert talk.prompt("春", path=str(tmp_path / "talker"), max_tokens=0).text() == ""
+    said = [{"role": "user", "content": "春"}, {"role": "assistant", "content": ""}]
+    want = talker.generate(
+        talker.chat_tokens([*said, {"role": "user", "content": "秋"}]), max_tokens=9, temperature=0
+    )
+    assert talk.prompt("秋", max_tokens=9, temperature=0).text() == want.text
+    assert home.name == "home"
 
 
 def test_errors_and_options_are_told(plugin: Welm) -> None:

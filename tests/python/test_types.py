@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +15,7 @@ import pytest
 from typing_extensions import assert_type
 
 import welm
+from welm._options import GenerateOptions, LoadOptions
 
 from conftest import PROMPT
 
@@ -82,3 +88,25 @@ def test_asyncio(model: welm.Model) -> None:
                 assert_type(piece, welm.Piece)
 
     asyncio.run(run())
+
+
+def test_options_are_dictionaries() -> None:
+    load: welm.LoadOptions = {"device": "cpu", "threads": 1}
+    generate: welm.GenerateOptions = {"max_tokens": 2, "temperature": 0}
+    assert len(welm.Model(**load).generate(PROMPT, **generate).choices) == 1
+    for options, call, others in (
+        (LoadOptions, welm.Model, {"path", "progress"}),
+        (GenerateOptions, welm.Model.generate, {"self", "prompt"}),
+        (GenerateOptions, welm.Model.stream, {"self", "prompt"}),
+    ):
+        assert set(options.__annotations__) == set(inspect.signature(call).parameters) - others
+
+
+def test_readme_passes_the_checker(tmp_path: Path) -> None:
+    readme = Path(__file__).parents[2] / "welm-py/README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
+    program = tmp_path / "readme.py"
+    program.write_text("\n".join(blocks), "utf-8")
+    command = [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={tmp_path / 'cache'}", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

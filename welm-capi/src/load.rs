@@ -289,15 +289,16 @@ pub unsafe extern "C" fn welm_model_estimate(
     unsafe { status(error, body) }
 }
 
-/// Writes an int8 folder from the Hugging Face folder `from`; `to` is made, or is an empty folder. `progress` is called
-/// after each matrix and may stop it; nothing unfinished is left behind.
+/// Writes an int8 folder from the Hugging Face folder `from`. `to` is made, or is an empty folder, or one that this
+/// function wrote before, whose place the new one takes in one step (Linux): whoever loads it finds the old model or the
+/// new one, whole. `progress` is called after each matrix and may stop it; nothing unfinished is left then.
 ///
 /// - ownership: nothing to free.
-/// - threads: any; not two at once into the same folder.
+/// - threads: any, also several at once.
 /// - NULL: `from` and `to` must not be; `progress`, its `data` and `error` may be.
 /// - encoding: paths as for `welm_model_load`.
 /// - errors: those of files of `welm_model_load`; `WELM_IO` if `to` cannot be written; `WELM_INVALID_OPTION` if it is
-///   empty or there is something in it; `WELM_LOAD_CANCELLED`.
+///   an empty text, or holds what is not to be replaced; `WELM_LOAD_CANCELLED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_quantize(
     from: *const c_char,

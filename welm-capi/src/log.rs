@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tracing_core::field::{Field, Visit};
 use tracing_core::span::{Attributes, Id, Record};
-use tracing_core::{Event, Level, LevelFilter, Metadata, Subscriber};
+use tracing_core::{Dispatch, Event, Level, LevelFilter, Metadata, Subscriber};
 
 use crate::error::welm_status::{WELM_INVALID_ARGUMENT, WELM_UNAVAILABLE};
 use crate::error::{Failure, welm_error, welm_status};
@@ -42,13 +42,13 @@ pub enum welm_log_level {
     WELM_LOG_TRACE = 5,
 }
 
-/// Takes a message: where it comes from, and what it says, with its values behind it, `model loaded path=...`. Texts
+/// Takes a message: where it comes from, and what it says, with its values after it, `model loaded path=...`. Texts
 /// are UTF-8, NUL-terminated, and live until the callback returns. It must not throw, nor `longjmp` out.
 ///
 /// It is called on the thread that logs, also on several at once. What is logged while it runs, on its thread, is
-/// dropped, so that it may call other functions of this library, except `welm_log_set_callback`. That thread may be the
-/// model's own, when a step has failed or the model ends: what is logged as a warning or about an end must not be answered
-/// by a request to the same model.
+/// dropped, and so is what models that it loads log as long as they live. So it may call other functions of this library,
+/// except `welm_log_set_callback`. That thread may be the model's own, when a step has failed or the model ends: what is
+/// logged as a warning or about an end must not be answered by a request to the same model.
 pub type welm_log_callback = Option<
     unsafe extern "C" fn(
         data: *mut c_void,
@@ -117,7 +117,7 @@ thread_local! {
 }
 
 fn subscribe() -> bool {
-    tracing_core::dispatcher::set_global_default(tracing_core::Dispatch::new(Log)).is_ok()
+    tracing_core::dispatcher::set_global_default(Dispatch::new(Log)).is_ok()
 }
 
 struct Sink {
@@ -197,6 +197,26 @@ fn max_level() -> u8 {
     unsafe { SINK.load(Ordering::Acquire).as_ref() }.map_or(0, |sink| sink.max_level)
 }
 
+/// Hears nothing.
+struct Silent;
+
+static SILENCE: OnceLock<Dispatch> = OnceLock::new();
+
+impl Subscriber for Silent {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        false
+    }
+
+    fn event(&self, _: &Event<'_>) {}
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
 struct Log;
 
 impl Subscriber for Log {
@@ -226,8 +246,12 @@ impl Subscriber for Log {
                 let mut line = Line::default();
                 event.record(&mut line);
                 let (target, message) = (c_text(event.metadata().target()), c_text(&line.text()));
-                // SAFETY: the caller gave the function for this; it does not unwind, as its type's comment asks.
-                unsafe { (sink.callback)(sink.data, level, target.as_ptr(), message.as_ptr()) };
+                // A model that is loaded in there has a thread of its own, which takes over this silence: otherwise a
+                // callback that loads and frees a model would be called about that one's end, and so on without end.
+                tracing_core::dispatcher::with_default(SILENCE.get_or_init(|| Dispatch::new(Silent)), || {
+                    // SAFETY: the caller gave the function for this; it does not unwind, as its type's comment asks.
+                    unsafe { (sink.callback)(sink.data, level, target.as_ptr(), message.as_ptr()) };
+                });
             }
             sink.leave();
         }
@@ -258,7 +282,7 @@ fn c_text(text: &str) -> CString {
     CString::new(text.replace('\0', "\u{FFFD}")).unwrap_or_default()
 }
 
-/// A message, and the values behind it.
+/// A message, and the values after it.
 #[derive(Default)]
 struct Line {
     message: String,

@@ -18,6 +18,9 @@ use crate::weights::gguf::Gguf;
 use fields::Fields;
 use rope::Beside;
 
+/// The key of `config.json` that names the family.
+pub(crate) const FAMILY: &str = "model_type";
+
 /// The formula that normalises a row before each half of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
@@ -237,10 +240,10 @@ impl ModelConfig {
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let missing = || Error::io(folder.join(CONFIG.name), "no such file");
         let fields = Fields::new(&folder.join(CONFIG.name), CONFIG.json(folder)?.ok_or_else(missing)?)?;
-        let mut config = match fields.text("model_type")? {
+        let mut config = match fields.text(FAMILY)? {
             family @ ("gpt_neox" | "welm") => Self::from_neox(&fields, family),
             "llama" => Self::from_llama(&fields),
-            other => Err(Error::config("model_type", format!("`{other}` is none of gpt_neox, llama, welm"))),
+            other => Err(Error::config(FAMILY, format!("`{other}` is none of gpt_neox, llama, welm"))),
         }?;
         fields.account_for_rest()?;
         if let Some(json) = GENERATION_CONFIG.json(folder)? {
@@ -348,7 +351,8 @@ impl ModelConfig {
             "llama" => false,
             "gptneox" => true,
             other => {
-                let reason = format!("`{other}` is none of llama, gptneox");
+                let types = g.tensors.unsupported_types_too();
+                let reason = format!("`{other}` is none of gptneox, llama{types}");
                 return Err(Error::config("general.architecture", reason));
             }
         };

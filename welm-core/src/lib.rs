@@ -64,4 +64,5 @@ pub use options::{
 };
 pub use output::{Choice, Finish, FinishReason, Generation, Piece, Score, Token, Usage};
 pub use tokenizer::{ChatRequest, Json, Message};
-pub use weights::int8::quantize;
+pub use weights::describe::{Description, TypeCount};
+pub use weights::quantize::quantize;

@@ -24,15 +24,16 @@ use crate::error::{Error, Result};
 use crate::estimate::{Estimate, limits};
 use crate::host::bus::{self, Unblocked};
 use crate::host::fork::Local;
-use crate::host::memory::{Available, expect_room, vec_for};
+use crate::host::memory::{Available, vec_for};
 use crate::kv_cache::KvCache;
 use crate::options::{Activations, CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
 use crate::output::{Choice, Finish, FinishReason, Generation, Piece, Usage};
 use crate::sampler::SamplerParams;
-use crate::side_file::{DESCRIPTIONS, INDEX};
 use crate::tokenizer::{ChatRequest, ChatTemplate, Halt, Message, Tokenizer, Watch};
 use crate::transformer::{Scratch, Weights};
-use crate::weights::load::{Opened, Source, open};
+use crate::weights::describe::Description;
+use crate::weights::load::Source;
+use crate::weights::open::{Opened, open};
 
 /// Tokens of a prompt that are counted, though they are more than fit.
 const COUNTED_TOKENS: usize = 1 << 14;
@@ -146,25 +147,6 @@ fn guard(options: &LoadOptions) -> Option<Unblocked> {
     })
 }
 
-/// Opens files, tokenizer included.
-fn open_all(path: &Path, allow_unread_tensors: bool) -> Result<Opened> {
-    expect_room_to_read(path)?;
-    open(path, true, allow_unread_tensors)
-}
-
-/// Checks that what parses a model's descriptions has room: libraries, which would end the process if they got none.
-fn expect_room_to_read(path: &Path) -> Result<()> {
-    const FACTOR: u64 = 24; // tokenizers takes ten to twenty bytes for each of a tokenizer.json
-    const LONGEST: u64 = 16 << 20; // of the vocabularies in GGUF files
-    let described = if path.is_dir() {
-        DESCRIPTIONS.iter().chain([&INDEX]).map(|file| file.len(path)).sum()
-    } else {
-        path.metadata().map_or(0, |m| m.len()).min(LONGEST)
-    };
-    let bytes = (8u64 << 20).saturating_add(described.saturating_mul(FACTOR));
-    expect_room("the model's descriptions", usize::try_from(bytes).unwrap_or(usize::MAX))
-}
-
 fn whole_messages(messages: &[Message], add_generation_prompt: bool) -> ChatRequest {
     let mut request = ChatRequest::new(messages);
     request.add_generation_prompt = Some(add_generation_prompt);
@@ -172,7 +154,8 @@ fn whole_messages(messages: &[Message], add_generation_prompt: bool) -> ChatRequ
 }
 
 impl Model {
-    /// Loads a Hugging Face folder, an int8 folder of [`crate::quantize`], or a GGUF file.
+    /// Loads a Hugging Face folder, an int8 folder of [`crate::quantize`], a GGUF file, or the one GGUF file of a folder.
+    /// Nothing is downloaded.
     ///
     /// Files are mapped: they must not be changed while the model lives (see [`LoadOptions::guard_mapped_files`]). A folder without `tokenizer.json`
     /// gives a model that takes and returns tokens only.
@@ -193,7 +176,7 @@ impl Model {
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
         options.validate()?;
         let _guarded = guard(options);
-        let (path, opened) = (path.as_ref(), open_all(path.as_ref(), options.allow_unread_tensors)?);
+        let (path, opened) = (path.as_ref(), open(path.as_ref(), true, options.allow_unread_tensors)?);
         match options.device {
             Device::Cpu => Self::load_on_cpu(path, opened, options),
             #[cfg(feature = "kernels")]
@@ -230,7 +213,7 @@ impl Model {
     ) -> Result<Model> {
         options.validate()?;
         let _guarded = guard(options);
-        let opened = open_all(path.as_ref(), options.allow_unread_tensors)?;
+        let opened = open(path.as_ref(), true, options.allow_unread_tensors)?;
         Self::load_on_cuda(path.as_ref(), opened, options, device)
     }
 
@@ -326,6 +309,23 @@ impl Model {
         })
     }
 
+    /// What a model's files hold, whether [`Model::load`] takes them or not, and if not, why. Reads their headers.
+    ///
+    /// ```
+    /// # fn main() -> welm_core::Result<()> {
+    /// let files = welm_core::Model::describe("../examples/welm-nano")?;
+    /// assert_eq!(files.family.as_deref(), Some("welm"));
+    /// assert_eq!(files.unsupported, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::InvalidFile`] for files that are absent, damaged or no model's.
+    pub fn describe(path: impl AsRef<Path>) -> Result<Description> {
+        Description::of(path.as_ref())
+    }
+
     /// Memory that [`Model::load`] with these options would take, from the headers of the files: the device's with
     /// [`Device::Cuda`], which need not be there, otherwise the CPU's. Of values, only an output that is stored beside a
     /// tied embedding is read, to see whether it is another one.
@@ -369,6 +369,9 @@ impl Model {
     }
 
     /// As [`Model::generate`], piece by piece. Dropping the stream cancels the request.
+    ///
+    /// Returns when the prompt is tokenized and queued, before anything of it is computed. Then each [`Iterator::next`]
+    /// waits for a piece.
     ///
     /// The texts of one sequence's pieces make its final text; none ends inside a character, and none
     /// shows the beginning of a stop string that later completes.

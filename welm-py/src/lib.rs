@@ -58,9 +58,10 @@ mod _welm {
 
     /// Writes an int8 folder from any Hugging Face folder that :class:`Model` takes.
     ///
-    /// ``dst`` is a new or empty folder; configuration and tokenizer files are copied beside the weights. ``progress`` is
-    /// called with the bytes done and in all; ``False`` ends it with :class:`welm.Cancelled`. An unfinished file is
-    /// not left behind.
+    /// ``dst`` is a new or empty folder, or one that this function wrote before, whose place the new one takes in one step
+    /// (Linux): whoever loads it finds the old model or the new one, whole. Anything else there is refused. Configuration
+    /// and tokenizer files are copied beside the weights. ``progress`` is called with the bytes done and in all; ``False``
+    /// ends it with :class:`welm.Cancelled`, and nothing unfinished is left.
     #[pyfunction]
     #[pyo3(signature = (src, dst, /, *, progress = None))]
     fn quantize(

@@ -389,7 +389,7 @@ impl Model {
     /// ``deadline`` is in seconds, or a ``timedelta``, ``cancel`` a :class:`welm.CancelToken`; either ends the scoring with
     /// :class:`welm.Cancelled`. So does Ctrl-C, with ``KeyboardInterrupt``.
     ///
-    /// >>> likely, unlikely = model.score("床前明月光，", ["疑是地上霜。", "一二三四五。"])
+    /// >>> likely, unlikely = model.score("白日依山尽，", ["黄河入海流。", "黄河入电脑。"])
     /// >>> likely.logprob < 0
     /// True
     /// >>> prompts = ["床前明月光，", "春眠不觉晓，"]
@@ -602,6 +602,20 @@ impl Model {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let _inside = enter(py);
         output::stats(py, self.core.get(py)?.stats())
+    }
+
+    /// What a model's files hold, whether they can be loaded or not, and if not, why.
+    ///
+    /// >>> files = welm.Model.describe()
+    /// >>> files.format, files.family, files.unsupported
+    /// ('safetensors', 'welm', None)
+    #[staticmethod]
+    #[pyo3(signature = (path = None))]
+    fn describe<'py>(py: Python<'py>, path: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = enter(py);
+        let path = model_path(py, path)?;
+        let description = detached(py, || core::Model::describe(&path)).or_raise(py)?;
+        output::description(py, &description)
     }
 
     /// Memory that loading with these options would take, from the headers of the files.

@@ -114,6 +114,26 @@ pub(crate) fn estimate<'py>(py: Python<'py>, e: &core::Estimate) -> Object<'py> 
     })
 }
 
+pub(crate) fn description<'py>(py: Python<'py>, d: &core::Description) -> Object<'py> {
+    let types = tuple(
+        py,
+        &d.types,
+        |t| record!(py, "TypeCount" { name: &t.name, tensors: t.tensors, elements: t.elements }),
+    )?;
+    let settings = PyDict::new(py);
+    for (name, value) in &d.settings {
+        settings.set_item(name, value)?;
+    }
+    record!(py, "Description" {
+        format: d.format,
+        family: d.family.as_deref(),
+        elements: d.elements,
+        types: types,
+        settings: settings,
+        unsupported: d.unsupported.as_deref(),
+    })
+}
+
 pub(crate) fn stats<'py>(py: Python<'py>, s: core::Stats) -> Object<'py> {
     record!(py, "Stats" {
         requests: s.requests,

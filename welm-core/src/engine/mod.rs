@@ -22,6 +22,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use tracing::subscriber::NoSubscriber;
+
 use self::batch::Batch;
 use self::block_manager::BlockManager;
 use self::scheduler::{Queue, Scheduler, Work};
@@ -95,8 +97,12 @@ impl Handle {
             "the engine's queues",
             STACK + (8 << 20) + 128 * n_blocks + 64 * max_rows + 16 * engine.vocab_size,
         )?;
+        // A program may have a log for the loading thread alone; what the engine tells goes there, too.
+        let log = tracing::dispatcher::get_default(Clone::clone);
         let run = move || {
             let _unblocked = Unblocked::here();
+            // Without a log so far, it goes where a later one for all threads says.
+            let _log = (!log.is::<NoSubscriber>()).then(|| tracing::dispatcher::set_default(&log));
             let mut blocks = BlockManager::new(n_blocks, prefix_cache);
             blocks.share_generated = B::ONE_ARITHMETIC;
             let scheduler = Scheduler::new(blocks, chunk_tokens, max_running);
@@ -586,10 +592,10 @@ impl Chooser<'_> {
         let bytes = self.tokenizer.map_or(&[][..], |t| t.token_bytes(id));
         let spelling = self.tokenizer.map(|t| t.spelling(id)).unwrap_or_default();
         match seq.request().end_by(id, self.eos) {
-            Some(reason) => seq.end_with(id, &spelling, reason),
+            Some(reason) => seq.end_with(id, spelling, reason),
             None => {
                 let token = Token::with_logprobs(id, seq.request().logprobs, raw);
-                seq.push(token, bytes, &spelling);
+                seq.push(token, bytes, spelling);
             }
         }
     }

@@ -329,7 +329,7 @@ impl Sequence {
     }
 
     /// Adds a generated token, and notes if it ends the sequence. `bytes` are what it adds to the text, `spelling` is how
-    /// stop strings spell it.
+    /// stop strings spell it if that is nothing.
     pub(crate) fn push(&mut self, token: Token, bytes: &[u8], spelling: &str) {
         self.tokens.push(token.id);
         self.wanted = self.tokens.len() - 1;
@@ -342,7 +342,8 @@ impl Sequence {
         }
     }
 
-    /// Ends with a token that is part of neither text nor tokens. It may complete a stop string all the same.
+    /// Ends with a token that is part of neither text nor tokens. One that would add nothing to the text, and is spelled,
+    /// may complete a stop string all the same.
     pub(crate) fn end_with(&mut self, token: u32, spelling: &str, reason: FinishReason) {
         self.text.note(spelling);
         self.end_token = Some(token);

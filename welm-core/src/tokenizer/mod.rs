@@ -34,7 +34,6 @@ mod stages;
 mod vocabulary;
 mod watch;
 
-use std::borrow::Cow;
 use std::fmt::Display;
 use std::path::Path;
 
@@ -256,12 +255,11 @@ impl Tokenizer {
         self.bytes.is_special(id)
     }
 
-    /// How stop strings spell a token: what it adds to a text, or as the file does if that is nothing, as of a special
-    /// one.
-    pub(crate) fn spelling(&self, id: u32) -> Cow<'_, str> {
+    /// How stop strings spell a token that adds nothing to a text, as a special one: as the file does. Empty for others.
+    pub(crate) fn spelling(&self, id: u32) -> &str {
         match self.token_bytes(id) {
-            [] => self.added.content(id).unwrap_or_default().into(),
-            bytes => String::from_utf8_lossy(bytes),
+            [] => self.added.content(id).unwrap_or_default(),
+            _ => "",
         }
     }
 

@@ -27,7 +27,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::map::FileMap;
-use super::{MAX_TENSORS, ShapeText, StoredTensor, StoredType, TensorMap};
+use super::{MAX_TENSORS, StoredTensor, StoredType, TensorMap, Unreadable};
 use crate::error::{Error, Result};
 
 /// Most levels of arrays in arrays; no known key has more than one.
@@ -142,7 +142,7 @@ impl Gguf {
             map: Arc::clone(map),
             metadata: HashMap::new(),
             read: RefCell::default(),
-            tensors: TensorMap::default(),
+            tensors: TensorMap { supported_types: SUPPORTED, ..TensorMap::default() },
         };
         for _ in 0..n_keys {
             let key = cursor.string("a key")?.to_string();
@@ -174,14 +174,15 @@ impl Gguf {
                 let reason = format!("expected an offset that is a multiple of {alignment}, got {offset}");
                 return Err(Error::tensor(name, reason));
             }
-            let dtype = match dtype {
-                Ok(_) if shape.contains(&0) => Err(format!("shape {} holds no element", ShapeText(&shape))),
-                dtype => dtype,
+            let readable = match dtype {
+                Ok(_) if shape.contains(&0) => Err(Unreadable::Empty),
+                Ok(dtype) => Ok(dtype),
+                Err(name) => Err(Unreadable::Type(name)),
             };
-            let dtype = match dtype {
+            let dtype = match readable {
                 Ok(dtype) => dtype,
-                Err(reason) => {
-                    gguf.tensors.refuse(&name, &shape, reason)?;
+                Err(why) => {
+                    gguf.tensors.refuse(&name, &shape, why)?;
                     continue;
                 }
             };
@@ -313,6 +314,11 @@ impl Gguf {
         let read = self.read.borrow();
         let unread: Vec<_> = self.metadata.iter().filter(|(key, _)| !read.contains(*key)).collect();
         unread.into_iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// All keys with their values, in no order.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.metadata.iter().map(|(key, value)| (key.as_str(), value))
     }
 
     /// A value as JSON, unless it is an array.
@@ -495,19 +501,16 @@ impl<'a> Cursor<'a> {
             Some("Q8_0") => Ok(StoredType::Q8_0),
             Some("Q4_0") => Ok(StoredType::Q4_0),
             Some("Q4_1") => Ok(StoredType::Q4_1),
-            other => {
-                let got = match other {
-                    None | Some("") => format!("number {type_id}, which is unknown,"),
-                    Some(known) => known.to_string(),
-                };
-                let supported = "F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are";
-                Err(format!("type {got} is not supported; {supported}"))
-            }
+            None | Some("") => Err(format!("number {type_id}")),
+            Some(other) => Err(other.to_string()),
         };
         let offset = self.u64(&name)?;
         Ok(TensorInfo { name, dtype, shape, offset })
     }
 }
+
+/// The types that can be read; see `Cursor::tensor_info`.
+const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0 and Q4_1";
 
 /// ggml's tensor types by number; empty where a type was withdrawn.
 const GGML_TYPES: [&str; 40] = [
@@ -548,7 +551,7 @@ pub(crate) mod tests {
         }
 
         /// A line of the table; `dims` innermost first, as in the file.
-        fn info(mut self, name: &str, dims: &[u64], type_id: u32, offset: u64) -> Self {
+        pub(crate) fn info(mut self, name: &str, dims: &[u64], type_id: u32, offset: u64) -> Self {
             self.n_tensors += 1;
             self.table.extend([&string(name), &(dims.len() as u32).to_le_bytes()[..]].concat());
             self.table.extend(dims.iter().flat_map(|d| d.to_le_bytes()));
@@ -821,8 +824,8 @@ pub(crate) mod tests {
         let supported = "is not supported; F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are";
         assert!(error(&[256], 12).ends_with(&format!("type Q4_K {supported}")));
         assert!(error(&[256], 14).ends_with(&format!("type Q6_K {supported}")));
-        assert!(error(&[256], 36).contains("type number 36, which is unknown"));
-        assert!(error(&[256], 77).ends_with(&format!("type number 77, which is unknown, {supported}")));
+        assert!(error(&[256], 36).ends_with(&format!("type number 36 {supported}")));
+        assert!(error(&[256], 77).ends_with(&format!("type number 77 {supported}")));
     }
 
     #[test]

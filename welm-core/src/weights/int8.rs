@@ -1,4 +1,4 @@
-//! int8 weights: the layout, how values get into it, and the folder that stores it.
+//! int8 weights: the layout, and how values get into it. [`crate::quantize`] writes folders of them.
 //!
 //! ```text
 //! plain:   w[o][k]           is q[o][k] * scale[o][k / 32]
@@ -22,20 +22,13 @@
 //! The folder is a Hugging Face folder whose `model.safetensors` has the engine's own tensor names and
 //! the metadata entry `format`; it is used where it is mapped, without a copy.
 
-use std::collections::HashMap;
-use std::fs;
-use std::io::ErrorKind;
-use std::path::Path;
-
 use half::f16;
 
 use crate::backend::cpu::isa::{GROUP, LANES, ROTATED, Scalar, Simd};
 use crate::backend::cpu::memory::Memory;
 use crate::error::{Error, Result};
-use crate::host::{bus, threads};
-use crate::options::LoadProgress;
-use crate::side_file::{ADDITIONAL_TEMPLATES, DESCRIPTIONS};
-use crate::weights::load::{LinearSource, MatrixSource, Segment, Source, rows_of};
+use crate::host::threads;
+use crate::weights::load::{Segment, rows_of};
 use crate::weights::{Slab, StoredType, TensorMap};
 
 /// The `format` entry of an int8 folder's metadata.
@@ -342,198 +335,6 @@ fn quantize_group(values: &[f32], q: &mut [i8]) -> Option<f16> {
         *q = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
     }
     Some(scale)
-}
-
-/// Writes an int8 folder from any model that [`crate::Model::load`] takes (GGUF files excepted, whose
-/// tokenizer has no file form here).
-///
-/// The folder is what the CPU computes with, as it is. On CUDA its weights are rounded once more when they are loaded, and
-/// the log says so: there, quantise from floats at load, with [`crate::Dtype::Int8`].
-///
-/// `to` is made; it may also be an empty folder, but holds nothing else, so that nothing is written over and no tokenizer
-/// of another model stays beside these weights. Configuration and tokenizer files are copied. `progress` is called after
-/// each matrix and may return `false` to stop; nothing unfinished is left behind.
-///
-/// A source that is truncated meanwhile is an error, as with [`crate::LoadOptions::guard_mapped_files`].
-///
-/// ```no_run
-/// # fn main() -> welm_core::Result<()> {
-/// welm_core::quantize("my-model".as_ref(), "my-model-int8".as_ref(), |p| {
-///     eprint!("\r{} of {} MB", p.done_bytes >> 20, p.total_bytes >> 20);
-///     true
-/// })
-/// # }
-/// ```
-///
-/// A source that is truncated meanwhile is an error: for that a handler of SIGBUS is installed, as
-/// [`LoadOptions::guard_mapped_files`](crate::LoadOptions::guard_mapped_files) says.
-///
-/// # Errors
-/// Whatever opening the source meets; [`Error::Io`] if `to` cannot be written; [`Error::InvalidOption`] if it is empty or
-/// names something that is there already; [`Error::LoadCancelled`].
-pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -> bool) -> Result<()> {
-    bus::install();
-    let _unblocked = bus::Unblocked::here();
-    if from.is_file() {
-        return Err(Error::file(from, "expected a Hugging Face folder"));
-    }
-    let source = Source::open(from, None, false)?;
-    if source.is_packed() {
-        return Err(Error::file(from, "is int8 already"));
-    }
-    let mut files = source.files();
-    let to = Destination::take(to)?;
-    let mut tensors: Vec<(String, View)> = Vec::new();
-    let names = source.linear_names();
-    let total_bytes =
-        names.iter().map(|n| source.linear(n).map(|l| l.stored_bytes())).sum::<Result<u64>>()?;
-    let mut done_bytes = 0;
-    let threads = threads::available();
-    for name in names {
-        let LinearSource { rows, cols, matrix, bias, name, .. } = source.linear(&name)?;
-        let MatrixSource::Stored(segments) = matrix else {
-            unreachable!("a packed source was refused above")
-        };
-        let grouping = Grouping::of_cols(cols);
-        let packed = Packed::pack(&name, rows, cols, &segments, grouping, threads)?;
-        done_bytes += segments.iter().map(|s| (s.tensor.row_bytes(0).len() * s.n_rows) as u64).sum::<u64>();
-        let (down, across) = tiles(rows, cols);
-        let scale = packed.scale.iter().flat_map(|s| s.to_le_bytes()).collect();
-        tensors.push((
-            format!("{name}.weight"),
-            View::new(Dtype::U8, &[down, across, GROUP / 4, LANES, 4], packed.weight.to_vec()),
-        ));
-        tensors.push((
-            format!("{name}.scale"),
-            View::new(Dtype::F16, &[down, grouping.groups(across), LANES], scale),
-        ));
-        tensors.extend(bias.map(|b| (format!("{name}.bias"), View::f32(&b))));
-        if !progress(LoadProgress { done_bytes, total_bytes }) {
-            return Err(Error::LoadCancelled);
-        }
-    }
-    for name in source.norm_names() {
-        let norm = source.norm(&name)?;
-        tensors.push((format!("{name}.weight"), View::f32(&norm.weight)));
-        tensors.extend(norm.bias.map(|b| (format!("{name}.bias"), View::f32(&b))));
-    }
-    let metadata = HashMap::from([("format".to_string(), FORMAT.to_string())]);
-    files.check()?;
-    let (partial, file) = (to.folder.join(PARTIAL), to.folder.join("model.safetensors"));
-    safetensors::serialize_to_file(tensors, Some(metadata), &partial).map_err(|e| Error::io(&partial, e))?;
-    for side in DESCRIPTIONS {
-        if let Some(bytes) = side.read(from)? {
-            let copy = to.folder.join(side.name);
-            fs::write(&copy, bytes).map_err(|e| Error::io(copy, e))?;
-        }
-    }
-    copy_templates(from, to.folder)?;
-    fs::rename(&partial, &file).map_err(|e| Error::io(&file, e))?;
-    to.keep();
-    Ok(())
-}
-
-/// Copies the chat templates that have a folder of their own.
-fn copy_templates(from: &Path, to: &Path) -> Result<()> {
-    let templates = ADDITIONAL_TEMPLATES.in_folder(from)?;
-    let to = to.join(ADDITIONAL_TEMPLATES.name);
-    if !templates.is_empty() {
-        fs::create_dir_all(&to).map_err(|e| Error::io(&to, e))?;
-    }
-    for (name, source) in templates {
-        let copy = to.join(name + ".jinja");
-        fs::write(&copy, source).map_err(|e| Error::io(copy, e))?;
-    }
-    Ok(())
-}
-
-/// The weights, until all is there.
-const PARTIAL: &str = "model.safetensors.partial";
-
-/// A folder that had nothing in it, and has nothing again if the work does not end well.
-struct Destination<'p> {
-    folder: &'p Path,
-    made: bool,
-    kept: bool,
-}
-
-impl<'p> Destination<'p> {
-    fn take(folder: &'p Path) -> Result<Self> {
-        // The empty path is the current folder for some calls of the system.
-        if folder.as_os_str().is_empty() {
-            return Err(Error::option("to", "expected the name of a folder, got an empty path"));
-        }
-        if let Some(parent) = folder.parent() {
-            fs::create_dir_all(parent).map_err(|e| Error::io(folder, e))?;
-        }
-        let made = match fs::create_dir(folder) {
-            Ok(()) => true,
-            Err(e) if e.kind() == ErrorKind::AlreadyExists && folder.is_dir() => false,
-            Err(e) => return Err(Error::io(folder, e)),
-        };
-        if let Some(entry) = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.next() {
-            let held = entry.map_err(|e| Error::io(folder, e))?.file_name();
-            let (folder, held) = (folder.display(), held.display());
-            return Err(Error::option(
-                "to",
-                format!("expected a new or empty folder, got {folder}, which has {held}"),
-            ));
-        }
-        Ok(Destination { folder, made, kept: false })
-    }
-
-    fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Destination<'_> {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        for name in DESCRIPTIONS.iter().map(|side| side.name).chain([PARTIAL]) {
-            let _ = fs::remove_file(self.folder.join(name));
-        }
-        let _ = fs::remove_dir_all(self.folder.join(ADDITIONAL_TEMPLATES.name));
-        if self.made {
-            let _ = fs::remove_dir(self.folder);
-        }
-    }
-}
-
-use safetensors::tensor::Dtype;
-
-/// A tensor on its way into a file.
-struct View {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl View {
-    fn new(dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Self {
-        View { dtype, shape: shape.to_vec(), bytes }
-    }
-
-    fn f32(values: &[f32]) -> Self {
-        View::new(Dtype::F32, &[values.len()], values.iter().flat_map(|x| x.to_le_bytes()).collect())
-    }
-}
-
-impl safetensors::View for View {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        (&self.bytes).into()
-    }
-    fn data_len(&self) -> usize {
-        self.bytes.len()
-    }
 }
 
 #[cfg(test)]

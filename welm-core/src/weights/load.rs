@@ -12,15 +12,11 @@
 //! error with its place. Matrices of floats are checked where they are converted, not where they are used as they lie in the
 //! file, because that would mean to read them all before the first token.
 
-use std::io::Read;
 use std::path::Path;
 
-use serde_json::Value as Json;
-
-use crate::config::{Activation, ModelConfig, NormKind};
+use crate::config::{Activation, FAMILY, ModelConfig, NormKind};
 use crate::error::{Error, Result};
-use crate::side_file::{self, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG};
-use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
+use crate::side_file;
 use crate::weights::gguf::Gguf;
 use crate::weights::int8::{FORMAT, FORMAT_PLAIN, Packed};
 use crate::weights::map::Files;
@@ -150,7 +146,7 @@ impl Source {
             }
             None => {
                 refuse_adapter(path, allow_unread)?;
-                let config = ModelConfig::from_folder(path)?;
+                let config = ModelConfig::from_folder(path).map_err(|e| with_types(e, path))?;
                 let tensors = safetensors::open(path)?;
                 let naming = Self::naming_of_folder(path, &config, &tensors)?;
                 (config, tensors, naming)
@@ -416,7 +412,10 @@ impl Source {
     fn weights(&self, name: &str) -> Result<&StoredTensor> {
         let tensor = self.tensors.get(name)?;
         if !tensor.is_float() {
-            return Err(Error::tensor(name, format!("expected a type of weights, got {:?}", tensor.dtype)));
+            return Err(Error::tensor(
+                name,
+                format!("expected a type of weights, got {}", tensor.dtype.name()),
+            ));
         }
         Ok(tensor)
     }
@@ -439,6 +438,16 @@ fn refuse_adapter(folder: &Path, allow_unread: bool) -> Result<()> {
     ))
 }
 
+/// Has the error about a folder's family tell the types that are not supported, too.
+fn with_types(error: Error, folder: &Path) -> Error {
+    match (error, safetensors::open(folder)) {
+        (Error::Config { setting, reason }, Ok(tensors)) if setting == FAMILY => {
+            Error::Config { setting, reason: reason + &tensors.unsupported_types_too() }
+        }
+        (error, _) => error,
+    }
+}
+
 /// Whether two tensors hold the same values.
 fn same_values(a: &StoredTensor, b: &StoredTensor) -> bool {
     if a.shape != b.shape {
@@ -452,137 +461,6 @@ fn same_values(a: &StoredTensor, b: &StoredTensor) -> bool {
         a.row_f32(row, &mut x);
         b.row_f32(row, &mut y);
         x == y
-    })
-}
-
-/// An opened file or folder: tensors, tokenizer and chat template.
-pub(crate) struct Opened {
-    pub(crate) source: Source,
-    pub(crate) tokenizer: Option<Tokenizer>,
-    /// None if no tokenizer was wanted.
-    pub(crate) chat: Option<ChatTemplate>,
-}
-
-/// Opens what [`crate::Model::load`] takes.
-pub(crate) fn open(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Result<Opened> {
-    let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if metadata.is_dir() {
-        let mut source = Source::open(path, None, allow_unread)?;
-        if !with_tokenizer {
-            return Ok(Opened { source, tokenizer: None, chat: None });
-        }
-        let file = path.join(TOKENIZER.name);
-        let tokenizer = TOKENIZER.is_in(path)?.then(|| Tokenizer::from_json_file(&file)).transpose()?;
-        if let Some(tokenizer) = &tokenizer {
-            name_begin_and_end(path, tokenizer, &mut source.config)?;
-        }
-        return Ok(Opened { source, tokenizer, chat: Some(ChatTemplate::from_folder(path)) });
-    }
-    let mut head = Vec::new();
-    let file = side_file::open(path)?.ok_or_else(|| Error::io(path, "no such file"))?;
-    file.take(64).read_to_end(&mut head).map_err(|e| Error::io(path, e))?;
-    if let Some(reason) = side_file::not_fetched(&head) {
-        return Err(Error::file(path, reason));
-    }
-    if !head.starts_with(b"GGUF") {
-        return Err(Error::file(path, "expected a folder with config.json and safetensors, or a GGUF file"));
-    }
-    let gguf = Gguf::open(path)?;
-    let mut source = Source::open(path, Some(&gguf), allow_unread)?;
-    if !with_tokenizer {
-        return Ok(Opened { source, tokenizer: None, chat: None });
-    }
-    let vocab = gguf_vocab(&gguf)?;
-    vocab.add_ends(&mut source.config.eos_token_ids);
-    let token = |id: Option<u32>| id.and_then(|id| vocab.tokens.get(id as usize)).map(String::as_str);
-    let chat = ChatTemplate::from_gguf(gguf_templates(&gguf), token(vocab.bos), token(vocab.eos));
-    Ok(Opened { source, tokenizer: Some(Tokenizer::from_gguf(vocab)?), chat: Some(chat) })
-}
-
-/// Takes over the tokens that begin and end a text from the tokenizer's files, where nothing else names any.
-fn name_begin_and_end(folder: &Path, tokenizer: &Tokenizer, config: &mut ModelConfig) -> Result<()> {
-    let files = [TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP];
-    let files = files.map(|file| Ok::<_, Error>((folder.join(file.name), file.json(folder)?)));
-    let id = |key: &str| -> Result<Option<u32>> {
-        for file in &files {
-            let (path, json) = file.as_ref().map_err(Clone::clone)?;
-            let Some(json) = json else { continue };
-            let wrong = |reason: &str| Error::file(path, format!("{key}: {reason}"));
-            let object = json.as_object().ok_or_else(|| wrong("expected an object around it"))?;
-            // A text, or an object around it; what Python takes for nothing is nothing.
-            let token = match object.get(key) {
-                None | Some(Json::Null | Json::Bool(false)) => continue,
-                Some(value) => value.get("content").unwrap_or(value).as_str(),
-            };
-            let token = token.ok_or_else(|| wrong("expected a token"))?;
-            let id = tokenizer.token_to_id(token).filter(|&id| (id as usize) < config.vocab_size);
-            if id.is_none() {
-                tracing::warn!(token, "{key} is a token that the model does not have");
-            }
-            return Ok(id);
-        }
-        Ok(None)
-    };
-    let (begin, end) = (id("bos_token")?, id("eos_token")?);
-    config.bos_token_id = config.bos_token_id.or(tokenizer.bos()).or(begin);
-    match end {
-        Some(end) if config.eos_token_ids.is_empty() => config.eos_token_ids.push(end),
-        Some(end) if !config.eos_token_ids.contains(&end) => {
-            let ends = &config.eos_token_ids;
-            tracing::warn!(
-                end,
-                ?ends,
-                "the tokenizer's end of a text is not among those of the model, which are used"
-            );
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
-/// The chat template, and others with their names.
-fn gguf_templates(g: &Gguf) -> Result<Vec<(String, String)>> {
-    let mut templates = Vec::new();
-    if let Some(source) = g.opt_str("tokenizer.chat_template")? {
-        templates.push(("default".into(), source.into()));
-    }
-    for name in g.opt_strs("tokenizer.chat_templates")?.unwrap_or_default() {
-        let source = g.str(&format!("tokenizer.chat_template.{name}"))?;
-        templates.push((name.into(), source.into()));
-    }
-    Ok(templates)
-}
-
-fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
-    let id = |key: &str| Ok::<_, Error>(g.opt_u64(key)?.and_then(|x| u32::try_from(x).ok()));
-    let pre = g.opt_str("tokenizer.ggml.pre")?;
-    if pre.is_none() && g.opt_str("tokenizer.ggml.model")? == Some("gpt2") {
-        tracing::warn!(
-            "the file has no tokenizer.ggml.pre: text is split in the way `default`, which is wrong for most models"
-        );
-    }
-    let pre = pre.unwrap_or("default").to_string();
-    let (n_types, n_tokens) =
-        ["token_type", "tokens"].map(|key| g.len_of(&format!("tokenizer.ggml.{key}"))).into();
-    if n_types.is_some() && n_types != n_tokens {
-        let (expected, got) = (n_tokens.unwrap_or(0), n_types.unwrap_or(0));
-        return Err(Error::Tokenizer(format!("expected a type for each of {expected} tokens, got {got}")));
-    }
-    Ok(GgufVocab {
-        model: g.str("tokenizer.ggml.model")?.to_string(),
-        tokens: g.str_array("tokenizer.ggml.tokens")?,
-        merges: g.str_array("tokenizer.ggml.merges")?,
-        token_types: g.opt_i64_array("tokenizer.ggml.token_type")?.unwrap_or_default(),
-        bos: id("tokenizer.ggml.bos_token_id")?,
-        eos: id("tokenizer.ggml.eos_token_id")?,
-        fim_ends: ["pad", "rep", "sep"]
-            .into_iter()
-            .map(|kind| id(&format!("tokenizer.ggml.fim_{kind}_token_id")))
-            .collect::<Result<_>>()?,
-        add_bos: g
-            .opt_bool("tokenizer.ggml.add_bos_token")?
-            .unwrap_or_else(|| GgufVocab::default_add_bos(&pre)),
-        pre,
     })
 }
 

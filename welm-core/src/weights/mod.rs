@@ -13,11 +13,15 @@
 //!
 //! Long for one file, because tensor, map and slab share the checks and their tests.
 
+pub(crate) mod describe;
+mod draft;
 pub(crate) mod gguf;
 pub(crate) mod int4;
 pub(crate) mod int8;
 pub(crate) mod load;
 pub(crate) mod map;
+pub(crate) mod open;
+pub(crate) mod quantize;
 pub(crate) mod safetensors;
 mod unread;
 
@@ -61,6 +65,20 @@ pub(crate) enum StoredType {
 }
 
 impl StoredType {
+    /// As GGUF and safetensors name it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            StoredType::F32 => "F32",
+            StoredType::F16 => "F16",
+            StoredType::Bf16 => "BF16",
+            StoredType::U8 => "U8",
+            StoredType::I8 => "I8",
+            StoredType::Q8_0 => "Q8_0",
+            StoredType::Q4_0 => "Q4_0",
+            StoredType::Q4_1 => "Q4_1",
+        }
+    }
+
     /// Elements of one block; 1 for types without blocks.
     pub(crate) const fn block_len(self) -> usize {
         match self {
@@ -334,6 +352,15 @@ impl fmt::Display for ShapeText<'_> {
     }
 }
 
+/// Why a tensor cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Unreadable {
+    /// Its elements have a type that is not supported, of this name.
+    Type(String),
+    /// A dimension of its shape is zero.
+    Empty,
+}
+
 /// The tensors of a model, by name, whichever files they lie in.
 ///
 /// It remembers which of them were asked for, so that what nobody reads can be told: [`TensorMap::check_all_read`].
@@ -342,12 +369,13 @@ pub(crate) struct TensorMap {
     tensors: HashMap<String, Entry>,
     /// The `__metadata__` of safetensors files; empty for GGUF, which has its own.
     pub(crate) metadata: HashMap<String, String>,
+    /// The types that weights can have in files of this format, for errors about others.
+    supported_types: &'static str,
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
-    /// The tensor, or why it cannot be read.
-    stored: Result<StoredTensor, String>,
+    stored: Result<StoredTensor, Unreadable>,
     shape: Vec<usize>,
     read: Cell<bool>,
 }
@@ -371,7 +399,60 @@ impl TensorMap {
     pub(crate) fn find(&self, name: &str) -> Result<Option<&StoredTensor>> {
         let Some(entry) = self.tensors.get(name) else { return Ok(None) };
         entry.read.set(true);
-        entry.stored.as_ref().map(Some).map_err(|reason| Error::tensor(name, reason))
+        entry.stored.as_ref().map(Some).map_err(|unreadable| {
+            let reason = match unreadable {
+                Unreadable::Empty => format!("shape {} holds no element", ShapeText(&entry.shape)),
+                Unreadable::Type(own) => {
+                    let others: Vec<_> = self.unsupported_types().into_iter().filter(|t| t != own).collect();
+                    let others = match others.len() {
+                        0 => String::new(),
+                        1 => format!(", nor is {} of other tensors", others[0]),
+                        _ => format!(", nor are {} of other tensors", others.join(", ")),
+                    };
+                    format!("type {own} is not supported{others}; {} are", self.supported_types)
+                }
+            };
+            Error::tensor(name, reason)
+        })
+    }
+
+    /// The types of tensors that cannot be read for their types, each once, in the order of their names.
+    fn unsupported_types(&self) -> Vec<&str> {
+        let types = self.tensors.values().filter_map(|entry| match &entry.stored {
+            Err(Unreadable::Type(name)) => Some(name.as_str()),
+            _ => None,
+        });
+        let mut types: Vec<&str> = types.collect();
+        types.sort_unstable();
+        types.dedup();
+        types
+    }
+
+    /// What an error about something else adds on types that are not supported; empty if all are.
+    pub(crate) fn unsupported_types_too(&self) -> String {
+        match &self.unsupported_types()[..] {
+            [] => String::new(),
+            [one] => {
+                format!("; nor is the type {one} of its tensors supported, only {}", self.supported_types)
+            }
+            several => format!(
+                "; nor are the types {} of its tensors supported, only {}",
+                several.join(", "),
+                self.supported_types
+            ),
+        }
+    }
+
+    /// The type's name and the shape of each tensor, whether it can be read or not, in no order.
+    pub(crate) fn types_and_shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.values().map(|entry| {
+            let name = match &entry.stored {
+                Ok(tensor) => tensor.dtype.name(),
+                Err(Unreadable::Type(name)) => name,
+                Err(Unreadable::Empty) => "without elements",
+            };
+            (name, &entry.shape[..])
+        })
     }
 
     /// Whether the model has a tensor of this name; it is not thereby read.
@@ -438,8 +519,8 @@ impl TensorMap {
     }
 
     /// Notes a tensor that cannot be read, and why: an error for who asks for it.
-    fn refuse(&mut self, name: &str, shape: &[usize], reason: String) -> Result<()> {
-        let entry = Entry { stored: Err(reason), shape: shape.to_vec(), read: Cell::new(false) };
+    fn refuse(&mut self, name: &str, shape: &[usize], why: Unreadable) -> Result<()> {
+        let entry = Entry { stored: Err(why), shape: shape.to_vec(), read: Cell::new(false) };
         self.insert_entry(name.to_string(), entry)
     }
 
@@ -775,14 +856,30 @@ mod tests {
     fn a_map_names_what_it_lacks() {
         let mut map = TensorMap::default();
         map.insert(tensor(StoredType::U8, &[3], &[0; 3]).unwrap()).unwrap();
-        map.refuse("mask", &[1, 3], "expected a type of weights, got BOOL".into()).unwrap();
+        map.supported_types = "F32 and F16";
+        map.refuse("mask", &[1, 3], Unreadable::Type("BOOL".into())).unwrap();
+        map.refuse("none", &[1, 0], Unreadable::Empty).unwrap();
         assert_eq!(map.total_bytes(), 3);
         assert_eq!(map.names().collect::<Vec<_>>(), ["t"]);
         assert!(map.contains("mask") && map.find("mask").is_err() && map.find("u").unwrap().is_none());
         let message = |r: Result<&StoredTensor>| r.unwrap_err().to_string();
-        assert_eq!(message(map.get("u")), "tensor `u`: missing; it is not among the model's 2 tensors");
-        assert_eq!(message(map.get("mask")), "tensor `mask`: expected a type of weights, got BOOL");
+        assert_eq!(message(map.get("u")), "tensor `u`: missing; it is not among the model's 3 tensors");
+        assert_eq!(message(map.get("none")), "tensor `none`: shape (1, 0) holds no element");
+        assert_eq!(
+            map.unsupported_types_too(),
+            "; nor is the type BOOL of its tensors supported, only F32 and F16"
+        );
+        let alone = "tensor `mask`: type BOOL is not supported; F32 and F16 are";
+        assert_eq!(message(map.get("mask")), alone);
+        for (name, of) in [("x", "F64"), ("y", "F64"), ("z", "I64")] {
+            map.refuse(name, &[1], Unreadable::Type(of.into())).unwrap();
+        }
+        let too = "; nor are the types BOOL, F64, I64 of its tensors supported, only F32 and F16";
+        assert_eq!(map.unsupported_types_too(), too);
+        let with =
+            "tensor `mask`: type BOOL is not supported, nor are F64, I64 of other tensors; F32 and F16 are";
+        assert_eq!(message(map.get("mask")), with);
         assert!(map.insert(tensor(StoredType::U8, &[3], &[0; 3]).unwrap()).is_err());
-        assert!(map.refuse("t", &[], String::new()).is_err());
+        assert!(map.refuse("t", &[], Unreadable::Empty).is_err());
     }
 }

@@ -16,11 +16,11 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::map::FileMap;
-use super::{MAX_TENSORS, ShapeText, StoredTensor, StoredType, TensorMap};
+use super::{MAX_TENSORS, StoredTensor, StoredType, TensorMap, Unreadable};
 use crate::error::{Error, Result};
 use crate::side_file::{self, INDEX};
 
-const SINGLE: &str = "model.safetensors";
+pub(crate) const SINGLE: &str = "model.safetensors";
 /// Most bytes of a header, which has room for the most tensors; the format itself allows three times as many.
 const MAX_HEADER_BYTES: u64 = 1 << 25;
 
@@ -93,6 +93,7 @@ fn open_shards(folder: &Path, index: &[u8], model: &mut TensorMap) -> Result<()>
         for (key, value) in held.metadata {
             model.metadata.entry(key).or_insert(value);
         }
+        model.supported_types = held.supported_types;
     }
     Ok(())
 }
@@ -137,12 +138,12 @@ fn read(path: &Path, map: &Arc<FileMap>, model: &mut TensorMap) -> Result<()> {
             Dtype::U8 => StoredType::U8,
             Dtype::I8 => StoredType::I8,
             other => {
-                model.refuse(&name, &info.shape, format!("expected a type of weights, got {other}"))?;
+                model.refuse(&name, &info.shape, Unreadable::Type(other.to_string()))?;
                 continue;
             }
         };
         if info.shape.contains(&0) {
-            model.refuse(&name, &info.shape, format!("shape {} holds no element", ShapeText(&info.shape)))?;
+            model.refuse(&name, &info.shape, Unreadable::Empty)?;
             continue;
         }
         // No overflow: the range lies in the data, whose length was just compared with the file's.
@@ -150,6 +151,7 @@ fn read(path: &Path, map: &Arc<FileMap>, model: &mut TensorMap) -> Result<()> {
         model.insert(tensor)?;
     }
     model.metadata.extend(header.metadata);
+    model.supported_types = "F32, F16 and BF16";
     Ok(())
 }
 
@@ -241,7 +243,13 @@ mod tests {
         assert_eq!(model.get("b").unwrap().to_f32(), [1.0, 2.0]);
         assert_eq!(model.get("c").unwrap().to_f32(), [-1.0]);
         assert!(model.find("m").is_err());
-        assert!(model.get("m").unwrap_err().to_string().ends_with("expected a type of weights, got BOOL"));
+        assert!(
+            model
+                .get("m")
+                .unwrap_err()
+                .to_string()
+                .ends_with("type BOOL is not supported; F32, F16 and BF16 are")
+        );
         assert_eq!(model.metadata["format"], "pt");
         assert_eq!(model.total_bytes(), 13);
     }
@@ -320,7 +328,7 @@ mod tests {
             let model =
                 parse(&file(&format!("{{{}}}", entry("a", dtype, "[1]", 0, n)), &vec![0; n])).unwrap();
             let error = model.get("a").unwrap_err().to_string();
-            assert_eq!(error, format!("tensor `a`: expected a type of weights, got {dtype}"));
+            assert_eq!(error, format!("tensor `a`: type {dtype} is not supported; F32, F16 and BF16 are"));
         }
     }
 

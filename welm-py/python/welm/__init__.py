@@ -34,6 +34,7 @@ from welm._errors import (
 )
 from welm._output import (
     Choice,
+    Description,
     Estimate,
     Finish,
     FinishReason,
@@ -43,12 +44,14 @@ from welm._output import (
     Score,
     Stats,
     Token,
+    TypeCount,
     Usage,
 )
 from welm._welm import CancelToken, Histogram, InternalError, Model, Stream, __version__, quantize
 
 if _TYPE_CHECKING:
     from welm._aio import AsyncStream
+    from welm._options import GenerateOptions, LoadOptions
 
 NANO: str = _os.path.join(_os.path.dirname(__file__), "welm-nano")
 """The folder of the small model in this package, which :class:`Model` takes without a path."""
@@ -61,6 +64,7 @@ __all__ = [
     "ChatTemplateError",
     "Choice",
     "ConfigError",
+    "Description",
     "DeviceError",
     "DeviceLost",
     "EmptyPrompt",
@@ -70,12 +74,14 @@ __all__ = [
     "Finish",
     "FinishReason",
     "ForkError",
+    "GenerateOptions",
     "Generation",
     "Histogram",
     "InternalError",
     "InvalidFile",
     "InvalidOption",
     "IoError",
+    "LoadOptions",
     "Model",
     "ModelConfig",
     "NotFinite",
@@ -89,6 +95,7 @@ __all__ = [
     "Token",
     "TokenizerError",
     "TooLong",
+    "TypeCount",
     "Unavailable",
     "Usage",
     "__version__",
@@ -97,9 +104,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # asyncio takes longer to import than all the rest, and not every program needs it.
+    # asyncio and typing take longer to import than all the rest, and not every program needs them.
     if name == "AsyncStream":
         from welm._aio import AsyncStream
 
         return AsyncStream
+    if name in ("GenerateOptions", "LoadOptions"):
+        from welm import _options
+
+        return getattr(_options, name)
     raise AttributeError(f"module 'welm' has no attribute {name!r}")

@@ -155,6 +155,36 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class TypeCount:
+    """How many tensors of a model have a type."""
+
+    name: str
+    """As the file format names it, such as ``Q4_K`` or ``BF16``."""
+    tensors: int
+    """Tensors of this type."""
+    elements: int
+    """Their elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a model's files hold, whether they can be loaded or not."""
+
+    format: Literal["gguf", "safetensors"]
+    """The format of the files."""
+    family: str | None
+    """As the file spells it, such as ``llama``."""
+    elements: int
+    """Elements of all tensors."""
+    types: tuple[TypeCount, ...]
+    """Types of the tensors, those with the most elements first."""
+    settings: dict[str, str]
+    """Numbers, flags and short texts of the metadata or of ``config.json``."""
+    unsupported: str | None
+    """Why the files cannot be loaded, whatever the options; ``None`` if they can."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Counters of an engine at one moment."""
 

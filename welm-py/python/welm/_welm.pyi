@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from welm._aio import AsyncStream
 from welm._errors import Error
-from welm._output import Estimate, Generation, ModelConfig, Piece, Score, Stats
+from welm._output import Description, Estimate, Generation, ModelConfig, Piece, Score, Stats
 
 __all__ = [
     "CancelToken",
@@ -465,6 +465,8 @@ class Model:
     def token_id(self, token: str, /) -> int | None: ...
     def is_special(self, token: SupportsIndex, /) -> bool: ...
     def stats(self) -> Stats: ...
+    @staticmethod
+    def describe(path: str | PathLike[str] | None = None) -> Description: ...
     @staticmethod
     def estimate(
         path: str | PathLike[str] | None = None,

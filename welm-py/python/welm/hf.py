@@ -20,7 +20,8 @@ What differs:
 - ``stop_strings`` needs no ``tokenizer``.
 - ``attention_mask`` may mark padding in front of a prompt or behind it, but no holes.
 - ids may be nested lists, a numpy array or a torch tensor, in rows or just one; the same kind comes back. This module
-  imports neither numpy nor torch.
+  imports neither numpy nor torch. What is no array of ids, and every value of another kind than its argument's, is
+  :class:`welm.InvalidOption`, a ``ValueError``, with the argument's name.
 - Any number of threads may call ``generate`` at the same time.
 """
 
@@ -29,18 +30,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import welm
+from welm._arrays import as_kind, is_array, list_of, refuse, rows_of, shown, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection
 
 __all__ = ["CausalLM", "from_pretrained"]
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    # What cannot be done, with the values that do not ask for it (None and False never do).
+    # What cannot be done, with the values that do not ask for it; None, False and what is empty never do.
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "length_penalty": (1.0,),
@@ -55,6 +58,13 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "min_length": (0,),
     "min_new_tokens": (0,),
     "guidance_scale": (1.0,),
+    "use_cache": (True,),
+    "disable_compile": (True,),
+    "num_assistant_tokens": (20,),
+    "num_assistant_tokens_schedule": ("constant",),
+    "assistant_confidence_threshold": (0.4,),
+    "assistant_lookbehind": (10,),
+    "target_lookbehind": (10,),
 }
 _INSTEAD = {
     "inputs": "pass `input_ids`",
@@ -89,7 +99,31 @@ _INSTEAD = {
     "synced_gpus": "a model runs on one device",
     "assistant_model": "leave it out",
     "prompt_lookup_num_tokens": "leave it out",
+    "assistant_tokenizer": "leave it out",
+    "assistant_early_exit": "leave it out",
+    "assistant_confidence_threshold": "leave it out",
+    "assistant_ensemble_weight": "leave it out",
+    "assistant_lookbehind": "leave it out",
+    "target_lookbehind": "leave it out",
+    "is_assistant": "leave it out",
+    "max_matching_ngram_size": "leave it out",
     "num_assistant_tokens": "leave it out",
+    "num_assistant_tokens_schedule": "leave it out",
+    "speculation_type": "leave it out",
+    "use_mtp": "leave it out",
+    "dola_layers": "leave it out",
+    "low_memory": "leave it out",
+    "negative_prompt_ids": "put it into the prompt",
+    "negative_prompt_attention_mask": "put it into the prompt",
+    "exponential_decay_length_penalty": "use `max_new_tokens`",
+    "remove_invalid_values": "logits that are not finite are an error",
+    "forced_decoder_ids": "append the tokens to `input_ids`",
+    "token_healing": "leave it out",
+    "use_model_defaults": "leave it out",
+    "prefill_chunk_size": "see `chunk_tokens` of welm.Model",
+    "max_cache_len": "see `cache_tokens` of welm.Model",
+    "continuous_batching_config": "requests are batched by themselves",
+    "disable_compile": "nothing is compiled",
     "custom_generate": "write the loop over `model.stream` of welm.Model",
     "return_dict_in_generate": "`model.generate(logprobs=...)` of welm.Model returns log-probabilities",
     "output_scores": "use `model.generate(logprobs=...)` of welm.Model",
@@ -116,11 +150,20 @@ _NO_MATTER = (
 )
 
 
-# Rows, and ids of a row; no model's context is as long.
-_MOST = 1 << 22
+# Options of the engine, as they are called here.
+_NAMES = {
+    "prompt": "input_ids",
+    "max_tokens": "max_new_tokens",
+    "n": "num_return_sequences",
+    "stop": "stop_strings",
+    "deadline": "max_time",
+    "logit_bias": "suppress_tokens",
+    "stop_token_ids": "eos_token_id",
+}
 
-# Options of loading: the value that is met anyway, and what would do in place of others.
-_LOADING: dict[str, tuple[bool, str]] = {
+# Options of loading: the value that is met anyway, as are None, False and what is empty, and what would do in place of
+# others.
+_LOADING: dict[str, tuple[bool | str, str]] = {
     "load_in_8bit": (False, 'use dtype="int8"'),
     "load_in_4bit": (False, "use a GGUF file in Q4_0 or Q4_1"),
     "quantization_config": (False, 'use dtype="int8", or `welm.quantize`'),
@@ -130,24 +173,45 @@ _LOADING: dict[str, tuple[bool, str]] = {
     "local_files_only": (True, "leave it out: nothing is downloaded"),
     "low_cpu_mem_usage": (True, "leave it out: files are mapped"),
     "use_safetensors": (True, "leave it out: weights come from safetensors or GGUF files"),
+    "force_download": (False, "leave it out: nothing is downloaded"),
+    "resume_download": (False, "leave it out: nothing is downloaded"),
+    "revision": ("main", "pass the folder of that revision"),
+    "subfolder": ("", "pass that folder"),
+    "variant": ("", "pass a folder with those files"),
+    "token": (False, "leave it out: nothing is downloaded"),
+    "cache_dir": ("", "pass the model's folder: nothing is downloaded"),
+    "proxies": ("", "leave it out: nothing is downloaded"),
+    "output_loading_info": (False, "what does not fit is an error"),
+    "ignore_mismatched_sizes": (False, "what does not fit is an error"),
+    "offload_folder": ("", "leave it out: files are mapped"),
+    "offload_state_dict": (False, "leave it out: files are mapped"),
+    "tp_plan": ("", "a model runs on one device"),
 }
 
 
 def _device(device_map: Any) -> str:
     """One device for the whole model."""
     device: Any = device_map
-    if isinstance(device_map, dict):
-        places: list[Any] = list(device_map.items())  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(device_map, dict) and device_map:
+        places: list[Any] = list(device_map.items())  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
         if len(places) != 1 or places[0][0] != "":
-            raise _refuse("device_map", f"expected one device for the whole model, got {places}")
+            raise refuse("device_map", f"expected one device for the whole model, got {shown(places)}")
         device = places[0][1]
-    return f"cuda:{device}" if isinstance(device, int) else str(device or "auto")
+    if device is None or device == {}:
+        return "auto"
+    is_number = isinstance(device, int) and not isinstance(device, bool)
+    name = f"cuda:{device}" if is_number else str(device)
+    if name != "auto" and not re.fullmatch(r"cpu|cuda(:\d+)?", name, re.ASCII):
+        raise refuse("device_map", f"expected auto, cpu, cuda or cuda:N, got {shown(device_map)}")
+    return name
 
 
-def _refuse(option: str, reason: str) -> welm.InvalidOption:
-    error = welm.InvalidOption(f"option `{option}`: {reason}")
-    error.option = option
-    return error
+def _dtype(dtype: Any) -> str:
+    """As the engine calls it."""
+    name = str(dtype).removeprefix("torch.")
+    if not isinstance(dtype, str) and name == str(dtype):  # such as numpy's
+        raise refuse("dtype", f'expected a name such as "float32", or a dtype of torch, got {shown(dtype)}')
+    return name
 
 
 def from_pretrained(folder: str | os.PathLike[str], **options: Any) -> CausalLM:
@@ -157,24 +221,26 @@ def from_pretrained(folder: str | os.PathLike[str], **options: Any) -> CausalLM:
     ``torch.bfloat16``...) for ``dtype``, and ``device_map`` (``"auto"``, ``"cpu"``, ``"cuda:1"``, ``{"": "cuda"}``)
     for ``device``. Others are refused by name. Raises what :class:`welm.Model` raises.
     """
-    if not os.path.exists(folder):
-        reason = f"expected a local folder or GGUF file, got {os.fspath(folder)!r}; nothing is downloaded"
-        raise _refuse("folder", reason)
-    if "torch_dtype" in options:
-        options["dtype"] = options.pop("torch_dtype")
-    if "dtype" in options:
-        options["dtype"] = str(options["dtype"]).removeprefix("torch.")
-    if "device_map" in options:
-        options["device"] = _device(options.pop("device_map"))
+    given: Any = folder
+    if not isinstance(given, (str, os.PathLike)) or not os.path.exists(folder):
+        reason = f"expected a local folder or GGUF file, got {shown(folder)}; nothing is downloaded"
+        raise refuse("folder", reason)
+    folder = os.fsdecode(folder)
+    for ours, theirs, read in (("dtype", "torch_dtype", _dtype), ("device", "device_map", _device)):
+        values = {name: options.pop(name) for name in (ours, theirs) if name in options}
+        names = {name: read(value) for name, value in values.items() if value is not None}
+        if len(set(names.values())) > 1:
+            raise refuse(theirs, f"expected the same as {ours}, {names[ours]}, got {names[theirs]}")
+        if names:
+            options[ours] = names.popitem()[1]
     for name in [name for name in options if name in _LOADING]:
         met, instead = _LOADING[name]
-        value = options.pop(name)
-        if value is not None and value is not met:
-            raise _refuse(name, f"not offered; {instead}")
+        if not _asks_nothing(options.pop(name), (met,)):
+            raise refuse(name, f"not offered; {instead}")
     return CausalLM(welm.Model(folder, **options), _generation_config(folder))
 
 
-def _generation_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def _generation_config(folder: str) -> dict[str, Any]:
     """What ``generation_config.json`` says, if there is one."""
     path = os.path.join(folder, "generation_config.json")
     if not os.path.isfile(path):
@@ -182,11 +248,15 @@ def _generation_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             config: Any = json.load(file)
-    except ValueError as error:
+    except OSError as error:
+        unread = welm.IoError(f"{path}: {error.strerror}")
+        unread.path = path
+        raise unread from error
+    except (ValueError, RecursionError) as error:
         config = error
     if isinstance(config, dict):
         return cast("dict[str, Any]", config)
-    invalid = welm.InvalidFile(f"{path}: expected a JSON object, got {config!r}")
+    invalid = welm.InvalidFile(f"{path}: expected a JSON object, got {shown(config)}")
     invalid.path = path
     raise invalid
 
@@ -237,14 +307,22 @@ class CausalLM:
         """
         values = {**self._defaults(generation_config), **arguments}
         mask, seed = values.pop("attention_mask", None), values.pop("seed", None)
-        rows, is_one = _rows("input_ids", input_ids)
+        rows, is_one = _ids(input_ids)
         prompts = _without_padding(rows, mask)
+        vocab_size = self.config.vocab_size
+        for token in (token for prompt in prompts for token in prompt):
+            if not 0 <= token < vocab_size:
+                raise refuse("input_ids", f"expected ids of 0 to {vocab_size - 1}, got {token}")
         pad = self._pad(values.get("pad_token_id"), values.get("eos_token_id"))
+        as_kind("input_ids", input_ids, [vocab_size - 1, pad])  # what may come has room
         options = self._options(values, max(map(len, rows), default=0))
         # What the model's own file says beyond that, transformers does not look at either.
         _check_rest(values, {*arguments, *(values if generation_config is not None else ())})
 
-        generations = self.model.generate(prompts, seed=seed, **options)
+        try:
+            generations = self.model.generate(prompts, seed=seed, **options)
+        except (welm.InvalidOption, TypeError) as error:
+            _raise_as_here(error)
         n = options["n"]
         whole: list[list[int]] = []
         for row, generation in zip(rows, generations, strict=True):
@@ -253,47 +331,49 @@ class CausalLM:
                 whole.append([*row, *(token.id for token in choice.tokens), *end])
         width = max(map(len, whole), default=0)
         padded = [row + [pad] * (width - len(row)) for row in whole]
-        return _as_kind(input_ids, padded[0] if is_one and n == 1 else padded)
+        return as_kind("input_ids", input_ids, padded[0] if is_one and n == 1 else padded)
 
     def _defaults(self, given: Any) -> Mapping[str, Any]:
         if given is None:
             return self.generation_config
-        values = given.to_diff_dict() if hasattr(given, "to_diff_dict") else given
         try:
-            return dict(values)
-        except (TypeError, ValueError):
-            reason = f"expected a mapping or GenerationConfig, got {type(given).__name__}"
-            raise TypeError(f"argument 'generation_config': {reason}") from None
+            return dict(given.to_diff_dict() if hasattr(given, "to_diff_dict") else given)
+        except Exception:  # an object may raise what it likes
+            reason = f"expected a mapping or GenerationConfig, got {shown(given)}"
+            raise refuse("generation_config", reason) from None
 
     def _options(self, values: dict[str, Any], prompt_len: int) -> dict[str, Any]:
         """Those of :meth:`welm.Model.generate`; what is understood is taken out of ``values``."""
-        max_new, max_length = values.pop("max_new_tokens", None), values.pop("max_length", None)
+        max_new, max_length = _count(values, "max_new_tokens"), _count(values, "max_length")
         if max_new is None:
             length = 20 if max_length is None else max_length
             if length <= prompt_len:
                 reason = f"expected more than the prompt's {prompt_len} tokens, got {length}"
-                raise _refuse("max_length", f"{reason}; set `max_new_tokens`")
+                raise refuse("max_length", f"{reason}; set `max_new_tokens`")
             max_new = length - prompt_len
-        n = _or(values.pop("num_return_sequences", None), 1)
-        sampling = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
-        chosen = {name: _or(values.pop(name, None), off) for name, off in sampling.items()}
-        if not values.pop("do_sample", False):
+        n = _or(_count(values, "num_return_sequences"), 1)
+        chosen: dict[str, Any] = {"top_k": _or(_count(values, "top_k"), 50)}
+        for name, off in (("temperature", 1.0), ("top_p", 1.0), ("min_p", 0.0)):
+            chosen[name] = _or(_real(values, name), off)
+        if not _switch(values, "do_sample"):
             if n != 1:
                 reason = f"expected 1 with do_sample=False, got {n}: all would be the same"
-                raise _refuse("num_return_sequences", reason)
+                raise refuse("num_return_sequences", reason)
             chosen = {"temperature": 0.0}
         elif chosen["temperature"] == 0:
-            raise _refuse("temperature", "expected more than 0 with do_sample=True; use do_sample=False")
-        penalty = _or(values.pop("repetition_penalty", None), 1.0)
+            reason = "expected more than 0 with do_sample=True, got 0; use do_sample=False"
+            raise refuse("temperature", reason)
+        penalty = _or(_real(values, "repetition_penalty"), 1.0)
         options = {**chosen, "max_tokens": max_new, "n": n, "repetition_penalty": penalty}
-        options["stop"], options["deadline"] = values.pop("stop_strings", None), values.pop("max_time", None)
-        if (never := values.pop("suppress_tokens", None)) is not None and never is not False:
+        options["stop"], options["deadline"] = _texts(values, "stop_strings"), _real(values, "max_time")
+        never = values.pop("suppress_tokens", None)
+        if never is not None and never is not False:
             # As transformers, which knows no id beyond the vocabulary here.
-            ids = {int(token) for token in (_listed(never) if _is_rows(never) else [never])}
+            ids = set(_some_ids("suppress_tokens", never))
             options["logit_bias"] = dict.fromkeys(ids & set(range(self.config.vocab_size)), -math.inf)
         own = set(self.config.eos_token_ids)
         if (end := values.pop("eos_token_id", None)) is not None:
-            asked = [int(token) for token in (_listed(end) if _is_rows(end) else [end])]
+            asked = _some_ids("eos_token_id", end)
             if set(asked) != own:
                 # As transformers, where an id beyond the vocabulary, such as -1, never comes.
                 known = set(asked) & set(range(self.config.vocab_size))
@@ -302,13 +382,77 @@ class CausalLM:
 
     def _pad(self, given: Any, end: Any) -> int:
         if given is not None:
-            return int(given)
-        ends = self.config.eos_token_ids if end is None else _listed(end) if _is_rows(end) else [end]
-        return int(ends[0]) if len(ends) else 0
+            return whole("pad_token_id", given, "an id")
+        ends = self.config.eos_token_ids if end is None else _some_ids("eos_token_id", end)
+        return ends[0] if ends else 0
 
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _count(values: dict[str, Any], name: str) -> int | None:
+    """Takes a number of things out."""
+    value = values.pop(name, None)
+    if value is None:
+        return None
+    number = whole(name, value, "a whole number, 0 or more")
+    if number < 0:
+        raise refuse(name, f"expected 0 or more, got {number}")
+    return number
+
+
+def _real(values: dict[str, Any], name: str) -> float | None:
+    """Takes a number out."""
+    value = values.pop(name, None)
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, (str, bytes, bytearray)) and not is_array(value):
+            return float(value)
+    except Exception:  # an object may raise what it likes
+        pass
+    raise refuse(name, f"expected a number, got {shown(value)}")
+
+
+def _switch(values: dict[str, Any], name: str) -> bool:
+    """Takes yes or no out."""
+    value = values.pop(name, None)
+    if _asks_nothing(value, (0,)):
+        return False
+    if not _asks_nothing(value, (True,)):
+        raise refuse(name, f"expected True or False, got {shown(value)}")
+    return True
+
+
+def _texts(values: dict[str, Any], name: str) -> list[str] | None:
+    """Takes a text or several out."""
+    value = values.pop(name, None)
+    if value is None:
+        return None
+    texts = [value] if isinstance(value, str) else list_of(name, value, "a text or a list of texts")
+    for text in texts:
+        if not isinstance(text, str):
+            raise refuse(name, f"expected a text or a list of texts, got {shown(text)} in it")
+    return texts
+
+
+def _some_ids(name: str, value: Any) -> list[int]:
+    """One id, or several."""
+    listed: list[Any] = list_of(name, value, "ids") if is_array(value) else [value]
+    return [whole(name, token, "an id, or a list of ids") for token in listed]
+
+
+def _asks_nothing(value: Any, neutral: tuple[object, ...]) -> bool:
+    """Whether a value is ``None``, ``False``, empty, or one of the ``neutral`` ones."""
+    try:
+        plain = value.tolist() if hasattr(value, "tolist") else value
+        # By type first: what an object says to == may be anything.
+        if plain is None or isinstance(plain, (int, float, str)):
+            return plain is None or plain is False or plain == "" or plain in neutral
+        return len(plain) == 0
+    except Exception:  # an object may raise what it likes
+        return False
 
 
 def _check_rest(values: Mapping[str, Any], asked: Collection[str]) -> None:
@@ -320,64 +464,44 @@ def _check_rest(values: Mapping[str, Any], asked: Collection[str]) -> None:
             if name not in asked:
                 continue
             raise TypeError(f"generate() got an unexpected keyword argument '{name}'")
-        number = type(value) in (bool, int, float)  # an array has no truth value
-        off = (True,) if name == "use_cache" else (False, *_NEUTRAL.get(name, ()))
-        if value is not None and not (number and value in off):
-            raise _refuse(name, f"not offered; {_INSTEAD[name]}")
+        is_off = name == "use_cache" and value is not None and not value
+        if is_off or not _asks_nothing(value, _NEUTRAL.get(name, ())):
+            raise refuse(name, f"not offered, got {shown(value)}; {_INSTEAD[name]}")
 
 
-def _is_rows(value: Any) -> bool:
-    return hasattr(value, "__len__")
+def _raise_as_here(error: Exception) -> NoReturn:
+    """An error of the engine's arguments with their names of this module."""
+    found = re.match(r"(?:option `|argument ')(\w+)[`']: (.*)", str(error), re.DOTALL)
+    if not found:
+        raise error
+    raise refuse(_NAMES.get(found[1], found[1]), found[2]) from None
 
 
-def _listed(value: Any, name: str = "ids") -> list[Any]:
-    """A list, of a tensor or array too. Nothing is allocated by the length that it claims to have."""
-    if hasattr(value, "tolist"):
-        return cast("list[Any]", value.tolist())
-    listed: list[Any] = list(islice(value, _MOST + 1))
-    if len(listed) > _MOST:
-        raise _refuse(name, f"expected at most {_MOST} elements, got more")
-    return listed
-
-
-def _rows(name: str, value: Any) -> tuple[list[list[int]], bool]:
-    """Rows of numbers, and whether it was just one."""
-    if not _is_rows(value):
-        raise TypeError(f"argument '{name}': expected rows of token ids, got {type(value).__name__}")
-    listed = _listed(value, name)
-    is_one = bool(listed) and not _is_rows(listed[0])
-    if is_one != any(not _is_rows(row) for row in listed):
-        raise TypeError(f"argument '{name}': expected rows, or one row, got both")
-    rows: list[list[Any]] = [listed] if is_one else [_listed(row, name) for row in listed]
-    if any(_is_rows(item) for row in rows for item in row):
-        raise TypeError(f"argument '{name}': expected one or two dimensions")
-    return rows, is_one
+def _ids(value: Any) -> tuple[list[list[int]], bool]:
+    """Rows of ids, and whether it was just one."""
+    if isinstance(value, Mapping):
+        reason = "expected rows of token ids, or one row, got a mapping"
+        raise refuse("input_ids", f"{reason}; unpack what a tokenizer gives: generate(**inputs)")
+    rows, is_one = rows_of("input_ids", value, "token ids")
+    return [[whole("input_ids", token, "token ids") for token in row] for row in rows], is_one
 
 
 def _without_padding(rows: list[list[int]], mask: Any) -> list[list[int]]:
     """Prompts: the tokens where the mask is not 0."""
     if mask is None:
         return rows
-    masks, _ = _rows("attention_mask", mask)
+    masks, _ = rows_of("attention_mask", mask, "0 or 1")
     if list(map(len, masks)) != list(map(len, rows)):
-        shapes = f"{list(map(len, rows))}, got {list(map(len, masks))}"
-        raise _refuse("attention_mask", f"expected rows as long as those of input_ids, {shapes}")
+        shapes = f"{shown(list(map(len, rows)))}, got {shown(list(map(len, masks)))}"
+        raise refuse("attention_mask", f"expected rows as long as those of input_ids, {shapes}")
     prompts: list[list[int]] = []
     for row, keep in zip(rows, masks, strict=True):
+        for bit in keep:
+            if not isinstance(bit, (bool, int, float)) or bit not in (0, 1):
+                raise refuse("attention_mask", f"expected 0 or 1, got {shown(bit)}")
         first = next((at for at, bit in enumerate(keep) if bit), len(row))
         prompt = [token for token, bit in zip(row, keep, strict=True) if bit]
         if not all(keep[first : first + len(prompt)]):
-            raise _refuse("attention_mask", "expected padding in front of a prompt or behind it, got holes")
+            raise refuse("attention_mask", "expected padding in front of a prompt or behind it, got holes")
         prompts.append(prompt)
     return prompts
-
-
-def _as_kind(like: Any, rows: Sequence[Any]) -> Any:
-    """Rows as what ``like`` is."""
-    if hasattr(like, "new_tensor"):  # of torch: the same type of number, on the same device
-        return like.new_tensor(rows)
-    if hasattr(like, "__array_interface__"):
-        import sys
-
-        return sys.modules["numpy"].array(rows, dtype=like.dtype)
-    return rows

@@ -3,18 +3,21 @@
 Another model than the small one in this package by the option ``path``::
 
     llm -m welm -o path smollm2.gguf "What is the capital of France?"
+    llm -c "And of Italy?"
     llm models options set welm path /models/smollm2.gguf
 
-With a chat template the conversation goes through it; without one the model continues its text. This module is
-loaded by ``llm`` alone, which finds it by an entry point.
+A conversation stays with its model until it is given another path. With a chat template it goes through that;
+without one the model continues its text. This module is loaded by ``llm`` alone, which finds it by an entry point.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING, Any, cast
 
 import llm
-from llm.parts import TextPart
+from llm.parts import StreamEvent, TextPart
+from pydantic import field_validator
 
 import welm
 
@@ -52,22 +55,30 @@ class Welm(llm.Model):
         seed: int | None = None
         deadline: float | None = None
 
+        @field_validator("path")
+        @classmethod
+        def _absolute(cls, path: str | None) -> str | None:
+            # A conversation may be continued from another folder.
+            return path and os.path.abspath(path)
+
     def __init__(self) -> None:
         """Nothing is loaded yet."""
         self._loaded: tuple[str | None, welm.Model] | None = None
 
     def _model(self, path: str | None) -> welm.Model:
-        if self._loaded is None or self._loaded[0] != path:
-            self._loaded = None  # lets the memory go first
-            self._loaded = (path, welm.Model(path))
-        return self._loaded[1]
+        loaded = self._loaded
+        if loaded is None or loaded[0] != path:
+            self._loaded = loaded = None  # lets the memory go first
+            self._loaded = loaded = (path, welm.Model(path))
+        return loaded[1]
 
     def execute(
         self, prompt: llm.Prompt, stream: bool, response: llm.Response, conversation: llm.Conversation | None
-    ) -> Iterator[str]:
+    ) -> Iterator[StreamEvent]:
         """Called by ``llm``; gives the answer piece by piece."""
         options: dict[str, Any] = prompt.options.model_dump(exclude_none=True)
-        model = self._model(options.pop("path", None))
+        path = _path_of(prompt, options.pop("path", None))
+        model = self._model(path)
         messages = [
             {
                 "role": message.role,
@@ -81,13 +92,41 @@ class Welm(llm.Model):
             options.setdefault("max_tokens", max(model.memory.context_tokens - len(tokens), 1))
         else:
             tokens = "".join(message["content"] for message in messages)
+        # `llm` keeps this with the answer, and gives it back with the conversation; of options it does not.
+        kept = {"welm": {"path": path}}
         finish: welm.Finish | None = None
+        is_empty = True
         with model.stream(tokens, **options) as pieces:
             for piece in pieces:
-                yield piece.text
+                yield StreamEvent(type="text", chunk=piece.text, provider_metadata=kept)
+                is_empty = is_empty and not piece.text
                 finish = piece.finish or finish
+            if is_empty:  # of a text that is empty nothing is kept
+                yield StreamEvent(type="reasoning", chunk="", provider_metadata=kept)
             if finish:
                 response.set_usage(  # pyright: ignore[reportUnknownMemberType]
                     input=pieces.prompt_tokens, output=finish.completion_tokens
                 )
                 response.response_json = {"seed": pieces.seed, "finish_reason": finish.reason}
+
+
+def _path_of(prompt: llm.Prompt, asked: str | None) -> str | None:
+    """The path asked for, else the one of the conversation's last answer.
+
+    The user's default for new conversations is not asked for, though ``llm`` passes it in the same way.
+    """
+    for message in reversed(prompt.messages):
+        for part in message.parts:
+            metadata: Any = getattr(part, "provider_metadata", None) or {}
+            kept: Any = metadata.get("welm")
+            if kept:
+                return kept["path"] if asked in (None, _default_path()) else asked
+    return asked
+
+
+def _default_path() -> str | None:
+    from llm import cli
+
+    defaults = cast("dict[str, Any]", cli.get_model_options(Welm.model_id))  # pyright: ignore[reportUnknownMemberType]
+    path: str | None = defaults.get("path")
+    return path and os.path.abspath(path)

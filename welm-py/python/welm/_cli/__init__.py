@@ -3,22 +3,26 @@
 One module a command, each with ``SUMMARY``, ``EXAMPLES``, ``add_arguments(parser)`` and ``run(args)``. Only the
 command that is asked for is imported, since a short answer takes less time than the imports of all.
 
-Exit codes: 0; 1, an error, told in one line on stderr; 2, wrong usage; 130, Ctrl-C; 141, whoever read the output
-has gone.
+Exit codes: 0; 1, an error; 2, wrong usage; either is told in one line on stderr; 130, Ctrl-C; 141, whoever read the
+output has gone; 143, SIGTERM. With ``WELM_TRACEBACK=1`` in the environment an error shows its traceback, too.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from io import TextIOWrapper
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, cast
 
 import welm
+from welm._cli.streams import Usage, message_of, prepare, say, settle, show_traceback
+from welm._cli.terminal import columns, wrapped
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Sequence
+    from types import FrameType
 
 COMMANDS = ("generate", "chat", "score", "quantize", "info", "bench")
 
@@ -27,14 +31,14 @@ usage: {prog} PROMPT [OPTION...]
        {prog} COMMAND [ARGUMENT...]
 
 Runs language models. A first argument that is no command is a prompt for `generate`; write `{prog} generate chat`
-for a prompt that is. Without --model it is the small model in this package, which writes Chinese verse.
+for a prompt that is one, or nearly. Without --model it is the small model in this package, which writes Chinese verse.
 
 commands:
   generate   continues a text
   chat       talks, with models that have a chat template
   score      tells how likely given continuations of a text are
   quantize   writes an int8 copy of a model
-  info       tells a model's shape, and the memory that it takes
+  info       tells a model's shape, and the memory that it takes; of any file what is in it
   bench      measures tokens a second
 
   {prog} COMMAND --help tells the options of one; {prog} --version the version.
@@ -68,63 +72,93 @@ def program() -> str:
     return name if name == "welm" else "python -m welm"
 
 
-def parser_of(name: str, command: Command) -> ArgumentParser:
-    """The parser of one command."""
-    import argparse
+class Terminated(BaseException):
+    """SIGTERM: what is begun is cleaned up."""
 
-    prog = program()
-    examples = "\n".join(f"  {prog} {line}" for line in command.EXAMPLES)
-    parser = argparse.ArgumentParser(
-        prog=f"{prog} {name}",
-        description=command.SUMMARY,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        # What is not given is left to the engine, whose defaults are the ones that the help tells.
-        argument_default=argparse.SUPPRESS,
-    )
-    command.add_arguments(parser)
-    return parser
+
+def terminate(_number: int, _frame: FrameType | None) -> None:
+    """The handler of SIGTERM."""
+    raise Terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line, by default the process's; gives the exit code."""
     line = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, TextIOWrapper
-        ):  # a text that the terminal's encoding lacks is no reason to stop
-            stream.reconfigure(errors="backslashreplace")
+    prepare()
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
-        try:
-            return run(line)
-        finally:
-            sys.stdout.flush()
+        if on_term is signal.SIG_DFL:
+            with suppress(ValueError):  # of a thread that is not the main one
+                signal.signal(signal.SIGTERM, terminate)
+        code = run(line)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return 130
+    except Terminated:
+        return 143
     except BrokenPipeError:
-        # What is still in the buffer would be written at exit, and fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (welm.Error, OSError, UnicodeError) as error:
-        message = " ".join(str(error).splitlines())
-        print(f"{program()}: {message}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        show_traceback(error)
+        say(f"{error.prog if isinstance(error, Usage) else program()}: {message_of(error)}")
+        return 2 if isinstance(error, Usage) else 1
+    finally:
+        settle()
+        if on_term is signal.SIG_DFL:
+            with suppress(ValueError):
+                signal.signal(signal.SIGTERM, on_term)
 
 
 def run(line: list[str]) -> int:
     """As :func:`main`, but errors are raised."""
-    if not line or line[0] in ("-h", "--help"):
-        print(HELP.format(prog=program()), end="", file=sys.stdout if line else sys.stderr)
-        return 0 if line else 2
+    if not line or line[0] in ("-h", "--help", "help"):
+        if line[1:2] and line[1] in COMMANDS:
+            return run([line[1], "--help"])
+        text = HELP.format(prog=program())
+        if not line:
+            say(wrapped(text, columns(sys.stderr)), end="")
+            return 2
+        print(wrapped(text, columns(sys.stdout)), end="")
+        return 0
     if line[0] == "--version":
         print(f"welm {welm.__version__}")
         return 0
-    if line[0] not in COMMANDS:
-        line.insert(0, "generate")
     from importlib import import_module
 
-    name = line[0]
-    command = cast("Command", import_module(f"welm._cli.{name}"))
-    parser = parser_of(name, command)
-    return command.run(parser.parse_args(line[1:]))
+    from welm._cli.parser import Parser
+
+    name = line[0] if line[0] in COMMANDS else None
+    if name is None:
+        refuse_misspelt(line[0])
+    command = cast("Command", import_module(f"welm._cli.{name or 'generate'}"))
+    prog = program()
+    parser = Parser(
+        f"{prog} {name or 'generate'}", command.SUMMARY, [f"{prog} {e}" for e in command.EXAMPLES]
+    )
+    if name is None:
+        parser.hint = f"; a prompt with spaces stands in quotes; commands are {', '.join(COMMANDS)}"
+    command.add_arguments(parser)
+    args = parser.read(line[1:] if name else line)
+    if args is None:
+        return 0
+    if name is None and "--" not in line:
+        refuse_misspelt(args.prompt or "", first=False)
+    return command.run(args)
+
+
+def refuse_misspelt(prompt: str, *, first: bool = True) -> None:
+    """Refuses a prompt that was meant for a command: its name, or a word that is nearly one.
+
+    A word of another first letter is none, unless two letters changed places: there are `that` and `what`.
+    """
+    import difflib
+
+    word = prompt.casefold()
+    for near in difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.75):
+        if word[0] == near[0] or sorted(word) == sorted(near):
+            if prompt == near and not first:
+                reason = f"the command {near} comes first: {program()} {near} [ARGUMENT...]"
+            else:
+                reason = f"unknown command {prompt}, did you mean {near}?"
+            raise Usage(program(), f"{reason} (as a prompt: {program()} generate {prompt})")

@@ -11,8 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from welm._cli.answer import print_json
-from welm._cli.arguments import add_json, add_loading, counts, load
-from welm._cli.terminal import BOLD, OFF, has_colours, megabytes
+from welm._cli.arguments import MAX_RUNNING, Counts, Whole, add_json, add_loading, load
+from welm._cli.streams import Failure
+from welm._cli.terminal import megabytes, put
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -38,27 +39,26 @@ def add_arguments(parser: ArgumentParser) -> None:
     many = "with commas between"
     parser.add_argument(
         "--prompt-tokens",
-        type=counts,
+        type=Counts(),
         metavar="N",
         default=None,
         help=f"lengths of prompts, {many} (default: 128,512, or what the context has room for)",
     )
     parser.add_argument(
         "--sequences",
-        type=counts,
+        type=Counts(MAX_RUNNING.most),
         metavar="N",
         default=[1, 8],
         help=f"how many at once, {many} (default: 1,8)",
     )
     parser.add_argument(
-        "--new-tokens", type=int, metavar="N", default=64, help="of each sequence (default: 64)"
+        "--new-tokens", type=Whole(2), metavar="N", default=64, help="of each sequence (default: 64)"
     )
     parser.add_argument(
-        "--rounds", type=int, metavar="N", default=3, help="measurements of each (default: 3)"
+        "--rounds", type=Whole(1), metavar="N", default=3, help="measurements of each (default: 3)"
     )
     add_json(parser, "print a JSON object")
     add_loading(parser)
-    parser.set_defaults(fail=parser.error)
 
 
 def random_prompt(model: Model, length: int, source: random.Random) -> list[int]:
@@ -95,22 +95,26 @@ def peak_resident_bytes() -> int | None:
 
 def run(args: Namespace) -> int:
     """Does it; gives the exit code."""
-    if args.new_tokens < 2 or args.rounds < 1:
-        args.fail("--new-tokens: expected 2 or more; --rounds: expected 1 or more")
     more: dict[str, Any] = {"prefix_cache": False}
-    if not hasattr(args, "max_running"):
-        more["max_running"] = max(64, *args.sequences)
+    for option, least in (("max_running", 64), ("queue_limit", 1024)):
+        if not hasattr(args, option):
+            more[option] = max(least, *args.sequences)
     started = time.perf_counter()
     model = load(args, **more)
     load_s = time.perf_counter() - started
-    context = model.memory.context_tokens
-    lengths = args.prompt_tokens or sorted({min(length, context - 1) for length in (128, 512)})
+    room = min(model.memory.context_tokens, model.memory.cache_tokens)
+    lengths = args.prompt_tokens or sorted({min(length, max(room - 1, 1)) for length in (128, 512)})
+    longest = max(max(lengths) + 1, DECODE_PROMPT + args.new_tokens)
+    if longest > room:
+        reason = (
+            f"expected a context and a cache of {longest} tokens or more for these measurements, got {room}"
+        )
+        raise Failure(f"{reason}: fewer --prompt-tokens and --new-tokens would do")
     source = random.Random(0)
 
-    bold, off = (BOLD, OFF) if has_colours(sys.stdout) else ("", "")
     if not args.json:
-        print(f"{args.model or 'the small model'}: {model.config.n_params:,} parameters, {model.backend}")
-        print(f"{bold}{'':22} {'tok/s':>10}  {'least':>10}  {'most':>10}{off}")
+        put(f"{args.model or 'the small model'}: {model.config.n_params:,} parameters, {model.backend}")
+        put(f"{'':22} {'tok/s':>10}  {'least':>10}  {'most':>10}", bold=True)
     rows: list[dict[str, Any]] = []
 
     def measure(label: str, row: dict[str, Any], rate: Callable[[], float]) -> None:
@@ -119,7 +123,7 @@ def run(args: Namespace) -> int:
         rows.append({**row, "tokens_per_s": statistics.median(rates), "rounds": rates})
         if not args.json:
             figures = (statistics.median(rates), min(rates), max(rates))
-            print(f"{label:22} {'  '.join(f'{figure:10,.1f}' for figure in figures)}", flush=True)
+            put(f"{label:22} {'  '.join(f'{figure:10,.1f}' for figure in figures)}")
 
     row: dict[str, Any]
     for length in lengths:
@@ -136,12 +140,12 @@ def run(args: Namespace) -> int:
         print_json({**about, "measurements": rows, **sizes, "preemptions": model.stats().preemptions})
         return 0
     weights = memory.mapped_bytes + memory.converted_bytes
-    print(
+    put(
         f"loaded in {load_s:.2f} s; weights {megabytes(weights)}, cache {megabytes(memory.cache_bytes)}, "
         f"scratch {megabytes(memory.scratch_bytes)}" + (f"; peak resident {megabytes(peak)}" if peak else "")
     )
     if model.stats().preemptions:
-        print(
+        put(
             "sequences were preempted for want of cache, so decode is slower than it could be: see --cache-tokens"
         )
     return 0

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import welm
 from welm._cli.answer import Answer, Printer, ctrl_c_cancels, print_json
-from welm._cli.arguments import add_json, add_loading, add_request, load, request, text
-from welm._cli.terminal import BOLD, OFF, has_colours, remark
+from welm._cli.arguments import Whole, add_json, add_loading, add_request, load, request, text
+from welm._cli.streams import ask, checked, message_of, say, show_traceback, stdin_lines
+from welm._cli.terminal import BOLD, OFF, Spinner, columns, has_colours, remark, wrapped
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -39,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     without = ("n", "echo", "parse_special", "ignore_eos", "max_tokens")
     parser.add_argument(
         "--max-tokens",
-        type=int,
+        type=Whole(0),
         metavar="N",
         help="most tokens of an answer (default: what the context has room for)",
     )
@@ -80,12 +81,16 @@ class Chat:
         """Writes the messages."""
         import json
 
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(self._messages, file, ensure_ascii=False, indent=1)
-            file.write("\n")
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(self._messages, file, ensure_ascii=False, indent=1)
+                file.write("\n")
+        except OSError as error:
+            error.filename = path
+            raise
 
-    def say(self, message: str) -> None:
-        """Answers a message; one that fails is forgotten."""
+    def say(self, message: str, *, waiting: bool = False) -> None:
+        """Answers a message, ``waiting`` with a spinner; one that fails is forgotten."""
         messages = [*self._messages, {"role": "user", "content": message}]
         tokens = self._model.chat_tokens(messages)
         context = self._model.memory.context_tokens
@@ -96,11 +101,13 @@ class Chat:
         except welm.TooLong as error:
             more = "a smaller --max-tokens or " if room > 0 else ""
             raise welm.TooLong(f"{error}; {more}/reset makes room") from None
-        with stream, ctrl_c_cancels(stream):
+        with stream, ctrl_c_cancels(stream), Spinner(on=waiting) as spinner:
             answer = Answer(stream)
             printer = None if self._json else Printer(shaded="logprobs" in self._options)
             for piece in stream:
                 answer.add(piece)
+                if piece.text or piece.finish:
+                    spinner.stop()
                 if printer:
                     printer.add(piece)
         (sequence,) = answer.sequences
@@ -131,7 +138,7 @@ def obey(chat: Chat, line: str) -> None:
     elif command == "/save" and rest:
         chat.save(rest)
     else:
-        print(HELP, file=sys.stderr)
+        say(wrapped(HELP, columns(sys.stderr)))
 
 
 def run(args: Namespace) -> int:
@@ -139,36 +146,47 @@ def run(args: Namespace) -> int:
     chat = Chat(args)
     chat.check()
     if not sys.stdin.isatty():
-        for line in sys.stdin:
+        for line in stdin_lines():
             if line.strip():
-                chat.say(line.rstrip("\r\n"))
+                chat.say(line)
         return 0
 
     prompt = "> "
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  # input() then edits lines
+        import readline  # input() then edits lines
 
+        # In a locale that knows ASCII only it would take bytes of UTF-8 for keys.
+        for setting in ("input-meta on", "output-meta on", "convert-meta off"):
+            readline.parse_and_bind(f"set {setting}")
         if has_colours(sys.stdout):
             # \x01 and \x02 tell readline that what is between takes no room.
             prompt = f"\x01{BOLD}\x02> \x01{OFF}\x02"
     remark("/help tells the commands; Ctrl-C stops an answer, Ctrl-D leaves")
     while True:
         try:
-            line = input(prompt)
-        except EOFError:
+            while turn(chat, prompt):
+                pass
             print()
             return 0
         except KeyboardInterrupt:
             print()
-            continue
-        try:
-            if line.startswith("/"):
-                obey(chat, line)
-            elif line.strip():
-                chat.say(line)
-        except KeyboardInterrupt:
-            print()
-        except BrokenPipeError:
-            raise
-        except (welm.Error, OSError) as error:
-            print(error, file=sys.stderr)
+
+
+def turn(chat: Chat, prompt: str) -> bool:
+    """A line and what it asks for; ``False`` at the end of the input. No error of a turn ends the conversation."""
+    try:
+        line = ask(prompt)
+    except EOFError:
+        return False
+    try:
+        line = checked(line)
+        if line.startswith("/"):
+            obey(chat, line)
+        elif line.strip():
+            chat.say(line, waiting=True)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        show_traceback(error)
+        say(message_of(error))
+    return True

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from typing import TYPE_CHECKING
 
 from welm._cli.answer import Answer, Printer, ctrl_c_cancels, json_of_tokens, print_json
-from welm._cli.arguments import add_json, add_loading, add_request, load, read_text, request, text
+from welm._cli.arguments import add_json, add_loading, add_request, ids, load, read_text, request, text
 from welm._cli.terminal import remark
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ def run(args: Namespace) -> int:
     prompt: str | list[int] = read_text("-" if args.prompt is None else args.prompt)
     if args.tokens:
         try:
-            prompt = [int(token) for token in str(prompt).replace(",", " ").split()]
-        except ValueError as error:
-            args.fail(f"--tokens: expected token ids: {error}")
+            prompt = ids(str(prompt))
+        except argparse.ArgumentTypeError as error:
+            args.fail(f"argument --tokens: of token ids {error}")
 
     started = time.perf_counter()
     model = load(args)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import welm
 from welm._cli.answer import print_json
-from welm._cli.arguments import add_json, add_loading, loading, text
-from welm._cli.terminal import megabytes
+from welm._cli.arguments import add_json, add_loading, loading
+from welm._cli.streams import one_line
+from welm._cli.terminal import megabytes, put
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SUMMARY = """Tells a model's shape, and the memory that it takes.
 
 Memory is what loading with these flags would take, from the headers of the files. For the rest the model is loaded with
-a cache of one block."""
+a cache of one block. Of files that cannot be loaded it tells what they hold, and why they cannot."""
 EXAMPLES = ("info", "info smollm2.gguf", "info my-model --dtype int8 --cache-tokens 65536 --json")
 
 # The least that a model can be loaded with.
@@ -27,8 +28,7 @@ SMALLEST: dict[str, Any] = {"cache_tokens": 16, "max_running": 1, "chunk_tokens"
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds flags and positional arguments."""
     parser.add_argument(
-        "model",
-        type=text,
+        "path",
         nargs="?",
         default=None,
         metavar="PATH",
@@ -36,22 +36,31 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_json(parser, "print a JSON object, sizes in bytes")
     add_loading(parser, path=False)
+    parser.set_defaults(fail=parser.error)
 
 
 def run(args: Namespace) -> int:
     """Does it; gives the exit code."""
+    if None not in (args.path, args.model):
+        args.fail(f"expected one model, got {args.path} and {args.model}")
+    path = args.path or args.model
+    description = welm.Model.describe(path)
+    if description.unsupported is not None:
+        tell_unsupported(path or welm.NANO, description, json=args.json)
+        return 0
     options = loading(args)
-    estimate = welm.Model.estimate(args.model, **options)
+    estimate = welm.Model.estimate(path, **options)
     try:
-        model = welm.Model(args.model, **{**options, **SMALLEST})
+        model = welm.Model(path, **{**options, **SMALLEST})
     except welm.OutOfMemory:
         if not args.json:
             print_rows(memory(estimate))
         raise
-    config, path = model.config, args.model or welm.NANO
+    config, path = model.config, path or welm.NANO
     if args.json:
         value: dict[str, Any] = {
             "path": path,
+            **about(description),
             **dataclasses.asdict(config),
             "has_chat_template": model.has_chat_template,
             "memory": dataclasses.asdict(estimate),
@@ -59,17 +68,49 @@ def run(args: Namespace) -> int:
         }
         print_json(value)
         return 0
-    rows = [("path", path), *shape(config)]
+    rows = [("path", path), ("format", description.format), *shape(config), ("types", types(description))]
     rows.append(("chat template", "yes" if model.has_chat_template else "no"))
     rows.append(("backend", model.backend))
     print_rows([*rows, *memory(estimate, config.n_params)])
     return 0
 
 
+def about(description: welm.Description) -> dict[str, Any]:
+    """What files hold, for ``--json``."""
+    names = ("format", "types", "unsupported")
+    return {name: value for name, value in dataclasses.asdict(description).items() if name in names}
+
+
+def types(description: welm.Description) -> str:
+    """The types of the tensors, in words."""
+    return ", ".join(f"{count.tensors} {count.name}" for count in description.types) or "no tensors"
+
+
+def tell_unsupported(path: str, description: welm.Description, *, json: bool) -> None:
+    """What is in files that cannot be loaded, and why."""
+    if json:
+        value = {"path": path, "family": description.family, "n_params": description.elements}
+        print_json({**value, **about(description), "settings": description.settings})
+        return
+    print_rows(
+        [
+            ("path", path),
+            ("format", description.format),
+            ("family", description.family or "not told"),
+            ("parameters", f"{description.elements:,}"),
+            ("types", types(description)),
+            ("not supported", description.unsupported or ""),
+            ("settings", ""),
+        ]
+    )
+    for name, setting in description.settings.items():
+        put(f"  {one_line(name)} = {one_line(setting)}")
+
+
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     """A table of two columns."""
     for name, value in rows:
-        print(f"{name:15} {value}")
+        put(f"{name:15} {one_line(value)}".rstrip())
 
 
 def shape(config: welm.ModelConfig) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import welm
 from welm._cli.answer import print_json
 from welm._cli.arguments import add_json
-from welm._cli.terminal import Progress, megabytes
+from welm._cli.terminal import Progress, megabytes, put
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -38,5 +38,5 @@ def run(args: Namespace) -> int:
     if args.json:
         print_json({"from": args.source, "to": args.target, "bytes": size, "seconds": seconds})
     else:
-        print(f"{megabytes(size)} in {args.target}, {seconds:.1f} s")
+        put(f"{megabytes(size)} in {args.target}, {seconds:.1f} s")
     return 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from welm._cli.answer import json_of_tokens, print_json
 from welm._cli.arguments import add_json, add_loading, load, read_text, text
-from welm._cli.terminal import BOLD, OFF, has_colours
+from welm._cli.streams import one_line
+from welm._cli.terminal import put
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -51,9 +51,10 @@ def run(args: Namespace) -> int:
         ]
         print_json({"prompt": prompt, "scores": rows})
         return 0
-    bold, off = (BOLD, OFF) if has_colours(sys.stdout) else ("", "")
-    print(f"{bold}{'logprob':>9}  {'a token':>8}  {'tokens':>6}  continuation{off}")
+    put(f"{'logprob':>9}  {'a token':>8}  {'tokens':>6}  continuation", bold=True)
     for continuation, score in sorted(pairs, key=lambda pair: -pair[1].logprob):
         count = len(score.tokens)
-        print(f"{score.logprob:9.3f}  {score.logprob / max(count, 1):8.3f}  {count:6}  {continuation}")
+        logprob = score.logprob + 0.0  # of no token it is -0.0
+        each = logprob / max(count, 1)
+        put(f"{logprob:9.3f}  {each:8.3f}  {count:6}  {one_line(continuation)}")
     return 0

@@ -1,4 +1,4 @@
-"""What a terminal gets and a file or pipe does not: colours, a progress bar, remarks."""
+"""What a terminal gets and a file or pipe does not: colours, lines that fit, a progress bar, a spinner, remarks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import codecs
 import math
 import os
 import sys
+import threading
 import time
 from collections import deque
+from itertools import cycle
 from typing import TYPE_CHECKING, TextIO
+
+from welm._cli.streams import say
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,13 +29,62 @@ CLEAR_LINE = "\r\x1b[K"
 
 def has_colours(stream: TextIO) -> bool:
     """Whether colours may be written: to a terminal that knows them, unless ``NO_COLOR`` is set."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return obeys(stream) and not os.environ.get("NO_COLOR")
+
+
+def obeys(stream: TextIO) -> bool:
+    """Whether it is a terminal that can go back in a line and clear it."""
+    return stream.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
+
+
+def columns(stream: TextIO) -> int | None:
+    """How wide a terminal is; ``None`` if it is none, or does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def width(text: str) -> int:
+    """How many columns a text takes: Chinese characters take two."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(c) else 1 + (east_asian_width(c) in "WF") for c in text)
+
+
+def wrapped(text: str, most: int | None) -> str:
+    """The same with longer lines broken between words; what continues a line stands a little to the right."""
+    return text if most is None else "\n".join(_broken(line, most) for line in text.split("\n"))
+
+
+def _broken(line: str, most: int) -> str:
+    if width(line) <= most:
+        return line
+    indent = " " * min(len(line) - len(line.lstrip()), most // 4)
+    lines, begin = [""], indent
+    for word in line.split():
+        longer = f"{lines[-1]} {word}" if lines[-1] else begin + word
+        if lines[-1] and width(longer) > most:
+            begin = indent + "  "
+            lines.append(begin + word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
+def put(text: str, *, bold: bool = False) -> None:
+    """Lines of a table or report on stdout, as wide as the terminal is."""
+    text = wrapped(text, columns(sys.stdout))
+    print(f"{BOLD}{text}{OFF}" if bold and has_colours(sys.stdout) else text, flush=True)
 
 
 def remark(line: str) -> None:
     """A line about what is going on, for who sits there; nothing if stderr is no terminal."""
     if sys.stderr.isatty():
-        print(f"{DIM}{line}{OFF}" if has_colours(sys.stderr) else line, file=sys.stderr, flush=True)
+        line = wrapped(line, columns(sys.stderr))
+        say(f"{DIM}{line}{OFF}" if has_colours(sys.stderr) else line)
 
 
 def megabytes(count: int) -> str:
@@ -47,7 +100,7 @@ class Progress:
 
     def __init__(self, label: str, *, quiet: bool = False) -> None:
         self._label = label
-        self._bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._bar = obeys(sys.stderr)
         self._quiet = quiet
         self._next_draw = time.monotonic() + 0.3
         self._tenth = 0
@@ -60,16 +113,22 @@ class Progress:
             if time.monotonic() >= self._next_draw:
                 self._next_draw = time.monotonic() + 0.05
                 self._drawn = True
-                bar = f"{'█' * int(30 * share):░<30}"
-                print(
-                    f"\r{self._label} {bar} {share:4.0%} of {megabytes(total)}",
-                    end="",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                say(f"\r{self._line(share, total)}\x1b[K", end="")
         elif not self._quiet and int(10 * share) > self._tenth:
             self._tenth = int(10 * share)
-            print(f"{self._label}: {self._tenth * 10} % of {megabytes(total)}", file=sys.stderr, flush=True)
+            say(f"{self._label}: {self._tenth * 10} % of {megabytes(total)}")
+
+    def _line(self, share: float, total: int) -> str:
+        """The bar, or as much of what is told as one line has room for: a second one could not be cleared."""
+        room = (columns(sys.stderr) or 80) - 1
+        full, rest = (
+            ("█", "░") if (sys.stderr.encoding or "").lower().replace("-", "") == "utf8" else ("#", ".")
+        )
+        size = min(room - len(f"{self._label}   100% of {megabytes(total)}"), 30)
+        if size >= 5:
+            bar = f"{full * int(size * share)}{rest * (size - int(size * share))}"
+            return f"{self._label} {bar} {share:4.0%} of {megabytes(total)}"
+        return f"{self._label} {share:.0%}" if room >= len(self._label) + 5 else f"{share:.0%}"[:room]
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +137,47 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._drawn:
-            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
+            say(CLEAR_LINE, end="")
+
+
+class Spinner:
+    """Turns in the terminal's line until :meth:`stop`, and leaves nothing there.
+
+    It comes up after 0.3 seconds, so that a quick answer has none.
+    """
+
+    def __init__(self, *, on: bool = True) -> None:
+        """Begins, if stderr is a terminal."""
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        if on and obeys(sys.stderr):
+            self._thread = threading.Thread(target=self._turn, daemon=True)
+            self._thread.start()
+
+    def _turn(self) -> None:
+        pause, drawn = 0.3, False
+        for frame in cycle("|/-\\"):
+            if self._stopped.wait(pause):
+                break
+            say(f"\r{frame}", end="")
+            pause, drawn = 0.1, True
+        if drawn:
+            say(CLEAR_LINE, end="")
+
+    def stop(self) -> None:
+        """Clears the line; what is written next stands at its beginning."""
+        self._stopped.set()
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
 
 class Shading:

@@ -1,0 +1,165 @@
+//! [`Description`]: what is in a model's files.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde_json::Value as Json;
+
+use crate::config::FAMILY;
+use crate::error::Result;
+use crate::side_file::CONFIG;
+use crate::weights::gguf::Gguf;
+use crate::weights::open::{Files, locate, open};
+use crate::weights::{TensorMap, safetensors};
+
+/// Longest text of a setting, in bytes; chat templates and licences are longer.
+const LONGEST_SETTING: usize = 120;
+
+/// What a model's files hold, whether they can be loaded or not; see [`crate::Model::describe`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Description {
+    /// `gguf` or `safetensors`.
+    pub format: &'static str,
+    /// The family as the file spells it: `general.architecture` or `model_type`, such as `llama`.
+    pub family: Option<String>,
+    /// Elements of all tensors.
+    pub elements: u64,
+    /// Types of the tensors, those with the most elements first.
+    pub types: Vec<TypeCount>,
+    /// Numbers, flags and short texts of the metadata or of `config.json`, by name; no arrays.
+    pub settings: Vec<(String, String)>,
+    /// Why the files cannot be loaded, whatever the options; none if they can.
+    pub unsupported: Option<String>,
+}
+
+/// How many tensors have a type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TypeCount {
+    /// As the file format names it, such as `Q4_K` or `BF16`.
+    pub name: String,
+    /// Tensors of this type.
+    pub tensors: usize,
+    /// Their elements.
+    pub elements: u64,
+}
+
+impl Description {
+    pub(crate) fn of(path: &Path) -> Result<Self> {
+        let (format, family, settings, tensors) = match locate(path)? {
+            Files::Folder => {
+                let config = CONFIG.json(path)?.unwrap_or_default();
+                let family = config.get(FAMILY).and_then(Json::as_str).map(str::to_string);
+                let settings = config.as_object().into_iter().flatten();
+                let settings =
+                    settings.filter_map(|(key, value)| Some((key.clone(), shown(value)?))).collect();
+                ("safetensors", family, settings, safetensors::open(path)?)
+            }
+            Files::Gguf(file) => {
+                let gguf = Gguf::open(&file)?;
+                let family = gguf.opt_str("general.architecture")?.map(str::to_string);
+                let settings =
+                    gguf.keys().filter_map(|(k, v)| Some((k.to_string(), shown(&gguf.to_json(v)?)?)));
+                ("gguf", family, settings.collect(), gguf.tensors.clone())
+            }
+        };
+        let mut settings: Vec<_> = settings;
+        settings.sort_unstable();
+        let types = count(&tensors);
+        let elements = types.iter().map(|t| t.elements).sum();
+        let unsupported = open(path, true, false).err().map(|e| e.to_string());
+        Ok(Description { format, family, elements, types, settings, unsupported })
+    }
+}
+
+/// A setting in one line; none for what is long.
+fn shown(value: &Json) -> Option<String> {
+    match value {
+        Json::Array(_) | Json::Object(_) | Json::Null => None,
+        Json::String(text) => (text.len() <= LONGEST_SETTING).then(|| text.clone()),
+        other => Some(other.to_string()),
+    }
+}
+
+fn count(tensors: &TensorMap) -> Vec<TypeCount> {
+    let mut types: HashMap<&str, (usize, u64)> = HashMap::new();
+    for (name, shape) in tensors.types_and_shapes() {
+        let (tensors, elements) = types.entry(name).or_default();
+        *tensors += 1;
+        // A shape that is not read may be anything.
+        *elements = elements.saturating_add(shape.iter().fold(1u64, |n, &dim| n.saturating_mul(dim as u64)));
+    }
+    let mut types: Vec<TypeCount> = types
+        .into_iter()
+        .map(|(name, (tensors, elements))| TypeCount { name: name.to_string(), tensors, elements })
+        .collect();
+    types.sort_by(|a, b| b.elements.cmp(&a.elements).then_with(|| a.name.cmp(&b.name)));
+    types
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::Model;
+    use crate::weights::gguf::tests::Writer;
+
+    #[test]
+    fn a_file_that_is_not_supported_is_described() {
+        let folder = tempfile::tempdir().unwrap();
+        let string = |text: &str| crate::weights::gguf::tests::string(text);
+        let file = Writer::default()
+            .key("general.architecture", 8, &string("qwen2"))
+            .key("qwen2.block_count", 4, &24u32.to_le_bytes())
+            .key("tokenizer.chat_template", 8, &string(&"x".repeat(500)))
+            .info("a", &[256, 2], 12, 0)
+            .info("b", &[256], 14, 512)
+            .tensor("c", &[8], 0, &[0; 32])
+            .finish();
+        std::fs::write(folder.path().join("m.gguf"), file).unwrap();
+        // By its folder, too.
+        for path in [folder.path().join("m.gguf"), folder.path().to_path_buf()] {
+            let got = Model::describe(&path).unwrap();
+            assert_eq!((got.format, got.family.as_deref(), got.elements), ("gguf", Some("qwen2"), 776));
+            let types: Vec<_> = got.types.iter().map(|t| (t.name.as_str(), t.tensors, t.elements)).collect();
+            assert_eq!(types, [("Q4_K", 1, 512), ("Q6_K", 1, 256), ("F32", 1, 8)]);
+            let want = [("general.architecture", "qwen2"), ("qwen2.block_count", "24")];
+            let settings: Vec<_> = got.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            assert_eq!(settings, want);
+            let why = "config setting `general.architecture`: `qwen2` is none of gptneox, llama; nor are the types Q4_K, Q6_K of \
+                       its tensors supported, only F32, F16, BF16, Q8_0, Q4_0 and Q4_1";
+            assert_eq!(got.unsupported.as_deref(), Some(why));
+        }
+    }
+
+    #[test]
+    fn a_folder_is_described() {
+        let got = Model::describe("../examples/welm-nano").unwrap();
+        assert_eq!(
+            (got.format, got.family.as_deref(), got.unsupported.as_ref()),
+            ("safetensors", Some("welm"), None)
+        );
+        let counted: u64 = got.types.iter().map(|t| t.elements).sum();
+        assert!(got.elements == counted && counted > 6_000_000, "{got:?}");
+        assert!(got.settings.contains(&("model_type".into(), "welm".into())));
+
+        // One message: the family, and the types.
+        let folder = tempfile::tempdir().unwrap();
+        let tensor = safetensors_file("F8_E4M3");
+        std::fs::write(folder.path().join("model.safetensors"), tensor).unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"model_type": "mixtral", "x": null}"#).unwrap();
+        let got = Model::describe(folder.path()).unwrap();
+        assert_eq!(got.settings, [("model_type".to_string(), "mixtral".to_string())]);
+        let why = got.unsupported.unwrap();
+        assert!(
+            why.ends_with("nor is the type F8_E4M3 of its tensors supported, only F32, F16 and BF16"),
+            "{why}"
+        );
+        assert!(why.contains("`mixtral` is none of gpt_neox, llama, welm"), "{why}");
+        assert!(Model::describe(folder.path().join("nothing")).is_err());
+    }
+
+    fn safetensors_file(dtype: &str) -> Vec<u8> {
+        let header = format!(r#"{{"w":{{"dtype":"{dtype}","shape":[2],"data_offsets":[0,2]}}}}"#);
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0, 0]].concat()
+    }
+}

@@ -1,0 +1,270 @@
+//! What [`crate::Model::load`] takes: a path to files with everything that a model consists of.
+
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::host::memory::expect_room;
+use crate::side_file::{self, CONFIG, DESCRIPTIONS, INDEX, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG};
+use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
+use crate::weights::gguf::Gguf;
+use crate::weights::load::Source;
+
+/// An opened file or folder: tensors, tokenizer and chat template.
+pub(crate) struct Opened {
+    pub(crate) source: Source,
+    pub(crate) tokenizer: Option<Tokenizer>,
+    /// None if no tokenizer was wanted.
+    pub(crate) chat: Option<ChatTemplate>,
+}
+
+/// Opens what [`crate::Model::load`] takes.
+pub(crate) fn open(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Result<Opened> {
+    const TRIES: usize = 16;
+    // The files of a folder are opened one after the other. If another folder takes its place meanwhile, they are from two.
+    for _ in 0..TRIES {
+        let before = identity(path);
+        let opened = match locate(path)? {
+            Files::Folder => open_folder(path, with_tokenizer, allow_unread),
+            Files::Gguf(file) => open_gguf(&file, with_tokenizer, allow_unread),
+        };
+        if identity(path) == before {
+            return opened;
+        }
+    }
+    Err(Error::io(path, "other files took its place each time while it was read"))
+}
+
+/// Which folder or file a path names now; none where that cannot be told.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(path).ok().map(|info| (info.dev(), info.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        None
+    }
+}
+
+/// Where a model's files are.
+pub(crate) enum Files {
+    /// In the folder of this path, with a `config.json`.
+    Folder,
+    /// In one file.
+    Gguf(PathBuf),
+}
+
+/// Finds a model's files, or says what is missing.
+pub(crate) fn locate(path: &Path) -> Result<Files> {
+    let info = fs::metadata(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound if path.symlink_metadata().is_ok() => Error::io(path, "a link to nothing"),
+        ErrorKind::NotFound => Error::io(path, absent(path)),
+        _ => Error::io(path, e),
+    })?;
+    if !info.is_dir() {
+        return Ok(Files::Gguf(path.to_path_buf()));
+    }
+    if path.join(CONFIG.name).symlink_metadata().is_ok() {
+        return Ok(Files::Folder);
+    }
+    let fault = |e| Error::io(path, e);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path).map_err(fault)? {
+        let name = entry.map_err(fault)?.file_name().to_string_lossy().into_owned();
+        // llama.cpp's name for the encoders of images beside a model.
+        if name.to_ascii_lowercase().ends_with(".gguf") && !name.starts_with("mmproj") {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    let expected = "expected config.json with safetensors, or one GGUF file, in this folder";
+    match &names[..] {
+        [name] => Ok(Files::Gguf(path.join(name))),
+        [] => {
+            let snapshots = path.join("snapshots");
+            let hint = match snapshots.is_dir() {
+                true => format!("; the model is in a folder of {}", snapshots.display()),
+                false => String::new(),
+            };
+            Err(Error::io(path, format!("{expected}, got neither{hint}")))
+        }
+        _ => {
+            let shown = names.iter().take(4).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = if names.len() > 4 { ", ..." } else { "" };
+            Err(Error::io(path, format!("{expected}, got {} of these; name one: {shown}{more}", names.len())))
+        }
+    }
+}
+
+/// What to say about a path where nothing is.
+fn absent(path: &Path) -> String {
+    let nothing = "no such file or folder";
+    let Some(text) = path.to_str() else { return nothing.into() };
+    if text.starts_with('~') {
+        return format!("{nothing}; a shell replaces `~`, welm does not");
+    }
+    let is_name = |part: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
+    };
+    let parts: Vec<&str> = text.split('/').collect();
+    // As Hugging Face names models.
+    if parts.len() == 2 && parts.iter().all(|part| is_name(part)) && !text.ends_with(".gguf") {
+        let folder = parts[1];
+        return format!(
+            "{nothing}; welm downloads nothing, so fetch the model first, as with `hf download {text} --local-dir {folder}`"
+        );
+    }
+    nothing.into()
+}
+
+/// Checks that what parses so many bytes of descriptions has room: libraries, which would end the process if they got none.
+fn expect_room_to_read(described: u64) -> Result<()> {
+    const FACTOR: u64 = 24; // tokenizers takes ten to twenty bytes for each of a tokenizer.json
+    let bytes = (8u64 << 20).saturating_add(described.saturating_mul(FACTOR));
+    expect_room("the model's descriptions", usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+fn open_folder(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Result<Opened> {
+    if with_tokenizer {
+        expect_room_to_read(DESCRIPTIONS.iter().chain([&INDEX]).map(|file| file.len(path)).sum())?;
+    }
+    let mut source = Source::open(path, None, allow_unread)?;
+    if !with_tokenizer {
+        return Ok(Opened { source, tokenizer: None, chat: None });
+    }
+    let file = path.join(TOKENIZER.name);
+    let tokenizer = TOKENIZER.is_in(path)?.then(|| Tokenizer::from_json_file(&file)).transpose()?;
+    if let Some(tokenizer) = &tokenizer {
+        name_begin_and_end(path, tokenizer, &mut source.config)?;
+    }
+    Ok(Opened { source, tokenizer, chat: Some(ChatTemplate::from_folder(path)) })
+}
+
+fn open_gguf(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Result<Opened> {
+    let mut head = Vec::new();
+    let file = side_file::open(path)?.ok_or_else(|| Error::io(path, "no such file"))?;
+    file.take(64).read_to_end(&mut head).map_err(|e| Error::io(path, e))?;
+    if let Some(reason) = side_file::not_fetched(&head) {
+        return Err(Error::file(path, reason));
+    }
+    if !head.starts_with(b"GGUF") {
+        let expected = "expected a GGUF file, or a folder with config.json and safetensors";
+        let hint = match path.extension().and_then(|e| e.to_str()) {
+            Some("safetensors" | "json") => "; give the folder in which this file lies",
+            Some("bin" | "pt" | "pth" | "ckpt") => {
+                "; pickled weights can run programs, so convert them to safetensors"
+            }
+            _ => "",
+        };
+        return Err(Error::file(path, format!("{expected}{hint}")));
+    }
+    if with_tokenizer {
+        const LONGEST: u64 = 16 << 20; // of the vocabularies in GGUF files
+        expect_room_to_read(path.metadata().map_or(0, |m| m.len()).min(LONGEST))?;
+    }
+    let gguf = Gguf::open(path)?;
+    let mut source = Source::open(path, Some(&gguf), allow_unread)?;
+    if !with_tokenizer {
+        return Ok(Opened { source, tokenizer: None, chat: None });
+    }
+    let vocab = gguf_vocab(&gguf)?;
+    vocab.add_ends(&mut source.config.eos_token_ids);
+    let token = |id: Option<u32>| id.and_then(|id| vocab.tokens.get(id as usize)).map(String::as_str);
+    let chat = ChatTemplate::from_gguf(gguf_templates(&gguf), token(vocab.bos), token(vocab.eos));
+    Ok(Opened { source, tokenizer: Some(Tokenizer::from_gguf(vocab)?), chat: Some(chat) })
+}
+
+/// Takes over the tokens that begin and end a text from the tokenizer's files, where nothing else names any.
+fn name_begin_and_end(folder: &Path, tokenizer: &Tokenizer, config: &mut ModelConfig) -> Result<()> {
+    let files = [TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP];
+    let files = files.map(|file| Ok::<_, Error>((folder.join(file.name), file.json(folder)?)));
+    let id = |key: &str| -> Result<Option<u32>> {
+        for file in &files {
+            let (path, json) = file.as_ref().map_err(Clone::clone)?;
+            let Some(json) = json else { continue };
+            let wrong = |reason: &str| Error::file(path, format!("{key}: {reason}"));
+            let object = json.as_object().ok_or_else(|| wrong("expected an object around it"))?;
+            // A text, or an object around it; what Python takes for nothing is nothing.
+            let token = match object.get(key) {
+                None | Some(Json::Null | Json::Bool(false)) => continue,
+                Some(value) => value.get("content").unwrap_or(value).as_str(),
+            };
+            let token = token.ok_or_else(|| wrong("expected a token"))?;
+            let id = tokenizer.token_to_id(token).filter(|&id| (id as usize) < config.vocab_size);
+            if id.is_none() {
+                tracing::warn!(token, "{key} is a token that the model does not have");
+            }
+            return Ok(id);
+        }
+        Ok(None)
+    };
+    let (begin, end) = (id("bos_token")?, id("eos_token")?);
+    config.bos_token_id = config.bos_token_id.or(tokenizer.bos()).or(begin);
+    match end {
+        Some(end) if config.eos_token_ids.is_empty() => config.eos_token_ids.push(end),
+        Some(end) if !config.eos_token_ids.contains(&end) => {
+            let ends = &config.eos_token_ids;
+            tracing::warn!(
+                end,
+                ?ends,
+                "the tokenizer's end of a text is not among those of the model, which are used"
+            );
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The chat template, and others with their names.
+fn gguf_templates(g: &Gguf) -> Result<Vec<(String, String)>> {
+    let mut templates = Vec::new();
+    if let Some(source) = g.opt_str("tokenizer.chat_template")? {
+        templates.push(("default".into(), source.into()));
+    }
+    for name in g.opt_strs("tokenizer.chat_templates")?.unwrap_or_default() {
+        let source = g.str(&format!("tokenizer.chat_template.{name}"))?;
+        templates.push((name.into(), source.into()));
+    }
+    Ok(templates)
+}
+
+fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
+    let id = |key: &str| Ok::<_, Error>(g.opt_u64(key)?.and_then(|x| u32::try_from(x).ok()));
+    let pre = g.opt_str("tokenizer.ggml.pre")?;
+    if pre.is_none() && g.opt_str("tokenizer.ggml.model")? == Some("gpt2") {
+        tracing::warn!(
+            "the file has no tokenizer.ggml.pre: text is split in the way `default`, which is wrong for most models"
+        );
+    }
+    let pre = pre.unwrap_or("default").to_string();
+    let (n_types, n_tokens) =
+        ["token_type", "tokens"].map(|key| g.len_of(&format!("tokenizer.ggml.{key}"))).into();
+    if n_types.is_some() && n_types != n_tokens {
+        let (expected, got) = (n_tokens.unwrap_or(0), n_types.unwrap_or(0));
+        return Err(Error::Tokenizer(format!("expected a type for each of {expected} tokens, got {got}")));
+    }
+    Ok(GgufVocab {
+        model: g.str("tokenizer.ggml.model")?.to_string(),
+        tokens: g.str_array("tokenizer.ggml.tokens")?,
+        merges: g.str_array("tokenizer.ggml.merges")?,
+        token_types: g.opt_i64_array("tokenizer.ggml.token_type")?.unwrap_or_default(),
+        bos: id("tokenizer.ggml.bos_token_id")?,
+        eos: id("tokenizer.ggml.eos_token_id")?,
+        fim_ends: ["pad", "rep", "sep"]
+            .into_iter()
+            .map(|kind| id(&format!("tokenizer.ggml.fim_{kind}_token_id")))
+            .collect::<Result<_>>()?,
+        add_bos: g
+            .opt_bool("tokenizer.ggml.add_bos_token")?
+            .unwrap_or_else(|| GgufVocab::default_add_bos(&pre)),
+        pre,
+    })
+}
