@@ -58,7 +58,7 @@ def child():
         "cancel": lambda: stream.cancel(),
         "exit": lambda: stream.__exit__(None, None, None),
     }
-    public = {name for name in dir(welm.Model) if not name.startswith("_")} - {"estimate"}
+    public = {name for name in dir(welm.Model) if not name.startswith("_")} - {"estimate", "describe"}
     assert public <= set(calls), public - set(calls)
     for name, call in calls.items():
         try:

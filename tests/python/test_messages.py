@@ -217,11 +217,13 @@ def calls(model: Any, tmp_path: Path) -> dict[tuple[str, str], Callable[[Any], o
     histogram: Any = welm.Histogram([0] * 23, 0.0)
     quantize: Any = welm.quantize
     estimate: Any = welm.Model.estimate
+    describe: Any = welm.Model.describe
     load: Any = welm.Model
     given: dict[tuple[str, str], Callable[[Any], object]] = {
         ("Model", "progress"): lambda v: None if callable(v) else load(progress=v),
         ("Model", "path"): lambda v: None if v is None else load(v),
         ("estimate", "path"): lambda v: None if v is None else estimate(v),
+        ("describe", "path"): lambda v: None if v is None else describe(v),
         ("score", "prompt"): lambda v: model.score(v, ["a"]),
         ("score", "continuations"): lambda v: model.score("a", v),
         ("score_async", "prompt"): lambda v: waited(model.score_async)(v, ["a"]),

@@ -392,10 +392,10 @@ impl Model {
     /// >>> likely, unlikely = model.score("白日依山尽，", ["黄河入海流。", "黄河入电脑。"])
     /// >>> likely.logprob < 0
     /// True
-    /// >>> prompts = ["床前明月光，", "春眠不觉晓，"]
-    /// >>> [len(scores) for scores in model.score(prompts, ["疑是地上霜。", "处处闻啼鸟。", "一二三四五。"])]
+    /// >>> prompts = ["白日依山尽，", "春眠不觉晓，"]
+    /// >>> [len(scores) for scores in model.score(prompts, ["黄河入海流。", "处处闻啼鸟。", "一二三四五。"])]
     /// [3, 3]
-    /// >>> [[a], [b, c]] = model.score(prompts, [["疑是地上霜。"], ["处处闻啼鸟。", "一二三四五。"]])
+    /// >>> [[a], [b, c]] = model.score(prompts, [["黄河入海流。"], ["处处闻啼鸟。", "一二三四五。"]])
     /// >>> a == likely
     /// True
     #[pyo3(
