@@ -120,7 +120,7 @@ else:
 
 
 def test_names() -> None:
-    assert set(welm.__all__) <= set(dir(welm)) | {"AsyncStream"}
+    assert set(welm.__all__) <= set(dir(welm)) | {"AsyncStream", "GenerateOptions", "LoadOptions"}
     public = {n for n, v in vars(welm).items() if not n.startswith("_") and not inspect.ismodule(v)}
     assert public <= set(welm.__all__)
     for name in welm.__all__:
