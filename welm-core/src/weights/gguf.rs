@@ -10,7 +10,7 @@
 //! data, in which every `offset` is a multiple of the alignment
 //! ```
 //!
-//! A string is `len: u64` and that many bytes of UTF-8; an array is `type: u32, len: u64` and its elements.
+//! A string is `len: u64` and that many bytes, which should be UTF-8; an array is `type: u32, len: u64` and its elements.
 //! `dims` lists the innermost dimension first, [`StoredTensor::shape`] the outermost.
 //!
 //! Counts and lengths come from the file and may be anything. Each is compared with the bytes that are left, and keys
@@ -46,7 +46,7 @@ pub(crate) enum Value {
     Float(f64),
     /// A byte, 0 or 1.
     Bool(bool),
-    /// UTF-8 text, which lies in these bytes of the file.
+    /// Text, which lies in these bytes of the file: UTF-8, or it is an error of who asks for it.
     Str(Range<usize>),
     /// Elements of one type.
     Array(Array),
@@ -145,7 +145,7 @@ impl Gguf {
             tensors: TensorMap { supported_types: SUPPORTED, ..TensorMap::default() },
         };
         for _ in 0..n_keys {
-            let key = cursor.string("a key")?.to_string();
+            let key = cursor.name("a key")?.to_string();
             let value = cursor.value(&key)?;
             if gguf.metadata.contains_key(&key) {
                 return Err(Error::file(path, format!("key `{key}` appears twice")));
@@ -210,10 +210,11 @@ impl Gguf {
 
     /// The string at `key`, if there is one.
     pub(crate) fn opt_str(&self, key: &str) -> Result<Option<&str>> {
-        self.opt(key, "a string", |value| match value {
-            Value::Str(range) => std::str::from_utf8(&self.map[range.clone()]).ok(),
+        let bytes = self.opt(key, "a string", |value| match value {
+            Value::Str(range) => Some(&self.map[range.clone()]),
             _ => None,
-        })
+        })?;
+        bytes.map(|bytes| utf8(key, bytes)).transpose()
     }
 
     /// The integer at `key`, of any width and not negative.
@@ -256,7 +257,7 @@ impl Gguf {
 
     /// The strings at `key`, if there are any, where they lie in the file.
     pub(crate) fn opt_strs(&self, key: &str) -> Result<Option<Vec<&str>>> {
-        self.opt(key, "an array of strings", |value| match value {
+        let strings: Option<Vec<&[u8]>> = self.opt(key, "an array of strings", |value| match value {
             Value::Array(a) if a.type_id == 8 => {
                 let mut rest = &self.map[a.elements.clone()];
                 let mut next = || {
@@ -264,12 +265,13 @@ impl Gguf {
                     let (text, after) =
                         after.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
                     rest = after;
-                    std::str::from_utf8(text).ok()
+                    Some(text)
                 };
                 (0..a.len).map(|_| next()).collect()
             }
             _ => None,
-        })
+        })?;
+        strings.map(|strings| strings.into_iter().map(|bytes| utf8(key, bytes)).collect()).transpose()
     }
 
     /// Elements of the array at `key`, if there is one.
@@ -348,6 +350,12 @@ impl Gguf {
     }
 }
 
+/// Text that somebody asked for. What nobody asks for, such as a title, may be any bytes.
+fn utf8<'a>(key: &str, bytes: &'a [u8]) -> Result<&'a str> {
+    std::str::from_utf8(bytes)
+        .map_err(|e| Error::config(key, format!("expected UTF-8, got other bytes: {e}")))
+}
+
 fn missing(key: &str, expected: &str) -> Error {
     Error::config(key, format!("missing from the file, expected {expected}"))
 }
@@ -398,10 +406,15 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    fn string(&mut self, what: &str) -> Result<&'a str> {
-        let len = self.u64(what)?;
-        let bytes = self.take(len, what)?;
+    /// The name of something.
+    fn name(&mut self, what: &str) -> Result<&'a str> {
+        let bytes = self.string(what)?;
         std::str::from_utf8(bytes).map_err(|e| self.error(format!("{what} is not UTF-8: {e}")))
+    }
+
+    fn string(&mut self, what: &str) -> Result<&'a [u8]> {
+        let len = self.u64(what)?;
+        self.take(len, what)
     }
 
     /// A type and a value of it.
@@ -480,7 +493,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn tensor_info(&mut self) -> Result<TensorInfo> {
-        let name = self.string("a tensor's name")?.to_string();
+        let name = self.name("a tensor's name")?.to_string();
         let n_dims = self.u32(&name)?;
         if !matches!(n_dims, 1..=4) {
             return Err(Error::tensor(name, format!("expected 1 to 4 dimensions, got {n_dims}")));
@@ -758,7 +771,15 @@ pub(crate) mod tests {
         assert!(error(13, &[0; 8]).contains("`k`: expected a type of 0 to 12, got 13"));
         assert!(error(9, &array(13, 0, &[])).contains("got 13"));
         assert!(error(7, &[2]).contains("`k`: expected a boolean of 0 or 1, got 2"));
-        assert!(error(8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]).contains("k is not UTF-8"));
+        let other = [1, 0, 0, 0, 0, 0, 0, 0, 0xff];
+        let keys = Writer { n_keys: 1, keys: other.to_vec(), ..Writer::default() };
+        assert!(keys.error().contains("a key is not UTF-8"));
+        // In a title it does not matter.
+        let title = Writer::default().key("k", 8, &other).key("ks", 9, &array(8, 1, &other)).open().unwrap();
+        let of = |r: Result<()>| r.unwrap_err().to_string();
+        let want = "config setting `k`: expected UTF-8, got other bytes: invalid utf-8 sequence of 1 bytes from index 0";
+        assert_eq!(of(title.opt_str("k").map(drop)), want);
+        assert!(of(title.opt_strs("ks").map(drop)).contains("`ks`: expected UTF-8, got other bytes"));
         let nest = |n: usize| [array(9, 1, &[]).repeat(n - 1), array(0, 0, &[])].concat();
         Writer::default().key("k", 9, &nest(4)).open().unwrap();
         assert!(error(9, &nest(5)).contains("`k`: arrays are nested deeper than 4"));
