@@ -254,6 +254,7 @@ impl ModelConfig {
             }
             config.bos_token_id = fields.token_id("bos_token_id")?.or(config.bos_token_id);
         }
+        config.forget_ends_outside();
         config.validate()?;
         Ok(config)
     }
@@ -385,7 +386,7 @@ impl ModelConfig {
                 "vocab_size is not the rows of token_embd.weight, which count"
             );
         }
-        let config = ModelConfig {
+        let mut config = ModelConfig {
             family: arch.clone(),
             vocab_size,
             dim,
@@ -422,6 +423,7 @@ impl ModelConfig {
                 .collect::<Result<_>>()?,
         };
         account_for_gguf(g, &arch)?;
+        config.forget_ends_outside();
         config.validate()?;
         Ok(config)
     }
@@ -474,12 +476,25 @@ impl ModelConfig {
                 positive("rope_scaling.high_freq_factor", *high_freq_factor - *low_freq_factor)?;
             }
         }
-        match self.eos_token_ids.iter().chain(&self.bos_token_id).find(|&&t| t as usize >= self.vocab_size) {
+        match self.bos_token_id.filter(|&id| id as usize >= self.vocab_size) {
             Some(id) => {
-                Err(Error::config("eos_token_id, bos_token_id", format!("{id} is outside the vocabulary")))
+                let reason = format!("expected a token below vocab_size, {}, got {id}", self.vocab_size);
+                Err(Error::config("bos_token_id", reason))
             }
             None => Ok(()),
         }
+    }
+
+    /// Forgets end tokens that the model has no row for: it cannot generate them.
+    fn forget_ends_outside(&mut self) {
+        let rows = self.vocab_size;
+        self.eos_token_ids.retain(|&id| {
+            let inside = (id as usize) < rows;
+            if !inside {
+                tracing::warn!(id, rows, "an end token is outside of the vocabulary, and never comes");
+            }
+            inside
+        });
     }
 }
 

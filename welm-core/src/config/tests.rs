@@ -175,14 +175,13 @@ fn settings_that_change_the_arithmetic_are_refused_unless_they_are_off() {
         ("hidden_size", json!(-16), json!(16)),
         ("hidden_size", json!(16.0), json!(16)),
         ("num_key_value_heads", json!(3), json!(1)),
-        ("eos_token_id", json!(16), json!(15)),
+        ("bos_token_id", json!(16), json!(15)),
         ("bos_token_id", json!([1, 2]), json!([1])),
     ] {
         let setting = fault("llama", &json!({key: on}));
         let own = match key {
             "num_key_value_heads" => "n_kv_heads",
             "rms_norm_eps" => "norm_eps",
-            "eos_token_id" => "eos_token_id, bos_token_id",
             key => key,
         };
         assert_eq!(setting, own);
@@ -200,6 +199,14 @@ fn settings_that_change_the_arithmetic_are_refused_unless_they_are_off() {
     }
     // A window that is switched off.
     with("llama", &json!({"sliding_window": 8, "use_sliding_window": false})).unwrap();
+}
+
+/// What the model has no row for it cannot generate, so such an end never comes.
+#[test]
+fn end_tokens_outside_of_the_vocabulary_are_forgotten() {
+    let ends = |value: Json| with("llama", &json!({"eos_token_id": value})).unwrap().eos_token_ids;
+    assert_eq!(ends(json!(16)), []);
+    assert_eq!(ends(json!([15, 16, 3, 4_000_000_000u32])), [15, 3]);
 }
 
 /// Settings that public models have.
