@@ -205,7 +205,7 @@ fn settings_that_change_the_arithmetic_are_refused_unless_they_are_off() {
 #[test]
 fn end_tokens_outside_of_the_vocabulary_are_forgotten() {
     let ends = |value: Json| with("llama", &json!({"eos_token_id": value})).unwrap().eos_token_ids;
-    assert_eq!(ends(json!(16)), []);
+    assert!(ends(json!(16)).is_empty());
     assert_eq!(ends(json!([15, 16, 3, 4_000_000_000u32])), [15, 3]);
 }
 
