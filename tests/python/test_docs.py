@@ -49,3 +49,12 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert "月" in capsys.readouterr().out
+
+
+def test_samples_of_the_small_model(model: welm.Model) -> None:
+    readme = (Path(welm.NANO) / "README.md").read_text("utf-8")
+    samples = readme.split("## Samples")[1].split("```text\n")[1].split("\n```")[0].split("\n\n")
+    texts = [
+        model.generate("床前明月光，", seed=seed, max_tokens=64, echo=True).text for seed in (1, 2, 3, 4)
+    ]
+    assert [text.rstrip("\n") for text in texts] == samples

@@ -26,7 +26,7 @@ use crate::host::bus::{self, Unblocked};
 use crate::host::fork::Local;
 use crate::host::memory::{Available, vec_for};
 use crate::kv_cache::KvCache;
-use crate::options::{Activations, CancelToken, Device, GenerateOptions, LoadOptions, LoadProgress};
+use crate::options::{Activations, CancelToken, Device, Dtype, GenerateOptions, LoadOptions, LoadProgress};
 use crate::output::{Choice, Finish, FinishReason, Generation, Piece, Usage};
 use crate::sampler::SamplerParams;
 use crate::tokenizer::{ChatRequest, ChatTemplate, Halt, Message, Tokenizer, Watch};
@@ -255,6 +255,9 @@ impl Model {
         backend: impl FnOnce(&ModelConfig, Limits) -> Result<B>,
     ) -> Result<Model> {
         let mut config = source.config.clone();
+        if source.is_packed() && matches!(options.dtype, Dtype::F32 | Dtype::Bf16) {
+            tracing::warn!(asked = %options.dtype, "the weights of an int8 folder stay int8");
+        }
         if let Some(tokenizer) = &tokenizer {
             if tokenizer.vocab_size() > config.vocab_size {
                 // A prompt that holds such a token is refused; the others are not the poorer for it.

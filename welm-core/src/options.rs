@@ -215,7 +215,9 @@ pub type ProgressFn = Arc<dyn Fn(LoadProgress) -> bool + Send + Sync>;
 pub struct LoadOptions {
     /// Where the model runs.
     pub device: Device,
-    /// Element type of the weights. On CUDA bf16 or int8; what would take f32 there is an error that says so.
+    /// Element type of the weights. On CUDA bf16 or int8; what would take f32 there is an error that says so. The weights
+    /// of an int8 folder stay int8 whatever is asked for, since the floats that they were made from are not in it; the log
+    /// warns then.
     pub dtype: Dtype,
     /// Element type of the KV cache; bf16 on CUDA.
     pub cache_dtype: CacheDtype,

@@ -53,7 +53,8 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
     bus::install();
     let _unblocked = bus::Unblocked::here();
     if let Files::Gguf(file) = locate(from)? {
-        return Err(Error::file(file, "expected a Hugging Face folder"));
+        let reason = "expected a Hugging Face folder with weights of floats, got a GGUF file, which is loaded as it is";
+        return Err(Error::file(file, reason));
     }
     let source = Source::open(from, None, false)?;
     if source.is_packed() {

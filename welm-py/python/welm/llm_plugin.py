@@ -2,7 +2,7 @@
 
 Another model than the small one in this package by the option ``path``::
 
-    llm -m welm -o path smollm2.gguf "What is the capital of France?"
+    llm -m welm -o path smollm2.gguf "Write a short poem about the sea."
     llm -c "And of Italy?"
     llm models options set welm path /models/smollm2.gguf
 

@@ -67,7 +67,8 @@ class Chat:
             try:
                 self._model.chat_prompt([{"role": "user", "content": ""}])
             except welm.ChatTemplateError as error:
-                raise welm.ChatTemplateError(f"{error}; `generate` continues a text with it") from None
+                hint = "`generate` continues a text with it, --model names another"
+                raise welm.ChatTemplateError(f"{error}; {hint}") from None
 
     def system(self, prompt: str) -> None:
         """Begins anew with this system prompt."""
