@@ -198,8 +198,11 @@ static void quantize(const context *c) {
     FAILS(WELM_NULL_POINTER, "`to` is NULL", welm_quantize(c->nano, NULL, NULL, NULL, &error));
     FAILS(WELM_INVALID_OPTION, "an empty path", welm_quantize(c->tokenless, "", NULL, NULL, &error));
     OK(welm_quantize(c->tokenless, path, count_progress, &state, &error));
-    FAILS(WELM_INVALID_OPTION, "new or empty", welm_quantize(c->tokenless, path, NULL, NULL, &error));
     CHECK(state.calls > 1 && state.last == state.total);
+    /* What it wrote it replaces, and nothing else. */
+    OK(welm_quantize(c->tokenless, path, NULL, NULL, &error));
+    write_file(c, "int8/notes.txt", "mine");
+    FAILS(WELM_INVALID_OPTION, "which has notes.txt", welm_quantize(c->tokenless, path, NULL, NULL, &error));
     welm_model_free(load(path, NULL));
 
     memset(&state, 0, sizeof state);
