@@ -1016,6 +1016,8 @@ def test_a_chat_in_a_terminal_that_is_resized(talker: Path) -> None:
         terminal.process.send_signal(signal.SIGWINCH)
         terminal.type("/help\n")
         terminal.wait_for("leaves", since)
+        # What is typed before it asks again may be lost.
+        terminal.wait_for(">", terminal.seen.index("leaves", since))
     terminal.type("\x04")
     assert terminal.end()[0] == 0
 
