@@ -698,6 +698,9 @@ fn a_folder_ends_a_text_where_its_files_say() {
         (vec![(generation, json!({"do_sample": true}))], by_config.clone(), vec![5]),
         (vec![(tokenizer, token("<b>"))], config(), vec![2]),
         (vec![(tokenizer, json!({"eos_token": {"content": "<c>", "special": true}}))], config(), vec![3]),
+        // What is outside of the vocabulary never comes, and the tokenizer's own counts if nothing else is left.
+        (vec![(generation, json!({"eos_token_id": [VOCAB, 6]}))], config(), vec![6]),
+        (vec![(map, token("<b>"))], config_with("eos_token_id", VOCAB), vec![2]),
         (vec![(map, token("<b>"))], config(), vec![2]),
         (vec![(map, json!({"eos_token": {"content": "<b>"}}))], config(), vec![2]),
         (vec![(tokenizer, token("<b>")), (map, token("<c>"))], config(), vec![2]),
@@ -715,7 +718,7 @@ fn a_folder_ends_a_text_where_its_files_say() {
         ends(&[(generation, json!({"bos_token_id": 8}))], &config_with("bos_token_id", 9)).unwrap().0,
         Some(8)
     );
-    for value in [json!(-1), json!(2.5), json!("2"), json!([3, -1]), json!(VOCAB), json!(1u64 << 40)] {
+    for value in [json!(-1), json!(2.5), json!("2"), json!([3, -1]), json!(1u64 << 40)] {
         for file in ["config", generation] {
             let error = match file {
                 "config" => ends(&[], &config_with("eos_token_id", value.clone())),
