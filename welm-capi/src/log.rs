@@ -7,7 +7,6 @@
 //! There is no lock, which a callback that waits for the engine would hold against it, and a forked child for ever. So
 //! callbacks that were set stay in a list, some forty bytes each: who has just looked one up may still look at it.
 
-use std::cell::Cell;
 use std::ffi::{CString, c_char, c_void};
 use std::fmt::{Debug, Write};
 use std::ptr::null_mut;
@@ -17,7 +16,8 @@ use std::time::Duration;
 
 use tracing_core::field::{Field, Visit};
 use tracing_core::span::{Attributes, Id, Record};
-use tracing_core::{Dispatch, Event, Level, LevelFilter, Metadata, Subscriber};
+use tracing_core::{Event, Level, LevelFilter, Metadata, Subscriber};
+use welm_core::{is_quiet, set_quiet};
 
 use crate::error::welm_status::{WELM_INVALID_ARGUMENT, WELM_UNAVAILABLE};
 use crate::error::{Failure, welm_error, welm_status};
@@ -81,7 +81,7 @@ pub unsafe extern "C" fn welm_log_set_callback(
             let reason = format!("`max_level`: expected 0 to 5, got {max_level}");
             return Err(Failure::new(WELM_INVALID_ARGUMENT, reason));
         }
-        if INSIDE.get() {
+        if is_quiet() {
             let reason = "`callback` cannot be changed from inside a log callback";
             return Err(Failure::new(WELM_INVALID_ARGUMENT, reason));
         }
@@ -111,13 +111,8 @@ static ALL: AtomicPtr<Sink> = AtomicPtr::new(null_mut());
 /// Whether the log comes to us.
 static SUBSCRIBED: OnceLock<bool> = OnceLock::new();
 
-thread_local! {
-    /// Whether this thread is inside the callback.
-    static INSIDE: Cell<bool> = const { Cell::new(false) };
-}
-
 fn subscribe() -> bool {
-    tracing_core::dispatcher::set_global_default(Dispatch::new(Log)).is_ok()
+    tracing_core::dispatcher::set_global_default(tracing_core::Dispatch::new(Log)).is_ok()
 }
 
 struct Sink {
@@ -197,26 +192,6 @@ fn max_level() -> u8 {
     unsafe { SINK.load(Ordering::Acquire).as_ref() }.map_or(0, |sink| sink.max_level)
 }
 
-/// Hears nothing.
-struct Silent;
-
-static SILENCE: OnceLock<Dispatch> = OnceLock::new();
-
-impl Subscriber for Silent {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        false
-    }
-
-    fn event(&self, _: &Event<'_>) {}
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
-}
-
 struct Log;
 
 impl Subscriber for Log {
@@ -236,7 +211,8 @@ impl Subscriber for Log {
     }
 
     fn event(&self, event: &Event<'_>) {
-        if INSIDE.replace(true) {
+        // Inside the callback, and on the threads of models that it loads.
+        if set_quiet(true) {
             return;
         }
         let level = level_of(event.metadata().level());
@@ -246,16 +222,12 @@ impl Subscriber for Log {
                 let mut line = Line::default();
                 event.record(&mut line);
                 let (target, message) = (c_text(event.metadata().target()), c_text(&line.text()));
-                // A model that is loaded in there has a thread of its own, which takes over this silence: otherwise a
-                // callback that loads and frees a model would be called about that one's end, and so on without end.
-                tracing_core::dispatcher::with_default(SILENCE.get_or_init(|| Dispatch::new(Silent)), || {
-                    // SAFETY: the caller gave the function for this; it does not unwind, as its type's comment asks.
-                    unsafe { (sink.callback)(sink.data, level, target.as_ptr(), message.as_ptr()) };
-                });
+                // SAFETY: the caller gave the function for this; it does not unwind, as its type's comment asks.
+                unsafe { (sink.callback)(sink.data, level, target.as_ptr(), message.as_ptr()) };
             }
             sink.leave();
         }
-        INSIDE.set(false);
+        set_quiet(false);
     }
 
     // Spans are not followed.

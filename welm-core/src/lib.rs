@@ -57,6 +57,9 @@ pub use estimate::Estimate;
 /// For the bindings: runs foreign code; a panic of it becomes its message, and is printed nowhere.
 #[doc(hidden)]
 pub use host::panics::catch as catch_quietly;
+/// For the bindings: whether what this thread logs is to be dropped.
+#[doc(hidden)]
+pub use host::quiet::{is_quiet, set as set_quiet};
 pub use model::{Model, Prompt, Stream};
 pub use options::{
     Activations, CacheDtype, CancelToken, Device, Dtype, GenerateOptions, LoadOptions, LoadProgress,

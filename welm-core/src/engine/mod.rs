@@ -22,8 +22,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tracing::subscriber::NoSubscriber;
-
 use self::batch::Batch;
 use self::block_manager::BlockManager;
 use self::scheduler::{Queue, Scheduler, Work};
@@ -34,8 +32,8 @@ use crate::error::{Error, Result};
 use crate::host::bus::Unblocked;
 use crate::host::fork::Local;
 use crate::host::memory::expect_room;
-use crate::host::panics;
 use crate::host::threads::{STACK, refused};
+use crate::host::{panics, quiet};
 use crate::kv_cache::KvCache;
 use crate::options::LoadOptions;
 use crate::output::{FinishReason, Token};
@@ -97,12 +95,10 @@ impl Handle {
             "the engine's queues",
             STACK + (8 << 20) + 128 * n_blocks + 64 * max_rows + 16 * engine.vocab_size,
         )?;
-        // A program may have a log for the loading thread alone; what the engine tells goes there, too.
-        let log = tracing::dispatcher::get_default(Clone::clone);
+        let quiet = quiet::is_quiet();
         let run = move || {
             let _unblocked = Unblocked::here();
-            // Without a log so far, it goes where a later one for all threads says.
-            let _log = (!log.is::<NoSubscriber>()).then(|| tracing::dispatcher::set_default(&log));
+            quiet::set(quiet);
             let mut blocks = BlockManager::new(n_blocks, prefix_cache);
             blocks.share_generated = B::ONE_ARITHMETIC;
             let scheduler = Scheduler::new(blocks, chunk_tokens, max_running);

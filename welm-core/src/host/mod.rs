@@ -8,4 +8,5 @@ pub(crate) mod exchange;
 pub(crate) mod fork;
 pub(crate) mod memory;
 pub(crate) mod panics;
+pub(crate) mod quiet;
 pub(crate) mod threads;
