@@ -5,12 +5,11 @@ use std::ffi::c_char;
 use welm_core::{ChatRequest, Message};
 
 use crate::error::{Failure, welm_error, welm_status};
-use crate::generate::welm_generation;
+use crate::generate::{generate, welm_generation};
 use crate::guard::{status, value};
 use crate::model::welm_model;
 use crate::request::welm_generate_options;
-use crate::sized;
-use crate::stream::welm_stream;
+use crate::stream::{start, welm_stream};
 use crate::text::{WELM_NUL_TERMINATED, array, text, welm_string};
 use crate::tokens::welm_tokens;
 
@@ -230,12 +229,7 @@ pub unsafe extern "C" fn welm_model_chat(
     let body = || unsafe {
         let model = welm_model::get(model)?;
         let request = ChatRequest::new(conversation(messages, n)?);
-        let options = sized::read("options", options, Default::default())?.to_core()?;
-        if generation.is_null() {
-            return Err(Failure::null("generation"));
-        }
-        generation.write(welm_generation::new(model.generate(&request, &options)?));
-        Ok(())
+        generate(model, || Ok(&request), options, generation)
     };
     // SAFETY: `error` is the caller's.
     unsafe { status(error, body) }
@@ -263,12 +257,7 @@ pub unsafe extern "C" fn welm_model_chat_json(
     let body = || unsafe {
         let model = welm_model::get(model)?;
         let request = ChatRequest::from_json(text("request", request, len)?)?;
-        let options = sized::read("options", options, Default::default())?.to_core()?;
-        if generation.is_null() {
-            return Err(Failure::null("generation"));
-        }
-        generation.write(welm_generation::new(model.generate(&request, &options)?));
-        Ok(())
+        generate(model, || Ok(&request), options, generation)
     };
     // SAFETY: `error` is the caller's.
     unsafe { status(error, body) }
@@ -296,12 +285,7 @@ pub unsafe extern "C" fn welm_model_chat_stream(
     let body = || unsafe {
         let model = welm_model::get(model)?;
         let request = ChatRequest::new(conversation(messages, n)?);
-        let options = sized::read("options", options, Default::default())?.to_core()?;
-        if stream.is_null() {
-            return Err(Failure::null("stream"));
-        }
-        stream.write(welm_stream::new(model.stream(&request, &options)?));
-        Ok(())
+        start(model, || Ok(&request), options, stream)
     };
     // SAFETY: `error` is the caller's.
     unsafe { status(error, body) }
@@ -328,12 +312,7 @@ pub unsafe extern "C" fn welm_model_chat_stream_json(
     let body = || unsafe {
         let model = welm_model::get(model)?;
         let request = ChatRequest::from_json(text("request", request, len)?)?;
-        let options = sized::read("options", options, Default::default())?.to_core()?;
-        if stream.is_null() {
-            return Err(Failure::null("stream"));
-        }
-        stream.write(welm_stream::new(model.stream(&request, &options)?));
-        Ok(())
+        start(model, || Ok(&request), options, stream)
     };
     // SAFETY: `error` is the caller's.
     unsafe { status(error, body) }

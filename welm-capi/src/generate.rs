@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::ptr;
 
-use welm_core::{Choice, Generation};
+use welm_core::{Choice, Generation, Model, Prompt};
 
 use crate::error::{Failure, welm_error, welm_status};
 use crate::guard::{free, status, value};
@@ -113,16 +113,31 @@ pub unsafe extern "C" fn welm_model_generate(
     // SAFETY: handle, prompt, options and output are the caller's, as the comment asks.
     let body = || unsafe {
         let model = welm_model::get(model)?;
-        let options = sized::read("options", options, Default::default())?.to_core()?;
-        if generation.is_null() {
-            return Err(Failure::null("generation"));
-        }
-        let answer = model.generate(prompt.to_core()?, &options)?;
-        generation.write(welm_generation::new(answer));
-        Ok(())
+        generate(model, || prompt.to_core(), options, generation)
     };
     // SAFETY: `error` is the caller's.
     unsafe { status(error, body) }
+}
+
+/// Writes the answer to a prompt, which is read after the options.
+///
+/// # Safety
+/// `options` and `generation` are NULL or the caller's.
+pub(crate) unsafe fn generate<'p, P: Into<Prompt<'p>>>(
+    model: &Model,
+    prompt: impl FnOnce() -> Result<P, Failure>,
+    options: *const welm_generate_options,
+    generation: *mut *mut welm_generation,
+) -> Result<(), Failure> {
+    // SAFETY: by this function's contract.
+    let options = unsafe { sized::read("options", options, Default::default())?.to_core()? };
+    if generation.is_null() {
+        return Err(Failure::null("generation"));
+    }
+    let answer = model.generate(prompt()?, &options)?;
+    // SAFETY: not NULL; the caller's.
+    unsafe { generation.write(welm_generation::new(answer)) };
+    Ok(())
 }
 
 /// Takes the pieces of an answer as they come; returning `false` ends the request. `piece` and what it points to

@@ -5,7 +5,7 @@ use std::sync::{Mutex, TryLockError};
 use std::task::Poll;
 use std::time::Duration;
 
-use welm_core::{Piece, Result, Stream};
+use welm_core::{Model, Piece, Prompt, Result, Stream};
 
 use crate::error::welm_status::{WELM_END, WELM_INVALID_ARGUMENT, WELM_PENDING};
 use crate::error::{Failure, welm_error, welm_status};
@@ -117,15 +117,31 @@ pub unsafe extern "C" fn welm_model_stream(
     // SAFETY: handle, prompt, options and output are the caller's, as the comment asks.
     let body = || unsafe {
         let model = welm_model::get(model)?;
-        let options = sized::read("options", options, Default::default())?.to_core()?;
-        if stream.is_null() {
-            return Err(Failure::null("stream"));
-        }
-        stream.write(welm_stream::new(model.stream(prompt.to_core()?, &options)?));
-        Ok(())
+        start(model, || prompt.to_core(), options, stream)
     };
     // SAFETY: `error` is the caller's.
     unsafe { status(error, body) }
+}
+
+/// Writes the stream of the answer to a prompt, which is read after the options.
+///
+/// # Safety
+/// `options` and `stream` are NULL or the caller's.
+pub(crate) unsafe fn start<'p, P: Into<Prompt<'p>>>(
+    model: &Model,
+    prompt: impl FnOnce() -> std::result::Result<P, Failure>,
+    options: *const welm_generate_options,
+    stream: *mut *mut welm_stream,
+) -> std::result::Result<(), Failure> {
+    // SAFETY: by this function's contract.
+    let options = unsafe { sized::read("options", options, Default::default())?.to_core()? };
+    if stream.is_null() {
+        return Err(Failure::null("stream"));
+    }
+    let answer = model.stream(prompt()?, &options)?;
+    // SAFETY: not NULL; the caller's.
+    unsafe { stream.write(welm_stream::new(answer)) };
+    Ok(())
 }
 
 /// Waits for the next piece. `WELM_END` says that all sequences have ended, with nothing written and no error.

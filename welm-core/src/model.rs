@@ -17,7 +17,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, Limits};
 use crate::config::ModelConfig;
-use crate::engine::sequence::{Event, Request, Task};
+use crate::engine::sequence::{Event, Request, Task, interruption};
 use crate::engine::stats::Stats;
 use crate::engine::{Engine, Handle};
 use crate::error::{Error, Result};
@@ -387,13 +387,7 @@ impl Model {
         let prompt = self.given(prompt.into(), options.parse_special)?;
         options.validate_tokens(self.inner.config.vocab_size, self.inner.tokenizer.is_some())?;
         let deadline = options.deadline.and_then(|d| Instant::now().checked_add(d));
-        let stop = || match () {
-            () if options.cancel.as_ref().is_some_and(CancelToken::is_cancelled) => {
-                Some(FinishReason::Cancelled)
-            }
-            () if deadline.is_some_and(|d| Instant::now() >= d) => Some(FinishReason::Deadline),
-            () => None,
-        };
+        let stop = || interruption(options.cancel.as_ref(), deadline, Instant::now());
         let tokens = match self.encode_watched(&prompt, options.max_tokens, &stop)? {
             Ok(tokens) => tokens,
             Err(reason) => return Ok(self.ended(reason, &prompt, options)),

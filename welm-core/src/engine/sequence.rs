@@ -64,16 +64,28 @@ pub(crate) struct Request {
     pub(crate) events: Sender<Result<Event>>,
 }
 
+/// Whether the caller's token or deadline ends a request; the token counts first.
+pub(crate) fn interruption(
+    cancel: Option<&CancelToken>,
+    deadline: Option<Instant>,
+    now: Instant,
+) -> Option<FinishReason> {
+    if cancel.is_some_and(CancelToken::is_cancelled) {
+        Some(FinishReason::Cancelled)
+    } else if deadline.is_some_and(|d| now >= d) {
+        Some(FinishReason::Deadline)
+    } else {
+        None
+    }
+}
+
 impl Request {
-    /// Whether somebody asked for the end.
+    /// Whether somebody asked for the end, or nobody listens any more.
     pub(crate) fn interrupted(&self, now: Instant) -> Option<FinishReason> {
-        if self.dropped.is_cancelled() || self.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
-            Some(FinishReason::Cancelled)
-        } else if self.deadline.is_some_and(|d| now >= d) {
-            Some(FinishReason::Deadline)
-        } else {
-            None
+        if self.dropped.is_cancelled() {
+            return Some(FinishReason::Cancelled);
         }
+        interruption(self.cancel.as_ref(), self.deadline, now)
     }
 
     /// Sends, or notes that nobody listens.

@@ -11,9 +11,9 @@ use std::time::Instant;
 
 use super::{Given, Model, Prompt, Stream, Written};
 use crate::engine::batch::BLOCK_TOKENS;
-use crate::engine::sequence::Task;
+use crate::engine::sequence::{Task, interruption};
 use crate::error::{Error, Result, quoted};
-use crate::options::{CancelToken, ScoreOptions};
+use crate::options::ScoreOptions;
 use crate::output::{FinishReason, Score};
 use crate::tokenizer::ChatRequest;
 
@@ -104,13 +104,7 @@ impl Model {
     ) -> Result<Vec<Score>> {
         self.inner.engine.expect_here()?;
         let deadline = options.deadline.and_then(|d| Instant::now().checked_add(d));
-        let stop = || match () {
-            () if options.cancel.as_ref().is_some_and(CancelToken::is_cancelled) => {
-                Some(FinishReason::Cancelled)
-            }
-            () if deadline.is_some_and(|d| Instant::now() >= d) => Some(FinishReason::Deadline),
-            () => None,
-        };
+        let stop = || interruption(options.cancel.as_ref(), deadline, Instant::now());
         let mut scores = vec![Score { logprob: 0.0, tokens: Vec::new() }; pairs.len()];
         let (mut own, mut before) = (None, Vec::new());
         for (window, scores) in pairs.chunks(WINDOW).zip(scores.chunks_mut(WINDOW)) {
@@ -277,7 +271,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::options::LoadOptions;
+    use crate::options::{CancelToken, LoadOptions};
 
     fn item(tokens: &[u32]) -> Option<Item> {
         Some(Item { tokens: tokens.to_vec(), from: 1 })
