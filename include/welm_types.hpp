@@ -250,7 +250,7 @@ struct GenerateOptions {
     std::optional<std::chrono::milliseconds> deadline{};             ///< From now; one that has passed is 1 ms.
     const CancelToken* cancel = nullptr;                             ///< Has to live only during the call.
     bool parse_special = detail::generate_defaults().parse_special;  ///< Special tokens in the prompt (false).
-    bool ignore_eos = detail::generate_defaults().ignore_eos;        ///< Goes on behind the end of text (false).
+    bool ignore_eos = detail::generate_defaults().ignore_eos;        ///< Goes on after the end of text (false).
     std::vector<std::uint32_t> stop_token_ids{};                     ///< Tokens that end a sequence, too.
     std::optional<std::string> cache_salt{};                         ///< Shares beginnings with equal salts only.
 };

@@ -123,10 +123,10 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
-/// Computes the batch's rows, up to the residual stream behind the last layer; fills the cache.
+/// Computes the batch's rows, up to the residual stream after the last layer; fills the cache.
 ///
 /// Of the last layer, rows whose logits are not wanted need their keys and values only: where the backend can, they
-/// are left out behind its attention, which saves a prompt most of one layer.
+/// are left out after its attention, which saves a prompt most of one layer.
 pub(crate) fn forward<B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
@@ -177,7 +177,7 @@ fn layers<B: Backend>(
 }
 
 /// Where values stopped being finite in the rows of the batch that `forward` has computed last, for each owner of rows:
-/// how many layers were behind it (0 is the embedding), and the row. The batch is computed once more, with the same bits.
+/// how many layers came before it (0 is the embedding), and the row. The batch is computed once more, with the same bits.
 /// An owner whose residual stream is finite to its end is not among them.
 pub(crate) fn origins<B: Backend>(
     ops: &mut B,

@@ -191,7 +191,7 @@ struct Step<B: Backend> {
     plan: Vec<Work>,
     batch: Batch,
     logit_rows: Vec<LogitRow>,
-    /// Sequences that begin in this step, behind the prompt of another.
+    /// Sequences that begin in this step, after the prompt of another.
     forked: Vec<Sequence>,
     sampler: Sampler,
     candidates: Candidates,

@@ -153,9 +153,9 @@ pub(crate) struct Cpu {
     quantized: Quantized,
     /// The buffer whose rows `quantized` has, and how. Whatever writes to that buffer resets this.
     quantized_from: Option<(usize, Form)>,
-    /// How the matrices behind a norm take its rows, if they take them quantised.
+    /// How the matrices after a norm take its rows, if they take them quantised.
     normed: Option<Form>,
-    /// How those behind an activation do.
+    /// How those after an activation do.
     activated: Option<Form>,
     n_buffers: usize,
     angles: Angles,
