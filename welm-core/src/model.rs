@@ -194,6 +194,10 @@ impl Model {
                     }
                     #[cfg(not(feature = "kernels"))]
                     Ok(never) => match never {},
+                    #[cfg(feature = "kernels")]
+                    Err(error @ Error::InvalidOption { option: welm_kernels::device::NO_HOPPER, .. }) => {
+                        return Err(error);
+                    }
                     Err(reason) => tracing::info!(%reason, "device: cpu"),
                 }
                 Self::load_on_cpu(path, opened, options)

@@ -21,6 +21,12 @@ pub enum Device {
     /// The CPU.
     Cpu,
     /// The CUDA device of this number, from 0. If it cannot be used, for whatever reason, that is an error.
+    ///
+    /// A Hopper device (compute capability 9.0, an H100 for instance) computes prompts with kernels that no other
+    /// device has. Should they be at fault, the environment variable `WELM_NO_HOPPER=1` has it use those that the
+    /// others have, which are slower there; the bits of prompts change with it. The log and
+    /// [`Model::backend`](crate::Model::backend) say so. `0` and an empty value change nothing; any other is
+    /// [`Error::InvalidOption`], with [`Device::Auto`], too.
     Cuda(usize),
 }
 

@@ -7,11 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
 
+/// Of this name is the environment variable that makes [`Device::open`] open a Hopper device as
+/// [`Device::without_hopper`] makes it, if it is `1`. `0` and nothing leave the device as it is.
+pub const NO_HOPPER: &str = "WELM_NO_HOPPER";
+
 /// A device with one stream. Clones are handles of the same.
 #[derive(Clone)]
 pub struct Device {
     driver: Arc<dyn Driver>,
     info: Arc<DeviceInfo>,
+    hopper: bool,
     graphs: Arc<Mutex<Graphs>>,
 }
 
@@ -37,15 +42,22 @@ impl PartialEq for Device {
 impl Eq for Device {}
 
 impl Device {
-    /// Opens CUDA device `ordinal`: finds libcuda, makes a context and a stream.
+    /// Opens CUDA device `ordinal`: finds libcuda, makes a context and a stream. The environment variable
+    /// [`NO_HOPPER`] is looked at here.
     ///
     /// # Errors
     /// [`Error::NoDevice`] without libcuda, without such a device, with a driver older than the device code, or
     /// with a device older than capability 8.0; [`Error::NoCode`] if the crate was built without device code;
-    /// [`Error::Driver`], [`Error::ContextLost`].
+    /// [`Error::Variable`], [`Error::Driver`], [`Error::ContextLost`].
     #[cfg(feature = "fatbin")]
     pub fn open(ordinal: usize) -> Result<Device> {
-        Ok(Self::with_driver(Arc::new(crate::cuda::Cuda::open(ordinal)?)))
+        let without_hopper = switch(NO_HOPPER, std::env::var_os(NO_HOPPER))?;
+        let device = Self::with_driver(Arc::new(crate::cuda::Cuda::open(ordinal, !without_hopper)?));
+        if without_hopper && device.is_hopper() {
+            tracing::info!(device = ordinal, "{NO_HOPPER}=1: the kernels of sm_90a are not used");
+            return Ok(device.without_hopper());
+        }
+        Ok(device)
     }
 
     /// As above; this build has no device code.
@@ -60,7 +72,15 @@ impl Device {
     /// A device behind another driver.
     pub fn with_driver(driver: Arc<dyn Driver>) -> Device {
         let info = Arc::new(driver.info());
-        Device { driver, info, graphs: Arc::default() }
+        let hopper = info.capability == (9, 0);
+        Device { driver, info, hopper, graphs: Arc::default() }
+    }
+
+    /// The same device without the kernels of `sm_90a`: launchers choose those that every other device has, and
+    /// [`Device::info`] stays as it is. This tests them on a Hopper, and is a way round a faulty kernel; the bits of
+    /// prompts change with it. A model's operations have to be given one device, this one or the other.
+    pub fn without_hopper(self) -> Device {
+        Device { hopper: false, ..self }
     }
 
     fn graphs(&self) -> MutexGuard<'_, Graphs> {
@@ -72,9 +92,10 @@ impl Device {
         &self.info
     }
 
-    /// Whether the kernels of `sm_90a` run here: capability 9.0 and no other.
+    /// Whether launchers choose the kernels of `sm_90a`: with capability 9.0 and no other, unless it was taken off
+    /// by [`Device::without_hopper`].
     pub fn is_hopper(&self) -> bool {
-        self.info.capability == (9, 0)
+        self.hopper
     }
 
     /// Free memory, in bytes.
@@ -193,6 +214,17 @@ impl Device {
         let need = skipped + shape.rows * shape.row_bytes;
         expect(need <= buffer.bytes(), "tensor_map", "buffer", format!("{need} bytes"), buffer.bytes())?;
         self.driver.tensor_map(buffer.ptr + skipped, shape)
+    }
+}
+
+/// Whether a variable of the environment switches something on.
+#[cfg(feature = "fatbin")]
+pub(crate) fn switch(name: &'static str, value: Option<std::ffi::OsString>) -> Result<bool> {
+    let value = value.unwrap_or_default();
+    match value.to_str() {
+        Some("" | "0") => Ok(false),
+        Some("1") => Ok(true),
+        _ => Err(Error::Variable { name, expected: "0 or 1", got: value.to_string_lossy().into_owned() }),
     }
 }
 

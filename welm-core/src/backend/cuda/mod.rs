@@ -387,7 +387,9 @@ impl Backend for Cuda {
     fn describe(&self) -> String {
         let info = self.device.info();
         let (major, minor) = info.capability;
-        format!("cuda, {}, compute capability {major}.{minor}", info.name)
+        let without = info.capability == (9, 0) && !self.device.is_hopper();
+        let kernels = if without { ", without the kernels of sm_90a" } else { "" };
+        format!("cuda, {}, compute capability {major}.{minor}{kernels}", info.name)
     }
 
     fn begin(&mut self, batch: &Batch) -> Result<()> {
