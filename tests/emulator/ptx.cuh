@@ -236,6 +236,13 @@ struct alignas(64) TensorMap {
     uint64_t unused[8];
 };
 
+// Any lane, each time another one; on a GPU it is always the same, which one is not documented.
+DEVICE bool elect_one() {
+    bool elected = false;
+    collective("elect", elected, [](bool **lanes) { *lanes[state().random.below(emulator::WARP)] = true; });
+    return elected;
+}
+
 DEVICE BarrierState &barrier_state(Barrier *b) {
     const std::vector<BarrierState *> &known = state().mbarriers;
     for (size_t i = 0; i < known.size(); ++i) {

@@ -125,6 +125,20 @@ fn no_fault() {
     }
 }
 
+/// One product with all columns of V is as good as two.
+#[test]
+fn sm90_attention_whole_columns() {
+    let (find, replace) = ("constexpr bool SPLIT_COLUMNS = true;", "constexpr bool SPLIT_COLUMNS = false;");
+    let control = Fault {
+        library: "attention_sm90",
+        capability: SM90,
+        kernels: &[],
+        check: attention::prefill_lengths,
+        change: Some(("attention_sm90.cu", find, replace)),
+    };
+    assert_eq!(control.run(1), None);
+}
+
 faults! {
     attention, SM80:
     attention_mask, "attention.cuh", attention::prefill_windows, ["hd80"],
@@ -200,7 +214,11 @@ faults! {
         release(&barriers.v_empty[before]);
 ";
     sm90_attention_slots_of_no_key, "attention_sm90.cu", attention::prefill_windows, ["hd80"],
-        "valid ? from + (int)i : NOWHERE" => "from + (int)i";
+        "valid ? rows[i] + (int)key : NOWHERE" => "rows[i] + (int)key";
+    sm90_attention_bytes, "attention_sm90.cu", attention::prefill_windows, ["hd80"],
+        "ptx::barrier_expect(full, S::TILE_BYTES / PRODUCERS);" => "ptx::barrier_expect(full, S::TILE_BYTES);";
+    sm90_attention_other_columns, "attention_sm90.cu", attention::prefill_windows, ["hd80"],
+        "block + (PIECE_BYTES >> 4)" => "block";
     sm90_attention_arrivals, "attention_sm90.cu", attention::prefill_far, ["hd64"],
         "ptx::barrier_init(&barriers.k_empty[i], warps);" => "ptx::barrier_init(&barriers.k_empty[i], warps - 1);";
 }
@@ -247,7 +265,11 @@ faults! {
 faults! {
     gemm_sm90, SM90:
     sm90_gemm_bytes, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
-        "L::B + L::A + L::SCALES + (MODE" => "L::B + L::A + (MODE";
+        "OWN_STRIPS * (L::A_STRIP + L::SCALES_STRIP) + b_scale_bytes" => "OWN_STRIPS * L::A_STRIP + b_scale_bytes";
+    sm90_gemm_every_lane, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
+        "if (!ptx::elect_one()) continue;" => "";
+    sm90_gemm_few_stages, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
+        "product<W8A16, 128, 8>" => "product<W8A16, 128, 9>";
     sm90_gemm_empty_parity, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
         "(index / STAGES - 1) % 2" => "index / STAGES % 2";
     sm90_gemm_released_early, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],

@@ -24,6 +24,7 @@ const ROWS_OF_X: [usize; 10] = [1, 7, 8, 9, 16, 17, 33, 64, 65, 150];
 #[cfg(feature = "gpu")]
 pub(crate) fn check(device: &Device) {
     few_and_tiles(device);
+    tiles_by_waves(device);
     weights_alone(device);
     shapes(device);
     functions(device);
@@ -219,6 +220,26 @@ pub(crate) fn few_and_tiles(device: &Device) {
         for rows in [0..1, 3..4, 149..150, 40..140] {
             let some = run_f32(device, input, rows.clone(), &w, Arithmetic::Fast);
             assert_eq!(some, fast[rows.start * 200..rows.end * 200], "{kind:?}: fast, {rows:?}");
+        }
+    }
+}
+
+/// Tiles of 256 tokens, which the device's multiprocessors have enough to do with, and those of 128 that fewer rows
+/// of x take: the same bits.
+pub(crate) fn tiles_by_waves(device: &Device) {
+    let rows = 128 * (device.info().multiprocessors as usize / 2 + 1);
+    for kind in KINDS {
+        let w = Plain::new(device, kind, (rows, 200), RowOrder::Plain, true, 0.2);
+        let x = Rows::new(device, 150, 200, 2.0);
+        let int8 = Int8Rows::new(device, &x);
+        let input = if kind == Kind::Rotated { int8.input() } else { kind.input(&x) };
+        let all = run_f32(device, input, 0..150, &w, Arithmetic::Fast);
+        if kind != Kind::Rotated {
+            assert_close(&w, &x, 0, &all[..2 * rows], 4e-3, "fast");
+        }
+        for part in [0..100, 100..150] {
+            let some = run_f32(device, input, part.clone(), &w, Arithmetic::Fast);
+            assert!(some == all[part.start * rows..part.end * rows], "{kind:?}: rows {part:?} and 150");
         }
     }
 }

@@ -32,6 +32,7 @@ on_devices! {
     gemm_rotated_is_the_same_sm80, (8, 0), gemm::rotated_is_the_same;
     gemm_errors_sm80, (8, 0), gemm::errors;
     gemm_rows_sm90, (9, 0), gemm::few_and_tiles;
+    gemm_tiles_by_waves_sm90, (9, 0), gemm::tiles_by_waves;
     gemm_weights_alone_sm90, (9, 0), gemm::weights_alone;
     gemm_shapes_sm90, (9, 0), gemm::shapes;
     gemm_functions_sm90, (9, 0), gemm::functions;
