@@ -433,9 +433,9 @@ fn kernel_sm90(
     }
 }
 
-/// Whether tiles of 128 tokens suit a product better than those of 256, which read weights half as often: where there
-/// are under 1.5 of the latter for a multiprocessor, one of which runs one at a time, and the former, half as long
-/// each, are through earlier.
+/// Whether to take tiles of 128 tokens instead of 256, which read weights half as often. A multiprocessor runs one tile
+/// at a time, and a narrow one is expected to take half as long. So they are taken where there are under 1.5 wide
+/// tiles for a multiprocessor, and the narrow ones end earlier; and where wide ones would be half empty.
 fn narrow_tiles(n: usize, rows: usize, multiprocessors: usize) -> bool {
     let tiles = |tokens: usize| n.div_ceil(tokens) * (rows / TILE_ROWS);
     let rounds = |tokens| tiles(tokens).div_ceil(multiprocessors);
