@@ -20,30 +20,16 @@ const UNTOUCHED: f32 = -77.0;
 /// One of each kernel's sizes, and those around them.
 const ROWS_OF_X: [usize; 10] = [1, 7, 8, 9, 16, 17, 33, 64, 65, 150];
 
-/// All checks.
-#[cfg(feature = "gpu")]
-pub(crate) fn check(device: &Device) {
-    few_and_tiles(device);
-    tiles_by_waves(device);
-    weights_alone(device);
-    shapes(device);
-    functions(device);
-    int8_activations(device);
-    rotated_weights();
-    rotated_int8(device);
-    largest_sum(device);
-    rotated_is_the_same(device);
-    errors(device);
-}
-
+/// Of a weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
+pub(crate) enum Kind {
     Int8,
     Bf16,
     Rotated,
 }
 
-const KINDS: [Kind; 3] = [Kind::Int8, Kind::Bf16, Kind::Rotated];
+/// All of them.
+pub(crate) const KINDS: [Kind; 3] = [Kind::Int8, Kind::Bf16, Kind::Rotated];
 
 impl Kind {
     /// Columns that a product of `cols` runs over: a rotation fills the padding, too.
@@ -202,9 +188,27 @@ fn assert_close(w: &Plain, x: &Rows, first: usize, sums: &[f32], relative: f64, 
     }
 }
 
+/// Rows so few that no tile serves them: the formula, and the same bits whatever their number.
+pub(crate) fn few(device: &Device, kind: Kind) {
+    let w = Plain::new(device, kind, (200, 330), RowOrder::Plain, true, 0.2);
+    let x = Rows::new(device, 32, kind.width(330), 2.0);
+    let all = run_f32(device, kind.input(&x), 0..32, &w, Arithmetic::Exact);
+    assert_close(&w, &x, 0, &all, 2e-6, "few");
+    for n in [1, 7, 8, 9, 16, 17] {
+        let first = (32 - n) / 2;
+        let some = run_f32(device, kind.input(&x), first..first + n, &w, Arithmetic::Exact);
+        assert_eq!(some, all[first * 200..][..n * 200], "{kind:?}: {n} rows and 32");
+    }
+}
+
 /// Exact sums of one matrix and all sizes of x: the formula, and the same bits from every kernel.
 pub(crate) fn few_and_tiles(device: &Device) {
-    for kind in KINDS {
+    few_and_tiles_of(device, &KINDS);
+}
+
+/// The same, of some kinds.
+pub(crate) fn few_and_tiles_of(device: &Device, kinds: &[Kind]) {
+    for &kind in kinds {
         let w = Plain::new(device, kind, (200, 330), RowOrder::Plain, true, 0.2);
         let x = Rows::new(device, 150, kind.width(330), 2.0);
         let input = kind.input(&x);
@@ -246,7 +250,12 @@ pub(crate) fn tiles_by_waves(device: &Device) {
 
 /// Every weight by itself, from rows of x with a single one: what is small beside a sum is not beside a weight.
 pub(crate) fn weights_alone(device: &Device) {
-    for kind in KINDS {
+    weights_alone_of(device, &KINDS);
+}
+
+/// The same, of some kinds.
+pub(crate) fn weights_alone_of(device: &Device, kinds: &[Kind]) {
+    for &kind in kinds {
         let w = Plain::new(device, kind, (140, 130), RowOrder::Plain, false, 0.2);
         let (n, k) = (w.width, w.weight.k());
         let one = |i: usize| if i / k == i % k { bf16::ONE } else { bf16::ZERO };
@@ -266,7 +275,12 @@ pub(crate) fn weights_alone(device: &Device) {
 
 /// Odd and small matrices, large and small values; residuals.
 pub(crate) fn shapes(device: &Device) {
-    for kind in KINDS {
+    shapes_of(device, &KINDS);
+}
+
+/// The same, of some kinds.
+pub(crate) fn shapes_of(device: &Device, kinds: &[Kind]) {
+    for &kind in kinds {
         for (rows, cols) in [(1, 1), (16, 32), (97, 33), (129, 64), (40, 1030), (256, 128), (130, 577)] {
             for (n, size) in [(1, 1.0), (5, 1e-3), (12, 1e4), (40, 1.0), (130, 1.0)] {
                 let w = Plain::new(device, kind, (rows, cols), RowOrder::Plain, n % 2 == 0, size);
@@ -289,13 +303,18 @@ pub(crate) fn shapes(device: &Device) {
 
 /// Every function, rounded to bf16, with zeros behind the result.
 pub(crate) fn functions(device: &Device) {
+    functions_of(device, &KINDS);
+}
+
+/// The same, of some kinds.
+pub(crate) fn functions_of(device: &Device, kinds: &[Kind]) {
     let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x / 2f64.sqrt()));
     let gelu_tanh = |x: f64| {
         let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
         0.5 * x * (1.0 + inner.tanh())
     };
     let silu = |x: f64| x / (1.0 + (-x).exp());
-    for kind in KINDS {
+    for &kind in kinds {
         for (n, cols) in [(1, 50), (11, 200), (70, 64), (140, 40)] {
             for function in [Function::Identity, Function::Gelu, Function::GeluTanh, Function::SwiGlu] {
                 for method in [Arithmetic::Exact, Arithmetic::Fast] {
