@@ -310,8 +310,8 @@ faults! {
 faults! {
     norm, SM80:
     norm_variance, "norm.cu", norm::formulas, [],
-        "squares = fmaf(four.v[i], four.v[i], squares);" =>
-        "squares = fmaf(four.v[i] + mean, four.v[i] + mean, squares);";
+        "squares = fmaf(terms.v[i], terms.v[i], squares);" =>
+        "squares = fmaf(terms.v[i] + mean, terms.v[i] + mean, squares);";
     norm_sum_barrier, "norm.cu", norm::neighbours, [],
         "    ptx::sync_block();
     float sum" =>
@@ -319,9 +319,15 @@ faults! {
     norm_partials_shared, "norm.cu", norm::neighbours, [],
         "block_sum(squares, partials + WARPS)" => "block_sum(squares, partials)";
     norm_padding, "norm.cu", norm::magnitudes, [],
-        "y.v[i] = column(first, i) < p.dim ? value : 0.0f;" => "y.v[i] = value;";
+        "y.v[i] = in_dim(start, i) ? value : 0.0f;" => "y.v[i] = value;";
     norm_odd_dim, "norm.cu", norm::formulas, [],
-        "x.v[i + 1] = c + 1 < dim ? row[c + 1] : 0.0f;" => "x.v[i + 1] = c < dim ? row[c + 1] : 0.0f;";
+        "x.v[i] = column + i < dim ? row[column + i] : 0.0f;" => "x.v[i] = column < dim ? row[column + i] : 0.0f;";
+    norm_exchange, "norm.cu", norm::formulas, [],
+        "ptx::shfl_xor(upper ? first : second, 2)" => "ptx::shfl_xor(upper ? second : first, 2)";
+    norm_order_of_sums, "norm.cu", norm::summation, [],
+        "{16, 8, 4, 1, 2}" => "{16, 8, 4, 2, 1}";
+    norm_kept_weights, "norm.cu", norm::widths, [],
+        "weights[round] = load(p.weight, start); });" => "weights[round] = load(p.weight, 0); });";
     norm_rotation, "norm.cu", norm::rotation, [],
         "second ? other - x.v[i]" => "second ? x.v[i] - other";
     norm_int8_rounding, "norm.cu", norm::conversions, [],

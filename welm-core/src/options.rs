@@ -67,11 +67,17 @@ pub enum Activations {
     #[default]
     Auto,
     /// 8 bits, a scale for every group of values, as the weights are grouped: 32, or 128 that were rotated.
+    ///
+    /// On CUDA the sum of every 32 columns is converted from integers to floats and scaled by itself. On Hopper that is
+    /// predicted to take longer than the products, and so longer than [`Activations::Int16`]; of the two forms of int8,
+    /// [`Activations::Int8Rotated`] is the fast one. No GPU has measured either yet.
     Int8,
     /// CUDA only: 8 bits, one scale per token, after each 64 values were rotated by a Hadamard matrix; weights
-    /// likewise, with one scale per row. Products need no scale inside, which is what holds int8 tensor cores up, and
-    /// weights take 6 % less memory. A model that is stored as int8 is rounded twice:
-    /// quantise from floats.
+    /// likewise, with one scale per row.
+    ///
+    /// A product is then one sum of integers, which is scaled once at its end, so that int8 tensor cores need not
+    /// wait for scaling. Weights take 6 % less memory. A model that is stored as int8 is rounded twice: quantise
+    /// from floats.
     Int8Rotated,
     /// 16 bits: int16 with a scale for every group on the CPU (half of the divergence or less, twice the arithmetic),
     /// bf16 on CUDA.

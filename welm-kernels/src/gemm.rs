@@ -5,6 +5,11 @@
 //! whatever the device multiplies fastest with; a row's bits then still depend on that row only, but differ from
 //! those of `Exact`. With int8 activations both are the same.
 //!
+//! Int8 activations with a scale for 32 columns ([`Input::Int8`]) are the slow form of int8. Each sum of 32 columns is
+//! converted to f32 and scaled, which on Hopper is predicted to take longer than the products themselves, and longer
+//! than the same product with bf16 activations. The rotated form ([`Input::RotatedInt8`]) scales once, at the end. No
+//! GPU has measured either yet.
+//!
 //! A rotated weight stands for the same product, `(x R) (W R)^T`: R spreads what is large in one column over 64, so
 //! that int8 needs one scale for a row and none inside the product. Its activations are rotated, too
 //! ([`crate::norm::rotate`]); as bf16 they give the bits of `Exact`, as int8 one exact sum.
