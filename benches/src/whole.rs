@@ -54,7 +54,6 @@ const LEAD: usize = 8;
 pub fn measure(folder: &Path, device: &Device, activations: Activations, request: Request) -> Result<Whole> {
     let options = LoadOptions {
         activations,
-        chunk_tokens: request.prompt,
         cache_tokens: Some((request.prompt + request.tokens + 2 * LEAD).next_multiple_of(16)),
         max_running: 1,
         prefix_cache: false,

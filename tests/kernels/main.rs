@@ -9,6 +9,7 @@ mod norm;
 mod random;
 mod rope;
 mod sample;
+mod staging;
 
 use welm_kernels::Device;
 use welm_tests::emulator::Emulator;

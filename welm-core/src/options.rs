@@ -221,7 +221,7 @@ pub type ProgressFn = Arc<dyn Fn(LoadProgress) -> bool + Send + Sync>;
 /// ```
 /// use welm_core::{Dtype, LoadOptions};
 /// let options = LoadOptions { dtype: Dtype::Int8, threads: Some(2), ..LoadOptions::default() };
-/// assert_eq!(options.chunk_tokens, 256);
+/// assert_eq!(options.max_running, 64);
 /// ```
 #[derive(Clone)]
 pub struct LoadOptions {
@@ -247,8 +247,10 @@ pub struct LoadOptions {
     /// more than 32,768 tokens. One sequence cannot be longer than that: a longer request is
     /// [`Error::TooLong`], which names the KV cache.
     pub cache_tokens: Option<usize>,
-    /// Prompt tokens computed in one step: what a long prompt delays the others by at most.
-    pub chunk_tokens: usize,
+    /// Prompt tokens computed in one step: what a long prompt delays the others by at most. `None` takes 256 on the CPU. On
+    /// CUDA, where fewer would leave most of the device idle, it takes 2,048, or as many as a sequence has at most; if
+    /// memory has no room for that, half as many again and again, down to 256, and the log warns. No result depends on it.
+    pub chunk_tokens: Option<usize>,
     /// Most sequences that run at once.
     pub max_running: usize,
     /// Most sequences that wait; a request beyond it is refused with [`Error::QueueFull`], and one that has more
@@ -294,7 +296,7 @@ impl Default for LoadOptions {
             isa: None,
             context_tokens: None,
             cache_tokens: None,
-            chunk_tokens: 256,
+            chunk_tokens: None,
             max_running: 64,
             queue_limit: 1024,
             prefix_cache: true,
@@ -340,7 +342,7 @@ impl LoadOptions {
                 Err(Error::option(option, format!("expected {low} to {high}, got {value}")))
             }
         };
-        range("chunk_tokens", self.chunk_tokens, 1, 65_536)?;
+        range("chunk_tokens", self.chunk_tokens.unwrap_or(1), 1, 65_536)?;
         range("max_running", self.max_running, 1, 4_096)?;
         range("queue_limit", self.queue_limit, 1, 1 << 20)?;
         range("threads", self.threads.unwrap_or(1), 1, 1_024)?;
@@ -641,7 +643,7 @@ mod tests {
         assert_eq!(many.to_string(), "option `logprobs`: expected at most 100, got 101");
         assert!(GenerateOptions::default().validate().is_ok());
         assert!(LoadOptions::default().validate().is_ok());
-        assert!(LoadOptions { chunk_tokens: 0, ..Default::default() }.validate().is_err());
+        assert!(LoadOptions { chunk_tokens: Some(0), ..Default::default() }.validate().is_err());
         assert!(LoadOptions { threads: Some(0), ..Default::default() }.validate().is_err());
     }
 

@@ -214,8 +214,7 @@ pub(crate) fn logits<'s, B: Backend>(
     batch: &Batch,
     some: Range<usize>,
 ) -> Result<&'s mut B::Buffer> {
-    let rows = if B::KEEPS { &batch.places[some] } else { &batch.wanted[some] };
-    ops.norm_rows(&mut s.last, &s.x, rows, &weights.final_norm)?; // (rows.len(), dim)
+    ops.norm_rows(&mut s.last, &s.x, batch, some, &weights.final_norm)?; // (some.len(), dim)
     ops.logits(&mut s.logits, &s.last, weights.output.as_ref().unwrap_or(&weights.embed))?;
     Ok(&mut s.logits)
 }
@@ -280,7 +279,8 @@ pub(crate) mod tests {
             let source = Source::open(&folder, None, false).unwrap();
             // One thread, so that this thread's count is everybody's.
             let options = LoadOptions { threads: Some(1), dtype, ..LoadOptions::default() };
-            let limits = Limits { max_rows: 8, max_logit_rows: 2, max_context: 64, n_blocks: 4 };
+            let limits =
+                Limits { chunk_tokens: 6, max_rows: 8, max_logit_rows: 2, max_context: 64, n_blocks: 4 };
             let mut cpu = Cpu::new(&source.config, &options, limits).unwrap();
             let weights = Weights::load(&mut cpu, &source, |_| Ok(())).unwrap();
             let mut kv = KvCache::new(&mut cpu, source.config.n_layers, limits.n_blocks).unwrap();

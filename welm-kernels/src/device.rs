@@ -132,7 +132,8 @@ impl Device {
     pub fn uninit<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         let bytes = (len * size_of::<T>()) as u64;
         let ptr = self.driver.alloc(bytes.max(1))?;
-        Ok(Buffer { device: self.clone(), ptr, len, element: PhantomData })
+        let memory = Arc::new(Memory { device: self.clone(), ptr });
+        Ok(Buffer { memory, ptr, len, element: PhantomData })
     }
 
     /// A copy of `values`.
@@ -274,9 +275,26 @@ unsafe impl Element for half::f16 {}
 // SAFETY: as above.
 unsafe impl Element for half::bf16 {}
 
+/// What [`Driver::alloc`] gave, until no buffer has it any more.
+struct Memory {
+    device: Device,
+    ptr: Ptr,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let mut graphs = self.device.graphs();
+        if graphs.alive > 0 {
+            return graphs.given_up.push(self.ptr);
+        }
+        // SAFETY: ours, and gone after this.
+        unsafe { self.device.driver.free(self.ptr) };
+    }
+}
+
 /// `len` elements of device memory.
 pub struct Buffer<T: Element> {
-    device: Device,
+    memory: Arc<Memory>,
     ptr: Ptr,
     len: usize,
     element: PhantomData<T>,
@@ -311,7 +329,23 @@ impl<T: Element> Buffer<T> {
 
     /// The device it lies on.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.memory.device
+    }
+
+    /// `len` elements, from byte `first` on, as a buffer of their own: of the same memory, which is freed with the last
+    /// that has it. What is written to one is read from the other.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if they do not lie in this buffer, or not where such an element can.
+    pub fn part<U: Element>(&self, first: usize, len: usize) -> Result<Buffer<U>> {
+        let end = len.checked_mul(size_of::<U>()).and_then(|bytes| bytes.checked_add(first));
+        let fits = end.is_some_and(|end| end as u64 <= self.bytes());
+        let range = format!("within {} bytes", self.bytes());
+        expect(fits, "part", "range", range, format!("{first}, {len} elements"))?;
+        let ptr = self.ptr + first as u64;
+        let aligned = ptr.is_multiple_of(align_of::<U>() as u64);
+        expect(aligned, "part", "first", format!("a multiple of {}", align_of::<U>()), first)?;
+        Ok(Buffer { memory: Arc::clone(&self.memory), ptr, len, element: PhantomData })
     }
 
     fn check(&self, operation: &'static str, first: usize, len: usize) -> Result<()> {
@@ -328,7 +362,7 @@ impl<T: Element> Buffer<T> {
         // SAFETY: plain numbers as bytes.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
         // SAFETY: checked above.
-        unsafe { self.device.driver.upload(self.ptr + (first * size_of::<T>()) as u64, bytes) }
+        unsafe { self.device().driver.upload(self.ptr + (first * size_of::<T>()) as u64, bytes) }
     }
 
     /// Copies elements `first..` to `values`, after everything before it has run.
@@ -341,7 +375,7 @@ impl<T: Element> Buffer<T> {
         // SAFETY: plain numbers as bytes; every bit pattern is one.
         let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), n_bytes) };
         // SAFETY: checked above.
-        unsafe { self.device.driver.download(bytes, self.ptr + (first * size_of::<T>()) as u64) }
+        unsafe { self.device().driver.download(bytes, self.ptr + (first * size_of::<T>()) as u64) }
     }
 
     /// All elements.
@@ -366,17 +400,6 @@ impl<T: Element> Buffer<T> {
         expect(apart, "copy_within", "ranges", "apart", format!("{from} and {to}, {len} elements"))?;
         let at = |i: usize| self.ptr + (i * size_of::<T>()) as u64;
         // SAFETY: checked above.
-        unsafe { self.device.driver.copy(at(to), at(from), (len * size_of::<T>()) as u64) }
-    }
-}
-
-impl<T: Element> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        let mut graphs = self.device.graphs();
-        if graphs.alive > 0 {
-            return graphs.given_up.push(self.ptr);
-        }
-        // SAFETY: ours, and gone after this.
-        unsafe { self.device.driver.free(self.ptr) };
+        unsafe { self.device().driver.copy(at(to), at(from), (len * size_of::<T>()) as u64) }
     }
 }

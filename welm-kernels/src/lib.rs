@@ -50,6 +50,8 @@ pub mod gemm;
 pub mod norm;
 pub mod rope;
 pub mod sample;
+pub mod staging;
 
 pub use device::{Buffer, Device, Element, Graph};
 pub use error::{Error, Result};
+pub use staging::Staging;

@@ -42,6 +42,12 @@ impl Angles {
         (&self.cos[..len], &self.sin[..len])
     }
 
+    /// Angles of a row.
+    #[cfg(feature = "kernels")]
+    pub(crate) fn pairs(&self) -> usize {
+        self.inv_freq.len()
+    }
+
     /// Turns one head, `(head_dim)`, of a row. Inlined, so that it has its caller's instructions.
     #[inline(always)]
     pub(crate) fn turn(&self, row: usize, head: &mut [f32], pairing: RopePairing) {
