@@ -170,6 +170,7 @@ DEVICE void barrier_expect(Barrier *b, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(b)), "r"(bytes) : "memory");
 }
 // Waits for the end of the phase of this parity; the first phase has parity 0.
+#if !defined(WELM_TRAP)
 DEVICE void barrier_wait(Barrier *b, uint32_t parity) {
     asm volatile("{\n"
                  ".reg .pred done;\n"
@@ -180,6 +181,29 @@ DEVICE void barrier_wait(Barrier *b, uint32_t parity) {
                  "r"(parity)
                  : "memory");
 }
+#else
+// For tests (see build.rs): a wait of three seconds, which no kernel that is right comes near, ends the launch with an
+// error where it would hang. The time is the low word of one in ns: it holds 4.29 s, and a try that fails comes back
+// much sooner.
+DEVICE void barrier_wait(Barrier *b, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done, late;\n"
+                 ".reg .u32 start, now;\n"
+                 "mov.u32 start, %%globaltimer_lo;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@done bra end;\n"
+                 "mov.u32 now, %%globaltimer_lo;\n"
+                 "sub.u32 now, now, start;\n"
+                 "setp.gt.u32 late, now, 3000000000;\n"
+                 "@!late bra again;\n"
+                 "trap;\n"
+                 "end:\n"
+                 "}\n" ::"r"(address(b)),
+                 "r"(parity)
+                 : "memory");
+}
+#endif
 // Ordinary stores to shared memory become visible to wgmma and to the copy engine; then a barrier.
 DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
