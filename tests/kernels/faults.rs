@@ -217,8 +217,6 @@ faults! {
         "min(first_token + 8 * c + g, p.n - 1)" => "first_token + 8 * c + g";
     gemm_few_next_weights, "gemm.cu", gemm::long_segments, ["w8a16"],
         "load_w(i, i + DEPTH);" => "load_w(i, i + DEPTH - 1);";
-    gemm_few_x_stays, "gemm.cu", gemm::long_segments, ["w8a16"],
-        "x_at[c] += DEPTH * GROUP;" => "";
     gemm_order_of_sums, "gemm.cu", gemm::few_and_tiles, ["w8a16"],
         "for (uint32_t s = 0; s < SEGMENTS; ++s) total += at[s * (TOKENS * PITCH)];" =>
         "for (uint32_t s = SEGMENTS; s-- > 0;) total += at[s * (TOKENS * PITCH)];";
