@@ -232,7 +232,9 @@ faults! {
         "        *at = total;
     }";
     gemm_few_tail, "gemm.cu", gemm::shapes, ["w8a16"],
-        "token < p.n && group + i < end" => "group + i < end";
+        "min(first_token + 8 * c + g, p.n - 1)" => "first_token + 8 * c + g";
+    gemm_few_next_weights, "gemm.cu", gemm::long_segments, ["w8a16"],
+        "load_w(i, i + DEPTH);" => "load_w(i, i + DEPTH - 1);";
     gemm_order_of_sums, "gemm.cu", gemm::few_and_tiles, ["w8a16"],
         "for (uint32_t s = 0; s < SEGMENTS; ++s) total += at[s * (TOKENS * PITCH)];" =>
         "for (uint32_t s = SEGMENTS; s-- > 0;) total += at[s * (TOKENS * PITCH)];";
@@ -257,9 +259,16 @@ faults! {
         "                a[h][1] = words[h].y;
                 a[h][2] = words[h].z;";
     gemm_gate_and_up, "gemm.cuh", gemm::functions, ["w8a16"],
-        "silu(value(token, row)) * value(token, row + 8)" => "silu(value(token, row + 8)) * value(token, row)";
+        "silu(x[0][j]) * x[1][j]" => "silu(x[1][j]) * x[0][j]";
     gemm_rotated_scale_row, "gemm.cuh", gemm::rotated_int8, ["r8a8"],
-        "p.q_scale[first_token + token]" => "p.q_scale[token]";
+        "p.q_scale[tile.first_token + token + i * step]" => "p.q_scale[token + i * step]";
+    gemm_store_unaligned, "gemm.cuh", gemm::edges, ["w8a16"],
+        "const bool aligned = p.out_stride % 4 == 0;" => "const bool aligned = true;";
+    gemm_store_last_columns, "gemm.cuh", gemm::edges, ["w8a16"],
+        "if (cols == 4 && aligned) store_columns" => "if (aligned) store_columns";
+    gemm_store_last_rows, "gemm.cuh", gemm::edges, ["w8a16"],
+        "if (i * step < tile.n_tokens && token + i * step < n) store_four" =>
+        "if (i * step < tile.n_tokens) store_four";
 }
 
 faults! {

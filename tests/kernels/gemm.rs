@@ -226,6 +226,21 @@ pub(crate) fn few_and_tiles_of(device: &Device, kinds: &[Kind]) {
             assert_eq!(some, fast[rows.start * 200..rows.end * 200], "{kind:?}: fast, {rows:?}");
         }
     }
+    long_segments(device);
+}
+
+/// So many columns that few rows of x ask for weights more than twice as far ahead as they can.
+pub(crate) fn long_segments(device: &Device) {
+    for kind in KINDS {
+        let w = Plain::new(device, kind, (20, 4500), RowOrder::Plain, false, 0.2);
+        let x = Rows::new(device, 34, kind.width(4500), 2.0);
+        let all = run_f32(device, kind.input(&x), 0..34, &w, Arithmetic::Exact);
+        assert_close(&w, &x, 0, &all, 2e-6, "long");
+        for rows in [33..34, 0..8, 5..18] {
+            let some = run_f32(device, kind.input(&x), rows.clone(), &w, Arithmetic::Exact);
+            assert_eq!(some, all[rows.start * 20..rows.end * 20], "{kind:?}: {rows:?} of 34 long rows");
+        }
+    }
 }
 
 /// Tiles of 256 tokens, which the device's multiprocessors have enough to do with, and those of 128 that fewer rows
@@ -351,6 +366,86 @@ pub(crate) fn functions_of(device: &Device, kinds: &[Kind]) {
                     }
                 }
             }
+        }
+    }
+    edges(device);
+}
+
+/// Every kind of `out`, four columns at a time and one (bf16: two) at a time, gives the same bits; strides that are odd
+/// or no multiple of 4, a last column in the middle of four, rows from an odd one on that fill no tile.
+pub(crate) fn edges(device: &Device) {
+    for kind in KINDS {
+        let x = Rows::new(device, 150, kind.width(40), 1.0);
+        for (rows, order) in [(130, RowOrder::Plain), (135, RowOrder::Plain), (268, RowOrder::Gated)] {
+            let w = Plain::new(device, kind, (rows, 40), order, true, 0.3);
+            for range in [0..1, 3..12, 1..41, 1..148] {
+                stored(device, kind.input(&x), range.clone(), &w, order, Arithmetic::Exact);
+            }
+            stored(device, kind.input(&x), 1..148, &w, order, Arithmetic::Fast);
+            if kind == Kind::Rotated {
+                let int8 = Int8Rows::new(device, &x);
+                stored(device, int8.input(), 1..41, &w, order, Arithmetic::Exact);
+                stored(device, int8.input(), 1..148, &w, order, Arithmetic::Exact);
+            }
+        }
+    }
+}
+
+/// What is stored of some rows with every stride that is possible: 4 values at a time only if it is a multiple of 4.
+fn stored(device: &Device, x: Input, rows: Range<usize>, w: &Plain, order: RowOrder, method: Arithmetic) {
+    let run =
+        |out: Output, stride: usize| gemm(device, x, rows.clone(), &w.weight, out, stride, method).unwrap();
+    // Columns of the result, bit for bit; nothing but them and the zeros after them is written.
+    let check = |got: &[u32], stride: usize, cols: usize, untouched: &dyn Fn(usize) -> u32, padded: bool| {
+        let mut values = vec![];
+        for (i, row) in got.chunks(stride).enumerate() {
+            let inside = rows.contains(&i);
+            for (c, &y) in row.iter().enumerate() {
+                match (inside, c < cols) {
+                    (true, true) => values.push(y),
+                    (true, false) if padded => assert_eq!(y, 0, "padding, row {i}, column {c} of {stride}"),
+                    _ => assert_eq!(y, untouched(i * stride + c), "row {i}, column {c} of {stride}"),
+                }
+            }
+        }
+        values
+    };
+    if order == RowOrder::Plain {
+        let cols = w.rows;
+        let even = cols.next_multiple_of(4);
+        for add in [false, true] {
+            let sums = |stride: usize| {
+                // The same in a column whatever the stride.
+                let before = |at: usize| ((at / stride * 7 + at % stride) as f32 * 0.37).sin();
+                let all: Vec<f32> = (0..(rows.end + 1) * stride).map(before).collect();
+                let mut out = device.upload(&all).unwrap();
+                run(if add { Output::AddF32(&mut out) } else { Output::F32(&mut out) }, stride);
+                let got: Vec<u32> = out.to_vec().unwrap().iter().map(|y| y.to_bits()).collect();
+                check(&got, stride, cols, &|at| before(at).to_bits(), false)
+            };
+            let want = sums(even + 1);
+            for stride in [even, even + 2, even + 4] {
+                assert_eq!(sums(stride), want, "{rows:?}, f32, added: {add}, stride {stride}");
+            }
+        }
+    }
+    let functions: &[Function] = match order {
+        RowOrder::Plain => &[Function::Identity, Function::Gelu, Function::GeluTanh],
+        RowOrder::Gated => &[Function::SwiGlu],
+    };
+    for &function in functions {
+        let cols = if order == RowOrder::Gated { w.rows / 2 } else { w.rows };
+        let even = cols.next_multiple_of(4);
+        let rounded = |stride: usize| {
+            let mut out = device.upload(&vec![bf16::from_f32(UNTOUCHED); (rows.end + 1) * stride]).unwrap();
+            run(Output::Bf16(&mut out, function), stride);
+            let got: Vec<u32> = out.to_vec().unwrap().iter().map(|y| u32::from(y.to_bits())).collect();
+            let untouched = u32::from(bf16::from_f32(UNTOUCHED).to_bits());
+            check(&got, stride, cols, &|_| untouched, true)
+        };
+        let want = rounded(even + 2);
+        for stride in [even, even + 4] {
+            assert_eq!(rounded(stride), want, "{rows:?}, {function:?}, stride {stride}");
         }
     }
 }

@@ -59,10 +59,10 @@ DEVICE uint32_t pack_bf16(float lo, float hi) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
     return d;
 }
-// Both halves.
-DEVICE uint32_t add_bf16x2(uint32_t a, uint32_t b) {
+// a - b, both halves.
+DEVICE uint32_t sub_bf16x2(uint32_t a, uint32_t b) {
     uint32_t d;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(0x3f803f80u), "r"(b));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(b), "r"(0xbf80bf80u), "r"(a));
     return d;
 }
 DEVICE uint16_t bf16_of_f32(float x) { return (uint16_t)pack_bf16(x, 0.0f); }
