@@ -47,7 +47,8 @@ pub struct Whole {
 /// Tokens of the short prompt before the generated ones, and of these the first, which are not timed.
 const LEAD: usize = 8;
 
-/// Loads a folder of [`crate::random_model::write`] onto a device, and times it.
+/// Loads a folder of [`crate::random_model::write`] onto a device, and times it. A prompt is cut into chunks as it is
+/// for everybody who leaves that to the engine.
 ///
 /// # Errors
 /// Whatever the model meets.

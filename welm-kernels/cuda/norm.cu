@@ -164,7 +164,7 @@ DEVICE void rotate(Four &x) {
 
 // Every thread gets the sum over the block, in a fixed order. `partials`: (WARPS), not in use.
 DEVICE float block_sum(float x, float *partials) {
-    constexpr int MASKS[5] = {16, 8, 4, 1, 2};  // by halves of a warp as positions count, where lane 1 comes after lane 2
+    constexpr int MASKS[5] = {16, 8, 4, 1, 2};  // by halves of a warp as positions count: lane 1 comes after lane 2
 #pragma unroll
     for (int i = 0; i < 5; ++i) x += ptx::shfl_xor(x, MASKS[i]);
     if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = x;
