@@ -8,6 +8,7 @@ mod norm;
 mod random;
 mod rope;
 mod sample;
+mod sums;
 
 use welm_tests::emulator::Emulator;
 
