@@ -4,7 +4,8 @@
 //! A buffer lies between inaccessible pages, its end flush with the second one to within 15 bytes, so that an
 //! access outside of it is caught; that is why, unlike on a GPU, it is aligned to 16 bytes only. Fresh memory is NaN
 //! (as f32 and as bf16). What CUDA refuses while a graph is recorded is refused here. Faults can be planned, to see
-//! what an engine does with them. With `WELM_EMULATOR_LOG=<file>` each launch adds a line there: kernel, threads and
+//! what an engine does with them. With `WELM_EMULATOR_MMA=aligned` products of bf16 are added as `sums.h` says that tensor
+//! cores do, instead of one after another. With `WELM_EMULATOR_LOG=<file>` each launch adds a line there: kernel, threads and
 //! bytes of shared memory of a block.
 
 pub mod compile;
@@ -39,6 +40,8 @@ pub struct Options {
     pub memory_bytes: u64,
     /// Orders of threads and blocks.
     pub seed: u64,
+    /// Whether products of bf16 are added as by a tensor core; see `sums.h`.
+    pub aligned_sums: bool,
     /// Files that take the place of the stock kernels', by stem: a shared library each.
     pub libraries: HashMap<String, PathBuf>,
 }
@@ -46,11 +49,17 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let seed = std::env::var("WELM_EMULATOR_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+        let aligned_sums = match std::env::var("WELM_EMULATOR_MMA").as_deref() {
+            Ok("aligned") => true,
+            Err(std::env::VarError::NotPresent) => false,
+            other => panic!("WELM_EMULATOR_MMA: expected aligned, got {other:?}"),
+        };
         Options {
             capability: (8, 0),
             multiprocessors: 3,
             memory_bytes: 8 << 30,
             seed,
+            aligned_sums,
             libraries: HashMap::new(),
         }
     }
@@ -110,6 +119,7 @@ struct Launch {
     params_bytes: u64,
     seed: u64,
     has_sm90: u32,
+    aligned_sums: u32,
     memory: *mut usize,
 }
 
@@ -117,6 +127,23 @@ type LaunchFn = unsafe extern "C" fn(*const Launch, *mut c_char, u64) -> c_int;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The library of a kernel file.
+fn stock(file: &str) -> PathBuf {
+    Path::new(env!("WELM_EMULATOR_LIBRARIES")).join(format!("{file}.so"))
+}
+
+/// `c` and the products of two rows of bf16, added as by a tensor core of capability 8.0 or 9.0; see `sums.h`.
+pub fn aligned_sum(capability: (u32, u32), a: &[f32], b: &[f32], c: f32) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let library = library(stock("gemm")).expect("the emulator's library");
+    // SAFETY: `sums.h` defines it so, and both have so many values.
+    unsafe {
+        type Sum = unsafe extern "C" fn(*const f32, *const f32, u32, f32, u32) -> f32;
+        let sum: libloading::Symbol<Sum> = library.get(b"emulator_aligned_sum").expect("a function");
+        sum(a.as_ptr(), b.as_ptr(), a.len() as u32, c, (capability == (9, 0)).into())
+    }
 }
 
 /// A library, which stays loaded.
@@ -245,8 +272,8 @@ impl Inner {
             file.and_then(|mut file| file.write_all(line.as_bytes()))
                 .map_err(|e| Error::launch(kernel, e))?;
         }
-        let stock = || Path::new(env!("WELM_EMULATOR_LIBRARIES")).join(format!("{}.so", kernel.file));
-        let library = library(options.libraries.get(kernel.file).cloned().unwrap_or_else(stock))?;
+        let library =
+            library(options.libraries.get(kernel.file).cloned().unwrap_or_else(|| stock(kernel.file)))?;
         // Parameters of their own, aligned for a tensor map.
         let mut aligned = vec![TensorMap([0; 16]); params.len().div_ceil(size_of::<TensorMap>())];
         // SAFETY: as long as `params`, rounded up.
@@ -261,6 +288,7 @@ impl Inner {
             params_bytes: params.len() as u64,
             seed: options.seed.wrapping_mul(1_000_003).wrapping_add(self.launches),
             has_sm90: (options.capability == (9, 0)).into(),
+            aligned_sums: options.aligned_sums.into(),
             memory: std::ptr::null_mut(),
         };
         let mut error = [0u8; 512];

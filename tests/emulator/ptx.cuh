@@ -4,6 +4,7 @@
 // As there: g = lane / 4, t = lane % 4; layouts are those of the PTX ISA.
 #pragma once
 #include "runtime.h"
+#include "sums.h"
 
 #define __CUDA_ARCH_FEAT_SM90_ALL 1
 #define DEVICE [[maybe_unused]] static inline
@@ -201,6 +202,23 @@ template <typename T, typename A> DEVICE void unpack_a(typename T::Value (&a)[16
     }
 }
 
+// d (16, N) += rows (16, K) * cols (K, N), one product after another, or as a tensor core does it.
+template <typename T, int N>
+DEVICE void multiply(const typename T::Value (&rows)[16][T::K], const typename T::Value (&cols)[T::K][N],
+                     typename T::Value (&d)[16][N]) {
+    if constexpr (T::BYTES == 2) {
+        if (state().aligned_sums) {
+            const tensor_core::Unit unit = state().has_sm90 ? tensor_core::HOPPER : tensor_core::AMPERE;
+            for (int m = 0; m < 16; ++m)
+                for (int n = 0; n < N; ++n) d[m][n] = tensor_core::aligned(unit, rows[m], &cols[0][n], N, T::K, d[m][n]);
+            return;
+        }
+    }
+    for (int m = 0; m < 16; ++m)
+        for (int k = 0; k < T::K; ++k)
+            for (int n = 0; n < N; ++n) d[m][n] += rows[m][k] * cols[k][n];
+}
+
 template <typename T> struct Mma {
     typename T::Value *d;
     const uint32_t *a, *b;
@@ -218,9 +236,7 @@ DEVICE void mma(const char *name, typename T::Value (&d)[4], const uint32_t (&a)
                     cols[j * (T::K / 2) + T::PER_WORD * t + i][g] = T::value(lanes[lane]->b[j], i);
             for (int j = 0; j < 4; ++j) sums[g + j / 2 * 8][2 * t + j % 2] = lanes[lane]->d[j];
         }
-        for (int m = 0; m < 16; ++m)
-            for (int k = 0; k < T::K; ++k)
-                for (int n = 0; n < 8; ++n) sums[m][n] += rows[m][k] * cols[k][n];
+        multiply<T, 8>(rows, cols, sums);
         for (int lane = 0; lane < 32; ++lane)
             for (int j = 0; j < 4; ++j) lanes[lane]->d[j] = sums[lane / 4 + j / 2 * 8][2 * (lane % 4) + j % 2];
     });
@@ -415,9 +431,7 @@ DEVICE void wgmma(const char *name, typename T::Value *d, const uint32_t *a_regi
             };
             for (int m = 0; m < 16; ++m)
                 for (int n = 0; n < N; ++n) sums[m][n] = accumulate ? at(m, n) : 0;
-            for (int m = 0; m < 16; ++m)
-                for (int k = 0; k < T::K; ++k)
-                    for (int n = 0; n < N; ++n) sums[m][n] += rows[m][k] * cols[k][n];
+            multiply<T, N>(rows, cols, sums);
             for (int m = 0; m < 16; ++m)
                 for (int n = 0; n < N; ++n) at(m, n) = sums[m][n];
         });

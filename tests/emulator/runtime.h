@@ -122,6 +122,7 @@ struct Launch {
     const void *params;
     uint64_t params_bytes, seed;
     uint32_t has_sm90;
+    uint32_t aligned_sums;  // of tensor cores, as in sums.h
     uint8_t **memory;  // (2): stacks and shared memory of all libraries, null until there are any
 };
 
@@ -144,6 +145,7 @@ struct State {
     const void *params = nullptr;
     Index block;
     uint32_t n_threads = 0, n_live = 0;
+    bool has_sm90 = false, aligned_sums = false;
     sigjmp_buf failed;
     char *error = nullptr;
     size_t error_bytes = 0;
@@ -369,6 +371,8 @@ inline void run_launch(const Launch &launch) {
     s.params = launch.params;
     s.shared_bytes = launch.shared_bytes;
     s.n_threads = launch.threads;
+    s.has_sm90 = launch.has_sm90;
+    s.aligned_sums = launch.aligned_sums;
     s.random.seed(launch.seed);
     const uint64_t n = (uint64_t)launch.blocks[0] * launch.blocks[1] * launch.blocks[2];
     if (n == 0 || launch.blocks[1] > 65535 || launch.blocks[2] > 65535) fail("a grid that CUDA refuses");

@@ -9,6 +9,8 @@ use welm_kernels::attention::{
 use welm_kernels::error::Error;
 use welm_kernels::{Buffer, Device};
 
+use crate::sums::within;
+
 /// What stands in output columns that no kernel may write.
 const UNTOUCHED: u16 = 0x7fc1;
 /// Lengths around the 16 keys of a block, the 64 of a prefill step and the 512 of a decode split.
@@ -118,7 +120,7 @@ impl Text {
     fn assert_close(&self, shape: Shape, pos: usize, got: &[u16], what: &str) {
         for (column, (&got, (want, size))) in got.iter().zip(self.expected(shape, pos)).enumerate() {
             let got = bf16::from_bits(got).to_f64();
-            let close = (got - want).abs() <= 1e-2 * size;
+            let close = within("attention", (got - want).abs(), 1e-2 * size);
             assert!(close, "{what}, {shape:?}, pos {pos}, column {column}: {got} for {want}");
         }
     }

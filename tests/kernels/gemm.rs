@@ -14,6 +14,7 @@ use welm_kernels::norm::{GROUP, Quantized, Rotated, quantize, rotate};
 use welm_kernels::{Buffer, Device};
 
 use crate::random::Random;
+use crate::sums::within;
 
 /// What no kernel has written.
 const UNTOUCHED: f32 = -77.0;
@@ -181,7 +182,8 @@ fn run_f32(device: &Device, x: Input, rows: Range<usize>, w: &Plain, method: Ari
 fn assert_close(w: &Plain, x: &Rows, first: usize, sums: &[f32], relative: f64, what: &str) {
     for (i, got) in sums.chunks(w.rows).enumerate() {
         for (r, (&got, (want, size))) in got.iter().zip(w.product(&x.row(first + i))).enumerate() {
-            let close = (f64::from(got) - want).abs() <= relative * size + 1e-30;
+            let check = if relative < 1e-4 { "sums_exact" } else { "sums_fast" };
+            let close = within(check, (f64::from(got) - want).abs(), relative * size + 1e-30);
             let (rows, width) = (w.rows, w.width);
             assert!(close, "{what}, ({rows}, {width}), x row {i} of {}, row {r}: {got} for {want}", x.n);
         }
@@ -281,7 +283,7 @@ pub(crate) fn weights_alone_of(device: &Device, kinds: &[Kind]) {
             for (i, &got) in sums.iter().enumerate() {
                 let (row, col) = (i % w.rows, i / w.rows);
                 let want = w.values[row * w.width + col];
-                let close = (f64::from(got) - want).abs() <= want.abs() * relative;
+                let close = within("weights_alone", (f64::from(got) - want).abs(), want.abs() * relative);
                 assert!(close, "{kind:?} {method:?}, row {row}, column {col}: {got} for {want}");
             }
         }
@@ -360,7 +362,8 @@ pub(crate) fn functions_of(device: &Device, kinds: &[Kind]) {
                                 }
                             };
                             let blur = if method == Arithmetic::Exact { 1e-5 } else { 6e-3 };
-                            let close = (got.to_f64() - want).abs() <= want.abs() / 250.0 + blur * size;
+                            let tolerance = want.abs() / 250.0 + blur * size;
+                            let close = within("functions", (got.to_f64() - want).abs(), tolerance);
                             assert!(close, "{kind:?} {function:?} {method:?} {n}: {got} for {want}");
                         }
                     }
@@ -476,7 +479,7 @@ pub(crate) fn int8_activations(device: &Device) {
             };
             let row: Vec<f64> = (0..cols).map(value).collect();
             for (r, (&got, (want, size))) in got.iter().zip(w.product(&row)).enumerate() {
-                let close = (f64::from(got) - want).abs() <= 2e-6 * size;
+                let close = within("int8", (f64::from(got) - want).abs(), 2e-6 * size);
                 assert!(close, "int8 ({rows}, {cols}), {n}, x row {i}, row {r}: {got} for {want}");
             }
         }

@@ -10,6 +10,7 @@ mod random;
 mod rope;
 mod sample;
 mod staging;
+mod sums;
 
 use welm_kernels::Device;
 use welm_tests::emulator::Emulator;
