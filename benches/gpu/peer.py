@@ -320,7 +320,8 @@ def main():
     args = parser.parse_args()
 
     with open(args.bench) as file:
-        lines = [json.loads(line) for line in file]
+        # The last one is cut where the benchmark was stopped.
+        lines = [json.loads(line) for line in file if line.endswith("\n")]
     devices = [line for line in lines if line["record"] == "device"]
     if len(devices) != 1:
         sys.exit(f"{args.bench}: expected one device, got {len(devices)}")

@@ -32,7 +32,7 @@ impl Effort {
         Effort { samples: 7, sample_seconds: 0.05, cold_bytes: 384 << 20 }
     }
 
-    /// To see that everything runs.
+    /// For figures that are soon there.
     pub fn quick() -> Effort {
         Effort { samples: 3, sample_seconds: 0.005, ..Effort::full() }
     }

@@ -1,8 +1,10 @@
 //! The benchmark on the emulator, where its figures mean nothing but everything that makes them runs; and
 //! `gpu/peer.py` and `gpu/run` with stand-ins for what only a machine with a GPU has.
 
+#[path = "gpu/script.rs"]
+mod script;
+
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -69,6 +71,21 @@ fn every_set_has_its_turn() {
         Ok(())
     });
     assert_eq!((times.unwrap().launches % 3, &turns[..]), (0, &[0, 1, 2, 0, 1, 2, 0, 1, 2][..]));
+}
+
+#[test]
+fn the_quick_shapes_are_of_all() {
+    let (all, quick) = (Shape::all(), Shape::quick());
+    for shape in &quick {
+        assert!(all.contains(shape), "{shape:?}");
+    }
+    // `gpu/run` profiles the first of these, which `--only` finds.
+    let line = |shape| record::text(&record::kernel(shape, Err(String::new()), 1.0));
+    let lines: Vec<_> =
+        quick.iter().map(|s| line(s).split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for what in ["product w8a16", "attention_decode", "product r8a8", "attention_prefill"] {
+        assert!(lines.iter().any(|line| line.contains(what)), "{what}: {lines:?}");
+    }
 }
 
 #[test]
@@ -249,7 +266,8 @@ fn results_and_peers_make_one_table() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let (lines, peer) = canned();
-    fs::write(at("bench.jsonl"), lines).unwrap();
+    // The last line is cut, as by a benchmark that is stopped.
+    fs::write(at("bench.jsonl"), lines + "{\"record\": \"kernel\", \"group\"").unwrap();
     fs::write(at("torch.json"), peer.to_string()).unwrap();
     let merge = |more: &[&str]| {
         let mut python = Command::new("python3");
@@ -293,102 +311,4 @@ fn results_and_peers_make_one_table() {
     assert!(row(&table, ["attention_decode", "batch 1"]).contains("| 0.895 of copy |"));
     assert!(table.contains("PyTorch: not there"), "{table}");
     assert_eq!(record["limits"]["int8_tera_per_s"], Value::Null);
-}
-
-/// A folder as `make` leaves it, of programs that only say what they were asked.
-fn stand_in(folder: &Path) {
-    let bin = folder.join("bin");
-    fs::create_dir_all(&bin).unwrap();
-    fs::create_dir_all(folder.join("data")).unwrap();
-    fs::copy(gpu("run"), folder.join("run")).unwrap();
-    fs::copy(gpu("peer.py"), folder.join("peer.py")).unwrap();
-    fs::write(folder.join("built-from"), "a test\n").unwrap();
-    program(
-        &bin.join("kernels"),
-        r#"case "$*" in
-            *--list*) echo "gpu::gemm: test"; echo "gpu::norm: test"; exit ;;
-        esac
-        [ "${FAIL:-}" = "$2" ] && echo "assertion failed" && exit 101
-        [ "${HANG:-}" = "$2" ] && sleep 30
-        echo "test $2 ... ok"; echo "test result: ok. 1 passed; 0 failed""#,
-    );
-    program(
-        &bin.join("cuda"),
-        r#"case "$*" in
-            *--list*) [ -n "${EMPTY:-}" ] || { echo "logits: test"; echo "faults: test"; }; exit ;;
-            *none*) echo "test result: ok. 0 passed"; exit ;;
-            *faults*) echo "needs the emulator" ;;
-        esac
-        [ -n "$WELM_TEST_GPU$WELM_TEST_DATA" ] || exit 1
-        echo "test $2 ... ok"; echo "test result: ok. 1 passed; 0 failed""#,
-    );
-    program(
-        &bin.join("welm-bench-gpu"),
-        r#"case "$*" in
-            *--info*) [ -z "${NO_GPU:-}" ] || { echo "error: no CUDA device" >&2; exit 1; }; exit 0 ;;
-        esac
-        echo "copy: 2500 GB/s"
-        while [ $# -gt 0 ]; do case $1 in --json) cp "$BENCH" "$2"; shift ;; esac; shift; done"#,
-    );
-    // A sanitizer that finds something in one test, and one that has nothing to say of another.
-    program(
-        &folder.join("tools/compute-sanitizer"),
-        r#"while [ $# -gt 0 ]; do case $1 in --tool) tool=$2; shift ;; */kernels) break ;; esac; shift; done
-        "$@"
-        [ "$tool:$3" = "${FINDS:-}" ] && echo "========= ERROR SUMMARY: 1 error" && exit 86
-        [ "$tool:$3" = "${SILENT:-}" ] || echo "========= ERROR SUMMARY: 0 errors""#,
-    );
-}
-
-fn program(path: &Path, script: &str) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-}
-
-#[test]
-fn the_script_tells_what_failed() {
-    let folder = tempfile::tempdir().unwrap();
-    stand_in(folder.path());
-    let bench = folder.path().join("canned.jsonl");
-    fs::write(&bench, canned().0).unwrap();
-    let run = |steps: &[&str], variables: &[(&str, &str)]| {
-        let out = folder.path().join("out");
-        let _ = fs::remove_dir_all(&out);
-        let mut bash = Command::new("bash");
-        bash.arg(folder.path().join("run")).args(steps).current_dir(folder.path());
-        let path = std::env::var("PATH").unwrap();
-        bash.env("PATH", format!("{}:{path}", folder.path().join("tools").display()));
-        bash.env("OUT", &out).env("BENCH", &bench).env("WELM_NO_TORCH", "1");
-        bash.envs(variables.iter().copied());
-        let output = bash.output().unwrap();
-        (output.status.code().unwrap(), said(&output))
-    };
-
-    let (code, text) = run(&[], &[]);
-    assert_eq!(code, 0, "{text}");
-    for step in ["kernels gpu::gemm", "cuda logits", "memcheck gpu::norm", "initcheck gpu::gemm", "benchmark"]
-    {
-        assert!(text.lines().any(|line| line.starts_with("ok") && line.contains(step)), "{step}:\n{text}");
-    }
-    assert!(text.contains("skipped cuda faults"), "{text}");
-    for file in ["log", "bench.jsonl", "record.json", "table.md"] {
-        assert!(folder.path().join("out").join(file).is_file(), "{file}");
-    }
-
-    let (code, text) = run(&["parity"], &[("FAIL", "gpu::norm")]);
-    assert!(code == 1 && text.contains("FAILED  kernels gpu::norm") && !text.contains("memcheck"), "{text}");
-    assert!(text.contains("assertion failed") && text.contains("ok      kernels gpu::gemm"), "{text}");
-    let (code, text) = run(&["parity"], &[("HANG", "gpu::gemm"), ("WELM_STEP_SECONDS", "1")]);
-    assert!(code == 1 && text.contains("FAILED  kernels gpu::gemm: not done in 1 s"), "{text}");
-    let (code, text) = run(&["parity"], &[("EMPTY", "1")]);
-    assert!(code == 1 && text.contains("FAILED  cuda none"), "{text}");
-    let (code, text) = run(&["sanitizer"], &[("FINDS", "racecheck:gpu::gemm")]);
-    assert!(code == 1 && text.contains("FAILED  racecheck gpu::gemm"), "{text}");
-    let (code, text) = run(&["sanitizer"], &[("SILENT", "synccheck:gpu::gemm")]);
-    assert!(code == 1 && text.contains("FAILED  synccheck gpu::gemm"), "{text}");
-    let (code, text) = run(&[], &[("NO_GPU", "1")]);
-    assert!(code == 1 && text.contains("no CUDA device"), "{text}");
-    let (code, text) = run(&["perhaps"], &[]);
-    assert!(code == 2 && text.contains("usage"), "{text}");
 }

@@ -398,6 +398,36 @@ impl Shape {
         shapes.extend([1, 64].map(|n| Shape::TopK { n, vocab, k: 64 }));
         shapes
     }
+
+    /// Those of [`Shape::all`] that tell most: what a token and a prompt spend their time on, one of each kernel.
+    /// `gpu/run` profiles the first of a name.
+    pub fn quick() -> Vec<Shape> {
+        let (dim, hidden, vocab) = (5120, 20_480, 62_080);
+        let welm = Heads { n_heads: 40, n_kv_heads: 40, head_dim: 128 };
+        let grouped = Heads { n_heads: 32, n_kv_heads: 8, head_dim: 128 };
+        let product =
+            |operands, epilogue, n, cols, rows| Shape::Product { operands, epilogue, n, cols, rows };
+        let mut shapes = vec![
+            product(Operands::W8A16, Epilogue::Gelu, 1, dim, hidden),
+            product(Operands::W8A16, Epilogue::Add, 1, hidden, dim),
+            product(Operands::W8A16, Epilogue::Gelu, 16, dim, hidden),
+            product(Operands::R8A16, Epilogue::Gelu, 1, dim, hidden),
+            Shape::Decode { heads: welm, batch: 8, kv_len: 2048 },
+            Shape::Decode { heads: welm, batch: 1, kv_len: 16_384 },
+            Shape::Decode { heads: grouped, batch: 8, kv_len: 16_384 },
+            Shape::Prefill { heads: welm, n: 2048 },
+            Shape::Prefill { heads: grouped, n: 8192 },
+        ];
+        let many = [Operands::R8A8, Operands::W8A16, Operands::W8A8, Operands::W16A16];
+        shapes.extend(many.map(|operands| product(operands, Epilogue::Bf16, 2048, dim, hidden)));
+        shapes.extend([
+            Shape::Norm { form: Form::Bf16, n: 1, dim },
+            Shape::Norm { form: Form::RotatedInt8, n: 2048, dim },
+            Shape::Rope { heads: welm, n: 1 },
+            Shape::TopK { n: 1, vocab, k: 64 },
+        ]);
+        shapes
+    }
 }
 
 /// The beginning of a buffer as f32.
