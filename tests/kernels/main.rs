@@ -2,6 +2,7 @@
 //! with `WELM_TEST_GPU=<ordinal>` (and the feature `gpu`). The checks are the same.
 
 mod attention;
+mod device;
 mod faults;
 mod gemm;
 mod norm;
