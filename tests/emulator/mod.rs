@@ -10,8 +10,9 @@
 
 pub mod compile;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::CString;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::os::raw::{c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -74,6 +75,17 @@ pub enum Fault {
     ContextLost(u32),
 }
 
+/// What a device was used for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Kernels that were launched, graphs' included.
+    pub kernels: BTreeSet<&'static str>,
+    /// Tensor maps that were made.
+    pub tensor_maps: u64,
+    /// A number for all that was downloaded, in its order.
+    pub downloads: u64,
+}
+
 /// The device.
 pub struct Emulator {
     options: Options,
@@ -98,6 +110,7 @@ struct Inner {
     used_bytes: u64,
     launches: u64,
     uploads: u64,
+    used: Used,
     capture: Option<Vec<Recorded>>,
     graphs: HashMap<u64, Vec<Recorded>>,
     next_graph: u64,
@@ -191,6 +204,11 @@ impl Emulator {
         lock(&self.inner).next_graph
     }
 
+    /// What it was used for so far.
+    pub fn used(&self) -> Used {
+        lock(&self.inner).used.clone()
+    }
+
     /// Bytes in use.
     pub fn used_bytes(&self) -> u64 {
         lock(&self.inner).used_bytes
@@ -266,6 +284,7 @@ impl Inner {
             None => {}
         }
         self.launches += 1;
+        self.used.kernels.insert(kernel.name);
         if let Some(log) = std::env::var_os("WELM_EMULATOR_LOG") {
             let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
             let line = format!("{} {} {}\n", kernel.name, grid.threads, grid.shared_bytes);
@@ -388,10 +407,13 @@ unsafe impl Driver for Emulator {
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Ptr) -> Result<()> {
-        let inner = self.enter_now("download")?;
+        let mut inner = self.enter_now("download")?;
         inner.check("download", from, to.len() as u64)?;
         // SAFETY: it lies in a buffer.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        let mut hasher = DefaultHasher::new();
+        (inner.used.downloads, &to).hash(&mut hasher);
+        inner.used.downloads = hasher.finish();
         Ok(())
     }
 
@@ -412,7 +434,8 @@ unsafe impl Driver for Emulator {
     }
 
     fn tensor_map(&self, at: Ptr, shape: TensorShape) -> Result<TensorMap> {
-        let inner = self.enter()?;
+        let mut inner = self.enter()?;
+        inner.used.tensor_maps += 1;
         inner.check(
             "tensor_map",
             at,
