@@ -23,7 +23,7 @@
  * - Handles are opaque. What a function calls the caller's is freed with the welm_..._free of its type, once; freeing
  *   NULL does nothing. What belongs to a handle is gone when that is freed.
  * - Texts are UTF-8. Where one is taken with a length in bytes, WELM_NUL_TERMINATED may stand for it. A NUL stands
- *   behind each text that is returned, but a text may hold NULs of its own. NULL is an empty text of length 0.
+ *   after each text that is returned, but a text may hold NULs of its own. NULL is an empty text of length 0.
  * - Structs that begin with struct_size may grow in later versions: set it, by their init function or by hand, to the
  *   sizeof that your compiler knows. What a newer library adds is then at its default; what an older library does
  *   not know must be 0. Structs that functions return by pointer may grow, too: copy fields, not structs.
@@ -355,7 +355,8 @@ typedef struct {
    */
   size_t cache_tokens;
   /**
-   * Prompt tokens computed in one step: what a long prompt delays the others by at most.
+   * Prompt tokens computed in one step: what a long prompt delays the others by at most. By default 256 on the CPU;
+   * on CUDA 2,048, or as many as a sequence has at most, or fewer, down to 256, where memory has no room for that.
    */
   size_t chunk_tokens;
   /**
@@ -718,7 +719,7 @@ typedef struct {
    */
   size_t index;
   /**
-   * Text that follows what came before, in UTF-8, with a NUL behind it; may be empty while a character or a stop
+   * Text that follows what came before, in UTF-8, with a NUL after it; may be empty while a character or a stop
    * string is undecided.
    */
   const char *text;
@@ -767,7 +768,7 @@ typedef bool (*welm_piece_callback)(void *data, const welm_piece *piece);
  */
 typedef struct {
   /**
-   * The text, in UTF-8, with a NUL behind it; with `echo`, after the prompt.
+   * The text, in UTF-8, with a NUL after it; with `echo`, after the prompt.
    */
   const char *text;
   /**
@@ -1035,7 +1036,7 @@ const char *welm_status_name(int32_t status);
  * - ownership: belongs to `string`, and lives as long.
  * - threads: any number at once on one string.
  * - NULL: returned for a NULL `string`, with the length 0. `len` may be NULL.
- * - encoding: UTF-8; `*len` bytes, and a NUL behind them. A text may hold NULs of its own.
+ * - encoding: UTF-8; `*len` bytes, and a NUL after them. A text may hold NULs of its own.
  */
 const char *welm_string_data(const welm_string *string, size_t *len);
 
@@ -1267,7 +1268,7 @@ size_t welm_generation_n_choices(const welm_generation *generation);
  * - ownership: belongs to `generation`, and lives as long.
  * - threads: any number at once on one answer.
  * - NULL: returned for a NULL `generation`, and where there is no such sequence.
- * - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
+ * - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
  */
 const welm_choice *welm_generation_choice(const welm_generation *generation, size_t index);
 
@@ -1332,7 +1333,7 @@ welm_status welm_model_stream(const welm_model *model,
  * - ownership: `*piece` belongs to `stream`, and lives until the next piece or `welm_stream_free`.
  * - threads: one at a time on one stream; a second one is refused with `WELM_INVALID_ARGUMENT`.
  * - NULL: `stream` and `piece` must not be; `error` may be.
- * - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
+ * - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
  * - errors: `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults, after which the stream has ended;
  *   those of any function.
  */
@@ -1348,7 +1349,7 @@ welm_status welm_stream_next(const welm_stream *stream,
  * - ownership: `*piece` belongs to `stream`, as that of `welm_stream_next`.
  * - threads: one at a time on one stream, of both functions together.
  * - NULL: `stream` and `piece` must not be; `error` may be.
- * - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
+ * - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
  * - errors: as `welm_stream_next`.
  */
 welm_status welm_stream_next_timeout(const welm_stream *stream,
@@ -1570,7 +1571,7 @@ welm_status welm_model_detokenize(const welm_model *model,
  * - ownership: belongs to `model`, and lives as long.
  * - threads: any number at once on one model.
  * - NULL: returned for a NULL `model`, with the length 0. `len` may be NULL.
- * - encoding: any bytes, perhaps a part of a character; no NUL behind them.
+ * - encoding: any bytes, perhaps a part of a character; no NUL after them.
  */
 const uint8_t *welm_model_token_bytes(const welm_model *model, uint32_t token, size_t *len);
 

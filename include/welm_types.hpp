@@ -220,7 +220,7 @@ struct LoadOptions {
     std::size_t threads = detail::load_defaults().threads;               ///< Compute threads.
     std::size_t context_tokens = detail::load_defaults().context_tokens; ///< Most tokens of one sequence.
     std::size_t cache_tokens = detail::load_defaults().cache_tokens;     ///< Tokens in the KV cache, in all.
-    std::size_t chunk_tokens = detail::load_defaults().chunk_tokens;     ///< Prompt tokens in one step.
+    std::size_t chunk_tokens = detail::load_defaults().chunk_tokens;     ///< Prompt tokens in a step (256; CUDA 2,048).
     std::size_t max_running = detail::load_defaults().max_running;       ///< Most sequences that run at once.
     std::size_t queue_limit = detail::load_defaults().queue_limit;       ///< Most sequences that wait.
     std::uint64_t memory_limit = detail::load_defaults().memory_limit;   ///< Most bytes to take.
@@ -250,7 +250,7 @@ struct GenerateOptions {
     std::optional<std::chrono::milliseconds> deadline{};             ///< From now; one that has passed is 1 ms.
     const CancelToken* cancel = nullptr;                             ///< Has to live only during the call.
     bool parse_special = detail::generate_defaults().parse_special;  ///< Special tokens in the prompt (false).
-    bool ignore_eos = detail::generate_defaults().ignore_eos;        ///< Goes on behind the end of text (false).
+    bool ignore_eos = detail::generate_defaults().ignore_eos;        ///< Goes on after the end of text (false).
     std::vector<std::uint32_t> stop_token_ids{};                     ///< Tokens that end a sequence, too.
     std::optional<std::string> cache_salt{};                         ///< Shares beginnings with equal salts only.
 };

@@ -145,7 +145,7 @@ fn the_generator() {
             );
         }
 
-        // Ctrl-C behind the first bytes; the answer may have ended by itself before it is noticed.
+        // Ctrl-C after the first bytes; the answer may have ended by itself before it is noticed.
         let cancelled = (0..50).any(|seed| {
             let mut command = generate(&["--max-tokens", "400", "--seed", &seed.to_string(), "甲：你好"]);
             let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -173,7 +173,7 @@ fn logits_are_those_of_the_cpu() {
     ];
     for (name, folder) in &models {
         for dtype in [Dtype::Bf16, Dtype::Int8] {
-            let options = LoadOptions { dtype, chunk_tokens: 48, ..LoadOptions::default() };
+            let options = LoadOptions { dtype, chunk_tokens: Some(48), ..LoadOptions::default() };
             let on_cpu =
                 LoadOptions { activations: Activations::Int16, device: Device::Cpu, ..options.clone() };
             let cpu = Model::load(folder.path(), &on_cpu).unwrap();
@@ -261,7 +261,7 @@ fn company(activations: Activations, device: &welm_kernels::Device) {
             model.generate(&prompt, &options).unwrap().choices
         })
         .collect();
-    let tight = LoadOptions { cache_tokens: Some(160), chunk_tokens: 24, ..options.clone() };
+    let tight = LoadOptions { cache_tokens: Some(160), chunk_tokens: Some(24), ..options.clone() };
     for (options, preempts) in [(options, false), (tight, true)] {
         let model = load(folder.path(), &options, device);
         let next = AtomicUsize::new(0);
@@ -334,6 +334,112 @@ fn the_largest_logits_are_enough() {
     }
 }
 
+/// A step's small arrays go to the device in one copy, whatever is in the step.
+#[test]
+fn a_step_is_one_copy_to_the_device() {
+    if gpu().is_some() {
+        return println!("needs the emulator");
+    }
+    let folder = Toy::llama(2, 1, 64, 100, 97);
+    let (model, emulator) = emulated(folder.path(), &LoadOptions::default(), (9, 0));
+    let counts = || (emulator.uploads(), model.stats().steps);
+    let (copies, steps) = counts();
+    // A prompt, its sequences, and all rows of a prompt, whose logits are taken 32 at a time.
+    let options = GenerateOptions { n: 3, ignore_eos: true, ..GenerateOptions::greedy(7) };
+    model.generate(&tokens(20, 97, 1), &options).unwrap();
+    model.logits(&tokens(70, 97, 1), 0).unwrap();
+    at_rest(&model);
+    let (copies, steps) = (emulator.uploads() - copies, model.stats().steps - steps);
+    assert_eq!((copies, steps), (8, 8));
+}
+
+/// Steps of any number of rows and any length come from few recordings, which have rows to spare, and give the bits of
+/// steps that are not recorded.
+#[test]
+fn few_recordings_serve_all_steps() {
+    if gpu().is_some() {
+        return println!("needs the emulator");
+    }
+    let folder = Toy::llama(2, 1, 64, 100, 97);
+    for dtype in [Dtype::Bf16, Dtype::Int8] {
+        let options = LoadOptions { dtype, max_running: 66, ..LoadOptions::default() };
+        let (model, emulator) = emulated(folder.path(), &options, (8, 0));
+        let run = |n| {
+            let request = GenerateOptions {
+                max_tokens: 4,
+                temperature: 1.2,
+                n,
+                logprobs: Some(2),
+                seed: Some(7),
+                ignore_eos: true,
+                ..GenerateOptions::default()
+            };
+            model.generate(&tokens(5, 97, 1), &request).unwrap().choices
+        };
+        let bare = run(66);
+        assert_eq!(emulator.recordings(), 0, "so many rows are not recorded");
+        for (n, recorded) in
+            [(1, 1), (3, 2), (9, 3), (4, 3), (6, 4), (41, 5), (16, 5), (7, 5), (2, 6), (48, 6)]
+        {
+            assert_eq!(run(n), bare[..n], "{n} rows as {dtype:?}");
+            assert_eq!(emulator.recordings(), recorded, "{n} rows as {dtype:?}");
+        }
+        // Past 512 keys there is one more.
+        for _ in 0..2 {
+            model
+                .generate(
+                    &tokens(508, 97, 2),
+                    &GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(9) },
+                )
+                .unwrap();
+            assert_eq!(emulator.recordings(), 7);
+        }
+    }
+}
+
+/// Without the option a prompt takes steps as long as memory has room for; no bit depends on it.
+#[test]
+fn a_step_takes_what_memory_has_room_for() {
+    if gpu().is_some() {
+        return println!("needs the emulator");
+    }
+    let folder = Toy::llama(2, 1, 64, 100, 97);
+    let options = LoadOptions { device: Device::Cuda(0), prefix_cache: false, ..LoadOptions::default() };
+    let chunk = |chunk_tokens| LoadOptions { chunk_tokens: Some(chunk_tokens), ..options.clone() };
+    let plan = |options: &LoadOptions| Model::estimate(folder.path(), options).unwrap();
+    // As many as a sequence has, which is less than 2,048.
+    assert_eq!(plan(&options), plan(&chunk(700)));
+    let short = |options| plan(&LoadOptions { context_tokens: Some(16), ..options });
+    assert_eq!(short(options.clone()), short(chunk(256)));
+    let load = |options: &LoadOptions, memory_bytes| {
+        let emulator = Emulator::new(Options { memory_bytes, ..Options::default() });
+        Model::load_on_device(folder.path(), options, welm_kernels::Device::with_driver(emulator))
+    };
+    let prompt = tokens(300, 97, 1);
+    let greedy = GenerateOptions { logprobs: Some(2), ignore_eos: true, ..GenerateOptions::greedy(2) };
+    // Norms are not counted.
+    let room = |chunk_tokens| plan(&chunk(chunk_tokens)).total_bytes() + (64 << 10);
+    let mut answers = Vec::new();
+    for (memory_bytes, chunk_tokens, steps) in
+        [(8 << 30, 700, 2), (room(700) - (128 << 10), 350, 2), (room(350) - (128 << 10), 256, 3)]
+    {
+        let model = load(&options, memory_bytes).unwrap();
+        assert_eq!(model.memory(), plan(&chunk(chunk_tokens)));
+        answers.push(model.generate(&prompt, &greedy).unwrap().choices);
+        at_rest(&model);
+        assert_eq!(model.stats().steps, steps, "{chunk_tokens} tokens");
+    }
+    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));
+    // Fewer are not taken unasked, and what is asked for is not cut.
+    let least = plan(&chunk(256)).total_bytes();
+    for (asked, memory_bytes, required) in
+        [(&options, least - 1, least), (&chunk(700), room(350), plan(&chunk(700)).total_bytes())]
+    {
+        let error = load(asked, memory_bytes).unwrap_err();
+        assert!(matches!(error, Error::OutOfMemory { required: r, .. } if r == required), "{error}");
+    }
+}
+
 /// A launch that fails ends the requests of its step; the next ones are answered, right.
 #[test]
 fn a_failed_launch_hits_its_own_requests_only() {
@@ -394,7 +500,13 @@ fn memory_is_planned() {
         (Dtype::Bf16, Activations::Auto),
     ];
     for (dtype, activations) in modes {
-        let options = LoadOptions { dtype, activations, cache_tokens: Some(1024), ..LoadOptions::default() };
+        let options = LoadOptions {
+            dtype,
+            activations,
+            cache_tokens: Some(1024),
+            chunk_tokens: Some(300),
+            ..LoadOptions::default()
+        };
         let plan =
             Model::estimate(folder.path(), &LoadOptions { device: Device::Cuda(0), ..options.clone() });
         let plan = plan.unwrap();

@@ -14,7 +14,7 @@ fn try_model(path: &Path, what: &str) -> usize {
         threads: Some(1),
         cache_tokens: Some(64),
         max_running: 2,
-        chunk_tokens: 16,
+        chunk_tokens: Some(16),
         memory_limit: Some(1 << 30),
         ..LoadOptions::default()
     };

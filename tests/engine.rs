@@ -150,8 +150,12 @@ fn company_never_changes_a_text() {
         }
     }
     // Little memory and small chunks: sequences are preempted and computed again.
-    let tight =
-        LoadOptions { cache_tokens: Some(400), chunk_tokens: 16, max_running: 24, ..LoadOptions::default() };
+    let tight = LoadOptions {
+        cache_tokens: Some(400),
+        chunk_tokens: Some(16),
+        max_running: 24,
+        ..LoadOptions::default()
+    };
     let stats = together(&tight, &want);
     println!("{} preemptions, {} prefix hits", stats.preemptions, stats.prefix_hit_tokens);
     assert!(stats.preemptions > 0);
@@ -319,7 +323,7 @@ fn options_and_limits() {
 
 #[test]
 fn a_long_prompt_delays_others_by_one_chunk_at_most() {
-    let model = load(&LoadOptions { chunk_tokens: 16, ..LoadOptions::default() });
+    let model = load(&LoadOptions { chunk_tokens: Some(16), ..LoadOptions::default() });
     let endless = GenerateOptions { max_tokens: 500, ignore_eos: true, ..GenerateOptions::default() };
     let mut running = model.stream("春", &endless).unwrap();
     running.next().unwrap().unwrap();

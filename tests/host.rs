@@ -54,7 +54,7 @@ fn run(mut command: Command) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// What it printed behind `RESULT`. It must have ended well, and without a word on stderr.
+/// What it printed after `RESULT`. It must have ended well, and without a word on stderr.
 fn result(output: &Output, what: &str) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && err.is_empty(), "{what}: {}\n{out}{err}", output.status);
@@ -435,7 +435,7 @@ fn shorten(file: &Path, len: u64) {
     fs::File::options().write(true).open(file).and_then(|f| f.set_len(len)).unwrap();
 }
 
-/// Reads a map of the test's own behind the end of its file.
+/// Reads a map of the test's own after the end of its file.
 fn fault_elsewhere() -> ! {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(16_384).unwrap();

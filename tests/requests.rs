@@ -681,7 +681,7 @@ fn many_pairs_score_as_one_by_one_to_the_bit() {
         LoadOptions { prefix_cache: false, ..LoadOptions::default() },
         // A queue that is shorter than what is scored together, a cache that holds few prompts, small chunks.
         LoadOptions { queue_limit: 2, max_running: 1, ..LoadOptions::default() },
-        LoadOptions { cache_tokens: Some(512), chunk_tokens: 16, ..LoadOptions::default() },
+        LoadOptions { cache_tokens: Some(512), chunk_tokens: Some(16), ..LoadOptions::default() },
     ];
     for options in settings {
         let model = load(&options);

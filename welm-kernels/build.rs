@@ -8,7 +8,7 @@
 //! compiles one file again, and the driver loads only what is used. Not one packed file either: with a table
 //! of `include_bytes!` the Rust compiler is the packer, and no index has to be read at run time.
 //!
-//! Beside `<stem>.fatbin`, OUT_DIR has `<stem>.log`, what ptxas says of registers, shared memory and spills,
+//! Beside `<stem>.fatbin`, OUT_DIR (or `trap` in it, see `WELM_CUDA_TRAP`) has `<stem>.log`, what ptxas says of registers, shared memory and spills,
 //! and `<stem>.stamp`, by which an up-to-date file is known.
 //!
 //! `tests/build.rs` includes this file and tests its functions.
@@ -33,6 +33,9 @@ const HOW_TO_GET_NVCC: &str = "the feature `fatbin` needs nvcc of CUDA 12 or new
 /// The first with `sm_90a`, `wgmma` and `setmaxnreg`.
 const OLDEST: (u32, u32) = (12, 0);
 
+/// The first with `sm_100` and `sm_120`.
+const BLACKWELL: (u32, u32) = (12, 8);
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let on = |feature| env::var_os(feature).is_some();
@@ -52,7 +55,7 @@ fn main() {
 /// fails, always is.
 fn build(strict: bool) -> Result<(), String> {
     // nvcc itself reads the last two.
-    for name in ["WELM_CUDA_ARCHS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"] {
+    for name in ["WELM_CUDA_ARCHS", "WELM_CUDA_TRAP", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-changed=cuda");
@@ -78,15 +81,19 @@ fn build(strict: bool) -> Result<(), String> {
         // From here on the same crate as with the strict feature.
         println!("cargo::rustc-cfg=feature=\"fatbin\"");
     }
-    let archs = env::var_os("WELM_CUDA_ARCHS");
-    let archs = parse_archs(archs.as_deref().map(OsStr::to_string_lossy).as_deref())?;
+    let text = |name| env::var_os(name).as_deref().map(OsStr::to_string_lossy).map(String::from);
+    let archs = parse_archs(text("WELM_CUDA_ARCHS").as_deref(), release)?;
+    let trap = parse_trap(text("WELM_CUDA_TRAP").as_deref())?;
 
-    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    let dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    // Apart, so that neither kind of build makes the other one's files stale.
+    let out = if trap { dir.join("trap") } else { dir.clone() };
+    fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
     let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    let compiler =
-        Compiler { nvcc, version, flags: flags(&archs, release), cuda: PathBuf::from("cuda"), out };
+    let flags = flags(&archs, release, trap);
+    let compiler = Compiler { nvcc, version, flags, cuda: PathBuf::from("cuda"), out };
     let stems = compiler.compile_all(jobs)?;
-    write(&compiler.out.join("code.rs"), table(&archs, release, &stems).as_bytes())
+    write(&dir.join("code.rs"), table(&archs, release, &compiler.out, &stems).as_bytes())
 }
 
 // ---- finding nvcc ----------------------------------------------------------------------------------------
@@ -197,9 +204,10 @@ pub(crate) struct Archs {
     pub(crate) ptx: bool,
 }
 
-/// `WELM_CUDA_ARCHS`, a list like `80,90a,ptx`; all of them without it.
-pub(crate) fn parse_archs(value: Option<&str>) -> Result<Archs, String> {
-    let value = value.map(str::trim).filter(|value| !value.is_empty()).unwrap_or("80,86,89,90a,ptx");
+/// `WELM_CUDA_ARCHS`, a list like `80,90a,ptx`; without it all that this release of nvcc knows.
+pub(crate) fn parse_archs(value: Option<&str>, release: (u32, u32)) -> Result<Archs, String> {
+    let all = if release < BLACKWELL { "80,86,89,90a,ptx" } else { "80,86,89,90a,100,120,ptx" };
+    let value = value.map(str::trim).filter(|value| !value.is_empty()).unwrap_or(all);
     let mut archs = Archs { cubins: Vec::new(), ptx: false };
     for name in value.split(',').map(str::trim) {
         let number = name.strip_suffix('a').unwrap_or(name).parse::<u32>().ok();
@@ -215,15 +223,25 @@ pub(crate) fn parse_archs(value: Option<&str>) -> Result<Archs, String> {
                 }
                 continue;
             }
-            _ => "a list of 80, 86, 89, 90a, later ones, ptx",
+            _ => "a list of 80, 86, 89, 90a, 100, 120, other ones, ptx",
         };
         return Err(format!("WELM_CUDA_ARCHS={value}: expected {expected}; got {name:?}"));
     }
     Ok(archs)
 }
 
+/// `WELM_CUDA_TRAP`: whether a wait that never ends becomes an error (`barrier_wait` in `ptx.cuh`). For tests: it
+/// costs instructions in every such wait.
+pub(crate) fn parse_trap(value: Option<&str>) -> Result<bool, String> {
+    match value.unwrap_or_default() {
+        "" | "0" => Ok(false),
+        "1" => Ok(true),
+        other => Err(format!("WELM_CUDA_TRAP={other}: expected 0 or 1")),
+    }
+}
+
 /// The flags of every file.
-pub(crate) fn flags(archs: &Archs, release: (u32, u32)) -> Vec<String> {
+pub(crate) fn flags(archs: &Archs, release: (u32, u32), trap: bool) -> Vec<String> {
     let common = ["-std=c++17", "-O3", "--fatbin", "-lineinfo", "-Xptxas=-v"];
     // Warnings tell of launch bounds and wgmma that come to nothing. That an architecture will go some day is
     // not worth a build.
@@ -233,6 +251,9 @@ pub(crate) fn flags(archs: &Archs, release: (u32, u32)) -> Vec<String> {
     // drivers that are good otherwise.
     if release.0 >= 13 {
         flags.push("--compress-mode=size".to_owned());
+    }
+    if trap {
+        flags.push("-DWELM_TRAP".to_owned());
     }
     for cubin in &archs.cubins {
         flags.push(format!("-gencode=arch=compute_{cubin},code=sm_{cubin}"));
@@ -364,14 +385,13 @@ pub(crate) fn included(source: &Path, dir: &Path) -> Result<BTreeSet<PathBuf>, S
     Ok(seen)
 }
 
-/// The source of `code.rs`.
-pub(crate) fn table(archs: &Archs, release: (u32, u32), stems: &[String]) -> String {
+/// The source of `code.rs`, for fatbins in a folder.
+pub(crate) fn table(archs: &Archs, release: (u32, u32), dir: &Path, stems: &[String]) -> String {
     let Archs { cubins, ptx } = archs;
     let mut text = format!("Code {{ release: {release:?}, cubins: &{cubins:?}, ptx: {ptx}, files: &[\n");
     for stem in stems {
-        text += &format!(
-            "({stem:?}, &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.fatbin\")))),\n"
-        );
+        let fatbin = dir.join(stem).with_extension("fatbin");
+        text += &format!("({stem:?}, &Aligned(*include_bytes!({fatbin:?}))),\n");
     }
     text + "] }\n"
 }

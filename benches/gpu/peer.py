@@ -254,6 +254,8 @@ def merge(device, results, peer):
 def aim_key(result):
     if result["group"] != "product":
         return result["group"]
+    if 16 < result["sizes"]["n"] <= 64:
+        return None  # neither a single weight read nor a large product
     return {"copy": "product few", "int8": "product int8"}.get(result["limit"])
 
 
@@ -273,23 +275,26 @@ def table(record):
         + f". PyTorch: {record['torch'] or 'not there'}.",
         "",
         f"Limits: copy {rate('copy_gb_per_s', 'GB/s')} (reads and writes together), bf16 products "
-        f"{rate('bf16_tera_per_s', 'TFLOP/s')}, int8 products {rate('int8_tera_per_s', 'TOP/s')}.",
+        f"{rate('bf16_tera_per_s', 'TFLOP/s')}, int8 products {rate('int8_tera_per_s', 'TOP/s')}. Predicted: of the "
+        "limit, on an H100 (benches/src/cases/predict.rs).",
         "",
-        "| what | | sizes | us | least to most | rate | of the limit | PyTorch, us | its time / ours | aim |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| what | | sizes | us | least to most | rate | of the limit | predicted | PyTorch, us | its time / ours "
+        "| aim |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in record["results"]:
         sizes = ", ".join(f"{name} {value}" for name, value in r["sizes"].items())
         cells = [r["group"], r["variant"], sizes]
+        predicted = f"{r['predicted']:.2g}" if "predicted" in r else ""
         if "skipped" in r:
-            cells += [r["skipped"], "", "", "", "", ""]
+            cells += [r["skipped"], "", "", "", predicted, "", ""]
         else:
             shown = ["of_copy"] if r["limit"] == "copy" else ["of_int8", "of_bf16"]
             of = [f"{r[key]:.3g} {key.replace('_', ' ')}" for key in shown if key in r]
             fast = f"{r['gb_per_s']:.4g} GB/s" if r["limit"] == "copy" else f"{r['tera_per_s']:.4g} T/s"
             peer = f"{r['peer']} {r['peer_us']:g}" if "peer" in r else ""
             cells += [f"{r['us']:g}", f"{r['least_us']:g} to {r['most_us']:g}", fast, ", ".join(of)]
-            cells += [peer, f"{r['of_peer']:.3g}" if "of_peer" in r else ""]
+            cells += [predicted, peer, f"{r['of_peer']:.3g}" if "of_peer" in r else ""]
         lines.append("| " + " | ".join(cells + [r.get("aim", "")]) + " |")
     return "\n".join(lines) + "\n"
 

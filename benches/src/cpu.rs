@@ -67,7 +67,7 @@ fn request(model: &Model, prompt: &[u32], tokens: usize) -> Result<f64> {
     Ok(seconds)
 }
 
-/// Seconds of a prompt of `n` tokens and of the first token behind it.
+/// Seconds of a prompt of `n` tokens and of the first token after it.
 ///
 /// # Errors
 /// Whatever the model meets.

@@ -4,7 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`timing`] | how long a launch takes |
-//! | [`cases`] | every kernel, on the shapes of a model of 10 billion parameters |
+//! | [`cases`] | every kernel, on the shapes of a model of 10 billion parameters, and what is predicted of each |
 //! | [`whole`] | that model, of random weights, decoding and reading a prompt |
 //! | [`record`] | these results as lines of JSON |
 //! | [`random_model`] | models of random weights |

@@ -51,11 +51,11 @@ pub fn device(device: &Device, copy_bandwidth: f64) -> Value {
     })
 }
 
-/// A kernel; or why there are no times of it.
+/// A kernel, with the fraction of its limit that was predicted for an H100; or why there are no times of it.
 pub fn kernel(shape: &Shape, times: Result<Times, String>, copy_bandwidth: f64) -> Value {
     let mut record = json!({
         "record": "kernel", "group": shape.group(), "variant": shape.variant(), "sizes": shape.sizes(),
-        "limit": shape.limit().name(),
+        "limit": shape.limit().name(), "predicted": round(shape.predicted()),
     });
     match times {
         Ok(times) => extend(&mut record, timed(times, shape.bytes(), shape.ops(), copy_bandwidth)),
@@ -138,6 +138,9 @@ pub fn text(record: &Value) -> String {
         if !record[key].is_null() {
             line += &format!(" {:>8} {unit}", record[key].to_string());
         }
+    }
+    if let Some(predicted) = record["predicted"].as_f64() {
+        line += &format!(" (predicted {predicted:.2} of {})", word("limit"));
     }
     line
 }

@@ -47,14 +47,14 @@ pub struct Whole {
 /// Tokens of the short prompt before the generated ones, and of these the first, which are not timed.
 const LEAD: usize = 8;
 
-/// Loads a folder of [`crate::random_model::write`] onto a device, and times it.
+/// Loads a folder of [`crate::random_model::write`] onto a device, and times it. A prompt is cut into chunks as it is
+/// for everybody who leaves that to the engine.
 ///
 /// # Errors
 /// Whatever the model meets.
 pub fn measure(folder: &Path, device: &Device, activations: Activations, request: Request) -> Result<Whole> {
     let options = LoadOptions {
         activations,
-        chunk_tokens: request.prompt,
         cache_tokens: Some((request.prompt + request.tokens + 2 * LEAD).next_multiple_of(16)),
         max_running: 1,
         prefix_cache: false,

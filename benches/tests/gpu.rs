@@ -104,6 +104,55 @@ fn what_is_counted() {
     assert_eq!(rope.bytes(), 64 * (4 * 2 * 2 + 2 * 2 * 2 * 2) + 64 / 2 * 2 * 4);
 }
 
+/// The shapes that a layer of the model has, in generated tokens, chunks and prompts.
+#[test]
+fn what_is_measured() {
+    let shapes = Shape::all();
+    let product = |operands, epilogue, n, cols, rows| Shape::Product { operands, epilogue, n, cols, rows };
+    let (w8a16, r8a8) = (Operands::W8A16, Operands::R8A8);
+    let mut wanted = vec![Shape::Decode {
+        heads: Heads { n_heads: 32, n_kv_heads: 8, head_dim: 128 },
+        batch: 1,
+        kv_len: 2048,
+    }];
+    for operands in [w8a16, r8a8] {
+        for n in [256, 512] {
+            wanted.push(product(operands, Epilogue::Bf16, n, 5120, 15_360));
+        }
+        wanted.push(product(operands, Epilogue::Add, 2048, 5120, 5120));
+        wanted.push(product(operands, Epilogue::Add, 2048, 20_480, 5120));
+        wanted.push(product(operands, Epilogue::Gelu, 2048, 5120, 20_480));
+    }
+    wanted.extend([32, 64].map(|n| product(w8a16, Epilogue::Add, n, 20_480, 5120)));
+    for shape in wanted {
+        assert_eq!(shapes.iter().filter(|&&x| x == shape).count(), 1, "{shape:?}");
+    }
+}
+
+/// Fractions of a limit, as the formula has them.
+#[test]
+fn what_is_predicted() {
+    for shape in Shape::all() {
+        let predicted = shape.predicted();
+        assert!(predicted > 0.0 && predicted < 1.0, "{shape:?}: {predicted}");
+        println!("{:5.3} {shape:?}", predicted);
+    }
+    // A row of 5,120 columns, one block: a start, two round trips, 61 KB through one multiprocessor.
+    let norm = Shape::Norm { form: Form::Bf16, n: 1, dim: 5120 };
+    let bytes = (4 + 8 + 2) as f64 * 5120.0;
+    let seconds = 1.5e-6 + 2.0 * 0.8e-6 + bytes / (12.0 * 5120.0 / 0.8e-6);
+    assert!((norm.predicted() - bytes / 3.0e12 / seconds).abs() < 1e-9, "{}", norm.predicted());
+    // More sequences fill the device, more rows fill tiles, and scales inside a product cost more than it.
+    let heads = Heads { n_heads: 32, n_kv_heads: 8, head_dim: 128 };
+    let decode = |batch| Shape::Decode { heads, batch, kv_len: 2048 }.predicted();
+    assert!(decode(1) < decode(8) && decode(8) < decode(64));
+    let product = |operands, n| {
+        Shape::Product { operands, epilogue: Epilogue::Bf16, n, cols: 5120, rows: 5120 }.predicted()
+    };
+    assert!(product(Operands::W8A16, 256) < product(Operands::W8A16, 2048));
+    assert!(product(Operands::W8A8, 2048) < 0.5 * product(Operands::W8A16, 2048));
+}
+
 fn tiny() -> ModelConfig {
     let mut config = ModelConfig { vocab_size: 300, dim: 128, n_layers: 2, n_heads: 2, ..whole::welm_xl() };
     (config.n_kv_heads, config.head_dim, config.hidden_dim, config.max_context) = (2, 64, 256, 128);
@@ -221,7 +270,9 @@ fn results_and_peers_make_one_table() {
     println!("{table}");
     // The copy of PyTorch was the faster one: 2 x 40 x 128 x 2 x 16,385 bytes in 150 us are 0.75 of it.
     let decode = row(&table, ["attention_decode", "batch 1"]);
-    assert!(decode.contains("| 0.746 of copy |"), "{decode}");
+    assert!(decode.contains("| 0.746 of copy | 0."), "{decode}");
+    let predicted = decode.split('|').nth(8).unwrap().trim().parse::<f64>().unwrap();
+    assert!((predicted - record["results"][0]["predicted"].as_f64().unwrap()).abs() < 0.006, "{decode}");
     assert!(row(&table, ["attention_decode", "batch 64"]).contains("out of device memory"));
     // The best of PyTorch's, which took three quarters of the time.
     let prefill = row(&table, ["attention_prefill", "2048"]);

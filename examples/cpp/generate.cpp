@@ -53,7 +53,7 @@ Args parse(int argc, char** argv) {
             std::cout << usage;
             std::exit(0);
         }
-        if (i + 1 == argc) throw std::invalid_argument(arg + ": expected a value behind it");
+        if (i + 1 == argc) throw std::invalid_argument(arg + ": expected a value after it");
         const std::string value = argv[++i];
         if (arg == "--model") args.model = value;
         else if (arg == "--max-tokens") args.options.max_tokens = number<std::size_t>(arg, value);

@@ -148,7 +148,7 @@ static void grown_options(const context *c) {
     welm_load_options older = load_options();
     welm_model *model = UNTOUCHED;
     CHECK(welm_load_options_init(&newer.o, sizeof newer) == WELM_OK);
-    CHECK(newer.o.struct_size == sizeof newer && newer.newer == NULL && newer.o.chunk_tokens == 256);
+    CHECK(newer.o.struct_size == sizeof newer && newer.newer == NULL && newer.o.max_running == 64);
     newer.o.device = "cpu";
     newer.o.threads = older.threads;
     welm_model_free(load(c->nano, &newer.o));

@@ -200,7 +200,7 @@ static void pairs(const context *c) {
     wait_for_rest(c->model);
 }
 
-/* The largest logit behind the prompt is the token that greedy decoding takes. */
+/* The largest logit after the prompt is the token that greedy decoding takes. */
 static void logits(const context *c) {
     size_t i, rows = 0, cols = 0;
     welm_logits *logits = UNTOUCHED;

@@ -25,7 +25,7 @@ struct Golden {
     std::string text;
 };
 
-/// Arguments in threes, behind the first `skip`: prompt, ids with spaces between them, text.
+/// Arguments in threes, after the first `skip`: prompt, ids with spaces between them, text.
 inline std::vector<Golden> goldens(int argc, char** argv, int skip) {
     std::vector<Golden> all;
     for (int i = skip; i + 2 < argc; i += 3) {

@@ -31,7 +31,7 @@ impl Service {
         }
     }
 
-    /// Sends a request, for which the server closes the connection behind its answer.
+    /// Sends a request, for which the server closes the connection after its answer.
     pub(crate) fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();

@@ -97,6 +97,7 @@ struct Inner {
     buffers: HashMap<Ptr, Buffer>,
     used_bytes: u64,
     launches: u64,
+    uploads: u64,
     capture: Option<Vec<Recorded>>,
     graphs: HashMap<u64, Vec<Recorded>>,
     next_graph: u64,
@@ -178,6 +179,16 @@ impl Emulator {
     /// Launches so far, those of graphs included.
     pub fn launches(&self) -> u64 {
         lock(&self.inner).launches
+    }
+
+    /// Copies to the device so far.
+    pub fn uploads(&self) -> u64 {
+        lock(&self.inner).uploads
+    }
+
+    /// Graphs recorded so far.
+    pub fn recordings(&self) -> u64 {
+        lock(&self.inner).next_graph
     }
 
     /// Bytes in use.
@@ -368,8 +379,9 @@ unsafe impl Driver for Emulator {
     }
 
     unsafe fn upload(&self, to: Ptr, from: &[u8]) -> Result<()> {
-        let inner = self.enter_now("upload")?;
+        let mut inner = self.enter_now("upload")?;
         inner.check("upload", to, from.len() as u64)?;
+        inner.uploads += 1;
         // SAFETY: it lies in a buffer.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())

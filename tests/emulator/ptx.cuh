@@ -92,8 +92,8 @@ DEVICE uint16_t bf16_of_f32(float x) {
     return (uint16_t)((b + 0x7fffu + (b >> 16 & 1)) >> 16);
 }
 DEVICE uint32_t pack_bf16(float lo, float hi) { return bf16_of_f32(lo) | (uint32_t)bf16_of_f32(hi) << 16; }
-DEVICE uint32_t add_bf16x2(uint32_t a, uint32_t b) {
-    return pack_bf16(bf16_lo(a) + bf16_lo(b), bf16_hi(a) + bf16_hi(b));
+DEVICE uint32_t sub_bf16x2(uint32_t a, uint32_t b) {
+    return pack_bf16(bf16_lo(a) - bf16_lo(b), bf16_hi(a) - bf16_hi(b));
 }
 DEVICE float f32_of_f16(uint16_t x) {
     const uint32_t sign = (uint32_t)(x >> 15) << 31, exponent = x >> 10 & 31, fraction = x & 1023;
@@ -251,6 +251,13 @@ struct alignas(64) TensorMap {
     uint64_t magic, address, rows, cols, row_bytes, box_rows, box_cols, element_bytes;
     uint64_t unused[8];
 };
+
+// Any lane, each time another one; on a GPU it is always the same, which one is not documented.
+DEVICE bool elect_one() {
+    bool elected = false;
+    collective("elect", elected, [](bool **lanes) { *lanes[state().random.below(emulator::WARP)] = true; });
+    return elected;
+}
 
 DEVICE BarrierState &barrier_state(Barrier *b) {
     const std::vector<BarrierState *> &known = state().mbarriers;

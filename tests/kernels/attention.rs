@@ -16,13 +16,8 @@ const UNTOUCHED: u16 = 0x7fc1;
 /// Lengths around the 16 keys of a block, the 64 of a prefill step and the 512 of a decode split.
 const LENGTHS: [usize; 9] = [1, 15, 16, 17, 63, 64, 65, 200, 513];
 
-/// All checks.
-#[cfg(feature = "gpu")]
-pub(crate) fn check(device: &Device) {
-    prefill(device);
-    decode(device);
-    errors(device);
-}
+/// Columns of a head, of which each makes a kernel of its own.
+const HEAD_DIMS: [usize; 4] = [64, 80, 96, 128];
 
 struct Rng(u64);
 
@@ -264,20 +259,32 @@ fn run_decode(
 
 /// [`attention_prefill`]: the formula, windows, chunks, neighbours.
 pub(crate) fn prefill(device: &Device) {
-    prefill_lengths(device);
-    prefill_windows(device);
-    prefill_far(device);
-    prefill_large(device);
-    prefill_chunks(device);
+    HEAD_DIMS.iter().for_each(|&head_dim| prefill_of(device, head_dim));
+}
+
+/// The same, of one head_dim.
+pub(crate) fn prefill_of(device: &Device, head_dim: usize) {
     tiles(device);
+    lengths_of(device, head_dim);
+    match head_dim {
+        64 => prefill_far(device),
+        80 => prefill_windows(device),
+        128 => prefill_large(device),
+        _ => (),
+    }
+    chunks_of(device, head_dim);
 }
 
 /// All lengths in one launch, in all shapes.
 pub(crate) fn prefill_lengths(device: &Device) {
+    HEAD_DIMS.iter().for_each(|&head_dim| lengths_of(device, head_dim));
+}
+
+fn lengths_of(device: &Device, head_dim: usize) {
     let shapes = [shape(64, 2, 2, 0), shape(80, 3, 1, 0), shape(96, 4, 1, 0), shape(128, 8, 1, 0)];
-    for (i, shape) in shapes.into_iter().enumerate() {
+    for shape in shapes.into_iter().filter(|shape| shape.head_dim == head_dim) {
         // The longest only where it is cheap.
-        let lengths = &LENGTHS[..if i < 2 { 9 } else { 8 }];
+        let lengths = &LENGTHS[..if head_dim < 96 { 9 } else { 8 }];
         let texts: Vec<Text> = lengths.iter().map(|&len| Text::new(shape, len, 1.0)).collect();
         let chunks: Vec<_> = texts.iter().zip(lengths).map(|(text, &len)| (text, 0..len)).collect();
         let got = run_prefill(device, shape, &chunks, 1);
@@ -338,9 +345,9 @@ pub(crate) fn prefill_large(device: &Device) {
 
 /// Each chunk with a cache that ends with it; then all in one launch. In one of them the first of a warp's rows sees
 /// all of a step but its last key.
-pub(crate) fn prefill_chunks(device: &Device) {
+fn chunks_of(device: &Device, head_dim: usize) {
     let shapes = [shape(64, 2, 1, 0), shape(96, 1, 1, 40), shape(128, 1, 1, 0)];
-    for shape in shapes {
+    for shape in shapes.into_iter().filter(|shape| shape.head_dim == head_dim) {
         let text = Text::new(shape, 200, 4.0);
         let whole = run_prefill(device, shape, &[(&text, 0..200)], 6);
         let chunks = [0..37, 37..93, 93..94, 94..199, 199..200].map(|rows| (&text, rows));
@@ -366,6 +373,11 @@ fn tiles(device: &Device) {
 
 /// [`attention_decode`]: the formula, groups, windows, splits, neighbours, repeated launches.
 pub(crate) fn decode(device: &Device) {
+    HEAD_DIMS.iter().for_each(|&head_dim| decode_of(device, head_dim));
+}
+
+/// The same, of one head_dim.
+pub(crate) fn decode_of(device: &Device, head_dim: usize) {
     let shapes = [
         shape(64, 2, 2, 0),
         shape(80, 3, 1, 0),
@@ -378,7 +390,7 @@ pub(crate) fn decode(device: &Device) {
         shape(128, 1, 1, 513),
     ];
     let lengths = [&LENGTHS[..], &[512, 1025, 1100]].concat();
-    for shape in shapes {
+    for shape in shapes.into_iter().filter(|shape| shape.head_dim == head_dim) {
         let texts: Vec<Text> = lengths.iter().map(|&len| Text::new(shape, len, 1.0)).collect();
         let rows: Vec<_> = texts.iter().zip(&lengths).map(|(text, &len)| (text, len - 1)).collect();
         let got = run_decode(device, shape, &rows, 1100, 1);
@@ -394,6 +406,15 @@ pub(crate) fn decode(device: &Device) {
         assert_eq!(short, got[..8], "{shape:?}: a batch of one split");
     }
 
+    match head_dim {
+        64 => repeat(device),
+        128 => decode_large(device),
+        _ => (),
+    }
+}
+
+/// Scores of which the softmax leaves little but the largest.
+fn decode_large(device: &Device) {
     for logits in [100.0, 3000.0] {
         let shape = shape(128, 4, 1, 0);
         let text = Text::new(shape, 600, logits);
@@ -402,7 +423,6 @@ pub(crate) fn decode(device: &Device) {
             text.assert_close(shape, pos, &got[0], "large logits");
         }
     }
-    repeat(device);
 }
 
 /// A recorded launch for up to 1100 keys, repeated with other positions.

@@ -125,6 +125,20 @@ fn no_fault() {
     }
 }
 
+/// One product with all columns of V is as good as two.
+#[test]
+fn sm90_attention_whole_columns() {
+    let (find, replace) = ("constexpr bool SPLIT_COLUMNS = true;", "constexpr bool SPLIT_COLUMNS = false;");
+    let control = Fault {
+        library: "attention_sm90",
+        capability: SM90,
+        kernels: &[],
+        check: attention::prefill_lengths,
+        change: Some(("attention_sm90.cu", find, replace)),
+    };
+    assert_eq!(control.run(1), None);
+}
+
 faults! {
     attention, SM80:
     attention_mask, "attention.cuh", attention::prefill_windows, ["hd80"],
@@ -200,7 +214,11 @@ faults! {
         release(&barriers.v_empty[before]);
 ";
     sm90_attention_slots_of_no_key, "attention_sm90.cu", attention::prefill_windows, ["hd80"],
-        "valid ? from + (int)i : NOWHERE" => "from + (int)i";
+        "valid ? rows[i] + (int)key : NOWHERE" => "rows[i] + (int)key";
+    sm90_attention_bytes, "attention_sm90.cu", attention::prefill_windows, ["hd80"],
+        "ptx::barrier_expect(full, S::TILE_BYTES / PRODUCERS);" => "ptx::barrier_expect(full, S::TILE_BYTES);";
+    sm90_attention_other_columns, "attention_sm90.cu", attention::prefill_windows, ["hd80"],
+        "block + (PIECE_BYTES >> 4)" => "block";
     sm90_attention_arrivals, "attention_sm90.cu", attention::prefill_far, ["hd64"],
         "ptx::barrier_init(&barriers.k_empty[i], warps);" => "ptx::barrier_init(&barriers.k_empty[i], warps - 1);";
 }
@@ -214,7 +232,9 @@ faults! {
         "        *at = total;
     }";
     gemm_few_tail, "gemm.cu", gemm::shapes, ["w8a16"],
-        "token < p.n && group + i < end" => "group + i < end";
+        "min(first_token + 8 * c + g, p.n - 1)" => "first_token + 8 * c + g";
+    gemm_few_next_weights, "gemm.cu", gemm::long_segments, ["w8a16"],
+        "load_w(i, i + DEPTH);" => "load_w(i, i + DEPTH - 1);";
     gemm_order_of_sums, "gemm.cu", gemm::few_and_tiles, ["w8a16"],
         "for (uint32_t s = 0; s < SEGMENTS; ++s) total += at[s * (TOKENS * PITCH)];" =>
         "for (uint32_t s = SEGMENTS; s-- > 0;) total += at[s * (TOKENS * PITCH)];";
@@ -239,15 +259,26 @@ faults! {
         "                a[h][1] = words[h].y;
                 a[h][2] = words[h].z;";
     gemm_gate_and_up, "gemm.cuh", gemm::functions, ["w8a16"],
-        "silu(value(token, row)) * value(token, row + 8)" => "silu(value(token, row + 8)) * value(token, row)";
+        "silu(x[0][j]) * x[1][j]" => "silu(x[1][j]) * x[0][j]";
     gemm_rotated_scale_row, "gemm.cuh", gemm::rotated_int8, ["r8a8"],
-        "p.q_scale[first_token + token]" => "p.q_scale[token]";
+        "p.q_scale[tile.first_token + token + i * step]" => "p.q_scale[token + i * step]";
+    gemm_store_unaligned, "gemm.cuh", gemm::edges, ["w8a16"],
+        "const bool aligned = p.out_stride % 4 == 0;" => "const bool aligned = true;";
+    gemm_store_last_columns, "gemm.cuh", gemm::edges, ["w8a16"],
+        "if (cols == 4 && aligned) store_columns" => "if (aligned) store_columns";
+    gemm_store_last_rows, "gemm.cuh", gemm::edges, ["w8a16"],
+        "if (i * step < tile.n_tokens && token + i * step < n) store_four" =>
+        "if (i * step < tile.n_tokens) store_four";
 }
 
 faults! {
     gemm_sm90, SM90:
     sm90_gemm_bytes, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
-        "L::B + L::A + L::SCALES + (MODE" => "L::B + L::A + (MODE";
+        "OWN_STRIPS * (L::A_STRIP + L::SCALES_STRIP) + b_scale_bytes" => "OWN_STRIPS * L::A_STRIP + b_scale_bytes";
+    sm90_gemm_every_lane, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
+        "if (!ptx::elect_one()) continue;" => "";
+    sm90_gemm_few_stages, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
+        "product<W8A16, 128, 8>" => "product<W8A16, 128, 9>";
     sm90_gemm_empty_parity, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
         "(index / STAGES - 1) % 2" => "index / STAGES % 2";
     sm90_gemm_released_early, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
@@ -288,8 +319,8 @@ faults! {
 faults! {
     norm, SM80:
     norm_variance, "norm.cu", norm::formulas, [],
-        "squares = fmaf(four.v[i], four.v[i], squares);" =>
-        "squares = fmaf(four.v[i] + mean, four.v[i] + mean, squares);";
+        "squares = fmaf(terms.v[i], terms.v[i], squares);" =>
+        "squares = fmaf(terms.v[i] + mean, terms.v[i] + mean, squares);";
     norm_sum_barrier, "norm.cu", norm::neighbours, [],
         "    ptx::sync_block();
     float sum" =>
@@ -297,9 +328,15 @@ faults! {
     norm_partials_shared, "norm.cu", norm::neighbours, [],
         "block_sum(squares, partials + WARPS)" => "block_sum(squares, partials)";
     norm_padding, "norm.cu", norm::magnitudes, [],
-        "y.v[i] = column(first, i) < p.dim ? value : 0.0f;" => "y.v[i] = value;";
+        "y.v[i] = in_dim(start, i) ? value : 0.0f;" => "y.v[i] = value;";
     norm_odd_dim, "norm.cu", norm::formulas, [],
-        "x.v[i + 1] = c + 1 < dim ? row[c + 1] : 0.0f;" => "x.v[i + 1] = c < dim ? row[c + 1] : 0.0f;";
+        "x.v[i] = column + i < dim ? row[column + i] : 0.0f;" => "x.v[i] = column < dim ? row[column + i] : 0.0f;";
+    norm_exchange, "norm.cu", norm::formulas, [],
+        "ptx::shfl_xor(upper ? first : second, 2)" => "ptx::shfl_xor(upper ? second : first, 2)";
+    norm_order_of_sums, "norm.cu", norm::summation, [],
+        "{16, 8, 4, 1, 2}" => "{16, 8, 4, 2, 1}";
+    norm_kept_weights, "norm.cu", norm::widths, [],
+        "weights[round] = load(p.weight, start); });" => "weights[round] = load(p.weight, 0); });";
     norm_rotation, "norm.cu", norm::rotation, [],
         "second ? other - x.v[i]" => "second ? x.v[i] - other";
     norm_int8_rounding, "norm.cu", norm::conversions, [],

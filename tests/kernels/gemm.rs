@@ -21,29 +21,16 @@ const UNTOUCHED: f32 = -77.0;
 /// One of each kernel's sizes, and those around them.
 const ROWS_OF_X: [usize; 10] = [1, 7, 8, 9, 16, 17, 33, 64, 65, 150];
 
-/// All checks.
-#[cfg(feature = "gpu")]
-pub(crate) fn check(device: &Device) {
-    few_and_tiles(device);
-    weights_alone(device);
-    shapes(device);
-    functions(device);
-    int8_activations(device);
-    rotated_weights();
-    rotated_int8(device);
-    largest_sum(device);
-    rotated_is_the_same(device);
-    errors(device);
-}
-
+/// Of a weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
+pub(crate) enum Kind {
     Int8,
     Bf16,
     Rotated,
 }
 
-const KINDS: [Kind; 3] = [Kind::Int8, Kind::Bf16, Kind::Rotated];
+/// All of them.
+pub(crate) const KINDS: [Kind; 3] = [Kind::Int8, Kind::Bf16, Kind::Rotated];
 
 impl Kind {
     /// Columns that a product of `cols` runs over: a rotation fills the padding, too.
@@ -203,9 +190,27 @@ fn assert_close(w: &Plain, x: &Rows, first: usize, sums: &[f32], relative: f64, 
     }
 }
 
+/// Rows so few that no tile serves them: the formula, and the same bits whatever their number.
+pub(crate) fn few(device: &Device, kind: Kind) {
+    let w = Plain::new(device, kind, (200, 330), RowOrder::Plain, true, 0.2);
+    let x = Rows::new(device, 32, kind.width(330), 2.0);
+    let all = run_f32(device, kind.input(&x), 0..32, &w, Arithmetic::Exact);
+    assert_close(&w, &x, 0, &all, 2e-6, "few");
+    for n in [1, 7, 8, 9, 16, 17] {
+        let first = (32 - n) / 2;
+        let some = run_f32(device, kind.input(&x), first..first + n, &w, Arithmetic::Exact);
+        assert_eq!(some, all[first * 200..][..n * 200], "{kind:?}: {n} rows and 32");
+    }
+}
+
 /// Exact sums of one matrix and all sizes of x: the formula, and the same bits from every kernel.
 pub(crate) fn few_and_tiles(device: &Device) {
-    for kind in KINDS {
+    few_and_tiles_of(device, &KINDS);
+}
+
+/// The same, of some kinds.
+pub(crate) fn few_and_tiles_of(device: &Device, kinds: &[Kind]) {
+    for &kind in kinds {
         let w = Plain::new(device, kind, (200, 330), RowOrder::Plain, true, 0.2);
         let x = Rows::new(device, 150, kind.width(330), 2.0);
         let input = kind.input(&x);
@@ -223,11 +228,51 @@ pub(crate) fn few_and_tiles(device: &Device) {
             assert_eq!(some, fast[rows.start * 200..rows.end * 200], "{kind:?}: fast, {rows:?}");
         }
     }
+    long_segments(device);
+}
+
+/// So many columns that few rows of x ask for weights more than twice as far ahead as they can.
+pub(crate) fn long_segments(device: &Device) {
+    for kind in KINDS {
+        let w = Plain::new(device, kind, (20, 4500), RowOrder::Plain, false, 0.2);
+        let x = Rows::new(device, 34, kind.width(4500), 2.0);
+        let all = run_f32(device, kind.input(&x), 0..34, &w, Arithmetic::Exact);
+        assert_close(&w, &x, 0, &all, 2e-6, "long");
+        for rows in [33..34, 0..8, 5..18] {
+            let some = run_f32(device, kind.input(&x), rows.clone(), &w, Arithmetic::Exact);
+            assert_eq!(some, all[rows.start * 20..rows.end * 20], "{kind:?}: {rows:?} of 34 long rows");
+        }
+    }
+}
+
+/// Tiles of 256 tokens, which the device's multiprocessors have enough to do with, and those of 128 that fewer rows
+/// of x take: the same bits.
+pub(crate) fn tiles_by_waves(device: &Device) {
+    let rows = 128 * (device.info().multiprocessors as usize / 2 + 1);
+    for kind in KINDS {
+        let w = Plain::new(device, kind, (rows, 200), RowOrder::Plain, true, 0.2);
+        let x = Rows::new(device, 150, 200, 2.0);
+        let int8 = Int8Rows::new(device, &x);
+        let input = if kind == Kind::Rotated { int8.input() } else { kind.input(&x) };
+        let all = run_f32(device, input, 0..150, &w, Arithmetic::Fast);
+        if kind != Kind::Rotated {
+            assert_close(&w, &x, 0, &all[..2 * rows], 4e-3, "fast");
+        }
+        for part in [0..100, 100..150] {
+            let some = run_f32(device, input, part.clone(), &w, Arithmetic::Fast);
+            assert!(some == all[part.start * rows..part.end * rows], "{kind:?}: rows {part:?} and 150");
+        }
+    }
 }
 
 /// Every weight by itself, from rows of x with a single one: what is small beside a sum is not beside a weight.
 pub(crate) fn weights_alone(device: &Device) {
-    for kind in KINDS {
+    weights_alone_of(device, &KINDS);
+}
+
+/// The same, of some kinds.
+pub(crate) fn weights_alone_of(device: &Device, kinds: &[Kind]) {
+    for &kind in kinds {
         let w = Plain::new(device, kind, (140, 130), RowOrder::Plain, false, 0.2);
         let (n, k) = (w.width, w.weight.k());
         let one = |i: usize| if i / k == i % k { bf16::ONE } else { bf16::ZERO };
@@ -247,7 +292,12 @@ pub(crate) fn weights_alone(device: &Device) {
 
 /// Odd and small matrices, large and small values; residuals.
 pub(crate) fn shapes(device: &Device) {
-    for kind in KINDS {
+    shapes_of(device, &KINDS);
+}
+
+/// The same, of some kinds.
+pub(crate) fn shapes_of(device: &Device, kinds: &[Kind]) {
+    for &kind in kinds {
         for (rows, cols) in [(1, 1), (16, 32), (97, 33), (129, 64), (40, 1030), (256, 128), (130, 577)] {
             for (n, size) in [(1, 1.0), (5, 1e-3), (12, 1e4), (40, 1.0), (130, 1.0)] {
                 let w = Plain::new(device, kind, (rows, cols), RowOrder::Plain, n % 2 == 0, size);
@@ -270,13 +320,18 @@ pub(crate) fn shapes(device: &Device) {
 
 /// Every function, rounded to bf16, with zeros behind the result.
 pub(crate) fn functions(device: &Device) {
+    functions_of(device, &KINDS);
+}
+
+/// The same, of some kinds.
+pub(crate) fn functions_of(device: &Device, kinds: &[Kind]) {
     let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x / 2f64.sqrt()));
     let gelu_tanh = |x: f64| {
         let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
         0.5 * x * (1.0 + inner.tanh())
     };
     let silu = |x: f64| x / (1.0 + (-x).exp());
-    for kind in KINDS {
+    for &kind in kinds {
         for (n, cols) in [(1, 50), (11, 200), (70, 64), (140, 40)] {
             for function in [Function::Identity, Function::Gelu, Function::GeluTanh, Function::SwiGlu] {
                 for method in [Arithmetic::Exact, Arithmetic::Fast] {
@@ -314,6 +369,86 @@ pub(crate) fn functions(device: &Device) {
                     }
                 }
             }
+        }
+    }
+    edges(device);
+}
+
+/// Every kind of `out`, four columns at a time and one (bf16: two) at a time, gives the same bits; strides that are odd
+/// or no multiple of 4, a last column in the middle of four, rows from an odd one on that fill no tile.
+pub(crate) fn edges(device: &Device) {
+    for kind in KINDS {
+        let x = Rows::new(device, 150, kind.width(40), 1.0);
+        for (rows, order) in [(130, RowOrder::Plain), (135, RowOrder::Plain), (268, RowOrder::Gated)] {
+            let w = Plain::new(device, kind, (rows, 40), order, true, 0.3);
+            for range in [0..1, 3..12, 1..41, 1..148] {
+                stored(device, kind.input(&x), range.clone(), &w, order, Arithmetic::Exact);
+            }
+            stored(device, kind.input(&x), 1..148, &w, order, Arithmetic::Fast);
+            if kind == Kind::Rotated {
+                let int8 = Int8Rows::new(device, &x);
+                stored(device, int8.input(), 1..41, &w, order, Arithmetic::Exact);
+                stored(device, int8.input(), 1..148, &w, order, Arithmetic::Exact);
+            }
+        }
+    }
+}
+
+/// What is stored of some rows with every stride that is possible: 4 values at a time only if it is a multiple of 4.
+fn stored(device: &Device, x: Input, rows: Range<usize>, w: &Plain, order: RowOrder, method: Arithmetic) {
+    let run =
+        |out: Output, stride: usize| gemm(device, x, rows.clone(), &w.weight, out, stride, method).unwrap();
+    // Columns of the result, bit for bit; nothing but them and the zeros after them is written.
+    let check = |got: &[u32], stride: usize, cols: usize, untouched: &dyn Fn(usize) -> u32, padded: bool| {
+        let mut values = vec![];
+        for (i, row) in got.chunks(stride).enumerate() {
+            let inside = rows.contains(&i);
+            for (c, &y) in row.iter().enumerate() {
+                match (inside, c < cols) {
+                    (true, true) => values.push(y),
+                    (true, false) if padded => assert_eq!(y, 0, "padding, row {i}, column {c} of {stride}"),
+                    _ => assert_eq!(y, untouched(i * stride + c), "row {i}, column {c} of {stride}"),
+                }
+            }
+        }
+        values
+    };
+    if order == RowOrder::Plain {
+        let cols = w.rows;
+        let even = cols.next_multiple_of(4);
+        for add in [false, true] {
+            let sums = |stride: usize| {
+                // The same in a column whatever the stride.
+                let before = |at: usize| ((at / stride * 7 + at % stride) as f32 * 0.37).sin();
+                let all: Vec<f32> = (0..(rows.end + 1) * stride).map(before).collect();
+                let mut out = device.upload(&all).unwrap();
+                run(if add { Output::AddF32(&mut out) } else { Output::F32(&mut out) }, stride);
+                let got: Vec<u32> = out.to_vec().unwrap().iter().map(|y| y.to_bits()).collect();
+                check(&got, stride, cols, &|at| before(at).to_bits(), false)
+            };
+            let want = sums(even + 1);
+            for stride in [even, even + 2, even + 4] {
+                assert_eq!(sums(stride), want, "{rows:?}, f32, added: {add}, stride {stride}");
+            }
+        }
+    }
+    let functions: &[Function] = match order {
+        RowOrder::Plain => &[Function::Identity, Function::Gelu, Function::GeluTanh],
+        RowOrder::Gated => &[Function::SwiGlu],
+    };
+    for &function in functions {
+        let cols = if order == RowOrder::Gated { w.rows / 2 } else { w.rows };
+        let even = cols.next_multiple_of(4);
+        let rounded = |stride: usize| {
+            let mut out = device.upload(&vec![bf16::from_f32(UNTOUCHED); (rows.end + 1) * stride]).unwrap();
+            run(Output::Bf16(&mut out, function), stride);
+            let got: Vec<u32> = out.to_vec().unwrap().iter().map(|y| u32::from(y.to_bits())).collect();
+            let untouched = u32::from(bf16::from_f32(UNTOUCHED).to_bits());
+            check(&got, stride, cols, &|_| untouched, true)
+        };
+        let want = rounded(even + 2);
+        for stride in [even, even + 4] {
+            assert_eq!(rounded(stride), want, "{rows:?}, {function:?}, stride {stride}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Every kernel against the formula, through the launchers that everybody uses: on the emulator here, on a GPU
-//! with `WELM_TEST_GPU=<ordinal>` (and the feature `gpu`). The checks are the same.
+//! with `WELM_TEST_GPU=<ordinal>` (and the feature `gpu`, without which there is no device code). The checks are the
+//! same.
 
 mod attention;
 mod faults;
@@ -8,8 +9,10 @@ mod norm;
 mod random;
 mod rope;
 mod sample;
+mod staging;
 mod sums;
 
+use welm_kernels::Device;
 use welm_tests::emulator::Emulator;
 
 /// A test of one kernel file on one kind of device.
@@ -23,6 +26,7 @@ macro_rules! on_devices {
 }
 
 on_devices! {
+    gemm_few_sm80, (8, 0), few;
     gemm_rows_sm80, (8, 0), gemm::few_and_tiles;
     gemm_weights_alone_sm80, (8, 0), gemm::weights_alone;
     gemm_shapes_sm80, (8, 0), gemm::shapes;
@@ -33,6 +37,7 @@ on_devices! {
     gemm_rotated_is_the_same_sm80, (8, 0), gemm::rotated_is_the_same;
     gemm_errors_sm80, (8, 0), gemm::errors;
     gemm_rows_sm90, (9, 0), gemm::few_and_tiles;
+    gemm_tiles_by_waves_sm90, (9, 0), gemm::tiles_by_waves;
     gemm_weights_alone_sm90, (9, 0), gemm::weights_alone;
     gemm_shapes_sm90, (9, 0), gemm::shapes;
     gemm_functions_sm90, (9, 0), gemm::functions;
@@ -49,34 +54,128 @@ on_devices! {
     attention_errors_sm90, (9, 0), attention::errors;
 }
 
+fn few(device: &Device) {
+    gemm::KINDS.iter().for_each(|&kind| gemm::few(device, kind));
+}
+
 #[test]
 fn gemm_rotated_weights() {
     gemm::rotated_weights();
 }
 
 /// The same on a real device, which `WELM_TEST_GPU` names; `benches/gpu/run` runs them one at a time.
-#[cfg(feature = "gpu")]
 mod gpu {
     use welm_kernels::Device;
 
-    macro_rules! on_gpu {
-        ($($name:ident;)*) => {$(
-            #[test]
-            #[ignore = "needs a GPU"]
-            fn $name() {
-                let ordinal = std::env::var("WELM_TEST_GPU").expect("WELM_TEST_GPU is the number of a device");
-                let device = Device::open(ordinal.parse().expect("a number")).expect("the device opens");
-                println!("{device:?}");
-                crate::$name::check(&device);
-            }
-        )*};
+    use crate::gemm::Kind::{Bf16, Int8, Rotated};
+    use crate::{attention, gemm, norm, rope, sample};
+
+    /// The device for a test, whose name says what is asked of it; none if it is no such device.
+    ///
+    /// - `..._no_hopper`: the kernels for all devices, also where there are better ones. `WELM_NO_HOPPER=1` sees to it.
+    /// - `..._ptx`: these, as the driver compiles them for devices that have no machine code; `CUDA_FORCE_PTX_JIT=1` too.
+    /// - `..._sm90_...`: the kernels of Hopper.
+    fn device(test: &str) -> Option<Device> {
+        let ordinal = std::env::var("WELM_TEST_GPU").expect("WELM_TEST_GPU is the number of a device");
+        let device = Device::open(ordinal.parse().expect("a number")).expect("the device opens");
+        println!("{device:?}");
+        let ptx = test.ends_with("_ptx");
+        if ptx || test.ends_with("_no_hopper") {
+            assert!(!device.is_hopper(), "WELM_NO_HOPPER=1 is not set, or has no effect");
+        }
+        let forced = std::env::var("CUDA_FORCE_PTX_JIT").is_ok_and(|value| value == "1");
+        assert_eq!(forced, ptx, "CUDA_FORCE_PTX_JIT");
+        if test.contains("_sm90_") && !device.is_hopper() {
+            println!("needs a device of capability 9.0");
+            return None;
+        }
+        Some(device)
     }
 
+    /// Lines are `name: checks`. The harness sorts tests by name, and so the numbers are the order in which they run.
+    macro_rules! on_gpu {
+        ($($name:ident: $check:expr;)*) => {
+            $(
+                #[test]
+                #[ignore = "needs a GPU"]
+                fn $name() {
+                    let check: fn(&Device) = $check;
+                    if let Some(device) = device(stringify!($name)) {
+                        check(&device);
+                    }
+                }
+            )*
+
+            const ORDER: &[&str] = &[$(stringify!($name)),*];
+        };
+    }
+
+    // What is likeliest to work comes first: plain kernels, then mma.sync, then wgmma and bulk copies; of these last
+    // the widths of heads that fill no whole number of 64-column atoms.
     on_gpu! {
-        attention;
-        gemm;
-        norm;
-        rope;
-        sample;
+        s01_norm_formulas: norm::formulas;
+        s02_norm_rows: |d| { norm::magnitudes(d); norm::neighbours(d); norm::ranges(d) };
+        s03_norm_conversions: |d| { norm::conversions(d); norm::rotation(d) };
+        s04_norm_embedding: |d| { norm::embedding(d); norm::errors(d) };
+        s05_rope: rope::check;
+        s06_sample_top_k: |d| { sample::sizes(d); sample::neighbours(d); sample::odd_values(d) };
+        s07_sample_draws: |d| { sample::draws(d); sample::edges(d); sample::errors(d) };
+        s10_few_int8: |d| gemm::few(d, Int8);
+        s11_few_bf16: |d| gemm::few(d, Bf16);
+        s12_few_rotated: |d| gemm::few(d, Rotated);
+        s20_tiles_int8_no_hopper: |d| sums(d, Int8);
+        s21_tiles_bf16_no_hopper: |d| sums(d, Bf16);
+        s22_tiles_rotated_no_hopper: |d| sums(d, Rotated);
+        s23_tiles_w8a8_no_hopper: gemm::int8_activations;
+        s24_tiles_r8a8_no_hopper: |d| { gemm::rotated_int8(d); gemm::largest_sum(d) };
+        s25_epilogues_int8_no_hopper: |d| epilogues(d, Int8);
+        s26_epilogues_bf16_no_hopper: |d| epilogues(d, Bf16);
+        s27_epilogues_rotated_no_hopper: |d| epilogues(d, Rotated);
+        s28_rotated_no_hopper: gemm::rotated_is_the_same;
+        s29_gemm_errors_no_hopper: gemm::errors;
+        s30_decode_128: |d| attention::decode_of(d, 128);
+        s31_decode_64: |d| attention::decode_of(d, 64);
+        s32_decode_80: |d| attention::decode_of(d, 80);
+        s33_decode_96: |d| attention::decode_of(d, 96);
+        s40_prefill_128_no_hopper: |d| attention::prefill_of(d, 128);
+        s41_prefill_64_no_hopper: |d| attention::prefill_of(d, 64);
+        s42_prefill_80_no_hopper: |d| attention::prefill_of(d, 80);
+        s43_prefill_96_no_hopper: |d| attention::prefill_of(d, 96);
+        s44_attention_errors_no_hopper: attention::errors;
+        s50_sm90_int8: |d| sums(d, Int8);
+        s51_sm90_bf16: |d| sums(d, Bf16);
+        s52_sm90_w8a8: gemm::int8_activations;
+        s53_sm90_r8a8: gemm::rotated_int8;
+        s54_sm90_epilogues_int8: |d| epilogues(d, Int8);
+        s55_sm90_epilogues_bf16: |d| epilogues(d, Bf16);
+        s56_sm90_rotated: gemm::rotated_is_the_same;
+        s57_sm90_tiles_by_waves: gemm::tiles_by_waves;
+        s60_sm90_prefill_128: |d| attention::prefill_of(d, 128);
+        s61_sm90_prefill_64: |d| attention::prefill_of(d, 64);
+        s62_sm90_prefill_80: |d| attention::prefill_of(d, 80);
+        s63_sm90_prefill_96: |d| attention::prefill_of(d, 96);
+        s64_sm90_attention_errors: attention::errors;
+        s70_norm_ptx: norm::formulas;
+        s71_rope_ptx: rope::check;
+        s72_sample_ptx: sample::sizes;
+        s73_few_int8_ptx: |d| gemm::few(d, Int8);
+        s74_tiles_int8_ptx: |d| sums(d, Int8);
+        s75_decode_64_ptx: |d| attention::decode_of(d, 64);
+        s76_prefill_128_ptx: |d| attention::prefill_of(d, 128);
+    }
+
+    fn sums(device: &Device, kind: gemm::Kind) {
+        gemm::few_and_tiles_of(device, &[kind]);
+        gemm::weights_alone_of(device, &[kind]);
+    }
+
+    fn epilogues(device: &Device, kind: gemm::Kind) {
+        gemm::shapes_of(device, &[kind]);
+        gemm::functions_of(device, &[kind]);
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_table() {
+        assert!(ORDER.is_sorted(), "{ORDER:?}");
     }
 }

@@ -10,7 +10,9 @@ use welm_kernels::{Buffer, Device};
 use crate::random::Random;
 
 /// Around the columns of a pair, a lane, a group, a warp, a block and two.
-const DIMS: [usize; 16] = [1, 2, 3, 7, 31, 32, 33, 63, 64, 65, 127, 640, 1023, 1024, 1025, 2050];
+const DIMS: [usize; 17] = [1, 2, 3, 7, 31, 32, 33, 63, 64, 65, 127, 640, 1023, 1024, 1025, 1100, 2050];
+/// Around the widest rows that each kernel keeps in registers.
+const WIDE: [usize; 9] = [640, 2048, 2050, 2052, 5120, 5124, 8192, 8196, 9001];
 /// Columns that are rotated together.
 const ROTATED: usize = 64;
 /// What no kernel has written.
@@ -21,6 +23,8 @@ const UNTOUCHED_SCALE: f32 = -1.0;
 /// All checks.
 pub(crate) fn check(device: &Device) {
     formulas(device);
+    widths(device);
+    summation(device);
     magnitudes(device);
     neighbours(device);
     ranges(device);
@@ -287,6 +291,63 @@ pub(crate) fn formulas(device: &Device) {
     let case = Case::new(70, 2, false, 1.0, 0.0);
     let got = run(device, &case, Some(&[u32::MAX, 2, 1]), 0..3, 128);
     assert!(got.out.chunks_exact(128).all(|row| row == &got.out[256..]));
+}
+
+/// Rows that registers hold, and rows that they do not.
+pub(crate) fn widths(device: &Device) {
+    for dim in WIDE {
+        for layernorm in [false, true] {
+            let case = Case::new(dim, 2, layernorm, 3.0, 0.5);
+            let stride = dim.next_multiple_of(64);
+            let got = run(device, &case, None, 0..2, stride);
+            for row in 0..2 {
+                case.assert_close(row, &got.out[row * stride..], "wide");
+            }
+            // A stride that another kernel takes changes no bit.
+            let wider = run(device, &case, Some(&[1]), 0..1, stride + 1024);
+            assert_eq!(wider.out[..dim], got.out[stride..][..dim], "dim {dim}: the stride shows");
+        }
+    }
+}
+
+/// The mean, in the order in which it is defined: 256 threads take four columns in turn, sums of a thread are added by
+/// halves of a warp, those of the warps one after another.
+fn mean_in_order(x: &[f32]) -> f32 {
+    let value = |c: usize| x.get(c).copied().unwrap_or(0.0);
+    let mut sums = [0f32; 256];
+    for position in (0..x.len().next_multiple_of(16)).step_by(4) {
+        let c = position - position % 16 / 2;
+        sums[position / 4 % 256] += (value(c) + value(c + 1)) + (value(c + 8) + value(c + 9));
+    }
+    for mask in [16, 8, 4, 2, 1] {
+        sums = std::array::from_fn(|i| sums[i] + sums[i ^ mask]);
+    }
+    sums.iter().step_by(32).fold(0.0, |sum, warp| sum + warp) / x.len() as f32
+}
+
+/// The order of summation is one for all widths and batches. It shows where large values cancel, and zeros are what is
+/// left of the mean.
+pub(crate) fn summation(device: &Device) {
+    for dim in WIDE {
+        let mut random = Random::new(dim as u64);
+        let mut x: Vec<f32> = random.f32s(dim / 3, 1e7).into_iter().flat_map(|x| [x, -x]).collect();
+        x.resize(dim, 0.0);
+        random.shuffle(&mut x);
+        let (mean, other) = (mean_in_order(&x), x.iter().sum::<f32>() / dim as f32);
+        assert!((mean - other).abs() > 0.05 * mean.abs(), "dim {dim}: any order gives {mean}");
+        let variance = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / dim as f64;
+
+        let weight = vec![1e9; dim];
+        let case = Case { dim, x: x.repeat(3), weight, bias: None, eps: 1e-5, layernorm: true };
+        let stride = dim.next_multiple_of(64);
+        let got = run(device, &case, None, 0..3, stride);
+        assert_eq!(got.part(0..1, stride), got.part(2..3, stride));
+        let want = f64::from(-mean) * 1e9 / variance.sqrt();
+        for (c, _) in x.iter().enumerate().filter(|(_, x)| **x == 0.0) {
+            let got = bf16::from_bits(got.out[c]).to_f64();
+            assert!((got - want).abs() <= want.abs() / 200.0, "dim {dim}, column {c}: {got} for {want}");
+        }
+    }
 }
 
 /// Large and small values, a mean that dwarfs the variance, zeros, NaN.

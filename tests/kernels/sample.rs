@@ -286,7 +286,7 @@ fn draw(device: &Device, rows: &[Vec<f32>], k: usize, sampling: &[Sampling]) -> 
 }
 
 /// What the launchers refuse.
-fn errors(device: &Device) {
+pub(crate) fn errors(device: &Device) {
     fn operand<T: std::fmt::Debug>(result: Result<T, Error>) -> &'static str {
         match result {
             Err(Error::Shape { operand, .. }) => operand,

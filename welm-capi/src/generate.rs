@@ -18,7 +18,7 @@ use crate::text::Text;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct welm_choice {
-    /// The text, in UTF-8, with a NUL behind it; with `echo`, after the prompt.
+    /// The text, in UTF-8, with a NUL after it; with `echo`, after the prompt.
     pub text: *const c_char,
     /// Bytes of the text.
     pub text_len: usize,
@@ -194,7 +194,7 @@ pub unsafe extern "C" fn welm_generation_n_choices(generation: *const welm_gener
 /// - ownership: belongs to `generation`, and lives as long.
 /// - threads: any number at once on one answer.
 /// - NULL: returned for a NULL `generation`, and where there is no such sequence.
-/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
+/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_generation_choice(
     generation: *const welm_generation,

@@ -44,7 +44,8 @@ pub struct welm_load_options {
     pub context_tokens: usize,
     /// Tokens that the KV cache holds, over all sequences; by default eight full contexts, at most 32,768.
     pub cache_tokens: usize,
-    /// Prompt tokens computed in one step: what a long prompt delays the others by at most.
+    /// Prompt tokens computed in one step: what a long prompt delays the others by at most. By default 256 on the CPU;
+    /// on CUDA 2,048, or as many as a sequence has at most, or fewer, down to 256, where memory has no room for that.
     pub chunk_tokens: usize,
     /// Most sequences that run at once.
     pub max_running: usize,
@@ -89,7 +90,7 @@ impl Default for welm_load_options {
             threads: d.threads.unwrap_or(0),
             context_tokens: d.context_tokens.unwrap_or(0),
             cache_tokens: d.cache_tokens.unwrap_or(0),
-            chunk_tokens: d.chunk_tokens,
+            chunk_tokens: d.chunk_tokens.unwrap_or(0),
             max_running: d.max_running,
             queue_limit: d.queue_limit,
             memory_limit: d.memory_limit.unwrap_or(0),
@@ -148,7 +149,7 @@ impl welm_load_options {
         o.threads = set(self.threads);
         o.context_tokens = set(self.context_tokens);
         o.cache_tokens = set(self.cache_tokens);
-        o.chunk_tokens = set(self.chunk_tokens).unwrap_or(o.chunk_tokens);
+        o.chunk_tokens = set(self.chunk_tokens);
         o.max_running = set(self.max_running).unwrap_or(o.max_running);
         o.queue_limit = set(self.queue_limit).unwrap_or(o.queue_limit);
         o.memory_limit = Some(self.memory_limit).filter(|&n| n != 0);

@@ -1,7 +1,7 @@
 //! Structs that may grow: their first field says how large they were when the caller was compiled.
 //!
 //! A caller that is older than the library has a smaller struct: only so much is read or written, the rest is at
-//! its default. One that is newer has a larger one: what lies behind the end has to be zero, so that nothing that
+//! its default. One that is newer has a larger one: what lies past its end has to be zero, so that nothing that
 //! was asked for is passed over in silence; an output is filled up with zeros.
 
 use std::ptr;
@@ -79,7 +79,7 @@ pub(crate) unsafe fn read<T: Growing>(argument: &str, from: *const T, mut defaul
     Ok(defaults)
 }
 
-/// Writes as much as the caller knows, and zeros behind what we know; `struct_size` stays.
+/// Writes as much as the caller knows, and zeros after what we know; `struct_size` stays.
 ///
 /// # Safety
 /// `to` is NULL, or `to->struct_size` may be read and as many bytes written.

@@ -22,7 +22,7 @@ use crate::text::Text;
 pub struct welm_piece {
     /// Which of the `n` sequences it belongs to, from 0.
     pub index: usize,
-    /// Text that follows what came before, in UTF-8, with a NUL behind it; may be empty while a character or a stop
+    /// Text that follows what came before, in UTF-8, with a NUL after it; may be empty while a character or a stop
     /// string is undecided.
     pub text: *const c_char,
     /// Bytes of the text.
@@ -152,7 +152,7 @@ pub(crate) unsafe fn start<'p, P: Into<Prompt<'p>>>(
 /// - ownership: `*piece` belongs to `stream`, and lives until the next piece or `welm_stream_free`.
 /// - threads: one at a time on one stream; a second one is refused with `WELM_INVALID_ARGUMENT`.
 /// - NULL: `stream` and `piece` must not be; `error` may be.
-/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
+/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
 /// - errors: `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults, after which the stream has ended;
 ///   those of any function.
 #[unsafe(no_mangle)]
@@ -172,7 +172,7 @@ pub unsafe extern "C" fn welm_stream_next(
 /// - ownership: `*piece` belongs to `stream`, as that of `welm_stream_next`.
 /// - threads: one at a time on one stream, of both functions together.
 /// - NULL: `stream` and `piece` must not be; `error` may be.
-/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL behind them.
+/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
 /// - errors: as `welm_stream_next`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_stream_next_timeout(

@@ -106,7 +106,7 @@ pub(crate) unsafe fn path(argument: &str, data: *const c_char) -> Result<PathBuf
     unsafe { text(argument, data, WELM_NUL_TERMINATED) }.map(PathBuf::from)
 }
 
-/// A text for C: a NUL stands behind it that does not count.
+/// A text for C: a NUL stands after it that does not count.
 #[derive(Debug)]
 pub(crate) struct Text(String);
 
@@ -140,7 +140,7 @@ impl welm_string {
 /// - ownership: belongs to `string`, and lives as long.
 /// - threads: any number at once on one string.
 /// - NULL: returned for a NULL `string`, with the length 0. `len` may be NULL.
-/// - encoding: UTF-8; `*len` bytes, and a NUL behind them. A text may hold NULs of its own.
+/// - encoding: UTF-8; `*len` bytes, and a NUL after them. A text may hold NULs of its own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_string_data(string: *const welm_string, len: *mut usize) -> *const c_char {
     value(std::ptr::null(), || {

@@ -112,7 +112,7 @@ pub unsafe extern "C" fn welm_model_detokenize(
 /// - ownership: belongs to `model`, and lives as long.
 /// - threads: any number at once on one model.
 /// - NULL: returned for a NULL `model`, with the length 0. `len` may be NULL.
-/// - encoding: any bytes, perhaps a part of a character; no NUL behind them.
+/// - encoding: any bytes, perhaps a part of a character; no NUL after them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_token_bytes(
     model: *const welm_model,

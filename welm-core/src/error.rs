@@ -180,6 +180,9 @@ impl From<welm_kernels::Error> for Error {
             E::NoCode | E::NoDevice(_) => {
                 Error::Unavailable { what: "cuda device".into(), reason: error.to_string() }
             }
+            E::Variable { name, expected, got } => {
+                Error::option(name, format!("expected {expected} in the environment, got {}", quoted(&got)))
+            }
             E::ContextLost(reason) => Error::DeviceLost(reason),
             other => Error::Device(other.to_string()),
         }

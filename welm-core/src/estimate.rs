@@ -1,7 +1,7 @@
 //! How much memory a model will take, from its headers alone.
 
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, Limits};
+use crate::backend::{Backend, LEAST_CHUNK_TOKENS, Limits};
 use crate::config::ModelConfig;
 use crate::engine::batch::BLOCK_TOKENS;
 use crate::error::{Error, Result};
@@ -71,7 +71,7 @@ impl Estimate {
 
     /// Cache and scratch.
     fn without_weights<B: Backend>(config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
-        let limits = limits(config, options)?;
+        let limits = limits::<B>(config, options)?;
         let layer = B::kv_layer_bytes(config, options, limits.n_blocks);
         Ok(Estimate {
             mapped_bytes: 0,
@@ -117,7 +117,7 @@ impl Estimate {
 }
 
 /// The sizes that cache and scratch are allocated for.
-pub(crate) fn limits(config: &ModelConfig, options: &LoadOptions) -> Result<Limits> {
+pub(crate) fn limits<B: Backend>(config: &ModelConfig, options: &LoadOptions) -> Result<Limits> {
     let context = options.context_tokens.unwrap_or(config.max_context);
     if context > config.max_context {
         let reason = format!("expected at most the model's {}, got {context}", config.max_context);
@@ -125,10 +125,14 @@ pub(crate) fn limits(config: &ModelConfig, options: &LoadOptions) -> Result<Limi
     }
     let cache = options.cache_tokens.unwrap_or_else(|| context.saturating_mul(8).min(32_768));
     let n_blocks = cache.div_ceil(BLOCK_TOKENS);
+    let max_context = context.min(n_blocks * BLOCK_TOKENS);
+    let usual_chunk = B::CHUNK_TOKENS.min(max_context.max(LEAST_CHUNK_TOKENS));
+    let chunk_tokens = options.chunk_tokens.unwrap_or(usual_chunk);
     Ok(Limits {
-        max_rows: options.chunk_tokens + options.max_running,
+        chunk_tokens,
+        max_rows: chunk_tokens + options.max_running,
         max_logit_rows: options.max_running.min(32),
-        max_context: context.min(n_blocks * BLOCK_TOKENS),
+        max_context,
         n_blocks,
     })
 }
@@ -160,5 +164,31 @@ mod tests {
         assert_eq!(with(Some(1_159), None, None), Err((1_159, Some(4 * BLOCK_TOKENS))));
         assert_eq!(with(None, Some(120), None), Err((1_120, Some(BLOCK_TOKENS))));
         assert_eq!(with(Some(1_160), Some(160), Some(0)), Err((1_000, None)));
+    }
+
+    #[test]
+    fn a_step_has_the_tokens_that_were_asked_for_or_the_devices_own() {
+        fn chunk<B: Backend>(context: Option<usize>, asked: Option<usize>) -> usize {
+            let options =
+                LoadOptions { context_tokens: context, chunk_tokens: asked, ..LoadOptions::default() };
+            let limits = limits::<B>(&ModelConfig::welm_xl(), &options).unwrap();
+            assert_eq!(limits.max_rows, limits.chunk_tokens + options.max_running);
+            limits.chunk_tokens
+        }
+        for (context, asked, want) in
+            [(None, None, 256), (Some(16), None, 256), (None, Some(7), 7), (Some(16), Some(4_000), 4_000)]
+        {
+            assert_eq!(chunk::<Cpu>(context, asked), want);
+        }
+        #[cfg(feature = "kernels")]
+        for (context, asked, want) in [
+            (None, None, 2_048),
+            (Some(700), None, 700),
+            (Some(16), None, 256),
+            (None, Some(7), 7),
+            (Some(16), Some(4_000), 4_000),
+        ] {
+            assert_eq!(chunk::<crate::backend::cuda::Cuda>(context, asked), want);
+        }
     }
 }

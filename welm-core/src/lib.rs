@@ -1,6 +1,6 @@
 //! An embeddable engine for decoder-only language models.
 //!
-//! One call, [`Model::generate`], from as many threads as you like: an engine thread behind it computes all
+//! One call, [`Model::generate`], from as many threads as you like: an engine thread computes all
 //! open requests together (continuous batching over a paged KV cache, with prompts in chunks and equal
 //! beginnings shared), on the CPU with f32, f16, bf16, int8 or four-bit weights, or, with the feature `cuda`, on a
 //! GPU with bf16 or int8 ones.

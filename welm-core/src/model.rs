@@ -194,6 +194,10 @@ impl Model {
                     }
                     #[cfg(not(feature = "kernels"))]
                     Ok(never) => match never {},
+                    #[cfg(feature = "kernels")]
+                    Err(error @ Error::InvalidOption { option: welm_kernels::device::NO_HOPPER, .. }) => {
+                        return Err(error);
+                    }
                     Err(reason) => tracing::info!(%reason, "device: cpu"),
                 }
                 Self::load_on_cpu(path, opened, options)
@@ -235,13 +239,13 @@ impl Model {
         options: &LoadOptions,
         device: welm_kernels::Device,
     ) -> Result<Model> {
-        let estimate = Cuda::plan(&opened.source, options, &device)?;
+        let (estimate, options) = &Cuda::plan(&opened.source, options, &device)?;
         if opened.source.is_rotated() {
             tracing::warn!(
                 "int8 weights in rotated groups of 128 are rounded once more, to what cuda computes with"
             );
         }
-        Self::start(path, opened, options, estimate, |config, limits| {
+        Self::start(path, opened, options, *estimate, |config, limits| {
             Cuda::new(device, config, options, limits)
         })
     }
@@ -269,7 +273,7 @@ impl Model {
                 config.eos_token_ids.extend(tokenizer.eos());
             }
         }
-        let limits = limits(&config, options)?;
+        let limits = limits::<B>(&config, options)?;
         let started = Instant::now();
 
         let mut backend = backend(&config, limits)?;
@@ -290,6 +294,7 @@ impl Model {
             path = %path.display(), family = config.family, parameters = config.n_params(),
             weights_bytes = estimate.mapped_bytes + estimate.converted_bytes,
             cache_bytes = estimate.cache_bytes, scratch_bytes = estimate.scratch_bytes,
+            chunk_tokens = limits.chunk_tokens,
             backend = description, seconds = started.elapsed().as_secs_f64(), "model loaded"
         );
 
@@ -330,7 +335,8 @@ impl Model {
     }
 
     /// Memory that [`Model::load`] with these options would take, from the headers of the files: the device's with
-    /// [`Device::Cuda`], which need not be there, otherwise the CPU's. Of values, only an output that is stored beside a
+    /// [`Device::Cuda`], which need not be there, otherwise the CPU's; with prompts in steps of as many tokens as a device
+    /// takes that has room for them ([`LoadOptions::chunk_tokens`]). Of values, only an output that is stored beside a
     /// tied embedding is read, to see whether it is another one.
     ///
     /// # Errors

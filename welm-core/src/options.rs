@@ -21,6 +21,12 @@ pub enum Device {
     /// The CPU.
     Cpu,
     /// The CUDA device of this number, from 0. If it cannot be used, for whatever reason, that is an error.
+    ///
+    /// A Hopper device (compute capability 9.0, an H100 for instance) computes prompts with kernels that no other
+    /// device has. Should they be at fault, the environment variable `WELM_NO_HOPPER=1` has it use those that the
+    /// others have, which are slower there; the bits of prompts change with it. The log and
+    /// [`Model::backend`](crate::Model::backend) say so. `0` and an empty value change nothing; any other is
+    /// [`Error::InvalidOption`], with [`Device::Auto`], too.
     Cuda(usize),
 }
 
@@ -61,11 +67,17 @@ pub enum Activations {
     #[default]
     Auto,
     /// 8 bits, a scale for every group of values, as the weights are grouped: 32, or 128 that were rotated.
+    ///
+    /// On CUDA the sum of every 32 columns is converted from integers to floats and scaled by itself. On Hopper that is
+    /// predicted to take longer than the products, and so longer than [`Activations::Int16`]; of the two forms of int8,
+    /// [`Activations::Int8Rotated`] is the fast one. No GPU has measured either yet.
     Int8,
     /// CUDA only: 8 bits, one scale per token, after each 64 values were rotated by a Hadamard matrix; weights
-    /// likewise, with one scale per row. Products need no scale inside, which is what holds int8 tensor cores up, and
-    /// weights take 6 % less memory. A model that is stored as int8 is rounded twice:
-    /// quantise from floats.
+    /// likewise, with one scale per row.
+    ///
+    /// A product is then one sum of integers, which is scaled once at its end, so that int8 tensor cores need not
+    /// wait for scaling. Weights take 6 % less memory. A model that is stored as int8 is rounded twice: quantise
+    /// from floats.
     Int8Rotated,
     /// 16 bits: int16 with a scale for every group on the CPU (half of the divergence or less, twice the arithmetic),
     /// bf16 on CUDA.
@@ -209,7 +221,7 @@ pub type ProgressFn = Arc<dyn Fn(LoadProgress) -> bool + Send + Sync>;
 /// ```
 /// use welm_core::{Dtype, LoadOptions};
 /// let options = LoadOptions { dtype: Dtype::Int8, threads: Some(2), ..LoadOptions::default() };
-/// assert_eq!(options.chunk_tokens, 256);
+/// assert_eq!(options.max_running, 64);
 /// ```
 #[derive(Clone)]
 pub struct LoadOptions {
@@ -235,8 +247,10 @@ pub struct LoadOptions {
     /// more than 32,768 tokens. One sequence cannot be longer than that: a longer request is
     /// [`Error::TooLong`], which names the KV cache.
     pub cache_tokens: Option<usize>,
-    /// Prompt tokens computed in one step: what a long prompt delays the others by at most.
-    pub chunk_tokens: usize,
+    /// Prompt tokens computed in one step: what a long prompt delays the others by at most. `None` takes 256 on the CPU. On
+    /// CUDA, where fewer would leave most of the device idle, it takes 2,048, or as many as a sequence has at most; if
+    /// memory has no room for that, half as many again and again, down to 256, and the log warns. No result depends on it.
+    pub chunk_tokens: Option<usize>,
     /// Most sequences that run at once.
     pub max_running: usize,
     /// Most sequences that wait; a request beyond it is refused with [`Error::QueueFull`], and one that has more
@@ -282,7 +296,7 @@ impl Default for LoadOptions {
             isa: None,
             context_tokens: None,
             cache_tokens: None,
-            chunk_tokens: 256,
+            chunk_tokens: None,
             max_running: 64,
             queue_limit: 1024,
             prefix_cache: true,
@@ -328,7 +342,7 @@ impl LoadOptions {
                 Err(Error::option(option, format!("expected {low} to {high}, got {value}")))
             }
         };
-        range("chunk_tokens", self.chunk_tokens, 1, 65_536)?;
+        range("chunk_tokens", self.chunk_tokens.unwrap_or(1), 1, 65_536)?;
         range("max_running", self.max_running, 1, 4_096)?;
         range("queue_limit", self.queue_limit, 1, 1 << 20)?;
         range("threads", self.threads.unwrap_or(1), 1, 1_024)?;
@@ -629,7 +643,7 @@ mod tests {
         assert_eq!(many.to_string(), "option `logprobs`: expected at most 100, got 101");
         assert!(GenerateOptions::default().validate().is_ok());
         assert!(LoadOptions::default().validate().is_ok());
-        assert!(LoadOptions { chunk_tokens: 0, ..Default::default() }.validate().is_err());
+        assert!(LoadOptions { chunk_tokens: Some(0), ..Default::default() }.validate().is_err());
         assert!(LoadOptions { threads: Some(0), ..Default::default() }.validate().is_err());
     }
 

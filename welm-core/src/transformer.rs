@@ -123,10 +123,10 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
-/// Computes the batch's rows, up to the residual stream behind the last layer; fills the cache.
+/// Computes the batch's rows, up to the residual stream after the last layer; fills the cache.
 ///
 /// Of the last layer, rows whose logits are not wanted need their keys and values only: where the backend can, they
-/// are left out behind its attention, which saves a prompt most of one layer.
+/// are left out after its attention, which saves a prompt most of one layer.
 pub(crate) fn forward<B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
@@ -177,7 +177,7 @@ fn layers<B: Backend>(
 }
 
 /// Where values stopped being finite in the rows of the batch that `forward` has computed last, for each owner of rows:
-/// how many layers were behind it (0 is the embedding), and the row. The batch is computed once more, with the same bits.
+/// how many layers came before it (0 is the embedding), and the row. The batch is computed once more, with the same bits.
 /// An owner whose residual stream is finite to its end is not among them.
 pub(crate) fn origins<B: Backend>(
     ops: &mut B,
@@ -214,8 +214,7 @@ pub(crate) fn logits<'s, B: Backend>(
     batch: &Batch,
     some: Range<usize>,
 ) -> Result<&'s mut B::Buffer> {
-    let rows = if B::KEEPS { &batch.places[some] } else { &batch.wanted[some] };
-    ops.norm_rows(&mut s.last, &s.x, rows, &weights.final_norm)?; // (rows.len(), dim)
+    ops.norm_rows(&mut s.last, &s.x, batch, some, &weights.final_norm)?; // (some.len(), dim)
     ops.logits(&mut s.logits, &s.last, weights.output.as_ref().unwrap_or(&weights.embed))?;
     Ok(&mut s.logits)
 }
@@ -280,7 +279,8 @@ pub(crate) mod tests {
             let source = Source::open(&folder, None, false).unwrap();
             // One thread, so that this thread's count is everybody's.
             let options = LoadOptions { threads: Some(1), dtype, ..LoadOptions::default() };
-            let limits = Limits { max_rows: 8, max_logit_rows: 2, max_context: 64, n_blocks: 4 };
+            let limits =
+                Limits { chunk_tokens: 6, max_rows: 8, max_logit_rows: 2, max_context: 64, n_blocks: 4 };
             let mut cpu = Cpu::new(&source.config, &options, limits).unwrap();
             let weights = Weights::load(&mut cpu, &source, |_| Ok(())).unwrap();
             let mut kv = KvCache::new(&mut cpu, source.config.n_layers, limits.n_blocks).unwrap();

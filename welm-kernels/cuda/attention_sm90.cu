@@ -1,8 +1,8 @@
 // Prefill attention for sm_90a: what attention.cu does (its header has formula, operands and contract), with the
 // products on wgmma and the cache read by the copy engine.
 //
-// Block (head, tile): 128 rows of one head, 64 to each of two consumer warpgroups; one warp more, the producer,
-// starts the copies. A step is 128 keys, aligned to key 0, so that a row takes the same keys in the same steps
+// Block (head, tile): 128 rows of one head, 64 to each of two consumer warpgroups; four warps more, the producers,
+// start the copies. A step is 128 keys, aligned to key 0, so that a row takes the same keys in the same steps
 // whatever lies beside it; attention.cuh says why steps without a visible key, which a row takes here because
 // another one needs them, change no bit of it.
 //
@@ -25,11 +25,17 @@
 using namespace attention;
 
 constexpr uint32_t GROUP_ROWS = 64, GROUPS = 2, ROWS = GROUPS * GROUP_ROWS;
-constexpr uint32_t CONSUMERS = 128 * GROUPS;  // threads, before those of the producer's warpgroup
+constexpr uint32_t CONSUMERS = 128 * GROUPS;  // threads, before those of the producers' warpgroup
 constexpr uint32_t STEP = 128, STEP_BLOCKS = STEP / BLOCK_KEYS;
 constexpr uint32_t STAGES = 3;
 // 64 columns of a key are a row of 128 bytes; those of a step are a piece.
 constexpr uint32_t ROW_BYTES = 128, BLOCK_BYTES = BLOCK_KEYS * ROW_BYTES, PIECE_BYTES = STEP * ROW_BYTES;
+// Whether V of 80 or 96 columns is multiplied in two products, of 64 columns and of the others. No product then steps
+// from one piece to the next. A single one is an instruction less, but steps into a piece that it uses in part, of
+// which the PTX ISA says nothing and which no known code does. The bits are the same.
+constexpr bool SPLIT_COLUMNS = true;
+// Warps that copy K, and as many that copy V: each has its share of the blocks of every step.
+constexpr uint32_t PRODUCERS = 2, SHARE = STEP_BLOCKS / PRODUCERS;
 // Where no row of a tensor map is, for 16 rows on.
 constexpr int NOWHERE = -(int)BLOCK_KEYS;
 
@@ -54,7 +60,7 @@ struct Stage {
 };
 
 struct Barriers {
-    ptx::Barrier k_full[STAGES], v_full[STAGES];    // one arrival, and the bytes
+    ptx::Barrier k_full[STAGES], v_full[STAGES];    // every producer, and the bytes
     ptx::Barrier k_empty[STAGES], v_empty[STAGES];  // every warp that computes
 };
 
@@ -67,10 +73,10 @@ template <int HD> struct Shared {
     static DEVICE_MEMBER Barriers &barriers() { return *(Barriers *)k(2 * STAGES); }
 };
 
-// ---- the producer ---------------------------------------------------------------------------------------
+// ---- the producers --------------------------------------------------------------------------------------
 
-// A warp; its first lane starts the copies.
-template <int HD> DEVICE void produce(const Sm90Params &all, const Tile &tile, uint32_t head) {
+// A warp that copies K, or V, of its share of each step's blocks; the lane that it elects starts the copies.
+template <int HD, bool V> DEVICE void produce(const Sm90Params &all, const Tile &tile, uint32_t head, uint32_t warp) {
     typedef Shared<HD> S;
     const PrefillParams &p = all.p;
     const uint32_t kv_head = head / (p.n_heads / p.n_kv_heads);
@@ -83,6 +89,7 @@ template <int HD> DEVICE void produce(const Sm90Params &all, const Tile &tile, u
     };
     Stage stage;
     int row = NOWHERE;
+#pragma unroll 1
     for (uint32_t index = tile.first_step; index <= tile.last_step; ++index, stage.next()) {
         // Where the cache blocks of this and the next three steps are, one to a lane.
         if (index == tile.first_step || index % 4 == 0) {
@@ -93,35 +100,31 @@ template <int HD> DEVICE void produce(const Sm90Params &all, const Tile &tile, u
                 row = (int)((entry * p.n_kv_heads + kv_head) * BLOCK_KEYS);
             }
         }
-        uint8_t *k = S::k(stage.index), *v = S::v(stage.index);
-        ptx::Barrier *k_full = &barriers.k_full[stage.index], *v_full = &barriers.v_full[stage.index];
-        auto row_of = [&](uint32_t b) { return (int)ptx::shfl((uint32_t)row, index % 4 * STEP_BLOCKS + b); };
+        int rows[SHARE];
+#pragma unroll
+        for (uint32_t i = 0; i < SHARE; ++i)
+            rows[i] = (int)ptx::shfl((uint32_t)row, index % 4 * STEP_BLOCKS + warp * SHARE + i);
 
-        ptx::barrier_wait(&barriers.k_empty[stage.index], stage.parity ^ 1);
-        if (lane == 0) ptx::barrier_expect(k_full, S::TILE_BYTES);
+        ptx::barrier_wait(&(V ? barriers.v_empty : barriers.k_empty)[stage.index], stage.parity ^ 1);
+        if (!ptx::elect_one()) continue;
+        ptx::Barrier *full = &(V ? barriers.v_full : barriers.k_full)[stage.index];
+        ptx::barrier_expect(full, S::TILE_BYTES / PRODUCERS);
+#pragma unroll
+        for (uint32_t i = 0; i < SHARE; ++i) {
+            const uint32_t b = warp * SHARE + i, first = index * STEP + b * BLOCK_KEYS;
+            uint8_t *to = (V ? S::v(stage.index) : S::k(stage.index)) + b * BLOCK_BYTES;
+            if constexpr (V) {
+                const bool whole = first >= keys.first && first + BLOCK_KEYS - 1 <= keys.last;
+                if (!whole && rows[i] != NOWHERE) {
 #pragma unroll 1
-        for (uint32_t b = 0; b < STEP_BLOCKS; ++b) {
-            const int from = row_of(b);
-            if (lane == 0) copy(k + b * BLOCK_BYTES, all.k, from, k_full);
-        }
-
-        ptx::barrier_wait(&barriers.v_empty[stage.index], stage.parity ^ 1);
-        if (lane == 0) ptx::barrier_expect(v_full, S::TILE_BYTES);
-#pragma unroll 1
-        for (uint32_t b = 0; b < STEP_BLOCKS; ++b) {
-            const int from = row_of(b);
-            const uint32_t first = index * STEP + b * BLOCK_KEYS;
-            const bool whole = first >= keys.first && first + BLOCK_KEYS - 1 <= keys.last;
-            if (lane != 0) continue;
-            if (whole || from == NOWHERE) {
-                copy(v + b * BLOCK_BYTES, all.v, from, v_full);
-                continue;
+                    for (uint32_t key = 0; key < BLOCK_KEYS; ++key) {
+                        const bool valid = keys.first <= first + key && first + key <= keys.last;
+                        copy(to + key * ROW_BYTES, all.v_row, valid ? rows[i] + (int)key : NOWHERE, full);
+                    }
+                    continue;
+                }
             }
-#pragma unroll 1
-            for (uint32_t i = 0; i < BLOCK_KEYS; ++i) {
-                const bool valid = keys.first <= first + i && first + i <= keys.last;
-                copy(v + b * BLOCK_BYTES + i * ROW_BYTES, all.v_row, valid ? from + (int)i : NOWHERE, v_full);
-            }
+            copy(to, V ? all.v : all.k, rows[i], full);
         }
     }
 }
@@ -144,8 +147,18 @@ DEVICE void start_scores(float (&s)[STEP / 2], const uint32_t (&q)[HD / 16][4], 
 template <int HD>
 DEVICE void start_product(float (&acc)[HD / 2], const uint32_t (&p)[STEP_BLOCKS][4], const uint8_t *v) {
     const uint64_t desc = ptx::matrix_desc(v, PIECE_BYTES, 8 * ROW_BYTES);
+    constexpr bool WHOLE = HD % 64 == 0 || !SPLIT_COLUMNS;
 #pragma unroll
-    for (uint32_t b = 0; b < STEP_BLOCKS; ++b) ptx::wgmma_bf16<true>(acc, p[b], desc + (b * BLOCK_BYTES >> 4), true);
+    for (uint32_t b = 0; b < STEP_BLOCKS; ++b) {
+        const uint64_t block = desc + (b * BLOCK_BYTES >> 4);
+        if constexpr (WHOLE) {
+            ptx::wgmma_bf16<true>(acc, p[b], block, true);
+        } else {
+            constexpr int FIRST = 64 / 2, REST = HD / 2 - FIRST;
+            ptx::wgmma_bf16<true>((float(&)[FIRST])acc, p[b], block, true);
+            ptx::wgmma_bf16<true>((float(&)[REST])acc[FIRST], p[b], block + (PIECE_BYTES >> 4), true);
+        }
+    }
     ptx::wgmma_commit();
 }
 
@@ -289,8 +302,8 @@ template <int HD> DEVICE void prefill(const Sm90Params &all) {
         Barriers &barriers = Shared<HD>::barriers();
         const int warps = tile.n > GROUP_ROWS ? CONSUMERS / 32 : CONSUMERS / GROUPS / 32;
         for (uint32_t i = 0; i < STAGES; ++i) {
-            ptx::barrier_init(&barriers.k_full[i], 1);
-            ptx::barrier_init(&barriers.v_full[i], 1);
+            ptx::barrier_init(&barriers.k_full[i], PRODUCERS);
+            ptx::barrier_init(&barriers.v_full[i], PRODUCERS);
             ptx::barrier_init(&barriers.k_empty[i], warps);
             ptx::barrier_init(&barriers.v_empty[i], warps);
         }
@@ -303,7 +316,10 @@ template <int HD> DEVICE void prefill(const Sm90Params &all) {
         if (threadIdx.x / 128 * GROUP_ROWS < tile.n) consume<HD>(all.p, tile, blockIdx.x);
     } else {
         ptx::give_registers<24>();
-        if (threadIdx.x < CONSUMERS + 32) produce<HD>(all, tile, blockIdx.x);
+        // From one lane, so that the compiler, too, knows it to be the same for the warp.
+        const uint32_t warp = ptx::shfl((threadIdx.x - CONSUMERS) / 32, 0);
+        if (warp < PRODUCERS) produce<HD, false>(all, tile, blockIdx.x, warp);
+        else produce<HD, true>(all, tile, blockIdx.x, warp - PRODUCERS);
     }
 }
 

@@ -37,70 +37,86 @@ DEVICE void add_group(float (&sum)[4], const uint32_t (&a)[2][4], const uint32_t
 
 // ---- few rows -------------------------------------------------------------------------------------------
 
-template <Mode MODE>
-DEVICE Weights<MODE> load_weights(const Params &p, uint32_t strip, uint32_t group, int lane) {
-    Weights<MODE> w;
-    const size_t tile = (size_t)strip * p.n_groups + group;
-    const uint8_t *at = (const uint8_t *)p.w + tile * TILE_BYTES<MODE> + lane * 16;
-    w.words[0] = ptx::load_stream(at);
-    if constexpr (MODE == W16A16) w.words[1] = ptx::load_stream(at + 512);
-    if constexpr (GROUP_SCALES<MODE>) w.scales = ((const uint32_t *)p.w_scale)[tile * 8 + lane / 4];
-    return w;
-}
-
-// Block (TOKENS rows of x, STRIP_COUNT strips); warp w has segment w. While DEPTH groups are multiplied, the next
-// DEPTH are on their way. Shared memory: (8 segments, TOKENS, PITCH) f32.
+// Block (TOKENS rows of x, STRIP_COUNT strips); warp w has segment w. The weights of DEPTH groups are always on their
+// way: a group's registers take those of DEPTH groups further on as soon as it is multiplied. x is one group ahead: it
+// is read by every block, and most often near. Shared memory: (8 segments, TOKENS, PITCH) f32.
 template <Mode MODE, int TOKENS, int STRIP_COUNT, int DEPTH> DEVICE void few(const Params &p) {
+    static_assert(DEPTH % 2 == 0, "x has two sets of registers");
     constexpr int COLUMNS = TOKENS / 8, ROWS = STRIP * STRIP_COUNT, PITCH = ROWS + 4;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const uint32_t strip = blockIdx.y * STRIP_COUNT, first_token = blockIdx.x * TOKENS;
-    const uint32_t K = p.n_groups * GROUP;
-    const uint32_t begin = segment_start(warp, p.n_groups), end = segment_start(warp + 1, p.n_groups);
+    uint32_t group = segment_start(warp, p.n_groups);
+    const uint32_t end = segment_start(warp + 1, p.n_groups);
+
+    // All of the group at hand; they step with it.
+    const uint8_t *w_at[STRIP_COUNT];
+    const uint32_t *scales_at[STRIP_COUNT];
+    const uint16_t *x_at[COLUMNS];
+#pragma unroll
+    for (int s = 0; s < STRIP_COUNT; ++s) {
+        const size_t tile = (size_t)(strip + s) * p.n_groups + group;
+        w_at[s] = (const uint8_t *)p.w + tile * TILE_BYTES<MODE> + lane * 16;
+        scales_at[s] = (const uint32_t *)p.w_scale + tile * 8 + g;
+    }
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c) {
+        // Past the last row: that one again. Nothing of it is stored.
+        const uint32_t token = min(first_token + 8 * c + g, p.n - 1);
+        x_at[c] = p.x + ((size_t)token * p.n_groups + group) * GROUP + 2 * t;
+    }
 
     float sum[STRIP_COUNT][COLUMNS][4] = {};
-    Weights<MODE> next[STRIP_COUNT][DEPTH];
-    auto fetch = [&](uint32_t group) {
-#pragma unroll
-        for (int i = 0; i < DEPTH; ++i) {
-            if (group + i >= end) continue;
-#pragma unroll
-            for (int s = 0; s < STRIP_COUNT; ++s) next[s][i] = load_weights<MODE>(p, strip + s, group + i, lane);
-        }
-    };
-    fetch(begin);
-    for (uint32_t group = begin; group < end; group += DEPTH) {
-        Weights<MODE> now[STRIP_COUNT][DEPTH];
+    Weights<MODE> w[DEPTH][STRIP_COUNT];
+    uint32_t b[2][COLUMNS][2][2] = {};
+    auto load_w = [&](uint32_t i, uint32_t ahead) {
 #pragma unroll
         for (int s = 0; s < STRIP_COUNT; ++s) {
-#pragma unroll
-            for (int i = 0; i < DEPTH; ++i) now[s][i] = next[s][i];
+            const uint8_t *at = w_at[s] + ahead * TILE_BYTES<MODE>;
+            w[i][s].words[0] = ptx::load_stream(at);
+            if constexpr (MODE == W16A16) w[i][s].words[1] = ptx::load_stream(at + 512);
+            if constexpr (GROUP_SCALES<MODE>) w[i][s].scales = scales_at[s][ahead * 8];
         }
-        uint32_t b[DEPTH][COLUMNS][2][2];
+    };
+    auto load_x = [&](uint32_t ahead) {
 #pragma unroll
-        for (int i = 0; i < DEPTH; ++i) {
+        for (int c = 0; c < COLUMNS; ++c) {
 #pragma unroll
-            for (int c = 0; c < COLUMNS; ++c) {
-                const uint32_t token = first_token + 8 * c + g;
-                const bool inside = token < p.n && group + i < end;
-                const uint16_t *x = p.x + (size_t)token * K + (group + i) * GROUP + 2 * t;
-#pragma unroll
-                for (int j = 0; j < 4; ++j) b[i][c][j / 2][j % 2] = inside ? *(const uint32_t *)(x + 8 * j) : 0;
-            }
+            for (int j = 0; j < 4; ++j)
+                b[ahead % 2][c][j / 2][j % 2] = *(const uint32_t *)(x_at[c] + ahead * GROUP + 8 * j);
         }
-        fetch(group + DEPTH);
+    };
+    auto multiply = [&](uint32_t i) {
 #pragma unroll
-        for (int i = 0; i < DEPTH; ++i) {
-            if (group + i >= end) continue;
+        for (int s = 0; s < STRIP_COUNT; ++s) {
+            uint32_t a[2][4];
+            w[i][s].operands(a);
+            const float scale_g = GROUP_SCALES<MODE> ? w[i][s].scale(0) : 1.0f;
+            const float scale_g8 = GROUP_SCALES<MODE> ? w[i][s].scale(1) : 1.0f;
 #pragma unroll
-            for (int s = 0; s < STRIP_COUNT; ++s) {
-                uint32_t a[2][4];
-                now[s][i].operands(a);
-                const float scale_g = GROUP_SCALES<MODE> ? now[s][i].scale(0) : 1.0f;
-                const float scale_g8 = GROUP_SCALES<MODE> ? now[s][i].scale(1) : 1.0f;
-#pragma unroll
-                for (int c = 0; c < COLUMNS; ++c) add_group<MODE>(sum[s][c], a, b[i][c], scale_g, scale_g8);
-            }
+            for (int c = 0; c < COLUMNS; ++c) add_group<MODE>(sum[s][c], a, b[i % 2][c], scale_g, scale_g8);
         }
+    };
+
+#pragma unroll
+    for (uint32_t i = 0; i < DEPTH; ++i) {
+        if (group + i < end) load_w(i, i);
+    }
+    if (group < end) load_x(0);
+    for (; group < end; group += DEPTH) {
+#pragma unroll
+        for (uint32_t i = 0; i < DEPTH; ++i) {
+            if (group + i >= end) break;
+            if (group + i + 1 < end) load_x(i + 1);
+            multiply(i);
+            if (group + i + DEPTH < end) load_w(i, i + DEPTH);
+        }
+#pragma unroll
+        for (int s = 0; s < STRIP_COUNT; ++s) {
+            w_at[s] += DEPTH * TILE_BYTES<MODE>;
+            scales_at[s] += DEPTH * 8;
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMNS; ++c) x_at[c] += DEPTH * GROUP;
     }
 
     float *parts = (float *)ptx::shared(), *own = parts + warp * (TOKENS * PITCH);
@@ -125,12 +141,12 @@ template <Mode MODE, int TOKENS, int STRIP_COUNT, int DEPTH> DEVICE void few(con
     store_tile<MODE, PITCH>(p, parts, ROWS, strip * STRIP, first_token, TOKENS, threadIdx.x, THREADS);
 }
 
-KERNEL(gemm_w8a16_few8, Params, 256, 3) { few<W8A16, 8, 1, 4>(p); }
-KERNEL(gemm_w8a16_few16, Params, 256, 2) { few<W8A16, 16, 2, 2>(p); }
-KERNEL(gemm_w16a16_few8, Params, 256, 3) { few<W16A16, 8, 1, 3>(p); }
-KERNEL(gemm_w16a16_few16, Params, 256, 2) { few<W16A16, 16, 1, 4>(p); }
-KERNEL(gemm_r8a16_few8, Params, 256, 3) { few<R8A16, 8, 1, 4>(p); }
-KERNEL(gemm_r8a16_few16, Params, 256, 2) { few<R8A16, 16, 2, 2>(p); }
+KERNEL(gemm_w8a16_few8, Params, 256, 3) { few<W8A16, 8, 1, 8>(p); }
+KERNEL(gemm_w8a16_few16, Params, 256, 2) { few<W8A16, 16, 2, 4>(p); }
+KERNEL(gemm_w16a16_few8, Params, 256, 3) { few<W16A16, 8, 1, 4>(p); }
+KERNEL(gemm_w16a16_few16, Params, 256, 2) { few<W16A16, 16, 1, 6>(p); }
+KERNEL(gemm_r8a16_few8, Params, 256, 3) { few<R8A16, 8, 1, 8>(p); }
+KERNEL(gemm_r8a16_few16, Params, 256, 2) { few<R8A16, 16, 2, 4>(p); }
 
 // ---- tiles ----------------------------------------------------------------------------------------------
 

@@ -49,6 +49,16 @@ enum Epilogue {
     SWIGLU_BF16,    // g / (1 + exp(-g)) u: of 16 rows 8 are gates, 8 are ups           (arXiv 2002.05202)
 };
 
+template <Epilogue KIND> struct OutOf {
+    typedef uint16_t Type;
+};
+template <> struct OutOf<STORE_F32> {
+    typedef float Type;
+};
+template <> struct OutOf<ADD_F32> {
+    typedef float Type;
+};
+
 struct Params {
     const uint16_t *x;        // (n, K) bf16
     const int8_t *q;          // (n, K) int8, columns permuted; W8A8, R8A8
@@ -68,12 +78,13 @@ struct Params {
 template <Mode MODE> constexpr uint32_t TILE_BYTES = MODE == W16A16 ? 1024 : 512;
 constexpr uint32_t SCALE_BYTES = 32;
 
-// Four int8 as two pairs of bf16, exactly: q = (low 7 bits) - 128 * (sign bit). 0x4300 is 128, and 128 + the low 7
-// bits; 0xc300 is -128, and -256 with the sign bit.
+// Four int8 as two pairs of bf16, exactly: q = (low 7 bits) - 128 * (sign bit). With 0x43 before a byte, the low 7 bits
+// are those of a number from 128 on, and the sign bit alone makes 128 or 256. Each mask is one instruction, which can
+// hold one constant.
 DEVICE void unpack_int8(uint32_t q, uint32_t &low, uint32_t &high) {
-    const uint32_t a = ptx::byte_perm(q, 0, 0x4140), b = ptx::byte_perm(q, 0, 0x4342);
-    low = ptx::add_bf16x2((a & 0x007f007f) | 0x43004300, (a & 0x00800080) | 0xc300c300);
-    high = ptx::add_bf16x2((b & 0x007f007f) | 0x43004300, (b & 0x00800080) | 0xc300c300);
+    const uint32_t a = ptx::byte_perm(q, 0x43, 0x4140), b = ptx::byte_perm(q, 0x43, 0x4342);
+    low = ptx::sub_bf16x2(a & 0xff7fff7f, a & 0xff80ff80);
+    high = ptx::sub_bf16x2(b & 0xff7fff7f, b & 0xff80ff80);
 }
 
 // The same times a scale, rounded once to bf16. The byte q + 128 in the middle of 32768 makes 32768 + (q + 128); a
@@ -133,49 +144,145 @@ DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
 DEVICE float gelu_tanh(float x) { return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x))); }
 DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 
-// A tile of sums in shared memory, (n_tokens, PITCH) f32, `rows` of W from `first_row` on, to `out`, by `threads`
-// threads. Neighbouring threads write neighbouring columns. Rows of padding give what their bias gives: zero.
-template <Mode MODE, int PITCH>
-DEVICE void store_tile(const Params &p, const float *tile, uint32_t rows, uint32_t first_row, uint32_t first_token,
-                       uint32_t n_tokens, uint32_t thread, uint32_t threads) {
-    const uint32_t n = p.n > first_token ? min(n_tokens, p.n - first_token) : 0;
-    auto value = [&](uint32_t token, uint32_t row) {
-        const float sum = tile[token * PITCH + row], bias = p.bias ? p.bias[first_row + row] : 0.0f;
-        // fmaf: the compiler must not choose, or two kernels could differ.
-        if constexpr (MODE == R8A16) return fmaf(sum, ((const float *)p.w_scale)[first_row + row], bias);
-        if constexpr (MODE == R8A8)
-            return fmaf(sum * ((const float *)p.w_scale)[first_row + row], p.q_scale[first_token + token], bias);
-        return sum + bias;
-    };
-    if (p.epilogue == STORE_F32 || p.epilogue == ADD_F32) {
-        for (uint32_t i = thread; i < n * rows; i += threads) {
-            const uint32_t token = i / rows, row = i % rows;
-            if (first_row + row >= p.out_cols) continue;
-            float *out = (float *)p.out + (size_t)(first_token + token) * p.out_stride + first_row + row;
-            const float y = value(token, row);
-            *out = p.epilogue == ADD_F32 ? *out + y : y;
-        }
-        return;
-    }
-    // Two columns a thread; out_cols is even.
-    const bool gated = p.epilogue == SWIGLU_BF16;
-    const uint32_t cols = gated ? rows / 2 : rows, first_col = gated ? first_row / 2 : first_row;
-    for (uint32_t i = thread; i < n * (cols / 2); i += threads) {
-        const uint32_t token = i / (cols / 2), col = i % (cols / 2) * 2;
-        if (first_col + col >= p.out_cols) continue;
-        float y[2];
+// A tile of sums in shared memory, (n_tokens, PITCH) f32: `rows` of W from `first_row` on. `threads` threads store it.
+struct Tile {
+    const float *sums;
+    uint32_t rows, first_row, first_token, n_tokens, thread, threads;
+};
+
+DEVICE void load_four(float (&to)[4], const float *from) {
+    const float4 x = *(const float4 *)from;
+    to[0] = x.x;
+    to[1] = x.y;
+    to[2] = x.z;
+    to[3] = x.w;
+}
+
+// The first `cols` of four values; all of them in one store if WHOLE.
+template <bool WHOLE> DEVICE void store_four(float *out, const float (&y)[4], uint32_t cols) {
+    if constexpr (WHOLE) {
+        *(float4 *)out = {y[0], y[1], y[2], y[3]};
+    } else {
 #pragma unroll
-        for (uint32_t j = 0; j < 2; ++j) {
-            if (gated) {
-                const uint32_t row = (col + j) / 8 * 16 + (col + j) % 8;
-                y[j] = silu(value(token, row)) * value(token, row + 8);
-            } else {
-                const float x = value(token, col + j);
-                y[j] = p.epilogue == GELU_BF16 ? gelu(x) : p.epilogue == GELU_TANH_BF16 ? gelu_tanh(x) : x;
+        for (uint32_t j = 0; j < 4; ++j) {
+            if (j < cols) out[j] = y[j];
+        }
+    }
+}
+template <bool WHOLE> DEVICE void store_four(uint16_t *out, const float (&y)[4], uint32_t cols) {
+    const uint2 pairs = {ptx::pack_bf16(y[0], y[1]), ptx::pack_bf16(y[2], y[3])};
+    if constexpr (WHOLE) {
+        *(uint2 *)out = pairs;
+    } else {
+        *(uint32_t *)out = pairs.x;
+        if (cols > 2) *(uint32_t *)(out + 2) = pairs.y;
+    }
+}
+
+// What a product makes of its sums in four neighbouring columns of `out`; two such of rows for gates and ups.
+template <Mode MODE, Epilogue KIND> struct Columns {
+    static constexpr uint32_t PARTS = KIND == SWIGLU_BF16 ? 2 : 1;
+    float bias[PARTS][4], w_scale[PARTS][4];
+
+    // Those of rows `row` on, and `row` + 8.
+    DEVICE_MEMBER Columns(const Params &p, uint32_t row) {
+#pragma unroll
+        for (uint32_t i = 0; i < PARTS; ++i) {
+#pragma unroll
+            for (uint32_t j = 0; j < 4; ++j) bias[i][j] = 0.0f;
+            if (p.bias) load_four(bias[i], p.bias + row + 8 * i);
+            if constexpr (!GROUP_SCALES<MODE> && MODE != W16A16)
+                load_four(w_scale[i], (const float *)p.w_scale + row + 8 * i);
+        }
+    }
+
+    DEVICE_MEMBER void finish(float (&y)[4], const float *sums, float x_scale) const {
+        float x[PARTS][4];
+#pragma unroll
+        for (uint32_t i = 0; i < PARTS; ++i) {
+            load_four(x[i], sums + 8 * i);
+#pragma unroll
+            for (uint32_t j = 0; j < 4; ++j) {
+                // fmaf: the compiler must not choose, or two kernels could differ.
+                if constexpr (MODE == R8A16) x[i][j] = fmaf(x[i][j], w_scale[i][j], bias[i][j]);
+                else if constexpr (MODE == R8A8) x[i][j] = fmaf(x[i][j] * w_scale[i][j], x_scale, bias[i][j]);
+                else x[i][j] += bias[i][j];
             }
         }
-        uint16_t *out = (uint16_t *)p.out + (size_t)(first_token + token) * p.out_stride + first_col + col;
-        *(uint32_t *)out = ptx::pack_bf16(y[0], y[1]);
+#pragma unroll
+        for (uint32_t j = 0; j < 4; ++j) {
+            if constexpr (KIND == SWIGLU_BF16) y[j] = silu(x[0][j]) * x[1][j];
+            else if constexpr (KIND == GELU_BF16) y[j] = gelu(x[0][j]);
+            else if constexpr (KIND == GELU_TANH_BF16) y[j] = gelu_tanh(x[0][j]);
+            else y[j] = x[0][j];
+        }
+    }
+};
+
+// A thread has the same four columns in every `step`-th token from `first` on, so that their bias stays in registers.
+// WHOLE: all four are inside of out and lie there as one vector; otherwise the first `cols` of them, an even number of
+// bf16.
+template <Mode MODE, Epilogue KIND, int PITCH, bool WHOLE>
+DEVICE void store_columns(const Params &p, const Tile &tile, uint32_t first, uint32_t step, uint32_t row, uint32_t col,
+                          uint32_t cols) {
+    constexpr bool ADD = KIND == ADD_F32;
+    // Tokens whose loads are on their way together: a load may not pass the store before it.
+    constexpr uint32_t BATCH = !WHOLE ? 1 : ADD ? 8 : KIND == STORE_F32 || KIND == STORE_BF16 ? 4 : 2;
+    typedef typename OutOf<KIND>::Type Out;
+    const uint32_t n = p.n > tile.first_token ? min(tile.n_tokens, p.n - tile.first_token) : 0;
+    const Columns<MODE, KIND> columns(p, tile.first_row + row);
+    const size_t pitch = (size_t)step * p.out_stride;
+    Out *out = (Out *)p.out + (size_t)(tile.first_token + first) * p.out_stride + col;
+    for (uint32_t token = first; token < n; token += BATCH * step, out += BATCH * pitch) {
+        float y[BATCH][4], old[BATCH][4] = {}, x_scale[BATCH] = {};
+#pragma unroll
+        for (uint32_t i = 0; i < BATCH; ++i) {
+            if (i * step >= tile.n_tokens || token + i * step >= n) continue;
+            if constexpr (MODE == R8A8) x_scale[i] = p.q_scale[tile.first_token + token + i * step];
+            if constexpr (ADD && WHOLE) load_four(old[i], out + i * pitch);
+            if constexpr (ADD && !WHOLE)
+                for (uint32_t j = 0; j < 4; ++j) old[i][j] = j < cols ? out[j] : 0.0f;
+        }
+        // The tile has all of its tokens, also those past the last.
+#pragma unroll
+        for (uint32_t i = 0; i < BATCH; ++i) {
+            if (i * step >= tile.n_tokens) continue;
+            columns.finish(y[i], tile.sums + (token + i * step) * PITCH + row, x_scale[i]);
+#pragma unroll
+            for (uint32_t j = 0; j < 4; ++j) y[i][j] = ADD ? old[i][j] + y[i][j] : y[i][j];
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < BATCH; ++i) {
+            if (i * step < tile.n_tokens && token + i * step < n) store_four<WHOLE>(out + i * pitch, y[i], cols);
+        }
+    }
+}
+
+template <Mode MODE, Epilogue KIND, int PITCH> DEVICE void store_tile_as(const Params &p, const Tile &tile) {
+    constexpr bool GATED = KIND == SWIGLU_BF16;
+    const uint32_t threads_per_token = tile.rows / (GATED ? 8 : 4), step = tile.threads / threads_per_token;
+    const uint32_t first = tile.thread / threads_per_token, in_tile = tile.thread % threads_per_token * 4;
+    const uint32_t row = GATED ? in_tile / 8 * 16 + in_tile % 8 : in_tile;
+    const uint32_t col = (GATED ? tile.first_row / 2 : tile.first_row) + in_tile;
+    if (col >= p.out_cols) return;
+    const uint32_t cols = min(4u, p.out_cols - col);
+    const bool aligned = p.out_stride % 4 == 0;  // p.out begins with a row
+    if (cols == 4 && aligned) store_columns<MODE, KIND, PITCH, true>(p, tile, first, step, row, col, cols);
+    else store_columns<MODE, KIND, PITCH, false>(p, tile, first, step, row, col, cols);
+}
+
+// `out` of a tile. Neighbouring threads write neighbouring columns. Rows of padding give what their bias gives: zero.
+template <Mode MODE, int PITCH>
+DEVICE void store_tile(const Params &p, const float *sums, uint32_t rows, uint32_t first_row, uint32_t first_token,
+                       uint32_t n_tokens, uint32_t thread, uint32_t threads) {
+    const Tile tile = {sums, rows, first_row, first_token, n_tokens, thread, threads};
+    switch (p.epilogue) {
+        case STORE_BF16: return store_tile_as<MODE, STORE_BF16, PITCH>(p, tile);
+        case STORE_F32: return store_tile_as<MODE, STORE_F32, PITCH>(p, tile);
+        case ADD_F32: return store_tile_as<MODE, ADD_F32, PITCH>(p, tile);
+        case GELU_BF16: return store_tile_as<MODE, GELU_BF16, PITCH>(p, tile);
+        case GELU_TANH_BF16: return store_tile_as<MODE, GELU_TANH_BF16, PITCH>(p, tile);
+        case SWIGLU_BF16: return store_tile_as<MODE, SWIGLU_BF16, PITCH>(p, tile);
     }
 }
 

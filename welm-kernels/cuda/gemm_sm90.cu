@@ -5,19 +5,22 @@
 // shared memory in long runs and read back 16 bytes a lane. x is the B operand, copied by the tensor copy engine with
 // a 128-byte swizzle. While one warpgroup unpacks, the other's products run.
 //
-//     W8A16, W16A16   256 tokens, stages of 64 columns. A weight times its scale is rounded to bf16 once; sums are f32.
+//     W8A16, W16A16   256 tokens, or 128, stages of 64 columns. A weight times its scale is rounded to bf16 once; sums
+//                     are f32.
 //     W8A8            128 tokens, stages of 128 columns. The sums of a group of 32 are int32, exactly; then times the
 //                     scales of weight and activation, in f32, in the order of K.
-//     R8A8            256 tokens (128 for few), stages of 128 columns. One int32 sum, exactly: nothing but products.
+//     R8A8            256 tokens, or 128, stages of 128 columns. One int32 sum, exactly: nothing but products.
 //
-// A row's bits depend on that row only: it is a column of B, and every block walks K the same way.
+// "few": tiles of 128 tokens, where those of 256 are too few for the multiprocessors (src/gemm.rs). A row's bits depend
+// on that row only: it is a column of B, and every block of either width walks K the same way.
 #include "gemm.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 using namespace gemm;
 
-constexpr uint32_t CONSUMERS = 256;
+constexpr uint32_t CONSUMERS = 256;  // threads
+constexpr uint32_t PRODUCERS = 4;    // warps, after them
 
 struct Sm90Params {
     ptx::TensorMap x;  // (n, K), boxes of TOKENS rows of 128 bytes
@@ -35,6 +38,51 @@ template <Mode MODE, int TOKENS, int STAGES> struct Layout {
     static constexpr uint32_t BYTES = (B + A + SCALES + B_SCALES + 1023) / 1024 * 1024;
 };
 
+// Fills the stages, in turn. Each of the four warps copies two strips of W and, W8A8, the scales of one group of x;
+// the first one copies x as well. Each announces its own bytes, so that a stage is full only after all four have done
+// so and all bytes are there.
+template <Mode MODE, int TOKENS, int STAGES>
+DEVICE void produce(const Sm90Params &all, ptx::Barrier *full, ptx::Barrier *empty) {
+    typedef Layout<MODE, TOKENS, STAGES> L;
+    constexpr uint32_t OWN_STRIPS = STRIPS / PRODUCERS;
+    static_assert(STRIPS % PRODUCERS == 0 && (MODE != W8A8 || L::GROUPS == PRODUCERS));
+    const Params &p = all.p;
+    // From one lane, so that the compiler, too, knows it to be the same for the warp.
+    const uint32_t warp = ptx::shfl((threadIdx.x - CONSUMERS) / 32, 0);
+    const uint32_t first_token = blockIdx.x * TOKENS;
+    const uint32_t n_stages = p.n_groups / L::GROUPS;
+    // Scales of tokens come by 16 bytes, of no more of them than there are.
+    const uint32_t b_scale_bytes = MODE == W8A8 ? min((uint32_t)TOKENS, (p.n - first_token + 3) / 4 * 4) * 4 : 0;
+    const size_t first_tile = (size_t)(blockIdx.y * STRIPS + warp * OWN_STRIPS) * p.n_groups;
+    const uint32_t bytes = OWN_STRIPS * (L::A_STRIP + L::SCALES_STRIP) + b_scale_bytes + (warp == 0 ? L::B : 0);
+#pragma unroll 1
+    for (uint32_t index = 0; index < n_stages; ++index) {
+        const uint32_t stage = index % STAGES;
+        if (index >= STAGES) ptx::barrier_wait(empty + stage, (index / STAGES - 1) % 2);
+        if (!ptx::elect_one()) continue;
+        uint8_t *b = ptx::shared() + stage * L::BYTES, *a = b + L::B;
+        uint8_t *scales = a + L::A, *b_scales = scales + L::SCALES;
+        ptx::Barrier *barrier = full + stage;
+        ptx::barrier_expect(barrier, bytes);
+        if (warp == 0) ptx::tma_load_2d(b, &all.x, (int)(index * (INT8_X<MODE> ? 128 : 64)), (int)first_token, barrier);
+#pragma unroll
+        for (uint32_t i = 0; i < OWN_STRIPS; ++i) {
+            const uint32_t s = warp * OWN_STRIPS + i;
+            const size_t tile = first_tile + (size_t)i * p.n_groups + index * L::GROUPS;
+            const uint8_t *w = (const uint8_t *)p.w + tile * TILE_BYTES<MODE>;
+            ptx::bulk_load(a + s * L::A_STRIP, w, L::A_STRIP, barrier);
+            if constexpr (GROUP_SCALES<MODE>) {
+                const uint8_t *w_scale = (const uint8_t *)p.w_scale + tile * SCALE_BYTES;
+                ptx::bulk_load(scales + s * L::SCALES_STRIP, w_scale, L::SCALES_STRIP, barrier);
+            }
+        }
+        if constexpr (MODE == W8A8) {
+            const size_t at = (size_t)(index * L::GROUPS + warp) * p.q_scale_stride + first_token;
+            ptx::bulk_load(b_scales + warp * TOKENS * 4, p.q_scale + at, b_scale_bytes, barrier);
+        }
+    }
+}
+
 // Shared memory: STAGES stages, then two barriers for each. Afterwards (TOKENS, PITCH) f32.
 template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Params &all) {
     typedef Layout<MODE, TOKENS, STAGES> L;
@@ -46,7 +94,7 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
     const uint32_t n_stages = p.n_groups / L::GROUPS;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
-            ptx::barrier_init(full + i, 1);
+            ptx::barrier_init(full + i, PRODUCERS);
             ptx::barrier_init(empty + i, CONSUMERS / 32);
         }
         ptx::barrier_init_fence();
@@ -55,32 +103,7 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
 
     if (threadIdx.x >= CONSUMERS) {
         ptx::give_registers<24>();
-        if (threadIdx.x != CONSUMERS) return;
-        // Scales of tokens come by 16 bytes, of no more of them than there are.
-        const uint32_t b_scale_bytes = MODE == W8A8 ? min((uint32_t)TOKENS, (p.n - first_token + 3) / 4 * 4) * 4 : 0;
-        for (uint32_t index = 0; index < n_stages; ++index) {
-            const uint32_t stage = index % STAGES;
-            if (index >= STAGES) ptx::barrier_wait(empty + stage, (index / STAGES - 1) % 2);
-            uint8_t *b = shared + stage * L::BYTES, *a = b + L::B, *scales = a + L::A, *b_scales = scales + L::SCALES;
-            ptx::Barrier *barrier = full + stage;
-            ptx::barrier_expect(barrier, L::B + L::A + L::SCALES + (MODE == W8A8 ? L::GROUPS * b_scale_bytes : 0));
-            ptx::tma_load_2d(b, &all.x, (int)(index * (INT8_X<MODE> ? 128 : 64)), (int)first_token, barrier);
-            for (uint32_t s = 0; s < STRIPS; ++s) {
-                const size_t tile = (size_t)(first_strip + s) * p.n_groups + index * L::GROUPS;
-                const uint8_t *w = (const uint8_t *)p.w + tile * TILE_BYTES<MODE>;
-                ptx::bulk_load(a + s * L::A_STRIP, w, L::A_STRIP, barrier);
-                if constexpr (GROUP_SCALES<MODE>) {
-                    const uint8_t *w_scale = (const uint8_t *)p.w_scale + tile * SCALE_BYTES;
-                    ptx::bulk_load(scales + s * L::SCALES_STRIP, w_scale, L::SCALES_STRIP, barrier);
-                }
-            }
-            if constexpr (MODE == W8A8) {
-                for (uint32_t group = 0; group < L::GROUPS; ++group) {
-                    const size_t at = (size_t)(index * L::GROUPS + group) * p.q_scale_stride + first_token;
-                    ptx::bulk_load(b_scales + group * TOKENS * 4, p.q_scale + at, b_scale_bytes, barrier);
-                }
-            }
-        }
+        produce<MODE, TOKENS, STAGES>(all, full, empty);
     } else {
         ptx::take_registers<240>();
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -226,7 +249,9 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
     }
 }
 
+KERNEL(gemm_w8a16_few_sm90, Sm90Params, 384, 1) { product<W8A16, 128, 8>(p); }
 KERNEL(gemm_w8a16_sm90, Sm90Params, 384, 1) { product<W8A16, 256, 5>(p); }
+KERNEL(gemm_w16a16_few_sm90, Sm90Params, 384, 1) { product<W16A16, 128, 6>(p); }
 KERNEL(gemm_w16a16_sm90, Sm90Params, 384, 1) { product<W16A16, 256, 4>(p); }
 KERNEL(gemm_w8a8_sm90, Sm90Params, 384, 1) { product<W8A8, 128, 6>(p); }
 KERNEL(gemm_r8a8_few_sm90, Sm90Params, 384, 1) { product<R8A8, 128, 6>(p); }

@@ -9,10 +9,16 @@
 // y is rounded to bf16 first in every case, z is not before it becomes int8.
 //
 // The variance is taken around the mean in a second pass: mean(x^2) - mean^2 loses every digit where the mean
-// is large, and the row is in shared memory anyway.
+// is large, and the row is in registers or in shared memory anyway.
 //
-// A thread takes columns c, c + 1, c + 8, c + 9 with c = 16 s + 2 t, t < 4: what a lane of a matrix
-// instruction holds of 16 columns. The four lie side by side in every layout here:
+// A thread has four columns, in one of two orders:
+//
+//     side by side    columns 4 i .. 4 i + 3 for thread i: one instruction loads or stores them
+//     paired          c, c + 1, c + 8, c + 9 with c = 16 s + 2 t, t < 4: what a lane of a matrix instruction holds of
+//                     16 columns, and so the order of every sum
+//
+// Lanes whose numbers differ by 2 exchange a pair to get from one order to the other (`exchange`). The lanes of four
+// then have t = 0, 2, 1, 3. Paired columns lie side by side in every layout here:
 //
 //     q               (n, stride) int8, permuted: bytes 16 s + 4 t .. + 3 are columns c, c + 1, c + 8, c + 9
 //     scale           (stride / 32, scale_stride) f32: rows side by side, as the products read them; rotated: (n)
@@ -21,7 +27,7 @@
 // "Position" is 16 s + 4 t, the place of the four in such a row; 8 neighbouring lanes have a group of 32, 16 have 64.
 #include <ptx.cuh>
 
-constexpr uint32_t THREADS = 256, WARPS = THREADS / 32;
+constexpr uint32_t THREADS = 256, WARPS = THREADS / 32, BLOCK_COLUMNS = 4 * THREADS;
 
 // ---- four columns ---------------------------------------------------------------------------------------
 
@@ -29,53 +35,60 @@ struct alignas(16) Four {
     float v[4];
 };
 
-DEVICE uint32_t first_column(uint32_t position) { return position - position % 16 / 2; }
-DEVICE uint32_t column(uint32_t first, int i) { return first + i % 2 + i / 2 * 8; }
+// Columns of thread i of a row side by side, and its place among paired ones.
+DEVICE uint32_t column_of(uint32_t i) { return 4 * i; }
+DEVICE uint32_t position_of(uint32_t i) { return 16 * (i / 4) + 8 * (i % 2) + 4 * (i / 2 % 2); }
 
-// Zeros from column dim on. Rows of an even dim are aligned to two columns.
-DEVICE Four load_four(const float *row, uint32_t first, uint32_t dim) {
-    Four x;
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        const uint32_t c = column(first, i);
-        if (dim % 2 == 0) {
-            const float2 pair = c < dim ? *(const float2 *)(row + c) : float2{0.0f, 0.0f};
-            x.v[i] = pair.x;
-            x.v[i + 1] = pair.y;
-        } else {
-            x.v[i] = c < dim ? row[c] : 0.0f;
-            x.v[i + 1] = c + 1 < dim ? row[c + 1] : 0.0f;
-        }
-    }
+// From side by side to paired, and back; the whole warp calls this. The lower lane of two gives its second pair, the
+// upper one its first.
+template <typename T> DEVICE void exchange(T &first, T &second) {
+    const bool upper = threadIdx.x & 2;
+    const T other = ptx::shfl_xor(upper ? first : second, 2);
+    (upper ? first : second) = other;
+}
+
+DEVICE Four paired(Four x) {
+    exchange(x.v[0], x.v[2]);
+    exchange(x.v[1], x.v[3]);
     return x;
 }
 
-DEVICE void store_four(float *row, uint32_t first, uint32_t dim, const Four &x) {
+// Side by side; zeros from column dim on. `aligned`: dim is a multiple of four.
+DEVICE Four load_four(const float *row, uint32_t column, uint32_t dim, bool aligned) {
+    if (aligned) return column < dim ? *(const Four *)(row + column) : Four{};
+    Four x;
 #pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        const uint32_t c = column(first, i);
-        if (dim % 2 == 0) {
-            if (c < dim) *(float2 *)(row + c) = float2{x.v[i], x.v[i + 1]};
-        } else {
-            if (c < dim) row[c] = x.v[i];
-            if (c + 1 < dim) row[c + 1] = x.v[i + 1];
-        }
+    for (uint32_t i = 0; i < 4; ++i) x.v[i] = column + i < dim ? row[column + i] : 0.0f;
+    return x;
+}
+
+DEVICE void store_four(float *row, uint32_t column, uint32_t dim, const Four &x) {
+    if (dim % 4 == 0) {
+        if (column < dim) *(Four *)(row + column) = x;
+        return;
     }
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i)
+        if (column + i < dim) row[column + i] = x.v[i];
 }
 
-DEVICE Four load_bf16(const uint16_t *row, uint32_t first) {
-    const uint32_t low = *(const uint32_t *)(row + first), high = *(const uint32_t *)(row + first + 8);
-    return {{ptx::bf16_lo(low), ptx::bf16_hi(low), ptx::bf16_lo(high), ptx::bf16_hi(high)}};
+// Two pairs of bf16.
+DEVICE uint2 pack(const Four &x) { return {ptx::pack_bf16(x.v[0], x.v[1]), ptx::pack_bf16(x.v[2], x.v[3])}; }
+DEVICE Four unpack(uint2 x) {
+    return {{ptx::bf16_lo(x.x), ptx::bf16_hi(x.x), ptx::bf16_lo(x.y), ptx::bf16_hi(x.y)}};
 }
 
-DEVICE void store_bf16(uint16_t *row, uint32_t first, const Four &x) {
-    *(uint32_t *)(row + first) = ptx::pack_bf16(x.v[0], x.v[1]);
-    *(uint32_t *)(row + first + 8) = ptx::pack_bf16(x.v[2], x.v[3]);
+// Paired; the whole warp calls these, and lanes `inside` have columns of the row.
+DEVICE Four load_bf16(const uint16_t *row, uint32_t column, bool inside) {
+    uint2 x = inside ? *(const uint2 *)(row + column) : uint2{0, 0};
+    exchange(x.x, x.y);
+    return unpack(x);
 }
 
-DEVICE Four round_bf16(const Four &x) {
-    const uint32_t low = ptx::pack_bf16(x.v[0], x.v[1]), high = ptx::pack_bf16(x.v[2], x.v[3]);
-    return {{ptx::bf16_lo(low), ptx::bf16_hi(low), ptx::bf16_lo(high), ptx::bf16_hi(high)}};
+DEVICE void store_bf16(uint16_t *row, uint32_t column, bool inside, const Four &x) {
+    uint2 packed = pack(x);
+    exchange(packed.x, packed.y);
+    if (inside) *(uint2 *)(row + column) = packed;
 }
 
 // ---- int8 -----------------------------------------------------------------------------------------------
@@ -124,9 +137,9 @@ DEVICE void butterfly(float &a, float &b) {
     a = sum;
 }
 
-// Rotates 64 columns, which the 16 lanes from a multiple of 16 on have; the whole warp calls this. Column i of H is
-// column j with the sign (-1)^(ones in i & j): a butterfly for each of the six bits of a column. Bits 0 and 3 are in
-// the four, 1, 2, 4, 5 in the lane. The eighth comes first, where it rounds nothing.
+// Rotates 64 paired columns, which the 16 lanes from a multiple of 16 on have; the whole warp calls this. Column i of
+// H is column j with the sign (-1)^(ones in i & j): a butterfly for each of the six bits of a column. Bits 0 and 3 are
+// in the four, 1, 2, 4, 5 are bits 1, 0, 2, 3 of the lane. The eighth comes first, where it rounds nothing.
 DEVICE void rotate(Four &x) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) x.v[i] *= 0.125f;
@@ -134,8 +147,10 @@ DEVICE void rotate(Four &x) {
     butterfly(x.v[2], x.v[3]);
     butterfly(x.v[0], x.v[2]);
     butterfly(x.v[1], x.v[3]);
+    constexpr int MASKS[4] = {2, 1, 4, 8};
 #pragma unroll
-    for (int mask = 1; mask < 16; mask *= 2) {
+    for (int bit = 0; bit < 4; ++bit) {
+        const int mask = MASKS[bit];
         const bool second = threadIdx.x & mask;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -149,8 +164,9 @@ DEVICE void rotate(Four &x) {
 
 // Every thread gets the sum over the block, in a fixed order. `partials`: (WARPS), not in use.
 DEVICE float block_sum(float x, float *partials) {
+    constexpr int MASKS[5] = {16, 8, 4, 1, 2};  // by halves of a warp as positions count: lane 1 comes after lane 2
 #pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) x += ptx::shfl_xor(x, mask);
+    for (int i = 0; i < 5; ++i) x += ptx::shfl_xor(x, MASKS[i]);
     if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = x;
     ptx::sync_block();
     float sum = 0.0f;
@@ -182,21 +198,21 @@ struct ConvertParams {
 
 // Block (row, 1,024 positions).
 KERNEL(quantize_rows, ConvertParams, 256, 6) {
-    const uint32_t position = (blockIdx.y * THREADS + threadIdx.x) * 4;
-    const bool inside = position < p.stride;
+    const uint32_t i = blockIdx.y * THREADS + threadIdx.x, column = column_of(i), position = position_of(i);
+    const bool inside = column < p.stride;
     const size_t row = (size_t)blockIdx.x * p.stride;
-    const Four x = inside ? load_bf16(p.x + row, first_column(position)) : Four{};
+    const Four x = load_bf16(p.x + row, column, inside);
     quantize_group(x, inside, position, p.q + row, p.scale + blockIdx.x, p.scale_stride);
 }
 
 // Block (row, 1,024 positions).
 KERNEL(rotate_rows, ConvertParams, 256, 6) {
-    const uint32_t position = (blockIdx.y * THREADS + threadIdx.x) * 4, first = first_column(position);
-    const bool inside = position < p.stride;
+    const uint32_t column = column_of(blockIdx.y * THREADS + threadIdx.x);
+    const bool inside = column < p.stride;
     const size_t row = (size_t)blockIdx.x * p.stride;
-    Four x = inside ? load_bf16(p.x + row, first) : Four{};
+    Four x = load_bf16(p.x + row, column, inside);
     rotate(x);
-    if (inside) store_bf16(p.out + row, first, x);
+    store_bf16(p.out + row, column, inside, x);
 }
 
 // Block: a row. It is rotated twice, for its largest value and again to be stored, so that it need not fit shared
@@ -204,19 +220,19 @@ KERNEL(rotate_rows, ConvertParams, 256, 6) {
 // Shared memory: (WARPS) u32.
 KERNEL(rotate_rows_int8, ConvertParams, 256, 4) {
     const size_t row = (size_t)blockIdx.x * p.stride;
-    auto rotated = [&](uint32_t position) {
-        Four x = position < p.stride ? load_bf16(p.x + row, first_column(position)) : Four{};
+    auto rotated = [&](uint32_t column) {
+        Four x = load_bf16(p.x + row, column, column < p.stride);
         rotate(x);
         return x;
     };
     // Whole warps go round together.
     uint32_t largest = 0;
-    for (uint32_t start = 0; start < p.stride; start += 4 * THREADS)
-        largest = max(largest, largest_of(rotated(start + 4 * threadIdx.x)));
+    for (uint32_t start = 0; start < p.stride; start += BLOCK_COLUMNS)
+        largest = max(largest, largest_of(rotated(start + column_of(threadIdx.x))));
     largest = block_max(largest, (uint32_t *)ptx::shared());
-    for (uint32_t start = 0; start < p.stride; start += 4 * THREADS) {
-        const uint32_t position = start + 4 * threadIdx.x;
-        const Four x = rotated(position);
+    for (uint32_t start = 0; start < p.stride; start += BLOCK_COLUMNS) {
+        const Four x = rotated(start + column_of(threadIdx.x));
+        const uint32_t position = start + position_of(threadIdx.x);
         if (position < p.stride) *(uint32_t *)(p.q + row + position) = quantize(x, largest);
     }
     if (threadIdx.x == 0) p.scale[blockIdx.x] = scale_of(largest);
@@ -239,73 +255,124 @@ struct NormParams {
 // What becomes of a row. Columns from dim on are zero, before they are rotated.
 enum Finish { BF16, INT8, ROTATED, ROTATED_INT8 };
 
-// Block: a row. Shared memory: (stride / 4) Four, each of one thread; (2, WARPS) f32.
-template <Finish FINISH> DEVICE void norm_row(const NormParams &p) {
-    Four *row = (Four *)ptx::shared();
-    float *partials = (float *)(row + p.stride / 4);
+// Calls f(round, columns before it) until a block has been over all of a row; whole warps go round together.
+template <uint32_t ROUNDS, typename F> DEVICE void rounds(uint32_t stride, F f) {
+    if constexpr (ROUNDS > 0) {
+#pragma unroll
+        for (uint32_t i = 0; i < ROUNDS; ++i) f(i, i * BLOCK_COLUMNS);
+    } else {
+        for (uint32_t i = 0; i * BLOCK_COLUMNS < stride; ++i) f(i, i * BLOCK_COLUMNS);
+    }
+}
+
+// Block: a row. With ROUNDS > 0 a row is at most ROUNDS * 1,024 columns wide and dim is a multiple of four: the row
+// stays in registers, and all loads of x, weight and bias are under way before anything is waited for. A generated
+// token has one row, whose time is how often it waits for memory. With 0 any row that shared memory holds is taken.
+// The order of summation is the same: 256 threads take columns in turn.
+// Shared memory: (2, WARPS) f32; with ROUNDS 0 also Fours, THREADS for each round, each of one thread.
+template <Finish FINISH, uint32_t ROUNDS> DEVICE void norm_row(const NormParams &p) {
+    constexpr bool KEPT = ROUNDS > 0;
+    float *partials = (float *)ptx::shared();
+    Four own[KEPT ? ROUNDS : 1], weights[KEPT ? ROUNDS : 1], biases[KEPT ? ROUNDS : 1];
+    auto row = [&](uint32_t round) -> Four & {
+        if constexpr (KEPT) return own[round];
+        else return ((Four *)(partials + 2 * WARPS))[round * THREADS + threadIdx.x];
+    };
+    const bool aligned = KEPT || p.dim % 4 == 0;
     const uint32_t from = p.source ? min(p.source[blockIdx.x], p.n_rows - 1) : blockIdx.x;
     const float *x = p.x + (size_t)from * p.dim;
+    auto load = [&](const float *values, uint32_t start) {
+        return load_four(values, start + column_of(threadIdx.x), values ? p.dim : 0, aligned);
+    };
+    auto in_dim = [&](uint32_t start, uint32_t i) {
+        return start + column_of(threadIdx.x) + (KEPT ? 0 : i) < p.dim;  // all of four or none
+    };
 
-    float sum = 0.0f;
-    for (uint32_t position = 4 * threadIdx.x; position < p.stride; position += 4 * THREADS) {
-        const Four four = load_four(x, first_column(position), p.dim);
-        row[position / 4] = four;
-        sum += (four.v[0] + four.v[1]) + (four.v[2] + four.v[3]);
+    rounds<ROUNDS>(p.stride, [&](uint32_t round, uint32_t start) { row(round) = load(x, start); });
+    if constexpr (KEPT) {
+        rounds<ROUNDS>(p.stride, [&](uint32_t round, uint32_t start) { weights[round] = load(p.weight, start); });
+        rounds<ROUNDS>(p.stride, [&](uint32_t round, uint32_t start) { biases[round] = load(p.bias, start); });
     }
-    const float mean = p.layernorm ? block_sum(sum, partials) / (float)p.dim : 0.0f;
+
+    float mean = 0.0f;
+    if (p.layernorm) {
+        float sum = 0.0f;
+        rounds<ROUNDS>(p.stride, [&](uint32_t round, uint32_t) {
+            const Four &four = row(round);
+            float low = four.v[0] + four.v[1], high = four.v[2] + four.v[3];
+            exchange(low, high);
+            sum += low + high;
+        });
+        mean = block_sum(sum, partials) / (float)p.dim;
+    }
 
     float squares = 0.0f;
-    for (uint32_t position = 4 * threadIdx.x; position < p.stride; position += 4 * THREADS) {
-        Four four = row[position / 4];
+    rounds<ROUNDS>(p.stride, [&](uint32_t round, uint32_t start) {
+        Four &four = row(round);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            four.v[i] = column(first_column(position), i) < p.dim ? four.v[i] - mean : 0.0f;
-            squares = fmaf(four.v[i], four.v[i], squares);
-        }
-        row[position / 4] = four;
-    }
+        for (uint32_t i = 0; i < 4; ++i) four.v[i] = in_dim(start, i) ? four.v[i] - mean : 0.0f;
+        const Four terms = paired(four);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) squares = fmaf(terms.v[i], terms.v[i], squares);
+    });
     const float inverse = 1.0f / sqrtf(block_sum(squares, partials + WARPS) / (float)p.dim + p.eps);
 
     const size_t out = (size_t)blockIdx.x * p.stride;
     uint32_t largest = 0;
-    // Whole warps go round together.
-    for (uint32_t start = 0; start < p.stride; start += 4 * THREADS) {
-        const uint32_t position = start + 4 * threadIdx.x, first = first_column(position);
-        const bool inside = position < p.stride;
-        Four y = {};
-        if (inside) {
-            y = row[position / 4];
-            const Four weight = load_four(p.weight, first, p.dim);
-            const Four bias = p.bias ? load_four(p.bias, first, p.dim) : Four{};
+    rounds<ROUNDS>(p.stride, [&](uint32_t round, uint32_t start) {
+        const uint32_t column = start + column_of(threadIdx.x), position = start + position_of(threadIdx.x);
+        const bool inside = column < p.stride;
+        if constexpr (!KEPT) weights[0] = load(p.weight, start), biases[0] = load(p.bias, start);
+        const Four &weight = weights[KEPT ? round : 0], &bias = biases[KEPT ? round : 0];
+        Four y = row(round);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float value = y.v[i] * inverse * weight.v[i] + bias.v[i];
-                y.v[i] = column(first, i) < p.dim ? value : 0.0f;  // a NaN does not spread to the padding
-            }
+        for (uint32_t i = 0; i < 4; ++i) {
+            const float value = y.v[i] * inverse * weight.v[i] + bias.v[i];
+            y.v[i] = in_dim(start, i) ? value : 0.0f;  // a NaN does not spread to the padding
         }
-        if constexpr (FINISH != BF16) y = round_bf16(y);
-        if constexpr (FINISH == ROTATED || FINISH == ROTATED_INT8) rotate(y);
+        uint2 rounded = pack(y);
+        if constexpr (FINISH == BF16) {
+            if (inside) *(uint2 *)(p.out + out + column) = rounded;
+            return;
+        }
+        exchange(rounded.x, rounded.y);
+        y = unpack(rounded);
         if constexpr (FINISH == INT8)
             quantize_group(y, inside, position, p.q + out, p.scale + blockIdx.x, p.scale_stride);
+        if constexpr (FINISH == ROTATED || FINISH == ROTATED_INT8) rotate(y);
+        if constexpr (FINISH == ROTATED) store_bf16(p.out + out, column, inside, y);
         if constexpr (FINISH == ROTATED_INT8) {
             largest = max(largest, largest_of(y));
-            if (inside) row[position / 4] = y;
+            row(round) = y;
         }
-        if constexpr (FINISH == BF16 || FINISH == ROTATED)
-            if (inside) store_bf16(p.out + out, first, y);
-    }
+    });
     if constexpr (FINISH == ROTATED_INT8) {
         largest = block_max(largest, (uint32_t *)partials);  // all have read the mean's
-        for (uint32_t position = 4 * threadIdx.x; position < p.stride; position += 4 * THREADS)
-            *(uint32_t *)(p.q + out + position) = quantize(row[position / 4], largest);
+        rounds<ROUNDS>(p.stride, [&](uint32_t round, uint32_t start) {
+            const uint32_t position = start + position_of(threadIdx.x);
+            if (position < p.stride) *(uint32_t *)(p.q + out + position) = quantize(row(round), largest);
+        });
         if (threadIdx.x == 0) p.scale[blockIdx.x] = scale_of(largest);
     }
 }
 
-KERNEL(norm_bf16, NormParams, 256, 4) { norm_row<BF16>(p); }
-KERNEL(norm_int8, NormParams, 256, 4) { norm_row<INT8>(p); }
-KERNEL(norm_rotated, NormParams, 256, 4) { norm_row<ROTATED>(p); }
-KERNEL(norm_rotated_int8, NormParams, 256, 4) { norm_row<ROTATED_INT8>(p); }
+// By the widest row, which is in the name.
+KERNEL(norm_bf16_2048, NormParams, 256, 4) { norm_row<BF16, 2>(p); }
+KERNEL(norm_bf16_5120, NormParams, 256, 3) { norm_row<BF16, 5>(p); }
+KERNEL(norm_bf16_8192, NormParams, 256, 2) { norm_row<BF16, 8>(p); }
+KERNEL(norm_bf16, NormParams, 256, 4) { norm_row<BF16, 0>(p); }
+KERNEL(norm_int8_2048, NormParams, 256, 4) { norm_row<INT8, 2>(p); }
+KERNEL(norm_int8_5120, NormParams, 256, 2) { norm_row<INT8, 5>(p); }
+KERNEL(norm_int8_8192, NormParams, 256, 2) { norm_row<INT8, 8>(p); }
+KERNEL(norm_int8, NormParams, 256, 4) { norm_row<INT8, 0>(p); }
+KERNEL(norm_rotated_2048, NormParams, 256, 4) { norm_row<ROTATED, 2>(p); }
+KERNEL(norm_rotated_5120, NormParams, 256, 3) { norm_row<ROTATED, 5>(p); }
+KERNEL(norm_rotated_8192, NormParams, 256, 2) { norm_row<ROTATED, 8>(p); }
+KERNEL(norm_rotated, NormParams, 256, 4) { norm_row<ROTATED, 0>(p); }
+KERNEL(norm_rotated_int8_2048, NormParams, 256, 4) { norm_row<ROTATED_INT8, 2>(p); }
+KERNEL(norm_rotated_int8_5120, NormParams, 256, 3) { norm_row<ROTATED_INT8, 5>(p); }
+KERNEL(norm_rotated_int8_8192, NormParams, 256, 2) { norm_row<ROTATED_INT8, 8>(p); }
+KERNEL(norm_rotated_int8, NormParams, 256, 4) { norm_row<ROTATED_INT8, 0>(p); }
 
 // ---- embedding ------------------------------------------------------------------------------------------
 
@@ -333,24 +400,23 @@ DEVICE Place place_of(uint32_t token, uint32_t position, const EmbedParams &p) {
 
 // Block (row of x, 1,024 positions).
 KERNEL(embed_int8, EmbedParams, 256, 6) {
-    const uint32_t position = (blockIdx.y * THREADS + threadIdx.x) * 4;
-    if (position >= p.n_groups * 32) return;
+    const uint32_t i = blockIdx.y * THREADS + threadIdx.x, position = position_of(i);
+    if (position >= p.n_groups * 32) return;  // whole warps
     const Place at = place_of(p.tokens[blockIdx.x], position, p);
     const size_t word = (at.tile * 32 + at.lane) * 4 + at.half * 2 + at.row / 8;
     const uint32_t q = ((const uint32_t *)p.table)[word];
     const float scale = ptx::f32_of_f16(p.scale[at.tile * 16 + at.row % 8 * 2 + at.row / 8]);
     Four x;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x.v[i] = (float)(int8_t)(q >> (8 * i)) * scale;
-    store_four(p.x + (size_t)blockIdx.x * p.dim, first_column(position), p.dim, x);
+    for (int j = 0; j < 4; ++j) x.v[j] = (float)(int8_t)(q >> (8 * j)) * scale;
+    store_four(p.x + (size_t)blockIdx.x * p.dim, column_of(i), p.dim, paired(x));
 }
 
 KERNEL(embed_bf16, EmbedParams, 256, 6) {
-    const uint32_t position = (blockIdx.y * THREADS + threadIdx.x) * 4;
-    if (position >= p.n_groups * 32) return;
+    const uint32_t i = blockIdx.y * THREADS + threadIdx.x, position = position_of(i);
+    if (position >= p.n_groups * 32) return;  // whole warps
     const Place at = place_of(p.tokens[blockIdx.x], position, p);
     const size_t pair = ((at.tile * 2 + at.half) * 32 + at.lane) * 2 + at.row / 8;
     const uint2 w = ((const uint2 *)p.table)[pair];
-    const Four x = {{ptx::bf16_lo(w.x), ptx::bf16_hi(w.x), ptx::bf16_lo(w.y), ptx::bf16_hi(w.y)}};
-    store_four(p.x + (size_t)blockIdx.x * p.dim, first_column(position), p.dim, x);
+    store_four(p.x + (size_t)blockIdx.x * p.dim, column_of(i), p.dim, paired(unpack(w)));
 }

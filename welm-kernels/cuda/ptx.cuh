@@ -59,10 +59,10 @@ DEVICE uint32_t pack_bf16(float lo, float hi) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
     return d;
 }
-// Both halves.
-DEVICE uint32_t add_bf16x2(uint32_t a, uint32_t b) {
+// a - b, both halves.
+DEVICE uint32_t sub_bf16x2(uint32_t a, uint32_t b) {
     uint32_t d;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(0x3f803f80u), "r"(b));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(b), "r"(0xbf80bf80u), "r"(a));
     return d;
 }
 DEVICE uint16_t bf16_of_f32(float x) { return (uint16_t)pack_bf16(x, 0.0f); }
@@ -148,6 +148,15 @@ struct alignas(64) TensorMap {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// True for one lane of the warp; all lanes have to ask. The compiler then knows that one thread runs what depends on it,
+// and passes addresses to the copy engine without a loop over the lanes.
+DEVICE bool elect_one() {
+    uint32_t elected;
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n"
+                 : "=r"(elected)::"memory");
+    return elected != 0;
+}
+
 DEVICE void barrier_init(Barrier *b, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(b)), "r"(arrivals) : "memory");
 }
@@ -161,6 +170,7 @@ DEVICE void barrier_expect(Barrier *b, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(b)), "r"(bytes) : "memory");
 }
 // Waits for the end of the phase of this parity; the first phase has parity 0.
+#if !defined(WELM_TRAP)
 DEVICE void barrier_wait(Barrier *b, uint32_t parity) {
     asm volatile("{\n"
                  ".reg .pred done;\n"
@@ -171,6 +181,29 @@ DEVICE void barrier_wait(Barrier *b, uint32_t parity) {
                  "r"(parity)
                  : "memory");
 }
+#else
+// For tests (see build.rs): a wait of three seconds, which no kernel that is right comes near, ends the launch with an
+// error where it would hang. The time is the low word of one in ns: it holds 4.29 s, and a try that fails comes back
+// much sooner.
+DEVICE void barrier_wait(Barrier *b, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done, late;\n"
+                 ".reg .u32 start, now;\n"
+                 "mov.u32 start, %%globaltimer_lo;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@done bra end;\n"
+                 "mov.u32 now, %%globaltimer_lo;\n"
+                 "sub.u32 now, now, start;\n"
+                 "setp.gt.u32 late, now, 3000000000;\n"
+                 "@!late bra again;\n"
+                 "trap;\n"
+                 "end:\n"
+                 "}\n" ::"r"(address(b)),
+                 "r"(parity)
+                 : "memory");
+}
+#endif
 // Ordinary stores to shared memory become visible to wgmma and to the copy engine; then a barrier.
 DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -200,7 +233,7 @@ template <int N> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.syn
 // K contiguous: rows are M or N; `stride` bytes lie between groups of 8 rows; `leading` is unused. 16 (bf16) or
 // 32 (s8) further along K is start + 32 bytes.
 // MN contiguous (transposed): rows are K; `stride` bytes lie between groups of 8 k, `leading` between pieces of
-// 64 columns, the last of which may be used in part (N of 80 or 96).
+// 64 columns, the last of which may be used in part (N of 16, 32, 80 or 96).
 DEVICE uint64_t matrix_desc(const void *start, uint32_t leading, uint32_t stride) {
     uint64_t d = (address(start) & 0x3ffff) >> 4;
     d |= (uint64_t)(leading >> 4) << 16;
@@ -213,11 +246,14 @@ DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" :::
 template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 
 #define WELM_8(c, d, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
+#define WELM_16(c, d) WELM_8(c, d, 0), WELM_8(c, d, 8)
 #define WELM_32(c, d, i) WELM_8(c, d, i), WELM_8(c, d, i + 8), WELM_8(c, d, i + 16), WELM_8(c, d, i + 24)
 #define WELM_40(c, d) WELM_32(c, d, 0), WELM_8(c, d, 32)
 #define WELM_48(c, d) WELM_40(c, d), WELM_8(c, d, 40)
 #define WELM_64(c, d) WELM_32(c, d, 0), WELM_32(c, d, 32)
 #define WELM_128(c, d) WELM_64(c, d), WELM_32(c, d, 64), WELM_32(c, d, 96)
+#define WELM_D8 "{%0, %1, %2, %3, %4, %5, %6, %7}"
+#define WELM_D16 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
 #define WELM_D32                                                                                             \
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "   \
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
@@ -256,6 +292,20 @@ template <bool TRANS> DEVICE void wgmma_bf16(float (&d)[64], uint64_t a, uint64_
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " WELM_D64 ", %64, %65, p, 1, 1, 0, %67;\n}\n"
                  : WELM_64("+f", d)
                  : "l"(a), "l"(b), "r"((int)accumulate), "n"(TRANS));
+}
+template <bool TRANS> DEVICE void wgmma_bf16(float (&d)[8], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 " WELM_D8
+                 ", {%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}\n"
+                 : WELM_8("+f", d, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(TRANS));
+}
+template <bool TRANS> DEVICE void wgmma_bf16(float (&d)[16], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 " WELM_D16
+                 ", {%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n"
+                 : WELM_16("+f", d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(TRANS));
 }
 template <bool TRANS> DEVICE void wgmma_bf16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
@@ -313,11 +363,14 @@ DEVICE void wgmma_s8(int32_t (&d)[128], const uint32_t (&a)[4], uint64_t b, bool
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
 }
 #undef WELM_8
+#undef WELM_16
 #undef WELM_32
 #undef WELM_40
 #undef WELM_48
 #undef WELM_64
 #undef WELM_128
+#undef WELM_D8
+#undef WELM_D16
 #undef WELM_D32
 #undef WELM_D40
 #undef WELM_D48

@@ -21,7 +21,8 @@ const TILE: u32 = 64;
 const TILE_SM90: u32 = 128;
 /// Prefill steps on Hopper whose keys and values are in shared memory.
 const STAGES_SM90: u32 = 3;
-/// Keys of a decode split.
+/// Keys of a decode split, the same in every launch: each of four warps adds up a quarter of them in one go. With fewer
+/// keys where few blocks run, sums would round differently, and a row's bits would depend on what runs beside it.
 const SPLIT_KEYS: usize = 512;
 /// Query heads of a decode block.
 const PASS_HEADS: usize = 16;

@@ -92,8 +92,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Cuda {
-    /// See [`crate::Device::open`].
-    pub(crate) fn open(ordinal: usize) -> Result<Cuda> {
+    /// See [`crate::Device::open`]; `hopper` says whether the kernels of `sm_90a` will be asked for where they run.
+    pub(crate) fn open(ordinal: usize, hopper: bool) -> Result<Cuda> {
         probe::find_library().map_err(Error::NoDevice)?;
         // SAFETY: the first call, and it has no other conditions.
         reached("cuInit", unsafe { sys::cuInit(0) })?;
@@ -110,7 +110,7 @@ impl Cuda {
         let info = probe::info_of(device)?;
         let version = version.max(0) as u32;
         let version = (version / 1000, version % 1000 / 10);
-        CODE.check(info.capability, version)
+        CODE.check(info.capability, version, hopper)
             .map_err(|reason| Error::NoDevice(format!("{}: {reason}", info.name)))?;
 
         let mut context = null_mut();

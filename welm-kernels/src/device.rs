@@ -7,11 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
 
+/// Of this name is the environment variable that makes [`Device::open`] open a Hopper device as
+/// [`Device::without_hopper`] makes it, if it is `1`. `0` and nothing leave the device as it is.
+pub const NO_HOPPER: &str = "WELM_NO_HOPPER";
+
 /// A device with one stream. Clones are handles of the same.
 #[derive(Clone)]
 pub struct Device {
     driver: Arc<dyn Driver>,
     info: Arc<DeviceInfo>,
+    hopper: bool,
     graphs: Arc<Mutex<Graphs>>,
 }
 
@@ -37,15 +42,22 @@ impl PartialEq for Device {
 impl Eq for Device {}
 
 impl Device {
-    /// Opens CUDA device `ordinal`: finds libcuda, makes a context and a stream.
+    /// Opens CUDA device `ordinal`: finds libcuda, makes a context and a stream. The environment variable
+    /// [`NO_HOPPER`] is looked at here.
     ///
     /// # Errors
     /// [`Error::NoDevice`] without libcuda, without such a device, with a driver older than the device code, or
     /// with a device older than capability 8.0; [`Error::NoCode`] if the crate was built without device code;
-    /// [`Error::Driver`], [`Error::ContextLost`].
+    /// [`Error::Variable`], [`Error::Driver`], [`Error::ContextLost`].
     #[cfg(feature = "fatbin")]
     pub fn open(ordinal: usize) -> Result<Device> {
-        Ok(Self::with_driver(Arc::new(crate::cuda::Cuda::open(ordinal)?)))
+        let without_hopper = switch(NO_HOPPER, std::env::var_os(NO_HOPPER))?;
+        let device = Self::with_driver(Arc::new(crate::cuda::Cuda::open(ordinal, !without_hopper)?));
+        if without_hopper && device.is_hopper() {
+            tracing::info!(device = ordinal, "{NO_HOPPER}=1: the kernels of sm_90a are not used");
+            return Ok(device.without_hopper());
+        }
+        Ok(device)
     }
 
     /// As above; this build has no device code.
@@ -60,7 +72,15 @@ impl Device {
     /// A device behind another driver.
     pub fn with_driver(driver: Arc<dyn Driver>) -> Device {
         let info = Arc::new(driver.info());
-        Device { driver, info, graphs: Arc::default() }
+        let hopper = info.capability == (9, 0);
+        Device { driver, info, hopper, graphs: Arc::default() }
+    }
+
+    /// The same device without the kernels of `sm_90a`: launchers choose those that every other device has, and
+    /// [`Device::info`] stays as it is. This tests them on a Hopper, and is a way round a faulty kernel; the bits of
+    /// prompts change with it. A model's operations have to be given one device, this one or the other.
+    pub fn without_hopper(self) -> Device {
+        Device { hopper: false, ..self }
     }
 
     fn graphs(&self) -> MutexGuard<'_, Graphs> {
@@ -72,9 +92,10 @@ impl Device {
         &self.info
     }
 
-    /// Whether the kernels of `sm_90a` run here: capability 9.0 and no other.
+    /// Whether launchers choose the kernels of `sm_90a`: with capability 9.0 and no other, unless it was taken off
+    /// by [`Device::without_hopper`].
     pub fn is_hopper(&self) -> bool {
-        self.info.capability == (9, 0)
+        self.hopper
     }
 
     /// Free memory, in bytes.
@@ -111,7 +132,8 @@ impl Device {
     pub fn uninit<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         let bytes = (len * size_of::<T>()) as u64;
         let ptr = self.driver.alloc(bytes.max(1))?;
-        Ok(Buffer { device: self.clone(), ptr, len, element: PhantomData })
+        let memory = Arc::new(Memory { device: self.clone(), ptr });
+        Ok(Buffer { memory, ptr, len, element: PhantomData })
     }
 
     /// A copy of `values`.
@@ -196,6 +218,17 @@ impl Device {
     }
 }
 
+/// Whether a variable of the environment switches something on.
+#[cfg(feature = "fatbin")]
+pub(crate) fn switch(name: &'static str, value: Option<std::ffi::OsString>) -> Result<bool> {
+    let value = value.unwrap_or_default();
+    match value.to_str() {
+        Some("" | "0") => Ok(false),
+        Some("1") => Ok(true),
+        _ => Err(Error::Variable { name, expected: "0 or 1", got: value.to_string_lossy().into_owned() }),
+    }
+}
+
 /// A recording of launches that runs again as one. Memory that it uses is kept while there is a recording, even if
 /// its buffers are dropped.
 #[derive(Debug)]
@@ -242,9 +275,26 @@ unsafe impl Element for half::f16 {}
 // SAFETY: as above.
 unsafe impl Element for half::bf16 {}
 
+/// What [`Driver::alloc`] gave, until no buffer has it any more.
+struct Memory {
+    device: Device,
+    ptr: Ptr,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let mut graphs = self.device.graphs();
+        if graphs.alive > 0 {
+            return graphs.given_up.push(self.ptr);
+        }
+        // SAFETY: ours, and gone after this.
+        unsafe { self.device.driver.free(self.ptr) };
+    }
+}
+
 /// `len` elements of device memory.
 pub struct Buffer<T: Element> {
-    device: Device,
+    memory: Arc<Memory>,
     ptr: Ptr,
     len: usize,
     element: PhantomData<T>,
@@ -279,7 +329,23 @@ impl<T: Element> Buffer<T> {
 
     /// The device it lies on.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.memory.device
+    }
+
+    /// `len` elements, from byte `first` on, as a buffer of their own: of the same memory, which is freed with the last
+    /// that has it. What is written to one is read from the other.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if they do not lie in this buffer, or not where such an element can.
+    pub fn part<U: Element>(&self, first: usize, len: usize) -> Result<Buffer<U>> {
+        let end = len.checked_mul(size_of::<U>()).and_then(|bytes| bytes.checked_add(first));
+        let fits = end.is_some_and(|end| end as u64 <= self.bytes());
+        let range = format!("within {} bytes", self.bytes());
+        expect(fits, "part", "range", range, format!("{first}, {len} elements"))?;
+        let ptr = self.ptr + first as u64;
+        let aligned = ptr.is_multiple_of(align_of::<U>() as u64);
+        expect(aligned, "part", "first", format!("a multiple of {}", align_of::<U>()), first)?;
+        Ok(Buffer { memory: Arc::clone(&self.memory), ptr, len, element: PhantomData })
     }
 
     fn check(&self, operation: &'static str, first: usize, len: usize) -> Result<()> {
@@ -296,7 +362,7 @@ impl<T: Element> Buffer<T> {
         // SAFETY: plain numbers as bytes.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
         // SAFETY: checked above.
-        unsafe { self.device.driver.upload(self.ptr + (first * size_of::<T>()) as u64, bytes) }
+        unsafe { self.device().driver.upload(self.ptr + (first * size_of::<T>()) as u64, bytes) }
     }
 
     /// Copies elements `first..` to `values`, after everything before it has run.
@@ -309,7 +375,7 @@ impl<T: Element> Buffer<T> {
         // SAFETY: plain numbers as bytes; every bit pattern is one.
         let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), n_bytes) };
         // SAFETY: checked above.
-        unsafe { self.device.driver.download(bytes, self.ptr + (first * size_of::<T>()) as u64) }
+        unsafe { self.device().driver.download(bytes, self.ptr + (first * size_of::<T>()) as u64) }
     }
 
     /// All elements.
@@ -334,17 +400,6 @@ impl<T: Element> Buffer<T> {
         expect(apart, "copy_within", "ranges", "apart", format!("{from} and {to}, {len} elements"))?;
         let at = |i: usize| self.ptr + (i * size_of::<T>()) as u64;
         // SAFETY: checked above.
-        unsafe { self.device.driver.copy(at(to), at(from), (len * size_of::<T>()) as u64) }
-    }
-}
-
-impl<T: Element> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        let mut graphs = self.device.graphs();
-        if graphs.alive > 0 {
-            return graphs.given_up.push(self.ptr);
-        }
-        // SAFETY: ours, and gone after this.
-        unsafe { self.device.driver.free(self.ptr) };
+        unsafe { self.device().driver.copy(at(to), at(from), (len * size_of::<T>()) as u64) }
     }
 }

@@ -12,6 +12,16 @@ pub enum Error {
     /// libcuda, or a device, is missing, or the driver is too old.
     #[error("no CUDA device: {0}")]
     NoDevice(String),
+    /// An environment variable has a value that means nothing.
+    #[error("environment variable {name}: expected {expected}, got {got:?}")]
+    Variable {
+        /// Its name.
+        name: &'static str,
+        /// What would be right.
+        expected: &'static str,
+        /// What it is.
+        got: String,
+    },
     /// The device has no memory for this.
     #[error("device memory: {requested} bytes requested, {free} free")]
     OutOfMemory {

@@ -5,6 +5,11 @@
 //! whatever the device multiplies fastest with; a row's bits then still depend on that row only, but differ from
 //! those of `Exact`. With int8 activations both are the same.
 //!
+//! Int8 activations with a scale for 32 columns ([`Input::Int8`]) are the slow form of int8. Each sum of 32 columns is
+//! converted to f32 and scaled, which on Hopper is predicted to take longer than the products themselves, and longer
+//! than the same product with bf16 activations. The rotated form ([`Input::RotatedInt8`]) scales once, at the end. No
+//! GPU has measured either yet.
+//!
 //! A rotated weight stands for the same product, `(x R) (W R)^T`: R spreads what is large in one column over 64, so
 //! that int8 needs one scale for a row and none inside the product. Its activations are rotated, too
 //! ([`crate::norm::rotate`]); as bf16 they give the bits of `Exact`, as int8 one exact sum.
@@ -368,7 +373,9 @@ pub fn gemm(
         return Ok(());
     }
     let (rows_of_x, rows) = (rows, packed_rows(w.rows, order));
-    let sm90 = if device.is_hopper() { kernel_sm90(mode, arithmetic, n, rows) } else { None };
+    let multiprocessors = device.info().multiprocessors as usize;
+    let sm90 =
+        if device.is_hopper() { kernel_sm90(mode, arithmetic, n, rows, multiprocessors) } else { None };
     if let Some((name, grid, box_rows)) = sm90 {
         let shape = |element_bytes: u32| TensorShape {
             element_bytes,
@@ -408,6 +415,7 @@ fn kernel_sm90(
     arithmetic: Arithmetic,
     n: usize,
     rows: usize,
+    multiprocessors: usize,
 ) -> Option<(&'static str, Grid, u32)> {
     // A stage: x, weights, scales of weights, scales of x; rounded up to 1,024 bytes.
     let kernel = |name, tokens: usize, stages: usize, stage: usize| {
@@ -417,16 +425,26 @@ fn kernel_sm90(
         Some((name, Grid { blocks, threads: 384, shared_bytes }, tokens as u32))
     };
     let groups = TILE_ROWS * GROUP;
-    match (mode, arithmetic) {
-        (Mode::W8A16, Arithmetic::Fast) => {
-            kernel("gemm_w8a16_sm90", 256, 5, 256 * 128 + 2 * (groups + 2 * TILE_ROWS))
-        }
-        (Mode::W16A16, Arithmetic::Fast) => kernel("gemm_w16a16_sm90", 256, 4, 256 * 128 + 2 * 2 * groups),
-        (Mode::W8A8, _) => kernel("gemm_w8a8_sm90", 128, 6, 128 * 144 + 4 * (groups + 2 * TILE_ROWS)),
-        (Mode::R8A8, _) if n <= 128 => kernel("gemm_r8a8_few_sm90", 128, 6, 128 * 128 + 4 * groups),
-        (Mode::R8A8, _) => kernel("gemm_r8a8_sm90", 256, 4, 256 * 128 + 4 * groups),
-        (Mode::W8A16 | Mode::W16A16, Arithmetic::Exact) | (Mode::R8A16, _) => None,
+    let (w8, w16) = (2 * (groups + 2 * TILE_ROWS), 2 * 2 * groups);
+    match (mode, arithmetic, narrow_tiles(n, rows, multiprocessors)) {
+        (Mode::W8A16, Arithmetic::Fast, true) => kernel("gemm_w8a16_few_sm90", 128, 8, 128 * 128 + w8),
+        (Mode::W8A16, Arithmetic::Fast, false) => kernel("gemm_w8a16_sm90", 256, 5, 256 * 128 + w8),
+        (Mode::W16A16, Arithmetic::Fast, true) => kernel("gemm_w16a16_few_sm90", 128, 6, 128 * 128 + w16),
+        (Mode::W16A16, Arithmetic::Fast, false) => kernel("gemm_w16a16_sm90", 256, 4, 256 * 128 + w16),
+        (Mode::W8A8, ..) => kernel("gemm_w8a8_sm90", 128, 6, 128 * 144 + 4 * (groups + 2 * TILE_ROWS)),
+        (Mode::R8A8, _, true) => kernel("gemm_r8a8_few_sm90", 128, 6, 128 * 128 + 4 * groups),
+        (Mode::R8A8, _, false) => kernel("gemm_r8a8_sm90", 256, 4, 256 * 128 + 4 * groups),
+        (Mode::W8A16 | Mode::W16A16, Arithmetic::Exact, _) | (Mode::R8A16, ..) => None,
     }
+}
+
+/// Whether to take tiles of 128 tokens instead of 256, which read weights half as often. A multiprocessor runs one tile
+/// at a time, and a narrow one is expected to take half as long. So they are taken where there are under 1.5 wide
+/// tiles for a multiprocessor, and the narrow ones end earlier; and where wide ones would be half empty.
+fn narrow_tiles(n: usize, rows: usize, multiprocessors: usize) -> bool {
+    let tiles = |tokens: usize| n.div_ceil(tokens) * (rows / TILE_ROWS);
+    let rounds = |tokens| tiles(tokens).div_ceil(multiprocessors);
+    n <= 128 || 2 * tiles(256) < 3 * multiprocessors && rounds(128) < 2 * rounds(256)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -481,5 +499,30 @@ fn kernel(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid) {
         (Mode::R8A16, false) => tile("gemm_r8a16_tile128", 128, 3),
         (Mode::R8A8, true) => tile("gemm_r8a8_tile64", 64, 3),
         (Mode::R8A8, false) => tile("gemm_r8a8_tile128", 128, 2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::narrow_tiles;
+
+    #[test]
+    fn tiles_by_waves() {
+        // Of 132 multiprocessors: tokens, rows of the weight, and whether tiles of 128 tokens are through earlier.
+        let cases = [
+            (128, 128 * 1000, true), // nothing but padding in the other half
+            (256, 128 * 40, true),   // 40 tiles, or 80
+            (256, 128 * 66, true),   // 66, or 132
+            (256, 128 * 67, false),  // 67 in one round, or 134 in two of half the length
+            (256, 128 * 132, false), // one full round, or two
+            (256, 128 * 133, true),  // two rounds, or three
+            (256, 128 * 197, true),
+            (256, 128 * 198, false), // 1.5 waves
+            (2048, 128 * 40, false), // 320 tiles
+            (384, 128 * 40, true),   // 80, or 120, which fit at once
+        ];
+        for (n, rows, narrow) in cases {
+            assert_eq!(narrow_tiles(n, rows, 132), narrow, "{n} tokens, {rows} rows");
+        }
     }
 }

@@ -16,6 +16,9 @@
 //! [`Device::open`], not by the linker, so that one binary serves machines with and without a GPU. Without the
 //! feature the crate has no device code, and a [`Device`] needs another [`driver::Driver`].
 //!
+//! Hopper (capability 9.0) has kernels of its own. [`Device::without_hopper`], or `WELM_NO_HOPPER=1` in the environment,
+//! has it run those of every other device.
+//!
 //! ```
 //! use welm_kernels::norm::{Norm, Rows, norm};
 //! use welm_kernels::{Device, Error};
@@ -50,6 +53,8 @@ pub mod gemm;
 pub mod norm;
 pub mod rope;
 pub mod sample;
+pub mod staging;
 
 pub use device::{Buffer, Device, Element, Graph};
 pub use error::{Error, Result};
+pub use staging::Staging;

@@ -18,6 +18,8 @@ pub const GROUP: usize = 32;
 const THREADS: u32 = 256;
 /// Columns that the threads of a block take at a time.
 const BLOCK_COLUMNS: usize = 4 * THREADS as usize;
+/// Rounds over a row whose columns each kernel of a norm keeps in registers, if `dim` is a multiple of four.
+const KEPT_ROUNDS: [usize; 3] = [2, 5, 8];
 
 /// An rmsnorm or a layernorm over rows of `weight.len()` columns.
 #[derive(Debug, Clone, Copy)]
@@ -190,8 +192,8 @@ fn check_rows(operation: &'static str, rows: &Range<usize>) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Shape`] for a buffer that is too short, a weight or a bias that is not `(dim)`, or a stride that
-/// is no multiple of 64 or less than `dim`; [`Error::Unsupported`] for a row that exceeds the shared memory
-/// of a block; [`Error::Driver`], [`Error::ContextLost`].
+/// is no multiple of 64 or less than `dim`; [`Error::Unsupported`] for a row that fits neither the registers nor the
+/// shared memory of a block; [`Error::Driver`], [`Error::ContextLost`].
 pub fn norm(
     device: &Device,
     norm: &Norm,
@@ -217,7 +219,11 @@ pub fn norm(
     expect(source_len >= rows.end, OPERATION, "source", rows.end, source_len)?;
     let target = Target::new(OPERATION, &rows, stride, &out)?;
     check_sizes(OPERATION, &[n_rows, stride])?;
-    let shared_bytes = (stride + 2 * THREADS as usize / 32) * size_of::<f32>();
+    let width = if dim.is_multiple_of(4) { stride.div_ceil(BLOCK_COLUMNS) } else { usize::MAX };
+    let kept = KEPT_ROUNDS.iter().position(|&rounds| width <= rounds);
+    // Rows that registers do not keep are in shared memory, in whole rounds of a block.
+    let row_len = if kept.is_some() { 0 } else { stride.next_multiple_of(BLOCK_COLUMNS) };
+    let shared_bytes = (row_len + 2 * THREADS as usize / 32) * size_of::<f32>();
     let most = device.info().shared_bytes as usize;
     if shared_bytes > most {
         let reason = format!("a row of {stride} columns takes {shared_bytes} bytes of {most} shared ones");
@@ -242,12 +248,20 @@ pub fn norm(
         scale_stride: target.scale_stride,
         eps: norm.eps,
     };
-    let name = match out {
-        Rows::Bf16(_) => "norm_bf16",
-        Rows::Int8(_) => "norm_int8",
-        Rows::Rotated(Rotated::Bf16(_)) => "norm_rotated",
-        Rows::Rotated(Rotated::Int8 { .. }) => "norm_rotated_int8",
+    let [any, kept_names @ ..] = match out {
+        Rows::Bf16(_) => ["norm_bf16", "norm_bf16_2048", "norm_bf16_5120", "norm_bf16_8192"],
+        Rows::Int8(_) => ["norm_int8", "norm_int8_2048", "norm_int8_5120", "norm_int8_8192"],
+        Rows::Rotated(Rotated::Bf16(_)) => {
+            ["norm_rotated", "norm_rotated_2048", "norm_rotated_5120", "norm_rotated_8192"]
+        }
+        Rows::Rotated(Rotated::Int8 { .. }) => [
+            "norm_rotated_int8",
+            "norm_rotated_int8_2048",
+            "norm_rotated_int8_5120",
+            "norm_rotated_int8_8192",
+        ],
     };
+    let name = kept.map_or(any, |i| kept_names[i]);
     let grid =
         Grid { blocks: [rows.len() as u32, 1, 1], threads: THREADS, shared_bytes: shared_bytes as u32 };
     // SAFETY: the lengths are checked above; the kernel bounds what it reads from source.

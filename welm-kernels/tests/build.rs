@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use script::{Compiler, find_nvcc, flags, included, parse_archs, release_of, table};
+use script::{Compiler, find_nvcc, flags, included, parse_archs, parse_trap, release_of, table};
 use tempfile::TempDir;
 
 const NVCC: &str = if cfg!(windows) { "nvcc.exe" } else { "nvcc" };
@@ -111,13 +111,21 @@ fn releases_are_read_and_checked() {
 #[test]
 fn archs_are_what_the_variable_says() {
     let archs = |value: &str| {
-        let archs = parse_archs(Some(value))?;
+        let archs = parse_archs(Some(value), (13, 0))?;
         Ok::<_, String>((archs.cubins.join(" "), archs.ptx))
     };
-    let all = Ok(("80 86 89 90a".to_owned(), true));
-    assert_eq!(archs("80,86,89,90a,ptx"), all);
-    assert_eq!(parse_archs(None), parse_archs(Some("80,86,89,90a,ptx")));
+    let all = Ok(("80 86 89 90a 100 120".to_owned(), true));
+    assert_eq!(archs("80,86,89,90a,100,120,ptx"), all);
     assert_eq!(archs(" "), all, "empty is not set");
+    // What the compiler knows.
+    for (release, list) in [
+        ((12, 0), "80,86,89,90a,ptx"),
+        ((12, 7), "80,86,89,90a,ptx"),
+        ((12, 8), "80,86,89,90a,100,120,ptx"),
+        ((13, 0), "80,86,89,90a,100,120,ptx"),
+    ] {
+        assert_eq!(parse_archs(None, release), parse_archs(Some(list), (13, 0)), "{release:?}");
+    }
     assert_eq!(archs("90a"), Ok(("90a".to_owned(), false)));
     assert_eq!(archs("80, ptx"), Ok(("80".to_owned(), true)));
     assert_eq!(archs("ptx"), Ok((String::new(), true)));
@@ -138,12 +146,21 @@ fn archs_are_what_the_variable_says() {
 }
 
 #[test]
+fn traps_are_on_off_or_an_error() {
+    let off = [None, Some(""), Some("0")].map(parse_trap);
+    assert_eq!((off, parse_trap(Some("1"))), ([Ok(false), Ok(false), Ok(false)], Ok(true)));
+    assert_eq!(parse_trap(Some("yes")), Err("WELM_CUDA_TRAP=yes: expected 0 or 1".to_owned()));
+}
+
+#[test]
 fn flags_name_every_architecture() {
-    let archs = parse_archs(Some("80,90a,ptx")).unwrap();
+    let archs = parse_archs(Some("80,90a,100,ptx"), (13, 0)).unwrap();
+    let flags = |archs, release| flags(archs, release, false);
     let new = flags(&archs, (13, 0));
     for flag in [
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100,code=sm_100",
         "-gencode=arch=compute_80,code=compute_80",
         "--compress-mode=size",
     ] {
@@ -152,20 +169,27 @@ fn flags_name_every_architecture() {
     // Drivers of CUDA 12.0 to 12.3 can't read that compression.
     let old: Vec<_> = new.iter().filter(|flag| !flag.starts_with("--compress")).cloned().collect();
     assert_eq!(flags(&archs, (12, 9)), old);
-    let cubin = flags(&parse_archs(Some("90a")).unwrap(), (13, 0));
+    let cubin = flags(&parse_archs(Some("90a"), (13, 0)).unwrap(), (13, 0));
     assert!(!cubin.iter().any(|flag| flag.contains("code=compute")));
+    // Only what is built for tests traps.
+    let trapping = script::flags(&archs, (13, 0), true);
+    assert!(trapping.iter().any(|flag| flag == "-DWELM_TRAP"));
+    assert_eq!(
+        trapping.iter().filter(|flag| *flag != "-DWELM_TRAP").collect::<Vec<_>>(),
+        Vec::from_iter(&new)
+    );
 }
 
 #[test]
 fn the_table_names_every_file() {
-    let archs = parse_archs(Some("80,90a,ptx")).unwrap();
-    let text = table(&archs, (13, 1), &["gemm".to_owned(), "norm".to_owned()]);
+    let archs = parse_archs(Some("80,90a,ptx"), (13, 1)).unwrap();
+    let dir = Path::new("one").join("two \"quoted\"");
+    let text = table(&archs, (13, 1), &dir, &["gemm".to_owned(), "norm".to_owned()]);
     assert!(text.starts_with("Code { release: (13, 1), cubins: &[\"80\", \"90a\"], ptx: true, files: &["));
     for stem in ["gemm", "norm"] {
-        assert!(
-            text.contains(&format!("(\"{stem}\", ")) && text.contains(&format!("/{stem}.fatbin\"")),
-            "{text}"
-        );
+        let path = dir.join(format!("{stem}.fatbin"));
+        let line = format!("(\"{stem}\", &Aligned(*include_bytes!({path:?}))),\n");
+        assert!(text.contains(&line), "{text}");
     }
 }
 

@@ -5,8 +5,9 @@
 // to be current on its thread. While a thread records, what the driver calls unsafe fails and spoils the
 // recording, unless the thread is in relaxed mode. At the end it says what was not given back.
 //
-// FAKE_LIBCUDA is a list of settings: version=12090 capability=75 devices=0 memory=1000000 and
-// fail=cuLaunchKernel:701:2, which makes the second such call return 701.
+// FAKE_LIBCUDA is a list of settings: version=12090 capability=75 devices=0 memory=1000000,
+// fail=cuLaunchKernel:701:2, which makes the second such call return 701, and carveout=32768, which wants the largest
+// share of shared memory to have been asked for before a launch with so many bytes of it, and not before.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -281,8 +282,8 @@ Result cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address,
 static struct Function {
     const char *name;
     size_t bytes;
-    int most_shared;
-} functions[] = {{"argmax", 24, 49152}, {"sample_top", 1000, 49152}};
+    int most_shared, carveout;
+} functions[] = {{"argmax", 24, 49152, -1}, {"sample_top", 1000, 49152, -1}};
 
 Result cuModuleLoadData(void **out, const void *image) {
     CALL("cuModuleLoadData");
@@ -312,8 +313,11 @@ Result cuFuncGetAttribute(int *value, int attribute, void *function) {
 }
 Result cuFuncSetAttribute(void *function, int attribute, int value) {
     CALL("cuFuncSetAttribute");
-    if (attribute != 8 || value > 232448 - 1024) return INVALID_VALUE;
-    return ((struct Function *)function)->most_shared = value, SUCCESS;
+    struct Function *of = function;
+    if (attribute == 8 && value <= 232448 - 1024) return of->most_shared = value, SUCCESS;
+    // Once is enough.
+    if (attribute == 9 && value == 100 && of->carveout == -1) return of->carveout = value, SUCCESS;
+    return INVALID_VALUE;
 }
 #ifndef WITHOUT_LAUNCH
 Result cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz,
@@ -322,6 +326,8 @@ Result cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsign
     if (function != &functions[0] || stream != &stream_handle || extra) return INVALID_VALUE;
     if (x == 0 || y != 1 || z != 1 || tx == 0 || tx > 1024 || ty != 1 || tz != 1) return INVALID_VALUE;
     if (shared > (unsigned)functions[0].most_shared) return INVALID_VALUE;
+    long least = setting("carveout=", 0);
+    if (least && functions[0].carveout != (shared < least ? -1 : 100)) return INVALID_VALUE;
     Work work = {.kind = ARGMAX, .rows = x};
     memcpy(work.params, params[0], 24);
     return enqueue(work);

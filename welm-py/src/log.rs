@@ -47,7 +47,7 @@ pub(crate) fn flush(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-/// The message, and behind it the values, `name=value`.
+/// The message, and after it the values, `name=value`.
 #[derive(Default)]
 struct Text {
     message: String,

@@ -46,7 +46,8 @@ use crate::stream::Stream;
 /// - ``isa``: instruction set to use at most, such as ``"avx2"``.
 /// - ``context_tokens``: most tokens of one sequence; ``None``: the model's limit.
 /// - ``cache_tokens``: tokens that the KV cache holds, over all sequences.
-/// - ``chunk_tokens``: prompt tokens computed in one step.
+/// - ``chunk_tokens``: prompt tokens computed in one step; ``None``: 256 on the CPU; on CUDA 2,048, or as many as a
+///   sequence has at most, or fewer, down to 256, where memory has no room for that. No result depends on it.
 /// - ``max_running``, ``queue_limit``: most sequences that run, and that wait.
 /// - ``prefix_cache``: whether equal beginnings of prompts are shared.
 /// - ``copy_weights``: whether weights are copied out of the mapped file into memory of the process, in huge pages; the
@@ -78,7 +79,7 @@ impl Model {
     #[pyo3(
         signature = (path = None, **options),
         text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
-            activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
+            activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=None, max_running=64, \
             queue_limit=1024, prefix_cache=True, copy_weights=False, guard_mapped_files=True, memory_limit=None, \
             allow_unread_tensors=False, \
             progress=None)"
@@ -626,7 +627,7 @@ impl Model {
     #[pyo3(
         signature = (path = None, **options),
         text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
-            activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=256, max_running=64, \
+            activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=None, max_running=64, \
             queue_limit=1024, prefix_cache=True, copy_weights=False, guard_mapped_files=True, memory_limit=None, \
             allow_unread_tensors=False)"
     )]

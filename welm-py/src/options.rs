@@ -153,7 +153,7 @@ pub(crate) fn load_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyR
             "isa" => options.isa = Some(argument.text()?.to_string()),
             "context_tokens" => options.context_tokens = argument.optional_count()?,
             "cache_tokens" => options.cache_tokens = argument.optional_count()?,
-            "chunk_tokens" => options.chunk_tokens = argument.count()?,
+            "chunk_tokens" => options.chunk_tokens = argument.optional_count()?,
             "max_running" => options.max_running = argument.count()?,
             "queue_limit" => options.queue_limit = argument.count()?,
             "prefix_cache" => options.prefix_cache = argument.truth()?,

@@ -235,7 +235,7 @@ impl Selector {
                 ended.push(at);
             }
         }
-        // From behind, so that places stay what they were; the engine's end is waited for without the GIL.
+        // From the end, so that places stay what they were; the engine's end is waited for without the GIL.
         ended.sort_unstable();
         let ended: Vec<_> = ended.into_iter().rev().map(|at| open.swap_remove(at)).collect();
         drop(open);

@@ -56,7 +56,7 @@ struct RunArgs {
     #[arg(long, default_value_t = 1)]
     threads: usize,
     /// Prompt tokens of a step
-    #[arg(long, default_value_t = LoadOptions::default().chunk_tokens)]
+    #[arg(long, default_value_t = 256)]
     chunk_tokens: usize,
     /// Element type of the weights: auto, f32, bf16 or int8
     #[arg(long, default_value_t = Dtype::Auto)]
@@ -156,7 +156,7 @@ fn run(args: &RunArgs) -> Result<()> {
         cache_dtype: args.cache,
         isa: args.isa.clone(),
         threads: Some(args.threads),
-        chunk_tokens: args.chunk_tokens,
+        chunk_tokens: Some(args.chunk_tokens),
         copy_weights: args.copy_weights,
         cache_tokens: Some(for_prompts.max(for_steps).max(16) + 16),
         prefix_cache: false,

@@ -6,6 +6,7 @@
 
 mod attention;
 mod noise;
+mod predict;
 mod product;
 mod rows;
 
@@ -193,16 +194,24 @@ impl Shape {
         }
     }
 
-    /// Which of the kernels of a group.
-    pub fn variant(&self) -> &'static str {
-        match self {
-            Shape::Product { operands, .. } => match operands {
-                Operands::W8A16 => "w8a16",
-                Operands::W16A16 => "w16a16",
-                Operands::W8A8 => "w8a8",
-                Operands::R8A16 => "r8a16",
-                Operands::R8A8 => "r8a8",
-            },
+    /// Which of the kernels of a group, and what a product does with its result.
+    pub fn variant(&self) -> String {
+        let variant = match self {
+            Shape::Product { operands, epilogue, .. } => {
+                let operands = match operands {
+                    Operands::W8A16 => "w8a16",
+                    Operands::W16A16 => "w16a16",
+                    Operands::W8A8 => "w8a8",
+                    Operands::R8A16 => "r8a16",
+                    Operands::R8A8 => "r8a8",
+                };
+                let epilogue = match epilogue {
+                    Epilogue::Bf16 => "",
+                    Epilogue::Gelu => " gelu",
+                    Epilogue::Add => " add",
+                };
+                return format!("{operands}{epilogue}");
+            }
             Shape::Norm { form, .. } | Shape::Convert { form, .. } => match form {
                 Form::Bf16 => "bf16",
                 Form::Int8 => "int8",
@@ -211,7 +220,8 @@ impl Shape {
             },
             Shape::Decode { .. } | Shape::Prefill { .. } | Shape::Rope { .. } => "bf16",
             Shape::TopK { .. } => "f32",
-        }
+        };
+        variant.to_owned()
     }
 
     /// The sizes.
@@ -241,7 +251,7 @@ impl Shape {
         match self {
             Shape::Prefill { .. } => Limit::Bf16,
             // A weight that is read once for so few rows takes longer than their products.
-            Shape::Product { n, .. } if *n <= 32 => Limit::Copy,
+            Shape::Product { n, .. } if *n <= product::FEW => Limit::Copy,
             Shape::Product { operands: Operands::W8A8 | Operands::R8A8, .. } => Limit::Int8,
             Shape::Product { .. } => Limit::Bf16,
             _ => Limit::Copy,
@@ -360,13 +370,20 @@ impl Shape {
         for operands in [Operands::W8A16, Operands::R8A16] {
             for (cols, rows, epilogue) in layer {
                 let few = |n| Shape::Product { operands, epilogue, n, cols, rows };
-                shapes.extend([1, 4, 8, 16].map(few));
+                shapes.extend([1, 4, 8, 16, 32, 64].map(few));
             }
         }
+        // Chunks of a prompt, in the default form and the fast one of int8.
+        for operands in [Operands::W8A16, Operands::R8A8] {
+            for (cols, rows, epilogue) in layer {
+                let many = |n| Shape::Product { operands, epilogue, n, cols, rows };
+                shapes.extend([256, 512, 2048].map(many));
+            }
+        }
+        // The forms beside one another.
         for operands in [Operands::W8A16, Operands::W16A16, Operands::W8A8, Operands::R8A8] {
             for rows in [dim, hidden] {
-                let epilogue = Epilogue::Bf16;
-                shapes.push(Shape::Product { operands, epilogue, n: 2048, cols: dim, rows });
+                shapes.push(Shape::Product { operands, epilogue: Epilogue::Bf16, n: 2048, cols: dim, rows });
             }
         }
         for n in [1, 64, 2048] {

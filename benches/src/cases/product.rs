@@ -9,8 +9,8 @@ use welm_kernels::{Buffer, Device, Result};
 
 use super::{Epilogue, Operands, Work, beginning, bf16_beginning, noise};
 
-/// Rows that the engine treats as generated tokens, one order of summation.
-const FEW: usize = 32;
+/// Rows up to which a product is timed as that of generated tokens, one order of summation; more are a prompt's.
+pub(super) const FEW: usize = 64;
 
 enum X {
     Bf16(Buffer<bf16>),

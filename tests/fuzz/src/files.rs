@@ -51,7 +51,7 @@ pub fn small() -> LoadOptions {
         context_tokens: Some(64),
         cache_tokens: Some(256),
         max_running: 4,
-        chunk_tokens: 16,
+        chunk_tokens: Some(16),
         memory_limit: Some(64 << 20),
         ..LoadOptions::default()
     }

@@ -10,15 +10,22 @@ pub(crate) mod cpu;
 #[cfg(feature = "kernels")]
 pub(crate) mod cuda;
 
+use std::ops::Range;
+
 use crate::config::{Activation, ModelConfig};
 use crate::engine::batch::Batch;
 use crate::error::Result;
 use crate::options::LoadOptions;
 use crate::weights::load::{LinearSource, NormSource};
 
+/// As few prompt tokens as a step has without being asked for fewer.
+pub(crate) const LEAST_CHUNK_TOKENS: usize = 256;
+
 /// Sizes that scratch is allocated for, once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
+    /// Most prompt tokens of a step.
+    pub(crate) chunk_tokens: usize,
     /// Most rows (tokens) of a step.
     pub(crate) max_rows: usize,
     /// Most rows that go through the output projection together.
@@ -60,6 +67,8 @@ pub(crate) trait Backend: Sized + Send + 'static {
     /// computed the same way each time (see [`Batch`]), and only what prompts have computed is shared by the prefix
     /// cache.
     const ONE_ARITHMETIC: bool;
+    /// Prompt tokens of a step, if the options leave it open, and a sequence may have so many.
+    const CHUNK_TOKENS: usize = LEAST_CHUNK_TOKENS;
     /// Whether [`Backend::keep`] drops rows.
     const KEEPS: bool = false;
     /// Activations, `(up to max_rows, cols)`.
@@ -104,12 +113,13 @@ pub(crate) trait Backend: Sized + Send + 'static {
     fn embed(&mut self, x: &mut Self::Buffer, table: &Self::Linear, batch: &Batch) -> Result<()>;
     /// `out = norm(x)`, `(n, dim)`.
     fn norm(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, norm: &Self::Norm) -> Result<()>;
-    /// `out[i] = norm(x[rows[i]])`, `(rows.len(), dim)`.
+    /// `out[i] = norm(x[row])` of the wanted rows `some` of the batch that has begun, `(some.len(), dim)`.
     fn norm_rows(
         &mut self,
         out: &mut Self::Buffer,
         x: &Self::Buffer,
-        rows: &[u32],
+        batch: &Batch,
+        some: Range<usize>,
         norm: &Self::Norm,
     ) -> Result<()>;
     /// `out = x W^T + b`, `(n, rows)`.

@@ -33,8 +33,6 @@ pub(crate) struct Batch {
     pub(crate) spans: Vec<Span>,
     /// Rows whose logits are wanted, ascending. Behind the attention of the last layer nothing reads the others.
     pub(crate) wanted: Vec<u32>,
-    /// `0..wanted.len()`: where these rows are once the others are dropped.
-    pub(crate) places: Vec<u32>,
 }
 
 impl Batch {
@@ -48,7 +46,6 @@ impl Batch {
             block_tables: Vec::with_capacity(max_table),
             spans: Vec::with_capacity(max_rows),
             wanted: Vec::with_capacity(max_rows),
-            places: Vec::with_capacity(max_rows),
         }
     }
 
@@ -72,13 +69,11 @@ impl Batch {
         self.block_tables.clear();
         self.spans.clear();
         self.wanted.clear();
-        self.places.clear();
     }
 
     /// Asks for the logits of a row; rows in ascending order.
     pub(crate) fn want(&mut self, row: u32) {
         debug_assert!((row as usize) < self.len() && self.wanted.last().is_none_or(|&last| last < row));
-        self.places.push(self.wanted.len() as u32);
         self.wanted.push(row);
     }
 

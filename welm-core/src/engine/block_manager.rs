@@ -135,7 +135,7 @@ impl BlockManager {
         }
     }
 
-    /// The blocks that hold the longest known beginning of `tokens` behind `root`, each retained, and what precedes
+    /// The blocks that hold the longest known beginning of `tokens` after `root`, each retained, and what precedes
     /// the block after them.
     pub(crate) fn lookup(&mut self, root: Parent, tokens: &[u32]) -> (Vec<u32>, Parent) {
         let mut found = Vec::new();
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(a[..2], b[..2]);
         assert_ne!(a[2], b[2]);
         assert_eq!(m.available(), 4);
-        // The same sixteen tokens behind another beginning are another block.
+        // The same sixteen tokens after another beginning are another block.
         assert!(m.lookup(Parent::Root(None), &tokens(16, 16)).0.is_empty());
         m.release(&mut a);
         m.release(&mut b);

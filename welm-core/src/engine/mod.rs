@@ -86,11 +86,11 @@ impl Handle {
         let n_blocks = engine.limits.n_blocks;
         counters.blocks_total.store(n_blocks, Ordering::Relaxed);
         let (prefix_cache, queue_limit) = (options.prefix_cache, options.queue_limit);
-        let (chunk_tokens, max_running) = (options.chunk_tokens, options.max_running);
+        let max_running = options.max_running;
         let fault = Arc::new(Mutex::new(None));
         let (thread_counters, thread_fault) = (Arc::clone(&counters), Arc::clone(&fault));
         // What the thread takes by itself, in vectors that end the process if they get no memory.
-        let Limits { max_rows, .. } = engine.limits;
+        let Limits { chunk_tokens, max_rows, .. } = engine.limits;
         expect_room(
             "the engine's queues",
             STACK + (8 << 20) + 128 * n_blocks + 64 * max_rows + 16 * engine.vocab_size,
@@ -191,7 +191,7 @@ struct Step<B: Backend> {
     plan: Vec<Work>,
     batch: Batch,
     logit_rows: Vec<LogitRow>,
-    /// Sequences that begin in this step, behind the prompt of another.
+    /// Sequences that begin in this step, after the prompt of another.
     forked: Vec<Sequence>,
     sampler: Sampler,
     candidates: Candidates,

@@ -33,7 +33,7 @@ pub(crate) enum Task {
     Generate,
     /// Log-probabilities of the given tokens from this position on.
     Score { from: usize },
-    /// The logits behind each token from this position on.
+    /// The logits after each token from this position on.
     Logits { from: usize },
 }
 
@@ -229,7 +229,7 @@ impl Sequence {
         }
     }
 
-    /// The next sibling, behind the same prompt, if one is still to be forked; holds no blocks yet.
+    /// The next sibling, after the same prompt, if one is still to be forked; holds no blocks yet.
     pub(crate) fn fork(&mut self) -> Option<Self> {
         self.unforked = self.unforked.checked_sub(1)?;
         Some(Sequence {

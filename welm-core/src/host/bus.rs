@@ -2,7 +2,7 @@
 //! signal becomes a fault that can be told as an error.
 //!
 //! The handler is the process's, so it does as little as it can. For an address in a map that is watched, it puts zeros
-//! in the place of that page and all behind it in the map, notes the fault, and the read goes on; who watches looks at
+//! in the place of that page and all after it in the map, notes the fault, and the read goes on; who watches looks at
 //! [`faults`] before he believes what he has read. For any other address, and for a signal that somebody sent, it does
 //! what was done before it was installed: the handler before, or the end of the process. It costs nothing until there
 //! is a fault. It runs on the thread's signal stack where that has one, as Go's and the JVM's runtimes ask.
@@ -159,7 +159,7 @@ mod system {
         unsafe { as_before(signal, info, context) }
     }
 
-    /// Puts zeros in the place of a watched page and of those behind it in its map; false if nobody watches.
+    /// Puts zeros in the place of a watched page and of those after it in its map; false if nobody watches.
     fn replace(address: usize) -> bool {
         // A node that is used again meanwhile, for another map, has another version.
         let range = |n: &'static Node| {

@@ -290,7 +290,7 @@ fn by_size(a: &Candidate, b: &Candidate) -> Ordering {
 /// Collects the `k` largest logits in `out`, largest first, equal ones by id; fewer, if fewer are not -inf.
 ///
 /// `out` takes what exceeds a threshold, up to twice `k`; then the smaller half goes and the smallest that
-/// stayed becomes the threshold. Ids ascend, so a later logit that equals it stands behind it.
+/// stayed becomes the threshold. Ids ascend, so a later logit that equals it stands after it.
 fn top(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
     let cut = |out: &mut Vec<Candidate>| {
         if out.len() > k {

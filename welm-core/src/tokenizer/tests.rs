@@ -26,7 +26,7 @@ fn added(id: u32, content: &str, special: bool) -> Value {
            "single_word": false, "lstrip": false, "rstrip": false})
 }
 
-/// The byte alphabet in order of characters, two merges, and added tokens behind them.
+/// The byte alphabet in order of characters, two merges, and added tokens after them.
 fn byte_level() -> Value {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
@@ -78,7 +78,7 @@ fn sentence_piece() -> Value {
     })
 }
 
-/// As T5 and its like have it: Unigram behind a Metaspace.
+/// As T5 and its like have it: Unigram after a Metaspace.
 fn unigram() -> Value {
     let pieces = ["<unk>", "▁", "a", "b", "▁a", "ab", "你好", "▁Hello", "<s>"];
     let vocab: Vec<Value> = pieces.iter().zip(0..).map(|(piece, i)| json!([piece, -f64::from(i)])).collect();
@@ -128,7 +128,7 @@ fn byte_level_texts_come_back_byte_for_byte() {
     for text in texts(2_000) {
         assert_eq!(tokenizer.decode(&tokenizer.encode(&text, false, false).unwrap()), text);
     }
-    // Added tokens are spelled as they stand; special ones are no text; what is behind the last id is nothing.
+    // Added tokens are spelled as they stand; special ones are no text; what is after the last id is nothing.
     assert_eq!(tokenizer.token_bytes(261), "你好".as_bytes());
     assert_eq!(tokenizer.token_bytes(258), b"");
     assert_eq!(tokenizer.token_bytes(257), b" w");

@@ -50,7 +50,7 @@ pub(crate) enum Part {
     Table,
     /// A layer's.
     Layer,
-    /// A layer's with a SwiGLU behind it: the first half of the rows are gates, the second ups.
+    /// A layer's with a SwiGLU after it: the first half of the rows are gates, the second ups.
     Gated,
 }
 

@@ -2,12 +2,14 @@
 //!
 //! A *cubin* is machine code. A driver of CUDA x.0 or newer loads one that nvcc x.y made (minor-version
 //! compatibility); one that nvcc 13 made is beyond a driver of CUDA 12. It runs on devices of its own major
-//! capability and of its minor one or a higher; one of `sm_90a` on 9.0 only.
+//! capability and of its minor one or a higher: `sm_100` on 10.0 and 10.3, `sm_120` on 12.0 and 12.1. One of
+//! `sm_90a` runs on 9.0 only.
 //!
 //! *PTX* is compiled by the driver for any capability from 8.0 on, but its language is that of nvcc x.y, and
 //! an older driver does not know it. So a newer device needs a driver of CUDA x.y.
 //!
-//! The kernels that the launchers choose for capability 9.0 exist for `sm_90a` only: PTX does not stand in.
+//! The kernels that the launchers choose for capability 9.0 exist for `sm_90a` only: PTX does not stand in. It does
+//! where they are not to be chosen (`Device::without_hopper`), for then 9.0 is as any other.
 
 /// Device code and its origin.
 pub(super) struct Code {
@@ -28,8 +30,14 @@ pub(super) struct Aligned<T: ?Sized>(pub(super) T);
 pub(super) static CODE: Code = include!(concat!(env!("OUT_DIR"), "/code.rs"));
 
 impl Code {
-    /// The reason why a device of this capability, or a driver of this CUDA version, can't run the code.
-    pub(super) fn check(&self, capability: (u32, u32), driver: (u32, u32)) -> Result<(), String> {
+    /// The reason why a device of this capability, or a driver of this CUDA version, can't run the code; `hopper`
+    /// says whether the kernels of `sm_90a` will be asked for on 9.0.
+    pub(super) fn check(
+        &self,
+        capability: (u32, u32),
+        driver: (u32, u32),
+        hopper: bool,
+    ) -> Result<(), String> {
         let (major, minor) = capability;
         if major < 8 {
             return Err(format!("compute capability {major}.{minor}; 8.0 or newer is needed"));
@@ -38,7 +46,7 @@ impl Code {
             Some(exact) => *exact == format!("{major}{minor}"),
             None => cubin.parse().is_ok_and(|n: u32| n / 10 == major && n % 10 <= minor),
         };
-        let need = if capability == (9, 0) && !self.cubins.contains(&"90a") {
+        let need = if hopper && capability == (9, 0) && !self.cubins.contains(&"90a") {
             return Err(format!("compute capability 9.0 needs sm_90a; {self}"));
         } else if self.cubins.iter().any(runs) {
             (self.release.0, 0)
@@ -69,6 +77,7 @@ mod tests {
     use super::*;
 
     const ALL: &[&str] = &["80", "86", "89", "90a"];
+    const NEWER: &[&str] = &["80", "86", "89", "90a", "100", "120"];
 
     fn code(release: (u32, u32), cubins: &'static [&'static str], ptx: bool) -> Code {
         Code { release, cubins, ptx, files: &[] }
@@ -78,9 +87,9 @@ mod tests {
     fn cubins_run_with_every_driver_of_their_major_version() {
         let code = code((13, 4), ALL, true);
         for capability in [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0)] {
-            assert_eq!(code.check(capability, (13, 0)), Ok(()), "{capability:?}");
-            assert_eq!(code.check(capability, (14, 0)), Ok(()), "{capability:?}");
-            let error = code.check(capability, (12, 9)).unwrap_err();
+            assert_eq!(code.check(capability, (13, 0), true), Ok(()), "{capability:?}");
+            assert_eq!(code.check(capability, (14, 0), true), Ok(()), "{capability:?}");
+            let error = code.check(capability, (12, 9), true).unwrap_err();
             let both = error.contains("of CUDA 12.9") && error.contains("by CUDA 13.4");
             assert!(both && error.contains("13.0 or newer"), "{error}");
         }
@@ -90,14 +99,44 @@ mod tests {
     fn ptx_needs_a_driver_that_knows_its_version() {
         let code = code((13, 4), ALL, true);
         for capability in [(10, 0), (12, 0), (9, 1)] {
-            assert_eq!(code.check(capability, (13, 4)), Ok(()), "{capability:?}");
-            let error = code.check(capability, (13, 3)).unwrap_err();
+            assert_eq!(code.check(capability, (13, 4), true), Ok(()), "{capability:?}");
+            let error = code.check(capability, (13, 3), true).unwrap_err();
             assert!(error.contains("13.4 or newer"), "{error}");
         }
         // Without a cubin for it, an old device is in the same position.
         let narrow = super::tests::code((13, 4), &["90a"], true);
-        assert_eq!(narrow.check((8, 6), (13, 4)), Ok(()));
-        assert!(narrow.check((8, 6), (13, 0)).is_err());
+        assert_eq!(narrow.check((8, 6), (13, 4), true), Ok(()));
+        assert!(narrow.check((8, 6), (13, 0), true).is_err());
+    }
+
+    /// 10.x and 12.x are two generations, of which neither runs the other's machine code.
+    #[test]
+    fn cubins_of_blackwell_need_no_ptx() {
+        let code = code((13, 4), NEWER, false);
+        for capability in [(9, 0), (10, 0), (10, 3), (12, 0), (12, 1)] {
+            assert_eq!(code.check(capability, (13, 0), true), Ok(()), "{capability:?}");
+        }
+        let missing = code.check((11, 0), (13, 4), true).unwrap_err();
+        assert!(missing.contains("no device code for compute capability 11.0"), "{missing}");
+        assert!(missing.ends_with("sm_90a, sm_100, sm_120"), "{missing}");
+        let only = |cubins| super::tests::code((13, 4), cubins, false);
+        for (code, others) in [(only(&["100"]), [(12, 0), (12, 1)]), (only(&["120"]), [(10, 0), (10, 3)])] {
+            for capability in others {
+                assert!(code.check(capability, (13, 4), true).is_err(), "{code} on {capability:?}");
+            }
+        }
+    }
+
+    /// Machine code of `sm_90a` is still that of 9.0, but no longer needed.
+    #[test]
+    fn without_its_own_kernels_hopper_is_as_any_other() {
+        let check = |cubins, ptx, driver| code((13, 4), cubins, ptx).check((9, 0), driver, false);
+        assert_eq!(check(ALL, false, (13, 0)), Ok(()));
+        assert_eq!(check(&["80"], true, (13, 4)), Ok(()));
+        let old = check(&["80"], true, (13, 3)).unwrap_err();
+        assert!(old.contains("13.4 or newer is needed"), "{old}");
+        let missing = check(&["80", "89"], false, (13, 4)).unwrap_err();
+        assert!(missing.contains("no device code for compute capability 9.0"), "{missing}");
     }
 
     #[test]
@@ -111,7 +150,7 @@ mod tests {
             (code((13, 0), &["80", "89"], true), (9, 0), "needs sm_90a"),
         ];
         for (code, capability, reason) in cases {
-            let error = code.check(capability, (13, 0)).unwrap_err();
+            let error = code.check(capability, (13, 0), true).unwrap_err();
             assert!(error.contains(reason), "{error}");
         }
     }

@@ -23,8 +23,8 @@ pub(super) fn describe(result: CUresult) -> String {
     }
 }
 
-/// Whether the context is useless from here on: what the driver documents as needing a new process, and what
-/// says that the context is gone.
+/// Whether the context is useless from here on: what the driver documents as needing a new process, what says that
+/// the context is gone, and the error without a name, of which nothing better is known.
 pub(super) fn is_fatal(result: CUresult) -> bool {
     use CUresult::*;
     // A match, not a comparison of numbers: a newer driver may return what the type does not know, and a
@@ -50,6 +50,7 @@ pub(super) fn is_fatal(result: CUresult) -> bool {
             | CUDA_ERROR_MPS_RPC_FAILURE
             | CUDA_ERROR_MPS_CLIENT_TERMINATED
             | CUDA_ERROR_EXTERNAL_DEVICE
+            | CUDA_ERROR_UNKNOWN
     )
 }
 

@@ -16,6 +16,12 @@ use crate::error::{Error, Result};
 /// Dynamic shared memory that a kernel has without asking.
 const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 
+/// From so much on, a kernel asks for the largest share of the multiprocessor's memory. Such kernels copy their
+/// operands to shared memory and run several blocks of it at a time: three of 32 KiB, or two of 97 KiB, which fit in
+/// nothing but the largest share. Smaller ones read through the first-level cache, which is what the share is taken
+/// from.
+const STAGED_BYTES: u32 = 32 << 10;
+
 /// By the files' stems.
 pub(super) type Modules = HashMap<&'static str, sys::CUmodule>;
 
@@ -32,6 +38,8 @@ struct Function {
     param_bytes: Option<usize>,
     /// Whether it may have more than `DEFAULT_SHARED_BYTES`.
     raised: bool,
+    /// Whether it has asked for the largest share.
+    staged: bool,
 }
 
 /// While it lives, this thread may load code although it records launches.
@@ -95,7 +103,7 @@ impl Cuda {
             self.check(kernel, result)?;
             param_bytes = Some(bytes);
         }
-        Ok(Function { handle, param_bytes, raised: false })
+        Ok(Function { handle, param_bytes, raised: false, staged: false })
     }
 
     /// A kernel that takes this many bytes of parameters and may have this many bytes of shared memory.
@@ -129,6 +137,15 @@ impl Cuda {
             let result = unsafe { sys::cuFuncSetAttribute(function.handle, attribute, most) };
             self.check(kernel, result)?;
             function.raised = true;
+        }
+        if shared_bytes >= STAGED_BYTES && !function.staged {
+            let attribute =
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            let share = sys::CUshared_carveout_enum::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32;
+            // SAFETY: sets a number.
+            let result = unsafe { sys::cuFuncSetAttribute(function.handle, attribute, share) };
+            self.check(kernel, result)?;
+            function.staged = true;
         }
         Ok(function.handle)
     }

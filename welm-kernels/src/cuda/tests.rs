@@ -1,7 +1,7 @@
 //! The driver with a device, if there is one, and with the libcuda of `tests/libcuda.c`.
 
 use super::*;
-use crate::device::Device;
+use crate::device::{Device, NO_HOPPER};
 use crate::sample::argmax;
 
 const ARGMAX: Kernel = Kernel { file: "sample", name: "argmax" };
@@ -33,9 +33,27 @@ fn a_device_that_is_not_there_is_an_error() {
 }
 
 #[test]
+fn a_switch_is_on_off_or_an_error() {
+    let switch = |value: &str| crate::device::switch("WELM_SWITCH", Some(value.into()));
+    assert_eq!(crate::device::switch("WELM_SWITCH", None), Ok(false));
+    assert_eq!([switch(""), switch("0"), switch("1")], [Ok(false), Ok(false), Ok(true)]);
+    for value in ["2", "true", "yes", " 1", "01"] {
+        let error = switch(value).unwrap_err();
+        assert!(matches!(&error, Error::Variable { name: "WELM_SWITCH", got, .. } if got == value));
+        let text = format!("environment variable WELM_SWITCH: expected 0 or 1, got {value:?}");
+        assert_eq!(error.to_string(), text);
+    }
+}
+
+#[test]
 fn errors_are_sorted_by_what_comes_after_them() {
     use CUresult::*;
-    for fatal in [CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_LAUNCH_FAILED, CUDA_ERROR_ECC_UNCORRECTABLE] {
+    for fatal in [
+        CUDA_ERROR_ILLEGAL_ADDRESS,
+        CUDA_ERROR_LAUNCH_FAILED,
+        CUDA_ERROR_ECC_UNCORRECTABLE,
+        CUDA_ERROR_UNKNOWN,
+    ] {
         assert!(is_fatal(fatal), "{fatal:?}");
     }
     for harmless in [
@@ -72,12 +90,15 @@ mod with_fake {
             compiler.arg("-DWITHOUT_LAUNCH");
         }
         assert!(compiler.status().unwrap().success());
-        let output = Command::new(env::current_exe().unwrap())
-            .args([&format!("cuda::tests::with_fake::{name}"), "--exact", "--nocapture"])
-            .env("LD_LIBRARY_PATH", dir.path())
-            .env("FAKE_LIBCUDA", settings)
-            .output()
-            .unwrap();
+        let mut process = Command::new(env::current_exe().unwrap());
+        process.args([&format!("cuda::tests::with_fake::{name}"), "--exact", "--nocapture"]);
+        process.env("LD_LIBRARY_PATH", dir.path()).env("FAKE_LIBCUDA", settings);
+        let switch = settings.split_once("no_hopper=").map(|(_, rest)| rest);
+        match switch.and_then(|rest| rest.split(' ').next()) {
+            Some(value) => process.env(NO_HOPPER, value),
+            None => process.env_remove(NO_HOPPER),
+        };
+        let output = process.output().unwrap();
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
         // What was retained was given back, with all that belonged to it.
@@ -88,7 +109,7 @@ mod with_fake {
     }
 
     fn open() -> (Arc<Cuda>, Device) {
-        let cuda = Arc::new(Cuda::open(0).unwrap());
+        let cuda = Arc::new(Cuda::open(0, true).unwrap());
         (cuda.clone(), Device::with_driver(cuda))
     }
 
@@ -256,15 +277,49 @@ mod with_fake {
         });
     }
 
+    /// After an error that the libcuda returns once.
+    fn stays_lost() {
+        let (_, device) = open();
+        let first = device.synchronize().unwrap_err();
+        assert!(matches!(first, Error::ContextLost(_)), "{first}");
+        assert_eq!(device.synchronize().unwrap_err(), first);
+        assert_eq!(device.zeros::<u8>(1).unwrap_err(), first);
+    }
+
     #[test]
     fn a_lost_context_stays_lost_even_if_the_driver_forgets() {
         let settings = "fail=cuStreamSynchronize:201:1";
-        run("a_lost_context_stays_lost_even_if_the_driver_forgets", settings, || {
-            let (_, device) = open();
-            let first = device.synchronize().unwrap_err();
-            assert!(matches!(first, Error::ContextLost(_)), "{first}");
-            assert_eq!(device.synchronize().unwrap_err(), first);
-            assert_eq!(device.zeros::<u8>(1).unwrap_err(), first);
+        run("a_lost_context_stays_lost_even_if_the_driver_forgets", settings, stays_lost);
+    }
+
+    #[test]
+    fn an_unknown_error_loses_the_context() {
+        run("an_unknown_error_loses_the_context", "fail=cuStreamSynchronize:999:1", stays_lost);
+    }
+
+    /// The libcuda refuses a block of as much shared memory without the largest share, one of less with it, and
+    /// asking again.
+    #[test]
+    fn kernels_that_stage_operands_ask_for_shared_memory() {
+        run("kernels_that_stage_operands_ask_for_shared_memory", "carveout=32768", || {
+            let (cuda, device) = open();
+            let mut logits = device.upload(&[0.0f32, 2.0, 1.0]).unwrap(); // (1, 3)
+            let tokens = device.zeros::<u32>(1).unwrap();
+            let mut params = [logits.ptr(), tokens.ptr()].map(u64::to_ne_bytes).concat();
+            params.extend(3u64.to_ne_bytes());
+            for (shared_bytes, values, token) in [
+                (32_767, [0.0, 2.0, 1.0], 1),
+                (32_768, [3.0, 2.0, 1.0], 0),
+                (49_152, [0.0, 2.0, 4.0], 2),
+                (98_816, [0.0, 2.0, 1.0], 1),
+                (98_816, [3.0, 2.0, 1.0], 0),
+            ] {
+                logits.write(0, &values).unwrap();
+                let grid = Grid { blocks: [1, 1, 1], threads: 1024, shared_bytes };
+                // SAFETY: what `argmax` takes.
+                unsafe { cuda.launch(ARGMAX, grid, &params).unwrap() };
+                assert_eq!(tokens.to_vec().unwrap(), [token], "{shared_bytes} bytes");
+            }
         });
     }
 
@@ -298,7 +353,7 @@ mod with_fake {
             device.zeros::<u8>(1).unwrap();
             assert_eq!(current(), theirs);
             // One context for all of the process: the other one's end is not its end.
-            Cuda::open(0).map(drop).unwrap();
+            Cuda::open(0, true).map(drop).unwrap();
             device.synchronize().unwrap();
             drop((cuda, device));
             assert_eq!(current(), theirs);
@@ -342,6 +397,43 @@ mod with_fake {
             };
             let error = open().0.tensor_map(4096, shape).unwrap_err();
             assert_eq!(error.to_string(), "tensor_map: expected capability 9.0 or newer, got 8.0");
+        });
+    }
+
+    /// What `Device::open` makes of a device of this capability, with the variable as it is set.
+    fn opens_as(name: &str, settings: &str, capability: (u32, u32), hopper: bool) {
+        run(name, settings, || {
+            let device = Device::open(0).unwrap();
+            assert_eq!((device.info().capability, device.is_hopper()), (capability, hopper));
+        });
+    }
+
+    #[test]
+    fn a_hopper_is_one() {
+        opens_as("a_hopper_is_one", "", (9, 0), true);
+    }
+
+    #[test]
+    fn a_hopper_is_one_if_the_switch_is_off() {
+        opens_as("a_hopper_is_one_if_the_switch_is_off", "no_hopper=0", (9, 0), true);
+    }
+
+    #[test]
+    fn a_hopper_is_none_if_the_switch_is_on() {
+        opens_as("a_hopper_is_none_if_the_switch_is_on", "no_hopper=1", (9, 0), false);
+    }
+
+    #[test]
+    fn another_device_is_as_it_was() {
+        opens_as("another_device_is_as_it_was", "capability=80 no_hopper=1", (8, 0), false);
+    }
+
+    #[test]
+    fn a_switch_that_means_nothing_is_an_error() {
+        let settings = "no device no_hopper=yes";
+        run("a_switch_that_means_nothing_is_an_error", settings, || {
+            let error = Device::open(0).unwrap_err();
+            assert_eq!(error, Error::Variable { name: NO_HOPPER, expected: "0 or 1", got: "yes".to_owned() });
         });
     }
 

@@ -23,7 +23,7 @@ def html_of(generation: Generation) -> str | None:
 def _choice(choice: Choice) -> str:
     spans = list(_whole_characters(choice.tokens))
     shown = "".join(text for text, _ in spans)
-    # Tokens behind a stop string's beginning are no part of the text. Where the text is not what its tokens say,
+    # Tokens after a stop string's beginning are no part of the text. Where the text is not what its tokens say,
     # as with special tokens in an echoed prompt, all of them are shown.
     left = len(choice.text) if shown.startswith(choice.text) else len(shown)
     html: list[str] = []

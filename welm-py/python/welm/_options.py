@@ -25,7 +25,7 @@ class LoadOptions(TypedDict, total=False):
     isa: str | None
     context_tokens: SupportsIndex | None
     cache_tokens: SupportsIndex | None
-    chunk_tokens: SupportsIndex
+    chunk_tokens: SupportsIndex | None
     max_running: SupportsIndex
     queue_limit: SupportsIndex
     prefix_cache: bool

@@ -6,7 +6,7 @@
 [[3989, 3414, 2896, 3302, 3099]]
 
 What is the same as in transformers: the arguments' names, meanings and defaults, ``generation_config.json`` included;
-the order of the sampling filters; that ids come back behind the prompt's, with the end token, padded with
+the order of the sampling filters; that ids come back after the prompt's, with the end token, padded with
 ``pad_token_id``; that greedy decoding of the same weights in f32 with ``cache_dtype="f32"`` gives the same ids.
 
 What differs:
@@ -18,7 +18,7 @@ What differs:
 - Arguments that the engine has no equal for are refused with :class:`welm.InvalidOption`, never ignored; so are
   those that come from a generation config.
 - ``stop_strings`` needs no ``tokenizer``.
-- ``attention_mask`` may mark padding in front of a prompt or behind it, but no holes.
+- ``attention_mask`` may mark padding in front of a prompt or after it, but no holes.
 - ids may be nested lists, a numpy array or a torch tensor, in rows or just one; the same kind comes back. This module
   imports neither numpy nor torch. What is no array of ids, and every value of another kind than its argument's, is
   :class:`welm.InvalidOption`, a ``ValueError``, with the argument's name.
@@ -502,6 +502,6 @@ def _without_padding(rows: list[list[int]], mask: Any) -> list[list[int]]:
         first = next((at for at, bit in enumerate(keep) if bit), len(row))
         prompt = [token for token, bit in zip(row, keep, strict=True) if bit]
         if not all(keep[first : first + len(prompt)]):
-            raise refuse("attention_mask", "expected padding in front of a prompt or behind it, got holes")
+            raise refuse("attention_mask", "expected padding in front of a prompt or after it, got holes")
         prompts.append(prompt)
     return prompts

@@ -4,7 +4,7 @@
 //! n = round(x / ln 2),   r = x - n ln 2,   exp(x) = 2^n (1 + r + r^2 q(r)),   |r| <= ln 2 / 2
 //! ```
 //!
-//! The rounding is an addition of `1.5 * 2^23`, behind which a f32 has no fraction: all instruction sets have that,
+//! The rounding is an addition of `1.5 * 2^23`, after which a f32 has no fraction: all instruction sets have that,
 //! and `n` then lies in the lowest bits, where an exponent is one shift away. `ln 2` is subtracted in two parts
 //! (W. J. Cody and W. Waite, *Software Manual for the Elementary Functions*, 1980); the first product is exact,
 //! because it is fused. `q` has degree 4 and is the minimax polynomial of the relative error, which it keeps below

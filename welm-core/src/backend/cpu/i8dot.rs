@@ -103,7 +103,7 @@ const NEAR: usize = 3 << 10;
 impl TileRows<'_> {
     /// Tile row `t` for the `R` rows from `r`, which lie in one block; `PER` tiles share a scale.
     ///
-    /// One loop over tiles, with the scales behind every fourth: of two loops, one in the other, the compiler unrolls
+    /// One loop over tiles, with the scales after every fourth: of two loops, one in the other, the compiler unrolls
     /// the inner one and keeps its sums in memory.
     ///
     /// # Safety
@@ -191,7 +191,7 @@ impl TileRows<'_> {
     /// Adds one tile's dot products with one plane of `R` rows; those of four bits start from zero.
     ///
     /// # Safety
-    /// The CPU has `S`; a tile of weights and `R` tiles of activations lie behind the pointers.
+    /// The CPU has `S`; a tile of weights and `R` tiles of activations lie at the pointers.
     #[inline(always)] // a closure would be a function of its own, without the instructions
     unsafe fn dots<S: Simd, const R: usize, const FOUR: bool>(
         w: *const u8,
@@ -216,7 +216,7 @@ impl TileRows<'_> {
         let tile_bytes = self.w.len() / tiles;
         let tile_lines = tile_bytes / across / LINE;
         // Activations of many rows come from the last cache; several tile rows share them, as many as the second
-        // holds. Each block of rows fetches its share of the tile rows behind those.
+        // holds. Each block of rows fetches its share of the tile rows after those.
         let (together, lines, ahead) = if n <= S::ROWS {
             (tiles, tile_lines, if n == 1 { NEAR } else { FAR })
         } else {

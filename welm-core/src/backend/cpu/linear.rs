@@ -63,7 +63,7 @@ impl Element for f16 {
     }
 }
 
-/// Reads 16 values at `at`, zeros behind the slice's end.
+/// Reads 16 values at `at`, zeros after the slice's end.
 ///
 /// # Safety
 /// As [`Simd::load`]'s instructions.
@@ -101,7 +101,7 @@ impl<T: Element> Tile<'_, T> {
         self.w.len() / self.cols
     }
 
-    /// `R` rows from `r`, `C` outputs from `o`, less those behind the last.
+    /// `R` rows from `r`, `C` outputs from `o`, less those after the last.
     ///
     /// # Safety
     /// The CPU has `S`; the rows and the first output exist; no other task has these outputs.

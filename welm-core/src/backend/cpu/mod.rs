@@ -16,6 +16,8 @@ pub(crate) mod pool;
 mod quantize;
 pub(crate) mod rope;
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use self::attention::Attention;
@@ -153,9 +155,9 @@ pub(crate) struct Cpu {
     quantized: Quantized,
     /// The buffer whose rows `quantized` has, and how. Whatever writes to that buffer resets this.
     quantized_from: Option<(usize, Form)>,
-    /// How the matrices behind a norm take its rows, if they take them quantised.
+    /// How the matrices after a norm take its rows, if they take them quantised.
     normed: Option<Form>,
-    /// How those behind an activation do.
+    /// How those after an activation do.
     activated: Option<Form>,
     n_buffers: usize,
     angles: Angles,
@@ -449,13 +451,21 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn norm_rows(&mut self, out: &mut Buffer, x: &Buffer, rows: &[u32], norm: &Norm) -> Result<()> {
+    fn norm_rows(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        _batch: &Batch,
+        some: Range<usize>,
+        norm: &Norm,
+    ) -> Result<()> {
         self.overwrites(out);
-        out.rows = rows.len();
+        out.rows = some.len();
         let cols = x.cols;
-        for (out, &r) in out.used_mut().chunks_mut(cols).zip(rows) {
+        // Only the wanted rows are left of x, see `keep`.
+        for (out, r) in out.used_mut().chunks_mut(cols).zip(some) {
             // SAFETY: plain slices of one length.
-            unsafe { self.isa.dispatch(norm_row(norm, x.row(r as usize), out)) };
+            unsafe { self.isa.dispatch(norm_row(norm, x.row(r), out)) };
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 //! half-split:  a = x[i],  b = x[i + n]      interleaved:  a = x[2 i],  b = x[2 i + 1]       i < n
 //! ```
 //!
-//! with `n = rotary_dim / 2`; values behind `rotary_dim` stay as they are. The angles of a step's rows are
+//! with `n = rotary_dim / 2`; values after `rotary_dim` stay as they are. The angles of a step's rows are
 //! computed once, before the first layer: a table for the whole context would be as large as a layer.
 
 use crate::config::RopePairing;
@@ -40,6 +40,12 @@ impl Angles {
     pub(crate) fn of_rows(&self, n: usize) -> (&[f32], &[f32]) {
         let len = n * self.inv_freq.len();
         (&self.cos[..len], &self.sin[..len])
+    }
+
+    /// Angles of a row.
+    #[cfg(feature = "kernels")]
+    pub(crate) fn pairs(&self) -> usize {
+        self.inv_freq.len()
     }
 
     /// Turns one head, `(head_dim)`, of a row. Inlined, so that it has its caller's instructions.

@@ -6,18 +6,17 @@
 //! row of a sequence, 16-bit activations and one order of summation. Either way a row's bits depend on that row and
 //! its own sequence only, and a token never changes sides, so that a request gets the same bits in every batch.
 //!
-//! A step without prompts is recorded once for each number of rows as a CUDA graph, and repeated after that.
+//! A step without prompts is recorded once for each number of rows, rounded up, as a CUDA graph, and repeated after that.
 
 mod activations;
+mod graphs;
+mod step;
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::bf16;
-use welm_kernels::attention::{
-    Attention, Span, attention_decode, attention_prefill, decode_scratch_len, prefill_tiles,
-};
+use welm_kernels::attention::{Attention, attention_decode, attention_prefill, decode_scratch_len};
 use welm_kernels::gemm::{self, ALIGN, Arithmetic, Function, Input, Output, RowOrder, Weight, gemm};
 use welm_kernels::norm::{self, Rows};
 use welm_kernels::rope::{self, rope_and_cache};
@@ -25,24 +24,20 @@ use welm_kernels::sample::{self, MAX_VOCAB, TopK};
 use welm_kernels::{Device, Graph};
 
 use self::activations::{Buffer, Converted, Form};
-use super::cpu::rope::Angles;
-use super::{Backend, Limits, Role, Top};
+use self::graphs::Graphs;
+use self::step::{RECORDED_ROWS, Step};
+use super::{Backend, LEAST_CHUNK_TOKENS, Limits, Role, Top};
 use crate::config::{Activation, ModelConfig, NormKind, RopePairing};
 use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::engine::sequence::TOP;
 use crate::error::{Error, Result};
-use crate::estimate::Estimate;
+use crate::estimate::{Estimate, limits};
 use crate::host::memory::Available;
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::StoredType;
 use crate::weights::int8::{Grouping, Packed, is_exact};
 use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part, Segment, Source};
-
-/// Rows of generated tokens that attention takes at a time: what its scratch is for.
-const DECODE_ROWS: usize = 64;
-/// Recordings that are kept.
-const MAX_GRAPHS: usize = 128;
 
 /// A normalisation on the device.
 pub(crate) struct Norm {
@@ -57,44 +52,23 @@ pub(crate) struct KvLayer {
     v: welm_kernels::Buffer<bf16>,
 }
 
-/// A batch on the device.
-struct DeviceBatch {
-    token_ids: welm_kernels::Buffer<u32>,    // (max_rows)
-    positions: welm_kernels::Buffer<u32>,    // (max_rows)
-    slot_mapping: welm_kernels::Buffer<u32>, // (max_rows)
-    table_starts: welm_kernels::Buffer<u32>, // (max_rows)
-    block_tables: welm_kernels::Buffer<u32>, // (table_len)
-    spans: welm_kernels::Buffer<Span>,       // (max_rows)
-    tiles: welm_kernels::Buffer<[u32; 2]>,   // (max_rows)
-    cos: welm_kernels::Buffer<f32>,          // (max_rows, rotary_dim / 2)
-    sin: welm_kernels::Buffer<f32>,          // (max_rows, rotary_dim / 2)
-    logit_rows: welm_kernels::Buffer<u32>,   // (max_logit_rows)
-}
-
 /// The backend.
 pub(crate) struct Cuda {
     device: Device,
     config: ModelConfig,
     dtype: Dtype,
     threads: usize,
-    batch: DeviceBatch,
+    step: Step,
+    graphs: Graphs<Graph>,
     form: Form,
     /// Activations that no normalisation has converted.
     converted: Option<Converted>,
     /// Whether every layer's weights take the form, so that a normalisation can make it for the product behind it.
     all_fit: bool,
     decode_scratch: welm_kernels::Buffer<f32>,
-    angles: Angles,
-    max_context: usize,
     top: Option<TopK>,    // none if there are too many tokens
     top_values: Vec<f32>, // (max_logit_rows, TOP)
     top_ids: Vec<u32>,    // (max_logit_rows, TOP)
-    // Of the batch under way.
-    n: usize,
-    n_prompt: usize,
-    n_tiles: usize,
-    max_kv_len: usize,
-    graphs: HashMap<(usize, usize), Graph>, // by rows and most keys
 }
 
 /// What a weight is on the device.
@@ -166,7 +140,7 @@ fn top_k(config: &ModelConfig) -> Option<usize> {
 }
 
 fn scratch_len(config: &ModelConfig, limits: Limits) -> usize {
-    let rows = DECODE_ROWS.min(limits.max_rows);
+    let rows = RECORDED_ROWS.min(limits.max_rows);
     decode_scratch_len(rows, config.n_heads, config.head_dim, limits.max_context)
 }
 
@@ -183,14 +157,37 @@ impl Cuda {
         Ok(())
     }
 
-    /// Memory of the device, if the model can run there as asked and fits.
-    pub(crate) fn plan(source: &Source, options: &LoadOptions, device: &Device) -> Result<Estimate> {
+    /// Memory of the device, if the model can run there as asked and fits; with the options, in which the tokens of a
+    /// step are no longer left open.
+    pub(crate) fn plan(
+        source: &Source,
+        options: &LoadOptions,
+        device: &Device,
+    ) -> Result<(Estimate, LoadOptions)> {
         Self::check(&source.config, options)?;
-        let estimate = Estimate::of_source::<Cuda>(source, options)?;
         let free = device.free_bytes()?;
         let memory = Some(options.memory_limit.map_or(free, |limit| limit.min(free)));
-        estimate.check(Available { memory, ..Available::default() })?;
-        Ok(estimate)
+        let usual = limits::<Cuda>(&source.config, options)?.chunk_tokens;
+        let least = options.chunk_tokens.unwrap_or(LEAST_CHUNK_TOKENS);
+        let mut chunk = usual;
+        loop {
+            let options = LoadOptions { chunk_tokens: Some(chunk), ..options.clone() };
+            let estimate = Estimate::of_source::<Cuda>(source, &options)?;
+            match estimate.check(Available { memory, ..Available::default() }) {
+                Err(Error::OutOfMemory { .. }) if chunk > least => chunk = (chunk / 2).max(least),
+                checked => {
+                    checked?;
+                    if chunk < usual {
+                        tracing::warn!(
+                            chunk,
+                            usual,
+                            "prompts go in steps of fewer tokens: memory has no room"
+                        );
+                    }
+                    return Ok((estimate, options));
+                }
+            }
+        }
     }
 
     /// Takes the device, and allocates what the arithmetic needs beside the buffers.
@@ -201,40 +198,22 @@ impl Cuda {
         limits: Limits,
     ) -> Result<Self> {
         Self::check(config, options)?;
-        let (rows, half) = (limits.max_rows, config.rope.rotary_dim / 2);
-        let form = Form::of(options);
+        let (rows, form) = (limits.max_rows, Form::of(options));
         Ok(Cuda {
-            batch: DeviceBatch {
-                token_ids: device.zeros(rows)?,
-                positions: device.zeros(rows)?,
-                slot_mapping: device.zeros(rows)?,
-                table_starts: device.zeros(rows)?,
-                block_tables: device.zeros(table_len(options, limits))?,
-                spans: device.zeros(rows)?,
-                tiles: device.zeros(rows)?,
-                cos: device.zeros(rows * half)?,
-                sin: device.zeros(rows * half)?,
-                logit_rows: device.zeros(limits.max_logit_rows)?,
-            },
+            step: Step::new(&device, config, options, limits)?,
+            graphs: Graphs::new(),
             form,
             converted: Converted::new(&device, form, rows, max_cols(config))?,
             all_fit: true,
             decode_scratch: device.uninit(scratch_len(config, limits))?,
-            angles: Angles::new(config.rope.inv_freq(), rows),
             config: config.clone(),
             dtype: options.dtype,
             threads: options.threads.unwrap_or_else(crate::host::threads::available),
-            max_context: limits.max_context,
             top: top_k(config)
                 .map(|k| TopK::new(&device, limits.max_logit_rows, config.vocab_size, k))
                 .transpose()?,
             top_values: vec![0.0; limits.max_logit_rows * TOP],
             top_ids: vec![0; limits.max_logit_rows * TOP],
-            n: 0,
-            n_prompt: 0,
-            n_tiles: 0,
-            max_kv_len: 0,
-            graphs: HashMap::new(),
             device,
         })
     }
@@ -246,10 +225,11 @@ impl Cuda {
 
     /// Rows of a product, each part with its arithmetic: prompts, generated tokens.
     fn parts(&self) -> impl Iterator<Item = (Range<usize>, Arithmetic)> + use<> {
-        let parts = [(0..self.n_prompt, Arithmetic::Fast), (self.n_prompt..self.n, Arithmetic::Exact)];
+        let Step { n, n_prompt, .. } = self.step;
+        let parts = [(0..n_prompt, Arithmetic::Fast), (n_prompt..n, Arithmetic::Exact)];
         // Where both come to the same, weights are read once.
         let one = !self.device.is_hopper() && self.form == Form::Bf16;
-        let whole = (0..self.n, Arithmetic::Exact);
+        let whole = (0..n, Arithmetic::Exact);
         let parts = if one { vec![whole] } else { parts.to_vec() };
         parts.into_iter().filter(|(rows, _)| !rows.is_empty())
     }
@@ -294,23 +274,21 @@ impl Cuda {
 
 impl Backend for Cuda {
     const ONE_ARITHMETIC: bool = false;
+    const CHUNK_TOKENS: usize = 2048;
     type Buffer = Buffer;
     type Norm = Norm;
     type Linear = Weight;
     type KvLayer = KvLayer;
 
     fn scratch_bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> u64 {
-        let (rows, half) = (limits.max_rows, config.rope.rotary_dim / 2);
-        // Four numbers, a span and a tile for each row.
-        let batch = rows * (4 * 4 + size_of::<Span>() + 8 + 2 * half * 4)
-            + 4 * (table_len(options, limits) + limits.max_logit_rows);
+        let (rows, step) = (limits.max_rows, Step::bytes(config, options, limits));
         // Of what normalisations make, before the layers and before the logits, and of everything else.
         let dim = config.dim.next_multiple_of(ALIGN);
         let shapes = [(rows, max_cols(config)), (rows, dim)];
         let bytes = |(rows, stride)| Converted::bytes(Form::of(options), rows, stride);
         let converted: usize = shapes.into_iter().map(bytes).sum();
         let top = top_k(config).map_or(0, |k| TopK::bytes(limits.max_logit_rows, config.vocab_size, k));
-        (batch + converted + 4 * scratch_len(config, limits)) as u64 + top
+        (step + converted + 4 * scratch_len(config, limits)) as u64 + top
     }
 
     fn buffer_bytes(max_rows: usize, cols: usize, role: Role) -> u64 {
@@ -387,60 +365,33 @@ impl Backend for Cuda {
     fn describe(&self) -> String {
         let info = self.device.info();
         let (major, minor) = info.capability;
-        format!("cuda, {}, compute capability {major}.{minor}", info.name)
+        let without = info.capability == (9, 0) && !self.device.is_hopper();
+        let kernels = if without { ", without the kernels of sm_90a" } else { "" };
+        format!("cuda, {}, compute capability {major}.{minor}{kernels}", info.name)
     }
 
     fn begin(&mut self, batch: &Batch) -> Result<()> {
-        self.n = batch.len();
-        self.n_prompt = batch.n_prompt_rows();
-        self.angles.fill(&batch.positions);
-        let (cos, sin) = self.angles.of_rows(self.n);
-        let to = &mut self.batch;
-        to.token_ids.write(0, &batch.token_ids)?;
-        to.positions.write(0, &batch.positions)?;
-        to.slot_mapping.write(0, &batch.slot_mapping)?;
-        to.table_starts.write(0, &batch.table_start)?;
-        to.block_tables.write(0, &batch.block_tables)?;
-        to.cos.write(0, cos)?;
-        to.sin.write(0, sin)?;
-        let span = |s: &crate::engine::batch::Span| Span {
-            first_row: s.first_row,
-            n_rows: s.n_rows,
-            first_pos: s.first_pos,
-            table_start: s.table_start,
-            reserved: 0,
-        };
-        let spans: Vec<Span> = batch.spans.iter().map(span).collect();
-        let tiles = prefill_tiles(&self.device, &spans);
-        to.spans.write(0, &spans)?;
-        to.tiles.write(0, &tiles)?;
-        self.n_tiles = tiles.len();
-        // How far a decode step's blocks may reach: rounded up, so that recordings serve for long.
-        let last = batch.positions[self.n_prompt..].iter().max().map_or(0, |&pos| pos as usize);
-        self.max_kv_len = (last + 1).next_power_of_two().max(512).min(self.max_context);
-        Ok(())
+        self.step.begin(&self.device, batch)
     }
 
-    fn repeat(&mut self, batch: &Batch, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        if self.n_prompt > 0 || batch.len() > DECODE_ROWS {
+    fn repeat(&mut self, _batch: &Batch, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        if !self.step.is_recorded {
             return body(self);
         }
-        let key = (self.n, self.max_kv_len);
-        if !self.graphs.contains_key(&key) {
-            if self.graphs.len() == MAX_GRAPHS {
-                self.graphs.clear();
-            }
-            let device = self.device.clone();
-            let graph = device.capture(|| body(self))?;
-            self.graphs.insert(key, graph);
+        let key = (self.step.n, self.step.max_kv_len);
+        if let Some(graph) = self.graphs.get(key) {
+            return Ok(graph.launch()?);
         }
-        Ok(self.graphs[&key].launch()?)
+        let device = self.device.clone();
+        let graph = device.capture(|| body(self))?;
+        Ok(self.graphs.insert(key, graph).launch()?)
     }
 
     fn embed(&mut self, x: &mut Buffer, table: &Weight, batch: &Batch) -> Result<()> {
         x.rows = batch.len();
         let (vocab, dim) = table.shape();
-        norm::embed(&self.device, &self.batch.token_ids, self.n, table.table()?, vocab, dim, x.f32s_mut())?;
+        let (ids, n) = (&self.step.arrays.token_ids, self.step.n);
+        norm::embed(&self.device, ids, n, table.table()?, vocab, dim, x.f32s_mut())?;
         Ok(())
     }
 
@@ -462,12 +413,19 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn norm_rows(&mut self, out: &mut Buffer, x: &Buffer, rows: &[u32], norm: &Norm) -> Result<()> {
-        out.rows = rows.len();
-        self.batch.logit_rows.write(0, rows)?;
+    fn norm_rows(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        _batch: &Batch,
+        some: Range<usize>,
+        norm: &Norm,
+    ) -> Result<()> {
+        out.rows = some.len();
         let (stride, formula) = (out.stride(), self.device_norm(norm));
-        let (at, rows) = (Some(&self.batch.logit_rows), 0..rows.len());
-        norm::norm(&self.device, &formula, x.f32s(), x.cols, at, rows, Rows::Bf16(out.bf16s_mut()), stride)?;
+        let (at, rows) = (self.step.wanted(some)?, 0..out.rows);
+        let to = Rows::Bf16(out.bf16s_mut());
+        norm::norm(&self.device, &formula, x.f32s(), x.cols, Some(&at), rows, to, stride)?;
         Ok(())
     }
 
@@ -523,16 +481,16 @@ impl Backend for Cuda {
             k_norm: None,
             eps: 0.0,
         };
-        let (stride, b) = (qkv.stride(), &self.batch);
+        let (stride, n, b) = (qkv.stride(), self.step.n, &self.step.arrays);
         let (k, v) = (&mut kv.k, &mut kv.v);
         let qkv = qkv.bf16s_mut();
-        rope_and_cache(&self.device, &formula, qkv, stride, self.n, &b.cos, &b.sin, &b.slot_mapping, k, v)?;
+        rope_and_cache(&self.device, &formula, qkv, stride, n, &b.cos, &b.sin, &b.slot_mapping, k, v)?;
         Ok(())
     }
 
     fn attention(&mut self, out: &mut Buffer, qkv: &Buffer, kv: &KvLayer, _batch: &Batch) -> Result<()> {
         out.rows = qkv.rows;
-        let c = &self.config;
+        let (c, step, b) = (&self.config, &self.step, &self.step.arrays);
         let operands = Attention {
             n_heads: c.n_heads,
             n_kv_heads: c.n_kv_heads,
@@ -543,16 +501,15 @@ impl Backend for Cuda {
             qkv_stride: qkv.stride(),
             k: &kv.k,
             v: &kv.v,
-            block_tables: &self.batch.block_tables,
-            n_rows: self.n,
+            block_tables: &b.block_tables,
+            n_rows: step.n,
             out_stride: out.stride(),
         };
-        let (out, b) = (out.bf16s_mut(), &self.batch);
-        attention_prefill(&self.device, &operands, &b.spans, &b.tiles, self.n_tiles, out)?;
-        for first in (self.n_prompt..self.n).step_by(DECODE_ROWS) {
-            let (rows, scratch) = (first..self.n.min(first + DECODE_ROWS), &mut self.decode_scratch);
-            let (positions, starts) = (&b.positions, &b.table_starts);
-            let max = self.max_kv_len;
+        let out = out.bf16s_mut();
+        attention_prefill(&self.device, &operands, &b.spans, &b.tiles, step.n_tiles, out)?;
+        for first in (step.n_prompt..step.n).step_by(RECORDED_ROWS) {
+            let (rows, scratch) = (first..step.n.min(first + RECORDED_ROWS), &mut self.decode_scratch);
+            let (positions, starts, max) = (&b.positions, &b.table_starts, step.max_kv_len);
             attention_decode(&self.device, &operands, rows, positions, starts, max, scratch, out)?;
         }
         Ok(())

@@ -118,7 +118,7 @@ class Answer:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Tokens a second behind the first ones."""
+        """Tokens a second after the first ones."""
         seconds = self._last - (self._first or self._last)
         tokens = self.completion_tokens - len(self.sequences)
         return tokens / seconds if tokens > 0 and seconds > 0 else None

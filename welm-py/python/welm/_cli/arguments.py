@@ -209,7 +209,12 @@ LOADING = (
         "N",
         "tokens that the KV cache holds (default: eight contexts, at most 32768)",
     ),
-    Flag("chunk_tokens", Whole(1, 65536), "N", "prompt tokens computed in a step (default: 256)"),
+    Flag(
+        "chunk_tokens",
+        Whole(1, 65536),
+        "N",
+        "prompt tokens computed in a step (default: 256; on CUDA 2048, or what memory has room for)",
+    ),
     Flag("max_running", MAX_RUNNING, "N", "most sequences that run at once (default: 64)"),
     Flag("queue_limit", Whole(1, 1 << 20), "N", "most sequences that wait (default: 1024)"),
     Flag(

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 SUMMARY = """Measures tokens a second.
 
-Prefill is a prompt of random tokens up to the first token behind it. Decode is the steps of several sequences
-together, each behind a prompt of 16 tokens, by the engine's own clock. Each is done once unmeasured, then --rounds
+Prefill is a prompt of random tokens up to the first token after it. Decode is the steps of several sequences
+together, each after a prompt of 16 tokens, by the engine's own clock. Each is done once unmeasured, then --rounds
 times; the median is told, with the least and the most."""
 EXAMPLES = (
     "bench",

@@ -52,7 +52,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--quiet",
         action="store_true",
         default=False,
-        help="no line of figures behind the text on a terminal",
+        help="no line of figures after the text on a terminal",
     )
     add_request(parser)
     add_loading(parser)

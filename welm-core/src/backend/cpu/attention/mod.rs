@@ -7,7 +7,7 @@
 //! s[j] = sum_d (q[d] / sqrt(head_dim)) k[j][d]      j of the piece, j <= position
 //! M = max s[j],   p[j] = exp(s[j] - M),   L = sum_j p[j],   P[d] = sum_j p[j] v[j][d]
 //! m' = max(m, M),   a = exp(m - m'),   b = exp(M - m')
-//! l = l a + L b,   O = O a + P b                    out = O / l behind the last piece
+//! l = l a + L b,   O = O a + P b                    out = O / l after the last piece
 //! ```
 //!
 //! Sums over d and over j ascend, one fused multiply-add after the other, and L adds the keys' blocks lane by lane
@@ -20,10 +20,10 @@
 //!   different positions: what all of them see is done jointly, the rest asks for each row.
 //! - **Generated tokens.** A tile of few vectors is bound by memory: it asks for the values while it reads the keys
 //!   before them, and for the next piece's keys while it reads the values.
-//! - **Threads** take whole tiles; where those are too few to go round, pieces of tiles, folded behind.
+//! - **Threads** take whole tiles; where those are too few to go round, pieces of tiles, folded afterwards.
 //!
 //! Keys and values are read from the cache only, in the cache's element type, a row's own included: a row sees the
-//! same bits whether its neighbours were computed with it, before it, or by another request. Slots behind a row's
+//! same bits whether its neighbours were computed with it, before it, or by another request. Slots after a row's
 //! position may hold anything, and no arithmetic with them reaches the row.
 
 mod piece;
@@ -71,7 +71,7 @@ struct Task<'a, T> {
     step: &'a Step<'a, T>,
     tile: Tile,
     kv_head: usize,
-    kv_len: [usize; TILE],  // keys of each vector; 0 behind the tile's end
+    kv_len: [usize; TILE],  // keys of each vector; 0 after the tile's end
     scratch: &'a mut [f32], // q as packed, scores (TILE, PIECE)
 }
 
@@ -123,7 +123,7 @@ impl<T: CacheElement> Task<'_, T> {
             let both = start..start + BLOCK_TOKENS * d;
             (k[both.clone()].as_ptr(), v[both].as_ptr())
         };
-        // Blocks behind the last stand for it, so that blocks can be taken by twos and fours.
+        // Blocks after the last stand for it, so that blocks can be taken by twos and fours.
         let blocks = most.div_ceil(BLOCK_TOKENS);
         let here: [_; BLOCKS] = std::array::from_fn(|b| block(piece * BLOCKS + b.min(blocks - 1)));
         let next: [_; BLOCKS] =

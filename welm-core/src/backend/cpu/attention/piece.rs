@@ -74,14 +74,14 @@ pub(super) struct Piece<T> {
     pub(super) d: usize,
     pub(super) keys: [*const T; BLOCKS],   // (d, BLOCK_TOKENS) each
     pub(super) values: [*const T; BLOCKS], // (BLOCK_TOKENS, d) each
-    pub(super) next: [*const T; BLOCKS],   // keys that are read behind this piece; valid, or any block's
+    pub(super) next: [*const T; BLOCKS],   // keys that are read after this piece; valid, or any block's
     pub(super) n: [usize; TILE],           // keys of each vector in the piece
     pub(super) most: usize,                // the largest of them
     pub(super) blocks: usize,              // that hold `most`
 }
 
 impl<T: CacheElement> Piece<T> {
-    /// Scores of `M` vectors with all keys of the blocks, `N` blocks at a time; garbage behind a vector's `n`.
+    /// Scores of `M` vectors with all keys of the blocks, `N` blocks at a time; garbage after a vector's `n`.
     ///
     /// # Safety
     /// The CPU has the instructions of `S`; `BLOCKS` is a multiple of `N`, the pointers are as the fields say.
@@ -194,7 +194,7 @@ impl<T: CacheElement> Piece<T> {
         }
     }
 
-    /// `N` vectors of dimensions from `at` of value `i` of block `b`, zeros behind the block's end.
+    /// `N` vectors of dimensions from `at` of value `i` of block `b`, zeros after the block's end.
     ///
     /// # Safety
     /// As `values`; `i` is below `BLOCK_TOKENS`, and without `TAIL` the vectors are whole.

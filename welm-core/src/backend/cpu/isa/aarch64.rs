@@ -75,7 +75,7 @@ unsafe fn sdot<const I: usize>(acc: &mut int32x4_t, w: int8x16_t, x: int8x16_t) 
 /// 16 weights less 128.
 ///
 /// # Safety
-/// The CPU has NEON; 16 u8 behind `w`.
+/// The CPU has NEON; 16 u8 at `w`.
 #[inline(always)]
 unsafe fn centred(w: *const u8) -> int8x16_t {
     // SAFETY: the caller's promise.
@@ -85,7 +85,7 @@ unsafe fn centred(w: *const u8) -> int8x16_t {
 /// The lower and the upper halves of 16 bytes.
 ///
 /// # Safety
-/// The CPU has NEON; 16 u8 behind `w`.
+/// The CPU has NEON; 16 u8 at `w`.
 #[inline(always)]
 unsafe fn nibbles(w: *const u8) -> [int8x16_t; 2] {
     // SAFETY: the caller's promise.
@@ -99,7 +99,7 @@ unsafe fn nibbles(w: *const u8) -> [int8x16_t; 2] {
 /// What weights that are 128 too small leave out: `128 * sum(x)`.
 ///
 /// # Safety
-/// The CPU has NEON; 32 i8 behind `x`.
+/// The CPU has NEON; 32 i8 at `x`.
 #[inline(always)]
 unsafe fn left_out(x: *const i8) -> int32x4_t {
     // SAFETY: the caller's promise.
@@ -114,7 +114,7 @@ impl Dot for Sdot {
         x: [*const i8; R],
         acc: [[int32x4_t; 4]; R],
     ) -> [[int32x4_t; 4]; R] {
-        // SAFETY: dotprod by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
+        // SAFETY: dotprod by the contract; 512 u8 at `w`, 32 i8 at each `x`.
         unsafe {
             let mut acc = acc;
             for r in 0..R {
@@ -142,7 +142,7 @@ impl Dot for Sdot {
     }
     #[inline(always)]
     unsafe fn group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [[int32x4_t; 4]; R] {
-        // SAFETY: dotprod by the contract; 256 u8 behind `w`, 32 i8 behind each `x`.
+        // SAFETY: dotprod by the contract; 256 u8 at `w`, 32 i8 at each `x`.
         unsafe {
             let mut acc = [[vdupq_n_s32(0); 4]; R];
             for half in 0..2 {
@@ -166,7 +166,7 @@ impl Dot for Sdot {
 /// Four i8, twice.
 ///
 /// # Safety
-/// The CPU has NEON; 4 i8 behind `x`.
+/// The CPU has NEON; 4 i8 at `x`.
 #[inline(always)]
 unsafe fn four(x: *const i8) -> int8x8_t {
     // SAFETY: the caller's promise.
@@ -181,7 +181,7 @@ impl Dot for Pairs {
         x: [*const i8; R],
         acc: [[int32x4_t; 4]; R],
     ) -> [[int32x4_t; 4]; R] {
-        // SAFETY: NEON by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
+        // SAFETY: NEON by the contract; 512 u8 at `w`, 32 i8 at each `x`.
         unsafe {
             let mut sums = acc;
             for q in 0..4 {
@@ -205,7 +205,7 @@ impl Dot for Pairs {
     /// Products of weights of four bits add up in 16: `8 * 15 * 128` is 15,360.
     #[inline(always)]
     unsafe fn group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [[int32x4_t; 4]; R] {
-        // SAFETY: NEON by the contract; 256 u8 behind `w`, 32 i8 behind each `x`.
+        // SAFETY: NEON by the contract; 256 u8 at `w`, 32 i8 at each `x`.
         unsafe {
             let mut sums = [[vdupq_n_s32(0); 4]; R];
             for q in 0..4 {
@@ -237,7 +237,7 @@ macro_rules! each {
 /// Four f16, widened exactly.
 ///
 /// # Safety
-/// The CPU has NEON; 4 f16 behind `p`.
+/// The CPU has NEON; 4 f16 at `p`.
 #[inline(always)]
 unsafe fn widen_f16(p: *const f16) -> float32x4_t {
     // SAFETY: the caller's promise.
@@ -255,7 +255,7 @@ unsafe fn widen_f16(p: *const f16) -> float32x4_t {
 /// Four bf16, widened exactly.
 ///
 /// # Safety
-/// The CPU has NEON; 4 bf16 behind `p`.
+/// The CPU has NEON; 4 bf16 at `p`.
 #[inline(always)]
 unsafe fn widen_bf16(p: *const bf16) -> float32x4_t {
     // SAFETY: the caller's promise.

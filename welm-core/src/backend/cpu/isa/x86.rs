@@ -386,7 +386,7 @@ impl Simd for Avx512Vnni {
         x: [*const i8; R],
         mut acc: [Self::I; R],
     ) -> [Self::I; R] {
-        // SAFETY: AVX-512 VNNI by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
+        // SAFETY: AVX-512 VNNI by the contract; 512 u8 at `w`, 32 i8 at each `x`.
         unsafe {
             for kk in 0..8 {
                 let wk = _mm512_loadu_si512(w.add(kk * 4 * LANES).cast());
@@ -400,7 +400,7 @@ impl Simd for Avx512Vnni {
     }
     #[inline(always)]
     unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R] {
-        // SAFETY: AVX-512 VNNI by the contract; 256 u8 behind `w`, 32 i8 behind each `x`.
+        // SAFETY: AVX-512 VNNI by the contract; 256 u8 at `w`, 32 i8 at each `x`.
         unsafe {
             let low = _mm512_set1_epi8(15);
             let mut acc = [_mm512_setzero_si512(); R];

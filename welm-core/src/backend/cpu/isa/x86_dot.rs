@@ -63,7 +63,7 @@ impl Dot for Nibbles {
         x: [*const i8; R],
         acc: [[__m256i; 2]; R],
     ) -> [[__m256i; 2]; R] {
-        // SAFETY: AVX2 by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
+        // SAFETY: AVX2 by the contract; 512 u8 at `w`, 32 i8 at each `x`.
         unsafe {
             let mut sums = acc;
             for q in 0..2 {
@@ -89,7 +89,7 @@ impl Dot for Nibbles {
     }
     #[inline(always)]
     unsafe fn group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [[__m256i; 2]; R] {
-        // SAFETY: AVX2 by the contract; 256 u8 behind `w`, 32 i8 behind each `x`.
+        // SAFETY: AVX2 by the contract; 256 u8 at `w`, 32 i8 at each `x`.
         unsafe {
             let mut acc = [[_mm256_setzero_si256(); 2]; R];
             for j in 0..4 {
@@ -117,7 +117,7 @@ impl Dot for Nibbles {
 /// The lower and the upper halves of 32 bytes.
 #[inline(always)]
 unsafe fn nibbles(w: *const u8) -> [__m256i; 2] {
-    // SAFETY: AVX2 by the contract of `Simd`; 32 u8 behind `w`.
+    // SAFETY: AVX2 by the contract of `Simd`; 32 u8 at `w`.
     unsafe {
         let (both, low) = (_mm256_loadu_si256(w.cast()), _mm256_set1_epi8(15));
         [_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16::<4>(both), low)]
@@ -131,7 +131,7 @@ impl<F: Vpdpbusd> Dot for F {
         x: [*const i8; R],
         acc: [[__m256i; 2]; R],
     ) -> [[__m256i; 2]; R] {
-        // SAFETY: instructions by the contract; 512 u8 behind `w`, 32 i8 behind each `x`.
+        // SAFETY: instructions by the contract; 512 u8 at `w`, 32 i8 at each `x`.
         unsafe {
             let mut acc = acc;
             for kk in 0..8 {
@@ -147,7 +147,7 @@ impl<F: Vpdpbusd> Dot for F {
     }
     #[inline(always)]
     unsafe fn group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [[__m256i; 2]; R] {
-        // SAFETY: instructions by the contract; 256 u8 behind `w`, 32 i8 behind each `x`.
+        // SAFETY: instructions by the contract; 256 u8 at `w`, 32 i8 at each `x`.
         unsafe {
             let mut acc = [[_mm256_setzero_si256(); 2]; R];
             for j in 0..4 {

@@ -1,0 +1,154 @@
+//! What a step's kernels are told of its rows: small arrays, brought to the device in one copy.
+
+use std::ops::Range;
+
+use welm_kernels::attention::{Span, prefill_tiles};
+use welm_kernels::{Buffer, Device, Staging};
+
+use super::graphs::rounded_rows;
+use super::table_len;
+use crate::backend::Limits;
+use crate::backend::cpu::rope::Angles;
+use crate::config::ModelConfig;
+use crate::engine::batch::{self, Batch};
+use crate::error::Result;
+use crate::options::LoadOptions;
+
+/// Rows of generated tokens that attention takes at a time: what its scratch is for. A step of so few is recorded.
+pub(super) const RECORDED_ROWS: usize = 64;
+/// A slot outside of every cache: the row's key and value go nowhere.
+const NO_SLOT: u32 = u32::MAX;
+
+/// The arrays of one step. Where they lie depends on the number of rows alone in a step without prompts.
+pub(super) struct Arrays {
+    pub(super) token_ids: Buffer<u32>,    // (n)
+    pub(super) positions: Buffer<u32>,    // (n)
+    pub(super) slot_mapping: Buffer<u32>, // (n)
+    pub(super) table_starts: Buffer<u32>, // (n)
+    pub(super) wanted: Buffer<u32>,       // (n), of which the first are in use
+    pub(super) spans: Buffer<Span>,       // of prompts
+    pub(super) tiles: Buffer<[u32; 2]>,   // of prompts
+    pub(super) cos: Buffer<f32>,          // (n, rotary_dim / 2)
+    pub(super) sin: Buffer<f32>,          // (n, rotary_dim / 2)
+    pub(super) block_tables: Buffer<u32>, // (table_len), of which the first are in use
+}
+
+/// The step under way.
+pub(super) struct Step {
+    staging: Staging,
+    pub(super) arrays: Arrays,
+    angles: Angles,
+    spans: Vec<Span>,
+    max_rows: usize,
+    max_context: usize,
+    table_len: usize,
+    /// Rows that are computed: those of the batch, and in a recorded step as many more as the recording has.
+    pub(super) n: usize,
+    /// Of these the first, those of prompts.
+    pub(super) n_prompt: usize,
+    /// Tiles of prompts.
+    pub(super) n_tiles: usize,
+    /// How far a generated token's blocks may reach: rounded up, so that recordings serve for long.
+    pub(super) max_kv_len: usize,
+    /// Whether the step is one that is recorded once and repeated.
+    pub(super) is_recorded: bool,
+}
+
+impl Step {
+    /// Bytes on the device.
+    pub(super) fn bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> usize {
+        let rows = limits.max_rows;
+        let angles = rows * (config.rope.rotary_dim / 2);
+        5 * Staging::bytes_of::<u32>(rows)
+            + Staging::bytes_of::<Span>(rows)
+            + Staging::bytes_of::<[u32; 2]>(rows)
+            + 2 * Staging::bytes_of::<f32>(angles)
+            + Staging::bytes_of::<u32>(table_len(options, limits))
+    }
+
+    /// Takes the memory.
+    pub(super) fn new(
+        device: &Device,
+        config: &ModelConfig,
+        options: &LoadOptions,
+        limits: Limits,
+    ) -> Result<Self> {
+        let mut staging = Staging::new(device, Self::bytes(config, options, limits))?;
+        let mut angles = Angles::new(config.rope.inv_freq(), limits.max_rows);
+        let table_len = table_len(options, limits);
+        Ok(Step {
+            arrays: lay_out(&mut staging, &mut angles, &Batch::default(), 0, &[], &[], table_len)?,
+            staging,
+            angles,
+            spans: Vec::with_capacity(limits.max_rows),
+            max_rows: limits.max_rows,
+            max_context: limits.max_context,
+            table_len,
+            n: 0,
+            n_prompt: 0,
+            n_tiles: 0,
+            max_kv_len: 0,
+            is_recorded: false,
+        })
+    }
+
+    /// Brings a batch to the device.
+    pub(super) fn begin(&mut self, device: &Device, batch: &Batch) -> Result<()> {
+        self.n_prompt = batch.n_prompt_rows();
+        self.is_recorded = self.n_prompt == 0 && batch.len() <= RECORDED_ROWS;
+        self.n = if self.is_recorded { rounded_rows(batch.len(), self.max_rows) } else { batch.len() };
+        let span = |s: &batch::Span| Span {
+            first_row: s.first_row,
+            n_rows: s.n_rows,
+            first_pos: s.first_pos,
+            table_start: s.table_start,
+            reserved: 0,
+        };
+        self.spans.clear();
+        self.spans.extend(batch.spans.iter().map(span));
+        let tiles = prefill_tiles(device, &self.spans);
+        self.n_tiles = tiles.len();
+        let last = batch.positions[self.n_prompt..].iter().max().map_or(0, |&pos| pos as usize);
+        self.max_kv_len = (last + 1).next_power_of_two().max(512).min(self.max_context);
+        let (staging, angles) = (&mut self.staging, &mut self.angles);
+        self.arrays = lay_out(staging, angles, batch, self.n, &self.spans, &tiles, self.table_len)?;
+        self.staging.upload()?;
+        Ok(())
+    }
+
+    /// Some of the wanted rows, by their number among them.
+    pub(super) fn wanted(&self, some: Range<usize>) -> Result<Buffer<u32>> {
+        Ok(self.arrays.wanted.part(some.start * size_of::<u32>(), some.len())?)
+    }
+}
+
+/// Puts the arrays of a batch into the staging memory, for `n` rows.
+///
+/// Rows past those of the batch are a sequence's first token: they read a block that is there, write none, and what they
+/// come to is not looked at.
+fn lay_out(
+    staging: &mut Staging,
+    angles: &mut Angles,
+    batch: &Batch,
+    n: usize,
+    spans: &[Span],
+    tiles: &[[u32; 2]],
+    table_len: usize,
+) -> Result<Arrays> {
+    angles.fill(&batch.positions);
+    let (cos, sin) = angles.of_rows(batch.len());
+    let n_angles = n * angles.pairs();
+    staging.clear();
+    Ok(Arrays {
+        token_ids: staging.push(&batch.token_ids, 0, n)?,
+        positions: staging.push(&batch.positions, 0, n)?,
+        slot_mapping: staging.push(&batch.slot_mapping, NO_SLOT, n)?,
+        table_starts: staging.push(&batch.table_start, 0, n)?,
+        wanted: staging.push(&batch.wanted, 0, n)?,
+        spans: staging.push(spans, Span::default(), spans.len())?,
+        tiles: staging.push(tiles, [0; 2], tiles.len())?,
+        cos: staging.push(cos, 0.0, n_angles)?,
+        sin: staging.push(sin, 0.0, n_angles)?,
+        block_tables: staging.push_last(&batch.block_tables, table_len)?,
+    })
+}

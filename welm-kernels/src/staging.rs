@@ -1,0 +1,84 @@
+//! Small arrays that go to the device in one copy.
+
+use crate::device::{Buffer, Device, Element};
+use crate::error::{Result, expect};
+
+/// Arrays are this many bytes apart, or a multiple: each begins where an allocation of its own might.
+const ALIGN: usize = 256;
+
+/// Arrays one after another in one piece of device memory. They are given one by one, and copied together.
+///
+/// Where an array lies depends on the lengths of those before it only, so that a recording that reads it serves for
+/// every filling with the same lengths.
+#[derive(Debug)]
+pub struct Staging {
+    memory: Buffer<u8>,
+    host: Vec<u8>, // what the device gets
+    end: usize,    // of the arrays so far, whole or not
+}
+
+impl Staging {
+    /// Bytes that an array takes.
+    pub fn bytes_of<T: Element>(len: usize) -> usize {
+        (len * size_of::<T>()).next_multiple_of(ALIGN)
+    }
+
+    /// Room for arrays of `bytes` together, as [`Staging::bytes_of`] counts them.
+    ///
+    /// # Errors
+    /// As [`Device::zeros`].
+    pub fn new(device: &Device, bytes: usize) -> Result<Self> {
+        Ok(Staging { memory: device.zeros(bytes)?, host: Vec::with_capacity(bytes), end: 0 })
+    }
+
+    /// Begins a new filling.
+    pub fn clear(&mut self) {
+        self.host.clear();
+        self.end = 0;
+    }
+
+    /// Adds an array of `len` elements: `values`, then `rest` over and over. It is there when [`Staging::upload`] has been
+    /// called.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if there are more values than elements, or no room for them.
+    pub fn push<T: Element>(&mut self, values: &[T], rest: T, len: usize) -> Result<Buffer<T>> {
+        let array = self.place(values, len)?;
+        for _ in values.len()..len {
+            self.append(&[rest]);
+        }
+        Ok(array)
+    }
+
+    /// Adds the last array: room for `len` elements, of which the first are `values`, and the others stay as they were.
+    ///
+    /// # Errors
+    /// As [`Staging::push`].
+    pub fn push_last<T: Element>(&mut self, values: &[T], len: usize) -> Result<Buffer<T>> {
+        self.place(values, len)
+    }
+
+    fn place<T: Element>(&mut self, values: &[T], len: usize) -> Result<Buffer<T>> {
+        expect(values.len() <= len, "staging", "values", format!("at most {len}"), values.len())?;
+        let first = self.end;
+        let array = self.memory.part(first, len)?;
+        self.end = first + Self::bytes_of::<T>(len);
+        self.host.resize(first, 0);
+        self.append(values);
+        Ok(array)
+    }
+
+    fn append<T: Element>(&mut self, values: &[T]) {
+        // SAFETY: plain numbers as bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
+        self.host.extend_from_slice(bytes);
+    }
+
+    /// Copies what was given, at once.
+    ///
+    /// # Errors
+    /// [`Error::Driver`](crate::Error::Driver), [`Error::ContextLost`](crate::Error::ContextLost).
+    pub fn upload(&mut self) -> Result<()> {
+        self.memory.write(0, &self.host)
+    }
+}
