@@ -367,10 +367,10 @@ KERNEL(norm_int8_8192, NormParams, 256, 2) { norm_row<INT8, 8>(p); }
 KERNEL(norm_int8, NormParams, 256, 4) { norm_row<INT8, 0>(p); }
 KERNEL(norm_rotated_2048, NormParams, 256, 4) { norm_row<ROTATED, 2>(p); }
 KERNEL(norm_rotated_5120, NormParams, 256, 3) { norm_row<ROTATED, 5>(p); }
-KERNEL(norm_rotated_8192, NormParams, 256, 2) { norm_row<ROTATED, 8>(p); }
+KERNEL(norm_rotated_8192, NormParams, 256, 1) { norm_row<ROTATED, 8>(p); }
 KERNEL(norm_rotated, NormParams, 256, 4) { norm_row<ROTATED, 0>(p); }
 KERNEL(norm_rotated_int8_2048, NormParams, 256, 4) { norm_row<ROTATED_INT8, 2>(p); }
-KERNEL(norm_rotated_int8_5120, NormParams, 256, 3) { norm_row<ROTATED_INT8, 5>(p); }
+KERNEL(norm_rotated_int8_5120, NormParams, 256, 2) { norm_row<ROTATED_INT8, 5>(p); }
 KERNEL(norm_rotated_int8_8192, NormParams, 256, 2) { norm_row<ROTATED_INT8, 8>(p); }
 KERNEL(norm_rotated_int8, NormParams, 256, 4) { norm_row<ROTATED_INT8, 0>(p); }
 

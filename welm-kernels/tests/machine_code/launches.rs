@@ -14,10 +14,11 @@ use welm_kernels::rope::{Pairing, Rope, rope_and_cache};
 use welm_kernels::sample::{Sampling, TopK, argmax, sample_top, top_k};
 use welm_kernels::{Buffer, Device, Result};
 
-/// Columns of a row that is normalised; its shared memory is this wide.
-pub(crate) const WIDTH: usize = 5120;
-/// Rows of products: one of every kind of kernel.
-const ROWS: [usize; 9] = [1, 8, 16, 32, 48, 64, 128, 256, 2048];
+/// Columns of rows that are normalised: one of every kind of kernel. The last is too wide for registers, so that its
+/// row is in shared memory.
+pub(crate) const WIDTHS: [usize; 4] = [2048, 5120, 8192, 9216];
+/// Rows of products, likewise: the last are more tiles of one strip than fit a device at once.
+const ROWS: [usize; 9] = [1, 8, 16, 32, 48, 64, 128, 256, 1 << 16];
 
 /// By the name of the kernel, the grid with the most shared memory.
 pub(crate) type Launches = BTreeMap<&'static str, Grid>;
@@ -41,7 +42,10 @@ fn all(device: &Device) -> Result<()> {
     for n in ROWS {
         products(device, n)?;
     }
-    rows(device)?;
+    for width in WIDTHS {
+        rows(device, width)?;
+    }
+    embeddings(device)?;
     tokens(device)
 }
 
@@ -114,22 +118,24 @@ fn products(device: &Device, n: usize) -> Result<()> {
     Ok(())
 }
 
-fn rows(device: &Device) -> Result<()> {
-    let (weight, x) = (device.zeros::<f32>(WIDTH)?, device.zeros::<f32>(WIDTH)?);
-    let mut out = device.zeros::<bf16>(WIDTH)?;
-    let (mut q, mut scale) = (device.zeros::<i8>(WIDTH)?, device.zeros::<f32>(WIDTH)?);
+fn rows(device: &Device, width: usize) -> Result<()> {
+    let (weight, x) = (device.zeros::<f32>(width)?, device.zeros::<f32>(width)?);
+    let mut out = device.zeros::<bf16>(width)?;
+    let (mut q, mut scale) = (device.zeros::<i8>(width)?, device.zeros::<f32>(width)?);
     let rmsnorm = Norm { weight: &weight, bias: None, eps: 0.0, layernorm: false };
-    let normed = |rows: Rows| norm(device, &rmsnorm, &x, WIDTH, None, 0..1, rows, WIDTH);
+    let normed = |rows: Rows| norm(device, &rmsnorm, &x, width, None, 0..1, rows, width);
     normed(Rows::Bf16(&mut out))?;
     normed(Rows::Int8(Quantized { q: &mut q, scale: &mut scale, scale_stride: 4 }))?;
     normed(Rows::Rotated(Rotated::Bf16(&mut out)))?;
     normed(Rows::Rotated(Rotated::Int8 { q: &mut q, scale: &mut scale }))?;
-    let halves = device.zeros::<bf16>(WIDTH)?;
+    let halves = device.zeros::<bf16>(width)?;
     let to = Quantized { q: &mut q, scale: &mut scale, scale_stride: 4 };
-    quantize(device, &halves, 0..1, WIDTH, to)?;
-    rotate(device, &halves, 0..1, WIDTH, Rotated::Bf16(&mut out))?;
-    rotate(device, &halves, 0..1, WIDTH, Rotated::Int8 { q: &mut q, scale: &mut scale })?;
+    quantize(device, &halves, 0..1, width, to)?;
+    rotate(device, &halves, 0..1, width, Rotated::Bf16(&mut out))?;
+    rotate(device, &halves, 0..1, width, Rotated::Int8 { q: &mut q, scale: &mut scale })
+}
 
+fn embeddings(device: &Device) -> Result<()> {
     let (token, mut x) = (device.upload(&[0u32])?, device.zeros::<f32>(128)?);
     let (rows, cols, order) = (128, 128, RowOrder::Plain);
     let int8 = Packed::int8(rows, cols, order, 1, |_, _: &mut [i8], _: &mut [f16]| {});

@@ -21,7 +21,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
 
-use launches::{Launches, WIDTH, launches};
+use launches::{Launches, WIDTHS, launches};
 use occupancy::Limits;
 use sass::Code;
 
@@ -286,7 +286,7 @@ fn record(kernels: &[Kernel]) -> String {
 nothing here was run on a GPU.
 
 Registers are per thread, before `setmaxnreg` moves them between the warpgroups of a block; shared memory is in bytes
-per block, as the launchers ask for it (norms of {WIDTH} columns). Blocks are those that a multiprocessor holds, of
+per block, as the launchers ask for it (norms of {WIDTHS:?} columns). Blocks are those that a multiprocessor holds, of
 those that `KERNEL` promises: by registers every promise is kept, and where fewer are held, shared memory is what lacks.
 Loads and stores are instructions on device memory: how many of them move 16 bytes a thread. Elections are bulk
 copies that the compiler put into a loop over the threads of a warp.
