@@ -49,7 +49,7 @@ fn without_hopper_rotated_products() {
 
 #[test]
 fn without_hopper_prefill() {
-    as_any_other(attention::prefill_chunks);
+    as_any_other(attention::prefill_windows);
 }
 
 /// A block of 64 threads that waits; the mode says what for.
