@@ -217,6 +217,8 @@ faults! {
         "valid ? rows[i] + (int)key : NOWHERE" => "rows[i] + (int)key";
     sm90_attention_bytes, "attention_sm90.cu", attention::prefill_windows, ["hd80"],
         "ptx::barrier_expect(full, S::TILE_BYTES / PRODUCERS);" => "ptx::barrier_expect(full, S::TILE_BYTES);";
+    sm90_attention_share, "attention_sm90.cu", attention::prefill_windows, ["hd80"],
+        "const uint32_t b = warp * SHARE + i, first" => "const uint32_t b = i, first";
     sm90_attention_other_columns, "attention_sm90.cu", attention::prefill_windows, ["hd80"],
         "block + (PIECE_BYTES >> 4)" => "block";
     sm90_attention_arrivals, "attention_sm90.cu", attention::prefill_far, ["hd64"],
@@ -277,6 +279,8 @@ faults! {
         "OWN_STRIPS * (L::A_STRIP + L::SCALES_STRIP) + b_scale_bytes" => "OWN_STRIPS * L::A_STRIP + b_scale_bytes";
     sm90_gemm_every_lane, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
         "if (!ptx::elect_one()) continue;" => "";
+    sm90_gemm_share, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
+        "const uint32_t s = warp * OWN_STRIPS + i;" => "const uint32_t s = i;";
     sm90_gemm_few_stages, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
         "product<W8A16, 128, 8>" => "product<W8A16, 128, 9>";
     sm90_gemm_empty_parity, "gemm_sm90.cu", gemm::few_and_tiles, ["w8a16"],
