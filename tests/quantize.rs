@@ -246,8 +246,10 @@ fn those_who_write_at_the_same_time_do_not_mix() {
                 loads += 1;
             }
         });
-        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        // The reader ends with them, whatever came of them.
+        let ends: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
         writing.store(false, Ordering::Relaxed);
+        ends.into_iter().for_each(Result::unwrap);
         reader.join().unwrap();
     });
     assert!(whole.iter().any(|(_, right)| *right == tree(&to)));

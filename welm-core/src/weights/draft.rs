@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::host::exchange::exchange;
 use crate::side_file::{ADDITIONAL_TEMPLATES, DESCRIPTIONS};
 use crate::weights::int8::{FORMAT, FORMAT_PLAIN};
+use crate::weights::open::identity_of;
 use crate::weights::safetensors;
 
 /// What is at the place.
@@ -126,7 +127,7 @@ impl Draft {
 
     fn exchange(&self) -> Result<()> {
         let fault = |e| Error::io(&self.to, e);
-        let _lock = lock(&self.to); // it will lie where drafts do, and nobody else shall remove it
+        let _lock = lock_place(&self.to); // it will lie where drafts do, and nobody else shall remove it
         exchange(&self.folder, &self.to).map_err(fault)?;
         // It may have become another one since it was looked at.
         if let Some(held) = foreign(&self.folder)? {
@@ -194,10 +195,13 @@ fn place(to: &Path) -> Result<Place> {
         Err(e) => Err(Error::io(to, e)),
         Ok(info) if !info.is_dir() => Err(Error::io(to, "expected a folder")),
         Ok(_) if entries(to)?.is_empty() => Ok(Place::Empty),
-        Ok(_) => match foreign(to)? {
-            None => Ok(Place::Ours),
-            Some(held) => Err(refused(to, &held)),
-        },
+        Ok(_) => {
+            let _lock = lock_place(to); // it shall not become another folder while it is looked at
+            match foreign(to)? {
+                None => Ok(Place::Ours),
+                Some(held) => Err(refused(to, &held)),
+            }
+        }
     }
 }
 
@@ -257,6 +261,19 @@ fn begin(parent: &Path, prefix: &OsStr) -> io::Result<(PathBuf, Option<File>)> {
 fn lock(folder: &Path) -> Option<File> {
     let file = File::open(folder).ok()?;
     file.try_lock().ok().map(|()| file)
+}
+
+/// Locks the folder that is at a place: whoever exchanges it has to. Waits for the one who put it there, whose lock lasts
+/// a moment longer. None if folders cannot be locked here.
+fn lock_place(to: &Path) -> Option<File> {
+    loop {
+        let file = File::open(to).ok()?;
+        file.lock().ok()?;
+        // Another one may have come to the place meanwhile.
+        if identity_of(&file.metadata().ok()?) == identity_of(&fs::metadata(to).ok()?) {
+            return Some(file);
+        }
+    }
 }
 
 /// Removes the drafts that nobody writes any more.

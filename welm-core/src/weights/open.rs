@@ -41,14 +41,19 @@ pub(crate) fn open(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Res
 
 /// Which folder or file a path names now; none where that cannot be told.
 fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().and_then(|info| identity_of(&info))
+}
+
+/// Which folder or file this is of; none where that cannot be told.
+pub(crate) fn identity_of(info: &fs::Metadata) -> Option<(u64, u64)> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
-        fs::metadata(path).ok().map(|info| (info.dev(), info.ino()))
+        Some((info.dev(), info.ino()))
     }
     #[cfg(not(unix))]
     {
-        let _ = path;
+        let _ = info;
         None
     }
 }
