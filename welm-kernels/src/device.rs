@@ -275,6 +275,12 @@ unsafe impl Element for half::f16 {}
 // SAFETY: as above.
 unsafe impl Element for half::bf16 {}
 
+/// Values as the device gets them.
+pub(crate) fn as_bytes<T: Element>(values: &[T]) -> &[u8] {
+    // SAFETY: an element has no padding.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
 /// What [`Driver::alloc`] gave, until no buffer has it any more.
 struct Memory {
     device: Device,
@@ -359,10 +365,8 @@ impl<T: Element> Buffer<T> {
     /// [`Error::Shape`], [`Error::Driver`], [`Error::ContextLost`].
     pub fn write(&mut self, first: usize, values: &[T]) -> Result<()> {
         self.check("write", first, values.len())?;
-        // SAFETY: plain numbers as bytes.
-        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
         // SAFETY: checked above.
-        unsafe { self.device().driver.upload(self.ptr + (first * size_of::<T>()) as u64, bytes) }
+        unsafe { self.device().driver.upload(self.ptr + (first * size_of::<T>()) as u64, as_bytes(values)) }
     }
 
     /// Copies elements `first..` to `values`, after everything before it has run.

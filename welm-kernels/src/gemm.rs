@@ -438,11 +438,14 @@ fn kernel_sm90(
     }
 }
 
-/// Whether to take tiles of 128 tokens instead of 256, which read weights half as often. A multiprocessor runs one tile
-/// at a time, and a narrow one is expected to take half as long. So they are taken where there are under 1.5 wide
-/// tiles for a multiprocessor, and the narrow ones end earlier; and where wide ones would be half empty.
-fn narrow_tiles(n: usize, rows: usize, multiprocessors: usize) -> bool {
-    let tiles = |tokens: usize| n.div_ceil(tokens) * (rows / TILE_ROWS);
+/// Whether products of prompts on Hopper take tiles of 128 tokens instead of 256, for `n` tokens and a weight of `rows`
+/// rows. No bit of a result depends on it.
+///
+/// Wide tiles read weights half as often. A multiprocessor runs one tile at a time, and a narrow one is expected to take
+/// half as long. So narrow ones are taken where there are under 1.5 wide tiles for a multiprocessor, and the narrow ones
+/// end earlier; and where wide ones would be half empty.
+pub fn narrow_tiles(n: usize, rows: usize, multiprocessors: usize) -> bool {
+    let tiles = |tokens: usize| n.div_ceil(tokens) * rows.div_ceil(TILE_ROWS);
     let rounds = |tokens| tiles(tokens).div_ceil(multiprocessors);
     n <= 128 || 2 * tiles(256) < 3 * multiprocessors && rounds(128) < 2 * rounds(256)
 }

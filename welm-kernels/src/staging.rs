@@ -1,6 +1,6 @@
 //! Small arrays that go to the device in one copy.
 
-use crate::device::{Buffer, Device, Element};
+use crate::device::{Buffer, Device, Element, as_bytes};
 use crate::error::{Result, expect};
 
 /// Arrays are this many bytes apart, or a multiple: each begins where an allocation of its own might.
@@ -45,7 +45,7 @@ impl Staging {
     pub fn push<T: Element>(&mut self, values: &[T], rest: T, len: usize) -> Result<Buffer<T>> {
         let array = self.place(values, len)?;
         for _ in values.len()..len {
-            self.append(&[rest]);
+            self.host.extend_from_slice(as_bytes(&[rest]));
         }
         Ok(array)
     }
@@ -64,14 +64,8 @@ impl Staging {
         let array = self.memory.part(first, len)?;
         self.end = first + Self::bytes_of::<T>(len);
         self.host.resize(first, 0);
-        self.append(values);
+        self.host.extend_from_slice(as_bytes(values));
         Ok(array)
-    }
-
-    fn append<T: Element>(&mut self, values: &[T]) {
-        // SAFETY: plain numbers as bytes.
-        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
-        self.host.extend_from_slice(bytes);
     }
 
     /// Copies what was given, at once.

@@ -14,6 +14,8 @@
 //! machine code; 132 multiprocessors and the peak rates are of NVIDIA's data sheet (H100 SXM5). The other figures are
 //! assumptions, each with its reason: no GPU has measured any of this.
 
+use welm_kernels::gemm::narrow_tiles;
+
 use super::{Epilogue, Form, Heads, Limit, Operands, Shape};
 
 const MULTIPROCESSORS: f64 = 132.0;
@@ -86,11 +88,10 @@ fn product(operands: Operands, epilogue: Epilogue, n: usize, rows: usize) -> Lau
             ..Launch::of_memory(n.div_ceil(64) * rows.div_ceil(128), 3, in_flight, 3.0)
         };
     }
-    // 256 tokens a block, or 128 where those would be less than one and a half waves.
     let blocks = |tokens: usize| n.div_ceil(tokens) * rows.div_ceil(128);
     let tokens = match operands {
         Operands::W8A8 => 128,
-        _ if blocks(256) * 2 < 3 * MULTIPROCESSORS as usize => 128,
+        _ if narrow_tiles(n, rows, MULTIPROCESSORS as usize) => 128,
         _ => 256,
     };
     let share = match operands {

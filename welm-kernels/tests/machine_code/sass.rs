@@ -43,7 +43,7 @@ impl Instruction {
         jumps.then(|| u32::from_str_radix(hex, 16).ok()).flatten()
     }
 
-    /// The number behind the last `0x`.
+    /// The number after the last `0x`.
     fn immediate(&self) -> Option<u32> {
         u32::from_str_radix(self.operands.rsplit_once("0x")?.1.trim(), 16).ok()
     }

@@ -506,7 +506,7 @@ impl Backend for Cuda {
             out_stride: out.stride(),
         };
         let out = out.bf16s_mut();
-        attention_prefill(&self.device, &operands, &b.spans, &b.tiles, step.n_tiles, out)?;
+        attention_prefill(&self.device, &operands, &b.spans, &b.tiles, b.tiles.len(), out)?;
         for first in (step.n_prompt..step.n).step_by(RECORDED_ROWS) {
             let (rows, scratch) = (first..step.n.min(first + RECORDED_ROWS), &mut self.decode_scratch);
             let (positions, starts, max) = (&b.positions, &b.table_starts, step.max_kv_len);

@@ -46,8 +46,6 @@ pub(super) struct Step {
     pub(super) n: usize,
     /// Of these the first, those of prompts.
     pub(super) n_prompt: usize,
-    /// Tiles of prompts.
-    pub(super) n_tiles: usize,
     /// How far a generated token's blocks may reach: rounded up, so that recordings serve for long.
     pub(super) max_kv_len: usize,
     /// Whether the step is one that is recorded once and repeated.
@@ -86,7 +84,6 @@ impl Step {
             table_len,
             n: 0,
             n_prompt: 0,
-            n_tiles: 0,
             max_kv_len: 0,
             is_recorded: false,
         })
@@ -107,7 +104,6 @@ impl Step {
         self.spans.clear();
         self.spans.extend(batch.spans.iter().map(span));
         let tiles = prefill_tiles(device, &self.spans);
-        self.n_tiles = tiles.len();
         let last = batch.positions[self.n_prompt..].iter().max().map_or(0, |&pos| pos as usize);
         self.max_kv_len = (last + 1).next_power_of_two().max(512).min(self.max_context);
         let (staging, angles) = (&mut self.staging, &mut self.angles);
