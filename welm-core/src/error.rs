@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::output::FinishReason;
+use crate::finish_reason::FinishReason;
 
 /// What can go wrong; nothing in this crate panics on bad input.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -2,14 +2,14 @@
 
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, LEAST_CHUNK_TOKENS, Limits};
+use crate::batch::BLOCK_TOKENS;
+use crate::checkpoint::load::Source;
 use crate::config::ModelConfig;
-use crate::engine::batch::BLOCK_TOKENS;
 use crate::error::{Error, Result};
 use crate::host::memory::Available;
 use crate::options::{Dtype, LoadOptions};
 use crate::transformer::Scratch;
 use crate::weights::int8::{Grouping, packed_bytes};
-use crate::weights::load::Source;
 
 /// Bytes that a loaded model takes; see [`crate::Model::estimate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +91,38 @@ impl Estimate {
             *if mapped { &mut estimate.mapped_bytes } else { &mut estimate.converted_bytes } += bytes;
         }
         Ok(estimate)
+    }
+
+    /// The estimate for a device that has so much memory left, or what does not fit; with the options, in which the
+    /// tokens of a step are no longer left open: as many as the device computes best, or as there is room for.
+    #[cfg(feature = "kernels")]
+    pub(crate) fn on_device<B: Backend>(
+        source: &Source,
+        options: &LoadOptions,
+        free: u64,
+    ) -> Result<(Self, LoadOptions)> {
+        let memory = Some(options.memory_limit.map_or(free, |limit| limit.min(free)));
+        let usual = limits::<B>(&source.config, options)?.chunk_tokens;
+        let least = options.chunk_tokens.unwrap_or(LEAST_CHUNK_TOKENS);
+        let mut chunk = usual;
+        loop {
+            let options = LoadOptions { chunk_tokens: Some(chunk), ..options.clone() };
+            let estimate = Self::of_source::<B>(source, &options)?;
+            match estimate.check(Available { memory, ..Available::default() }) {
+                Err(Error::OutOfMemory { .. }) if chunk > least => chunk = (chunk / 2).max(least),
+                checked => {
+                    checked?;
+                    if chunk < usual {
+                        tracing::warn!(
+                            chunk,
+                            usual,
+                            "prompts go in steps of fewer tokens: memory has no room"
+                        );
+                    }
+                    return Ok((estimate, options));
+                }
+            }
+        }
     }
 
     /// Refuses what cannot fit, with the numbers. The files are mapped already.

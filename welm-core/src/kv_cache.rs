@@ -1,11 +1,10 @@
 //! Paged storage of keys and values.
 //!
-//! A block holds [`BLOCK_TOKENS`](crate::engine::batch::BLOCK_TOKENS) tokens of one sequence, in every layer
-//! at the same index. Which block belongs to whom is the block manager's business; this is only the memory.
+//! A block holds [`BLOCK_TOKENS`] tokens of one sequence, in every layer at the same index. Which block belongs to whom is
+//! the block manager's business, and what a layer's memory is, the backend's.
 
-use crate::backend::Backend;
+use crate::batch::BLOCK_TOKENS;
 use crate::config::ModelConfig;
-use crate::engine::batch::BLOCK_TOKENS;
 use crate::error::Result;
 
 /// Values of one block, of keys or of values, in one layer.
@@ -13,21 +12,21 @@ pub(crate) fn block_values(config: &ModelConfig) -> usize {
     BLOCK_TOKENS * config.n_kv_heads * config.head_dim
 }
 
-/// The cache of all layers.
-pub(crate) struct KvCache<B: Backend> {
+/// The cache of all layers, in memory of the backend's kind `L`.
+pub(crate) struct KvCache<L> {
     /// `(n_layers)` of `(n_blocks, n_kv_heads, BLOCK_TOKENS * head_dim)` keys and values.
-    pub(crate) layers: Vec<B::KvLayer>,
+    pub(crate) layers: Vec<L>,
 }
 
-impl<B: Backend> KvCache<B> {
-    /// Allocates `n_blocks` blocks in each of `n_layers` layers.
-    pub(crate) fn new(backend: &mut B, n_layers: usize, n_blocks: usize) -> Result<Self> {
-        let layers = (0..n_layers).map(|_| backend.kv_layer(n_blocks)).collect::<Result<_>>()?;
+impl<L> KvCache<L> {
+    /// Allocates each of `n_layers` layers.
+    pub(crate) fn new(n_layers: usize, layer: impl FnMut() -> Result<L>) -> Result<Self> {
+        let layers = std::iter::repeat_with(layer).take(n_layers).collect::<Result<_>>()?;
         Ok(KvCache { layers })
     }
 
-    /// Copies one block in every layer.
-    pub(crate) fn copy_block(&mut self, backend: &mut B, from: u32, to: u32) -> Result<()> {
-        self.layers.iter_mut().try_for_each(|layer| backend.copy_block(layer, from, to))
+    /// Copies one block in every layer, as `copy` does it in one.
+    pub(crate) fn copy_block(&mut self, copy: impl FnMut(&mut L) -> Result<()>) -> Result<()> {
+        self.layers.iter_mut().try_for_each(copy)
     }
 }

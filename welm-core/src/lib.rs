@@ -35,12 +35,17 @@
 //! ```
 
 mod backend;
+mod batch;
+mod checkpoint;
 mod config;
 mod engine;
 mod error;
 mod estimate;
+mod finish_reason;
 mod host;
+mod isa;
 mod kv_cache;
+mod memory;
 mod model;
 mod options;
 mod output;
@@ -50,10 +55,13 @@ mod tokenizer;
 mod transformer;
 mod weights;
 
+pub use checkpoint::describe::{Description, TypeCount};
+pub use checkpoint::quantize::quantize;
 pub use config::{Activation, ModelConfig, NormKind, Rope, RopePairing, RopeScaling};
 pub use engine::stats::{Histogram, Stats};
 pub use error::{Error, Result};
 pub use estimate::Estimate;
+pub use finish_reason::FinishReason;
 /// For the bindings: runs foreign code; a panic of it becomes its message, and is printed nowhere.
 #[doc(hidden)]
 pub use host::panics::catch as catch_quietly;
@@ -65,7 +73,5 @@ pub use options::{
     Activations, CacheDtype, CancelToken, Device, Dtype, GenerateOptions, LoadOptions, LoadProgress,
     ProgressFn, ScoreOptions,
 };
-pub use output::{Choice, Finish, FinishReason, Generation, Piece, Score, Token, Usage};
+pub use output::{Choice, Finish, Generation, Piece, Score, Token, Usage};
 pub use tokenizer::{ChatRequest, Json, Message};
-pub use weights::describe::{Description, TypeCount};
-pub use weights::quantize::quantize;

@@ -16,6 +16,9 @@ use crate::backend::cpu::Cpu;
 #[cfg(feature = "kernels")]
 use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, Limits};
+use crate::checkpoint::describe::Description;
+use crate::checkpoint::load::Source;
+use crate::checkpoint::open::{Opened, open};
 use crate::config::ModelConfig;
 use crate::engine::sequence::{Event, Request, Task, interruption};
 use crate::engine::stats::Stats;
@@ -31,9 +34,6 @@ use crate::output::{Choice, Finish, FinishReason, Generation, Piece, Usage};
 use crate::sampler::SamplerParams;
 use crate::tokenizer::{ChatRequest, ChatTemplate, Halt, Message, Tokenizer, Watch};
 use crate::transformer::{Scratch, Weights};
-use crate::weights::describe::Description;
-use crate::weights::load::Source;
-use crate::weights::open::{Opened, open};
 
 /// Tokens of a prompt that are counted, though they are more than fit.
 const COUNTED_TOKENS: usize = 1 << 14;
@@ -124,8 +124,20 @@ struct Inner {
 #[cfg(feature = "kernels")]
 fn cuda_for(source: &Source, options: &LoadOptions) -> Result<welm_kernels::Device> {
     let device = welm_kernels::Device::open(0)?;
-    Cuda::plan(source, options, &device)?;
+    plan(source, options, &device)?;
     Ok(device)
+}
+
+/// Memory of a device, if the model can run there as asked and fits; with the options, in which the tokens of a step are no
+/// longer left open.
+#[cfg(feature = "kernels")]
+fn plan(
+    source: &Source,
+    options: &LoadOptions,
+    device: &welm_kernels::Device,
+) -> Result<(Estimate, LoadOptions)> {
+    Cuda::check(&source.config, options)?;
+    Estimate::on_device::<Cuda>(source, options, device.free_bytes()?)
 }
 
 #[cfg(not(feature = "kernels"))]
@@ -239,7 +251,7 @@ impl Model {
         options: &LoadOptions,
         device: welm_kernels::Device,
     ) -> Result<Model> {
-        let (estimate, options) = &Cuda::plan(&opened.source, options, &device)?;
+        let (estimate, options) = &plan(&opened.source, options, &device)?;
         if opened.source.is_rotated() {
             tracing::warn!(
                 "int8 weights in rotated groups of 128 are rounded once more, to what cuda computes with"
@@ -285,7 +297,7 @@ impl Model {
             let go_on = options.progress.as_ref().is_none_or(|f| f(LoadProgress { done_bytes, total_bytes }));
             if go_on { Ok(()) } else { Err(Error::LoadCancelled) }
         })?;
-        let kv = KvCache::new(&mut backend, config.n_layers, limits.n_blocks)?;
+        let kv = KvCache::new(config.n_layers, || backend.kv_layer(limits.n_blocks))?;
         let scratch = Scratch::new(&mut backend, &config, limits)?;
         let mut files = source.files();
         files.check()?;

@@ -11,11 +11,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::backend::{Backend, Limits, Role};
+use crate::batch::Batch;
+use crate::checkpoint::load::Source;
 use crate::config::{Activation, ModelConfig};
-use crate::engine::batch::Batch;
 use crate::error::Result;
 use crate::kv_cache::KvCache;
-use crate::weights::load::Source;
 
 /// The weights of one layer.
 pub(crate) struct Layer<B: Backend> {
@@ -130,7 +130,7 @@ impl<B: Backend> Scratch<B> {
 pub(crate) fn forward<B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
-    kv: &mut KvCache<B>,
+    kv: &mut KvCache<B::KvLayer>,
     s: &mut Scratch<B>,
     batch: &Batch,
 ) -> Result<()> {
@@ -142,7 +142,7 @@ pub(crate) fn forward<B: Backend>(
 fn layers<B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
-    kv: &mut KvCache<B>,
+    kv: &mut KvCache<B::KvLayer>,
     s: &mut Scratch<B>,
     batch: &Batch,
     mut after: impl FnMut(&mut B, &mut B::Buffer) -> Result<()>,
@@ -182,7 +182,7 @@ fn layers<B: Backend>(
 pub(crate) fn origins<B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
-    kv: &mut KvCache<B>,
+    kv: &mut KvCache<B::KvLayer>,
     s: &mut Scratch<B>,
     batch: &Batch,
     owners: &[Option<usize>], // (n)
@@ -283,7 +283,7 @@ pub(crate) mod tests {
                 Limits { chunk_tokens: 6, max_rows: 8, max_logit_rows: 2, max_context: 64, n_blocks: 4 };
             let mut cpu = Cpu::new(&source.config, &options, limits).unwrap();
             let weights = Weights::load(&mut cpu, &source, |_| Ok(())).unwrap();
-            let mut kv = KvCache::new(&mut cpu, source.config.n_layers, limits.n_blocks).unwrap();
+            let mut kv = KvCache::new(source.config.n_layers, || cpu.kv_layer(limits.n_blocks)).unwrap();
             let mut scratch = Scratch::new(&mut cpu, &source.config, limits).unwrap();
             let mut batch = Batch::default();
             batch.push_prompt(&[1, 2, 3, 4, 5], 0, &[2]);

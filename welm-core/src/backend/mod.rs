@@ -12,12 +12,14 @@ pub(crate) mod cuda;
 
 use std::ops::Range;
 
+use crate::batch::Batch;
+use crate::checkpoint::load::{LinearSource, NormSource};
 use crate::config::{Activation, ModelConfig};
-use crate::engine::batch::Batch;
 use crate::error::Result;
 use crate::options::LoadOptions;
-use crate::weights::load::{LinearSource, NormSource};
 
+/// Logits of a row that a backend finds the largest of; a request that can choose from so many needs all.
+pub(crate) const TOP: usize = 64;
 /// As few prompt tokens as a step has without being asked for fewer.
 pub(crate) const LEAST_CHUNK_TOKENS: usize = 256;
 

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::batch::BLOCK_TOKENS;
+use crate::batch::BLOCK_TOKENS;
 
 /// What precedes a block.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

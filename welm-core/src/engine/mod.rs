@@ -7,7 +7,6 @@
 //! If a step fails on the device, its requests are told why, and the others go on. If the device is lost or a step
 //! panics, every open request and every later one is told why; the host goes on.
 
-pub(crate) mod batch;
 pub(crate) mod block_manager;
 pub(crate) mod scheduler;
 pub(crate) mod sequence;
@@ -22,12 +21,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use self::batch::Batch;
 use self::block_manager::BlockManager;
 use self::scheduler::{Queue, Scheduler, Work};
 use self::sequence::{Request, Sequence, Shared};
 use self::stats::{Counters, Ticket};
 use crate::backend::{Backend, Limits, Top};
+use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::host::bus::Unblocked;
 use crate::host::fork::Local;
@@ -68,7 +67,7 @@ struct Link {
 pub(crate) struct Engine<B: Backend> {
     pub(crate) backend: B,
     pub(crate) weights: Weights<B>,
-    pub(crate) kv: KvCache<B>,
+    pub(crate) kv: KvCache<B::KvLayer>,
     pub(crate) scratch: Scratch<B>,
     pub(crate) limits: Limits,
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
@@ -505,14 +504,14 @@ fn copy_partial<B: Backend>(
     from: &Sequence,
     to: &mut Sequence,
     blocks: &mut BlockManager,
-    kv: &mut KvCache<B>,
+    kv: &mut KvCache<B::KvLayer>,
     backend: &mut B,
 ) -> Result<()> {
     let Some(&partial) = from.blocks.get(to.blocks.len()).filter(|_| from.computed > to.computed) else {
         return Ok(());
     };
     if let Some(block) = blocks.allocate() {
-        kv.copy_block(backend, partial, block)?;
+        kv.copy_block(|layer| backend.copy_block(layer, partial, block))?;
         to.blocks.push(block);
         to.computed = from.computed;
     }

@@ -12,9 +12,9 @@
 
 use std::collections::VecDeque;
 
-use super::batch::BLOCK_TOKENS;
 use super::block_manager::BlockManager;
 use super::sequence::Sequence;
+use crate::batch::BLOCK_TOKENS;
 
 /// Rows for one running sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

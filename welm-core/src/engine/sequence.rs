@@ -6,17 +6,15 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-use super::batch::BLOCK_TOKENS;
 use super::block_manager::{BlockManager, Parent};
 use super::stats::Ticket;
 use super::text::TextStream;
+use crate::backend::TOP;
+use crate::batch::BLOCK_TOKENS;
 use crate::error::Result;
 use crate::options::CancelToken;
 use crate::output::{Finish, FinishReason, Piece, Token};
 use crate::sampler::SamplerParams;
-
-/// Logits of a row that a backend finds the largest of; a request that can choose from so many needs all.
-pub(crate) const TOP: usize = 64;
 
 /// What the engine sends back.
 pub(crate) enum Event {

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::{Given, Model, Prompt, Stream, Written};
-use crate::engine::batch::BLOCK_TOKENS;
+use crate::batch::BLOCK_TOKENS;
 use crate::engine::sequence::{Task, interruption};
 use crate::error::{Error, Result, quoted};
 use crate::options::ScoreOptions;

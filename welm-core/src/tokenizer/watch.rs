@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::error::Error;
-use crate::output::FinishReason;
+use crate::finish_reason::FinishReason;
 
 /// Units of work (about a byte looked at) between two questions whether to go on.
 const INTERVAL: usize = 1 << 15;

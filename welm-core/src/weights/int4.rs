@@ -12,13 +12,14 @@
 
 use half::f16;
 
-use crate::backend::cpu::isa::{GROUP, LANES};
-use crate::backend::cpu::memory::Memory;
 use crate::error::{Error, Result};
 use crate::host::threads;
+use crate::isa::{GROUP, LANES};
+use crate::memory::Memory;
+use crate::weights::formats::StoredType;
 use crate::weights::int8::tiles;
-use crate::weights::load::{Segment, rows_of};
-use crate::weights::{Slab, StoredType};
+use crate::weights::slab::Slab;
+use crate::weights::tensor::{Segment, rows_of};
 
 /// Bytes of one tile of 16 rows and 32 columns.
 pub(crate) const TILE4: usize = LANES * GROUP / 2;
@@ -134,7 +135,7 @@ fn pack_rows(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::StoredTensor;
+    use crate::weights::tensor::StoredTensor;
     use crate::weights::tests::mapped;
 
     /// Blocks of any nibbles with the given scales.

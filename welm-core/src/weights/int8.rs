@@ -24,12 +24,14 @@
 
 use half::f16;
 
-use crate::backend::cpu::isa::{GROUP, LANES, ROTATED, Scalar, Simd};
-use crate::backend::cpu::memory::Memory;
 use crate::error::{Error, Result};
 use crate::host::threads;
-use crate::weights::load::{Segment, rows_of};
-use crate::weights::{Slab, StoredType, TensorMap};
+use crate::isa::{GROUP, LANES, ROTATED, Scalar, Simd};
+use crate::memory::Memory;
+use crate::weights::formats::StoredType;
+use crate::weights::slab::Slab;
+use crate::weights::tensor::{Segment, rows_of};
+use crate::weights::tensor_map::TensorMap;
 
 /// The `format` entry of an int8 folder's metadata.
 pub(crate) const FORMAT: &str = "welm-int8-2";

@@ -15,8 +15,10 @@ use std::sync::Arc;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
+use super::formats::StoredType;
 use super::map::FileMap;
-use super::{MAX_TENSORS, StoredTensor, StoredType, TensorMap, Unreadable};
+use super::tensor::StoredTensor;
+use super::tensor_map::{MAX_TENSORS, TensorMap, Unreadable};
 use crate::error::{Error, Result};
 use crate::side_file::{self, INDEX};
 
@@ -198,7 +200,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Slab;
+    use super::super::slab::Slab;
     use super::super::tests::{damage, mapped};
     use super::*;
 

@@ -18,11 +18,11 @@
 //! the matrix product before it.
 
 use super::exp::{exp, exp_to_most};
-use super::isa::{Isa, Kernel, LANES, Simd};
 use super::linear::load_at;
 use super::pool::{Disjoint, Pool};
 use super::quantize::{PART, Rows};
 use crate::config::Activation;
+use crate::isa::{Isa, Kernel, LANES, Simd};
 
 /// `sqrt(2 / pi)`.
 const ROOT_TWO_OVER_PI: f32 = 0.797_884_6;

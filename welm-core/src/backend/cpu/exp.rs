@@ -12,7 +12,7 @@
 //!
 //! The standard library's `exp` is one call a value and another function on each system.
 
-use super::isa::Simd;
+use crate::isa::Simd;
 
 /// Below, the result is exactly 0; it would be less than the smallest normal f32 soon after.
 const LEAST: f32 = -87.3;
@@ -59,7 +59,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::isa::{Isa, Kernel, LANES};
+    use crate::isa::{Isa, Kernel, LANES};
 
     struct Exp<'a>(&'a mut [f32]); // whole vectors
 

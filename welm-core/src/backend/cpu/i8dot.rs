@@ -21,9 +21,9 @@
 use half::f16;
 
 use super::Epilogue;
-use super::isa::{GROUP, Isa, Kernel, LANES, Simd};
 use super::pool::{Disjoint, Pool};
 use super::quantize::{BLOCK, Quantized};
+use crate::isa::{GROUP, Isa, Kernel, LANES, Simd};
 use crate::weights::int4::{Packed4, TILE4};
 use crate::weights::int8::{Grouping, Packed, TILE, tiles};
 

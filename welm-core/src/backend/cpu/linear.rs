@@ -21,9 +21,9 @@
 use half::{bf16, f16};
 
 use super::Epilogue;
-use super::isa::{Isa, Kernel, LANES, Simd};
 use super::pool::{Disjoint, Pool};
-use crate::weights::Plain;
+use crate::isa::{Isa, Kernel, LANES, Simd};
+use crate::weights::slab::Plain;
 
 /// A float that weights are stored in.
 pub(crate) trait Element: Plain {
@@ -249,7 +249,7 @@ pub(crate) fn matmul<T: Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::isa::Isa;
+    use crate::isa::Isa;
 
     fn noise(n: usize, seed: u32) -> Vec<f32> {
         let hash = |i: u32| (i.wrapping_mul(2_654_435_761) ^ seed).wrapping_mul(0x85EB_CA6B) >> 9;

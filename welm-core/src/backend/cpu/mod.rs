@@ -1,15 +1,13 @@
 //! The CPU: every operation over the same small pool of threads, every kernel over sixteen lanes.
 //!
 //! Activations are f32 throughout; weights are what the file or the options say; sums have one fixed order
-//! (see [`isa`]), so results depend neither on threads nor on the instruction set.
+//! (see [`crate::isa`]), so results depend neither on threads nor on the instruction set.
 
 mod activation;
 mod attention;
 mod exp;
 mod i8dot;
-pub(crate) mod isa;
 mod linear;
-pub(crate) mod memory;
 mod norm;
 mod pages;
 pub(crate) mod pool;
@@ -21,24 +19,26 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use self::attention::Attention;
-use self::isa::Isa;
-use self::memory::Memory;
 use self::norm::NormRow;
 use self::pages::{CacheElement, CacheRows, Heads, Pages};
 use self::pool::{Disjoint, Pool};
 use self::quantize::{Form, Quantized};
 use self::rope::Angles;
 use super::{Backend, Limits, Role};
+use crate::batch::{BLOCK_TOKENS, Batch};
+use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource, Part as Use};
 use crate::config::{Activation, ModelConfig};
-use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::error::{Error, Result};
 use crate::host::threads;
+use crate::isa::Isa;
 use crate::kv_cache::block_values;
+use crate::memory::Memory;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
+use crate::weights::formats::StoredType;
 use crate::weights::int4::{Packed4, is_int4, packed4_bytes};
 use crate::weights::int8::{Grouping, Packed, is_exact, packed_bytes};
-use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part as Use, Segment, rows_of};
-use crate::weights::{Plain, Slab, StoredType};
+use crate::weights::slab::{Plain, Slab};
+use crate::weights::tensor::{Segment, rows_of};
 
 /// What a product does with what its output held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

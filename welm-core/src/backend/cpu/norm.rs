@@ -8,8 +8,8 @@
 //! The variance is taken around the mean in a second pass: `mean(x^2) - mean^2` loses every digit where
 //! the mean is large, and the row is in the first cache anyway.
 
-use super::isa::{Kernel, LANES, Simd};
 use super::linear::load_at;
+use crate::isa::{Kernel, LANES, Simd};
 
 /// One row; implements [`Kernel`].
 pub(crate) struct NormRow<'a> {
@@ -65,7 +65,7 @@ impl Kernel for NormRow<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::isa::Isa;
+    use crate::isa::Isa;
 
     #[test]
     fn both_formulas_hold_and_all_instruction_sets_agree() {

@@ -9,14 +9,14 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::isa::{Kernel, LANES, Simd};
 use super::linear::{Element, load_at};
-use super::memory::Memory;
 use super::pool::Disjoint;
 use super::rope::Angles;
+use crate::batch::{BLOCK_TOKENS, Batch};
 use crate::config::{ModelConfig, RopePairing};
-use crate::engine::batch::{BLOCK_TOKENS, Batch};
 use crate::error::Result;
+use crate::isa::{Kernel, LANES, Simd};
+use crate::memory::Memory;
 
 const _: () = assert!(BLOCK_TOKENS == LANES, "a vector of scores is a block's keys");
 
@@ -164,7 +164,7 @@ impl<T: CacheElement> Kernel for CacheRows<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::isa::Isa;
+    use crate::isa::Isa;
 
     fn check<T: CacheElement + PartialEq + std::fmt::Debug>(d: usize, round: impl Fn(f32) -> T) {
         let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: d };

@@ -15,10 +15,10 @@
 //! Beside the values a group keeps what its sum of products starts with, and its own sum, for weights that are
 //! stored with an offset of 128 or with a minimum (see [`super::i8dot`]).
 
-use super::isa::{GROUP, Isa, Kernel, ROTATED, Simd};
 use super::pool::{Disjoint, Pool};
 use crate::error::Result;
 use crate::host::memory::vec_for;
+use crate::isa::{GROUP, Isa, Kernel, ROTATED, Simd};
 use crate::weights::int8::Grouping;
 
 /// Rows that lie together.

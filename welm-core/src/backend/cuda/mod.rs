@@ -26,18 +26,16 @@ use welm_kernels::{Device, Graph};
 use self::activations::{Buffer, Converted, Form};
 use self::graphs::Graphs;
 use self::step::{RECORDED_ROWS, Step};
-use super::{Backend, LEAST_CHUNK_TOKENS, Limits, Role, Top};
+use super::{Backend, Limits, Role, TOP, Top};
+use crate::batch::{BLOCK_TOKENS, Batch};
+use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource, Part};
 use crate::config::{Activation, ModelConfig, NormKind, RopePairing};
-use crate::engine::batch::{BLOCK_TOKENS, Batch};
-use crate::engine::sequence::TOP;
 use crate::error::{Error, Result};
-use crate::estimate::{Estimate, limits};
-use crate::host::memory::Available;
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
-use crate::weights::StoredType;
+use crate::weights::formats::StoredType;
 use crate::weights::int8::{Grouping, Packed, is_exact};
-use crate::weights::load::{LinearSource, MatrixSource, NormSource, Part, Segment, Source};
+use crate::weights::tensor::Segment;
 
 /// A normalisation on the device.
 pub(crate) struct Norm {
@@ -146,7 +144,7 @@ fn scratch_len(config: &ModelConfig, limits: Limits) -> usize {
 
 impl Cuda {
     /// Refuses what no kernel is written for.
-    fn check(config: &ModelConfig, options: &LoadOptions) -> Result<()> {
+    pub(crate) fn check(config: &ModelConfig, options: &LoadOptions) -> Result<()> {
         if ![64, 80, 96, 128].contains(&config.head_dim) {
             let reason = format!("cuda attention is written for 64, 80, 96 and 128, not {}", config.head_dim);
             return Err(Error::config("head_dim", reason));
@@ -155,39 +153,6 @@ impl Cuda {
             return Err(Error::option("cache_dtype", "expected bf16 on cuda, got f32"));
         }
         Ok(())
-    }
-
-    /// Memory of the device, if the model can run there as asked and fits; with the options, in which the tokens of a
-    /// step are no longer left open.
-    pub(crate) fn plan(
-        source: &Source,
-        options: &LoadOptions,
-        device: &Device,
-    ) -> Result<(Estimate, LoadOptions)> {
-        Self::check(&source.config, options)?;
-        let free = device.free_bytes()?;
-        let memory = Some(options.memory_limit.map_or(free, |limit| limit.min(free)));
-        let usual = limits::<Cuda>(&source.config, options)?.chunk_tokens;
-        let least = options.chunk_tokens.unwrap_or(LEAST_CHUNK_TOKENS);
-        let mut chunk = usual;
-        loop {
-            let options = LoadOptions { chunk_tokens: Some(chunk), ..options.clone() };
-            let estimate = Estimate::of_source::<Cuda>(source, &options)?;
-            match estimate.check(Available { memory, ..Available::default() }) {
-                Err(Error::OutOfMemory { .. }) if chunk > least => chunk = (chunk / 2).max(least),
-                checked => {
-                    checked?;
-                    if chunk < usual {
-                        tracing::warn!(
-                            chunk,
-                            usual,
-                            "prompts go in steps of fewer tokens: memory has no room"
-                        );
-                    }
-                    return Ok((estimate, options));
-                }
-            }
-        }
     }
 
     /// Takes the device, and allocates what the arithmetic needs beside the buffers.

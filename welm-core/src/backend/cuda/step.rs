@@ -9,8 +9,8 @@ use super::graphs::rounded_rows;
 use super::table_len;
 use crate::backend::Limits;
 use crate::backend::cpu::rope::Angles;
+use crate::batch::{self, Batch};
 use crate::config::ModelConfig;
-use crate::engine::batch::{self, Batch};
 use crate::error::Result;
 use crate::options::LoadOptions;
 

@@ -34,12 +34,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::piece::{BLOCKS, PIECE, Piece, STRIP, Sums, TILE};
 use super::exp::exp_to_most;
-use super::isa::{Isa, Kernel, LANES, Simd};
-use super::memory::Memory;
 use super::pages::{CacheElement, Heads, Pages};
 use super::pool::{Disjoint, Pool};
-use crate::engine::batch::{BLOCK_TOKENS, Batch};
+use crate::batch::{BLOCK_TOKENS, Batch};
 use crate::error::Result;
+use crate::isa::{Isa, Kernel, LANES, Simd};
+use crate::memory::Memory;
 
 /// Some consecutive query vectors, of one sequence: `first = row * group + head in group`.
 #[derive(Debug, Clone, Copy)]

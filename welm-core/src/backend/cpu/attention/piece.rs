@@ -4,10 +4,10 @@
 //! dimensions. What a sum adds, in which order, does not depend on either.
 
 use super::super::exp::exp_to_most;
-use super::super::isa::{LANES, Simd};
 use super::super::linear::load_at;
 use super::super::pages::{CacheElement, Heads};
-use crate::engine::batch::BLOCK_TOKENS;
+use crate::batch::BLOCK_TOKENS;
+use crate::isa::{LANES, Simd};
 
 /// Positions of a piece.
 pub(super) const PIECE: usize = 128;

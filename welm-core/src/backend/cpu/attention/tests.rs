@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::*;
-use crate::backend::cpu::isa::Scalar;
+use crate::isa::Scalar;
 
 fn hash(i: usize) -> f32 {
     (((i as u32).wrapping_mul(2_654_435_761) >> 9) % 1_000) as f32 / 500.0 - 1.0

@@ -8,10 +8,10 @@
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
+use bytemuck::Pod;
 use memmap2::MmapMut;
 
 use crate::error::{Error, Result};
-use crate::weights::Plain;
 
 /// Some values, all of which start as zero.
 pub(crate) struct Memory<T> {
@@ -20,7 +20,7 @@ pub(crate) struct Memory<T> {
     _element: PhantomData<T>,
 }
 
-impl<T: Plain> Memory<T> {
+impl<T: Pod> Memory<T> {
     /// Takes `len` values for what `what` says.
     pub(crate) fn zeroed(len: usize, what: &str) -> Result<Self> {
         let bytes = len.saturating_mul(size_of::<T>());
@@ -32,17 +32,15 @@ impl<T: Plain> Memory<T> {
     }
 }
 
-impl<T: Plain> Deref for Memory<T> {
+impl<T: Pod> Deref for Memory<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: the map starts at a page and has `len` elements, for which `Plain` promises that all bits are valid.
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.len) }
+        bytemuck::cast_slice(&self.map[..self.len * size_of::<T>()])
     }
 }
 
-impl<T: Plain> DerefMut for Memory<T> {
+impl<T: Pod> DerefMut for Memory<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.len) }
+        bytemuck::cast_slice_mut(&mut self.map[..self.len * size_of::<T>()])
     }
 }

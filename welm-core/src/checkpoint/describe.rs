@@ -5,12 +5,13 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
+use super::open::{Files, locate, open};
 use crate::config::FAMILY;
 use crate::error::Result;
 use crate::side_file::CONFIG;
 use crate::weights::gguf::Gguf;
-use crate::weights::open::{Files, locate, open};
-use crate::weights::{TensorMap, safetensors};
+use crate::weights::safetensors;
+use crate::weights::tensor_map::TensorMap;
 
 /// Longest text of a setting, in bytes; chat templates and licences are longer.
 const LONGEST_SETTING: usize = 120;

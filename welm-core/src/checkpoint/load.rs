@@ -20,20 +20,9 @@ use crate::side_file;
 use crate::weights::gguf::Gguf;
 use crate::weights::int8::{FORMAT, FORMAT_PLAIN, Packed};
 use crate::weights::map::Files;
-use crate::weights::{StoredTensor, TensorMap, safetensors};
-
-/// Some rows of a stored tensor.
-#[derive(Clone)]
-pub(crate) struct Segment {
-    pub(crate) tensor: StoredTensor, // (more rows, cols)
-    pub(crate) first_row: usize,
-    pub(crate) n_rows: usize,
-}
-
-/// Where each row of a matrix is: row `o` is row `rows[o].1` of the tensor of `rows[o].0`.
-pub(crate) fn rows_of(segments: &[Segment]) -> Vec<(&Segment, usize)> {
-    segments.iter().flat_map(|s| (s.first_row..s.first_row + s.n_rows).map(move |r| (s, r))).collect()
-}
+use crate::weights::safetensors;
+use crate::weights::tensor::{Segment, StoredTensor};
+use crate::weights::tensor_map::TensorMap;
 
 /// The values of a matrix.
 pub(crate) enum MatrixSource {
@@ -87,12 +76,6 @@ impl LinearSource {
                 Ok(())
             }
         }
-    }
-}
-
-impl Segment {
-    fn row_bytes(&self) -> u64 {
-        (self.tensor.bytes().len() / self.tensor.rows()) as u64
     }
 }
 

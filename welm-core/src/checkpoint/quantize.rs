@@ -8,15 +8,15 @@ use std::path::Path;
 
 use safetensors::tensor::Dtype;
 
-use crate::backend::cpu::isa::{GROUP, LANES};
+use crate::checkpoint::draft::Draft;
+use crate::checkpoint::load::{LinearSource, MatrixSource, Source};
+use crate::checkpoint::open::{Files, locate};
 use crate::error::{Error, Result};
 use crate::host::{bus, threads};
+use crate::isa::{GROUP, LANES};
 use crate::options::LoadProgress;
 use crate::side_file::{ADDITIONAL_TEMPLATES, DESCRIPTIONS};
-use crate::weights::draft::Draft;
 use crate::weights::int8::{FORMAT, Grouping, Packed, tiles};
-use crate::weights::load::{LinearSource, MatrixSource, Source};
-use crate::weights::open::{Files, locate};
 use crate::weights::safetensors::SINGLE;
 
 /// Writes an int8 folder from any model that [`crate::Model::load`] takes (GGUF files excepted, whose

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
+use crate::checkpoint::load::Source;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::host::memory::expect_room;
 use crate::side_file::{self, CONFIG, DESCRIPTIONS, INDEX, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG};
 use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use crate::weights::gguf::Gguf;
-use crate::weights::load::Source;
 
 /// An opened file or folder: tensors, tokenizer and chat template.
 pub(crate) struct Opened {
