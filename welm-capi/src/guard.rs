@@ -5,8 +5,8 @@
 
 use welm_core::catch_quietly;
 
-use crate::error::welm_status::{WELM_END, WELM_OK, WELM_PANIC, WELM_PENDING};
-use crate::error::{Failure, welm_error, welm_status};
+use crate::failure::welm_status::{WELM_END, WELM_OK, WELM_PANIC, WELM_PENDING};
+use crate::failure::{Failure, welm_error, welm_status};
 
 /// Runs what can fail; says so by status, and through `error` if that is not NULL.
 ///

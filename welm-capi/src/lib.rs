@@ -8,7 +8,8 @@
 //! generate        an answer at once, or by a callback      stream             an answer, piece by piece
 //! tokens, chat    text, tokens and conversations           score              likelihoods and logits
 //! stats, log      what an operator looks at                version            which library this is
-//! error, guard    statuses; no panic gets out              text, sized, list  values that cross the border
+//! error, failure  statuses and messages                    guard              no panic gets out
+//! estimate        the memory of a model                    text, sized, list  values that cross the border
 //! ```
 //!
 //! The comments of public items are the documentation of `welm.h`, which cbindgen makes from them
@@ -24,6 +25,8 @@ compile_error!("welm-capi turns panics into WELM_PANIC, for which they have to u
 
 pub mod chat;
 pub mod error;
+pub mod estimate;
+pub mod failure;
 pub mod generate;
 mod guard;
 pub mod list;

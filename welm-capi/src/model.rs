@@ -6,8 +6,8 @@ use std::sync::Arc;
 use welm_core::Model;
 
 use crate::error::{Failure, welm_error, welm_status};
+use crate::estimate::welm_estimate;
 use crate::guard::{free, status, value};
-use crate::load::welm_estimate;
 use crate::sized;
 use crate::text::Text;
 

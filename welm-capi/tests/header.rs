@@ -19,9 +19,9 @@ fn generated() -> String {
     String::from_utf8(header).expect("a header is text")
 }
 
-const SOURCES: [&str; 14] = [
-    "version", "error", "text", "load", "model", "request", "list", "generate", "stream", "score", "tokens",
-    "chat", "stats", "log",
+const SOURCES: [&str; 16] = [
+    "version", "failure", "error", "text", "estimate", "load", "model", "request", "list", "generate",
+    "stream", "score", "tokens", "chat", "stats", "log",
 ];
 
 /// Each function of the header: its comment and its declaration.

@@ -6,9 +6,8 @@
 //!
 //! One driver is one device, one context and one stream: calls take effect in the order they are made.
 
-use std::fmt;
-
 use crate::error::Result;
+pub use crate::kernel::Kernel;
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,21 +26,6 @@ pub struct DeviceInfo {
 
 /// An address on the device.
 pub type Ptr = u64;
-
-/// A kernel: which `.cu` file it is in, and its name there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Kernel {
-    /// The file's stem, `gemm` for `cuda/gemm.cu`.
-    pub file: &'static str,
-    /// The entry point.
-    pub name: &'static str,
-}
-
-impl fmt::Display for Kernel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.cu: {}", self.file, self.name)
-    }
-}
 
 /// How a kernel is spread over the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

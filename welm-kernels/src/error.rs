@@ -1,6 +1,6 @@
 //! The one error type of the crate.
 
-use crate::driver::Kernel;
+use crate::kernel::Kernel;
 
 /// What can go wrong between a launcher's call and its result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

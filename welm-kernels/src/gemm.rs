@@ -25,11 +25,11 @@ use crate::driver::{Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
 use crate::norm::{GROUP, Table};
 
+pub use crate::norm::ALIGN;
+
 pub use self::packed::{Packed, RowOrder, bf16_bytes, int8_bytes, rotated_bytes};
 use self::packed::{packed_rows, source_row};
 
-/// Columns of a weight, and of the activations before it, are rounded up to a multiple of this.
-pub const ALIGN: usize = 128;
 const STRIP: usize = 16;
 const TILE_ROWS: usize = 128;
 const THREADS: u32 = 256;

@@ -50,6 +50,7 @@ pub mod device;
 pub mod driver;
 pub mod error;
 pub mod gemm;
+mod kernel;
 pub mod norm;
 pub mod rope;
 pub mod sample;

@@ -11,8 +11,9 @@ use half::{bf16, f16};
 use crate::device::{Buffer, Device, Element};
 use crate::driver::{Grid, Kernel, Ptr};
 use crate::error::{Error, Result, expect};
-use crate::gemm::ALIGN;
 
+/// Columns of a weight, and of the activations before it, are rounded up to a multiple of this.
+pub const ALIGN: usize = 128;
 /// Columns that share a scale.
 pub const GROUP: usize = 32;
 const THREADS: u32 = 256;

@@ -25,6 +25,7 @@
 //! (`clean_up_tokenization_spaces` is not done).
 
 mod added;
+mod byte_alphabet;
 mod bytes;
 mod chat;
 mod dfa;

@@ -17,7 +17,7 @@ use tokenizers::{
     PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, SplitDelimiterBehavior,
 };
 
-use super::bytes::char_of;
+use super::byte_alphabet::char_of;
 use super::dfa::{Found, MAX_BUILD, Regex, with_gaps};
 use super::guarded;
 use super::watch::{Halt, Watch};

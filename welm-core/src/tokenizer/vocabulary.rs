@@ -14,7 +14,8 @@ use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::{Model as _, ModelWrapper};
 
-use super::bytes::{MAX_VOCAB, byte_of};
+use super::byte_alphabet::byte_of;
+use super::bytes::MAX_VOCAB;
 use super::guarded;
 use super::watch::{Halt, Watch};
 use crate::error::{Error, Result};
