@@ -7,9 +7,10 @@
 
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
-use crate::device::{Buffer, Device, Element};
+use crate::device::{Buffer, Device};
 use crate::driver::{Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
 
@@ -32,7 +33,7 @@ const DECODE_STAGES: u32 = 3;
 
 /// Consecutive rows of one sequence: rows `first_row..first_row + n_rows` are the tokens at positions
 /// `first_pos..`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Span {
     /// First row of q and of the output.
@@ -46,11 +47,6 @@ pub struct Span {
     /// Not used.
     pub reserved: u32,
 }
-
-// SAFETY: five u32s: no padding, and every bit pattern is a value.
-unsafe impl Element for Span {}
-// SAFETY: two u32s, likewise.
-unsafe impl Element for [u32; 2] {}
 
 /// What prefill and decode have in common.
 ///

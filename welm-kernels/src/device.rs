@@ -4,6 +4,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytemuck::Pod;
+
 use crate::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
 
@@ -255,31 +257,10 @@ impl Drop for Graph {
     }
 }
 
-/// A type whose values go to the device as they are.
-///
-/// # Safety
-/// No padding, and every bit pattern is a value.
-pub unsafe trait Element: Copy + Send + 'static {}
-// SAFETY: plain numbers.
-unsafe impl Element for u8 {}
-// SAFETY: as above.
-unsafe impl Element for i8 {}
-// SAFETY: as above.
-unsafe impl Element for u32 {}
-// SAFETY: as above.
-unsafe impl Element for i32 {}
-// SAFETY: as above.
-unsafe impl Element for f32 {}
-// SAFETY: as above.
-unsafe impl Element for half::f16 {}
-// SAFETY: as above.
-unsafe impl Element for half::bf16 {}
+/// A type whose values go to the device as they are: it has no padding, and every bit pattern is a value.
+pub trait Element: Pod + Send {}
 
-/// Values as the device gets them.
-pub(crate) fn as_bytes<T: Element>(values: &[T]) -> &[u8] {
-    // SAFETY: an element has no padding.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
-}
+impl<T: Pod + Send> Element for T {}
 
 /// What [`Driver::alloc`] gave, until no buffer has it any more.
 struct Memory {
@@ -366,7 +347,11 @@ impl<T: Element> Buffer<T> {
     pub fn write(&mut self, first: usize, values: &[T]) -> Result<()> {
         self.check("write", first, values.len())?;
         // SAFETY: checked above.
-        unsafe { self.device().driver.upload(self.ptr + (first * size_of::<T>()) as u64, as_bytes(values)) }
+        unsafe {
+            self.device()
+                .driver
+                .upload(self.ptr + (first * size_of::<T>()) as u64, bytemuck::cast_slice(values))
+        }
     }
 
     /// Copies elements `first..` to `values`, after everything before it has run.
@@ -375,9 +360,7 @@ impl<T: Element> Buffer<T> {
     /// As [`Buffer::write`].
     pub fn read(&self, first: usize, values: &mut [T]) -> Result<()> {
         self.check("read", first, values.len())?;
-        let n_bytes = size_of_val(values);
-        // SAFETY: plain numbers as bytes; every bit pattern is one.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), n_bytes) };
+        let bytes = bytemuck::cast_slice_mut(values);
         // SAFETY: checked above.
         unsafe { self.device().driver.download(bytes, self.ptr + (first * size_of::<T>()) as u64) }
     }
@@ -387,8 +370,7 @@ impl<T: Element> Buffer<T> {
     /// # Errors
     /// As [`Buffer::write`].
     pub fn to_vec(&self) -> Result<Vec<T>> {
-        // SAFETY: every bit pattern is a value of an `Element`.
-        let mut values = vec![unsafe { std::mem::zeroed() }; self.len];
+        let mut values = vec![T::zeroed(); self.len];
         self.read(0, &mut values)?;
         Ok(values)
     }

@@ -3,7 +3,9 @@
 //! Of equal logits the lower token comes first. [`top_k`] gives NaN and +inf as the largest f32, so that whoever reads
 //! the candidates sees them; [`argmax`] never takes NaN. A row of nothing but -inf gives token 0.
 
-use crate::device::{Buffer, Device, Element};
+use bytemuck::{Pod, Zeroable};
+
+use crate::device::{Buffer, Device};
 use crate::driver::{Grid, Kernel, Ptr};
 use crate::error::{Result, expect};
 
@@ -89,7 +91,7 @@ impl TopK {
 }
 
 /// How a token is drawn.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Sampling {
     /// Divides the logits; 0 takes the largest.
@@ -101,9 +103,6 @@ pub struct Sampling {
     /// A random number in `[0, 1)`.
     pub uniform: f32,
 }
-
-// SAFETY: four fields of four bytes: no padding, and every bit pattern is a value.
-unsafe impl Element for Sampling {}
 
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]

@@ -1,6 +1,6 @@
 //! Small arrays that go to the device in one copy.
 
-use crate::device::{Buffer, Device, Element, as_bytes};
+use crate::device::{Buffer, Device, Element};
 use crate::error::{Result, expect};
 
 /// Arrays are this many bytes apart, or a multiple: each begins where an allocation of its own might.
@@ -45,7 +45,7 @@ impl Staging {
     pub fn push<T: Element>(&mut self, values: &[T], rest: T, len: usize) -> Result<Buffer<T>> {
         let array = self.place(values, len)?;
         for _ in values.len()..len {
-            self.host.extend_from_slice(as_bytes(&[rest]));
+            self.host.extend_from_slice(bytemuck::bytes_of(&rest));
         }
         Ok(array)
     }
@@ -64,7 +64,7 @@ impl Staging {
         let array = self.memory.part(first, len)?;
         self.end = first + Self::bytes_of::<T>(len);
         self.host.resize(first, 0);
-        self.host.extend_from_slice(as_bytes(values));
+        self.host.extend_from_slice(bytemuck::cast_slice(values));
         Ok(array)
     }
 

@@ -17,7 +17,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::added::AddedToken;
-use super::bytes::{MAX_VOCAB, TokenBytes, byte_token, from_byte_alphabet};
+use super::byte_alphabet::from_byte_alphabet;
+use super::bytes::{MAX_VOCAB, TokenBytes, byte_token};
 use super::stages::{GPT2, PreTokenizers};
 use super::vocabulary::{Bpe, Vocabulary};
 use crate::error::{Error, Result};
