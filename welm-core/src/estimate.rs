@@ -7,9 +7,11 @@ use crate::checkpoint::load::Source;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::host::memory::Available;
-use crate::options::{Dtype, LoadOptions};
+use crate::options::LoadOptions;
 use crate::transformer::Scratch;
-use crate::weights::int8::{Grouping, packed_bytes};
+use crate::weights::computed::Computed;
+use crate::weights::formats::StoredType;
+use crate::weights::formats::int8::Grouping;
 
 /// Bytes that a loaded model takes; see [`crate::Model::estimate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,11 +59,10 @@ impl Estimate {
             (c.up_dim(), c.dim),
             (c.dim, c.hidden_dim),
         ];
-        let bytes = |&(rows, cols): &(usize, usize)| match options.dtype {
-            Dtype::Int8 => packed_bytes(rows, cols, Grouping::of_cols(cols)),
-            Dtype::Bf16 => 2 * (rows * cols) as u64,
-            _ => 4 * (rows * cols) as u64,
-        };
+        let stored = std::iter::once(StoredType::F32);
+        let computed = Computed::of(stored, options.dtype, &Cpu::KERNELS).unwrap_or(Computed::F32);
+        let bytes =
+            |&(rows, cols): &(usize, usize)| Cpu::matrix_bytes(computed, rows, cols, Grouping::of_cols(cols));
         let tables = if c.tied_output { 1 } else { 2 } * bytes(&(c.vocab_size, c.dim));
         let layers = matrices.iter().map(bytes).sum::<u64>() * c.n_layers as u64;
         let mut estimate = Self::without_weights::<Cpu>(config, options)?;

@@ -17,6 +17,7 @@ use crate::checkpoint::load::{LinearSource, NormSource};
 use crate::config::{Activation, ModelConfig};
 use crate::error::Result;
 use crate::options::LoadOptions;
+use crate::weights::computed::Kernels;
 
 /// Logits of a row that a backend finds the largest of; a request that can choose from so many needs all.
 pub(crate) const TOP: usize = 64;
@@ -69,6 +70,8 @@ pub(crate) trait Backend: Sized + Send + 'static {
     /// computed the same way each time (see [`Batch`]), and only what prompts have computed is shared by the prefix
     /// cache.
     const ONE_ARITHMETIC: bool;
+    /// What it can compute with.
+    const KERNELS: Kernels;
     /// Prompt tokens of a step, if the options leave it open, and a sequence may have so many.
     const CHUNK_TOKENS: usize = LEAST_CHUNK_TOKENS;
     /// Whether [`Backend::keep`] drops rows.

@@ -16,11 +16,11 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::checkpoint::open::identity_of;
+use super::int8_folder::{FORMAT, FORMAT_PLAIN};
+use super::open::identity_of;
 use crate::error::{Error, Result};
 use crate::host::exchange::exchange;
 use crate::side_file::{ADDITIONAL_TEMPLATES, DESCRIPTIONS};
-use crate::weights::int8::{FORMAT, FORMAT_PLAIN};
 use crate::weights::safetensors;
 
 /// What is at the place.

@@ -14,22 +14,25 @@
 
 use std::path::Path;
 
+use super::int8_folder::{self, FORMAT, FORMAT_PLAIN};
 use crate::config::{Activation, FAMILY, ModelConfig, NormKind};
 use crate::error::{Error, Result};
+use crate::options::Dtype;
 use crate::side_file;
+use crate::weights::computed::{Computed, Kernels};
 use crate::weights::gguf::Gguf;
-use crate::weights::int8::{FORMAT, FORMAT_PLAIN, Packed};
 use crate::weights::map::Files;
 use crate::weights::safetensors;
 use crate::weights::tensor::{Segment, StoredTensor};
 use crate::weights::tensor_map::TensorMap;
+use crate::weights::tiles::int8::Int8Tiles;
 
 /// The values of a matrix.
 pub(crate) enum MatrixSource {
     /// Row segments, in order.
     Stored(Vec<Segment>),
     /// Already in the engine's int8 layout.
-    Packed(Packed),
+    Packed(Int8Tiles),
 }
 
 /// What a matrix is for.
@@ -54,6 +57,21 @@ pub(crate) struct LinearSource {
 }
 
 impl LinearSource {
+    /// What a backend with these kernels computes it with.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] if the type that was asked for is none of them, or none holds what is stored.
+    pub(crate) fn computed(&self, asked: Dtype, kernels: &Kernels) -> Result<Computed> {
+        let MatrixSource::Stored(segments) = &self.matrix else { return Ok(Computed::Int8) };
+        let stored = segments.iter().map(|s| s.tensor.dtype);
+        Computed::of(stored, asked, kernels).ok_or_else(|| {
+            let (name, backend, types) = (&self.name, kernels.backend, kernels.listed());
+            let stored = segments[0].tensor.dtype;
+            let expected = format!("{backend} computes with {types} weights");
+            Error::option("dtype", format!("{expected}, and `{name}` is stored as {stored:?}; got {asked}"))
+        })
+    }
+
     /// Bytes of the matrix in the file.
     pub(crate) fn stored_bytes(&self) -> u64 {
         match &self.matrix {
@@ -255,7 +273,8 @@ impl Source {
             _ => Part::Layer,
         };
         if let Naming::Int8(format) = self.naming {
-            let matrix = MatrixSource::Packed(Packed::open(&self.tensors, name, rows, cols, format)?);
+            let matrix =
+                MatrixSource::Packed(int8_folder::open_matrix(&self.tensors, name, rows, cols, format)?);
             let bias = self.bias(name, self.biases(part), rows)?;
             return Ok(LinearSource { name: name.into(), part: role, rows, cols, matrix, bias });
         }
@@ -397,7 +416,7 @@ impl Source {
         if !tensor.is_float() {
             return Err(Error::tensor(
                 name,
-                format!("expected a type of weights, got {}", tensor.dtype.name()),
+                format!("expected a type of weights, got {}", tensor.dtype.format().name()),
             ));
         }
         Ok(tensor)

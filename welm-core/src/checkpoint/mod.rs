@@ -8,6 +8,7 @@
 
 pub(crate) mod describe;
 mod draft;
+mod int8_folder;
 pub(crate) mod load;
 pub(crate) mod open;
 pub(crate) mod quantize;

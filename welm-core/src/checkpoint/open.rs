@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use crate::checkpoint::load::Source;
+use super::load::Source;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::host::memory::expect_room;

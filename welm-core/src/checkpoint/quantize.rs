@@ -1,23 +1,19 @@
-//! [`quantize`]: an int8 folder from a folder of floats.
-//!
-//! It is a Hugging Face folder whose `model.safetensors` has the engine's own tensor names, int8 matrices as
-//! [`super::int8`] lays them out, and the metadata entry `format`. It is used where it is mapped, without a copy.
+//! [`quantize`]: an int8 folder ([`super::int8_folder`]) from a folder of floats.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use safetensors::tensor::Dtype;
-
-use crate::checkpoint::draft::Draft;
-use crate::checkpoint::load::{LinearSource, MatrixSource, Source};
-use crate::checkpoint::open::{Files, locate};
+use super::draft::Draft;
+use super::int8_folder::{self, FORMAT, View};
+use super::load::{LinearSource, MatrixSource, Source};
+use super::open::{Files, locate};
 use crate::error::{Error, Result};
 use crate::host::{bus, threads};
-use crate::isa::{GROUP, LANES};
 use crate::options::LoadProgress;
 use crate::side_file::{ADDITIONAL_TEMPLATES, DESCRIPTIONS};
-use crate::weights::int8::{FORMAT, Grouping, Packed, tiles};
+use crate::weights::formats::int8::Grouping;
 use crate::weights::safetensors::SINGLE;
+use crate::weights::tiles::int8::Int8Tiles;
 
 /// Writes an int8 folder from any model that [`crate::Model::load`] takes (GGUF files excepted, whose
 /// tokenizer has no file form here).
@@ -74,18 +70,9 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
             unreachable!("a packed source was refused above")
         };
         let grouping = Grouping::of_cols(cols);
-        let packed = Packed::pack(&name, rows, cols, &segments, grouping, threads)?;
+        let tiles = Int8Tiles::pack(&name, rows, cols, &segments, grouping, threads)?;
         done_bytes += segments.iter().map(|s| (s.tensor.row_bytes(0).len() * s.n_rows) as u64).sum::<u64>();
-        let (down, across) = tiles(rows, cols);
-        let scale = packed.scale.iter().flat_map(|s| s.to_le_bytes()).collect();
-        tensors.push((
-            format!("{name}.weight"),
-            View::new(Dtype::U8, &[down, across, GROUP / 4, LANES, 4], packed.weight.to_vec()),
-        ));
-        tensors.push((
-            format!("{name}.scale"),
-            View::new(Dtype::F16, &[down, grouping.groups(across), LANES], scale),
-        ));
+        tensors.extend(int8_folder::matrix(&name, &tiles));
         tensors.extend(bias.map(|b| (format!("{name}.bias"), View::f32(&b))));
         if !progress(LoadProgress { done_bytes, total_bytes }) {
             return Err(Error::LoadCancelled);
@@ -110,36 +97,4 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
     let weights = draft.path(SINGLE);
     safetensors::serialize_to_file(tensors, Some(metadata), &weights).map_err(|e| Error::io(&weights, e))?;
     draft.publish()
-}
-
-/// A tensor on its way into a file.
-struct View {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl View {
-    fn new(dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Self {
-        View { dtype, shape: shape.to_vec(), bytes }
-    }
-
-    fn f32(values: &[f32]) -> Self {
-        View::new(Dtype::F32, &[values.len()], values.iter().flat_map(|x| x.to_le_bytes()).collect())
-    }
-}
-
-impl safetensors::View for View {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        (&self.bytes).into()
-    }
-    fn data_len(&self) -> usize {
-        self.bytes.len()
-    }
 }

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
-/// Values along K of one tile: those that share a scale, or a quarter of them (see `weights::int8`).
+/// Values along K of one tile: those that share a scale, or a quarter of them (see `weights::formats::int8`).
 pub(crate) const GROUP: usize = 32;
 /// Values that a rotation mixes.
 pub(crate) const ROTATED: usize = 64;

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use self::cursor::{Cursor, TensorInfo};
 use self::value::Value;
+use super::formats::StoredType;
 use super::map::FileMap;
 use super::tensor::StoredTensor;
 use super::tensor_map::{MAX_TENSORS, TensorMap, Unreadable};
@@ -34,9 +35,6 @@ use crate::error::{Error, Result};
 
 /// Most keys; models have some dozens.
 const MAX_KEYS: u64 = 1 << 16;
-
-/// The types that can be read; see [`Cursor::tensor_info`].
-const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0 and Q4_1";
 
 /// An opened GGUF file.
 #[derive(Debug)]
@@ -88,7 +86,7 @@ impl Gguf {
             map: Arc::clone(map),
             metadata: HashMap::new(),
             read: RefCell::default(),
-            tensors: TensorMap { supported_types: SUPPORTED, ..TensorMap::default() },
+            tensors: TensorMap { supported_types: StoredType::of_weights(true), ..TensorMap::default() },
         };
         for _ in 0..n_keys {
             let key = cursor.name("a key")?.to_string();

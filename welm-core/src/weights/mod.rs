@@ -11,15 +11,15 @@
 //! change. If it is truncated, the model's requests end with an error ([`map`], and
 //! [`crate::LoadOptions::guard_mapped_files`]). Replacing a file by renaming a new one over it is safe.
 
+pub(crate) mod computed;
 pub(crate) mod formats;
 pub(crate) mod gguf;
-pub(crate) mod int4;
-pub(crate) mod int8;
 pub(crate) mod map;
 pub(crate) mod safetensors;
 pub(crate) mod slab;
 pub(crate) mod tensor;
 pub(crate) mod tensor_map;
+pub(crate) mod tiles;
 mod unread;
 
 #[cfg(test)]

@@ -133,16 +133,10 @@ fn read(path: &Path, map: &Arc<FileMap>, model: &mut TensorMap) -> Result<()> {
     }
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };
-        let dtype = match info.dtype {
-            Dtype::F32 => StoredType::F32,
-            Dtype::F16 => StoredType::F16,
-            Dtype::BF16 => StoredType::Bf16,
-            Dtype::U8 => StoredType::U8,
-            Dtype::I8 => StoredType::I8,
-            other => {
-                model.refuse(&name, &info.shape, Unreadable::Type(other.to_string()))?;
-                continue;
-            }
+        let named = info.dtype.to_string();
+        let Some(dtype) = StoredType::named(&named) else {
+            model.refuse(&name, &info.shape, Unreadable::Type(named))?;
+            continue;
         };
         if info.shape.contains(&0) {
             model.refuse(&name, &info.shape, Unreadable::Empty)?;
@@ -153,7 +147,7 @@ fn read(path: &Path, map: &Arc<FileMap>, model: &mut TensorMap) -> Result<()> {
         model.insert(tensor)?;
     }
     model.metadata.extend(header.metadata);
-    model.supported_types = "F32, F16 and BF16";
+    model.supported_types = StoredType::of_weights(false);
     Ok(())
 }
 

@@ -4,8 +4,6 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::f16;
-
 use super::formats::StoredType;
 use super::map::FileMap;
 use crate::error::{Error, Result};
@@ -50,18 +48,16 @@ impl StoredTensor {
             return Err(Error::tensor(name, format!("shape {} holds no element", ShapeText(shape))));
         }
         let cols = shape.last().copied().unwrap_or(1);
-        if !cols.is_multiple_of(dtype.block_len()) {
-            let reason = format!(
-                "{dtype:?} needs rows of a multiple of {} elements, got shape {}",
-                dtype.block_len(),
-                ShapeText(shape)
-            );
+        let (block, block_bytes) = (dtype.format().values(), dtype.format().bytes());
+        if !cols.is_multiple_of(block) {
+            let shape = ShapeText(shape);
+            let reason = format!("{dtype:?} needs rows of a multiple of {block} elements, got shape {shape}");
             return Err(Error::tensor(name, reason));
         }
         let end = shape
             .iter()
             .try_fold(1usize, |n, &dim| n.checked_mul(dim))
-            .and_then(|n| (n / dtype.block_len()).checked_mul(dtype.block_bytes()))
+            .and_then(|n| (n / block).checked_mul(block_bytes))
             .and_then(|n_bytes| start.checked_add(n_bytes))
             .filter(|&end| end <= map.len());
         match end {
@@ -105,7 +101,8 @@ impl StoredTensor {
     /// If `row` is not below [`rows`](Self::rows).
     pub(crate) fn row_bytes(&self, row: usize) -> &[u8] {
         assert!(row < self.rows(), "row {row} of tensor `{}`, which has {}", self.name, self.rows());
-        let n_bytes = self.cols() / self.dtype.block_len() * self.dtype.block_bytes();
+        let format = self.dtype.format();
+        let n_bytes = self.cols() / format.values() * format.bytes();
         &self.bytes()[row * n_bytes..][..n_bytes]
     }
 
@@ -117,13 +114,13 @@ impl StoredTensor {
     /// the tensor's shape before it reads.
     pub(crate) fn row_f32(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols(), "a row of tensor `{}`", self.name);
-        self.dtype.dequantise(self.row_bytes(row), out);
+        self.dtype.format().dequantise(self.row_bytes(row), out);
     }
 
     /// The whole tensor, dequantised, row-major.
     pub(crate) fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows() * self.cols()];
-        self.dtype.dequantise(self.bytes(), &mut out);
+        self.dtype.format().dequantise(self.bytes(), &mut out);
         out
     }
 
@@ -144,7 +141,7 @@ impl StoredTensor {
 
     /// Whether the elements are floats or blocks of them, as weights are.
     pub(crate) fn is_float(&self) -> bool {
-        !matches!(self.dtype, StoredType::U8 | StoredType::I8)
+        self.dtype.format().is_weight()
     }
 
     /// Checks that the scales of a block format are finite; other formats have none.
@@ -153,17 +150,11 @@ impl StoredTensor {
     ///
     /// [`Error::Tensor`] with the place of the first that is not.
     pub(crate) fn check_scales(&self) -> Result<()> {
-        let n_scales = match self.dtype {
-            StoredType::Q8_0 | StoredType::Q4_0 => 1,
-            StoredType::Q4_1 => 2,
-            _ => return Ok(()),
-        };
-        let finite = |block: &[u8]| {
-            block[..2 * n_scales].as_chunks().0.iter().all(|b| f16::from_le_bytes(*b).is_finite())
-        };
-        match self.bytes().chunks_exact(self.dtype.block_bytes()).position(|block| !finite(block)) {
+        let format = self.dtype.format();
+        let Some(finite) = format.finite_scales() else { return Ok(()) };
+        match self.bytes().chunks_exact(format.bytes()).position(|block| !finite(block)) {
             Some(i) => {
-                let first = i * self.dtype.block_len();
+                let first = i * format.values();
                 let (row, col) = (first / self.cols(), first % self.cols());
                 Err(Error::tensor(
                     &self.name,

@@ -29,7 +29,7 @@ pub(crate) struct TensorMap {
     /// The `__metadata__` of safetensors files; empty for GGUF, which has its own.
     pub(crate) metadata: HashMap<String, String>,
     /// The types that weights can have in files of this format, for errors about others.
-    pub(super) supported_types: &'static str,
+    pub(super) supported_types: String,
 }
 
 #[derive(Debug, Clone)]
@@ -106,7 +106,7 @@ impl TensorMap {
     pub(crate) fn types_and_shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.tensors.values().map(|entry| {
             let name = match &entry.stored {
-                Ok(tensor) => tensor.dtype.name(),
+                Ok(tensor) => tensor.dtype.format().name(),
                 Err(Unreadable::Type(name)) => name,
                 Err(Unreadable::Empty) => "without elements",
             };

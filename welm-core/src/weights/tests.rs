@@ -188,7 +188,7 @@ fn what_is_no_file_is_not_mapped() {
 fn a_map_names_what_it_lacks() {
     let mut map = TensorMap::default();
     map.insert(tensor(StoredType::U8, &[3], &[0; 3]).unwrap()).unwrap();
-    map.supported_types = "F32 and F16";
+    map.supported_types = "F32 and F16".into();
     map.refuse("mask", &[1, 3], Unreadable::Type("BOOL".into())).unwrap();
     map.refuse("none", &[1, 0], Unreadable::Empty).unwrap();
     assert_eq!(map.total_bytes(), 3);

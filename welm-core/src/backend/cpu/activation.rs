@@ -190,7 +190,7 @@ pub(crate) fn activate(
 mod tests {
     use super::super::quantize::{Form, Quantized};
     use super::*;
-    use crate::weights::int8::Grouping;
+    use crate::weights::formats::int8::Grouping;
 
     fn run(isa: Isa, threads: usize, up: &[f32], cols: usize, f: Activation) -> Vec<f32> {
         let width = if f == Activation::SwiGlu { 2 * cols } else { cols };

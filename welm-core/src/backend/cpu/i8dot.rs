@@ -5,12 +5,12 @@
 //! ```
 //!
 //! with the activations of [`super::quantize`]; a group is 32 columns, or 128 that were rotated on both sides (see
-//! `weights::int8`), which changes no product. The dot product of a group is exact, and the f32
+//! `weights::formats::int8`), which changes no product. The dot product of a group is exact, and the f32
 //! sum over groups has one order, whatever the instruction set, the tile, the thread or the other rows: equal
 //! bits everywhere.
 //!
-//! int8 weights are stored with an offset of 128 (see `weights::int8`), so a group's sum starts at
-//! `-128 * sum(x)` instead of at zero. Weights of four bits (see `weights::int4`) are unsigned as they are, and
+//! int8 weights are stored with an offset of 128 (see `weights::tiles`), so a group's sum starts at
+//! `-128 * sum(x)` instead of at zero. Weights of four bits (see `weights::tiles`) are unsigned as they are, and
 //! `w = sw * q + min` adds `min[o][g] * (sx[r][g] * sum(x))` to each group.
 //!
 //! A task is sixteen outputs for all rows, or several of these: up to eight rows of activations meet each 64 bytes
@@ -24,8 +24,10 @@ use super::Epilogue;
 use super::pool::{Disjoint, Pool};
 use super::quantize::{BLOCK, Quantized};
 use crate::isa::{GROUP, Isa, Kernel, LANES, Simd};
-use crate::weights::int4::{Packed4, TILE4};
-use crate::weights::int8::{Grouping, Packed, TILE, tiles};
+use crate::weights::formats::int8::Grouping;
+use crate::weights::tiles::int4::Int4Tiles;
+use crate::weights::tiles::int8::Int8Tiles;
+use crate::weights::tiles::{INT4_TILE, INT8_TILE, tile_counts};
 
 /// Weights that many rows of activations share: a quarter of a small second cache, which memory in pages of 4 KiB does
 /// not fill evenly.
@@ -42,8 +44,8 @@ pub(crate) struct Tiles<'a> {
     min: &'a [f16],   // as `scale`; empty for int8
 }
 
-impl<'a> From<&'a Packed> for Tiles<'a> {
-    fn from(w: &'a Packed) -> Self {
+impl<'a> From<&'a Int8Tiles> for Tiles<'a> {
+    fn from(w: &'a Int8Tiles) -> Self {
         Tiles {
             rows: w.rows,
             cols: w.cols,
@@ -55,8 +57,8 @@ impl<'a> From<&'a Packed> for Tiles<'a> {
     }
 }
 
-impl<'a> From<&'a Packed4> for Tiles<'a> {
-    fn from(w: &'a Packed4) -> Self {
+impl<'a> From<&'a Int4Tiles> for Tiles<'a> {
+    fn from(w: &'a Int4Tiles) -> Self {
         Tiles {
             rows: w.rows,
             cols: w.cols,
@@ -117,7 +119,7 @@ impl TileRows<'_> {
     ) {
         let (x, tiles) = (self.x, self.x.tiles);
         let groups = tiles.div_ceil(PER);
-        let tile = if FOUR { TILE4 } else { TILE };
+        let tile = if FOUR { INT4_TILE } else { INT8_TILE };
         let (w, scales) = (t * tiles * tile, t * groups * LANES);
         debug_assert!(self.w.len() >= w + tiles * tile && self.scale.len() >= scales + groups * LANES);
         debug_assert!(!FOUR || (PER == 1 && self.min.len() >= scales + groups * LANES));
@@ -279,8 +281,8 @@ pub(crate) fn matmul<'a>(
     epilogue: Epilogue,
 ) {
     let w = w.into();
-    let (down, across) = tiles(w.rows, w.cols);
-    let tile = if w.min.is_empty() { TILE } else { TILE4 };
+    let (down, across) = tile_counts(w.rows, w.cols);
+    let tile = if w.min.is_empty() { INT8_TILE } else { INT4_TILE };
     let groups = w.grouping.groups(across);
     assert!(
         x.tiles == across && x.form.grouping == w.grouping,
@@ -313,30 +315,30 @@ pub(crate) fn matmul<'a>(
 mod tests {
     use super::super::quantize::Form;
     use super::*;
-    use crate::weights::int8::rotate;
+    use crate::weights::formats::int8::rotate;
 
     fn noise(n: usize, seed: u32) -> impl Iterator<Item = u32> {
         (0..n as u32).map(move |i| (i.wrapping_mul(2_654_435_761) ^ seed).wrapping_mul(0x85EB_CA6B) >> 9)
     }
 
     /// A matrix of any int8 values and scales, without going through quantisation.
-    fn matrix(rows: usize, cols: usize, grouping: Grouping, extreme: bool) -> Packed {
-        let (down, across) = tiles(rows, cols);
-        let weight: Vec<u8> = noise(down * across * TILE, 5)
+    fn matrix(rows: usize, cols: usize, grouping: Grouping, extreme: bool) -> Int8Tiles {
+        let (down, across) = tile_counts(rows, cols);
+        let weight: Vec<u8> = noise(down * across * INT8_TILE, 5)
             .map(|x| if extreme { [1, 255][x as usize % 2] } else { x as u8 })
             .collect();
         let scale: Vec<f16> = noise(down * grouping.groups(across) * LANES, 6)
             .map(|x| f16::from_f32((x % 100) as f32 / 5_000.0))
             .collect();
-        Packed { rows, cols, grouping, weight: weight.into(), scale: scale.into() }
+        Int8Tiles { rows, cols, grouping, weight: weight.into(), scale: scale.into() }
     }
 
     /// As `matrix`, of four bits.
-    fn matrix4(rows: usize, cols: usize, extreme: bool) -> Packed4 {
-        let Packed { weight, scale, .. } = matrix(rows, cols, Grouping::Plain, extreme);
+    fn matrix4(rows: usize, cols: usize, extreme: bool) -> Int4Tiles {
+        let Int8Tiles { weight, scale, .. } = matrix(rows, cols, Grouping::Plain, extreme);
         let min: Vec<f16> = noise(scale.len(), 8).map(|x| f16::from_f32((x % 100) as f32 / -400.0)).collect();
         let weight = weight.chunks(2).map(|w| if extreme { [0, 255][w[0] as usize % 2] } else { w[0] });
-        Packed4 { rows, cols, weight: weight.collect::<Vec<_>>().into(), scale, min: min.into() }
+        Int4Tiles { rows, cols, weight: weight.collect::<Vec<_>>().into(), scale, min: min.into() }
     }
 
     /// Products of `x`, `(n, w.cols)`, with `w`, whose values are `dense`: near the exact ones, and the same bits

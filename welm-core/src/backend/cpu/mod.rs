@@ -34,11 +34,13 @@ use crate::isa::Isa;
 use crate::kv_cache::block_values;
 use crate::memory::Memory;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
+use crate::weights::computed::{Computed, Kernels};
 use crate::weights::formats::StoredType;
-use crate::weights::int4::{Packed4, is_int4, packed4_bytes};
-use crate::weights::int8::{Grouping, Packed, is_exact, packed_bytes};
+use crate::weights::formats::int8::Grouping;
 use crate::weights::slab::{Plain, Slab};
 use crate::weights::tensor::{Segment, rows_of};
+use crate::weights::tiles::int4::Int4Tiles;
+use crate::weights::tiles::int8::Int8Tiles;
 
 /// What a product does with what its output held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +85,8 @@ enum Matrix {
     F32(Vec<Part<f32>>),
     F16(Vec<Part<f16>>),
     Bf16(Vec<Part<bf16>>),
-    Int8(Packed),
-    Int4(Packed4),
+    Int8(Int8Tiles),
+    Int4(Int4Tiles),
 }
 
 impl Matrix {
@@ -98,33 +100,19 @@ impl Matrix {
     }
 }
 
+/// The stored type that is used where it lies; none if what is computed with is repacked.
+fn stored_type(computed: Computed) -> Option<StoredType> {
+    match computed {
+        Computed::F32 => Some(StoredType::F32),
+        Computed::F16 => Some(StoredType::F16),
+        Computed::Bf16 => Some(StoredType::Bf16),
+        Computed::Int8 | Computed::Int4 => None,
+    }
+}
+
 /// Whether all segments have this type in the file.
 fn stored_as(segments: &[Segment], wanted: StoredType) -> bool {
     segments.iter().all(|s| s.tensor.dtype == wanted)
-}
-
-/// The element type that a stored matrix is computed with.
-enum Computed {
-    Int4,
-    Int8,
-    Float(StoredType),
-}
-
-impl Computed {
-    fn of(segments: &[Segment], asked: Dtype) -> Computed {
-        let stored = segments[0].tensor.dtype;
-        match asked {
-            Dtype::F32 => Computed::Float(StoredType::F32),
-            Dtype::Bf16 => Computed::Float(StoredType::Bf16),
-            Dtype::Int8 => Computed::Int8,
-            Dtype::Auto if is_int4(segments) => Computed::Int4,
-            Dtype::Auto if segments.iter().all(|s| is_exact(s.tensor.dtype)) => Computed::Int8,
-            Dtype::Auto if [StoredType::F16, StoredType::Bf16].iter().any(|&t| stored_as(segments, t)) => {
-                Computed::Float(stored)
-            }
-            Dtype::Auto => Computed::Float(StoredType::F32),
-        }
-    }
 }
 
 /// A matrix `(rows, cols)` and its bias `(rows)`.
@@ -168,6 +156,17 @@ impl Cpu {
     /// The widest input of a quantised product.
     fn max_cols(config: &ModelConfig) -> usize {
         config.dim.max(config.hidden_dim).max(config.n_heads * config.head_dim)
+    }
+
+    /// Bytes of a matrix in memory; groups are those of int8.
+    pub(crate) fn matrix_bytes(computed: Computed, rows: usize, cols: usize, grouping: Grouping) -> u64 {
+        let elements = rows as u64 * cols as u64;
+        match computed {
+            Computed::Int4 => Int4Tiles::bytes_of(rows, cols),
+            Computed::Int8 => Int8Tiles::bytes_of(rows, cols, grouping),
+            Computed::F16 | Computed::Bf16 => 2 * elements,
+            Computed::F32 => 4 * elements,
+        }
     }
 
     fn threads(options: &LoadOptions) -> usize {
@@ -307,6 +306,10 @@ impl Cpu {
 
 impl Backend for Cpu {
     const ONE_ARITHMETIC: bool = true;
+    const KERNELS: Kernels = Kernels {
+        backend: "cpu",
+        types: &[Computed::Int4, Computed::Int8, Computed::F16, Computed::Bf16, Computed::F32],
+    };
     const KEEPS: bool = true;
     type Buffer = Buffer;
     type Norm = Norm;
@@ -318,16 +321,14 @@ impl Backend for Cpu {
     }
 
     fn linear_bytes(source: &LinearSource, options: &LoadOptions) -> Result<(u64, bool)> {
-        let (rows, cols) = (source.rows, source.cols);
-        let elements = rows as u64 * cols as u64;
+        let computed = source.computed(options.dtype, &Self::KERNELS)?;
         let (bytes, in_place) = match &source.matrix {
-            MatrixSource::Packed(packed) => (packed.bytes(), true),
-            MatrixSource::Stored(segments) => match Computed::of(segments, options.dtype) {
-                Computed::Int4 => (packed4_bytes(rows, cols), false),
-                Computed::Int8 => (packed_bytes(rows, cols, Packed::grouping_of(segments, cols)), false),
-                Computed::Float(StoredType::F32) => (4 * elements, stored_as(segments, StoredType::F32)),
-                Computed::Float(wanted) => (2 * elements, stored_as(segments, wanted)),
-            },
+            MatrixSource::Packed(tiles) => (tiles.bytes(), true),
+            MatrixSource::Stored(segments) => {
+                let grouping = Int8Tiles::grouping_of(segments, source.cols);
+                let in_place = stored_type(computed).is_some_and(|stored| stored_as(segments, stored));
+                (Self::matrix_bytes(computed, source.rows, source.cols, grouping), in_place)
+            }
         };
         Ok((bytes, in_place && !options.copy_weights))
     }
@@ -349,25 +350,28 @@ impl Backend for Cpu {
     }
 
     fn load_linear(&mut self, source: LinearSource) -> Result<Linear> {
+        let computed = source.computed(self.dtype, &Self::KERNELS)?;
         let LinearSource { name, part, rows, cols, matrix, bias } = source;
         let (threads, copy) = (self.pool.threads(), self.copy_weights);
-        let matrix = match matrix {
-            MatrixSource::Packed(packed) if copy => Matrix::Int8(packed.copied()?),
-            MatrixSource::Packed(packed) => Matrix::Int8(packed),
-            MatrixSource::Stored(segments) => match Computed::of(&segments, self.dtype) {
-                Computed::Int4 => Matrix::Int4(Packed4::pack(&name, rows, cols, &segments, threads)?),
-                Computed::Int8 => {
-                    let grouping = Packed::grouping_of(&segments, cols);
-                    Matrix::Int8(Packed::pack(&name, rows, cols, &segments, grouping, threads)?)
-                }
-                Computed::Float(StoredType::Bf16) => {
-                    Matrix::Bf16(Self::parts(&segments, cols, bf16::from_f32, copy, threads)?)
-                }
-                Computed::Float(StoredType::F16) => {
-                    Matrix::F16(Self::parts(&segments, cols, f16::from_f32, copy, threads)?)
-                }
-                Computed::Float(_) => Matrix::F32(Self::parts(&segments, cols, |x| x, copy, threads)?),
-            },
+        let matrix = match (computed, matrix) {
+            (_, MatrixSource::Packed(tiles)) if copy => Matrix::Int8(tiles.copied()?),
+            (_, MatrixSource::Packed(tiles)) => Matrix::Int8(tiles),
+            (Computed::Int4, MatrixSource::Stored(segments)) => {
+                Matrix::Int4(Int4Tiles::pack(&name, rows, cols, &segments, threads)?)
+            }
+            (Computed::Int8, MatrixSource::Stored(segments)) => {
+                let grouping = Int8Tiles::grouping_of(&segments, cols);
+                Matrix::Int8(Int8Tiles::pack(&name, rows, cols, &segments, grouping, threads)?)
+            }
+            (Computed::F16, MatrixSource::Stored(segments)) => {
+                Matrix::F16(Self::parts(&segments, cols, f16::from_f32, copy, threads)?)
+            }
+            (Computed::Bf16, MatrixSource::Stored(segments)) => {
+                Matrix::Bf16(Self::parts(&segments, cols, bf16::from_f32, copy, threads)?)
+            }
+            (Computed::F32, MatrixSource::Stored(segments)) => {
+                Matrix::F32(Self::parts(&segments, cols, |x| x, copy, threads)?)
+            }
         };
         // By width; where two have the same and differ, one is quantised once more when it comes.
         let form = matrix.grouping().map(|grouping| Form { wide: self.wide, grouping });

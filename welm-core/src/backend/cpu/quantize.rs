@@ -5,7 +5,7 @@
 //! 16 bits: x ~ s * (256 * hi + lo), s = max |x| / 32512    so that `hi` fits an i8
 //! ```
 //!
-//! Groups are those of the weights: 32 columns, or 128 after each 64 were rotated (see `weights::int8`).
+//! Groups are those of the weights: 32 columns, or 128 after each 64 were rotated (see `weights::formats::int8`).
 //!
 //! 16-bit activations are two int8 planes: the same instruction twice, and no second kernel.
 //!
@@ -19,7 +19,7 @@ use super::pool::{Disjoint, Pool};
 use crate::error::Result;
 use crate::host::memory::vec_for;
 use crate::isa::{GROUP, Isa, Kernel, ROTATED, Simd};
-use crate::weights::int8::Grouping;
+use crate::weights::formats::int8::Grouping;
 
 /// Rows that lie together.
 pub(super) const BLOCK: usize = 8;
@@ -250,7 +250,7 @@ impl Kernel for QuantizeRow<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::int8::rotate;
+    use crate::weights::formats::int8::rotate;
 
     fn forms() -> impl Iterator<Item = Form> {
         let groupings = [Grouping::Plain, Grouping::Rotated];

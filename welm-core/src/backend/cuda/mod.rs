@@ -33,9 +33,10 @@ use crate::config::{Activation, ModelConfig, NormKind, RopePairing};
 use crate::error::{Error, Result};
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
-use crate::weights::formats::StoredType;
-use crate::weights::int8::{Grouping, Packed, is_exact};
+use crate::weights::computed::{Computed, Kernels};
+use crate::weights::formats::int8::Grouping;
 use crate::weights::tensor::Segment;
+use crate::weights::tiles::int8::Int8Tiles;
 
 /// A normalisation on the device.
 pub(crate) struct Norm {
@@ -69,43 +70,12 @@ pub(crate) struct Cuda {
     top_ids: Vec<u32>,    // (max_logit_rows, TOP)
 }
 
-/// What a weight is on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Bf16,
-    Int8,
-    Rotated,
-}
-
-impl Kind {
-    fn of(source: &LinearSource, asked: Dtype, form: Form) -> Result<Kind> {
-        let int8 =
-            if form == Form::Rotated && source.part != Part::Table { Kind::Rotated } else { Kind::Int8 };
-        let stored = match &source.matrix {
-            MatrixSource::Packed(_) => return Ok(int8),
-            MatrixSource::Stored(segments) => segments[0].tensor.dtype,
-        };
-        match (asked, stored) {
-            (Dtype::Int8, _) => Ok(int8),
-            (Dtype::Auto, stored) if is_exact(stored) => Ok(int8),
-            (Dtype::Bf16, _) | (Dtype::Auto, StoredType::Bf16) => Ok(Kind::Bf16),
-            (Dtype::F32, _) | (Dtype::Auto, _) => {
-                let (name, got) = (&source.name, if asked == Dtype::F32 { "f32" } else { "auto" });
-                let reason = format!(
-                    "cuda computes with bf16 or int8 weights, and `{name}` is stored as {stored:?}; got {got}"
-                );
-                Err(Error::option("dtype", reason))
-            }
-        }
-    }
-}
-
 /// Writes a row of a matrix as f32.
 type RowFn<'a> = Box<dyn Fn(usize, &mut [f32]) + Sync + 'a>;
 
 fn stored_rows(matrix: &MatrixSource) -> RowFn<'_> {
     match matrix {
-        MatrixSource::Packed(packed) => Box::new(|i, to| packed.row_f32(i, to)),
+        MatrixSource::Packed(tiles) => Box::new(|i, to| tiles.row_f32(i, to)),
         MatrixSource::Stored(segments) => {
             let rows = |s: &Segment| s.first_row..s.first_row + s.n_rows;
             let stored: Vec<_> = segments.iter().flat_map(|s| rows(s).map(move |row| (s, row))).collect();
@@ -183,6 +153,11 @@ impl Cuda {
         })
     }
 
+    /// Whether int8 weights are rotated for the product, and have one scale for a row.
+    fn rotates(form: Form, part: Part) -> bool {
+        form == Form::Rotated && part != Part::Table
+    }
+
     fn device_norm<'a>(&self, norm: &'a Norm) -> norm::Norm<'a> {
         let layernorm = self.config.norm == NormKind::LayerNorm;
         norm::Norm { weight: &norm.weight, bias: norm.bias.as_ref(), eps: norm.eps, layernorm }
@@ -239,6 +214,7 @@ impl Cuda {
 
 impl Backend for Cuda {
     const ONE_ARITHMETIC: bool = false;
+    const KERNELS: Kernels = Kernels { backend: "cuda", types: &[Computed::Int8, Computed::Bf16] };
     const CHUNK_TOKENS: usize = 2048;
     type Buffer = Buffer;
     type Norm = Norm;
@@ -262,10 +238,12 @@ impl Backend for Cuda {
 
     fn linear_bytes(source: &LinearSource, options: &LoadOptions) -> Result<(u64, bool)> {
         let (rows, cols, order) = (source.rows, source.cols, order(source.part));
-        let bytes = match Kind::of(source, options.dtype, Form::of(options))? {
-            Kind::Bf16 => gemm::bf16_bytes(rows, cols, order),
-            Kind::Int8 => gemm::int8_bytes(rows, cols, order),
-            Kind::Rotated => gemm::rotated_bytes(rows, cols, order),
+        let bytes = match source.computed(options.dtype, &Self::KERNELS)? {
+            Computed::Int8 if Self::rotates(Form::of(options), source.part) => {
+                gemm::rotated_bytes(rows, cols, order)
+            }
+            Computed::Int8 => gemm::int8_bytes(rows, cols, order),
+            _ => gemm::bf16_bytes(rows, cols, order),
         };
         Ok((bytes, false))
     }
@@ -280,23 +258,23 @@ impl Backend for Cuda {
     }
 
     fn load_linear(&mut self, source: LinearSource) -> Result<Weight> {
-        let kind = Kind::of(&source, self.dtype, self.form)?;
+        let computed = source.computed(self.dtype, &Self::KERNELS)?;
         let LinearSource { name, part, rows, cols, matrix, bias } = source;
         let (order, threads) = (order(part), self.threads);
-        let int8 = |packed: &Packed| {
-            gemm::Packed::int8(rows, cols, order, threads, |row, q, scale| packed.row_int8(row, q, scale))
+        let int8 = |tiles: &Int8Tiles| {
+            gemm::Packed::int8(rows, cols, order, threads, |row, q, scale| tiles.row_int8(row, q, scale))
         };
-        let packed = match (kind, &matrix) {
-            (Kind::Int8, MatrixSource::Packed(packed)) => int8(&packed.to_plain(&name, threads)?),
-            (Kind::Int8, MatrixSource::Stored(segments)) => {
-                int8(&Packed::pack(&name, rows, cols, segments, Grouping::Plain, threads)?)
-            }
-            (Kind::Rotated, matrix) => {
+        let packed = match (computed, &matrix) {
+            (Computed::Int8, matrix) if Self::rotates(self.form, part) => {
                 let row = stored_rows(matrix);
                 let packed = gemm::Packed::rotated(rows, cols, order, threads, |i, to| row(i, to));
                 packed.map_err(|e| Error::tensor(&name, e))?
             }
-            (Kind::Bf16, matrix) => {
+            (Computed::Int8, MatrixSource::Packed(tiles)) => int8(&tiles.to_plain(&name, threads)?),
+            (Computed::Int8, MatrixSource::Stored(segments)) => {
+                int8(&Int8Tiles::pack(&name, rows, cols, segments, Grouping::Plain, threads)?)
+            }
+            (_, matrix) => {
                 let row = stored_rows(matrix);
                 let finite = AtomicBool::new(true);
                 let packed = gemm::Packed::bf16(rows, cols, order, threads, |i, to| {

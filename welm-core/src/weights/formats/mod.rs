@@ -1,128 +1,182 @@
-//! Formats of elements and of blocks of them: how many values and bytes, and which values they are.
+//! How elements are stored, one file a format.
+//!
+//! A format is a [`BlockFormat`]: so many values of a row in so many bytes. To add one, write its file and its two lines
+//! below (`mod` and the table). Files that have it can then be read, and are computed with in f32. If int8 or four bits
+//! hold it without rounding, it says so by [`BlockFormat::int8`] or [`BlockFormat::int4`], and is computed with in these.
+//!
+//! [`int8`] is not among them: it is what matrices are quantised to, and lies in tiles ([`super::tiles`]), not in rows.
+
+pub(crate) mod int8;
+mod plain;
+mod q4_0;
+mod q4_1;
+mod q8_0;
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
-/// How the elements of a tensor are stored. The last three are ggml's blocks of 32 elements of a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum StoredType {
-    /// IEEE 754 binary32.
-    F32,
-    /// IEEE 754 binary16.
-    F16,
-    /// The upper half of a binary32.
-    Bf16,
-    /// Unsigned bytes.
-    U8,
-    /// Signed bytes.
-    I8,
-    /// `d: f16, q: [i8; 32]`; an element is `d * q`.
-    Q8_0,
-    /// `d: f16, q: [u4; 32]`; an element is `d * (q - 8)`. Low nibbles are the first 16 elements.
-    Q4_0,
-    /// `d: f16, m: f16, q: [u4; 32]`; an element is `d * q + m`. Nibbles as in `Q4_0`.
-    Q4_1,
-}
+/// Values that share a scale in formats of small blocks, and in what the kernels compute with.
+const SMALL_BLOCK: usize = 32;
 
-impl StoredType {
+/// Writes the values of a block as `q`, `(32)`; an element is `scale * q`, where `scale` is returned.
+pub(crate) type UnpackInt8 = fn(block: &[u8], q: &mut [i8]) -> f16;
+/// Writes the values of a block as `q`, `(32)`, each below 16; an element is `scale * q + min`. Returns scale and min.
+pub(crate) type UnpackInt4 = fn(block: &[u8], q: &mut [u8]) -> (f16, f16);
+
+/// A way to store values of a row.
+pub(crate) trait BlockFormat: Sync {
     /// As GGUF and safetensors name it.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            StoredType::F32 => "F32",
-            StoredType::F16 => "F16",
-            StoredType::Bf16 => "BF16",
-            StoredType::U8 => "U8",
-            StoredType::I8 => "I8",
-            StoredType::Q8_0 => "Q8_0",
-            StoredType::Q4_0 => "Q4_0",
-            StoredType::Q4_1 => "Q4_1",
-        }
+    fn name(&self) -> &'static str;
+
+    /// Values of a block, all of one row; 1 for formats without blocks.
+    fn values(&self) -> usize {
+        1
     }
 
-    /// Elements of one block; 1 for types without blocks.
-    pub(crate) const fn block_len(self) -> usize {
-        match self {
-            StoredType::Q8_0 | StoredType::Q4_0 | StoredType::Q4_1 => 32,
-            _ => 1,
-        }
-    }
+    /// Bytes of a block.
+    fn bytes(&self) -> usize;
 
-    /// Bytes of one block.
-    pub(crate) const fn block_bytes(self) -> usize {
-        match self {
-            StoredType::F32 => 4,
-            StoredType::F16 | StoredType::Bf16 => 2,
-            StoredType::U8 | StoredType::I8 => 1,
-            StoredType::Q8_0 => 2 + 32,
-            StoredType::Q4_0 => 2 + 16,
-            StoredType::Q4_1 => 2 + 2 + 16,
-        }
-    }
-
-    /// Converts whole blocks to f32: `bytes` holds exactly `out.len()` elements.
+    /// Converts whole blocks to f32: `blocks` hold exactly `out.len()` values.
     ///
     /// Every step is exact but the one multiplication (and addition) of a block format, which rounds once
     /// per operation, as ggml's own conversion does.
-    pub(super) fn dequantise(self, bytes: &[u8], out: &mut [f32]) {
-        debug_assert_eq!(bytes.len(), out.len() / self.block_len() * self.block_bytes());
-        match self {
-            StoredType::F32 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *o = f32::from_le_bytes(*b);
-                }
-            }
-            // By 64, because `half` looks for the hardware's conversion once per slice.
-            StoredType::F16 => {
-                for (out, bytes) in out.chunks_mut(64).zip(bytes.chunks(128)) {
-                    let mut halves = [f16::ZERO; 64];
-                    for (h, b) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                        *h = f16::from_le_bytes(*b);
-                    }
-                    halves[..out.len()].convert_to_f32_slice(out);
-                }
-            }
-            StoredType::Bf16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-                }
-            }
-            StoredType::U8 => {
-                for (o, b) in out.iter_mut().zip(bytes) {
-                    *o = f32::from(*b);
-                }
-            }
-            StoredType::I8 => {
-                for (o, b) in out.iter_mut().zip(bytes) {
-                    *o = f32::from(b.cast_signed());
-                }
-            }
-            StoredType::Q8_0 => {
-                for (out, b) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<34>().0) {
-                    let d = f16::from_le_bytes([b[0], b[1]]).to_f32();
-                    for (o, q) in out.iter_mut().zip(&b[2..]) {
-                        *o = d * f32::from(q.cast_signed());
-                    }
-                }
-            }
-            StoredType::Q4_0 => {
-                for (out, b) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<18>().0) {
-                    let d = f16::from_le_bytes([b[0], b[1]]).to_f32();
-                    for (i, q) in b[2..].iter().enumerate() {
-                        out[i] = d * (f32::from(q & 15) - 8.0);
-                        out[i + 16] = d * (f32::from(q >> 4) - 8.0);
-                    }
-                }
-            }
-            StoredType::Q4_1 => {
-                for (out, b) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<20>().0) {
-                    let d = f16::from_le_bytes([b[0], b[1]]).to_f32();
-                    let m = f16::from_le_bytes([b[2], b[3]]).to_f32();
-                    for (i, q) in b[4..].iter().enumerate() {
-                        out[i] = d * f32::from(q & 15) + m;
-                        out[i + 16] = d * f32::from(q >> 4) + m;
-                    }
+    fn dequantise(&self, blocks: &[u8], out: &mut [f32]);
+
+    /// Whether weights are stored so; integers are not weights without scales.
+    fn is_weight(&self) -> bool {
+        true
+    }
+
+    /// Whether the scales of a block are finite; none where there are no scales.
+    fn finite_scales(&self) -> Option<fn(block: &[u8]) -> bool> {
+        None
+    }
+
+    /// How a block becomes int8, if that holds its values exactly.
+    fn int8(&self) -> Option<UnpackInt8> {
+        None
+    }
+
+    /// How a block becomes four bits, if these hold its values exactly.
+    fn int4(&self) -> Option<UnpackInt4> {
+        None
+    }
+}
+
+/// The enum of all formats, and the format of each.
+macro_rules! formats {
+    ($($(#[$doc:meta])* $name:ident in $file:ident,)*) => {
+        /// How the elements of a tensor are stored.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub(crate) enum StoredType {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl StoredType {
+            const ALL: &[StoredType] = &[$(StoredType::$name),*];
+
+            /// What is known of it.
+            pub(crate) fn format(self) -> &'static dyn BlockFormat {
+                match self {
+                    $(StoredType::$name => &$file::$name,)*
                 }
             }
         }
+    };
+}
+
+formats! {
+    /// IEEE 754 binary32.
+    F32 in plain,
+    /// IEEE 754 binary16.
+    F16 in plain,
+    /// The upper half of a binary32.
+    Bf16 in plain,
+    /// Unsigned bytes.
+    U8 in plain,
+    /// Signed bytes.
+    I8 in plain,
+    /// ggml's blocks of 32 signed bytes with a scale.
+    Q8_0 in q8_0,
+    /// ggml's blocks of 32 half bytes with a scale.
+    Q4_0 in q4_0,
+    /// ggml's blocks of 32 half bytes with a scale and a minimum.
+    Q4_1 in q4_1,
+}
+
+impl StoredType {
+    /// The type that GGUF or safetensors names so.
+    pub(crate) fn named(name: &str) -> Option<StoredType> {
+        Self::ALL.iter().copied().find(|stored| stored.format().name() == name)
+    }
+
+    /// The types that weights can have, for a message: all, or only those without blocks.
+    pub(crate) fn of_weights(with_blocks: bool) -> String {
+        let formats = Self::ALL.iter().map(|stored| stored.format());
+        let names = formats.filter(|f| f.is_weight() && (with_blocks || f.values() == 1)).map(|f| f.name());
+        let names: Vec<&str> = names.collect();
+        let (last, others) = names.split_last().expect("there are formats of weights");
+        format!("{} and {last}", others.join(", "))
+    }
+}
+
+/// The f16 at the beginning of `bytes`.
+fn f16_at(bytes: &[u8]) -> f16 {
+    f16::from_le_bytes([bytes[0], bytes[1]])
+}
+
+/// The halves of 16 bytes as 32 values: the low ones are the first 16.
+fn halves(bytes: &[u8], q: &mut [u8]) {
+    let (low, high) = q.split_at_mut(SMALL_BLOCK / 2);
+    for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
+        (*low, *high) = (byte & 15, byte >> 4);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A block of any bytes whose halves of 16 bits, taken as f16, are all finite.
+    fn block(bytes: usize, seed: u32) -> Vec<u8> {
+        let byte = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 13) as u8;
+        (0..bytes as u32).map(|i| if i % 2 == 1 { byte(i) & 0xBF } else { byte(i) }).collect()
+    }
+
+    #[test]
+    fn what_holds_a_format_exactly_has_the_values_that_it_is_dequantised_to() {
+        let mut held = 0;
+        for format in StoredType::ALL.iter().map(|stored| stored.format()) {
+            for seed in 0..50 {
+                let block = block(format.bytes(), seed);
+                let mut want = vec![0.0; format.values()];
+                format.dequantise(&block, &mut want);
+                assert!(format.finite_scales().is_none_or(|finite| finite(&block)), "{}", format.name());
+                if let Some(unpack) = format.int8() {
+                    let mut q = [0; SMALL_BLOCK];
+                    let scale = unpack(&block, &mut q).to_f32();
+                    assert_eq!(q.map(|q| scale * f32::from(q))[..], want, "{}", format.name());
+                    held += 1;
+                }
+                if let Some(unpack) = format.int4() {
+                    let mut q = [0; SMALL_BLOCK];
+                    let (scale, min) = unpack(&block, &mut q);
+                    let value = |q| scale.to_f32() * f32::from(q) + min.to_f32();
+                    assert!(q.iter().all(|q| *q < 16), "{}", format.name());
+                    assert_eq!(q.map(value)[..], want, "{}", format.name());
+                    held += 1;
+                }
+            }
+        }
+        assert_eq!(held, 200, "Q8_0 and Q4_0 in int8, Q4_0 and Q4_1 in four bits");
+    }
+
+    #[test]
+    fn names_lead_to_their_types_and_messages_list_them() {
+        assert!(
+            StoredType::ALL.iter().all(|&stored| StoredType::named(stored.format().name()) == Some(stored))
+        );
+        assert_eq!(StoredType::named("Q9_9"), None);
+        assert_eq!(StoredType::of_weights(true), "F32, F16, BF16, Q8_0, Q4_0 and Q4_1");
+        assert_eq!(StoredType::of_weights(false), "F32, F16 and BF16");
     }
 }

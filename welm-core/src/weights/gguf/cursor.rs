@@ -170,14 +170,10 @@ impl<'a> Cursor<'a> {
         let type_id = self.u32(&name)?;
         let type_name = usize::try_from(type_id).ok().and_then(|id| GGML_TYPES.get(id)).copied();
         let dtype = match type_name {
-            Some("F32") => Ok(StoredType::F32),
-            Some("F16") => Ok(StoredType::F16),
-            Some("BF16") => Ok(StoredType::Bf16),
-            Some("Q8_0") => Ok(StoredType::Q8_0),
-            Some("Q4_0") => Ok(StoredType::Q4_0),
-            Some("Q4_1") => Ok(StoredType::Q4_1),
             None | Some("") => Err(format!("number {type_id}")),
-            Some(other) => Err(other.to_string()),
+            Some(name) => StoredType::named(name)
+                .filter(|stored| stored.format().is_weight())
+                .ok_or_else(|| name.to_string()),
         };
         let offset = self.u64(&name)?;
         Ok(TensorInfo { name, dtype, shape, offset })

@@ -1,0 +1,299 @@
+//! Packs what is stored into tiles: without loss where they hold it, else quantised to int8.
+
+use half::f16;
+
+use super::int4::Int4Tiles;
+use super::int8::Int8Tiles;
+use super::{INT4_TILE, INT8_TILE, int4_place, int8_place, tile_counts};
+use crate::error::{Error, Result};
+use crate::host::threads;
+use crate::isa::{GROUP, LANES};
+use crate::memory::Memory;
+use crate::weights::formats::UnpackInt8;
+use crate::weights::formats::int8::{Grouping, quantize_group, rotate};
+use crate::weights::tensor::{Segment, rows_of};
+
+impl Int8Tiles {
+    /// What [`Int8Tiles::pack`] makes of a matrix by itself: repacked without loss where it can be.
+    pub(crate) fn grouping_of(segments: &[Segment], cols: usize) -> Grouping {
+        let exact = segments.iter().any(|s| s.tensor.dtype.format().int8().is_some());
+        if exact { Grouping::Plain } else { Grouping::of_cols(cols) }
+    }
+
+    /// Quantises, or repacks without loss where int8 holds what is stored and the grouping is plain. Uses `threads`
+    /// threads.
+    pub(crate) fn pack(
+        name: &str,
+        rows: usize,
+        cols: usize,
+        segments: &[Segment],
+        grouping: Grouping,
+        threads: usize,
+    ) -> Result<Self> {
+        let stored = rows_of(segments);
+        debug_assert_eq!(stored.len(), rows);
+        Self::pack_rows(name, rows, cols, grouping, threads, |row, values| {
+            let (segment, row) = stored[row];
+            let format = segment.tensor.dtype.format();
+            if let Some(unpack) = format.int8().filter(|_| grouping == Grouping::Plain) {
+                return Some(Blocks { bytes: segment.tensor.row_bytes(row), block: format.bytes(), unpack });
+            }
+            segment.tensor.row_f32(row, values);
+            None
+        })
+    }
+
+    /// The same matrix in plain groups, rounded once more if it was not.
+    #[cfg(feature = "kernels")]
+    pub(crate) fn to_plain(&self, name: &str, threads: usize) -> Result<Int8Tiles> {
+        if self.grouping == Grouping::Plain {
+            return Ok(self.clone());
+        }
+        Self::pack_rows(name, self.rows, self.cols, Grouping::Plain, threads, |row, values| {
+            self.row_f32(row, values);
+            None
+        })
+    }
+
+    /// Packs whatever `row` writes, `(cols)`, or the blocks that it gives instead.
+    fn pack_rows<'s>(
+        name: &str,
+        rows: usize,
+        cols: usize,
+        grouping: Grouping,
+        threads: usize,
+        row: impl Fn(usize, &mut [f32]) -> Option<Blocks<'s>> + Sync,
+    ) -> Result<Self> {
+        let (down, across) = tile_counts(rows, cols);
+        let groups = grouping.groups(across);
+        let mut weight = Memory::zeroed(down * across * INT8_TILE, "int8 weights")?;
+        let mut scale = Memory::zeroed(down * groups * LANES, "int8 scales")?;
+        let per_thread = down.div_ceil(threads.max(1));
+        let parts = weight
+            .chunks_mut(per_thread * across * INT8_TILE)
+            .zip(scale.chunks_mut(per_thread * groups * LANES))
+            .enumerate();
+        let finite = threads::all(parts, |(part, (weight, scale))| {
+            let first = part * per_thread * LANES;
+            let mut to = TileRows { weight, scale, across, grouping };
+            let mut values = vec![0.0f32; across * GROUP];
+            (first..rows.min(first + per_thread * LANES)).all(|r| {
+                let exact = row(r, &mut values[..cols]);
+                to.write(r - first, exact, &mut values)
+            })
+        });
+        if !finite {
+            return Err(Error::tensor(name, "a weight is not a number, or too large for an f16 scale"));
+        }
+        Ok(Int8Tiles { rows, cols, grouping, weight: weight.into(), scale: scale.into() })
+    }
+}
+
+/// A row that int8 holds exactly, as it is stored.
+struct Blocks<'a> {
+    bytes: &'a [u8],
+    block: usize, // bytes
+    unpack: UnpackInt8,
+}
+
+/// Whole tile rows that are being packed.
+struct TileRows<'a> {
+    weight: &'a mut [u8], // (n, across, 512)
+    scale: &'a mut [f16], // (n, groups, 16)
+    across: usize,
+    grouping: Grouping,
+}
+
+impl TileRows<'_> {
+    /// Writes row `r`: blocks as they are, or `values`, `(across * 32)`; false if one cannot be represented.
+    fn write(&mut self, r: usize, exact: Option<Blocks>, values: &mut [f32]) -> bool {
+        let (tile_row, o) = (r / LANES, r % LANES);
+        let per_group = self.grouping.tiles();
+        let groups = self.grouping.groups(self.across);
+        if exact.is_none() && self.grouping == Grouping::Rotated {
+            rotate(values);
+        }
+        for g in 0..groups {
+            let from = g * per_group;
+            let to = self.across.min(from + per_group);
+            let mut q = [0; 4 * GROUP];
+            let q = &mut q[..(to - from) * GROUP];
+            let scale = match exact {
+                Some(Blocks { bytes, block, unpack }) => Some(unpack(&bytes[g * block..(g + 1) * block], q)),
+                None => quantize_group(&values[from * GROUP..to * GROUP], q),
+            };
+            let Some(scale) = scale else { return false };
+            self.scale[(tile_row * groups + g) * LANES + o] = scale;
+            for (k, &q) in q.iter().enumerate() {
+                let tile = tile_row * self.across + from + k / GROUP;
+                self.weight[tile * INT8_TILE + int8_place(o, k % GROUP)] = (i16::from(q) + 128) as u8;
+            }
+        }
+        true
+    }
+}
+
+impl Int4Tiles {
+    /// Repacks segments that are all held by four bits. Uses `threads` threads.
+    pub(crate) fn pack(
+        name: &str,
+        rows: usize,
+        cols: usize,
+        segments: &[Segment],
+        threads: usize,
+    ) -> Result<Self> {
+        let (down, across) = tile_counts(rows, cols);
+        let mut weight = Memory::zeroed(down * across * INT4_TILE, "four-bit weights")?;
+        let zeros = || Memory::zeroed(down * across * LANES, "four-bit scales");
+        let (mut scale, mut min) = (zeros()?, zeros()?);
+        let stored = rows_of(segments);
+        debug_assert_eq!(stored.len(), rows);
+        let per_thread = down.div_ceil(threads.max(1));
+        let scales = per_thread * across * LANES;
+        let parts = weight
+            .chunks_mut(per_thread * across * INT4_TILE)
+            .zip(scale.chunks_mut(scales).zip(min.chunks_mut(scales)))
+            .zip(stored.chunks(per_thread * LANES));
+        let packed = threads::all(parts, |((weight, (scale, min)), stored)| {
+            write_int4(weight, scale, min, stored, across)
+        });
+        if !packed {
+            return Err(Error::tensor(name, "a scale is not a number, or too large for four-bit weights"));
+        }
+        Ok(Int4Tiles { rows, cols, weight: weight.into(), scale: scale.into(), min: min.into() })
+    }
+}
+
+/// Packs whole tile rows; false if a scale cannot be represented.
+fn write_int4(
+    weight: &mut [u8],
+    scale: &mut [f16],
+    min: &mut [f16],
+    stored: &[(&Segment, usize)],
+    across: usize,
+) -> bool {
+    for (i, (segment, row)) in stored.iter().enumerate() {
+        let (tile_row, o) = (i / LANES, i % LANES);
+        let format = segment.tensor.dtype.format();
+        let unpack = format.int4().expect("four bits are chosen only for what they hold");
+        let mut q = [0; GROUP];
+        for (g, block) in segment.tensor.row_bytes(*row).chunks_exact(format.bytes()).enumerate() {
+            let tile = tile_row * across + g;
+            let (d, m) = unpack(block, &mut q);
+            if !d.is_finite() || !m.is_finite() {
+                return false;
+            }
+            scale[tile * LANES + o] = d;
+            min[tile * LANES + o] = m;
+            for (k, q) in q.into_iter().enumerate() {
+                let (at, high) = int4_place(o, k);
+                weight[tile * INT4_TILE + at] |= if high { q << 4 } else { q };
+            }
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::formats::StoredType;
+    use crate::weights::tensor::StoredTensor;
+    use crate::weights::tests::mapped;
+
+    #[test]
+    fn a_row_comes_back_within_half_a_step_of_its_group() {
+        for (rows, cols) in [(1, 33), (17, 64), (35, 192), (16, 640)] {
+            let value = |i: usize| ((i as u32 + 1).wrapping_mul(2_654_435_761) >> 8) as f32 / 8e6 - 1.0;
+            for grouping in [Grouping::Plain, Grouping::of_cols(cols)] {
+                let row = |r: usize, to: &mut [f32]| {
+                    to.iter_mut().enumerate().for_each(|(k, x)| *x = value(r * cols + k));
+                    None
+                };
+                let packed = Int8Tiles::pack_rows("t", rows, cols, grouping, 3, row).unwrap();
+                assert_eq!(packed.bytes(), (packed.weight.len() + 2 * packed.scale.len()) as u64);
+                for r in 0..rows {
+                    let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);
+                    packed.row_f32(r, &mut got);
+                    row(r, &mut want);
+                    let mut error: Vec<f32> = got.iter().zip(&want).map(|(a, b)| a - b).collect();
+                    if grouping == Grouping::Rotated {
+                        rotate(&mut error);
+                        rotate(&mut want);
+                    }
+                    for (error, group) in
+                        error.chunks(GROUP * grouping.tiles()).zip(want.chunks(GROUP * grouping.tiles()))
+                    {
+                        let largest = group.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                        let half = largest / 127.0 * 0.502 + 1e-6;
+                        assert!(error.iter().all(|e| e.abs() <= half), "{rows} {cols} {grouping:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Blocks of any nibbles with the given scales.
+    fn tensor(dtype: StoredType, rows: usize, cols: usize, scale: f16) -> StoredTensor {
+        let head = if dtype == StoredType::Q4_1 { 2 } else { 1 };
+        let mut state = 7u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 13) as u16
+        };
+        let mut bytes = Vec::new();
+        for _ in 0..rows * cols / GROUP {
+            for _ in 0..head {
+                let factor = f32::from(noise() % 1_000) / 500.0 - 1.0;
+                bytes.extend(f16::from_f32(scale.to_f32() * factor).to_le_bytes());
+            }
+            bytes.extend((0..GROUP / 2).map(|_| noise() as u8));
+        }
+        StoredTensor::new(&mapped(&bytes), "t", dtype, &[rows, cols], 0).unwrap()
+    }
+
+    #[test]
+    fn packed_rows_are_the_stored_ones_bit_for_bit() {
+        let segment = |dtype, rows, first_row, n_rows| Segment {
+            tensor: tensor(dtype, rows, 64, f16::from_f32(0.013)),
+            first_row,
+            n_rows,
+        };
+        let segments = [segment(StoredType::Q4_0, 17, 3, 14), segment(StoredType::Q4_1, 40, 1, 39)];
+        let rows = 14 + 39;
+        for threads in [1, 3] {
+            let packed = Int4Tiles::pack("t", rows, 64, &segments, threads).unwrap();
+            let bytes = packed.weight.len() + 2 * (packed.scale.len() + packed.min.len());
+            assert_eq!(bytes as u64, Int4Tiles::bytes_of(rows, 64));
+            let stored =
+                segments.iter().flat_map(|s| (0..s.n_rows).map(move |r| (&s.tensor, s.first_row + r)));
+            for (row, (tensor, stored_row)) in stored.enumerate() {
+                let (mut got, mut want) = ([0.0; 64], [0.0; 64]);
+                packed.row_f32(row, &mut got);
+                tensor.row_f32(stored_row, &mut want);
+                assert_eq!(got, want, "row {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn scales_that_cannot_be_kept_are_an_error() {
+        let pack = |dtype, scale: u16| {
+            let tensor = {
+                let head = if dtype == StoredType::Q4_1 { 4 } else { 2 };
+                let mut bytes = vec![0u8; head + GROUP / 2];
+                bytes[..2].copy_from_slice(&scale.to_le_bytes());
+                StoredTensor::new(&mapped(&bytes), "t", dtype, &[1, GROUP], 0).unwrap()
+            };
+            Int4Tiles::pack("t", 1, GROUP, &[Segment { tensor, first_row: 0, n_rows: 1 }], 1).map(|_| ())
+        };
+        let large = f16::from_f32(8_192.0).to_bits();
+        assert!(pack(StoredType::Q4_1, large).is_ok() && pack(StoredType::Q4_0, large - 1).is_ok());
+        for (dtype, scale) in
+            [(StoredType::Q4_0, large), (StoredType::Q4_0, 0x7C00), (StoredType::Q4_1, 0x7E00)]
+        {
+            let message = pack(dtype, scale).unwrap_err().to_string();
+            assert!(message.contains("scale"), "{message}");
+        }
+    }
+}
