@@ -12,6 +12,20 @@
 //! estimate        the memory of a model                    text, sized, list  values that cross the border
 //! ```
 //!
+//! Modules lie on floors, the lowest first; each imports only from lower ones (`tests/floors.rs` reads this list):
+//!
+//! ```text
+//! failure, list, version
+//! guard
+//! error
+//! sized, text, log
+//! estimate
+//! model, request
+//! load, stats, score, stream, tokens
+//! generate
+//! chat
+//! ```
+//!
 //! The comments of public items are the documentation of `welm.h`, which cbindgen makes from them
 //! (`tests/header.rs`), so they speak of C: who owns what, which threads may call, what may be NULL.
 

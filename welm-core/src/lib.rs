@@ -33,6 +33,25 @@
 //! model -> tokenizer -> engine (scheduler, block_manager) -> batch -> transformer::forward -> backend
 //!       -> sampler -> engine::text (stop strings, UTF-8) -> stream
 //! ```
+//!
+//! Modules lie on floors, the lowest first; each imports only from lower ones (`tests/floors.rs` reads this list):
+//!
+//! ```text
+//! finish_reason                   why a text ended, which errors and answers tell
+//! error                           the one error type
+//! options, side_file, host        what is asked, what lies beside weights, what the machine gives
+//! isa, memory, batch              vector arithmetic; large memory; the rows of one forward pass
+//! weights                         files of tensors: formats, tiles, what is computed with
+//! config                          what a model is like
+//! tokenizer                       text to ids and back, chat templates
+//! checkpoint                      a model's files: opened, described, quantised
+//! kv_cache                        paged storage of keys and values
+//! backend                         the operations, on the CPU and on CUDA
+//! transformer, sampler            forward; logits to ids
+//! output, estimate                what comes back; what memory it takes
+//! engine                          the thread that computes all requests
+//! model                           the handle
+//! ```
 
 mod backend;
 mod batch;

@@ -12,6 +12,18 @@
 //! | [`rope`] | rotary position embedding with the write to the cache |
 //! | [`sample`] | logits to tokens |
 //!
+//! Modules lie on floors, the lowest first; each imports only from lower ones (`tests/floors.rs` reads this list):
+//!
+//! ```text
+//! kernel                              a kernel's name
+//! error
+//! driver                              what a launcher needs of a device
+//! cuda                                the driver over libcuda
+//! device                              a device and its memory
+//! staging, norm, sample, attention
+//! rope, gemm
+//! ```
+//!
 //! The feature `fatbin` compiles `cuda/*.cu` with nvcc and embeds the result. libcuda is opened by
 //! [`Device::open`], not by the linker, so that one binary serves machines with and without a GPU. Without the
 //! feature the crate has no device code, and a [`Device`] needs another [`driver::Driver`].
