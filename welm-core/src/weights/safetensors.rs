@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::formats::StoredType;

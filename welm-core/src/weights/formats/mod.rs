@@ -160,7 +160,7 @@ mod tests {
                 if let Some(unpack) = format.int4() {
                     let mut q = [0; SMALL_BLOCK];
                     let (scale, min) = unpack(&block, &mut q);
-                    let value = |q| scale.to_f32() * f32::from(q) + min.to_f32();
+                    let value = |q: u8| scale.to_f32() * f32::from(q) + min.to_f32();
                     assert!(q.iter().all(|q| *q < 16), "{}", format.name());
                     assert_eq!(q.map(value)[..], want, "{}", format.name());
                     held += 1;
