@@ -12,7 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use safetensors::tensor::{Dtype as Stored, TensorView};
 use serde_json::json;
 use tempfile::TempDir;
-use welm_core::{Activations, CacheDtype, Choice, Device, Dtype, Error, GenerateOptions, LoadOptions, Model};
+use welm_core::{
+    Activation, Activations, CacheDtype, Choice, Device, Dtype, Error, GenerateOptions, LoadOptions, Model,
+    ModelConfig, Rope, RopePairing, RopeScaling,
+};
 use welm_tests::emulator::{Emulator, Fault, Options};
 use welm_tests::{at_rest, nano};
 
@@ -191,6 +194,136 @@ fn logits_are_those_of_the_cpu() {
             }
         }
     }
+}
+
+/// A Llama as an int8 folder, with the norms that a layer may have besides, whatever its configuration says. In widths
+/// whose weights are in no rotated groups, so that both backends compute with the same.
+fn with_more_norms() -> TempDir {
+    const HEAD_DIM: usize = 80;
+    let dim = 2 * HEAD_DIM;
+    let folder = tempfile::tempdir().unwrap();
+    welm_core::quantize(Toy::llama(2, 1, HEAD_DIM, 200, 97).path(), folder.path(), |_| true).unwrap();
+    let mut more = Toy::new(3);
+    for l in 0..2 {
+        for (part, len) in
+            [("q_norm", HEAD_DIM), ("k_norm", HEAD_DIM), ("attn_post_norm", dim), ("ffn_post_norm", dim)]
+        {
+            more.norm(&format!("layers.{l}.{part}"), len, false);
+        }
+    }
+    let file = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let stored = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let more = more.tensors.iter().map(|(name, (shape, bytes))| {
+        (name.clone(), TensorView::new(Stored::BF16, shape.clone(), bytes).unwrap())
+    });
+    let all = stored.tensors().into_iter().chain(more).collect::<Vec<_>>();
+    let metadata = header.metadata().clone();
+    // Mapped by nobody: written beside, and moved.
+    let beside = folder.path().join("beside");
+    safetensors::serialize_to_file(all, metadata, &beside).unwrap();
+    std::fs::rename(beside, file).unwrap();
+    folder
+}
+
+type Change = fn(&mut ModelConfig);
+
+/// What models and layers may differ in, and no family has yet: each field alone, and all.
+const CHANGES: [(&str, Change); 9] = [
+    ("window", |c| c.layers[1].window = Some(20)),
+    ("scale", |c| c.layers[1].scale *= 3.0),
+    ("soft cap", |c| c.layers[0].soft_cap = Some(0.5)),
+    ("a second rotary embedding", |c| {
+        c.ropes.push(second_rope());
+        c.layers[1].rope = 1;
+    }),
+    ("norms of heads", |c| c.layers[0].qk_norm = true),
+    ("norms after each half", |c| c.layers.iter_mut().for_each(|layer| layer.post_norms = true)),
+    ("gated gelu", |c| c.activation = Activation::GeGlu),
+    ("soft cap of logits, scale of the embedding", |c| {
+        (c.embed_scale, c.logit_soft_cap) = (0.25, Some(1.5));
+    }),
+    ("all", |c| {
+        (c.activation, c.embed_scale, c.logit_soft_cap) = (Activation::GeGlu, 3.0, Some(2.0));
+        c.ropes.push(second_rope());
+        for layer in &mut c.layers {
+            (layer.qk_norm, layer.post_norms, layer.soft_cap, layer.scale) = (true, true, Some(2.0), 0.3);
+        }
+        (c.layers[0].window, c.layers[0].rope) = (Some(17), 1);
+    }),
+];
+
+fn second_rope() -> Rope {
+    Rope { rotary_dim: 32, base: 100.0, pairing: RopePairing::Interleaved, scaling: RopeScaling::None }
+}
+
+/// Every field of a configuration has the effect that it has on the CPU, where `forward` is compared with its formula.
+#[test]
+fn what_layers_differ_in_is_that_of_the_cpu() {
+    let folder = with_more_norms();
+    let options =
+        LoadOptions { allow_unread_tensors: true, chunk_tokens: Some(48), ..LoadOptions::default() };
+    let prompt = tokens(75, 97, 1);
+    let on_cpu = |change: Change| {
+        let options = LoadOptions { activations: Activations::Int16, ..options.clone() };
+        Model::load_as(folder.path(), &options, None, change).unwrap().logits(&prompt, 0).unwrap()
+    };
+    let without = on_cpu(|_| {});
+    for (name, change) in CHANGES {
+        let want = on_cpu(change);
+        for device in devices() {
+            let model = Model::load_as(folder.path(), &options, Some(device.clone()), change).unwrap();
+            let got = model.logits(&prompt, 0).unwrap();
+            let (error, effect) = (worst_error(&got, &want, 97), worst_error(&without, &want, 97));
+            println!("{name}, {device:?}: {error:.4}, {effect:.4} without");
+            assert!(error < 2e-2, "{name}, {device:?}: relative error {error}");
+            assert!(effect > 5.0 * error, "{name}: not to be told from none, {effect} and {error}");
+        }
+    }
+}
+
+/// Generated tokens, alone and in company, with a window and everything else: the same bits, and those of a prompt that
+/// the prefix cache holds.
+#[test]
+fn company_never_changes_a_bit_of_layers_that_differ() {
+    let folder = with_more_norms();
+    let options = LoadOptions { allow_unread_tensors: true, ..LoadOptions::default() };
+    let tight = LoadOptions { cache_tokens: Some(256), chunk_tokens: Some(24), ..options.clone() };
+    let change = CHANGES[CHANGES.len() - 1].1;
+    for device in [None, Some(devices()[0].clone())] {
+        let bare = LoadOptions { prefix_cache: false, ..options.clone() };
+        let model = Model::load_as(folder.path(), &bare, device.clone(), change).unwrap();
+        let answer = |model: &Model, i: usize| {
+            let (prompt, options) = mixed(i);
+            model.generate(&prompt, &options).unwrap()
+        };
+        let alone: Vec<_> = (0..6).map(|i| answer(&model, i).choices).collect();
+        let model = Model::load_as(folder.path(), &tight, device, change).unwrap();
+        std::thread::scope(|scope| {
+            for (i, alone) in alone.iter().enumerate() {
+                let (model, answer) = (&model, &answer);
+                scope.spawn(move || assert_eq!(answer(model, i).choices, *alone, "request {i}"));
+            }
+        });
+        let again = answer(&model, 3);
+        assert_eq!(again.choices, alone[3]);
+        assert!(again.usage.cached_tokens >= 16, "{:?}", again.usage);
+    }
+}
+
+/// The plan counts a second table of angles and what is normalised before it is added.
+#[test]
+fn memory_of_layers_that_differ_is_planned() {
+    let folder = with_more_norms();
+    let options = LoadOptions { allow_unread_tensors: true, ..LoadOptions::default() };
+    let emulator = Emulator::new(Options::default());
+    let device = welm_kernels::Device::with_driver(emulator.clone());
+    let change = CHANGES[CHANGES.len() - 1].1;
+    let model = Model::load_as(folder.path(), &options, Some(device), change).unwrap();
+    // The norms and biases are not counted.
+    let (used, planned) = (emulator.used_bytes(), model.memory().total_bytes());
+    assert!(used >= planned && used - planned < 64 << 10, "{used} bytes in use, {planned} planned");
 }
 
 /// Prefill modes of int8, each with its own error, beside the CPU's, whose weights are in other groups.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use half::f16;
 use safetensors::tensor::{Dtype as Stored, View};
 use serde_json::{Value, json};
-use welm_core::{Activation, ModelConfig, NormKind, Rope, RopePairing, RopeScaling};
+use welm_core::{Activation, LayerConfig, ModelConfig, NormKind, Rope, RopePairing, RopeScaling};
 
 /// Bytes of a random pattern that tensors repeat: prime, so that rows do not line up.
 const PERIOD: usize = 1_048_573;
@@ -49,10 +49,20 @@ fn qwen_half_billion() -> ModelConfig {
         norm: NormKind::RmsNorm,
         norm_eps: 1e-6,
         activation: Activation::SwiGlu,
-        rope: Rope { rotary_dim: 64, base: 1e6, pairing: RopePairing::HalfSplit, scaling: RopeScaling::None },
+        ropes: vec![Rope {
+            rotary_dim: 64,
+            base: 1e6,
+            pairing: RopePairing::HalfSplit,
+            scaling: RopeScaling::None,
+        }],
+        layers: LayerConfig::all(64, 24),
+        embed_scale: 1.0,
+        logit_soft_cap: None,
+        norm_offset: 0.0,
         parallel_residual: false,
         tied_output: true,
         attention_bias: true,
+        attention_out_bias: true,
         mlp_bias: false,
         bos_token_id: None,
         eos_token_ids: Vec::new(),
@@ -64,7 +74,7 @@ fn describe(c: &ModelConfig) -> Result<Value> {
     let shared = json!({
         "vocab_size": c.vocab_size, "hidden_size": c.dim, "num_hidden_layers": c.n_layers,
         "num_attention_heads": c.n_heads, "intermediate_size": c.hidden_dim,
-        "max_position_embeddings": c.max_context, "rope_theta": c.rope.base, "tie_word_embeddings": c.tied_output,
+        "max_position_embeddings": c.max_context, "rope_theta": c.ropes[0].base, "tie_word_embeddings": c.tied_output,
     });
     let own = match c.norm {
         NormKind::LayerNorm => {
@@ -191,7 +201,7 @@ pub fn write(folder: &Path, config: &ModelConfig) -> Result<()> {
     }
     for l in 0..c.n_layers {
         matrix(&format!("layers.{l}.qkv"), c.qkv_dim(), c.dim, c.attention_bias);
-        matrix(&format!("layers.{l}.out"), c.dim, c.n_heads * c.head_dim, c.attention_bias);
+        matrix(&format!("layers.{l}.out"), c.dim, c.n_heads * c.head_dim, c.attention_out_bias);
         matrix(&format!("layers.{l}.up"), c.up_dim(), c.dim, c.mlp_bias);
         matrix(&format!("layers.{l}.down"), c.dim, c.hidden_dim, c.mlp_bias);
     }

@@ -14,7 +14,7 @@ use welm_benches::random_model;
 use welm_benches::record;
 use welm_benches::timing::{Effort, Times, copy_bandwidth, time};
 use welm_benches::whole::{self, Request};
-use welm_core::{Activations, ModelConfig};
+use welm_core::{Activations, LayerConfig, ModelConfig};
 use welm_kernels::Device;
 use welm_tests::emulator::{Emulator, Options};
 
@@ -173,7 +173,8 @@ fn what_is_predicted() {
 fn tiny() -> ModelConfig {
     let mut config = ModelConfig { vocab_size: 300, dim: 128, n_layers: 2, n_heads: 2, ..whole::welm_xl() };
     (config.n_kv_heads, config.head_dim, config.hidden_dim, config.max_context) = (2, 64, 256, 128);
-    config.rope.rotary_dim = 64;
+    config.ropes[0].rotary_dim = 64;
+    config.layers = LayerConfig::all(64, 2);
     config
 }
 

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use welm_benches::random_model;
-use welm_core::ModelConfig;
+use welm_core::{LayerConfig, ModelConfig};
 
 /// A shape of a known family, made small.
 fn small(family: &str) -> ModelConfig {
@@ -16,7 +16,8 @@ fn small(family: &str) -> ModelConfig {
     config.n_heads = if config.n_heads == config.n_kv_heads { 2 } else { 4 };
     config.n_kv_heads = 2;
     config.head_dim = config.dim / config.n_heads;
-    config.rope.rotary_dim = config.head_dim;
+    config.ropes[0].rotary_dim = config.head_dim;
+    config.layers = LayerConfig::all(config.head_dim, config.n_layers);
     config
 }
 

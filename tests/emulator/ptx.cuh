@@ -120,6 +120,7 @@ DEVICE float ex2(float x) {
     const float y = exp2f(x);
     return y < 0x1p-126f ? 0.0f : y;
 }
+DEVICE float rcp(float x) { return 1.0f / x; }
 DEVICE float rsqrt(float x) { return 1.0f / sqrtf(x); }
 
 // ---- memory -------------------------------------------------------------------------------------------

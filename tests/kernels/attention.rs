@@ -48,15 +48,22 @@ struct Shape {
     n_heads: usize,
     n_kv_heads: usize,
     window: usize,
+    /// Of the usual scale.
+    factor: f32,
+    soft_cap: Option<f32>,
 }
 
 const fn shape(head_dim: usize, n_heads: usize, n_kv_heads: usize, window: usize) -> Shape {
-    Shape { head_dim, n_heads, n_kv_heads, window }
+    Shape { head_dim, n_heads, n_kv_heads, window, factor: 1.0, soft_cap: None }
+}
+
+const fn capped(shape: Shape, factor: f32, cap: f32) -> Shape {
+    Shape { factor, soft_cap: Some(cap), ..shape }
 }
 
 impl Shape {
     fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+        self.factor / (self.head_dim as f32).sqrt()
     }
 
     fn columns(&self) -> usize {
@@ -102,7 +109,8 @@ impl Text {
             let keys: Vec<usize> = (shape.first_key(pos)..=pos).collect();
             let dot = |j: &usize| {
                 let products = q.iter().zip(&self.k[at(*j)..]).map(|(q, k)| q.to_f64() * k.to_f64());
-                products.sum::<f64>() * f64::from(shape.scale())
+                let score = products.sum::<f64>() * f64::from(shape.scale());
+                shape.soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
             };
             let scores: Vec<f64> = keys.iter().map(dot).collect();
             let max = scores.iter().fold(f64::NEG_INFINITY, |m, &s| m.max(s));
@@ -172,6 +180,7 @@ impl Cache {
             head_dim: shape.head_dim,
             window: shape.window as u32,
             scale: shape.scale(),
+            soft_cap: shape.soft_cap,
             qkv,
             qkv_stride: shape.qkv_stride(),
             k: &self.k,
@@ -266,6 +275,7 @@ pub(crate) fn prefill(device: &Device) {
 pub(crate) fn prefill_of(device: &Device, head_dim: usize) {
     tiles(device);
     lengths_of(device, head_dim);
+    prefill_capped_of(device, head_dim);
     match head_dim {
         64 => prefill_far(device),
         80 => prefill_windows(device),
@@ -343,6 +353,51 @@ pub(crate) fn prefill_large(device: &Device) {
     }
 }
 
+/// Scales and soft caps: scores far below the cap and far above, with a window and without.
+const CAPPED: [Shape; 6] = [
+    capped(shape(64, 2, 1, 0), 2.0, 1.5),
+    capped(shape(64, 1, 1, 33), 30.0, 5.0),
+    capped(shape(80, 2, 2, 40), 2.0, 1.0),
+    capped(shape(96, 1, 1, 0), 0.5, 30.0),
+    capped(shape(128, 2, 1, 70), 3.0, 2.0),
+    Shape { factor: 0.25, ..shape(128, 1, 1, 0) },
+];
+
+fn prefill_capped_of(device: &Device, head_dim: usize) {
+    for shape in CAPPED.into_iter().filter(|shape| shape.head_dim == head_dim) {
+        let text = Text::new(shape, 150, 2.0);
+        let whole = run_prefill(device, shape, &[(&text, 0..150)], 11);
+        for (pos, row) in whole.iter().enumerate() {
+            text.assert_close(shape, pos, row, "capped prefill");
+        }
+        let rest = run_prefill(device, shape, &[(&text, 97..150)], 12);
+        assert_eq!(rest, whole[97..], "{shape:?}: later chunk");
+    }
+}
+
+/// The same, of all heads.
+pub(crate) fn prefill_capped(device: &Device) {
+    HEAD_DIMS.iter().for_each(|&head_dim| prefill_capped_of(device, head_dim));
+}
+
+/// One row of a sequence at a time, with one split and with two.
+pub(crate) fn decode_capped(device: &Device) {
+    HEAD_DIMS.iter().for_each(|&head_dim| decode_capped_of(device, head_dim));
+}
+
+fn decode_capped_of(device: &Device, head_dim: usize) {
+    for shape in CAPPED.into_iter().filter(|shape| shape.head_dim == head_dim) {
+        let text = Text::new(shape, 600, 2.0);
+        let rows = [0, 30, 511, 599].map(|pos| (&text, pos));
+        let got = run_decode(device, shape, &rows, 600, 13);
+        for ((text, pos), row) in rows.iter().zip(&got) {
+            text.assert_close(shape, *pos, row, "capped decode");
+            let alone = run_decode(device, shape, &[(text, *pos)], pos + 1, 14);
+            assert_eq!(&alone[0], row, "{shape:?}, pos {pos}: alone and in a batch");
+        }
+    }
+}
+
 /// Each chunk with a cache that ends with it; then all in one launch. In one of them the first of a warp's rows sees
 /// all of a step but its last key.
 fn chunks_of(device: &Device, head_dim: usize) {
@@ -406,6 +461,7 @@ pub(crate) fn decode_of(device: &Device, head_dim: usize) {
         assert_eq!(short, got[..8], "{shape:?}: a batch of one split");
     }
 
+    decode_capped_of(device, head_dim);
     match head_dim {
         64 => repeat(device),
         128 => decode_large(device),
@@ -475,6 +531,7 @@ pub(crate) fn errors(device: &Device) {
         ("n_heads", Attention { n_heads: 3, ..good }),
         ("n_heads", Attention { n_kv_heads: 0, ..good }),
         ("scale", Attention { scale: f32::NAN, ..good }),
+        ("soft_cap", Attention { soft_cap: Some(0.0), ..good }),
         ("qkv_stride", Attention { qkv_stride: 192, ..good }),
         ("qkv_stride", Attention { qkv_stride: 264, ..good }),
         ("out_stride", Attention { out_stride: 192, ..good }),

@@ -145,6 +145,13 @@ faults! {
         "key > seen[e / 2].last" => "key > seen[e / 2].last + 1";
     attention_window, "attention.cuh", attention::prefill_windows, ["hd80"],
         "pos - window + 1 : 0" => "pos - window : 0";
+    attention_soft_cap_ignored, "attention.cuh", attention::prefill_capped, ["hd64"],
+        "if (cap_c != 0.0f) {" => "if (false) {";
+    attention_soft_cap_after_the_mask, "attention.cuh", attention::prefill_capped, ["hd64"],
+        "s[j][e] = MASKED;" => "s[j][e] = cap_c != 0.0f ? -1.0f : MASKED;";
+    attention_decode_soft_cap_ignored, "attention.cu", attention::decode_capped, ["hd64"],
+        "step<HD, 1>(rows, q, k, k + TILE_BYTES, first, seen, masked, p.c, p.cap_c, lane);" =>
+        "step<HD, 1>(rows, q, k, k + TILE_BYTES, first, seen, masked, p.c, 0.0f, lane);";
     attention_acc_not_rescaled, "attention.cuh", attention::prefill_windows, ["hd80"],
         "rows.acc[j][2 * h + 1] *= factor;" => "";
     attention_key_fragments, "attention.cuh", attention::prefill_windows, ["hd80"],
@@ -187,6 +194,8 @@ faults! {
         "key > seen[e / 2].last" => "key > seen[e / 2].last + 1";
     sm90_attention_window_skipped, "attention_sm90.cu", attention::prefill_windows, ["hd80"],
         "seen_from(first_pos + 15, p.window).first" => "seen_from(first_pos, p.window).first";
+    sm90_attention_soft_cap_ignored, "attention_sm90.cu", attention::prefill_capped, ["hd64"],
+        "if (p.cap_c != 0.0f) {" => "if (false) {";
     sm90_attention_k_freed_early, "attention_sm90.cu", attention::prefill_far, ["hd64"],
         "    ptx::wgmma_wait<0>();
     release(&barriers.k_empty[0]);
@@ -262,6 +271,8 @@ faults! {
                 a[h][2] = words[h].z;";
     gemm_gate_and_up, "gemm.cuh", gemm::functions, ["w8a16"],
         "silu(x[0][j]) * x[1][j]" => "silu(x[1][j]) * x[0][j]";
+    gemm_gelu_gate_and_up, "gemm.cuh", gemm::functions, ["w8a16"],
+        "gelu_tanh(x[0][j]) * x[1][j]" => "gelu_tanh(x[1][j]) * x[0][j]";
     gemm_rotated_scale_row, "gemm.cuh", gemm::rotated_int8, ["r8a8"],
         "p.q_scale[tile.first_token + token + i * step]" => "p.q_scale[token + i * step]";
     gemm_store_unaligned, "gemm.cuh", gemm::edges, ["w8a16"],
@@ -343,6 +354,12 @@ faults! {
         "weights[round] = load(p.weight, start); });" => "weights[round] = load(p.weight, 0); });";
     norm_rotation, "norm.cu", norm::rotation, [],
         "second ? other - x.v[i]" => "second ? x.v[i] - other";
+    norm_added_row, "norm.cu", norm::added, [],
+        "(float *)p.out + (size_t)blockIdx.x * p.dim" => "(float *)p.out + (size_t)(blockIdx.x / 2 * 2) * p.dim";
+    norm_not_added, "norm.cu", norm::added, [],
+        "sum.v[i] += y.v[i];" => "sum.v[i] = y.v[i];";
+    embed_factor, "norm.cu", norm::embedding, [],
+        "x.v[j] *= p.factor;" => "";
     norm_int8_rounding, "norm.cu", norm::conversions, [],
         "ptx::round_s8(x.v[i] * factor)" => "(int)(x.v[i] * factor)";
     embed_scale_row, "norm.cu", norm::embedding, [],
@@ -353,6 +370,12 @@ faults! {
     rope, SM80:
     rope_pairing, "rope.cu", rope::check, [],
         ": i + n_pairs;" => ": i + p.head_dim / 2;";
+    rope_q_norm_ignored, "rope.cu", rope::check, [],
+        "const float *weight = p.q_norm;" => "const float *weight = nullptr;";
+    rope_k_norm_of_q, "rope.cu", rope::check, [],
+        "weight = is_k ? p.k_norm : nullptr;" => "weight = is_k ? p.q_norm : nullptr;";
+    rope_angles_of_another_row, "rope.cu", rope::check, [],
+        "const size_t angles = (size_t)row * p.n_pairs;" => "const size_t angles = (size_t)(row / 2 * 2) * p.n_pairs;";
     rope_slot, "rope.cu", rope::check, [],
         "p.slot_mapping[row]" => "p.slot_mapping[row / 2 * 2]";
     rope_no_slot, "rope.cu", rope::check, [],
@@ -363,6 +386,8 @@ faults! {
     sample, SM80:
     sample_argmax_tie, "sample.cu", sample::odd_values, [],
         "b.value == a.value && b.index < a.index" => "b.value == a.value && b.index > a.index";
+    sample_soft_cap, "sample.cu", sample::soft_caps, [],
+        "tanhf(p.logits[at] / p.cap)" => "tanhf(p.logits[at])";
     sample_base, "sample.cu", sample::odd_values, [],
         "const float base = fmaxf(max, -LARGEST);" => "const float base = max;";
     sample_counts_shared, "sample.cu", sample::sizes, [],

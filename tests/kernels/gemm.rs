@@ -333,9 +333,11 @@ pub(crate) fn functions_of(device: &Device, kinds: &[Kind]) {
     let silu = |x: f64| x / (1.0 + (-x).exp());
     for &kind in kinds {
         for (n, cols) in [(1, 50), (11, 200), (70, 64), (140, 40)] {
-            for function in [Function::Identity, Function::Gelu, Function::GeluTanh, Function::SwiGlu] {
+            let all =
+                [Function::Identity, Function::Gelu, Function::GeluTanh, Function::SwiGlu, Function::GeGlu];
+            for function in all {
                 for method in [Arithmetic::Exact, Arithmetic::Fast] {
-                    let gated = function == Function::SwiGlu;
+                    let gated = matches!(function, Function::SwiGlu | Function::GeGlu);
                     let hidden = 75;
                     let (rows, order) =
                         if gated { (2 * hidden, RowOrder::Gated) } else { (hidden, RowOrder::Plain) };
@@ -359,6 +361,10 @@ pub(crate) fn functions_of(device: &Device, kinds: &[Kind]) {
                                 Function::SwiGlu => {
                                     let (up, up_size) = sums[hidden + c];
                                     (silu(sum) * up, size * up.abs() + up_size * silu(sum).abs())
+                                }
+                                Function::GeGlu => {
+                                    let ((up, up_size), gate) = (sums[hidden + c], gelu_tanh(sum));
+                                    (gate * up, size * up.abs() + up_size * gate.abs())
                                 }
                             };
                             let blur = if method == Arithmetic::Exact { 1e-5 } else { 6e-3 };

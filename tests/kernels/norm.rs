@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 use welm_kernels::error::Error;
-use welm_kernels::norm::{GROUP, Norm, Quantized, Rotated, Rows, Table, embed, norm, quantize, rotate};
+use welm_kernels::norm::{
+    GROUP, Norm, Quantized, Rotated, Rows, Table, embed, norm, norm_add, quantize, rotate,
+};
 use welm_kernels::{Buffer, Device};
 
 use crate::random::Random;
@@ -28,6 +30,7 @@ pub(crate) fn check(device: &Device) {
     magnitudes(device);
     neighbours(device);
     ranges(device);
+    added(device);
     conversions(device);
     rotation(device);
     embedding(device);
@@ -407,6 +410,37 @@ pub(crate) fn ranges(device: &Device) {
 }
 
 /// [`quantize`] and [`rotate`] of rows `rows` of `x`, which come back with the other forms.
+/// [`norm_add`]: both norms, all widths, and the bits of a row alone.
+pub(crate) fn added(device: &Device) {
+    for dim in DIMS.into_iter().chain(WIDE) {
+        for layernorm in [false, true] {
+            let case = Case::new(dim, 5, layernorm, 3.0, 0.5);
+            let before = Random::new(dim as u64).f32s(5 * dim, 2.0);
+            let weight = device.upload(&case.weight).unwrap();
+            let bias = case.bias.as_ref().map(|bias| device.upload(bias).unwrap());
+            let formula = Norm { weight: &weight, bias: bias.as_ref(), eps: case.eps, layernorm };
+            let x = device.upload(&case.x).unwrap();
+            let add = |rows: Range<usize>| {
+                let mut to = device.upload(&before).unwrap();
+                norm_add(device, &formula, &x, dim, rows, &mut to).unwrap();
+                to.to_vec().unwrap()
+            };
+            let got = add(1..4);
+            assert_eq!(got[..dim], before[..dim], "dim {dim}: the row before");
+            assert_eq!(got[4 * dim..], before[4 * dim..], "dim {dim}: the row after");
+            for row in 1..4 {
+                for (c, (want, size)) in case.expected(row).into_iter().enumerate() {
+                    let at = row * dim + c;
+                    let (got, before) = (f64::from(got[at]), f64::from(before[at]));
+                    let close = (got - before - want).abs() <= (size + before.abs()) * 2e-6;
+                    assert!(close, "dim {dim}, layernorm {layernorm}, column {c}: {got}, {before} + {want}");
+                }
+            }
+            assert_eq!(add(2..3)[2 * dim..3 * dim], got[2 * dim..3 * dim], "dim {dim}: alone");
+        }
+    }
+}
+
 fn convert(device: &Device, x: &[bf16], rows: Range<usize>, stride: usize) -> Forms {
     let buffer = device.upload(x).unwrap();
     let mut targets = Targets::new(device, x.len() / stride + 1, stride);
@@ -506,7 +540,7 @@ pub(crate) fn rotation(device: &Device) {
     }
 }
 
-/// [`embed`]: tables of both kinds, all rows, odd dims.
+/// [`embed`]: tables of both kinds, all rows, odd dims, a factor.
 pub(crate) fn embedding(device: &Device) {
     let mut random = Random::new(2);
     for (vocab, dim) in [(1usize, 1usize), (130, 3), (17, 64), (40, 65), (9, 1030), (256, 96)] {
@@ -525,15 +559,20 @@ pub(crate) fn embedding(device: &Device) {
         let scale_table = device.upload(&scale).unwrap();
         let wide_table = device.upload(&wide).unwrap();
         let ids = device.upload(&tokens).unwrap();
-        let read = |table| {
+        let read = |table, factor| {
             let mut x = device.upload(&vec![-9f32; n * dim + 1]).unwrap();
-            embed(device, &ids, n, table, vocab, dim, &mut x).unwrap();
+            embed(device, &ids, n, table, vocab, dim, factor, &mut x).unwrap();
             let mut x = x.to_vec().unwrap();
             assert_eq!(x.pop(), Some(-9.0));
             x
         };
-        let int8 = read(Table::Int8 { q: &q_table, scale: &scale_table });
-        let bf16s = read(Table::Bf16(&wide_table));
+        let [int8, bf16s] =
+            [Table::Int8 { q: &q_table, scale: &scale_table }, Table::Bf16(&wide_table)].map(|table| {
+                let x = read(table, 1.0);
+                let scaled: Vec<f32> = x.iter().map(|x| x * 5.3).collect();
+                assert_eq!(read(table, 5.3), scaled, "a factor");
+                x
+            });
         for (i, &token) in tokens.iter().enumerate() {
             let row = (token as usize).min(vocab - 1);
             for c in 0..dim {
@@ -596,6 +635,12 @@ pub(crate) fn errors(device: &Device) {
     bf16_call(&good, &w0, 40, None, 0..0, 0, 64).unwrap();
     bf16_call(&good, &x, 40, None, 0..3, 192, 64).unwrap();
 
+    let add = |formula: &Norm, rows, to| norm_add(device, formula, &x, 40, rows, &mut f32s(to));
+    assert_eq!(operand(add(&plain(&w41), 0..3, 120)), "weight");
+    assert_eq!(operand(add(&good, 0..4, 160)), "x");
+    assert_eq!(operand(add(&good, 2..3, 119)), "to");
+    add(&good, 2..3, 120).unwrap();
+
     // The other forms: by the norm, and of rows.
     let bf16_x = bf16s(192);
     for from_rows in [false, true] {
@@ -647,8 +692,9 @@ pub(crate) fn errors(device: &Device) {
 
     let (table, short, scale) = (i8s(128 * 128), i8s(128 * 128 - 1), device.zeros::<f16>(128 * 4).unwrap());
     let (wide, no_scale) = (bf16s(128 * 128), device.zeros::<f16>(0).unwrap());
-    let call =
-        |tokens, n, table, vocab, dim, x| embed(device, &u32s(tokens), n, table, vocab, dim, &mut f32s(x));
+    let call = |tokens, n, table, vocab, dim, x| {
+        embed(device, &u32s(tokens), n, table, vocab, dim, 1.0, &mut f32s(x))
+    };
     let good = Table::Int8 { q: &table, scale: &scale };
     assert_eq!(operand(call(3, 3, good, 0, 10, 30)), "table");
     assert_eq!(operand(call(3, 3, good, 7, 0, 30)), "table");
@@ -659,6 +705,8 @@ pub(crate) fn errors(device: &Device) {
     assert_eq!(operand(call(3, 3, Table::Bf16(&wide), 129, 10, 30)), "table");
     assert_eq!(operand(call(3, 3, Table::Bf16(&wide), 7, 129, 500)), "table");
     assert_eq!(operand(call(3, 3, good, usize::MAX, 10, 30)), "sizes");
+    let infinite = embed(device, &ids, 3, good, 7, 10, f32::INFINITY, &mut f32s(30));
+    assert_eq!(operand(infinite), "factor");
     call(0, 0, good, 7, 10, 0).unwrap();
     call(3, 3, Table::Bf16(&wide), 128, 64, 192).unwrap();
     device.synchronize().unwrap();

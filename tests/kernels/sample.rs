@@ -3,7 +3,9 @@
 use std::cmp::Ordering;
 
 use welm_kernels::error::Error;
-use welm_kernels::sample::{MAX_TOP_K, MAX_VOCAB, NO_TOKEN, Sampling, TopK, argmax, sample_top, top_k};
+use welm_kernels::sample::{
+    MAX_TOP_K, MAX_VOCAB, NO_TOKEN, Sampling, TopK, argmax, sample_top, soft_cap, top_k,
+};
 use welm_kernels::{Buffer, Device};
 
 use crate::random::Random;
@@ -17,6 +19,7 @@ pub(crate) fn check(device: &Device) {
     sizes(device);
     neighbours(device);
     odd_values(device);
+    soft_caps(device);
     draws(device);
     edges(device);
     errors(device);
@@ -285,6 +288,31 @@ fn draw(device: &Device, rows: &[Vec<f32>], k: usize, sampling: &[Sampling]) -> 
     tokens
 }
 
+/// [`soft_cap`]: the formula, and nothing but the rows.
+pub(crate) fn soft_caps(device: &Device) {
+    let mut random = Random::new(6);
+    for vocab in [1, 255, 1024, 8193] {
+        for cap in [1.0, 30.0] {
+            let before = [random.f32s(3 * vocab, 4.0 * cap), vec![INF, -INF, f32::NAN, 1e-20, 7.0]].concat();
+            for n in [2, 3] {
+                let mut logits = device.upload(&before).unwrap();
+                soft_cap(device, &mut logits, n, vocab, cap).unwrap();
+                let got = logits.to_vec().unwrap();
+                let bits = |x: &[f32]| x[n * vocab..].iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&got), bits(&before), "{n} of {vocab}: further ones");
+                for (&x, &y) in before.iter().zip(&got).take(n * vocab) {
+                    let want = f64::from(cap) * (f64::from(x) / f64::from(cap)).tanh();
+                    assert!((f64::from(y) - want).abs() <= want.abs() * 1e-6, "{cap}, {x}: {y} for {want}");
+                }
+            }
+        }
+    }
+    let mut odd = device.upload(&[INF, -INF, f32::NAN, 1e-20]).unwrap();
+    soft_cap(device, &mut odd, 1, 4, 30.0).unwrap();
+    let odd = odd.to_vec().unwrap();
+    assert!(odd[..2] == [30.0, -30.0] && odd[2].is_nan() && (odd[3] / 1e-20 - 1.0).abs() < 1e-5, "{odd:?}");
+}
+
 /// What the launchers refuse.
 pub(crate) fn errors(device: &Device) {
     fn operand<T: std::fmt::Debug>(result: Result<T, Error>) -> &'static str {
@@ -299,7 +327,10 @@ pub(crate) fn errors(device: &Device) {
     assert_eq!(operand(TopK::new(device, 1, MAX_VOCAB + 1, 1)), "max_vocab");
     assert_eq!(operand(TopK::new(device, usize::MAX, 10, 1)), "max_rows");
 
-    let logits: Buffer<f32> = device.zeros(29).unwrap();
+    let mut logits: Buffer<f32> = device.zeros(29).unwrap();
+    assert_eq!(operand(soft_cap(device, &mut logits, 3, 10, 30.0)), "logits");
+    assert_eq!(operand(soft_cap(device, &mut logits, 2, 10, 0.0)), "cap");
+    soft_cap(device, &mut logits, 0, 10, 30.0).unwrap();
     let mut tokens = device.zeros(3).unwrap();
     assert_eq!(operand(argmax(device, &logits, 3, 10, &mut tokens)), "logits");
     assert_eq!(operand(argmax(device, &logits, 3, 0, &mut tokens)), "sizes");

@@ -5,6 +5,7 @@ use crate::backend::{Backend, LEAST_CHUNK_TOKENS, Limits};
 use crate::batch::BLOCK_TOKENS;
 use crate::checkpoint::load::Source;
 use crate::config::ModelConfig;
+use crate::config::part::{PartKind, PartSpec};
 use crate::error::{Error, Result};
 use crate::host::memory::Available;
 use crate::options::LoadOptions;
@@ -52,21 +53,14 @@ impl Estimate {
     pub fn of_config(config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
         config.validate()?;
         options.validate()?;
-        let c = config;
-        let matrices = [
-            (c.qkv_dim(), c.dim),
-            (c.dim, c.n_heads * c.head_dim),
-            (c.up_dim(), c.dim),
-            (c.dim, c.hidden_dim),
-        ];
         let stored = std::iter::once(StoredType::F32);
         let computed = Computed::of(stored, options.dtype, &Cpu::KERNELS).unwrap_or(Computed::F32);
-        let bytes =
-            |&(rows, cols): &(usize, usize)| Cpu::matrix_bytes(computed, rows, cols, Grouping::of_cols(cols));
-        let tables = if c.tied_output { 1 } else { 2 } * bytes(&(c.vocab_size, c.dim));
-        let layers = matrices.iter().map(bytes).sum::<u64>() * c.n_layers as u64;
+        let matrices = config.parts().filter(|part| part.kind != PartKind::Norm);
+        let bytes = |part: PartSpec| {
+            Cpu::matrix_bytes(computed, part.rows(), part.cols, Grouping::of_cols(part.cols))
+        };
         let mut estimate = Self::without_weights::<Cpu>(config, options)?;
-        estimate.converted_bytes = tables + layers;
+        estimate.converted_bytes = matrices.map(bytes).sum();
         Ok(estimate)
     }
 
@@ -86,9 +80,8 @@ impl Estimate {
 
     pub(crate) fn of_source<B: Backend>(source: &Source, options: &LoadOptions) -> Result<Self> {
         let mut estimate = Self::without_weights::<B>(&source.config, options)?;
-        for name in source.linear_names() {
-            let linear = source.linear(&name)?;
-            let (bytes, mapped) = B::linear_bytes(&linear, options)?;
+        for spec in source.matrices() {
+            let (bytes, mapped) = B::linear_bytes(&source.linear(&spec)?, options)?;
             *if mapped { &mut estimate.mapped_bytes } else { &mut estimate.converted_bytes } += bytes;
         }
         Ok(estimate)

@@ -43,7 +43,7 @@
 //! isa, memory, batch              vector arithmetic; large memory; the rows of one forward pass
 //! weights                         files of tensors: formats, tiles, what is computed with
 //! config                          what a model is like
-//! tokenizer                       text to ids and back, chat templates
+//! families, tokenizer             how each family spells settings and tensors; text to ids and back, chat templates
 //! checkpoint                      a model's files: opened, described, quantised
 //! kv_cache                        paged storage of keys and values
 //! backend                         the operations, on the CPU and on CUDA
@@ -60,6 +60,7 @@ mod config;
 mod engine;
 mod error;
 mod estimate;
+mod families;
 mod finish_reason;
 mod host;
 mod isa;
@@ -76,7 +77,7 @@ mod weights;
 
 pub use checkpoint::describe::{Description, TypeCount};
 pub use checkpoint::quantize::quantize;
-pub use config::{Activation, ModelConfig, NormKind, Rope, RopePairing, RopeScaling};
+pub use config::{Activation, LayerConfig, ModelConfig, NormKind, Rope, RopePairing, RopeScaling};
 pub use engine::stats::{Histogram, Stats};
 pub use error::{Error, Result};
 pub use estimate::Estimate;

@@ -233,6 +233,26 @@ impl Model {
         Self::load_on_cuda(path.as_ref(), opened, options, device)
     }
 
+    /// As [`Model::load_on_device`], or without a device on the CPU, with what `change` makes of the configuration: for
+    /// tests of what no family has yet.
+    #[cfg(feature = "kernels")]
+    #[doc(hidden)]
+    pub fn load_as(
+        path: impl AsRef<Path>,
+        options: &LoadOptions,
+        device: Option<welm_kernels::Device>,
+        change: impl FnOnce(&mut ModelConfig),
+    ) -> Result<Model> {
+        options.validate()?;
+        let mut opened = open(path.as_ref(), true, options.allow_unread_tensors)?;
+        change(&mut opened.source.config);
+        opened.source.config.validate()?;
+        match device {
+            Some(device) => Self::load_on_cuda(path.as_ref(), opened, options, device),
+            None => Self::load_on_cpu(path.as_ref(), opened, options),
+        }
+    }
+
     fn load_on_cpu(path: &Path, opened: Opened, options: &LoadOptions) -> Result<Model> {
         if options.activations == Activations::Int8Rotated {
             let reason = "expected auto, int8 or int16 on the cpu, got int8_rotated, which is for cuda";
@@ -289,8 +309,7 @@ impl Model {
         let started = Instant::now();
 
         let mut backend = backend(&config, limits)?;
-        let names = source.linear_names();
-        let total_bytes = names.iter().map(|n| Ok(source.linear(n)?.stored_bytes())).sum::<Result<u64>>()?;
+        let total_bytes = source.stored_bytes()?;
         let mut done_bytes = 0;
         let weights = Weights::load(&mut backend, &source, |bytes| {
             done_bytes += bytes;

@@ -5,6 +5,9 @@
 //! parallel:    x = x + att(norm1(x)) + ffn(norm2(x))               GPT-NeoX
 //! ```
 //!
+//! What else differs between models and layers is data: a [`LayerConfig`] that the operations are given, and norms that
+//! a layer has or not.
+//!
 //! It does arithmetic and makes no policy; all of its memory is [`Scratch`], allocated at load.
 
 use std::collections::HashMap;
@@ -13,18 +16,23 @@ use std::ops::Range;
 use crate::backend::{Backend, Limits, Role};
 use crate::batch::Batch;
 use crate::checkpoint::load::Source;
-use crate::config::{Activation, ModelConfig};
+use crate::config::part::{LayerPart, ModelPart, PartKind};
+use crate::config::{Activation, LayerConfig, ModelConfig};
 use crate::error::Result;
 use crate::kv_cache::KvCache;
 
 /// The weights of one layer.
 pub(crate) struct Layer<B: Backend> {
-    attn_norm: B::Norm, // (dim)
-    qkv: B::Linear,     // ((n_heads + 2 * n_kv_heads) * head_dim, dim): q heads, k heads, v heads
-    out: B::Linear,     // (dim, n_heads * head_dim)
-    ffn_norm: B::Norm,  // (dim)
-    up: B::Linear,      // (hidden_dim, dim), or (2 * hidden_dim, dim): gate, then up
-    down: B::Linear,    // (dim, hidden_dim)
+    config: LayerConfig,
+    attn_norm: B::Norm,              // (dim)
+    qkv: B::Linear,                  // (qkv_dim, dim): q heads, k heads, v heads
+    qk_norm: Option<[B::Norm; 2]>,   // (head_dim), of each head of q, of k
+    out: B::Linear,                  // (dim, n_heads * head_dim)
+    attn_post_norm: Option<B::Norm>, // (dim)
+    ffn_norm: B::Norm,               // (dim)
+    up: B::Linear,                   // (hidden_dim, dim), or (2 * hidden_dim, dim): gate, then up
+    down: B::Linear,                 // (dim, hidden_dim)
+    ffn_post_norm: Option<B::Norm>,  // (dim)
 }
 
 /// The weights of a model.
@@ -35,6 +43,8 @@ pub(crate) struct Weights<B: Backend> {
     output: Option<B::Linear>, // (vocab_size, dim); none where it is the embedding
     activation: Activation,
     parallel_residual: bool,
+    embed_scale: f32,
+    logit_soft_cap: Option<f32>,
 }
 
 impl<B: Backend> Weights<B> {
@@ -45,31 +55,57 @@ impl<B: Backend> Weights<B> {
         mut done: impl FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
         let config = &source.config;
-        let mut linear = |backend: &mut B, name: &str| -> Result<B::Linear> {
-            let part = source.linear(name)?;
-            part.check_scales()?;
-            let bytes = part.stored_bytes();
-            let loaded = backend.load_linear(part)?;
+        let (mut matrices, mut norms) = (HashMap::new(), HashMap::new());
+        for spec in config.parts() {
+            if spec.kind == PartKind::Norm {
+                norms.insert(spec.part, backend.load_norm(source.norm(&spec)?)?);
+                continue;
+            }
+            let matrix = source.linear(&spec)?;
+            matrix.check_scales()?;
+            let bytes = matrix.stored_bytes();
+            matrices.insert(spec.part, backend.load_linear(matrix)?);
             done(bytes)?;
-            Ok(loaded)
-        };
-        let embed = linear(backend, "embed")?;
-        let mut layers = Vec::with_capacity(config.n_layers);
-        for l in 0..config.n_layers {
-            layers.push(Layer {
-                attn_norm: backend.load_norm(source.norm(&format!("layers.{l}.attn_norm"))?)?,
-                qkv: linear(backend, &format!("layers.{l}.qkv"))?,
-                out: linear(backend, &format!("layers.{l}.out"))?,
-                ffn_norm: backend.load_norm(source.norm(&format!("layers.{l}.ffn_norm"))?)?,
-                up: linear(backend, &format!("layers.{l}.up"))?,
-                down: linear(backend, &format!("layers.{l}.down"))?,
-            });
         }
-        let final_norm = backend.load_norm(source.norm("final_norm")?)?;
-        let output = if config.tied_output { None } else { Some(linear(backend, "output")?) };
-        let (activation, parallel_residual) = (config.activation, config.parallel_residual);
-        Ok(Weights { embed, layers, final_norm, output, activation, parallel_residual })
+        let embed = listed(&mut matrices, ModelPart::Embed);
+        let layers = config.layers.iter().enumerate().map(|(l, &layer)| {
+            let of = |part| ModelPart::Layer(l, part);
+            let (q_norm, k_norm) = (norms.remove(&of(LayerPart::QNorm)), norms.remove(&of(LayerPart::KNorm)));
+            Layer {
+                config: layer,
+                attn_norm: listed(&mut norms, of(LayerPart::AttnNorm)),
+                qkv: listed(&mut matrices, of(LayerPart::Qkv)),
+                qk_norm: q_norm.zip(k_norm).map(Into::into),
+                out: listed(&mut matrices, of(LayerPart::Out)),
+                attn_post_norm: norms.remove(&of(LayerPart::AttnPostNorm)),
+                ffn_norm: listed(&mut norms, of(LayerPart::FfnNorm)),
+                up: listed(&mut matrices, of(LayerPart::Up)),
+                down: listed(&mut matrices, of(LayerPart::Down)),
+                ffn_post_norm: norms.remove(&of(LayerPart::FfnPostNorm)),
+            }
+        });
+        let layers = layers.collect();
+        let final_norm = listed(&mut norms, ModelPart::FinalNorm);
+        let output = matrices.remove(&ModelPart::Output);
+        let left: Vec<_> = matrices.keys().chain(norms.keys()).map(ModelPart::to_string).collect();
+        assert!(left.is_empty(), "listed, but not computed with: {left:?}");
+        let &ModelConfig { activation, parallel_residual, embed_scale, logit_soft_cap, .. } = config;
+        Ok(Weights {
+            embed,
+            layers,
+            final_norm,
+            output,
+            activation,
+            parallel_residual,
+            embed_scale,
+            logit_soft_cap,
+        })
     }
+}
+
+/// A part that every model has.
+fn listed<T>(parts: &mut HashMap<ModelPart, T>, part: ModelPart) -> T {
+    parts.remove(&part).unwrap_or_else(|| panic!("{part} is not listed"))
 }
 
 /// Every activation of a forward pass; `n` is at most `Limits::max_rows`.
@@ -80,6 +116,7 @@ pub(crate) struct Scratch<B: Backend> {
     att: B::Buffer,    // (n, n_heads * head_dim)
     gates: B::Buffer,  // (n, hidden_dim) or (n, 2 * hidden_dim), before the activation
     act: B::Buffer,    // (n, hidden_dim)
+    half: B::Buffer,   // (n, dim), what half a layer adds, before a norm of it; (n, 0) without such norms
     last: B::Buffer,   // (max_logit_rows, dim)
     logits: B::Buffer, // (max_logit_rows, vocab_size)
 }
@@ -88,8 +125,9 @@ pub(crate) struct Scratch<B: Backend> {
 type Shape = (usize, Role);
 
 /// The row-sized buffers of [`Scratch`], and the two for the logits.
-fn shapes(c: &ModelConfig) -> ([Shape; 6], [Shape; 2]) {
+fn shapes(c: &ModelConfig) -> ([Shape; 7], [Shape; 2]) {
     let attention = c.n_heads * c.head_dim;
+    let half = if c.layers.iter().any(|layer| layer.post_norms) { c.dim } else { 0 };
     let rows = [
         (c.dim, Role::Residual),
         (c.dim, Role::Normed),
@@ -97,6 +135,7 @@ fn shapes(c: &ModelConfig) -> ([Shape; 6], [Shape; 2]) {
         (attention, Role::Hidden),
         (c.up_dim(), Role::Gates),
         (c.hidden_dim, Role::Hidden),
+        (half, Role::Residual),
     ];
     (rows, [(c.dim, Role::Hidden), (c.vocab_size, Role::Logits)])
 }
@@ -104,13 +143,13 @@ fn shapes(c: &ModelConfig) -> ([Shape; 6], [Shape; 2]) {
 impl<B: Backend> Scratch<B> {
     /// Allocates everything.
     pub(crate) fn new(backend: &mut B, config: &ModelConfig, limits: Limits) -> Result<Self> {
-        let ([x, h, qkv, att, gates, act], [last, logits]) = shapes(config);
+        let ([x, h, qkv, att, gates, act, half], [last, logits]) = shapes(config);
         let mut rows = |(cols, role)| backend.buffer(limits.max_rows, cols, role);
-        let (x, h, qkv, att, gates, act) =
-            (rows(x)?, rows(h)?, rows(qkv)?, rows(att)?, rows(gates)?, rows(act)?);
+        let (x, h, qkv, att) = (rows(x)?, rows(h)?, rows(qkv)?, rows(att)?);
+        let (gates, act, half) = (rows(gates)?, rows(act)?, rows(half)?);
         let mut logit_rows = |(cols, role)| backend.buffer(limits.max_logit_rows, cols, role);
         let (last, logits) = (logit_rows(last)?, logit_rows(logits)?);
-        Ok(Scratch { x, h, qkv, att, gates, act, last, logits })
+        Ok(Scratch { x, h, qkv, att, gates, act, half, last, logits })
     }
 
     /// Bytes that `new` allocates.
@@ -147,14 +186,14 @@ fn layers<B: Backend>(
     batch: &Batch,
     mut after: impl FnMut(&mut B, &mut B::Buffer) -> Result<()>,
 ) -> Result<()> {
-    ops.embed(&mut s.x, &weights.embed, batch)?; // (n, dim)
+    ops.embed(&mut s.x, &weights.embed, weights.embed_scale, batch)?; // (n, dim)
     after(ops, &mut s.x)?;
     let last = weights.layers.len() - 1;
     for ((l, layer), kv) in weights.layers.iter().enumerate().zip(&mut kv.layers) {
         ops.norm(&mut s.h, &s.x, &layer.attn_norm)?; // (n, dim)
         ops.linear(&mut s.qkv, &s.h, &layer.qkv)?; // (n, (n_heads + 2 * n_kv_heads) * head_dim)
-        ops.rope_and_cache(&mut s.qkv, kv, batch)?; // turns q, k; writes k, v
-        ops.attention(&mut s.att, &s.qkv, kv, batch)?; // (n, n_heads * head_dim)
+        ops.rope_and_cache(&mut s.qkv, kv, batch, &layer.config, layer.qk_norm.as_ref())?; // turns q, k; writes k, v
+        ops.attention(&mut s.att, &s.qkv, kv, batch, &layer.config)?; // (n, n_heads * head_dim)
         if B::KEEPS && l == last {
             ops.keep(&mut s.x, &batch.wanted)?; // from here on n is the number of wanted rows
             ops.keep(&mut s.att, &batch.wanted)?;
@@ -164,16 +203,30 @@ fn layers<B: Backend>(
         }
         if weights.parallel_residual {
             ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
-            ops.linear_add(&mut s.x, &s.att, &layer.out)?;
+            add(ops, &mut s.x, &mut s.half, &s.att, &layer.out, &layer.attn_post_norm)?;
         } else {
-            ops.linear_add(&mut s.x, &s.att, &layer.out)?; // (n, dim)
+            add(ops, &mut s.x, &mut s.half, &s.att, &layer.out, &layer.attn_post_norm)?; // (n, dim)
             ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?;
         }
         ops.linear_activate(&mut s.act, &mut s.gates, &s.h, &layer.up, weights.activation)?; // (n, hidden_dim)
-        ops.linear_add(&mut s.x, &s.act, &layer.down)?; // (n, dim)
+        add(ops, &mut s.x, &mut s.half, &s.act, &layer.down, &layer.ffn_post_norm)?; // (n, dim)
         after(ops, &mut s.x)?;
     }
     Ok(())
+}
+
+/// `x += norm(y W^T + b)`, or without a norm `x += y W^T + b`.
+fn add<B: Backend>(
+    ops: &mut B,
+    x: &mut B::Buffer,    // (n, dim)
+    half: &mut B::Buffer, // (n, dim), if there is a norm
+    y: &B::Buffer,
+    w: &B::Linear,
+    norm: &Option<B::Norm>,
+) -> Result<()> {
+    let Some(norm) = norm else { return ops.linear_add(x, y, w) };
+    ops.linear(half, y, w)?;
+    ops.norm_add(x, half, norm)
 }
 
 /// Where values stopped being finite in the rows of the batch that `forward` has computed last, for each owner of rows:
@@ -215,9 +268,13 @@ pub(crate) fn logits<'s, B: Backend>(
     some: Range<usize>,
 ) -> Result<&'s mut B::Buffer> {
     ops.norm_rows(&mut s.last, &s.x, batch, some, &weights.final_norm)?; // (some.len(), dim)
-    ops.logits(&mut s.logits, &s.last, weights.output.as_ref().unwrap_or(&weights.embed))?;
+    let output = weights.output.as_ref().unwrap_or(&weights.embed);
+    ops.logits(&mut s.logits, &s.last, output, weights.logit_soft_cap)?;
     Ok(&mut s.logits)
 }
+
+#[cfg(test)]
+mod formula;
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -1,7 +1,8 @@
-// Causal attention over a paged cache of keys and values, with grouped heads and an optional window.
+// Causal attention over a paged cache of keys and values, with grouped heads, an optional window and an optional cap.
 //
 //     out[r, h] = softmax_j(scale * q[r, h] . k[j, h'])  v[:, h'],   h' = h / (n_heads / n_kv_heads),
 //
+// or with a soft cap softmax_j(cap * tanh(scale / cap * q[r, h] . k[j, h'])),
 // over the keys j of the row's sequence with pos - window < j <= pos (window 0: 0 <= j <= pos). Key j of a
 // sequence is slot j % 16 of the cache block block_tables[table_start + j / 16].
 //
@@ -78,7 +79,7 @@ template <int HD> DEVICE void prefill(const PrefillParams &p) {
         if (idle || first > warp_keys.last || last < warp_keys.first) continue;
         const bool masked = first < every_row_from || last > first_pos;
         const uint8_t *k = ptx::shared() + index % 2 * (2 * TILE_BYTES);
-        step<HD, WARPS>(rows, q, k, k + TILE_BYTES, first, seen, masked, p.c, lane);
+        step<HD, WARPS>(rows, q, k, k + TILE_BYTES, first, seen, masked, p.c, p.cap_c, lane);
     }
     finish(rows);
 
@@ -118,8 +119,7 @@ struct DecodeParams {
     uint16_t *out;
     uint32_t qkv_stride, out_stride, n_rows, table_len, n_blocks, n_splits;
     uint32_t n_heads, n_kv_heads, head_dim, window;
-    float c;
-    uint32_t reserved;
+    float c, cap_c;
 };
 
 // A split is SPLIT_KEYS keys, aligned to key 0. A row has those from its first key to its last, from 0 on.
@@ -182,7 +182,7 @@ template <int HD> DEVICE void decode(const DecodeParams &p) {
         const uint32_t first = slot_key(slot);
         const bool masked = first < keys.first || first + BLOCK_KEYS - 1 > keys.last;
         const uint8_t *k = shared + slot % STAGES * (2 * TILE_BYTES);
-        step<HD, 1>(rows, q, k, k + TILE_BYTES, first, seen, masked, p.c, lane);
+        step<HD, 1>(rows, q, k, k + TILE_BYTES, first, seen, masked, p.c, p.cap_c, lane);
     }
     finish(rows);
 

@@ -3,6 +3,8 @@
 //     out[r] = sum_j p[r][j] v[j] / sum_j p[r][j],    p[r][j] = 2^(c (q[r] . k[j] - max_r)),
 //     c = scale * log2(e), over the keys j that row r sees.
 //
+// With a soft cap, tanh(scale / cap * q[r] . k[j]) takes the place of q[r] . k[j], and c = cap * log2(e).
+//
 // The maximum, the sum and the product with V run over the keys in steps (online softmax): a step raises the
 // maximum and scales what was summed so far by 2^(c (old - new)).
 //
@@ -30,6 +32,12 @@ struct Keys {
 // What a row at `pos` sees; a window of 0 is no limit.
 DEVICE Keys seen_from(uint32_t pos, uint32_t window) {
     return {window != 0 && pos >= window ? pos - window + 1 : 0, pos};
+}
+
+// A score q . k with a soft cap; `cap_c` is 2 log2(e) scale / cap. To an absolute error of some 1e-7 of 1, which is less
+// than what bf16 leaves of q and k: tanh(x) = 1 - 2 / (1 + e^2x).
+DEVICE float capped(float score, float cap_c) {
+    return fmaf(-2.0f, ptx::rcp(1.0f + ptx::ex2(score * cap_c)), 1.0f);
 }
 
 // ---- the cache ------------------------------------------------------------------------------------------
@@ -104,10 +112,10 @@ template <int HD> DEVICE void start(Rows<HD> &rows) {
 }
 
 // One step: the 16 * BLOCKS keys from `first` on, at k and v as offset() says. `seen` is what each of the two
-// rows sees; it is looked at only if `masked`.
+// rows sees; it is looked at only if `masked`. `cap_c` is 0 without a soft cap.
 template <int HD, int BLOCKS>
 DEVICE void step(Rows<HD> &rows, const uint32_t (&q)[HD / 16][4], const uint8_t *k, const uint8_t *v,
-                 uint32_t first, const Keys (&seen)[2], bool masked, float c, int lane) {
+                 uint32_t first, const Keys (&seen)[2], bool masked, float c, float cap_c, int lane) {
     // s (16 rows, 16 * BLOCKS keys) = q k^T; a lane has keys 8j + 2t, 8j + 2t + 1.
     float s[2 * BLOCKS][4];
 #pragma unroll
@@ -125,6 +133,13 @@ DEVICE void step(Rows<HD> &rows, const uint32_t (&q)[HD / 16][4], const uint8_t 
             const uint32_t low[2] = {keys[0], keys[1]}, high[2] = {keys[2], keys[3]};
             ptx::mma_bf16(s[2 * b], q[i], low);
             ptx::mma_bf16(s[2 * b + 1], q[i], high);
+        }
+    }
+    if (cap_c != 0.0f) {
+#pragma unroll
+        for (int j = 0; j < 2 * BLOCKS; ++j) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) s[j][e] = capped(s[j][e], cap_c);
         }
     }
     if (masked) {
@@ -210,7 +225,8 @@ struct PrefillParams {
     uint16_t *out;
     uint32_t qkv_stride, out_stride, n_rows, table_len, n_blocks, n_spans;
     uint32_t n_heads, n_kv_heads, window;
-    float c;
+    float c, cap_c;
+    uint32_t reserved;
 };
 
 // Rows row..row + n - 1, at positions from pos on; what they see, and the steps it lies in.

@@ -220,7 +220,12 @@ template <int HD> DEVICE void consume(const PrefillParams &p, const Tile &tile, 
 #pragma unroll
     for (int i = 0; i < HD / 2; ++i) acc[i] = 0.0f;
 
+    // What scores become before the softmax.
     auto mask = [&](uint32_t index) {
+        if (p.cap_c != 0.0f) {
+#pragma unroll
+            for (uint32_t j = 0; j < STEP / 2; ++j) s[j] = capped(s[j], p.cap_c);
+        }
         const uint32_t first = index * STEP, last = first + STEP - 1;
         if (first >= every_row_from && last <= first_pos) return;
 #pragma unroll

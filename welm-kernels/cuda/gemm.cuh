@@ -47,7 +47,10 @@ enum Epilogue {
     GELU_BF16,      // x (1 + erf(x / sqrt 2)) / 2                                      (arXiv 1606.08415)
     GELU_TANH_BF16, // x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2
     SWIGLU_BF16,    // g / (1 + exp(-g)) u: of 16 rows 8 are gates, 8 are ups           (arXiv 2002.05202)
+    GEGLU_BF16,     // gelu_tanh(g) u, likewise
 };
+// Whether two columns make one.
+template <Epilogue KIND> constexpr bool GATED = KIND == SWIGLU_BF16 || KIND == GEGLU_BF16;
 
 template <Epilogue KIND> struct OutOf {
     typedef uint16_t Type;
@@ -181,7 +184,7 @@ template <bool WHOLE> DEVICE void store_four(uint16_t *out, const float (&y)[4],
 
 // What a product makes of its sums in four neighbouring columns of `out`; two such of rows for gates and ups.
 template <Mode MODE, Epilogue KIND> struct Columns {
-    static constexpr uint32_t PARTS = KIND == SWIGLU_BF16 ? 2 : 1;
+    static constexpr uint32_t PARTS = GATED<KIND> ? 2 : 1;
     float bias[PARTS][4], w_scale[PARTS][4];
 
     // Those of rows `row` on, and `row` + 8.
@@ -212,6 +215,7 @@ template <Mode MODE, Epilogue KIND> struct Columns {
 #pragma unroll
         for (uint32_t j = 0; j < 4; ++j) {
             if constexpr (KIND == SWIGLU_BF16) y[j] = silu(x[0][j]) * x[1][j];
+            else if constexpr (KIND == GEGLU_BF16) y[j] = gelu_tanh(x[0][j]) * x[1][j];
             else if constexpr (KIND == GELU_BF16) y[j] = gelu(x[0][j]);
             else if constexpr (KIND == GELU_TANH_BF16) y[j] = gelu_tanh(x[0][j]);
             else y[j] = x[0][j];
@@ -259,11 +263,10 @@ DEVICE void store_columns(const Params &p, const Tile &tile, uint32_t first, uin
 }
 
 template <Mode MODE, Epilogue KIND, int PITCH> DEVICE void store_tile_as(const Params &p, const Tile &tile) {
-    constexpr bool GATED = KIND == SWIGLU_BF16;
-    const uint32_t threads_per_token = tile.rows / (GATED ? 8 : 4), step = tile.threads / threads_per_token;
+    const uint32_t threads_per_token = tile.rows / (GATED<KIND> ? 8 : 4), step = tile.threads / threads_per_token;
     const uint32_t first = tile.thread / threads_per_token, in_tile = tile.thread % threads_per_token * 4;
-    const uint32_t row = GATED ? in_tile / 8 * 16 + in_tile % 8 : in_tile;
-    const uint32_t col = (GATED ? tile.first_row / 2 : tile.first_row) + in_tile;
+    const uint32_t row = GATED<KIND> ? in_tile / 8 * 16 + in_tile % 8 : in_tile;
+    const uint32_t col = (GATED<KIND> ? tile.first_row / 2 : tile.first_row) + in_tile;
     if (col >= p.out_cols) return;
     const uint32_t cols = min(4u, p.out_cols - col);
     const bool aligned = p.out_stride % 4 == 0;  // p.out begins with a row
@@ -283,6 +286,7 @@ DEVICE void store_tile(const Params &p, const float *sums, uint32_t rows, uint32
         case GELU_BF16: return store_tile_as<MODE, GELU_BF16, PITCH>(p, tile);
         case GELU_TANH_BF16: return store_tile_as<MODE, GELU_TANH_BF16, PITCH>(p, tile);
         case SWIGLU_BF16: return store_tile_as<MODE, SWIGLU_BF16, PITCH>(p, tile);
+        case GEGLU_BF16: return store_tile_as<MODE, GEGLU_BF16, PITCH>(p, tile);
     }
 }
 

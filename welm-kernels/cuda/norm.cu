@@ -5,8 +5,9 @@
 //     int8:      scale = max |y| / 127 over a group of 32 columns,  q = round(y * (127 / max |y|))
 //     rotated:   z = y H / 8 for each 64 columns, H the Walsh-Hadamard matrix   (arXiv 2404.00456)
 //     both:      z as int8, with one scale for all of the row
+//     added:     s + y, to a row s of f32
 //
-// y is rounded to bf16 first in every case, z is not before it becomes int8.
+// y is rounded to bf16 first in every case but the last, z is not before it becomes int8.
 //
 // The variance is taken around the mean in a second pass: mean(x^2) - mean^2 loses every digit where the mean
 // is large, and the row is in registers or in shared memory anyway.
@@ -245,7 +246,7 @@ struct NormParams {
     const uint32_t *source;  // (m): which row of x; null: the same
     const float *weight;     // (dim)
     const float *bias;       // (dim) or null
-    uint16_t *out;           // (m, stride) bf16; of these two one is null
+    void *out;               // (m, stride) bf16, or (m, dim) f32 that is added to; of these two one is null
     int8_t *q;               // (m, stride)
     float *scale;            // of q
     uint32_t n_rows, dim, stride, layernorm, scale_stride;
@@ -253,7 +254,7 @@ struct NormParams {
 };
 
 // What becomes of a row. Columns from dim on are zero, before they are rotated.
-enum Finish { BF16, INT8, ROTATED, ROTATED_INT8 };
+enum Finish { BF16, INT8, ROTATED, ROTATED_INT8, ADD };
 
 // Calls f(round, columns before it) until a block has been over all of a row; whole warps go round together.
 template <uint32_t ROUNDS, typename F> DEVICE void rounds(uint32_t stride, F f) {
@@ -330,9 +331,17 @@ template <Finish FINISH, uint32_t ROUNDS> DEVICE void norm_row(const NormParams 
             const float value = y.v[i] * inverse * weight.v[i] + bias.v[i];
             y.v[i] = in_dim(start, i) ? value : 0.0f;  // a NaN does not spread to the padding
         }
+        if constexpr (FINISH == ADD) {
+            float *to = (float *)p.out + (size_t)blockIdx.x * p.dim;
+            Four sum = load_four(to, column, p.dim, aligned);
+#pragma unroll
+            for (uint32_t i = 0; i < 4; ++i) sum.v[i] += y.v[i];
+            store_four(to, column, p.dim, sum);
+            return;
+        }
         uint2 rounded = pack(y);
         if constexpr (FINISH == BF16) {
-            if (inside) *(uint2 *)(p.out + out + column) = rounded;
+            if (inside) *(uint2 *)((uint16_t *)p.out + out + column) = rounded;
             return;
         }
         exchange(rounded.x, rounded.y);
@@ -340,7 +349,7 @@ template <Finish FINISH, uint32_t ROUNDS> DEVICE void norm_row(const NormParams 
         if constexpr (FINISH == INT8)
             quantize_group(y, inside, position, p.q + out, p.scale + blockIdx.x, p.scale_stride);
         if constexpr (FINISH == ROTATED || FINISH == ROTATED_INT8) rotate(y);
-        if constexpr (FINISH == ROTATED) store_bf16(p.out + out, column, inside, y);
+        if constexpr (FINISH == ROTATED) store_bf16((uint16_t *)p.out + out, column, inside, y);
         if constexpr (FINISH == ROTATED_INT8) {
             largest = max(largest, largest_of(y));
             row(round) = y;
@@ -373,6 +382,10 @@ KERNEL(norm_rotated_int8_2048, NormParams, 256, 4) { norm_row<ROTATED_INT8, 2>(p
 KERNEL(norm_rotated_int8_5120, NormParams, 256, 2) { norm_row<ROTATED_INT8, 5>(p); }
 KERNEL(norm_rotated_int8_8192, NormParams, 256, 2) { norm_row<ROTATED_INT8, 8>(p); }
 KERNEL(norm_rotated_int8, NormParams, 256, 4) { norm_row<ROTATED_INT8, 0>(p); }
+KERNEL(norm_add_2048, NormParams, 256, 4) { norm_row<ADD, 2>(p); }
+KERNEL(norm_add_5120, NormParams, 256, 3) { norm_row<ADD, 5>(p); }
+KERNEL(norm_add_8192, NormParams, 256, 2) { norm_row<ADD, 8>(p); }
+KERNEL(norm_add, NormParams, 256, 4) { norm_row<ADD, 0>(p); }
 
 // ---- embedding ------------------------------------------------------------------------------------------
 
@@ -381,7 +394,8 @@ struct EmbedParams {
     const void *table;       // packed, vocab rows
     const uint16_t *scale;   // (rows / 16, K / 32, 8, 2) f16; null with a bf16 table
     float *x;                // (n, dim)
-    uint32_t vocab, dim, n_groups, reserved;  // n_groups = K / 32
+    uint32_t vocab, dim, n_groups;  // n_groups = K / 32
+    float factor;                   // of every value
 };
 
 // Where a token's four columns at a position of its row lie. A token outside the table is its last.
@@ -408,7 +422,7 @@ KERNEL(embed_int8, EmbedParams, 256, 6) {
     const float scale = ptx::f32_of_f16(p.scale[at.tile * 16 + at.row % 8 * 2 + at.row / 8]);
     Four x;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) x.v[j] = (float)(int8_t)(q >> (8 * j)) * scale;
+    for (int j = 0; j < 4; ++j) x.v[j] = (float)(int8_t)(q >> (8 * j)) * scale * p.factor;
     store_four(p.x + (size_t)blockIdx.x * p.dim, column_of(i), p.dim, paired(x));
 }
 
@@ -417,6 +431,8 @@ KERNEL(embed_bf16, EmbedParams, 256, 6) {
     if (position >= p.n_groups * 32) return;  // whole warps
     const Place at = place_of(p.tokens[blockIdx.x], position, p);
     const size_t pair = ((at.tile * 2 + at.half) * 32 + at.lane) * 2 + at.row / 8;
-    const uint2 w = ((const uint2 *)p.table)[pair];
-    store_four(p.x + (size_t)blockIdx.x * p.dim, column_of(i), p.dim, paired(unpack(w)));
+    Four x = unpack(((const uint2 *)p.table)[pair]);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x.v[j] *= p.factor;
+    store_four(p.x + (size_t)blockIdx.x * p.dim, column_of(i), p.dim, paired(x));
 }

@@ -83,6 +83,12 @@ DEVICE float ex2(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
     return d;
 }
+// 1 / x, within 1 ulp; 0 for an infinity.
+DEVICE float rcp(float x) {
+    float d;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
 DEVICE float rsqrt(float x) { return rsqrtf(x); }
 
 // ---- memory -------------------------------------------------------------------------------------------

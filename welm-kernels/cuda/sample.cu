@@ -11,6 +11,8 @@
 // largest f32, so that whoever reads the candidates sees them. argmax never takes NaN. A row of nothing but -inf gives
 // token 0.
 //
+//     soft cap        l_i = cap * tanh(l_i / cap), before all others, where a model has one
+//
 // top_k: a block has 8,192 logits in registers and leaves the k largest, a second kernel chooses among these;
 // logits are read once, and one row occupies up to 128 multiprocessors. A block chooses by binary search for
 // the k-th largest: logit and index make one whole number, all different, so that a threshold with exactly k
@@ -22,6 +24,25 @@ constexpr float LARGEST = 3.4028235e38f;   // f32
 constexpr uint32_t NO_TOKEN = 0xffffffffu;
 
 DEVICE float minus_infinity() { return ptx::from_bits(0xff800000u); }
+
+// ---- the soft cap ---------------------------------------------------------------------------------------
+
+struct SoftCapParams {
+    float *logits;  // (len), in place
+    uint64_t len;
+    float cap;
+    uint32_t reserved;
+};
+
+// Block: 1,024 logits, four to a thread.
+KERNEL(soft_cap, SoftCapParams, 256, 6) {
+    const uint64_t first = (uint64_t)blockIdx.x * 1024 + threadIdx.x;
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+        const uint64_t at = first + i * 256;
+        if (at < p.len) p.logits[at] = p.cap * tanhf(p.logits[at] / p.cap);
+    }
+}
 
 // ---- argmax ---------------------------------------------------------------------------------------------
 

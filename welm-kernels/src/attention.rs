@@ -63,8 +63,10 @@ pub struct Attention<'a> {
     pub head_dim: usize,
     /// Keys a row sees, itself included; 0 for all.
     pub window: u32,
-    /// Factor of `q . k`, 1 / sqrt(head_dim).
+    /// Factor of `q . k`, usually 1 / sqrt(head_dim).
     pub scale: f32,
+    /// `cap`, if scores become `cap tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
     /// `(n_rows, qkv_stride)`: rotated q of head `h` at column `h * head_dim`; further columns are not read.
     pub qkv: &'a Buffer<bf16>,
     /// Columns of a row of `qkv`, a multiple of 64.
@@ -101,6 +103,8 @@ struct PrefillParams {
     n_kv_heads: u32,
     window: u32,
     c: f32,
+    cap_c: f32,
+    reserved: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -136,7 +140,7 @@ struct DecodeParams {
     head_dim: u32,
     window: u32,
     c: f32,
-    reserved: u32,
+    cap_c: f32,
 }
 
 impl Attention<'_> {
@@ -157,7 +161,9 @@ impl Attention<'_> {
         let got = format!("{heads} and {kv_heads}");
         expect(whole, operation, "n_heads", "a multiple of n_kv_heads, both more than 0", got)?;
         let columns = heads * self.head_dim;
-        expect(self.scale > 0.0 && self.scale.is_finite(), operation, "scale", "more than 0", self.scale)?;
+        for (factor, operand) in [(self.scale, "scale"), (self.soft_cap.unwrap_or(1.0), "soft_cap")] {
+            expect(factor > 0.0 && factor.is_finite(), operation, operand, "more than 0", factor)?;
+        }
         let strides = [(self.qkv_stride, "qkv_stride"), (self.out_stride, "out_stride")];
         for (stride, operand) in strides {
             let good = stride >= columns && stride.is_multiple_of(64);
@@ -181,9 +187,14 @@ impl Attention<'_> {
         Ok((Kernel { file: "attention", name }, n_blocks as u32))
     }
 
-    /// `scale * log2(e)`: the kernels raise 2, not e, to a power.
+    /// `scale * log2(e)`: the kernels raise 2, not e, to a power. Scores with a soft cap are in units of it.
     fn c(&self) -> f32 {
-        self.scale * std::f32::consts::LOG2_E
+        self.soft_cap.unwrap_or(self.scale) * std::f32::consts::LOG2_E
+    }
+
+    /// `2 log2(e) scale / cap`: what a score is multiplied with for its tanh; 0 for none.
+    fn cap_c(&self) -> f32 {
+        self.soft_cap.map_or(0.0, |cap| 2.0 * std::f32::consts::LOG2_E * self.scale / cap)
     }
 }
 
@@ -263,6 +274,8 @@ pub fn attention_prefill(
         n_kv_heads: attention.n_kv_heads as u32,
         window: attention.window,
         c: attention.c(),
+        cap_c: attention.cap_c(),
+        reserved: 0,
     };
     let blocks = [attention.n_heads as u32, n_tiles as u32, 1];
     if device.is_hopper() {
@@ -383,7 +396,7 @@ pub fn attention_decode(
         head_dim: head_dim as u32,
         window: attention.window,
         c: attention.c(),
-        reserved: 0,
+        cap_c: attention.cap_c(),
     };
     let threads = 32 * WARPS;
     let blocks = [n_rows as u32, groups as u32, n_splits as u32];

@@ -202,6 +202,8 @@ pub enum Function {
     GeluTanh,
     /// `g / (1 + exp(-g)) u` of gates and ups ([`RowOrder::Gated`]), half as many columns (arXiv 2002.05202).
     SwiGlu,
+    /// `g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) / 2 u` of gates and ups, likewise.
+    GeGlu,
 }
 
 /// Where a product goes. Columns of `out` past those of the result and within its stride are zeroed if it is bf16.
@@ -330,7 +332,7 @@ pub fn gemm(
         Values::Bf16(values) => (values.ptr(), 0),
         Values::Rotated { q, scale } => (q.ptr(), scale.ptr()),
     };
-    let gated = matches!(out, Output::Bf16(_, Function::SwiGlu));
+    let gated = matches!(out, Output::Bf16(_, Function::SwiGlu | Function::GeGlu));
     let order = if gated { RowOrder::Gated } else { RowOrder::Plain };
     expect(
         w.order == order,
@@ -365,6 +367,7 @@ pub fn gemm(
                 Function::Gelu => 3,
                 Function::GeluTanh => 4,
                 Function::SwiGlu => 5,
+                Function::GeGlu => 6,
             };
             (out_stride as u32, epilogue)
         }

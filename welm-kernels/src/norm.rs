@@ -127,7 +127,7 @@ struct EmbedParams {
     vocab: u32,
     dim: u32,
     n_groups: u32,
-    reserved: u32,
+    factor: f32,
 }
 
 /// Where a range of rows goes: addresses of its first.
@@ -206,20 +206,73 @@ pub fn norm(
     stride: usize,
 ) -> Result<()> {
     const OPERATION: &str = "norm";
-    expect(dim > 0, OPERATION, "dim", "more than 0", dim)?;
+    let names = match &out {
+        Rows::Bf16(_) => ["norm_bf16", "norm_bf16_2048", "norm_bf16_5120", "norm_bf16_8192"],
+        Rows::Int8(_) => ["norm_int8", "norm_int8_2048", "norm_int8_5120", "norm_int8_8192"],
+        Rows::Rotated(Rotated::Bf16(_)) => {
+            ["norm_rotated", "norm_rotated_2048", "norm_rotated_5120", "norm_rotated_8192"]
+        }
+        Rows::Rotated(Rotated::Int8 { .. }) => [
+            "norm_rotated_int8",
+            "norm_rotated_int8_2048",
+            "norm_rotated_int8_5120",
+            "norm_rotated_int8_8192",
+        ],
+    };
+    let target = |rows: &Range<usize>| Target::new(OPERATION, rows, stride, &out);
+    launch(device, OPERATION, norm, x, dim, source, rows, stride, target, names)
+}
+
+/// Normalises rows `rows` of `x`, `(n, dim)`, and adds them to the same rows of `to`, `(n, dim)`.
+///
+/// # Errors
+/// As [`norm`].
+pub fn norm_add(
+    device: &Device,
+    norm: &Norm,
+    x: &Buffer<f32>,
+    dim: usize,
+    rows: Range<usize>,
+    to: &mut Buffer<f32>,
+) -> Result<()> {
+    const OPERATION: &str = "norm_add";
+    let names = ["norm_add", "norm_add_2048", "norm_add_5120", "norm_add_8192"];
+    let target = |rows: &Range<usize>| {
+        let need = rows.end.saturating_mul(dim);
+        expect(to.len() >= need, OPERATION, "to", need, to.len())?;
+        Ok(Target { out: row_ptr(to, rows.start, dim), q: 0, scale: 0, scale_stride: 0 })
+    };
+    launch(device, OPERATION, norm, x, dim, None, rows, dim.next_multiple_of(64), target, names)
+}
+
+/// The launch of a norm of rows, after its checks; `names` are of the kernel for every width, and of those that keep rows
+/// in registers.
+fn launch(
+    device: &Device,
+    operation: &'static str,
+    norm: &Norm,
+    x: &Buffer<f32>,
+    dim: usize,
+    source: Option<&Buffer<u32>>,
+    rows: Range<usize>,
+    stride: usize,
+    target: impl FnOnce(&Range<usize>) -> Result<Target>,
+    names: [&'static str; 4],
+) -> Result<()> {
+    expect(dim > 0, operation, "dim", "more than 0", dim)?;
     let whole = stride >= dim && stride.is_multiple_of(64);
-    expect(whole, OPERATION, "stride", format!("a multiple of 64 from {dim} on"), stride)?;
-    expect(norm.weight.len() == dim, OPERATION, "weight", dim, norm.weight.len())?;
+    expect(whole, operation, "stride", format!("a multiple of 64 from {dim} on"), stride)?;
+    expect(norm.weight.len() == dim, operation, "weight", dim, norm.weight.len())?;
     let bias_len = norm.bias.map_or(dim, Buffer::len);
-    expect(bias_len == dim, OPERATION, "bias", dim, bias_len)?;
-    check_rows(OPERATION, &rows)?;
+    expect(bias_len == dim, operation, "bias", dim, bias_len)?;
+    check_rows(operation, &rows)?;
     let n_rows = x.len() / dim;
     let need = if source.is_some() { rows.len().min(1) } else { rows.end };
-    expect(n_rows >= need, OPERATION, "x", format!("{need} rows of {dim}"), x.len())?;
+    expect(n_rows >= need, operation, "x", format!("{need} rows of {dim}"), x.len())?;
     let source_len = source.map_or(rows.end, Buffer::len);
-    expect(source_len >= rows.end, OPERATION, "source", rows.end, source_len)?;
-    let target = Target::new(OPERATION, &rows, stride, &out)?;
-    check_sizes(OPERATION, &[n_rows, stride])?;
+    expect(source_len >= rows.end, operation, "source", rows.end, source_len)?;
+    let target = target(&rows)?;
+    check_sizes(operation, &[n_rows, stride])?;
     let width = if dim.is_multiple_of(4) { stride.div_ceil(BLOCK_COLUMNS) } else { usize::MAX };
     let kept = KEPT_ROUNDS.iter().position(|&rounds| width <= rounds);
     // Rows that registers do not keep are in shared memory, in whole rounds of a block.
@@ -228,7 +281,7 @@ pub fn norm(
     let most = device.info().shared_bytes as usize;
     if shared_bytes > most {
         let reason = format!("a row of {stride} columns takes {shared_bytes} bytes of {most} shared ones");
-        return Err(Error::Unsupported { operation: OPERATION, reason });
+        return Err(Error::Unsupported { operation, reason });
     }
     if rows.is_empty() {
         return Ok(());
@@ -249,19 +302,7 @@ pub fn norm(
         scale_stride: target.scale_stride,
         eps: norm.eps,
     };
-    let [any, kept_names @ ..] = match out {
-        Rows::Bf16(_) => ["norm_bf16", "norm_bf16_2048", "norm_bf16_5120", "norm_bf16_8192"],
-        Rows::Int8(_) => ["norm_int8", "norm_int8_2048", "norm_int8_5120", "norm_int8_8192"],
-        Rows::Rotated(Rotated::Bf16(_)) => {
-            ["norm_rotated", "norm_rotated_2048", "norm_rotated_5120", "norm_rotated_8192"]
-        }
-        Rows::Rotated(Rotated::Int8 { .. }) => [
-            "norm_rotated_int8",
-            "norm_rotated_int8_2048",
-            "norm_rotated_int8_5120",
-            "norm_rotated_int8_8192",
-        ],
-    };
+    let [any, kept_names @ ..] = names;
     let name = kept.map_or(any, |i| kept_names[i]);
     let grid =
         Grid { blocks: [rows.len() as u32, 1, 1], threads: THREADS, shared_bytes: shared_bytes as u32 };
@@ -334,12 +375,12 @@ fn convert(
     unsafe { device.launch(Kernel { file: "norm", name }, grid, &params) }
 }
 
-/// Writes the rows `tokens[..n]` of `table`, which has `vocab` rows, to `x`, `(n, dim)`. A token that is not
-/// in the table counts as its last.
+/// Writes the rows `tokens[..n]` of `table`, which has `vocab` rows, times `factor`, to `x`, `(n, dim)`. A token that is
+/// not in the table counts as its last.
 ///
 /// # Errors
-/// [`Error::Shape`] for a buffer that is too short, or a table that is not packed from `(vocab, dim)`;
-/// [`Error::Driver`], [`Error::ContextLost`].
+/// [`Error::Shape`] for a buffer that is too short, a table that is not packed from `(vocab, dim)`, or a factor that is
+/// not finite; [`Error::Driver`], [`Error::ContextLost`].
 pub fn embed(
     device: &Device,
     tokens: &Buffer<u32>,
@@ -347,9 +388,11 @@ pub fn embed(
     table: Table,
     vocab: usize,
     dim: usize,
+    factor: f32,
     x: &mut Buffer<f32>,
 ) -> Result<()> {
     const OPERATION: &str = "embed";
+    expect(factor.is_finite(), OPERATION, "factor", "a finite number", factor)?;
     expect(vocab > 0 && dim > 0, OPERATION, "table", "rows and columns", format!("{vocab}, {dim}"))?;
     check_sizes(OPERATION, &[n, vocab, dim])?;
     let (rows, cols) = (vocab.next_multiple_of(ALIGN), dim.next_multiple_of(ALIGN));
@@ -375,7 +418,7 @@ pub fn embed(
         vocab: vocab as u32,
         dim: dim as u32,
         n_groups: (cols / GROUP) as u32,
-        reserved: 0,
+        factor,
     };
     let blocks = [n as u32, cols.div_ceil(BLOCK_COLUMNS) as u32, 1];
     expect(blocks[1] <= 65_535, OPERATION, "dim", "at most 65535 blocks", dim)?;

@@ -148,6 +148,36 @@ fn check_logits(operation: &'static str, logits: &Buffer<f32>, n: usize, vocab: 
     expect(enough, operation, "logits", format!("{n} rows of {vocab}"), logits.len())
 }
 
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct SoftCapParams {
+    logits: Ptr,
+    len: u64,
+    cap: f32,
+    reserved: u32,
+}
+
+/// Makes `cap * tanh(l / cap)` of each logit `l` of `n` rows of `logits`, `(n, vocab)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::error::Error::Shape) for a buffer that is too short, no vocabulary, a cap that is not more
+/// than 0, or more than 2^41 logits; [`Error::Driver`](crate::error::Error::Driver),
+/// [`Error::ContextLost`](crate::error::Error::ContextLost).
+pub fn soft_cap(device: &Device, logits: &mut Buffer<f32>, n: usize, vocab: usize, cap: f32) -> Result<()> {
+    const OPERATION: &str = "soft_cap";
+    check_logits(OPERATION, logits, n, vocab)?;
+    expect(cap > 0.0 && cap.is_finite(), OPERATION, "cap", "more than 0", cap)?;
+    let blocks = (n * vocab).div_ceil(1024);
+    expect(i32::try_from(blocks).is_ok(), OPERATION, "logits", "at most 2^41", n * vocab)?;
+    if n == 0 {
+        return Ok(());
+    }
+    let params = SoftCapParams { logits: logits.ptr(), len: (n * vocab) as u64, cap, reserved: 0 };
+    let grid = Grid { blocks: [blocks as u32, 1, 1], threads: 256, shared_bytes: 0 };
+    // SAFETY: the length is checked above.
+    unsafe { device.launch(Kernel { file: "sample", name: "soft_cap" }, grid, &params) }
+}
+
 /// The token of the largest logit of each of `n` rows of `logits`, `(n, vocab)`, to `tokens`, `(n)`.
 ///
 /// # Errors

@@ -163,8 +163,11 @@ pub(crate) fn config<'py>(py: Python<'py>, c: &core::ModelConfig) -> Object<'py>
         Activation::Gelu => "gelu",
         Activation::GeluTanh => "gelu_tanh",
         Activation::SwiGlu => "swiglu",
+        Activation::GeGlu => "geglu",
     };
-    let rope_scaling = match c.rope.scaling {
+    // The first, which is the only one of every family so far.
+    let rope = &c.ropes[0];
+    let rope_scaling = match rope.scaling {
         RopeScaling::None => None,
         RopeScaling::Linear { .. } => Some("linear"),
         RopeScaling::Llama3 { .. } => Some("llama3"),
@@ -184,8 +187,8 @@ pub(crate) fn config<'py>(py: Python<'py>, c: &core::ModelConfig) -> Object<'py>
         norm: norm,
         norm_eps: c.norm_eps,
         activation: activation,
-        rotary_dim: c.rope.rotary_dim,
-        rope_base: c.rope.base,
+        rotary_dim: rope.rotary_dim,
+        rope_base: rope.base,
         rope_scaling: rope_scaling,
         parallel_residual: c.parallel_residual,
         tied_output: c.tied_output,

@@ -43,6 +43,7 @@ impl Operands {
             head_dim,
             window: 0,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            soft_cap: None,
             qkv: &self.qkv,
             qkv_stride: self.heads.qkv_dim().next_multiple_of(64),
             k: &self.k,

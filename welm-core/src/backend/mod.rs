@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use crate::batch::Batch;
 use crate::checkpoint::load::{LinearSource, NormSource};
-use crate::config::{Activation, ModelConfig};
+use crate::config::{Activation, LayerConfig, ModelConfig};
 use crate::error::Result;
 use crate::options::LoadOptions;
 use crate::weights::computed::Kernels;
@@ -42,7 +42,7 @@ pub(crate) struct Limits {
 /// What a buffer holds, from which a backend takes its element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// The residual stream, which every layer adds to.
+    /// The residual stream, which every layer adds to, and what is normalised before it is added.
     Residual,
     /// What a normalisation makes for the products behind it.
     Normed,
@@ -114,10 +114,12 @@ pub(crate) trait Backend: Sized + Send + 'static {
     fn repeat(&mut self, _batch: &Batch, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         body(self)
     }
-    /// `x = table[token_id]`, `(n, dim)`.
-    fn embed(&mut self, x: &mut Self::Buffer, table: &Self::Linear, batch: &Batch) -> Result<()>;
+    /// `x = table[token_id] * scale`, `(n, dim)`.
+    fn embed(&mut self, x: &mut Self::Buffer, table: &Self::Linear, scale: f32, batch: &Batch) -> Result<()>;
     /// `out = norm(x)`, `(n, dim)`.
     fn norm(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, norm: &Self::Norm) -> Result<()>;
+    /// `x += norm(y)`, `(n, dim)`, both as for [`Role::Residual`]; `y` is used up.
+    fn norm_add(&mut self, x: &mut Self::Buffer, y: &mut Self::Buffer, norm: &Self::Norm) -> Result<()>;
     /// `out[i] = norm(x[row])` of the wanted rows `some` of the batch that has begun, `(some.len(), dim)`.
     fn norm_rows(
         &mut self,
@@ -131,8 +133,8 @@ pub(crate) trait Backend: Sized + Send + 'static {
     fn linear(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, w: &Self::Linear) -> Result<()>;
     /// `out += x W^T + b`, `(n, rows)`.
     fn linear_add(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, w: &Self::Linear) -> Result<()>;
-    /// `out = f(x W^T + b)`, `(n, hidden_dim)`; `gates` is a buffer for what is between. SwiGLU's matrix has gates and
-    /// ups, `(2 hidden_dim, dim)`.
+    /// `out = f(x W^T + b)`, `(n, hidden_dim)`; `gates` is a buffer for what is between. The matrix of a gated function
+    /// has gates and ups, `(2 hidden_dim, dim)`.
     fn linear_activate(
         &mut self,
         out: &mut Self::Buffer,
@@ -141,19 +143,34 @@ pub(crate) trait Backend: Sized + Send + 'static {
         w: &Self::Linear,
         f: Activation,
     ) -> Result<()>;
-    /// `out = x W^T`, `(n, vocab_size)`: as `linear`, with the most exact activations there are.
-    fn logits(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, w: &Self::Linear) -> Result<()>;
-    /// Turns q and k of `qkv`, `(n, qkv_dim)`, in place, and writes k and v to the batch's slots.
-    fn rope_and_cache(&mut self, qkv: &mut Self::Buffer, kv: &mut Self::KvLayer, batch: &Batch)
-    -> Result<()>;
-    /// `softmax(q k^T / sqrt(head_dim)) v` of each row over its own sequence, itself included:
-    /// `(n, n_heads * head_dim)`.
+    /// `out = x W^T`, `(n, vocab_size)`: as `linear`, with the most exact activations there are. With a soft cap `c`,
+    /// `c tanh(out / c)`.
+    fn logits(
+        &mut self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        w: &Self::Linear,
+        soft_cap: Option<f32>,
+    ) -> Result<()>;
+    /// Turns q and k of `qkv`, `(n, qkv_dim)`, in place, by the layer's rotary embedding, and writes k and v to the
+    /// batch's slots. Before that, where there are norms `(head_dim)` of q and of k, each head takes its own.
+    fn rope_and_cache(
+        &mut self,
+        qkv: &mut Self::Buffer,
+        kv: &mut Self::KvLayer,
+        batch: &Batch,
+        layer: &LayerConfig,
+        norms: Option<&[Self::Norm; 2]>,
+    ) -> Result<()>;
+    /// `softmax(scale q k^T) v` of each row over its own sequence, itself included: `(n, n_heads * head_dim)`. The scale,
+    /// the soft cap of the scores and how many keys a row sees are the layer's.
     fn attention(
         &mut self,
         out: &mut Self::Buffer,
         qkv: &Self::Buffer,
         kv: &Self::KvLayer,
         batch: &Batch,
+        layer: &LayerConfig,
     ) -> Result<()>;
     /// Drops all rows of a buffer but some, given ascending; only where [`Backend::KEEPS`].
     fn keep(&mut self, _buffer: &mut Self::Buffer, _rows: &[u32]) -> Result<()> {

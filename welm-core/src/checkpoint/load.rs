@@ -1,11 +1,10 @@
-//! From a folder or file to the engine's own parts: which stored tensors make `layers.3.qkv`.
+//! From a folder or file to the engine's own parts: which rows of which stored tensors make `layers.3.qkv`.
 //!
-//! Four naming schemes (Hugging Face and GGUF, GPT-NeoX and Llama) meet one set of names here:
-//! `embed`, `layers.N.{attn_norm, qkv, out, ffn_norm, up, down}`, `final_norm`, `output`. A fused matrix is
-//! described as segments of rows of stored tensors, in the order the engine wants, so that float weights
-//! are used where they lie in the mapped file and nothing is copied to fuse or to reorder.
+//! The configuration lists the parts that there must be (`config/part.rs`), the family says how they are stored
+//! ([`families`]). A matrix is described as segments of rows of stored tensors, in the order the engine wants, so that
+//! float weights are used where they lie in the mapped file and nothing is copied to fuse or to reorder.
 //!
-//! Opening a model asks for each of these once. So a tensor that is missing or of another shape is found before
+//! Opening a model asks for each part once. So a tensor that is missing or of another shape is found before
 //! anything is loaded, and so is one that nobody asked for.
 //!
 //! Of the values, norms, biases, rotary divisors and the scales of blocks are checked: one that is not finite is an
@@ -15,8 +14,10 @@
 use std::path::Path;
 
 use super::int8_folder::{self, FORMAT, FORMAT_PLAIN};
-use crate::config::{Activation, FAMILY, ModelConfig, NormKind};
+use crate::config::ModelConfig;
+use crate::config::part::{ModelPart, PartKind, PartSpec};
 use crate::error::{Error, Result};
+use crate::families::{self, MODEL_TYPE, Names, StoredAs};
 use crate::options::Dtype;
 use crate::side_file;
 use crate::weights::computed::{Computed, Kernels};
@@ -35,21 +36,10 @@ pub(crate) enum MatrixSource {
     Packed(Int8Tiles),
 }
 
-/// What a matrix is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// Embedding or output, a row for each token.
-    Table,
-    /// A layer's.
-    Layer,
-    /// A layer's with a SwiGLU after it: the first half of the rows are gates, the second ups.
-    Gated,
-}
-
 /// A matrix `(rows, cols)` and its bias `(rows)`.
 pub(crate) struct LinearSource {
     pub(crate) name: String,
-    pub(crate) part: Part,
+    pub(crate) kind: PartKind,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) matrix: MatrixSource,
@@ -104,32 +94,13 @@ pub(crate) struct NormSource {
     pub(crate) eps: f32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Naming {
-    NeoxFolder,
-    LlamaFolder,
-    NeoxGguf,
-    LlamaGguf,
-    /// This crate's int8 folder, in this format: the engine's own names.
-    Int8(&'static str),
-}
-
-/// Whether the parts of a matrix have biases.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Bias {
-    /// None has one. One that is stored is then not read, which is an error.
-    Never,
-    /// Each has one, or not, as the file says; where some have, the others have zeros.
-    IfStored,
-    /// All have one.
-    Always,
-}
-
 /// An opened model: configuration and mapped tensors.
 pub(crate) struct Source {
     pub(crate) config: ModelConfig,
     tensors: TensorMap,
-    naming: Naming,
+    names: Names,
+    /// The format of an int8 folder of this crate, which has the engine's own names.
+    int8: Option<&'static str>,
     /// Whether only the output is stored, and is the embedding too.
     output_is_embed: bool,
 }
@@ -139,51 +110,46 @@ impl Source {
     ///
     /// Tensors that nobody reads are an error, or with `allow_unread` a warning.
     pub(crate) fn open(path: &Path, gguf: Option<&Gguf>, allow_unread: bool) -> Result<Self> {
-        let (config, tensors, naming) = match gguf {
-            Some(gguf) => {
-                let config = ModelConfig::from_gguf(gguf)?;
-                let naming = if config.family == "llama" { Naming::LlamaGguf } else { Naming::NeoxGguf };
-                (config, gguf.tensors.clone(), naming)
-            }
+        let ((config, mut names), tensors) = match gguf {
+            Some(gguf) => (families::of_gguf(gguf)?, gguf.tensors.clone()),
             None => {
                 refuse_adapter(path, allow_unread)?;
-                let config = ModelConfig::from_folder(path).map_err(|e| with_types(e, path))?;
-                let tensors = safetensors::open(path)?;
-                let naming = Self::naming_of_folder(path, &config, &tensors)?;
-                (config, tensors, naming)
+                let read = families::of_folder(path).map_err(|e| with_types(e, path))?;
+                (read, safetensors::open(path)?)
             }
         };
-        let mut source = Source { config, tensors, naming, output_is_embed: false };
-        source.settle_output()?;
-        for name in source.linear_names() {
-            let has_bias = source.linear(&name)?.bias.is_some();
-            let of_attention = matches!(split(&name).1, "qkv" | "out");
-            let flag =
-                if of_attention { &mut source.config.attention_bias } else { &mut source.config.mlp_bias };
-            *flag |= has_bias;
+        let int8 = int8_format(path, &tensors)?;
+        if int8.is_some() {
+            names.of = |part| StoredAs::One(part.to_string());
         }
-        source.norm_names().iter().try_for_each(|name| source.norm(name).map(|_| ()))?;
-        source.tensors.check_all_read(allow_unread)?;
-        Ok(source)
+        Self::of(config, names, tensors, int8, allow_unread)
     }
 
-    fn naming_of_folder(path: &Path, config: &ModelConfig, tensors: &TensorMap) -> Result<Naming> {
-        Ok(match tensors.metadata.get("format").map(String::as_str) {
-            Some(FORMAT) => Naming::Int8(FORMAT),
-            Some(FORMAT_PLAIN) => Naming::Int8(FORMAT_PLAIN),
-            Some(other) if other.starts_with("welm") => {
-                let reason = format!("expected format {FORMAT} or {FORMAT_PLAIN}, got {other}");
-                return Err(Error::file(path, reason));
+    /// Asks for every part of the configuration, and then for whatever is left over.
+    fn of(
+        config: ModelConfig,
+        names: Names,
+        tensors: TensorMap,
+        int8: Option<&'static str>,
+        allow_unread: bool,
+    ) -> Result<Self> {
+        let mut source = Source { config, tensors, names, int8, output_is_embed: false };
+        source.settle_output()?;
+        for spec in source.config.parts().collect::<Vec<_>>() {
+            if spec.kind == PartKind::Norm {
+                source.norm(&spec)?;
+            } else if source.linear(&spec)?.bias.is_some() {
+                source.config.note_bias(spec.part);
             }
-            _ if config.norm == NormKind::RmsNorm => Naming::LlamaFolder,
-            _ => Naming::NeoxFolder,
-        })
+        }
+        source.tensors.check_all_read(allow_unread)?;
+        Ok(source)
     }
 
     /// Decides whether the output is the embedding, by what is stored. As in transformers, an output that differs from
     /// the embedding is used whatever the configuration says, and one of the two is enough if they are tied.
     fn settle_output(&mut self) -> Result<()> {
-        let (embed, output) = (self.table("embed"), self.table("output"));
+        let (embed, output) = (self.table(ModelPart::Embed)?, self.table(ModelPart::Output)?);
         if !self.config.tied_output {
             return match self.tensors.contains(&output) {
                 true => Ok(()),
@@ -212,10 +178,15 @@ impl Source {
     }
 
     /// The tensor of embedding or output.
-    fn table(&self, part: &str) -> String {
-        match self.naming {
-            Naming::Int8(_) => format!("{part}.weight"),
-            _ => self.stored_parts(0, part).iter().map(|(stem, _)| format!("{stem}.weight")).collect(),
+    fn table(&self, part: ModelPart) -> Result<String> {
+        Ok(self.whole(part)? + ".weight")
+    }
+
+    /// The name of a part that is stored as the engine wants it.
+    fn whole(&self, part: ModelPart) -> Result<String> {
+        match (self.names.of)(part) {
+            StoredAs::One(stem) => Ok(stem),
+            other => Err(unnamed(part, &other)),
         }
     }
 
@@ -226,67 +197,41 @@ impl Source {
 
     /// Whether the matrices are stored in this crate's int8 layout.
     pub(crate) fn is_packed(&self) -> bool {
-        matches!(self.naming, Naming::Int8(_))
+        self.int8.is_some()
     }
 
     /// Whether they are, in groups that were rotated.
     #[cfg(feature = "kernels")]
     pub(crate) fn is_rotated(&self) -> bool {
-        self.naming == Naming::Int8(FORMAT)
+        self.int8 == Some(FORMAT)
     }
 
-    /// Every matrix with its shape, the largest part of what a model needs in memory.
-    pub(crate) fn linear_names(&self) -> Vec<String> {
-        let mut names = vec!["embed".to_string()];
-        for l in 0..self.config.n_layers {
-            names.extend(["qkv", "out", "up", "down"].map(|part| format!("layers.{l}.{part}")));
+    /// Every matrix, the largest part of what a model needs in memory.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = PartSpec> {
+        self.config.parts().filter(|spec| spec.kind != PartKind::Norm)
+    }
+
+    /// Bytes of all matrices in the file.
+    pub(crate) fn stored_bytes(&self) -> Result<u64> {
+        self.matrices().map(|spec| Ok(self.linear(&spec)?.stored_bytes())).sum()
+    }
+
+    /// A matrix of the configuration.
+    pub(crate) fn linear(&self, spec: &PartSpec) -> Result<LinearSource> {
+        let (name, kind, rows, cols) = (spec.part.to_string(), spec.kind, spec.rows(), spec.cols);
+        if let Some(format) = self.int8 {
+            let tiles = int8_folder::open_matrix(&self.tensors, &name, rows, cols, format)?;
+            let bias = self.bias(&name, spec, rows)?;
+            return Ok(LinearSource { name, kind, rows, cols, matrix: MatrixSource::Packed(tiles), bias });
         }
-        names.extend((!self.config.tied_output).then(|| "output".to_string()));
-        names
-    }
-
-    /// Every normalisation.
-    pub(crate) fn norm_names(&self) -> Vec<String> {
-        let of_layer = |l| ["attn_norm", "ffn_norm"].map(|part| format!("layers.{l}.{part}"));
-        (0..self.config.n_layers).flat_map(of_layer).chain(["final_norm".to_string()]).collect()
-    }
-
-    /// Rows and columns of a matrix.
-    fn shape(&self, part: &str) -> (usize, usize) {
-        let c = &self.config;
-        match part {
-            "qkv" => (c.qkv_dim(), c.dim),
-            "out" => (c.dim, c.n_heads * c.head_dim),
-            "up" => (c.up_dim(), c.dim),
-            "down" => (c.dim, c.hidden_dim),
-            _ => (c.vocab_size, c.dim),
-        }
-    }
-
-    /// A matrix by the engine's name.
-    pub(crate) fn linear(&self, name: &str) -> Result<LinearSource> {
-        let (layer, part) = split(name);
-        let (rows, cols) = self.shape(part);
-        let role = match part {
-            "embed" | "output" => Part::Table,
-            "up" if self.config.activation == Activation::SwiGlu => Part::Gated,
-            _ => Part::Layer,
-        };
-        if let Naming::Int8(format) = self.naming {
-            let matrix =
-                MatrixSource::Packed(int8_folder::open_matrix(&self.tensors, name, rows, cols, format)?);
-            let bias = self.bias(name, self.biases(part), rows)?;
-            return Ok(LinearSource { name: name.into(), part: role, rows, cols, matrix, bias });
-        }
-        let stored = if part == "embed" && self.output_is_embed { "output" } else { part };
         let mut segments = Vec::new();
         let mut bias = Vec::new();
         let mut has_bias = false;
-        for (stem, pieces) in self.stored_parts(layer, stored) {
+        for (stem, pieces) in self.pieces(spec)? {
             let stored_rows = pieces.iter().map(|p| p.1).sum();
             let tensor = self.weights(&format!("{stem}.weight"))?;
             tensor.expect_shape(&[stored_rows, cols])?;
-            let stored_bias = self.bias(&stem, self.biases(part), stored_rows)?;
+            let stored_bias = self.bias(&stem, spec, stored_rows)?;
             for (first_row, n_rows) in pieces {
                 segments.push(Segment { tensor: tensor.clone(), first_row, n_rows });
                 match &stored_bias {
@@ -296,111 +241,50 @@ impl Source {
             }
             has_bias |= stored_bias.is_some();
         }
-        let matrix = MatrixSource::Stored(segments);
-        let bias = has_bias.then_some(bias);
-        Ok(LinearSource { name: name.into(), part: role, rows, cols, matrix, bias })
+        let (matrix, bias) = (MatrixSource::Stored(segments), has_bias.then_some(bias));
+        Ok(LinearSource { name, kind, rows, cols, matrix, bias })
     }
 
-    /// Which biases a part has.
-    fn biases(&self, part: &str) -> Bias {
-        let all = match part {
-            "qkv" | "out" => self.config.attention_bias,
-            "up" | "down" => self.config.mlp_bias,
-            _ => return Bias::Never,
-        };
-        match (self.naming, all) {
-            (Naming::LlamaGguf, _) => Bias::IfStored,
-            (_, true) => Bias::Always,
-            (_, false) => Bias::Never,
-        }
-    }
-
-    fn bias(&self, stem: &str, biases: Bias, rows: usize) -> Result<Option<Vec<f32>>> {
+    /// The bias of a stored tensor of a matrix. Where the file decides, each tensor has its own or not, and zeros stand for
+    /// those of its neighbours; elsewhere all have one or none.
+    fn bias(&self, stem: &str, spec: &PartSpec, rows: usize) -> Result<Option<Vec<f32>>> {
         let name = format!("{stem}.bias");
-        let wanted = match biases {
-            Bias::Never => false,
-            Bias::IfStored => self.tensors.contains(&name),
-            Bias::Always => true,
+        let wanted = match spec.kind {
+            PartKind::Matrix | PartKind::Gated if self.names.biases_as_stored => self.tensors.contains(&name),
+            PartKind::Matrix | PartKind::Gated | PartKind::Table | PartKind::Norm => spec.bias,
         };
         wanted.then(|| self.vector(&name, rows)).transpose()
     }
 
-    /// The stored tensors of a part, each with the row pieces `(first, count)` in the engine's order.
-    fn stored_parts(&self, l: usize, part: &str) -> Vec<(String, Vec<(usize, usize)>)> {
-        let c = &self.config;
-        let (q, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        let whole = |stem: String, rows| (stem, vec![(0, rows)]);
-        match (self.naming, part) {
-            (Naming::NeoxFolder, "qkv") => {
-                // Stored head by head: q, k, v of head 0, then q, k, v of head 1, ...
-                let of_kind =
-                    |kind| (0..c.n_heads).map(move |head| ((3 * head + kind) * c.head_dim, c.head_dim));
-                let pieces = of_kind(0).chain(of_kind(1)).chain(of_kind(2)).collect();
-                vec![(format!("gpt_neox.layers.{l}.attention.query_key_value"), pieces)]
+    /// The stored tensors of a part, each with the pieces of its rows, `(first, count)`, in the engine's order.
+    fn pieces(&self, spec: &PartSpec) -> Result<Vec<(String, Vec<(usize, usize)>)>> {
+        let (part, blocks) = (spec.part, &spec.blocks);
+        let is_output = part == ModelPart::Embed && self.output_is_embed;
+        Ok(match (self.names.of)(if is_output { ModelPart::Output } else { part }) {
+            StoredAs::One(stem) => vec![(stem, vec![(0, spec.rows())])],
+            StoredAs::Each(stems) if stems.len() == blocks.len() => {
+                stems.into_iter().zip(blocks).map(|(stem, &rows)| (stem, vec![(0, rows)])).collect()
             }
-            (Naming::NeoxFolder, _) => vec![match part {
-                "embed" => whole("gpt_neox.embed_in".into(), c.vocab_size),
-                "output" => whole("embed_out".into(), c.vocab_size),
-                "out" => whole(format!("gpt_neox.layers.{l}.attention.dense"), c.dim),
-                "up" => whole(format!("gpt_neox.layers.{l}.mlp.dense_h_to_4h"), c.hidden_dim),
-                _ => whole(format!("gpt_neox.layers.{l}.mlp.dense_4h_to_h"), c.dim),
-            }],
-            (Naming::LlamaFolder, _) => {
-                let of_layer = |stem: &str, rows| whole(format!("model.layers.{l}.{stem}"), rows);
-                match part {
-                    "embed" => vec![whole("model.embed_tokens".into(), c.vocab_size)],
-                    "output" => vec![whole("lm_head".into(), c.vocab_size)],
-                    "qkv" => vec![
-                        of_layer("self_attn.q_proj", q),
-                        of_layer("self_attn.k_proj", kv),
-                        of_layer("self_attn.v_proj", kv),
-                    ],
-                    "out" => vec![of_layer("self_attn.o_proj", c.dim)],
-                    "up" => {
-                        vec![of_layer("mlp.gate_proj", c.hidden_dim), of_layer("mlp.up_proj", c.hidden_dim)]
-                    }
-                    _ => vec![of_layer("mlp.down_proj", c.dim)],
-                }
+            StoredAs::HeadByHead(stem) if blocks.iter().all(|&rows| rows == blocks[0]) => {
+                let (n, rows) = (blocks.len(), self.config.head_dim);
+                let of_block =
+                    |block| (0..blocks[0] / rows).map(move |head| ((n * head + block) * rows, rows));
+                vec![(stem, (0..n).flat_map(of_block).collect())]
             }
-            _ => {
-                let of_layer = |stem: &str, rows| whole(format!("blk.{l}.{stem}"), rows);
-                match part {
-                    "embed" => vec![whole("token_embd".into(), c.vocab_size)],
-                    "output" => vec![whole("output".into(), c.vocab_size)],
-                    "qkv" if self.naming == Naming::NeoxGguf => vec![of_layer("attn_qkv", q + 2 * kv)],
-                    "qkv" => vec![of_layer("attn_q", q), of_layer("attn_k", kv), of_layer("attn_v", kv)],
-                    "out" => vec![of_layer("attn_output", c.dim)],
-                    "up" if c.activation == Activation::SwiGlu => {
-                        vec![of_layer("ffn_gate", c.hidden_dim), of_layer("ffn_up", c.hidden_dim)]
-                    }
-                    "up" => vec![of_layer("ffn_up", c.hidden_dim)],
-                    _ => vec![of_layer("ffn_down", c.dim)],
-                }
-            }
-        }
+            other => return Err(unnamed(part, &other)),
+        })
     }
 
-    /// A normalisation by the engine's name.
-    pub(crate) fn norm(&self, name: &str) -> Result<NormSource> {
-        let (l, part) = split(name);
-        let stem = match (self.naming, part) {
-            (Naming::Int8(_), _) => name.to_string(),
-            (Naming::NeoxFolder, "attn_norm") => format!("gpt_neox.layers.{l}.input_layernorm"),
-            (Naming::NeoxFolder, "ffn_norm") => format!("gpt_neox.layers.{l}.post_attention_layernorm"),
-            (Naming::NeoxFolder, _) => "gpt_neox.final_layer_norm".into(),
-            (Naming::LlamaFolder, "attn_norm") => format!("model.layers.{l}.input_layernorm"),
-            (Naming::LlamaFolder, "ffn_norm") => format!("model.layers.{l}.post_attention_layernorm"),
-            (Naming::LlamaFolder, _) => "model.norm".into(),
-            (_, "final_norm") => "output_norm".into(),
-            _ => format!("blk.{l}.{part}"),
-        };
-        let c = &self.config;
-        let weight = self.vector(&format!("{stem}.weight"), c.dim)?;
-        let bias = match c.norm {
-            NormKind::LayerNorm => Some(self.vector(&format!("{stem}.bias"), c.dim)?),
-            NormKind::RmsNorm => None,
-        };
-        Ok(NormSource { weight, bias, eps: c.norm_eps })
+    /// A normalisation of the configuration.
+    pub(crate) fn norm(&self, spec: &PartSpec) -> Result<NormSource> {
+        let (stem, rows) = (self.whole(spec.part)?, spec.rows());
+        let mut weight = self.vector(&format!("{stem}.weight"), rows)?;
+        // An int8 folder has it in its weights.
+        let offset = if self.is_packed() { 0.0 } else { self.config.norm_offset };
+        if offset != 0.0 {
+            weight.iter_mut().for_each(|x| *x += offset);
+        }
+        Ok(NormSource { weight, bias: self.bias(&stem, spec, rows)?, eps: self.config.norm_eps })
     }
 
     /// A one-dimensional tensor as f32, all of it finite.
@@ -420,6 +304,23 @@ impl Source {
             ));
         }
         Ok(tensor)
+    }
+}
+
+/// The error of a part that the configuration has and its family does not store in such a way.
+fn unnamed(part: ModelPart, stored: &StoredAs) -> Error {
+    Error::tensor(part, format!("the configuration asks for it, but the family stores it as {stored:?}"))
+}
+
+/// The format of an int8 folder; none of any other model.
+fn int8_format(path: &Path, tensors: &TensorMap) -> Result<Option<&'static str>> {
+    match tensors.metadata.get("format").map(String::as_str) {
+        Some(FORMAT) => Ok(Some(FORMAT)),
+        Some(FORMAT_PLAIN) => Ok(Some(FORMAT_PLAIN)),
+        Some(other) if other.starts_with("welm") => {
+            Err(Error::file(path, format!("expected format {FORMAT} or {FORMAT_PLAIN}, got {other}")))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -443,7 +344,7 @@ fn refuse_adapter(folder: &Path, allow_unread: bool) -> Result<()> {
 /// Has the error about a folder's family tell the types that are not supported, too.
 fn with_types(error: Error, folder: &Path) -> Error {
     match (error, safetensors::open(folder)) {
-        (Error::Config { setting, reason }, Ok(tensors)) if setting == FAMILY => {
+        (Error::Config { setting, reason }, Ok(tensors)) if setting == MODEL_TYPE => {
             Error::Config { setting, reason: reason + &tensors.unsupported_types_too() }
         }
         (error, _) => error,
@@ -464,13 +365,6 @@ fn same_values(a: &StoredTensor, b: &StoredTensor) -> bool {
         b.row_f32(row, &mut y);
         x == y
     })
-}
-
-/// `layers.3.qkv` to `(3, "qkv")`; `embed` to `(0, "embed")`.
-fn split(name: &str) -> (usize, &str) {
-    let mut parts = name.rsplitn(3, '.');
-    let part = parts.next().unwrap_or(name);
-    (parts.next().and_then(|l| l.parse().ok()).unwrap_or(0), part)
 }
 
 #[cfg(test)]

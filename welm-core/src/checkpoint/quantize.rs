@@ -7,6 +7,7 @@ use super::draft::Draft;
 use super::int8_folder::{self, FORMAT, View};
 use super::load::{LinearSource, MatrixSource, Source};
 use super::open::{Files, locate};
+use crate::config::part::PartKind;
 use crate::error::{Error, Result};
 use crate::host::{bus, threads};
 use crate::options::LoadProgress;
@@ -59,13 +60,17 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
     let mut files = source.files();
     let draft = Draft::new(to)?;
     let mut tensors: Vec<(String, View)> = Vec::new();
-    let names = source.linear_names();
-    let total_bytes =
-        names.iter().map(|n| source.linear(n).map(|l| l.stored_bytes())).sum::<Result<u64>>()?;
+    let total_bytes = source.stored_bytes()?;
     let mut done_bytes = 0;
     let threads = threads::available();
-    for name in names {
-        let LinearSource { rows, cols, matrix, bias, name, .. } = source.linear(&name)?;
+    for spec in source.config.parts() {
+        if spec.kind == PartKind::Norm {
+            let (name, norm) = (spec.part, source.norm(&spec)?);
+            tensors.push((format!("{name}.weight"), View::f32(&norm.weight)));
+            tensors.extend(norm.bias.map(|b| (format!("{name}.bias"), View::f32(&b))));
+            continue;
+        }
+        let LinearSource { rows, cols, matrix, bias, name, .. } = source.linear(&spec)?;
         let MatrixSource::Stored(segments) = matrix else {
             unreachable!("a packed source was refused above")
         };
@@ -77,11 +82,6 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
         if !progress(LoadProgress { done_bytes, total_bytes }) {
             return Err(Error::LoadCancelled);
         }
-    }
-    for name in source.norm_names() {
-        let norm = source.norm(&name)?;
-        tensors.push((format!("{name}.weight"), View::f32(&norm.weight)));
-        tensors.extend(norm.bias.map(|b| (format!("{name}.bias"), View::f32(&b))));
     }
     let metadata = HashMap::from([("format".to_string(), FORMAT.to_string())]);
     files.check()?;

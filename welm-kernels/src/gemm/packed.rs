@@ -20,7 +20,7 @@ fn column(lane: usize, i: usize) -> usize {
 pub enum RowOrder {
     /// As they are.
     Plain,
-    /// For [`super::Function::SwiGlu`]: the first half are gates, the second half ups; packed 8 gates, then their 8 ups.
+    /// For [`super::Function::SwiGlu`] and `GeGlu`: the first half are gates, the second half ups; packed 8 gates, then their 8 ups.
     Gated,
 }
 

@@ -9,9 +9,9 @@ use welm_kernels::attention::{
 };
 use welm_kernels::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
 use welm_kernels::gemm::{Arithmetic, Function, Input, Output, Packed, RowOrder, Weight, gemm};
-use welm_kernels::norm::{Norm, Quantized, Rotated, Rows, embed, norm, quantize, rotate};
+use welm_kernels::norm::{Norm, Quantized, Rotated, Rows, embed, norm, norm_add, quantize, rotate};
 use welm_kernels::rope::{Pairing, Rope, rope_and_cache};
-use welm_kernels::sample::{Sampling, TopK, argmax, sample_top, top_k};
+use welm_kernels::sample::{Sampling, TopK, argmax, sample_top, soft_cap, top_k};
 use welm_kernels::{Buffer, Device, Result};
 
 /// Columns of rows that are normalised: one of every kind of kernel. The last is too wide for registers, so that its
@@ -72,6 +72,7 @@ fn heads(device: &Device, head_dim: usize) -> Result<()> {
         head_dim,
         window: 0,
         scale: 1.0,
+        soft_cap: None,
         qkv: &qkv,
         qkv_stride: stride,
         k: &k,
@@ -128,6 +129,7 @@ fn rows(device: &Device, width: usize) -> Result<()> {
     normed(Rows::Int8(Quantized { q: &mut q, scale: &mut scale, scale_stride: 4 }))?;
     normed(Rows::Rotated(Rotated::Bf16(&mut out)))?;
     normed(Rows::Rotated(Rotated::Int8 { q: &mut q, scale: &mut scale }))?;
+    norm_add(device, &rmsnorm, &x, width, 0..1, &mut device.zeros(width)?)?;
     let halves = device.zeros::<bf16>(width)?;
     let to = Quantized { q: &mut q, scale: &mut scale, scale_stride: 4 };
     quantize(device, &halves, 0..1, width, to)?;
@@ -141,14 +143,15 @@ fn embeddings(device: &Device) -> Result<()> {
     let int8 = Packed::int8(rows, cols, order, 1, |_, _: &mut [i8], _: &mut [f16]| {});
     for packed in [int8, Packed::bf16(rows, cols, order, 1, |_, _| {})] {
         let weight = Weight::upload(device, rows, cols, order, &packed, None)?;
-        embed(device, &token, 1, weight.table()?, rows, cols, &mut x)?;
+        embed(device, &token, 1, weight.table()?, rows, cols, 1.0, &mut x)?;
     }
     Ok(())
 }
 
 fn tokens(device: &Device) -> Result<()> {
     let vocab = 1 << 16;
-    let (logits, mut tokens) = (device.zeros::<f32>(vocab)?, device.zeros::<u32>(1)?);
+    let (mut logits, mut tokens) = (device.zeros::<f32>(vocab)?, device.zeros::<u32>(1)?);
+    soft_cap(device, &mut logits, 1, vocab, 30.0)?;
     let mut top = TopK::new(device, 1, vocab, 64)?;
     argmax(device, &logits, 1, vocab, &mut tokens)?;
     top_k(device, &logits, 1, vocab, &mut top)?;

@@ -248,7 +248,7 @@ class ModelConfig:
     """Normalisation."""
     norm_eps: float
     """Added to the variance, or the mean square."""
-    activation: Literal["gelu", "gelu_tanh", "swiglu"]
+    activation: Literal["gelu", "gelu_tanh", "swiglu", "geglu"]
     """Nonlinearity."""
     rotary_dim: int
     """Leading values of each head that the rotary embedding turns."""

@@ -1,9 +1,10 @@
-//! GELU, its tanh approximation, and SwiGLU.
+//! GELU, its tanh approximation, and the two gated ones.
 //!
 //! ```text
 //! gelu(x) = x (1 + erf(x / sqrt 2)) / 2 = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2
 //! gelu_tanh(x) = x (1 + tanh(u)) / 2 = x / (1 + exp(-2 u)),   u = sqrt(2 / pi) (x + 0.044715 x^3)
 //! swiglu(g, u) = g / (1 + exp(-g)) * u
+//! geglu(g, u) = gelu_tanh(g) * u
 //! ```
 //!
 //! (arXiv 1606.08415, 2002.05202.) The error function is the complement's Chebyshev fit of W. H. Press et al.,
@@ -14,7 +15,7 @@
 //! ```
 //!
 //! with a relative error below 1.2e-7. Through the complement, far negative values lose no digits to `1 - 1`, and
-//! the absolute error of all three functions is below 1e-7 plus that of a rounding. A library's `erf` costs more than
+//! the absolute error of each function of one argument is below 1e-7 plus that of a rounding. A library's `erf` costs more than
 //! the matrix product before it.
 
 use super::exp::{exp, exp_to_most};
@@ -47,14 +48,14 @@ const SHARE: usize = 8_192;
 /// Some consecutive outputs of one row; implements [`Kernel`].
 struct Part<'a> {
     out: &'a mut [f32], // (n)
-    gate: &'a [f32],    // (n): of SwiGLU; of the others, what they read
-    up: &'a [f32],      // (n): of SwiGLU
+    gate: &'a [f32],    // (n): of the gated ones; of the others, what they read
+    up: &'a [f32],      // (n): of the gated ones
     f: Activation,
 }
 
-/// One of the three on sixteen lanes: not a closure, which the compiler may leave a call without the instructions.
+/// One of them on sixteen lanes: not a closure, which the compiler may leave a call without the instructions.
 trait Function {
-    /// Of what SwiGLU calls gate and up; the others take the gate.
+    /// Of gate and up; what is not gated takes the gate.
     ///
     /// # Safety
     /// The CPU has the instructions of `S`.
@@ -64,6 +65,7 @@ trait Function {
 struct Gelu;
 struct GeluTanh;
 struct SwiGlu;
+struct GeGlu;
 
 /// `x / (1 + exp(-u))`.
 ///
@@ -113,6 +115,14 @@ impl Function for SwiGlu {
     }
 }
 
+impl Function for GeGlu {
+    #[inline(always)]
+    unsafe fn of<S: Simd>(gate: S::V, up: S::V) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::mul(GeluTanh::of::<S>(gate, gate), up) }
+    }
+}
+
 impl Part<'_> {
     /// # Safety
     /// The CPU has the instructions of `S`.
@@ -145,12 +155,13 @@ impl Kernel for Part<'_> {
                 Activation::Gelu => self.each::<S, Gelu>(),
                 Activation::GeluTanh => self.each::<S, GeluTanh>(),
                 Activation::SwiGlu => self.each::<S, SwiGlu>(),
+                Activation::GeGlu => self.each::<S, GeGlu>(),
             }
         }
     }
 }
 
-/// `out = f(up)`, row by row of `cols` outputs; a row of `up` has as many values, for SwiGLU twice as many: gates,
+/// `out = f(up)`, row by row of `cols` outputs; a row of `up` has as many values, with a gate twice as many: gates,
 /// then ups. With `quantized`, the outputs are quantised as well, while they are in the first cache.
 pub(crate) fn activate(
     pool: &mut Pool,
@@ -171,7 +182,7 @@ pub(crate) fn activate(
         let (r, first) = (task / shares, (task % shares * share).min(cols));
         let up = &up[r * (up.len() / rows)..][..up.len() / rows];
         // The functions of one argument read the same values twice rather than none.
-        let second = if f == Activation::SwiGlu { cols } else { 0 };
+        let second = if f.is_gated() { cols } else { 0 };
         for at in (first..cols.min(first + share)).step_by(PART) {
             let n = PART.min(cols - at);
             // SAFETY: each task has its own columns of its own row; `part`'s slices have one length.
@@ -192,8 +203,11 @@ mod tests {
     use super::*;
     use crate::weights::formats::int8::Grouping;
 
+    const ALL: [Activation; 4] =
+        [Activation::Gelu, Activation::GeluTanh, Activation::SwiGlu, Activation::GeGlu];
+
     fn run(isa: Isa, threads: usize, up: &[f32], cols: usize, f: Activation) -> Vec<f32> {
-        let width = if f == Activation::SwiGlu { 2 * cols } else { cols };
+        let width = if f.is_gated() { 2 * cols } else { cols };
         let mut out = vec![9.0; up.len() / width * cols];
         activate(&mut Pool::new(threads).unwrap(), isa, &mut out, cols, up, f, None);
         out
@@ -203,16 +217,18 @@ mod tests {
         let cube = x + 0.044_715 * x * x * x;
         match f {
             Activation::Gelu => 0.5 * x * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2),
-            Activation::GeluTanh => x / (1.0 + (-2.0 * std::f64::consts::FRAC_2_PI.sqrt() * cube).exp()),
+            Activation::GeluTanh | Activation::GeGlu => {
+                x / (1.0 + (-2.0 * std::f64::consts::FRAC_2_PI.sqrt() * cube).exp())
+            }
             Activation::SwiGlu => x / (1.0 + (-x).exp()),
         }
     }
 
     #[test]
-    fn values_of_the_three_functions_and_equal_bits_everywhere() {
+    fn values_of_all_functions_and_equal_bits_everywhere() {
         let x: Vec<f32> = (-200_000..200_000).map(|i| i as f32 * 1e-4).collect();
-        for f in [Activation::Gelu, Activation::GeluTanh, Activation::SwiGlu] {
-            let up: Vec<f32> = if f == Activation::SwiGlu {
+        for f in ALL {
+            let up: Vec<f32> = if f.is_gated() {
                 x.iter().copied().chain(x.iter().map(|_| 1.0)).collect()
             } else {
                 x.clone()
@@ -234,12 +250,12 @@ mod tests {
         let hash = |i: usize| ((i as u32).wrapping_mul(2_654_435_761) >> 9) % 1_000;
         for (rows, cols) in [(1, 1), (3, 37), (2, 8_193), (1, 20_001)] {
             let up: Vec<f32> = (0..2 * rows * cols).map(|i| hash(i) as f32 / 100.0 - 5.0).collect();
-            for f in [Activation::Gelu, Activation::GeluTanh, Activation::SwiGlu] {
+            for f in ALL {
                 let y = run(*Isa::all().last().unwrap(), 2, &up, cols, f);
                 for (i, &y) in y.iter().enumerate() {
                     let (r, c) = (i / cols, i % cols);
                     let want = match f {
-                        Activation::SwiGlu => {
+                        f if f.is_gated() => {
                             let row = &up[2 * r * cols..];
                             exact(f64::from(row[c]), f) * f64::from(row[cols + c])
                         }
@@ -259,6 +275,8 @@ mod tests {
                 assert!(y[9].is_nan());
             }
             let y = run(isa, 1, &[100.0, -100.0, f32::NAN, 2.0, 3.0, 1.0], 3, Activation::SwiGlu);
+            assert!(y[0] == 200.0 && y[1] == 0.0 && y[2].is_nan(), "{y:?}");
+            let y = run(isa, 1, &[100.0, -100.0, f32::NAN, 2.0, 3.0, 1.0], 3, Activation::GeGlu);
             assert!(y[0] == 200.0 && y[1] == 0.0 && y[2].is_nan(), "{y:?}");
         }
     }

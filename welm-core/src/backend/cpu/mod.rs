@@ -13,21 +13,23 @@ mod pages;
 pub(crate) mod pool;
 mod quantize;
 pub(crate) mod rope;
+mod soft_cap;
 
 use std::ops::Range;
 
 use half::{bf16, f16};
 
 use self::attention::Attention;
-use self::norm::NormRow;
+use self::norm::{NormAddRow, NormRow};
 use self::pages::{CacheElement, CacheRows, Heads, Pages};
 use self::pool::{Disjoint, Pool};
 use self::quantize::{Form, Quantized};
 use self::rope::Angles;
 use super::{Backend, Limits, Role};
 use crate::batch::{BLOCK_TOKENS, Batch};
-use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource, Part as Use};
-use crate::config::{Activation, ModelConfig};
+use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource};
+use crate::config::part::PartKind;
+use crate::config::{Activation, LayerConfig, ModelConfig};
 use crate::error::{Error, Result};
 use crate::host::threads;
 use crate::isa::Isa;
@@ -148,7 +150,7 @@ pub(crate) struct Cpu {
     /// How those after an activation do.
     activated: Option<Form>,
     n_buffers: usize,
-    angles: Angles,
+    angles: Vec<Angles>, // of each of `ModelConfig::ropes`
     attention: Attention,
 }
 
@@ -259,9 +261,17 @@ impl Cpu {
         }
     }
 
-    fn cache_rows<T: CacheElement>(&mut self, qkv: &mut Buffer, pages: &mut Pages<T>, batch: &Batch) {
+    fn cache_rows<T: CacheElement>(
+        &mut self,
+        qkv: &mut Buffer,
+        pages: &mut Pages<T>,
+        batch: &Batch,
+        layer: &LayerConfig,
+        norms: Option<&[Norm; 2]>,
+    ) {
         let (rows, cols, isa) = (qkv.rows, qkv.cols, self.isa);
-        let (heads, angles, pairing) = (Heads::of(&self.config), &self.angles, self.config.rope.pairing);
+        let (heads, angles) = (Heads::of(&self.config), &self.angles[layer.rope]);
+        let pairing = self.config.ropes[layer.rope].pairing;
         let (k, v) = pages.both_mut();
         let (qkv, k, v) = (Disjoint::new(qkv.used_mut()), Disjoint::new(k), Disjoint::new(v));
         // Neighbouring rows share cache lines of the keys, so a task takes several where there are many.
@@ -269,13 +279,20 @@ impl Cpu {
         self.pool.run_if_worth(rows.div_ceil(share), rows * cols, |task| {
             let (rows, qkv, k, v) = (task * share..rows.min((task + 1) * share), &qkv, &k, &v);
             // SAFETY: each task has its own rows, and the engine gives each row of a batch a slot of its own.
-            unsafe { isa.dispatch(CacheRows { rows, qkv, k, v, heads, angles, pairing, batch }) };
+            unsafe { isa.dispatch(CacheRows { rows, qkv, k, v, heads, angles, pairing, norms, batch }) };
         });
     }
 
-    fn attend<T: CacheElement>(&mut self, out: &mut Buffer, qkv: &Buffer, pages: &Pages<T>, batch: &Batch) {
+    fn attend<T: CacheElement>(
+        &mut self,
+        out: &mut Buffer,
+        qkv: &Buffer,
+        pages: &Pages<T>,
+        batch: &Batch,
+        layer: &LayerConfig,
+    ) {
         out.rows = qkv.rows;
-        self.attention.run(&mut self.pool, self.isa, out.used_mut(), qkv.used(), pages, batch);
+        self.attention.run(&mut self.pool, self.isa, out.used_mut(), qkv.used(), pages, batch, layer);
     }
 }
 
@@ -297,7 +314,7 @@ impl Cpu {
             normed: None,
             activated: None,
             n_buffers: 0,
-            angles: Angles::new(config.rope.inv_freq(), limits.max_rows),
+            angles: config.ropes.iter().map(|r| Angles::new(r.inv_freq(), limits.max_rows)).collect(),
             attention: Attention::new(Heads::of(config), threads, limits.max_rows)?,
             config: config.clone(),
         })
@@ -334,8 +351,8 @@ impl Backend for Cpu {
     }
 
     fn scratch_bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> u64 {
-        let angles = limits.max_rows * config.rope.rotary_dim;
-        4 * angles as u64
+        let rotary_dims: usize = config.ropes.iter().map(|rope| rope.rotary_dim).sum();
+        4 * (limits.max_rows * rotary_dims) as u64
             + Attention::bytes(Heads::of(config), Self::threads(options), limits.max_rows)
             + Quantized::bytes(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config))
     }
@@ -351,7 +368,7 @@ impl Backend for Cpu {
 
     fn load_linear(&mut self, source: LinearSource) -> Result<Linear> {
         let computed = source.computed(self.dtype, &Self::KERNELS)?;
-        let LinearSource { name, part, rows, cols, matrix, bias } = source;
+        let LinearSource { name, kind, rows, cols, matrix, bias } = source;
         let (threads, copy) = (self.pool.threads(), self.copy_weights);
         let matrix = match (computed, matrix) {
             (_, MatrixSource::Packed(tiles)) if copy => Matrix::Int8(tiles.copied()?),
@@ -375,10 +392,10 @@ impl Backend for Cpu {
         };
         // By width; where two have the same and differ, one is quantised once more when it comes.
         let form = matrix.grouping().map(|grouping| Form { wide: self.wide, grouping });
-        if part != Use::Table && cols == self.config.dim {
+        if kind != PartKind::Table && cols == self.config.dim {
             self.normed = form;
         }
-        if part != Use::Table && cols == self.config.hidden_dim {
+        if kind != PartKind::Table && cols == self.config.hidden_dim {
             self.activated = form;
         }
         Ok(Linear { matrix, cols, bias })
@@ -407,11 +424,11 @@ impl Backend for Cpu {
     }
 
     fn begin(&mut self, batch: &Batch) -> Result<()> {
-        self.angles.fill(&batch.positions);
+        self.angles.iter_mut().for_each(|angles| angles.fill(&batch.positions));
         Ok(())
     }
 
-    fn embed(&mut self, x: &mut Buffer, table: &Linear, batch: &Batch) -> Result<()> {
+    fn embed(&mut self, x: &mut Buffer, table: &Linear, scale: f32, batch: &Batch) -> Result<()> {
         fn look_up<T: Copy + Plain>(parts: &[Part<T>], id: usize, out: &mut [f32], f: impl Fn(T) -> f32) {
             let [part] = parts else { unreachable!("an embedding is one tensor") };
             let row = &part.values[(part.first_row + id) * out.len()..][..out.len()];
@@ -432,6 +449,9 @@ impl Backend for Cpu {
                 Matrix::Int8(packed) => packed.row_f32(id, out),
                 Matrix::Int4(packed) => packed.row_f32(id, out),
             }
+            if scale != 1.0 {
+                out.iter_mut().for_each(|x| *x *= scale);
+            }
         });
         Ok(())
     }
@@ -446,10 +466,25 @@ impl Backend for Cpu {
             // SAFETY: each task has its own row.
             unsafe {
                 let out = out.slice(r * cols, cols);
-                isa.dispatch(norm_row(norm, x.row(r), out));
+                isa.dispatch(NormRow { x: x.row(r), norm, out });
                 if let Some(rows) = &quantized {
                     rows.fill(isa, r, 0, out);
                 }
+            }
+        });
+        Ok(())
+    }
+
+    fn norm_add(&mut self, x: &mut Buffer, y: &mut Buffer, norm: &Norm) -> Result<()> {
+        self.overwrites(x);
+        self.overwrites(y);
+        let (isa, cols, n) = (self.isa, x.cols, x.rows);
+        let (x, y) = (Disjoint::new(x.used_mut()), Disjoint::new(y.used_mut()));
+        self.pool.run_if_worth(n, n * cols, |r| {
+            // SAFETY: each task has its own row.
+            unsafe {
+                let (y, to) = (y.slice(r * cols, cols), x.slice(r * cols, cols));
+                isa.dispatch(NormAddRow { y, norm, to });
             }
         });
         Ok(())
@@ -469,7 +504,7 @@ impl Backend for Cpu {
         // Only the wanted rows are left of x, see `keep`.
         for (out, r) in out.used_mut().chunks_mut(cols).zip(some) {
             // SAFETY: plain slices of one length.
-            unsafe { self.isa.dispatch(norm_row(norm, x.row(r), out)) };
+            unsafe { self.isa.dispatch(NormRow { x: x.row(r), norm, out }) };
         }
         Ok(())
     }
@@ -504,26 +539,43 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn logits(&mut self, out: &mut Buffer, x: &Buffer, w: &Linear) -> Result<()> {
+    fn logits(&mut self, out: &mut Buffer, x: &Buffer, w: &Linear, soft_cap: Option<f32>) -> Result<()> {
         // Few rows and most of the divergence: 16 bits cost little here and halve the error.
         self.matmul(out, x, w, Epilogue::Store, true);
-        Ok(())
-    }
-
-    fn rope_and_cache(&mut self, qkv: &mut Buffer, kv: &mut KvLayer, batch: &Batch) -> Result<()> {
-        self.overwrites(qkv);
-        match kv {
-            KvLayer::F32(pages) => self.cache_rows(qkv, pages, batch),
-            KvLayer::Bf16(pages) => self.cache_rows(qkv, pages, batch),
+        if let Some(cap) = soft_cap {
+            soft_cap::cap_all(&mut self.pool, self.isa, out.used_mut(), cap);
         }
         Ok(())
     }
 
-    fn attention(&mut self, out: &mut Buffer, qkv: &Buffer, kv: &KvLayer, batch: &Batch) -> Result<()> {
+    fn rope_and_cache(
+        &mut self,
+        qkv: &mut Buffer,
+        kv: &mut KvLayer,
+        batch: &Batch,
+        layer: &LayerConfig,
+        norms: Option<&[Norm; 2]>,
+    ) -> Result<()> {
+        self.overwrites(qkv);
+        match kv {
+            KvLayer::F32(pages) => self.cache_rows(qkv, pages, batch, layer, norms),
+            KvLayer::Bf16(pages) => self.cache_rows(qkv, pages, batch, layer, norms),
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        out: &mut Buffer,
+        qkv: &Buffer,
+        kv: &KvLayer,
+        batch: &Batch,
+        layer: &LayerConfig,
+    ) -> Result<()> {
         self.overwrites(out);
         match kv {
-            KvLayer::F32(pages) => self.attend(out, qkv, pages, batch),
-            KvLayer::Bf16(pages) => self.attend(out, qkv, pages, batch),
+            KvLayer::F32(pages) => self.attend(out, qkv, pages, batch, layer),
+            KvLayer::Bf16(pages) => self.attend(out, qkv, pages, batch, layer),
         }
         Ok(())
     }
@@ -554,8 +606,4 @@ impl Backend for Cpu {
         self.overwrites(buffer);
         Ok(buffer.used_mut())
     }
-}
-
-fn norm_row<'a>(norm: &'a Norm, x: &'a [f32], out: &'a mut [f32]) -> NormRow<'a> {
-    NormRow { x, weight: &norm.weight, bias: norm.bias.as_deref(), eps: norm.eps, out }
 }

@@ -1,4 +1,4 @@
-//! Layernorm and rmsnorm of one row.
+//! Layernorm and rmsnorm of one row, or of a head of it.
 //!
 //! ```text
 //! layernorm: (x - mean) / sqrt(mean((x - mean)^2) + eps) * w + b        (arXiv 1607.06450)
@@ -8,57 +8,106 @@
 //! The variance is taken around the mean in a second pass: `mean(x^2) - mean^2` loses every digit where
 //! the mean is large, and the row is in the first cache anyway.
 
+use super::Norm;
 use super::linear::load_at;
 use crate::isa::{Kernel, LANES, Simd};
 
 /// One row; implements [`Kernel`].
 pub(crate) struct NormRow<'a> {
-    pub(crate) x: &'a [f32],            // (dim)
-    pub(crate) weight: &'a [f32],       // (dim)
-    pub(crate) bias: Option<&'a [f32]>, // (dim); none is rmsnorm
-    pub(crate) eps: f32,
+    pub(crate) x: &'a [f32],       // (dim)
+    pub(crate) norm: &'a Norm,     // without a bias: rmsnorm
     pub(crate) out: &'a mut [f32], // (dim)
+}
+
+/// `to += norm(y)` of one row; implements [`Kernel`].
+pub(crate) struct NormAddRow<'a> {
+    pub(crate) y: &'a mut [f32], // (dim), used up
+    pub(crate) norm: &'a Norm,
+    pub(crate) to: &'a mut [f32], // (dim)
 }
 
 impl Kernel for NormRow<'_> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let dim = self.x.len();
-        let mean = if self.bias.is_some() {
-            // SAFETY: the instructions are there; `load_at` stays inside the slice.
-            unsafe {
-                let mut acc = S::splat(0.0);
-                for k in (0..dim).step_by(LANES) {
-                    acc = S::add(acc, load_at::<S, f32>(self.x, k));
-                }
-                S::sum(acc) / dim as f32
+        // SAFETY: the instructions are there.
+        unsafe {
+            let mean = mean_of::<S>(self.x, self.norm);
+            for (out, x) in self.out.iter_mut().zip(self.x) {
+                *out = x - mean;
             }
-        } else {
-            0.0
-        };
-        for (out, x) in self.out.iter_mut().zip(self.x) {
-            *out = x - mean;
+            scale::<S>(self.out, self.norm);
         }
-        // SAFETY: as above.
-        let square = unsafe {
-            let mut acc = S::splat(0.0);
-            for k in (0..dim).step_by(LANES) {
-                let d = load_at::<S, f32>(self.out, k);
-                acc = S::fma(d, d, acc);
-            }
-            S::sum(acc)
-        };
-        let inverse = 1.0 / (square / dim as f32 + self.eps).sqrt();
-        let scale = |x: f32, w: f32| x * inverse * w;
-        match self.bias {
-            Some(bias) => {
-                for ((out, &w), &b) in self.out.iter_mut().zip(self.weight).zip(bias) {
-                    *out = scale(*out, w) + b;
-                }
-            }
-            None => self.out.iter_mut().zip(self.weight).for_each(|(out, &w)| *out = scale(*out, w)),
+    }
+}
+
+impl Kernel for NormAddRow<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the instructions are there.
+        unsafe { norm_in_place::<S>(self.y, self.norm) };
+        self.to.iter_mut().zip(&*self.y).for_each(|(to, y)| *to += y);
+    }
+}
+
+/// Normalises `(dim)` values where they lie.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
+#[inline(always)]
+pub(super) unsafe fn norm_in_place<S: Simd>(row: &mut [f32], norm: &Norm) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mean = mean_of::<S>(row, norm);
+        row.iter_mut().for_each(|x| *x -= mean);
+        scale::<S>(row, norm);
+    }
+}
+
+/// What is subtracted of a row: nothing in an rmsnorm.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
+#[inline(always)]
+unsafe fn mean_of<S: Simd>(row: &[f32], norm: &Norm) -> f32 {
+    if norm.bias.is_none() {
+        return 0.0;
+    }
+    // SAFETY: the caller's promise; `load_at` stays inside the slice.
+    unsafe {
+        let mut acc = S::splat(0.0);
+        for k in (0..row.len()).step_by(LANES) {
+            acc = S::add(acc, load_at::<S, f32>(row, k));
         }
+        S::sum(acc) / row.len() as f32
+    }
+}
+
+/// Divides a row without its mean by its deviation, and applies weight and bias.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
+#[inline(always)]
+unsafe fn scale<S: Simd>(row: &mut [f32], norm: &Norm) {
+    // SAFETY: the caller's promise; `load_at` stays inside the slice.
+    let square = unsafe {
+        let mut acc = S::splat(0.0);
+        for k in (0..row.len()).step_by(LANES) {
+            let d = load_at::<S, f32>(row, k);
+            acc = S::fma(d, d, acc);
+        }
+        S::sum(acc)
+    };
+    let inverse = 1.0 / (square / row.len() as f32 + norm.eps).sqrt();
+    let scale = |x: f32, w: f32| x * inverse * w;
+    match &norm.bias {
+        Some(bias) => {
+            for ((x, &w), &b) in row.iter_mut().zip(&norm.weight).zip(bias) {
+                *x = scale(*x, w) + b;
+            }
+        }
+        None => row.iter_mut().zip(&norm.weight).for_each(|(x, &w)| *x = scale(*x, w)),
     }
 }
 
@@ -73,11 +122,12 @@ mod tests {
             let x: Vec<f32> = (0..dim).map(|i| (i * i % 17) as f32 - 5.0 + 300.0).collect();
             let w: Vec<f32> = (0..dim).map(|i| i as f32 / 10.0 - 1.0).collect();
             let b: Vec<f32> = (0..dim).map(|i| 0.3 - i as f32 / 20.0).collect();
-            for bias in [None, Some(b.as_slice())] {
+            for bias in [None, Some(b.clone())] {
+                let norm = Norm { weight: w.clone(), bias: bias.clone(), eps: 1e-5 };
                 let run = |isa: Isa| {
                     let mut out = vec![0.0; dim];
                     // SAFETY: plain slices of equal length.
-                    unsafe { isa.dispatch(NormRow { x: &x, weight: &w, bias, eps: 1e-5, out: &mut out }) };
+                    unsafe { isa.dispatch(NormRow { x: &x, norm: &norm, out: &mut out }) };
                     out
                 };
                 let wide: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
@@ -86,11 +136,16 @@ mod tests {
                 let want = run(Isa::all()[0]);
                 for k in 0..dim {
                     let y = (wide[k] - mean) / (var + 1e-5).sqrt() * f64::from(w[k])
-                        + bias.map_or(0.0, |b| f64::from(b[k]));
+                        + bias.as_ref().map_or(0.0, |b| f64::from(b[k]));
                     assert!((f64::from(want[k]) - y).abs() < 2e-3, "{} {y}", want[k]);
                 }
                 for isa in Isa::all() {
                     assert_eq!(run(isa), want, "{}", isa.name());
+                    let (mut y, mut to) = (x.clone(), w.clone());
+                    // SAFETY: as above.
+                    unsafe { isa.dispatch(NormAddRow { y: &mut y, norm: &norm, to: &mut to }) };
+                    let added: Vec<f32> = w.iter().zip(&want).map(|(w, y)| w + y).collect();
+                    assert_eq!(to, added, "{}, added", isa.name());
                 }
             }
         }

@@ -9,7 +9,9 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::Norm;
 use super::linear::{Element, load_at};
+use super::norm::norm_in_place;
 use super::pool::Disjoint;
 use super::rope::Angles;
 use crate::batch::{BLOCK_TOKENS, Batch};
@@ -110,7 +112,8 @@ impl Heads {
     }
 }
 
-/// Turns q and k of some rows in place, and writes k and v to their slots; implements [`Kernel`].
+/// Normalises (if asked) and turns q and k of some rows in place, and writes k and v to their slots; implements
+/// [`Kernel`].
 ///
 /// Rows of one task should be neighbours: their keys share cache lines.
 pub(crate) struct CacheRows<'a, T> {
@@ -121,6 +124,7 @@ pub(crate) struct CacheRows<'a, T> {
     pub(crate) heads: Heads,
     pub(crate) angles: &'a Angles,
     pub(crate) pairing: RopePairing,
+    pub(crate) norms: Option<&'a [Norm; 2]>, // (head_dim) each, of q and of k
     pub(crate) batch: &'a Batch,
 }
 
@@ -133,6 +137,12 @@ impl<T: CacheElement> Kernel for CacheRows<'_, T> {
         for r in self.rows.clone() {
             // SAFETY: the row is this task's.
             let turned = unsafe { self.qkv.slice(r * cols, (n_heads + n_kv_heads) * d) };
+            if let Some([q_norm, k_norm]) = self.norms {
+                for (h, head) in turned.chunks_exact_mut(d).enumerate() {
+                    // SAFETY: the instructions are there.
+                    unsafe { norm_in_place::<S>(head, if h < n_heads { q_norm } else { k_norm }) };
+                }
+            }
             turned.chunks_exact_mut(d).for_each(|head| self.angles.turn(r, head, self.pairing));
         }
         for kv_head in 0..n_kv_heads {
@@ -163,6 +173,7 @@ impl<T: CacheElement> Kernel for CacheRows<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::norm::NormRow;
     use super::*;
     use crate::isa::Isa;
 
@@ -177,8 +188,12 @@ mod tests {
         let rows: Vec<f32> = (0..n * cols).map(|i| hash(i) as f32 / 300.0 - 1.5).collect();
         let mut angles = Angles::new(vec![1.0, 0.3, 0.01], n);
         angles.fill(&batch.positions);
+        let weight = |seed: usize| (0..d).map(|i| hash(seed + i) as f32 / 500.0).collect();
+        let norm = |seed| Norm { weight: weight(seed), bias: None, eps: 1e-5 };
+        let both = [norm(7), norm(100)];
+        let pairings = [RopePairing::HalfSplit, RopePairing::Interleaved];
         for isa in Isa::all() {
-            for pairing in [RopePairing::HalfSplit, RopePairing::Interleaved] {
+            for (pairing, norms) in pairings.into_iter().flat_map(|p| [(p, None), (p, Some(&both))]) {
                 let mut qkv = rows.clone();
                 let mut pages: Pages<T> = Pages::new(n_blocks * heads.start(1, 0)).unwrap();
                 {
@@ -187,13 +202,20 @@ mod tests {
                     for rows in [0..3, 3..n] {
                         let (qkv, k, v, angles, batch) = (&qkv, &k, &v, &angles, &batch);
                         // SAFETY: one after the other.
-                        unsafe { isa.dispatch(CacheRows { rows, qkv, k, v, heads, angles, pairing, batch }) };
+                        unsafe {
+                            isa.dispatch(CacheRows { rows, qkv, k, v, heads, angles, pairing, norms, batch })
+                        };
                     }
                 }
                 let (k, v) = pages.both();
                 let mut written = 0;
                 for r in 0..n {
                     let mut row = rows[r * cols..(r + 1) * cols].to_vec();
+                    for (h, head) in row[..6 * d].chunks_mut(d).enumerate().filter(|_| norms.is_some()) {
+                        let (x, norm) = (head.to_vec(), &both[usize::from(h >= 4)]);
+                        // SAFETY: slices of one length.
+                        unsafe { isa.dispatch(NormRow { x: &x, norm, out: head }) };
+                    }
                     row[..6 * d].chunks_mut(d).for_each(|head| angles.turn(r, head, pairing));
                     assert_eq!(qkv[r * cols..(r + 1) * cols], row, "{} row {r}", isa.name());
                     let slot = batch.slot_mapping[r] as usize;

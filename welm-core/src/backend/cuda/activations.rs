@@ -169,6 +169,10 @@ impl Buffer {
         self.cols.next_multiple_of(ALIGN)
     }
 
+    pub(super) fn is_f32(&self) -> bool {
+        matches!(self.data, Data::F32(_))
+    }
+
     pub(super) fn f32s(&self) -> &Memory<f32> {
         let Data::F32(data) = &self.data else { unreachable!("forward gives a residual or logits here") };
         data

@@ -28,8 +28,9 @@ use self::graphs::Graphs;
 use self::step::{RECORDED_ROWS, Step};
 use super::{Backend, Limits, Role, TOP, Top};
 use crate::batch::{BLOCK_TOKENS, Batch};
-use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource, Part};
-use crate::config::{Activation, ModelConfig, NormKind, RopePairing};
+use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource};
+use crate::config::part::PartKind;
+use crate::config::{Activation, LayerConfig, ModelConfig, NormKind, RopePairing};
 use crate::error::{Error, Result};
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
@@ -87,8 +88,8 @@ fn stored_rows(matrix: &MatrixSource) -> RowFn<'_> {
     }
 }
 
-fn order(part: Part) -> RowOrder {
-    if part == Part::Gated { RowOrder::Gated } else { RowOrder::Plain }
+fn order(kind: PartKind) -> RowOrder {
+    if kind == PartKind::Gated { RowOrder::Gated } else { RowOrder::Plain }
 }
 
 /// The widest input of a product.
@@ -154,8 +155,8 @@ impl Cuda {
     }
 
     /// Whether int8 weights are rotated for the product, and have one scale for a row.
-    fn rotates(form: Form, part: Part) -> bool {
-        form == Form::Rotated && part != Part::Table
+    fn rotates(form: Form, kind: PartKind) -> bool {
+        form == Form::Rotated && kind != PartKind::Table
     }
 
     fn device_norm<'a>(&self, norm: &'a Norm) -> norm::Norm<'a> {
@@ -237,9 +238,9 @@ impl Backend for Cuda {
     }
 
     fn linear_bytes(source: &LinearSource, options: &LoadOptions) -> Result<(u64, bool)> {
-        let (rows, cols, order) = (source.rows, source.cols, order(source.part));
+        let (rows, cols, order) = (source.rows, source.cols, order(source.kind));
         let bytes = match source.computed(options.dtype, &Self::KERNELS)? {
-            Computed::Int8 if Self::rotates(Form::of(options), source.part) => {
+            Computed::Int8 if Self::rotates(Form::of(options), source.kind) => {
                 gemm::rotated_bytes(rows, cols, order)
             }
             Computed::Int8 => gemm::int8_bytes(rows, cols, order),
@@ -259,13 +260,13 @@ impl Backend for Cuda {
 
     fn load_linear(&mut self, source: LinearSource) -> Result<Weight> {
         let computed = source.computed(self.dtype, &Self::KERNELS)?;
-        let LinearSource { name, part, rows, cols, matrix, bias } = source;
-        let (order, threads) = (order(part), self.threads);
+        let LinearSource { name, kind, rows, cols, matrix, bias } = source;
+        let (order, threads) = (order(kind), self.threads);
         let int8 = |tiles: &Int8Tiles| {
             gemm::Packed::int8(rows, cols, order, threads, |row, q, scale| tiles.row_int8(row, q, scale))
         };
         let packed = match (computed, &matrix) {
-            (Computed::Int8, matrix) if Self::rotates(self.form, part) => {
+            (Computed::Int8, matrix) if Self::rotates(self.form, kind) => {
                 let row = stored_rows(matrix);
                 let packed = gemm::Packed::rotated(rows, cols, order, threads, |i, to| row(i, to));
                 packed.map_err(|e| Error::tensor(&name, e))?
@@ -292,7 +293,7 @@ impl Backend for Cuda {
             }
         };
         let weight = Weight::upload(&self.device, rows, cols, order, &packed, bias.as_deref())?;
-        self.all_fit &= part == Part::Table || self.form.fits(&weight);
+        self.all_fit &= kind == PartKind::Table || self.form.fits(&weight);
         Ok(weight)
     }
 
@@ -330,11 +331,11 @@ impl Backend for Cuda {
         Ok(self.graphs.insert(key, graph).launch()?)
     }
 
-    fn embed(&mut self, x: &mut Buffer, table: &Weight, batch: &Batch) -> Result<()> {
+    fn embed(&mut self, x: &mut Buffer, table: &Weight, scale: f32, batch: &Batch) -> Result<()> {
         x.rows = batch.len();
         let (vocab, dim) = table.shape();
         let (ids, n) = (&self.step.arrays.token_ids, self.step.n);
-        norm::embed(&self.device, ids, n, table.table()?, vocab, dim, x.f32s_mut())?;
+        norm::embed(&self.device, ids, n, table.table()?, vocab, dim, scale, x.f32s_mut())?;
         Ok(())
     }
 
@@ -356,6 +357,12 @@ impl Backend for Cuda {
         Ok(())
     }
 
+    fn norm_add(&mut self, x: &mut Buffer, y: &mut Buffer, norm: &Norm) -> Result<()> {
+        let (formula, rows) = (self.device_norm(norm), 0..self.step.n);
+        norm::norm_add(&self.device, &formula, y.f32s(), y.cols, rows, x.f32s_mut())?;
+        Ok(())
+    }
+
     fn norm_rows(
         &mut self,
         out: &mut Buffer,
@@ -373,7 +380,15 @@ impl Backend for Cuda {
     }
 
     fn linear(&mut self, out: &mut Buffer, x: &Buffer, w: &Weight) -> Result<()> {
-        self.linear_function(out, x, w, Function::Identity)
+        if !out.is_f32() {
+            return self.linear_function(out, x, w, Function::Identity);
+        }
+        out.rows = x.rows;
+        let stride = out.cols;
+        let out = out.f32s_mut();
+        self.product(x, w, |device, input, rows, arithmetic| {
+            gemm(device, input, rows, w, Output::F32(out), stride, arithmetic)
+        })
     }
 
     fn linear_add(&mut self, out: &mut Buffer, x: &Buffer, w: &Weight) -> Result<()> {
@@ -396,21 +411,33 @@ impl Backend for Cuda {
             Activation::Gelu => Function::Gelu,
             Activation::GeluTanh => Function::GeluTanh,
             Activation::SwiGlu => Function::SwiGlu,
+            Activation::GeGlu => Function::GeGlu,
         };
         self.linear_function(out, x, w, function)
     }
 
-    fn logits(&mut self, out: &mut Buffer, x: &Buffer, w: &Weight) -> Result<()> {
+    fn logits(&mut self, out: &mut Buffer, x: &Buffer, w: &Weight, soft_cap: Option<f32>) -> Result<()> {
         out.rows = x.rows;
         let (stride, rows) = (out.cols, 0..x.rows);
         let to = Output::F32(out.f32s_mut());
         gemm(&self.device, Input::Bf16(x.bf16s()), rows, w, to, stride, Arithmetic::Exact)?;
+        if let Some(cap) = soft_cap {
+            sample::soft_cap(&self.device, out.f32s_mut(), x.rows, stride, cap)?;
+        }
         Ok(())
     }
 
-    fn rope_and_cache(&mut self, qkv: &mut Buffer, kv: &mut KvLayer, _batch: &Batch) -> Result<()> {
+    fn rope_and_cache(
+        &mut self,
+        qkv: &mut Buffer,
+        kv: &mut KvLayer,
+        _batch: &Batch,
+        layer: &LayerConfig,
+        norms: Option<&[Norm; 2]>,
+    ) -> Result<()> {
         let c = &self.config;
-        let pairing = match c.rope.pairing {
+        let table = &c.ropes[layer.rope];
+        let pairing = match table.pairing {
             RopePairing::HalfSplit => rope::Pairing::HalfSplit,
             RopePairing::Interleaved => rope::Pairing::Interleaved,
         };
@@ -418,28 +445,37 @@ impl Backend for Cuda {
             n_heads: c.n_heads,
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
-            rotary_dim: c.rope.rotary_dim,
+            rotary_dim: table.rotary_dim,
             pairing,
-            q_norm: None,
-            k_norm: None,
-            eps: 0.0,
+            q_norm: norms.map(|[q_norm, _]| &q_norm.weight),
+            k_norm: norms.map(|[_, k_norm]| &k_norm.weight),
+            eps: c.norm_eps,
         };
         let (stride, n, b) = (qkv.stride(), self.step.n, &self.step.arrays);
-        let (k, v) = (&mut kv.k, &mut kv.v);
+        let (k, v, (cos, sin)) = (&mut kv.k, &mut kv.v, &b.angles[layer.rope]);
         let qkv = qkv.bf16s_mut();
-        rope_and_cache(&self.device, &formula, qkv, stride, n, &b.cos, &b.sin, &b.slot_mapping, k, v)?;
+        rope_and_cache(&self.device, &formula, qkv, stride, n, cos, sin, &b.slot_mapping, k, v)?;
         Ok(())
     }
 
-    fn attention(&mut self, out: &mut Buffer, qkv: &Buffer, kv: &KvLayer, _batch: &Batch) -> Result<()> {
+    fn attention(
+        &mut self,
+        out: &mut Buffer,
+        qkv: &Buffer,
+        kv: &KvLayer,
+        _batch: &Batch,
+        layer: &LayerConfig,
+    ) -> Result<()> {
         out.rows = qkv.rows;
         let (c, step, b) = (&self.config, &self.step, &self.step.arrays);
         let operands = Attention {
             n_heads: c.n_heads,
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
-            window: 0,
-            scale: 1.0 / (c.head_dim as f32).sqrt(),
+            // One that no position reaches is none.
+            window: layer.window.and_then(|window| u32::try_from(window).ok()).unwrap_or(0),
+            scale: layer.scale,
+            soft_cap: layer.soft_cap,
             qkv: qkv.bf16s(),
             qkv_stride: qkv.stride(),
             k: &kv.k,

@@ -10,7 +10,7 @@ use super::table_len;
 use crate::backend::Limits;
 use crate::backend::cpu::rope::Angles;
 use crate::batch::{self, Batch};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Rope};
 use crate::error::Result;
 use crate::options::LoadOptions;
 
@@ -28,8 +28,8 @@ pub(super) struct Arrays {
     pub(super) wanted: Buffer<u32>,       // (n), of which the first are in use
     pub(super) spans: Buffer<Span>,       // of prompts
     pub(super) tiles: Buffer<[u32; 2]>,   // of prompts
-    pub(super) cos: Buffer<f32>,          // (n, rotary_dim / 2)
-    pub(super) sin: Buffer<f32>,          // (n, rotary_dim / 2)
+    /// Cosines and sines of each rotary embedding, `(n, rotary_dim / 2)`.
+    pub(super) angles: Vec<(Buffer<f32>, Buffer<f32>)>,
     pub(super) block_tables: Buffer<u32>, // (table_len), of which the first are in use
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Arrays {
 pub(super) struct Step {
     staging: Staging,
     pub(super) arrays: Arrays,
-    angles: Angles,
+    angles: Vec<Angles>, // of each rotary embedding
     spans: Vec<Span>,
     max_rows: usize,
     max_context: usize,
@@ -56,11 +56,11 @@ impl Step {
     /// Bytes on the device.
     pub(super) fn bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> usize {
         let rows = limits.max_rows;
-        let angles = rows * (config.rope.rotary_dim / 2);
+        let angles = |rope: &Rope| 2 * Staging::bytes_of::<f32>(rows * (rope.rotary_dim / 2));
         5 * Staging::bytes_of::<u32>(rows)
             + Staging::bytes_of::<Span>(rows)
             + Staging::bytes_of::<[u32; 2]>(rows)
-            + 2 * Staging::bytes_of::<f32>(angles)
+            + config.ropes.iter().map(angles).sum::<usize>()
             + Staging::bytes_of::<u32>(table_len(options, limits))
     }
 
@@ -72,7 +72,8 @@ impl Step {
         limits: Limits,
     ) -> Result<Self> {
         let mut staging = Staging::new(device, Self::bytes(config, options, limits))?;
-        let mut angles = Angles::new(config.rope.inv_freq(), limits.max_rows);
+        let mut angles: Vec<_> =
+            config.ropes.iter().map(|rope| Angles::new(rope.inv_freq(), limits.max_rows)).collect();
         let table_len = table_len(options, limits);
         Ok(Step {
             arrays: lay_out(&mut staging, &mut angles, &Batch::default(), 0, &[], &[], table_len)?,
@@ -124,16 +125,13 @@ impl Step {
 /// come to is not looked at.
 fn lay_out(
     staging: &mut Staging,
-    angles: &mut Angles,
+    angles: &mut [Angles],
     batch: &Batch,
     n: usize,
     spans: &[Span],
     tiles: &[[u32; 2]],
     table_len: usize,
 ) -> Result<Arrays> {
-    angles.fill(&batch.positions);
-    let (cos, sin) = angles.of_rows(batch.len());
-    let n_angles = n * angles.pairs();
     staging.clear();
     Ok(Arrays {
         token_ids: staging.push(&batch.token_ids, 0, n)?,
@@ -143,8 +141,14 @@ fn lay_out(
         wanted: staging.push(&batch.wanted, 0, n)?,
         spans: staging.push(spans, Span::default(), spans.len())?,
         tiles: staging.push(tiles, [0; 2], tiles.len())?,
-        cos: staging.push(cos, 0.0, n_angles)?,
-        sin: staging.push(sin, 0.0, n_angles)?,
+        angles: angles
+            .iter_mut()
+            .map(|angles| {
+                angles.fill(&batch.positions);
+                let (len, (cos, sin)) = (n * angles.pairs(), angles.of_rows(batch.len()));
+                Ok((staging.push(cos, 0.0, len)?, staging.push(sin, 0.0, len)?))
+            })
+            .collect::<Result<_>>()?,
         block_tables: staging.push_last(&batch.block_tables, table_len)?,
     })
 }

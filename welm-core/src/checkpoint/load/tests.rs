@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use serde_json::json;
 
 use super::*;
+use crate::config::part::LayerPart;
 use crate::options::LoadOptions;
 use crate::side_file::DESCRIPTIONS;
 use crate::transformer::tests::peak_bytes;
@@ -265,6 +266,91 @@ fn a_folder_has_the_biases_that_its_configuration_says() {
             assert!(message.starts_with(&format!("tensor `{name}`: nothing reads it")), "{message}");
         }
     }
+}
+
+/// Names of a family that normalises heads and whatever it adds, as Qwen3 and Gemma 3 do.
+fn names_with_norms(part: ModelPart) -> StoredAs {
+    let stem = match part {
+        ModelPart::Layer(_, LayerPart::QNorm) => "self_attn.q_norm",
+        ModelPart::Layer(_, LayerPart::KNorm) => "self_attn.k_norm",
+        ModelPart::Layer(_, LayerPart::AttnPostNorm) => "attn_post_norm",
+        ModelPart::Layer(_, LayerPart::FfnPostNorm) => "ffn_post_norm",
+        part => return (llama_names().of)(part),
+    };
+    StoredAs::One(format!("model.layers.0.{stem}"))
+}
+
+fn llama_names() -> Names {
+    families::of_folder(folder(&config(), &llama()).path()).unwrap().1
+}
+
+/// What a part has and what is left over follow from the configuration, part by part.
+#[test]
+fn optional_parts_and_biases_are_read_if_the_configuration_has_them() {
+    let norms =
+        [("self_attn.q_norm", 8), ("self_attn.k_norm", 8), ("attn_post_norm", DIM), ("ffn_post_norm", DIM)];
+    let mut tensors = llama();
+    for (i, (stem, len)) in norms.iter().enumerate() {
+        tensors.insert(format!("model.layers.0.{stem}.weight"), random(70 + i as u32, &[*len]));
+    }
+    for (i, (part, rows)) in PARTS[..3].iter().enumerate() {
+        tensors.insert(bias_name(part), random(80 + i as u32, &[*rows]));
+    }
+    let open = |tensors: &Tensors, change: &dyn Fn(&mut ModelConfig), of| {
+        let dir = folder(&config(), tensors);
+        let mut config = families::of_folder(dir.path())?.0;
+        // As in Qwen2: q, k and v have biases, and the output has none.
+        config.attention_bias = true;
+        config.layers[0].qk_norm = true;
+        config.layers[0].post_norms = true;
+        change(&mut config);
+        let names = Names { of, biases_as_stored: false };
+        Source::of(config, names, safetensors::open(dir.path())?, None, false)
+    };
+    let error = |tensors: &Tensors, change: &dyn Fn(&mut ModelConfig)| {
+        open(tensors, change, names_with_norms).err().unwrap().to_string()
+    };
+    let source = open(&tensors, &|c| c.norm_offset = 1.0, names_with_norms).unwrap();
+    let mut n_norms = 0;
+    for spec in source.config.parts() {
+        if spec.kind != PartKind::Norm {
+            assert_eq!(
+                source.linear(&spec).unwrap().bias.is_some(),
+                spec.part == ModelPart::Layer(0, LayerPart::Qkv)
+            );
+            continue;
+        }
+        let StoredAs::One(stem) = names_with_norms(spec.part) else { panic!("{}", spec.part) };
+        let Stored(_, shape, bytes) = &tensors[&format!("{stem}.weight")];
+        let stored: Vec<f32> = bytes.as_chunks().0.iter().map(|b| 1.0 + f32::from_le_bytes(*b)).collect();
+        let norm = source.norm(&spec).unwrap();
+        assert_eq!((norm.weight, norm.bias, &vec![spec.rows()]), (stored, None, shape), "{}", spec.part);
+        n_norms += 1;
+    }
+    assert_eq!(n_norms, 3 + norms.len());
+
+    for name in norms.map(|(stem, _)| format!("model.layers.0.{stem}.weight")) {
+        let message = error(&without(tensors.clone(), &name), &|_| ());
+        assert!(message.starts_with(&format!("tensor `{name}`: missing")), "{message}");
+        let off = |c: &mut ModelConfig| {
+            let layer = &mut c.layers[0];
+            *if name.contains("post") { &mut layer.post_norms } else { &mut layer.qk_norm } = false;
+        };
+        let message = error(&tensors, &off);
+        assert!(message.contains("nothing reads it, like") && message.contains(&name), "{message}");
+    }
+    for (part, rows) in &PARTS[..4] {
+        let name = bias_name(part);
+        let message = match tensors.contains_key(&name) {
+            true => error(&without(tensors.clone(), &name), &|_| ()),
+            false => error(&with(tensors.clone(), &name, random(1, &[*rows])), &|_| ()),
+        };
+        let reason = if tensors.contains_key(&name) { "missing" } else { "nothing reads it" };
+        assert!(message.starts_with(&format!("tensor `{name}`: {reason}")), "{message}");
+    }
+    // A family that has no name for what its own configuration asks for.
+    let message = open(&tensors, &|_| (), llama_names().of).err().unwrap().to_string();
+    assert!(message.starts_with("tensor `layers.0.q_norm`: the configuration asks for it"), "{message}");
 }
 
 /// What a checkpoint may hold beside the model, and must not be left out in silence.

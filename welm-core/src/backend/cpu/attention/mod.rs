@@ -4,11 +4,13 @@
 //! the pieces of its sequence in ascending order (arXiv 1805.02867, 2205.14135):
 //!
 //! ```text
-//! s[j] = sum_d (q[d] / sqrt(head_dim)) k[j][d]      j of the piece, j <= position
+//! s[j] = sum_d (q[d] * scale) k[j][d]               j of the piece, position - window < j <= position
 //! M = max s[j],   p[j] = exp(s[j] - M),   L = sum_j p[j],   P[d] = sum_j p[j] v[j][d]
 //! m' = max(m, M),   a = exp(m - m'),   b = exp(M - m')
 //! l = l a + L b,   O = O a + P b                    out = O / l after the last piece
 //! ```
+//!
+//! Scale and window are the layer's ([`LayerConfig`]); with a soft cap, `s` becomes `cap(s)` ([`super::soft_cap`]).
 //!
 //! Sums over d and over j ascend, one fused multiply-add after the other, and L adds the keys' blocks lane by lane
 //! before its lanes. That is the whole definition: a row has the same bits alone or in a tile, whichever thread took
@@ -17,19 +19,22 @@
 //!
 //! - **Prompts.** Query vectors of one key/value head and one sequence, its rows times the heads that share the key,
 //!   form tiles of [`TILE`], for which a key and a value are loaded and widened once. The tile's rows end at
-//!   different positions: what all of them see is done jointly, the rest asks for each row.
+//!   different positions, and begin there if there is a window: what all of them see is done jointly, the rest asks for
+//!   each row.
 //! - **Generated tokens.** A tile of few vectors is bound by memory: it asks for the values while it reads the keys
 //!   before them, and for the next piece's keys while it reads the values.
 //! - **Threads** take whole tiles; where those are too few to go round, pieces of tiles, folded afterwards.
 //!
 //! Keys and values are read from the cache only, in the cache's element type, a row's own included: a row sees the
 //! same bits whether its neighbours were computed with it, before it, or by another request. Slots after a row's
-//! position may hold anything, and no arithmetic with them reaches the row.
+//! position, or before its window, may hold anything, and no arithmetic with them reaches the row. Blocks that no row of
+//! a tile sees are not read.
 
 mod piece;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::piece::{BLOCKS, PIECE, Piece, STRIP, Sums, TILE};
@@ -37,6 +42,7 @@ use super::exp::exp_to_most;
 use super::pages::{CacheElement, Heads, Pages};
 use super::pool::{Disjoint, Pool};
 use crate::batch::{BLOCK_TOKENS, Batch};
+use crate::config::LayerConfig;
 use crate::error::Result;
 use crate::isa::{Isa, Kernel, LANES, Simd};
 use crate::memory::Memory;
@@ -54,15 +60,17 @@ struct Step<'a, T> {
     heads: Heads,
     pages: &'a Pages<T>,
     batch: &'a Batch,
+    layer: &'a LayerConfig,
 }
 
 impl<T> Step<'_, T> {
     fn task<'a>(&'a self, tile: Tile, kv_head: usize, scratch: &'a mut [f32]) -> Task<'a, T> {
-        let mut kv_len = [0; TILE];
-        for (m, n) in kv_len[..tile.len].iter_mut().enumerate() {
-            *n = self.batch.positions[(tile.first + m) / self.heads.group()] as usize + 1;
+        let (mut first_key, mut kv_len) = ([0; TILE], [0; TILE]);
+        for m in 0..tile.len {
+            let pos = self.batch.positions[(tile.first + m) / self.heads.group()] as usize;
+            (first_key[m], kv_len[m]) = (self.layer.first_key(pos), pos + 1);
         }
-        Task { step: self, tile, kv_head, kv_len, scratch }
+        Task { step: self, tile, kv_head, first_key, kv_len, scratch }
     }
 }
 
@@ -71,8 +79,9 @@ struct Task<'a, T> {
     step: &'a Step<'a, T>,
     tile: Tile,
     kv_head: usize,
-    kv_len: [usize; TILE],  // keys of each vector; 0 after the tile's end
-    scratch: &'a mut [f32], // q as packed, scores (TILE, PIECE)
+    first_key: [usize; TILE], // that each vector sees
+    kv_len: [usize; TILE],    // keys up to its own; 0 after the tile's end
+    scratch: &'a mut [f32],   // q as packed, scores (TILE, PIECE)
 }
 
 impl<T: CacheElement> Task<'_, T> {
@@ -80,8 +89,17 @@ impl<T: CacheElement> Task<'_, T> {
         Self::q_len(heads) + TILE * PIECE
     }
 
-    fn pieces(&self) -> usize {
-        self.kv_len.iter().max().map_or(0, |n| n.div_ceil(PIECE))
+    /// The pieces in which a vector has keys.
+    fn pieces(&self) -> Range<usize> {
+        let first = self.first_key[..self.tile.len].iter().min().map_or(0, |first| first / PIECE);
+        first..self.kv_len.iter().max().map_or(0, |n| n.div_ceil(PIECE))
+    }
+
+    /// A vector's keys in a piece, from its start.
+    #[inline(always)]
+    fn keys(&self, m: usize, piece: usize) -> Range<usize> {
+        let within = |key: usize| key.saturating_sub(piece * PIECE).min(PIECE);
+        within(self.first_key[m])..within(self.kv_len[m])
     }
 
     /// f32 of the tile's query vectors.
@@ -93,7 +111,7 @@ impl<T: CacheElement> Task<'_, T> {
     #[inline(always)]
     fn pack(&mut self) {
         let (d, group) = (self.step.heads.head_dim, self.step.heads.group());
-        let scale = 1.0 / (d as f32).sqrt();
+        let scale = self.step.layer.scale;
         for m in 0..self.tile.len {
             let (r, h) = ((self.tile.first + m) / group, (self.tile.first + m) % group);
             let q = &self.step.qkv[r * self.step.heads.cols() + (self.kv_head * group + h) * d..][..d];
@@ -110,9 +128,16 @@ impl<T: CacheElement> Task<'_, T> {
     /// The CPU has the instructions of `S`; `pack` has run; the piece is one of `pieces`.
     #[inline(always)]
     unsafe fn piece<S: Simd>(&mut self, piece: usize, to: &mut Sums) {
-        let (d, len, first) = (self.step.heads.head_dim, self.tile.len, piece * PIECE);
-        let n: [usize; TILE] = std::array::from_fn(|m| self.kv_len[m].saturating_sub(first).min(PIECE));
-        let most = n.iter().fold(0, |most, &n| most.max(n));
+        let (d, len) = (self.step.heads.head_dim, self.tile.len);
+        let (mut from, mut n) = ([0; TILE], [0; TILE]);
+        let (mut least, mut most) = (PIECE, 0);
+        for m in 0..len {
+            let keys = self.keys(m, piece);
+            if !keys.is_empty() {
+                (from[m], n[m]) = (keys.start, keys.end);
+                (least, most) = (least.min(keys.start), most.max(keys.end));
+            }
+        }
         let (q, p) = self.scratch.split_at_mut(Self::q_len(self.step.heads));
         let p = &mut p[..TILE * PIECE];
         // The table of any row starts the same; that of the last is the longest.
@@ -123,12 +148,14 @@ impl<T: CacheElement> Task<'_, T> {
             let both = start..start + BLOCK_TOKENS * d;
             (k[both.clone()].as_ptr(), v[both].as_ptr())
         };
-        // Blocks after the last stand for it, so that blocks can be taken by twos and fours.
-        let blocks = most.div_ceil(BLOCK_TOKENS);
-        let here: [_; BLOCKS] = std::array::from_fn(|b| block(piece * BLOCKS + b.min(blocks - 1)));
+        // Blocks before the first stand for it, and those after the last, so that blocks can be taken by twos and fours.
+        let blocks = least / BLOCK_TOKENS..most.div_ceil(BLOCK_TOKENS);
+        let here: [_; BLOCKS] =
+            std::array::from_fn(|b| block(piece * BLOCKS + b.clamp(blocks.start, blocks.end - 1)));
         let next: [_; BLOCKS] =
             std::array::from_fn(|b| block(((piece + 1) * BLOCKS + b).min(table.len() - 1)).0);
-        let piece = Piece { d, keys: here.map(|b| b.0), values: here.map(|b| b.1), next, n, most, blocks };
+        let (keys, values) = (here.map(|b| b.0), here.map(|b| b.1));
+        let piece = Piece { d, keys, values, next, from, n, most, blocks, cap: self.step.layer.soft_cap };
         // SAFETY: instructions by the caller's promise; lengths as `Piece` says them.
         unsafe {
             if S::VECTORS >= 32 {
@@ -175,23 +202,24 @@ impl<T: CacheElement> Task<'_, T> {
     #[inline(always)]
     unsafe fn fold<S: Simd>(&self, piece: usize, all: &mut Sums, one: &Sums) {
         let stride = self.step.heads.head_dim.next_multiple_of(LANES);
-        let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
+        let [mut max, mut sum, mut a, mut b] = [[0.0; LANES]; 4];
         // SAFETY: instructions by the caller's promise; all slices are whole vectors, and long enough.
         unsafe {
-            // A vector without keys in the piece has M = -inf and L = 0, which leaves m and l as they are.
             let (m, more) = (S::load(all.max.as_ptr()), S::load(one.max.as_ptr()));
-            let max = S::max(m, more);
-            let (va, vb) = (exp_to_most::<S>(S::sub(m, max)), exp_to_most::<S>(S::sub(more, max)));
-            let sum = S::mul(S::load(all.sum.as_ptr()), va);
-            S::store(all.sum.as_mut_ptr(), S::fma(S::load(one.sum.as_ptr()), vb, sum));
-            S::store(all.max.as_mut_ptr(), max);
+            let most = S::max(m, more);
+            let (va, vb) = (exp_to_most::<S>(S::sub(m, most)), exp_to_most::<S>(S::sub(more, most)));
+            let scaled = S::mul(S::load(all.sum.as_ptr()), va);
+            S::store(sum.as_mut_ptr(), S::fma(S::load(one.sum.as_ptr()), vb, scaled));
+            S::store(max.as_mut_ptr(), most);
             S::store(a.as_mut_ptr(), va);
             S::store(b.as_mut_ptr(), vb);
         }
         for m in 0..self.tile.len {
-            if self.kv_len[m] <= piece * PIECE {
+            // Its maximum may be that of nothing still, and -inf - -inf is not a number.
+            if self.keys(m, piece).is_empty() {
                 continue;
             }
+            (all.max[m], all.sum[m]) = (max[m], sum[m]);
             let (out, one) = (&mut all.out[m * stride..][..stride], &one.out[m * stride..][..stride]);
             for i in (0..stride).step_by(LANES) {
                 // SAFETY: as above.
@@ -239,8 +267,9 @@ enum Work<'a> {
     Whole { sums: &'a mut [f32] },
     /// One piece.
     One { piece: usize, to: &'a mut [f32] },
-    /// Fold consecutive pieces from `first` into `all`; the outputs if they are the last.
-    Fold { first: usize, pieces: &'a mut [f32], all: &'a mut [f32], last: bool },
+    /// Fold consecutive pieces from `first` into `all`, which is cleared if they are the step's first; the outputs if
+    /// they are the last.
+    Fold { first: usize, pieces: &'a mut [f32], all: &'a mut [f32], clear: bool, last: bool },
 }
 
 /// Some work on one tile; implements [`Kernel`].
@@ -264,7 +293,7 @@ impl<T: CacheElement> Kernel for Run<'_, T> {
                     let (mut all, mut one) = (Sums::of(all), Sums::of(one));
                     all.clear();
                     task.pack();
-                    for piece in 0..task.pieces() {
+                    for piece in task.pieces() {
                         task.piece::<S>(piece, &mut one);
                         task.fold::<S>(piece, &mut all, &one);
                     }
@@ -274,13 +303,15 @@ impl<T: CacheElement> Kernel for Run<'_, T> {
                     task.pack();
                     task.piece::<S>(piece, &mut Sums::of(to));
                 }
-                Work::Fold { first, pieces, all, last } => {
-                    let mut all = Sums::of(all);
-                    if first == 0 {
+                Work::Fold { first, pieces, all, clear, last } => {
+                    let (mut all, own) = (Sums::of(all), task.pieces());
+                    if clear {
                         all.clear();
                     }
-                    for (piece, one) in (first..task.pieces()).zip(pieces.chunks_exact_mut(len)) {
-                        task.fold::<S>(piece, &mut all, &Sums::of(one));
+                    for (piece, one) in (first..own.end).zip(pieces.chunks_exact_mut(len)) {
+                        if piece >= own.start {
+                            task.fold::<S>(piece, &mut all, &Sums::of(one));
+                        }
                     }
                     if last {
                         task.finish::<S>(&all, self.out);
@@ -361,16 +392,19 @@ impl Attention {
         qkv: &[f32],
         pages: &Pages<T>,
         batch: &Batch,
+        layer: &LayerConfig,
     ) {
         self.cut(batch);
         let (heads, threads, tiles) = (self.heads, pool.threads(), &self.tiles);
         let (tasks, sums_len) = (tiles.len() * heads.n_kv_heads, Sums::len(heads));
-        let longest = batch.positions.iter().map(|&p| p as usize / PIECE + 1).max().unwrap_or(0);
-        let keys: usize = batch.positions.iter().map(|&p| p as usize + 1).sum();
+        let positions = || batch.positions.iter().map(|&pos| pos as usize);
+        let begin = positions().map(|pos| layer.first_key(pos) / PIECE).min().unwrap_or(0);
+        let longest = positions().map(|pos| pos / PIECE + 1).max().unwrap_or(0);
+        let keys: usize = positions().map(|pos| pos + 1 - layer.first_key(pos)).sum();
         let macs = 2 * keys * heads.n_heads * heads.head_dim;
         let strand_len = Self::strand_len(heads);
         let (out, strands) = (Disjoint::new(out), Disjoint::new(&mut self.strands));
-        let step = Step { qkv, heads, pages, batch };
+        let step = Step { qkv, heads, pages, batch, layer };
         // Heads outside, tiles inside: a head's keys and values stay in the cache.
         let place = |at: usize| (tiles[at % tiles.len()], at / tiles.len());
         // As many strands as threads, each with its own scratch; a strand takes the next task that is left.
@@ -388,7 +422,7 @@ impl Attention {
                 }
             });
         };
-        if longest <= 1 || threads == 1 || tasks >= SPLIT_BELOW * threads || tasks % threads == 0 {
+        if longest - begin <= 1 || threads == 1 || tasks >= SPLIT_BELOW * threads || tasks % threads == 0 {
             share(pool, tasks, &|at, scratch| {
                 let (scratch, sums) = scratch.split_at_mut(strand_len - 2 * sums_len);
                 let (tile, kv_head) = place(at);
@@ -400,12 +434,12 @@ impl Attention {
         }
         let at_once = PIECES * threads / tasks;
         let (sums, pieces) = (Disjoint::new(&mut self.sums), Disjoint::new(&mut self.pieces));
-        for first in (0..longest).step_by(at_once) {
+        for first in (begin..longest).step_by(at_once) {
             share(pool, tasks * at_once, &|i, scratch| {
                 let (at, piece) = (i % tasks, first + i / tasks);
                 let (tile, kv_head) = place(at);
                 let task = step.task(tile, kv_head, scratch);
-                if piece < task.pieces() {
+                if task.pieces().contains(&piece) {
                     // SAFETY: `i` is handed out once, and each has its own sums.
                     unsafe {
                         let to = pieces.slice((at * at_once + i / tasks) * sums_len, sums_len);
@@ -422,6 +456,7 @@ impl Attention {
                         first,
                         pieces: pieces.slice(at * at_once * sums_len, at_once * sums_len),
                         all: sums.slice(at * sums_len, sums_len),
+                        clear: first == begin,
                         last: first + at_once >= longest,
                     };
                     isa.dispatch(Run { task, work, out: &out });

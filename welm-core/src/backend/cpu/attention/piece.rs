@@ -3,9 +3,12 @@
 //! Both products keep their sums in registers: `M` vectors times `N` blocks of keys, or times `N` vectors of
 //! dimensions. What a sum adds, in which order, does not depend on either.
 
+use std::ops::Range;
+
 use super::super::exp::exp_to_most;
 use super::super::linear::load_at;
 use super::super::pages::{CacheElement, Heads};
+use super::super::soft_cap::soft_cap;
 use crate::batch::BLOCK_TOKENS;
 use crate::isa::{LANES, Simd};
 
@@ -75,20 +78,22 @@ pub(super) struct Piece<T> {
     pub(super) keys: [*const T; BLOCKS],   // (d, BLOCK_TOKENS) each
     pub(super) values: [*const T; BLOCKS], // (BLOCK_TOKENS, d) each
     pub(super) next: [*const T; BLOCKS],   // keys that are read after this piece; valid, or any block's
-    pub(super) n: [usize; TILE],           // keys of each vector in the piece
+    pub(super) from: [usize; TILE],        // each vector's first key in the piece
+    pub(super) n: [usize; TILE],           // after its last; 0 if it has none here
     pub(super) most: usize,                // the largest of them
-    pub(super) blocks: usize,              // that hold `most`
+    pub(super) blocks: Range<usize>,       // that hold keys of a vector
+    pub(super) cap: Option<f32>,           // soft cap of scores
 }
 
 impl<T: CacheElement> Piece<T> {
-    /// Scores of `M` vectors with all keys of the blocks, `N` blocks at a time; garbage after a vector's `n`.
+    /// Scores of `M` vectors with all keys of the blocks, `N` blocks at a time; garbage where a vector has no keys.
     ///
     /// # Safety
     /// The CPU has the instructions of `S`; `BLOCKS` is a multiple of `N`, the pointers are as the fields say.
     #[inline(always)]
     pub(super) unsafe fn scores<S: Simd, const M: usize, const N: usize>(&self, q: &[f32], p: &mut [f32]) {
         assert!(q.len() >= (self.d.div_ceil(STRIP) * TILE - TILE + M) * STRIP && p.len() >= M * PIECE);
-        for b in (0..self.blocks).step_by(N) {
+        for b in (self.blocks.start / N * N..self.blocks.end).step_by(N) {
             // SAFETY: by the assertion, the caller's promise, and because blocks are BLOCK_TOKENS * d long.
             unsafe {
                 let mut acc = [[S::splat(0.0); N]; M];
@@ -128,27 +133,37 @@ impl<T: CacheElement> Piece<T> {
         to.max.fill(f32::NEG_INFINITY);
         to.sum.fill(0.0);
         for (m, p) in p.chunks_exact_mut(PIECE).enumerate() {
-            let n = self.n[m];
+            let (from, n) = (self.from[m], self.n[m]);
             if n == 0 {
                 continue;
             }
-            // The vector that may hold keys of others is the last.
-            let last = (n - 1) / LANES * LANES;
+            // The vectors that may hold keys of others are the first and the last.
+            let (first, last) = (from / LANES * LANES, (n - 1) / LANES * LANES);
             // SAFETY: instructions by the caller's promise; `last + LANES <= PIECE`.
             unsafe {
                 let start = p.as_mut_ptr();
                 let at = |i: usize| start.add(i);
-                let own = S::splat((n - last) as f32);
+                if let Some(cap) = self.cap {
+                    for i in (first..=last).step_by(LANES) {
+                        S::store(at(i), soft_cap::<S>(S::load(at(i)), cap));
+                    }
+                }
                 let lowest = S::splat(f32::NEG_INFINITY);
+                if from > first {
+                    let others = S::splat((from - first) as f32);
+                    let masked = S::if_greater(others, S::load(LANE.as_ptr()), lowest, S::load(at(first)));
+                    S::store(at(first), masked);
+                }
+                let own = S::splat((n - last) as f32);
                 let masked = S::if_greater(own, S::load(LANE.as_ptr()), S::load(at(last)), lowest);
                 S::store(at(last), masked);
                 let mut max = lowest;
-                for i in (0..=last).step_by(LANES) {
+                for i in (first..=last).step_by(LANES) {
                     max = S::max(max, S::load(at(i)));
                 }
                 let max = max_lane::<S>(max);
                 let mut sum = S::splat(0.0);
-                for i in (0..=last).step_by(LANES) {
+                for i in (first..=last).step_by(LANES) {
                     let y = exp_to_most::<S>(S::sub(S::load(at(i)), S::splat(max)));
                     S::store(at(i), y);
                     sum = S::add(sum, y);
@@ -172,24 +187,24 @@ impl<T: CacheElement> Piece<T> {
     ) {
         let stride = self.d.next_multiple_of(LANES);
         let (p, out) = (&p[first * PIECE..][..M * PIECE], &mut out[first * stride..][..M * stride]);
-        let n: [usize; M] = std::array::from_fn(|m| self.n[first + m]);
+        let keys: [_; M] = std::array::from_fn(|m| self.from[first + m]..self.n[first + m]);
         let mut at = 0;
         // SAFETY: by the caller's promise.
         unsafe {
             while at + N * LANES <= self.d {
-                self.columns::<S, M, N, false>(p, &n, at, out);
+                self.columns::<S, M, N, false>(p, &keys, at, out);
                 at += N * LANES;
             }
             while at + FEW * LANES <= self.d {
-                self.columns::<S, M, FEW, false>(p, &n, at, out);
+                self.columns::<S, M, FEW, false>(p, &keys, at, out);
                 at += FEW * LANES;
             }
             while at + LANES <= self.d {
-                self.columns::<S, M, 1, false>(p, &n, at, out);
+                self.columns::<S, M, 1, false>(p, &keys, at, out);
                 at += LANES;
             }
             if at < self.d {
-                self.columns::<S, M, 1, true>(p, &n, at, out);
+                self.columns::<S, M, 1, true>(p, &keys, at, out);
             }
         }
     }
@@ -230,20 +245,36 @@ impl<T: CacheElement> Piece<T> {
     unsafe fn columns<S: Simd, const M: usize, const N: usize, const TAIL: bool>(
         &self,
         p: &[f32], // (M, PIECE)
-        n: &[usize; M],
+        keys: &[Range<usize>; M],
         at: usize,
         out: &mut [f32], // (M, whole vectors of d)
     ) {
         let stride = self.d.next_multiple_of(LANES);
         assert!(p.len() == M * PIECE && out.len() == M * stride && at + N * LANES <= stride);
-        // A vector without keys here has no say, and sums that nobody reads.
-        let joint = n.iter().filter(|&&n| n > 0).fold(self.most, |joint, &n| joint.min(n));
+        // What all see; a vector without keys here has no say, and sums that nobody reads.
+        let (mut least, mut joint) = (self.most, 0..self.most);
+        for keys in keys.iter().filter(|keys| keys.end > 0) {
+            least = least.min(keys.start);
+            joint = joint.start.max(keys.start)..joint.end.min(keys.end);
+        }
+        joint.end = joint.end.max(joint.start);
         // SAFETY: by the caller's promise, the assertion, and because j is below PIECE and i below BLOCK_TOKENS.
         unsafe {
             let mut acc = [[S::splat(0.0); N]; M];
-            for b in 0..joint.div_ceil(BLOCK_TOKENS) {
+            if least < joint.start {
+                for m in 0..M {
+                    out[m * stride + at..][..N * LANES].fill(0.0);
+                }
+                self.apart::<S, M, N, TAIL>(p, keys, least..joint.start, at, out);
+                for m in 0..M {
+                    for c in 0..N {
+                        acc[m][c] = S::load(out.as_ptr().add(m * stride + at + c * LANES));
+                    }
+                }
+            }
+            for b in joint.start / BLOCK_TOKENS..joint.end.div_ceil(BLOCK_TOKENS) {
                 let first = b * BLOCK_TOKENS;
-                for j in first..joint.min(first + BLOCK_TOKENS) {
+                for j in first.max(joint.start)..joint.end.min(first + BLOCK_TOKENS) {
                     let v = self.row::<S, N, TAIL>(b, j - first, at);
                     for m in 0..M {
                         let p = S::splat(*p.get_unchecked(m * PIECE + j));
@@ -264,11 +295,31 @@ impl<T: CacheElement> Piece<T> {
                     S::store(out.as_mut_ptr().add(m * stride + at + c * LANES), acc[m][c]);
                 }
             }
-            // In memory: conditions between registers would cost moves in the loop above as well.
-            for j in joint..self.most {
+            self.apart::<S, M, N, TAIL>(p, keys, joint.end..self.most, at, out);
+        }
+    }
+
+    /// Adds keys that not all vectors see, in memory: conditions between registers would cost moves in the loop of
+    /// `columns` as well.
+    ///
+    /// # Safety
+    /// As `columns`, whose lengths these are; `those` are in the piece.
+    #[inline(always)]
+    unsafe fn apart<S: Simd, const M: usize, const N: usize, const TAIL: bool>(
+        &self,
+        p: &[f32], // (M, PIECE)
+        keys: &[Range<usize>; M],
+        those: Range<usize>,
+        at: usize,
+        out: &mut [f32], // (M, whole vectors of d)
+    ) {
+        let stride = self.d.next_multiple_of(LANES);
+        for j in those {
+            // SAFETY: by the caller's promise.
+            unsafe {
                 let v = self.row::<S, N, TAIL>(j / BLOCK_TOKENS, j % BLOCK_TOKENS, at);
                 for m in 0..M {
-                    if j >= n[m] {
+                    if !keys[m].contains(&j) {
                         continue;
                     }
                     let p = S::splat(p[m * PIECE + j]);

@@ -3,15 +3,18 @@
 use half::bf16;
 
 use super::*;
+use crate::backend::cpu::soft_cap::soft_cap;
 use crate::isa::Scalar;
 
 fn hash(i: usize) -> f32 {
     (((i as u32).wrapping_mul(2_654_435_761) >> 9) % 1_000) as f32 / 500.0 - 1.0
 }
 
-/// Rows of several sequences, and a cache in which everything but their own past is not a number.
+/// Rows of several sequences, and a cache in which everything but what they see is not a number. Table entries of blocks
+/// that no row sees lead nowhere.
 struct Case<T> {
     heads: Heads,
+    layer: LayerConfig,
     batch: Batch,
     qkv: Vec<f32>,
     pages: Pages<T>,
@@ -21,6 +24,10 @@ impl<T: CacheElement + Into<f32>> Case<T> {
     /// `runs` are first positions and lengths, one sequence each; the last key and value of a sequence of more
     /// than two rows is not a number either, for which only its last row may answer.
     fn new(heads: Heads, runs: &[(usize, usize)], round: impl Fn(f32) -> T) -> Self {
+        Self::with(heads, LayerConfig::new(heads.head_dim), runs, round)
+    }
+
+    fn with(heads: Heads, layer: LayerConfig, runs: &[(usize, usize)], round: impl Fn(f32) -> T) -> Self {
         let d = heads.head_dim;
         let n_blocks = runs.iter().map(|(first, n)| (first + n).div_ceil(BLOCK_TOKENS)).sum::<usize>() + 1;
         let mut free = (0..n_blocks as u32).rev();
@@ -30,9 +37,11 @@ impl<T: CacheElement + Into<f32>> Case<T> {
         k.fill(round(f32::NAN));
         v.fill(round(f32::NAN));
         for &(first, n) in runs {
-            let table: Vec<u32> = free.by_ref().take((first + n).div_ceil(BLOCK_TOKENS)).collect();
+            let mut table: Vec<u32> = free.by_ref().take((first + n).div_ceil(BLOCK_TOKENS)).collect();
+            let first_key = layer.first_key(first);
+            table[..first_key / BLOCK_TOKENS].fill(u32::MAX);
             batch.push_generated(&vec![1; n], first, &table);
-            for pos in 0..first + n - usize::from(n > 2) {
+            for pos in first_key..first + n - usize::from(n > 2) {
                 for (kv_head, i) in (0..heads.n_kv_heads).flat_map(|h| (0..d).map(move |i| (h, i))) {
                     let start = heads.start(table[pos / BLOCK_TOKENS] as usize, kv_head);
                     let seed = start + pos % BLOCK_TOKENS * d + i;
@@ -42,7 +51,7 @@ impl<T: CacheElement + Into<f32>> Case<T> {
             }
         }
         let qkv = (0..batch.len() * heads.cols()).map(|i| 2.0 * hash(i + 5)).collect();
-        Case { heads, batch, qkv, pages }
+        Case { heads, layer, batch, qkv, pages }
     }
 
     fn run(&self, isa: Isa, threads: usize) -> Vec<f32> {
@@ -52,7 +61,7 @@ impl<T: CacheElement + Into<f32>> Case<T> {
         let mut pool = Pool::new(threads).unwrap();
         // Twice: scratch is not clean the second time.
         for _ in 0..2 {
-            attention.run(&mut pool, isa, &mut out, &self.qkv, &self.pages, &self.batch);
+            attention.run(&mut pool, isa, &mut out, &self.qkv, &self.pages, &self.batch, &self.layer);
         }
         out
     }
@@ -72,19 +81,27 @@ impl<T: CacheElement + Into<f32>> Case<T> {
     fn want(&self, row: usize, head: usize) -> (Vec<f32>, Vec<f64>) {
         let (d, group) = (self.heads.head_dim, self.heads.group());
         let q = &self.qkv[row * self.heads.cols() + head * d..][..d];
-        let keys: Vec<_> =
-            (0..=self.batch.positions[row] as usize).map(|pos| self.at(row, head / group, pos)).collect();
+        let pos = self.batch.positions[row] as usize;
+        let first = self.layer.first_key(pos);
+        let keys: Vec<_> = (first..=pos).map(|pos| self.at(row, head / group, pos)).collect();
         // SAFETY: plain Rust.
         let exp = |x: f32| unsafe { exp_to_most::<Scalar>([x; LANES])[0] };
-        let scale = 1.0 / (d as f32).sqrt();
+        let scale = self.layer.scale;
         let (mut m, mut l, mut out) = (f32::NEG_INFINITY, 0.0, vec![0.0_f32; d]);
-        for piece in keys.chunks(PIECE) {
-            let score = |k: &[f32]| q.iter().zip(k).fold(0.0, |s, (q, k)| (q * scale).mul_add(*k, s));
+        for start in (first / PIECE * PIECE..=pos).step_by(PIECE) {
+            let here = first.max(start)..(start + PIECE).min(pos + 1);
+            let lane = |j: usize| (here.start + j) % LANES;
+            let piece = &keys[here.start - first..here.end - first];
+            let score = |k: &[f32]| {
+                let s = q.iter().zip(k).fold(0.0, |s, (q, k)| (q * scale).mul_add(*k, s));
+                // SAFETY: plain Rust.
+                self.layer.soft_cap.map_or(s, |cap| unsafe { soft_cap::<Scalar>([s; LANES], cap)[0] })
+            };
             let s: Vec<f32> = piece.iter().map(|(k, _)| score(k)).collect();
             let max = s.iter().fold(f32::NEG_INFINITY, |m, &s| if m > s { m } else { s });
             let p: Vec<f32> = s.iter().map(|s| exp(s - max)).collect();
             let mut lanes = [0.0; LANES];
-            p.iter().enumerate().for_each(|(j, p)| lanes[j % LANES] += p);
+            p.iter().enumerate().for_each(|(j, p)| lanes[lane(j)] += p);
             // SAFETY: plain Rust.
             let sum = unsafe { Scalar::sum(lanes) };
             let both = if m > max { m } else { max };
@@ -96,7 +113,11 @@ impl<T: CacheElement + Into<f32>> Case<T> {
             }
         }
         let dot = |k: &[f32]| q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>();
-        let weights: Vec<f64> = keys.iter().map(|(k, _)| (dot(k) / (d as f64).sqrt()).exp()).collect();
+        let score = |k: &[f32]| {
+            let s = dot(k) * f64::from(scale);
+            self.layer.soft_cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh())
+        };
+        let weights: Vec<f64> = keys.iter().map(|(k, _)| score(k).exp()).collect();
         let total: f64 = weights.iter().sum();
         let exact =
             |i: usize| weights.iter().zip(&keys).map(|(w, (_, v))| w * f64::from(v[i])).sum::<f64>() / total;
@@ -177,5 +198,55 @@ fn scores_that_are_not_finite_stay_in_their_row() {
     assert!(base[32..].iter().all(|y| y.is_finite()));
     for isa in Isa::all() {
         assert_eq!(case.run(isa, 3)[32..], base[32..], "{}", isa.name());
+    }
+}
+
+/// Each alone, and together.
+fn layers(head_dim: usize, windows: &[usize]) -> Vec<LayerConfig> {
+    let plain = LayerConfig::new(head_dim);
+    let (scale, soft_cap) = (0.3 * plain.scale, Some(1.5));
+    let windowed = windows.iter().map(|&window| LayerConfig { window: Some(window), ..plain });
+    let all = windows.iter().map(|&window| LayerConfig { window: Some(window), scale, soft_cap, ..plain });
+    let alone = [LayerConfig { scale, ..plain }, LayerConfig { soft_cap, ..plain }];
+    alone.into_iter().chain(windowed).chain(all).collect()
+}
+
+#[test]
+fn windows_scales_and_soft_caps_are_the_definition_bit_for_bit() {
+    let runs = [(0, 37), (120, 21), (5, 1), (250, 13), (126, 2), (15, 3), (300, 25)];
+    for (n_heads, n_kv_heads, head_dim) in [(2, 2, 64), (6, 2, 20), (7, 1, 80), (13, 1, 33)] {
+        let heads = Heads { n_heads, n_kv_heads, head_dim };
+        for layer in layers(head_dim, &[1, 2, 16, 33, 128, 129, 200]) {
+            Case::with(heads, layer, &runs, |x| x).check(&[1, 3]);
+            Case::with(heads, layer, &runs, bf16::from_f32).check(&[2]);
+        }
+    }
+}
+
+#[test]
+fn windows_of_single_rows_at_the_edges_of_blocks_and_pieces() {
+    for heads in [
+        Heads { n_heads: 2, n_kv_heads: 2, head_dim: 128 },
+        Heads { n_heads: 9, n_kv_heads: 3, head_dim: 20 },
+    ] {
+        for layer in layers(heads.head_dim, &[1, 15, 16, 17, 127, 128, 129, 272]) {
+            for last in [0, 15, 16, 127, 128, 255, 256, 257, 400] {
+                Case::with(heads, layer, &[(last, 1)], bf16::from_f32).check(&[1, 5]);
+            }
+            let all = [0, 1, 15, 16, 17, 127, 128, 255, 256, 300].map(|last| (last, 1));
+            Case::with(heads, layer, &all, |x| x).check(&[2]);
+        }
+    }
+}
+
+#[test]
+fn rounds_of_pieces_begin_at_the_window() {
+    let heads = Heads { n_heads: 3, n_kv_heads: 3, head_dim: 20 };
+    let far = 2 * PIECES * PIECE + 70;
+    for window in [1, PIECE, 5 * PIECE + 3, PIECES * PIECE + 100] {
+        let layer = LayerConfig { window: Some(window), ..LayerConfig::new(20) };
+        Case::with(heads, layer, &[(far, 1)], |x| x).check(&[1, 2]);
+        // Of two sequences one has fewer pieces, and another first one.
+        Case::with(heads, layer, &[(far, 2), (500, 1)], bf16::from_f32).check(&[4]);
     }
 }

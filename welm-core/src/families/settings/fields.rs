@@ -13,7 +13,7 @@ use super::keys;
 use crate::error::{Error, Result};
 
 /// A JSON object. Null is absence where the model's authors leave a setting open so, and an error elsewhere.
-pub(super) struct Fields {
+pub(crate) struct Fields {
     object: Map<String, Json>,
     /// What stands before a key in an error: nothing, or the name of a section and a dot.
     prefix: String,
@@ -22,7 +22,7 @@ pub(super) struct Fields {
 
 impl Fields {
     /// The object of a whole file.
-    pub(super) fn new(path: &Path, json: Json) -> Result<Self> {
+    pub(crate) fn new(path: &Path, json: Json) -> Result<Self> {
         match json {
             Json::Object(object) => Ok(Fields { object, prefix: String::new(), read: RefCell::default() }),
             other => {
@@ -32,7 +32,7 @@ impl Fields {
     }
 
     /// A key as an error names it.
-    pub(super) fn path(&self, key: &str) -> String {
+    pub(crate) fn path(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
@@ -43,7 +43,7 @@ impl Fields {
     }
 
     /// The field, unless it is absent or null.
-    pub(super) fn find(&self, key: &str) -> Option<&Json> {
+    pub(crate) fn find(&self, key: &str) -> Option<&Json> {
         self.given(key).filter(|v| !v.is_null())
     }
 
@@ -57,7 +57,7 @@ impl Fields {
     }
 
     /// The error of a field of another kind or value.
-    pub(super) fn wrong(&self, key: &str, expected: &str, got: &Json) -> Error {
+    pub(crate) fn wrong(&self, key: &str, expected: &str, got: &Json) -> Error {
         Self::mismatch(&self.path(key), expected, got)
     }
 
@@ -65,17 +65,17 @@ impl Fields {
         Error::config(self.path(key), "missing from config.json")
     }
 
-    pub(super) fn opt_size(&self, key: &str) -> Result<Option<usize>> {
+    pub(crate) fn opt_size(&self, key: &str) -> Result<Option<usize>> {
         let size = |v: &Json| v.as_u64().and_then(|x| usize::try_from(x).ok());
         self.find(key).map(|v| size(v).ok_or_else(|| self.wrong(key, "a whole number", v))).transpose()
     }
 
-    pub(super) fn size(&self, key: &str) -> Result<usize> {
+    pub(crate) fn size(&self, key: &str) -> Result<usize> {
         self.opt_size(key)?.ok_or_else(|| self.missing(key))
     }
 
     /// A size that the family does not leave open: it may be absent, but nothing else than this.
-    pub(super) fn fixed_size(&self, key: &str, value: usize) -> Result<()> {
+    pub(crate) fn fixed_size(&self, key: &str, value: usize) -> Result<()> {
         match self.opt_size(key)? {
             Some(other) if other != value => {
                 Err(Error::config(self.path(key), format!("expected {value} in this family, got {other}")))
@@ -85,33 +85,33 @@ impl Fields {
     }
 
     /// A number, not null.
-    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>> {
         self.given(key).map(|v| v.as_f64().ok_or_else(|| self.wrong(key, "a number", v))).transpose()
     }
 
     /// A number; null is absence.
-    pub(super) fn opt_number(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn opt_number(&self, key: &str) -> Result<Option<f64>> {
         self.find(key).map(|v| v.as_f64().ok_or_else(|| self.wrong(key, "a number", v))).transpose()
     }
 
-    pub(super) fn need_number(&self, key: &str) -> Result<f64> {
+    pub(crate) fn need_number(&self, key: &str) -> Result<f64> {
         self.opt_number(key)?.ok_or_else(|| self.missing(key))
     }
 
-    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
         self.given(key).map(|v| v.as_bool().ok_or_else(|| self.wrong(key, "true or false", v))).transpose()
     }
 
-    pub(super) fn opt_text(&self, key: &str) -> Result<Option<&str>> {
+    pub(crate) fn opt_text(&self, key: &str) -> Result<Option<&str>> {
         self.given(key).map(|v| v.as_str().ok_or_else(|| self.wrong(key, "a string", v))).transpose()
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<&str> {
+    pub(crate) fn text(&self, key: &str) -> Result<&str> {
         self.opt_text(key)?.ok_or_else(|| self.missing(key))
     }
 
     /// One id, a list of ids, or nothing.
-    pub(super) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
+    pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
         let Some(value) = self.find(key) else { return Ok(Vec::new()) };
         let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
         let id = |v: &Json| v.as_u64().and_then(|x| u32::try_from(x).ok());
@@ -119,7 +119,7 @@ impl Fields {
     }
 
     /// One id, or nothing.
-    pub(super) fn token_id(&self, key: &str) -> Result<Option<u32>> {
+    pub(crate) fn token_id(&self, key: &str) -> Result<Option<u32>> {
         match self.token_ids(key)?[..] {
             [] => Ok(None),
             [id] => Ok(Some(id)),
@@ -128,7 +128,7 @@ impl Fields {
     }
 
     /// An object inside; one that is absent, null or empty is none.
-    pub(super) fn section(&self, key: &str) -> Result<Option<Fields>> {
+    pub(crate) fn section(&self, key: &str) -> Result<Option<Fields>> {
         let Some(value) = self.find(key) else { return Ok(None) };
         let object = value.as_object().ok_or_else(|| self.wrong(key, "an object", value))?.clone();
         let prefix = format!("{}{key}.", self.prefix);
@@ -136,7 +136,7 @@ impl Fields {
     }
 
     /// A setting whose presence changes the arithmetic in ways that are not computed here.
-    pub(super) fn refuse(&self, key: &str) -> Result<()> {
+    pub(crate) fn refuse(&self, key: &str) -> Result<()> {
         match self.find(key) {
             Some(value) => Err(self.wrong(key, "nothing (not supported)", value)),
             None => Ok(()),
@@ -150,7 +150,7 @@ impl Fields {
     }
 
     /// Refuses whatever nobody read and is not null, for sections of which every key matters.
-    pub(super) fn all_read(&self, expected: &str) -> Result<()> {
+    pub(crate) fn all_read(&self, expected: &str) -> Result<()> {
         match self.unread().find(|(_, value)| !value.is_null()) {
             Some((key, value)) => Err(self.wrong(key, expected, value)),
             None => Ok(()),
@@ -158,7 +158,7 @@ impl Fields {
     }
 
     /// Looks up whatever nobody read: refuses what changes the arithmetic, and tells the log what nobody knows.
-    pub(super) fn account_for_rest(&self) -> Result<()> {
+    pub(crate) fn account_for_rest(&self) -> Result<()> {
         let mut unknown = Vec::new();
         for (key, value) in self.unread() {
             match keys::of_config(key) {

@@ -6,17 +6,17 @@
 //! each of its keys is there to change the frequencies.
 
 use super::fields::Fields;
-use super::{Rope, RopePairing, RopeScaling};
+use super::metadata::Metadata;
+use crate::config::{Rope, RopePairing, RopeScaling, Sizes};
 use crate::error::{Error, Result};
-use crate::weights::gguf::Gguf;
 
 /// How a family spells what stands beside the section, and what holds where nothing does.
-pub(super) struct Beside {
+pub(crate) struct Beside {
     /// Keys of the base; the first one that is there counts.
-    pub(super) base: &'static [&'static str],
+    pub(crate) base: &'static [&'static str],
     /// Key of the part of a head that is turned.
-    pub(super) part: &'static str,
-    pub(super) default_part: f64,
+    pub(crate) part: &'static str,
+    pub(crate) default_part: f64,
 }
 
 /// The keys of all families, so that one of another family is seen.
@@ -24,7 +24,7 @@ const BASES: [&str; 2] = ["rope_theta", "rotary_emb_base"];
 const PARTS: [&str; 2] = ["partial_rotary_factor", "rotary_pct"];
 
 /// Reads the settings of a folder.
-pub(super) fn of_folder(f: &Fields, beside: &Beside, head_dim: usize, max_context: usize) -> Result<Rope> {
+pub(crate) fn of_folder(f: &Fields, beside: &Beside, sizes: &Sizes) -> Result<Rope> {
     let (parameters, scaling) = (f.section("rope_parameters")?, f.section("rope_scaling")?);
     if parameters.is_some() && scaling.is_some() {
         tracing::warn!(
@@ -50,9 +50,9 @@ pub(super) fn of_folder(f: &Fields, beside: &Beside, head_dim: usize, max_contex
     // Also above the section, where it goes before what the section says.
     let outside = f.opt_number("original_max_position_embeddings")?;
     let scaling =
-        section.map_or(Ok(RopeScaling::None), |section| scaling_of(&section, outside, max_context))?;
+        section.map_or(Ok(RopeScaling::None), |section| scaling_of(&section, outside, sizes.max_context))?;
     // In double precision, as Python multiplies.
-    let rotary_dim = (head_dim as f64 * part) as usize;
+    let rotary_dim = (sizes.head_dim as f64 * part) as usize;
     Ok(Rope { rotary_dim, base: base as f32, pairing: RopePairing::HalfSplit, scaling })
 }
 
@@ -93,50 +93,46 @@ fn scaling_of(section: &Fields, outside: Option<f64>, max_context: usize) -> Res
     Ok(scaling)
 }
 
-/// Reads the settings of a GGUF file. Those of its keys that nobody reads here are looked at by the caller.
-pub(super) fn of_gguf(g: &Gguf, arch: &str, head_dim: usize) -> Result<Rope> {
-    let llama = arch == "llama";
-    let key = |name: &str| format!("{arch}.rope.{name}");
-    let rotary_dim = g.opt_u64(&key("dimension_count"))?.map_or(head_dim, super::size_of);
+/// Reads the settings of a GGUF file. Those of its keys that nobody reads here are looked at when all settings are read.
+pub(crate) fn of_gguf(m: &Metadata, pairing: RopePairing, head_dim: usize) -> Result<Rope> {
+    let rotary_dim = m.opt_size("rope.dimension_count")?.unwrap_or(head_dim);
     // The type may be left out, and the factor has an older name. 0 is none.
-    let (newer, older) = (g.opt_f32(&key("scaling.factor"))?, g.opt_f32(&key("scale_linear"))?);
+    let (newer, older) = (m.opt_f32("rope.scaling.factor")?, m.opt_f32("rope.scale_linear")?);
     let factor = newer.or(older);
-    let factor = match g.opt_str(&key("scaling.type"))? {
+    let factor = match m.opt_text("rope.scaling.type")? {
         None | Some("linear") => factor.filter(|&factor| factor != 0.0).unwrap_or(1.0),
         Some("none") => 1.0,
         Some(other) => {
             let reason = format!("`{other}` is none of none, linear");
-            return Err(Error::config(key("scaling.type"), reason));
+            return Err(m.error("rope.scaling.type", reason));
         }
     };
     // These scale what is turned, or are parts of other types of scaling.
-    for (name, off) in
-        [("scaling.attn_factor", 1.0), ("scaling.yarn_ext_factor", 0.0), ("scaling.yarn_attn_factor", 1.0)]
-    {
-        if let Some(other) = g.opt_f32(&key(name))?.filter(|&x| x != off) {
-            return Err(Error::config(key(name), format!("expected {off} (not supported), got {other}")));
+    for (name, off) in [
+        ("rope.scaling.attn_factor", 1.0),
+        ("rope.scaling.yarn_ext_factor", 0.0),
+        ("rope.scaling.yarn_attn_factor", 1.0),
+    ] {
+        if let Some(other) = m.opt_f32(name)?.filter(|&x| x != off) {
+            return Err(m.error(name, format!("expected {off} (not supported), got {other}")));
         }
     }
     // These have an effect with other types only, or tell how the model came about.
     for name in
         ["original_context_length", "finetuned", "yarn_beta_fast", "yarn_beta_slow", "yarn_log_multiplier"]
     {
-        g.mark_read(&key(&format!("scaling.{name}")));
+        m.mark_read(&format!("rope.scaling.{name}"));
     }
-    // Only Llama has divisors.
-    let divisors = if llama { g.tensors.find("rope_freqs.weight")? } else { None };
-    let scaling = match divisors {
-        Some(divisors) => {
-            divisors.expect_shape(&[rotary_dim / 2])?;
-            RopeScaling::PerFrequency(divisors.finite()?.into_iter().map(|d| d * factor).collect())
-        }
-        None if factor == 1.0 => RopeScaling::None,
-        None => RopeScaling::Linear { factor },
-    };
-    Ok(Rope {
-        rotary_dim,
-        base: g.opt_f32(&key("freq_base"))?.unwrap_or(10_000.0),
-        pairing: if llama { RopePairing::Interleaved } else { RopePairing::HalfSplit },
-        scaling,
-    })
+    let scaling = if factor == 1.0 { RopeScaling::None } else { RopeScaling::Linear { factor } };
+    let base = m.opt_f32("rope.freq_base")?.unwrap_or(10_000.0);
+    Ok(Rope { rotary_dim, base, pairing, scaling })
+}
+
+/// Adds the divisors that a GGUF file may have as a tensor; they multiply a factor.
+pub(crate) fn with_divisors(m: &Metadata, mut rope: Rope) -> Result<Rope> {
+    let Some(divisors) = m.tensor("rope_freqs.weight")? else { return Ok(rope) };
+    divisors.expect_shape(&[rope.rotary_dim / 2])?;
+    let factor = if let RopeScaling::Linear { factor } = rope.scaling { factor } else { 1.0 };
+    rope.scaling = RopeScaling::PerFrequency(divisors.finite()?.into_iter().map(|d| d * factor).collect());
+    Ok(rope)
 }

@@ -1,5 +1,6 @@
 //! Configurations, right and wrong; what is right is what transformers 5.24 makes of them.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Value as Json, json};
@@ -72,7 +73,7 @@ fn rotary_frequencies_are_those_of_transformers() {
         ("gpt_neox", r#"{"rope_parameters": {"rope_type": "linear", "factor": 2.0}}"#, &[0.5, 0.005]),
     ];
     for (family, more, want) in cases {
-        let got = with(family, &serde_json::from_str(more).unwrap()).unwrap().rope.inv_freq();
+        let got = with(family, &serde_json::from_str(more).unwrap()).unwrap().ropes[0].inv_freq();
         let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-6 * b.abs();
         assert!(got.len() == want.len() && got.iter().zip(*want).all(close), "{family} {more}: {got:?}");
     }
@@ -132,7 +133,7 @@ fn spellings_of_other_families_may_not_say_something_else() {
         with(family, &more).unwrap();
     }
     for more in [json!({"rope_theta": 500}), json!({"rotary_emb_base": 500})] {
-        assert_eq!(with("welm", &more).unwrap().rope.base, 500.0);
+        assert_eq!(with("welm", &more).unwrap().ropes[0].base, 500.0);
     }
 }
 
@@ -242,4 +243,35 @@ fn a_configuration_is_one_object_without_repeated_keys() {
     read(&one).unwrap();
     let error = ModelConfig::from_folder(Path::new("/nowhere")).unwrap_err();
     assert!(matches!(error, Error::Io { .. }));
+}
+
+/// In both kinds of files: as many names as a part joins, and no name twice.
+#[test]
+fn every_part_of_a_family_has_names_of_its_own() {
+    for family in FAMILIES {
+        let config = with(family.folder.model_type, &json!({"num_hidden_layers": 2})).unwrap();
+        let of_gguf = family.gguf.as_ref().map(|gguf| gguf.names);
+        for names in [Some(family.folder.names), of_gguf].into_iter().flatten() {
+            let mut all = BTreeSet::new();
+            for spec in config.parts() {
+                let stems = match names(spec.part) {
+                    StoredAs::Nowhere => panic!("{} of {}", spec.part, config.family),
+                    StoredAs::One(stem) | StoredAs::HeadByHead(stem) => vec![stem],
+                    StoredAs::Each(stems) => {
+                        assert_eq!(stems.len(), spec.blocks.len(), "{} of {}", spec.part, config.family);
+                        stems
+                    }
+                };
+                assert!(stems.into_iter().all(|stem| all.insert(stem)), "{} of {}", spec.part, config.family);
+            }
+        }
+    }
+    let names = |of: fn(&Family) -> Option<&'static str>| FAMILIES.iter().filter_map(of).collect::<Vec<_>>();
+    let folder = names(|family| Some(family.folder.model_type));
+    let gguf = names(|family| family.gguf.as_ref().map(|gguf| gguf.architecture));
+    for mut names in [folder, gguf] {
+        let n = names.len();
+        names.dedup();
+        assert!(names.is_sorted() && names.len() == n, "{names:?}");
+    }
 }

@@ -193,6 +193,7 @@ const CHANGES_GGUF: &[(&str, Off)] = &[
     ("final_logit_softcapping", Off::Number(0.0)),
     ("router_logit_softcapping", Off::Number(0.0)),
     ("swin_norm", Off::Absent),
+    ("use_parallel_residual", Off::Absent),
 ];
 
 /// What a key below the architecture's name does that nobody reads.

@@ -1,0 +1,108 @@
+//! What differs between models, and between the layers of one: data that `forward` hands to the operations.
+
+use super::MAX_LAYERS;
+use crate::error::{Error, Result};
+
+/// How one layer computes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct LayerConfig {
+    /// Keys that a token sees: its own and those just before it. None: all.
+    pub window: Option<usize>,
+    /// Factor of `q k^T`.
+    pub scale: f32,
+    /// `c`, if scores become `c tanh(score / c)` before the softmax.
+    pub soft_cap: Option<f32>,
+    /// Which of [`ModelConfig::ropes`](super::ModelConfig::ropes) turns q and k.
+    pub rope: usize,
+    /// Whether each head of q and of k takes an rmsnorm before it is turned.
+    pub qk_norm: bool,
+    /// Whether what attention and the feed-forward half come to is normalised before it is added.
+    pub post_norms: bool,
+}
+
+impl LayerConfig {
+    /// As in Llama and GPT-NeoX: all keys, a scale of `1 / sqrt(head_dim)`, the first rotary embedding, and nothing else.
+    ///
+    /// ```
+    /// let layer = welm_core::LayerConfig::new(64);
+    /// assert_eq!((layer.window, layer.scale, layer.soft_cap), (None, 0.125, None));
+    /// ```
+    pub fn new(head_dim: usize) -> Self {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        LayerConfig { window: None, scale, soft_cap: None, rope: 0, qk_norm: false, post_norms: false }
+    }
+
+    /// `n_layers` of these, for [`ModelConfig::layers`](super::ModelConfig::layers). A number of layers that no model has
+    /// is cut, so that a damaged file takes no memory before it is refused.
+    pub fn all(head_dim: usize, n_layers: usize) -> Vec<Self> {
+        vec![Self::new(head_dim); n_layers.min(MAX_LAYERS)]
+    }
+
+    /// The first key that a token at `pos` sees.
+    pub(crate) fn first_key(&self, pos: usize) -> usize {
+        self.window.map_or(0, |window| (pos + 1).saturating_sub(window))
+    }
+
+    /// Checks what `forward` relies on.
+    pub(super) fn validate(&self, n_ropes: usize) -> Result<()> {
+        positive("attention scale", self.scale)?;
+        self.soft_cap.map_or(Ok(()), |cap| positive("attention soft cap", cap))?;
+        if self.window == Some(0) {
+            return Err(Error::config("attention window", "expected at least 1, got 0"));
+        }
+        if self.rope >= n_ropes {
+            let reason = format!("expected one of {n_ropes}, got that of index {}", self.rope);
+            return Err(Error::config("rotary embedding", reason));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a setting that is not a positive number.
+pub(super) fn positive(setting: &str, value: f32) -> Result<()> {
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        Err(Error::config(setting, format!("expected a positive number, got {value}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ModelConfig;
+    use super::*;
+
+    #[test]
+    fn a_layer_is_checked() {
+        let check = |change: &dyn Fn(&mut ModelConfig)| {
+            let mut config = ModelConfig::welm_medium();
+            change(&mut config);
+            config.validate().map_err(|e| e.to_string())
+        };
+        assert_eq!(check(&|_| {}), Ok(()));
+        assert_eq!(check(&|c| c.layers[3].window = Some(1)), Ok(()));
+        let wrong: [(&dyn Fn(&mut ModelConfig), &str); 9] = [
+            (&|c| c.layers[3].window = Some(0), "attention window"),
+            (&|c| c.layers[3].scale = 0.0, "attention scale"),
+            (&|c| c.layers[3].soft_cap = Some(f32::INFINITY), "attention soft cap"),
+            (&|c| c.layers[3].rope = 1, "rotary embedding"),
+            (&|c| c.ropes.clear(), "rotary embedding"),
+            (&|c| c.layers.truncate(3), "layers"),
+            (&|c| c.embed_scale = f32::NAN, "embed_scale"),
+            (&|c| c.logit_soft_cap = Some(-1.0), "logit_soft_cap"),
+            (&|c| c.norm_offset = f32::INFINITY, "norm_offset"),
+        ];
+        for (change, setting) in wrong {
+            let error = check(change).unwrap_err();
+            assert!(error.contains(&format!("`{setting}`")), "{setting}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_window_ends_at_the_token_itself() {
+        let first = |window, pos| LayerConfig { window, ..LayerConfig::new(64) }.first_key(pos);
+        assert_eq!([first(None, 9), first(Some(1), 9), first(Some(4), 9), first(Some(10), 9)], [0, 9, 6, 0]);
+        assert_eq!([first(Some(usize::MAX), 9), first(Some(4), 3), first(Some(4), 4)], [0, 0, 1]);
+    }
+}
