@@ -383,7 +383,7 @@ KERNEL(norm_rotated_int8_5120, NormParams, 256, 2) { norm_row<ROTATED_INT8, 5>(p
 KERNEL(norm_rotated_int8_8192, NormParams, 256, 2) { norm_row<ROTATED_INT8, 8>(p); }
 KERNEL(norm_rotated_int8, NormParams, 256, 4) { norm_row<ROTATED_INT8, 0>(p); }
 KERNEL(norm_add_2048, NormParams, 256, 4) { norm_row<ADD, 2>(p); }
-KERNEL(norm_add_5120, NormParams, 256, 3) { norm_row<ADD, 5>(p); }
+KERNEL(norm_add_5120, NormParams, 256, 2) { norm_row<ADD, 5>(p); }
 KERNEL(norm_add_8192, NormParams, 256, 2) { norm_row<ADD, 8>(p); }
 KERNEL(norm_add, NormParams, 256, 4) { norm_row<ADD, 0>(p); }
 

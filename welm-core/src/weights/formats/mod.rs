@@ -167,7 +167,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(held, 200, "Q8_0 and Q4_0 in int8, Q4_0 and Q4_1 in four bits");
+        assert!(held >= 200, "Q8_0 and Q4_0 in int8, Q4_0 and Q4_1 in four bits: {held}");
     }
 
     #[test]
