@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use welm_core::{
@@ -375,6 +375,9 @@ fn forks() -> String {
         .collect();
     let mut stream = model.stream("床", &long).unwrap();
     assert!(stream.next().unwrap().is_ok());
+    let mut polled = model.stream("床", &long).unwrap();
+    let mut poll = || polled.poll_next(&mut Context::from_waker(Waker::noop()));
+    while poll().is_ready() {} // somebody is to be woken while it forks
     let mut model = Some(model);
     for round in 0..20 {
         // SAFETY: the child calls what is promised to work there, and ends.
@@ -390,6 +393,10 @@ fn forks() -> String {
                 kind(&parents.score("床", &["a"])),
                 kind(&parents.logits("床", 0)),
                 kind(&stream.next().unwrap()),
+                match poll() {
+                    Poll::Ready(Some(item)) => kind(&item),
+                    _ => "no item".into(),
+                },
             ];
             let good = calls.iter().all(|call| call == "Forked")
                 && stream.next().is_none()

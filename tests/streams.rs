@@ -1,8 +1,18 @@
-//! Streamed text: whole characters, no stop string and none of its beginnings.
+//! Streamed text: whole characters, no stop string and none of its beginnings. And streams that are polled: who waits is
+//! woken when there is something, and at no other time.
 
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
-use welm_core::{FinishReason, GenerateOptions, LoadOptions, Model};
+use futures_core::Stream as _;
+use welm_core::{FinishReason, GenerateOptions, LoadOptions, Model, Piece, Result, Stream};
+use welm_tests::at_rest;
 
 /// A text at high temperature: tokens of every kind, bytes that make characters and bytes that do not.
 fn options(i: usize) -> GenerateOptions {
@@ -17,10 +27,13 @@ fn options(i: usize) -> GenerateOptions {
     }
 }
 
+fn load(options: &LoadOptions) -> Model {
+    Model::load(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/welm-nano"), options).unwrap()
+}
+
 #[test]
 fn five_hundred_streams() {
-    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/welm-nano");
-    let model = Model::load(nano, &LoadOptions::default()).unwrap();
+    let model = load(&LoadOptions::default());
     let prompts = ["床前明月光，", "こんにちは、", "😀🎉 ", "春眠\n", "English and 中文 "];
     let (mut from_bytes, mut replaced, mut stopped) = (0, 0, 0);
     for i in 0..500 {
@@ -57,4 +70,149 @@ fn five_hundred_streams() {
     }
     println!("{from_bytes} texts with byte tokens, {replaced} with U+FFFD, {stopped} ended by a stop string");
     assert!(from_bytes > 50 && replaced > 20 && stopped > 300, "the sample is not what it should be");
+}
+
+/// The smallest executor: a thread that sleeps until it is woken, and knows how often it was.
+struct Sleeper {
+    thread: Thread,
+    woken: AtomicUsize,
+}
+
+impl Wake for Sleeper {
+    fn wake(self: Arc<Self>) {
+        self.woken.fetch_add(1, Ordering::SeqCst);
+        self.thread.unpark();
+    }
+}
+
+impl Sleeper {
+    fn here() -> Arc<Sleeper> {
+        Arc::new(Sleeper { thread: thread::current(), woken: AtomicUsize::new(0) })
+    }
+
+    fn woken(&self) -> usize {
+        self.woken.load(Ordering::SeqCst)
+    }
+
+    fn poll(self: &Arc<Self>, stream: &mut Stream) -> Poll<Option<Result<Piece>>> {
+        let waker = Waker::from(Arc::clone(self));
+        Pin::new(stream).poll_next(&mut Context::from_waker(&waker))
+    }
+
+    /// The next piece. It looks when it is woken, and never because time has passed.
+    fn next(self: &Arc<Self>, stream: &mut Stream) -> Option<Result<Piece>> {
+        loop {
+            let before = self.woken();
+            match self.poll(stream) {
+                Poll::Ready(piece) => return piece,
+                Poll::Pending => {
+                    let until = Instant::now() + Duration::from_secs(60);
+                    while self.woken() == before {
+                        thread::park_timeout(Duration::from_secs(60));
+                        assert!(Instant::now() < until, "nobody woke the one who waits");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_polled_stream_has_the_same_pieces_and_wakes_once_for_each_at_most() {
+    let model = load(&LoadOptions::default());
+    let sleeper = Sleeper::here();
+    for i in 0..60 {
+        let options = GenerateOptions { n: 1 + i % 3, ..options(i) };
+        let want: Vec<_> = model.stream("春眠不觉晓，", &options).unwrap().map(Result::unwrap).collect();
+        let before = sleeper.woken();
+        let mut stream = model.stream("春眠不觉晓，", &options).unwrap();
+        let got: Vec<_> = std::iter::from_fn(|| sleeper.next(&mut stream)).map(Result::unwrap).collect();
+        let without_found = |pieces: &[Piece]| -> Vec<Piece> {
+            let mut pieces = pieces.to_vec();
+            pieces.iter_mut().filter_map(|p| p.finish.as_mut()).for_each(|finish| finish.cached_tokens = 0);
+            pieces
+        };
+        assert_eq!(without_found(&got), without_found(&want), "stream {i}");
+        let woken = sleeper.woken() - before;
+        assert!(woken <= got.len() + 1, "{woken} times for {} pieces and the end", got.len());
+        assert_eq!(sleeper.poll(&mut stream), Poll::Ready(None));
+    }
+    assert!(sleeper.woken() > 60);
+}
+
+#[test]
+fn an_idle_stream_wakes_nobody_and_the_first_piece_does() {
+    let model = load(&LoadOptions { max_running: 1, ..LoadOptions::default() });
+    let long = GenerateOptions { max_tokens: 480, n: 64, ignore_eos: true, ..GenerateOptions::default() };
+    let mut running = model.stream("春", &long).unwrap();
+    running.next().unwrap().unwrap();
+    let mut waiting = model.stream("夏", &GenerateOptions::greedy(4)).unwrap();
+    let sleeper = Sleeper::here();
+    assert_eq!(sleeper.poll(&mut waiting), Poll::Pending);
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(
+        (sleeper.woken(), model.stats().queue_depth),
+        (0, 1),
+        "it has waited for its turn all the time"
+    );
+    running.cancel();
+    assert_eq!(sleeper.next(&mut waiting).unwrap().unwrap().index, 0);
+    assert!(sleeper.woken() >= 1);
+    drop((waiting, running));
+    assert_eq!(at_rest(&model).open, 0);
+}
+
+#[test]
+fn a_polled_stream_that_is_dropped_is_cancelled_and_the_ends_of_others_wake() {
+    let model = load(&LoadOptions::default());
+    let long = GenerateOptions { max_tokens: 480, n: 32, ignore_eos: true, ..GenerateOptions::default() };
+    let sleeper = Sleeper::here();
+    for _ in 0..50 {
+        let mut stream = model.stream("春", &long).unwrap();
+        let _ = sleeper.poll(&mut stream);
+    }
+    assert_eq!(at_rest(&model).open, 0);
+    // A deadline, and a cancel from another thread.
+    let soon = GenerateOptions { deadline: Some(Duration::from_millis(20)), ..long.clone() };
+    let mut late = model.stream("春", &soon).unwrap();
+    let mut cancelled = model.stream("春", &long).unwrap();
+    let cancel = cancelled.canceller();
+    let canceller = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(30));
+        cancel();
+    });
+    for (stream, reason) in [(&mut late, FinishReason::Deadline), (&mut cancelled, FinishReason::Cancelled)] {
+        let pieces = std::iter::from_fn(|| sleeper.next(stream)).map(Result::unwrap);
+        let reasons: Vec<_> = pieces.filter_map(|piece| piece.finish).map(|finish| finish.reason).collect();
+        assert_eq!(reasons, [reason; 32]);
+    }
+    canceller.join().unwrap();
+}
+
+/// As the waker of an executor that has gone may be the last to hold a task, with all that is in it.
+#[test]
+fn a_waker_may_drop_the_last_handle_of_the_model() {
+    struct Holds {
+        task: Mutex<Option<(Model, Stream)>>,
+        dropped: Mutex<Sender<()>>,
+    }
+    impl Wake for Holds {
+        fn wake(self: Arc<Self>) {
+            drop(self.task.lock().unwrap().take());
+            self.dropped.lock().unwrap().send(()).unwrap();
+        }
+    }
+    for _ in 0..5 {
+        let model = load(&LoadOptions::default());
+        let mut stream = model.stream("春眠不觉晓，", &options(1)).unwrap();
+        let (dropped, is_dropped) = channel();
+        let holds = Arc::new(Holds { task: Mutex::new(None), dropped: Mutex::new(dropped) });
+        let waker = Waker::from(Arc::clone(&holds));
+        // Held while it looks, so that the engine cannot wake it before there is a task.
+        let mut task = holds.task.lock().unwrap();
+        while stream.poll_next(&mut Context::from_waker(&waker)).is_ready() {}
+        *task = Some((model, stream));
+        drop(task);
+        is_dropped.recv_timeout(Duration::from_secs(20)).expect("the engine's thread waits for itself");
+    }
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
+import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -93,6 +95,39 @@ def test_pieces_come_as_they_are_made(model: welm.Model) -> None:
         assert first < (time.monotonic() - started) / 4
 
     asyncio.run(run())
+
+
+def waits() -> int:
+    """How often the thread that waits for all requests has gone to sleep so far."""
+    thread = next(thread for thread in threading.enumerate() if thread.name == "welm-asyncio")
+    status = pathlib.Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)$", status, re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts how often a thread sleeps")
+def test_nothing_wakes_up_for_an_idle_stream() -> None:
+    """Not even the thread that waits: the engine wakes it when a piece comes."""
+    one_at_a_time = welm.Model(max_running=1)
+
+    async def run() -> None:
+        running = one_at_a_time.stream(PROMPT, **LONG)  # of no concern to the thread
+        next(running)
+        async with one_at_a_time.stream_async(PROMPT, max_tokens=40, ignore_eos=True) as stream:
+            waiting = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0.1)
+            before = waits()
+            await asyncio.sleep(0.5)
+            assert waits() - before <= 1
+            assert one_at_a_time.stats().queue_depth == 1
+            assert not waiting.done()
+            running.cancel()
+            pieces = [await asyncio.wait_for(waiting, 10), *[piece async for piece in stream]]
+            assert sum(len(piece.tokens) for piece in pieces) == 40
+
+    asyncio.run(run())
+    at_rest(one_at_a_time)
 
 
 def test_batches(model: welm.Model) -> None:
@@ -455,7 +490,7 @@ async def run():
         await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.wait([task])
-        until = time.monotonic() + i % 8 * 0.0004  # that thread looks every 2 ms
+        until = time.monotonic() + i % 8 * 0.0004  # that thread ends about now
         while time.monotonic() < until:
             pass
         assert (await model.generate_async("春", max_tokens=1)).usage.completion_tokens == 1

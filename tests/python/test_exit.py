@@ -57,6 +57,16 @@ async def pieces():
         pass
 daemons(lambda: asyncio.run(pieces()), 3)
 """,
+    # No piece comes: the thread that waits sleeps without the GIL, and is not woken any more.
+    "asyncio_idle": """
+blocked = welm.Model(threads=1, max_running=1)
+busy = blocked.stream(PROMPT, max_tokens=480, n=64, ignore_eos=True)
+next(busy)
+async def idle():
+    async for _ in blocked.stream_async(PROMPT, max_tokens=4):
+        pass
+daemons(lambda: asyncio.run(idle()), 2)
+""",
     "the_log": """
 import logging
 logging.basicConfig(stream=sys.stdout, level=logging.INFO)

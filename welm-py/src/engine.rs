@@ -32,20 +32,21 @@ impl<T: Send> Owned<T> {
         Owned { value: Some(value), pid: std::process::id() }
     }
 
-    fn is_forked(&self) -> bool {
-        self.pid != std::process::id()
+    /// Whether this is the process that made it.
+    pub(crate) fn is_here(&self) -> bool {
+        self.pid == std::process::id()
     }
 
     /// The value, in the process that made it.
     pub(crate) fn get(&self, py: Python<'_>) -> PyResult<&T> {
-        self.value.as_ref().filter(|_| !self.is_forked()).ok_or_else(|| forked(py))
+        self.value.as_ref().filter(|_| self.is_here()).ok_or_else(|| forked(py))
     }
 }
 
 impl<T: Send> Drop for Owned<T> {
     fn drop(&mut self) {
         let value = self.value.take();
-        if self.is_forked() {
+        if !self.is_here() {
             std::mem::forget(value);
             return;
         }

@@ -1,12 +1,13 @@
 //! What `welm._aio` builds its coroutines on: requests that one thread waits for, however many there are.
 //!
-//! `asyncio` cannot wait for the core's channels, and a thread for each request would be waste. So one thread for all
-//! waits in [`Selector::wait`], and hands to the event loops what has come.
+//! An engine's thread never asks for the GIL: a step must not wait for Python, and Python may be about to end, after which
+//! nobody may ask (see [`crate::exit`]). So it calls no event loop. It rings a [`Bell`], which is Rust's alone, and one
+//! thread of Python's sleeps in [`Selector::wait`] until a bell rings, and hands to the event loops what has come.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 
 use pyo3::prelude::*;
 use welm_core as core;
@@ -16,20 +17,15 @@ use crate::error::exception;
 use crate::exit::{detached, enter};
 use crate::output;
 
-/// How long a piece may lie: the steps of a large model take several times this, those of a small one end the
-/// waiting themselves.
-const LOOK: Duration = Duration::from_millis(2);
-
-/// How long the thread may be away from Python, which may want to exit.
-const BREATH: Duration = Duration::from_millis(100);
-
-/// What the event loop asks of a request; the waiting thread sees it within [`LOOK`].
+/// What the event loop asks of a request.
 #[derive(Default)]
 struct Flags {
     /// End it, and tell what there is.
     cancel: AtomicBool,
     /// End it, nobody listens.
     abandon: AtomicBool,
+    /// Of the selector that has taken it.
+    bell: OnceLock<Arc<Bell>>,
 }
 
 /// A submitted request.
@@ -48,8 +44,16 @@ impl Request {
         let (seed, prompt_tokens) = (stream.seed(), stream.prompt_tokens());
         let flags = Arc::<Flags>::default();
         let collected = whole.then(|| stream.generation());
-        let open = Open { model, stream, collected, listener: None, flags: Arc::clone(&flags), told: false };
+        let (told, ended) = (false, false);
+        let open = Open { model, stream, collected, listener: None, flags: Arc::clone(&flags), told, ended };
         Request { open: Owned::new(Mutex::new(Some(open))), flags, seed, prompt_tokens }
+    }
+
+    /// Has the waiting thread look at the flags; in a forked child there is none.
+    fn ring(&self) {
+        if let Some(bell) = self.flags.bell.get().filter(|_| self.open.is_here()) {
+            bell.ring();
+        }
     }
 }
 
@@ -58,11 +62,13 @@ impl Request {
     /// Ends the request; what there is still comes.
     fn cancel(&self) {
         self.flags.cancel.store(true, Ordering::Relaxed);
+        self.ring();
     }
 
     /// Ends the request; nothing more comes.
     fn abandon(&self) {
         self.flags.abandon.store(true, Ordering::Relaxed);
+        self.ring();
     }
 
     #[getter]
@@ -84,6 +90,7 @@ struct Open {
     listener: Option<Py<PyAny>>,
     flags: Arc<Flags>,
     told: bool, // of its cancelling
+    ended: bool,
 }
 
 impl Drop for Request {
@@ -102,9 +109,9 @@ enum Item {
 }
 
 impl Open {
-    /// What comes within `timeout`; `Ready(None)` if it is not for the listener.
-    fn next(&mut self, timeout: Duration) -> Poll<Option<Item>> {
-        self.stream.next_timeout(timeout).map(|piece| match (piece, &mut self.collected) {
+    /// What has come; `Ready(None)` if it is not for the listener. `Pending` has the bell ring when more comes.
+    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        self.stream.poll_next(cx).map(|piece| match (piece, &mut self.collected) {
             (Some(Err(error)), _) => Some(Item::Failed(error)),
             (Some(Ok(piece)), None) => Some(Item::Piece(piece)),
             (Some(Ok(piece)), Some(collected)) => {
@@ -114,22 +121,68 @@ impl Open {
             (None, collected) => Some(collected.take().map_or(Item::End, Item::Whole)),
         })
     }
+
+    /// Adds all that has come to the events.
+    fn look(&mut self, number: u64, events: &mut Events) {
+        if self.ended {
+            return;
+        }
+        if !self.told && self.flags.cancel.load(Ordering::Relaxed) {
+            self.stream.cancel();
+            self.told = true;
+        }
+        let Some(bell) = self.flags.bell.get() else { return };
+        let waker = Waker::from(Arc::clone(bell));
+        while let (false, Poll::Ready(item)) = (self.ended, self.next(&mut Context::from_waker(&waker))) {
+            if let Some(item) = item {
+                self.ended = !matches!(item, Item::Piece(_));
+                events.push((number, item));
+            }
+        }
+    }
 }
 
-/// The requests that one thread waits for.
-#[pyclass(frozen, module = "welm._welm")]
-pub(crate) struct Selector {
-    arrivals: Owned<Mutex<Arrivals>>,
-    open: Owned<Mutex<Vec<Open>>>, // the waiting thread's
+/// Rung for one request: by the engine when something comes, by Python when a flag is set.
+struct Bell {
+    request: u64,
+    calls: Arc<Calls>,
+}
+
+impl Bell {
+    fn ring(&self) {
+        let mut calls = lock(&self.calls.list);
+        calls.rung.push(self.request);
+        // The thread is told once of all that ring before it looks.
+        if calls.rung.len() == 1 {
+            self.calls.changed.notify_one();
+        }
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.ring();
+    }
+}
+
+/// What the waiting thread has to look at. The lock is held for moments: by threads that have the GIL and by the
+/// engines', so nobody may ask for the GIL or call an engine with it.
+#[derive(Default)]
+struct Calls {
+    list: Mutex<List>,
+    changed: Condvar,
 }
 
 #[derive(Default)]
-struct Arrivals {
-    requests: Vec<Open>,
+struct List {
+    arrivals: Vec<(u64, Open)>,
+    /// Requests whose bell has rung.
+    rung: Vec<u64>,
     /// The thread that waits, or is about to.
     thread: Option<Thread>,
-    /// Threads so far.
+    /// Threads and requests so far.
     threads: u64,
+    requests: u64,
 }
 
 struct Thread {
@@ -137,50 +190,50 @@ struct Thread {
     has_begun: bool,
 }
 
-/// What came, with the place of its request.
-type Events = Vec<(usize, Item)>;
+/// The requests that one thread waits for.
+#[pyclass(frozen, module = "welm._welm")]
+pub(crate) struct Selector {
+    calls: Owned<Arc<Calls>>,
+    open: Owned<Mutex<BTreeMap<u64, Open>>>, // the waiting thread's
+}
+
+/// What came, with the number of its request.
+type Events = Vec<(u64, Item)>;
 
 /// The same for Python: listeners, and what is for them.
 type Told<'py> = Vec<(Py<PyAny>, Bound<'py, PyAny>)>;
 
-/// Waits until something comes, or [`BREATH`] is over; `None` when no request is left, or another thread waits.
-fn wait(arrivals: &Mutex<Arrivals>, open: &mut Vec<Open>, number: u64) -> Option<Events> {
+/// Sleeps until something comes; `None` when no request is left, or another thread waits.
+fn wait(calls: &Calls, open: &mut BTreeMap<u64, Open>, number: u64) -> Option<Events> {
     let mut events = Events::new();
-    // All are looked at, but waited is at the one that moved last: the next step of its engine ends it.
-    let (mut timeout, mut moved) = (Duration::ZERO, 0);
-    let end = Instant::now() + BREATH;
+    while events.is_empty() {
+        for request in next_rung(calls, open, number)? {
+            let Some(waits) = open.get_mut(&request) else { continue };
+            if waits.flags.abandon.load(Ordering::Relaxed) {
+                open.remove(&request);
+            } else {
+                waits.look(request, &mut events);
+            }
+        }
+    }
+    Some(events)
+}
+
+/// Takes in the requests that have arrived, and sleeps until a bell rings: those that it rang for.
+fn next_rung(calls: &Calls, open: &mut BTreeMap<u64, Open>, number: u64) -> Option<Vec<u64>> {
+    let mut list = lock(&calls.list);
     loop {
-        open.retain(|request| !request.flags.abandon.load(Ordering::Relaxed));
-        {
-            let mut arrivals = lock(arrivals);
-            arrivals.thread.as_mut().filter(|thread| thread.number == number)?.has_begun = true;
-            open.append(&mut arrivals.requests);
-            if open.is_empty() {
-                arrivals.thread = None;
-                return None;
-            }
+        list.thread.as_mut().filter(|thread| thread.number == number)?.has_begun = true;
+        open.extend(list.arrivals.drain(..));
+        if open.is_empty() {
+            list.thread = None;
+            list.rung.clear();
+            return None;
         }
-        moved = moved.min(open.len() - 1);
-        for at in (moved..open.len()).chain(0..moved) {
-            let request = &mut open[at];
-            if !request.told && request.flags.cancel.load(Ordering::Relaxed) {
-                request.stream.cancel();
-                request.told = true;
-            }
-            while let Poll::Ready(item) = request.next(std::mem::take(&mut timeout)) {
-                moved = at;
-                let Some(item) = item else { continue };
-                let last = !matches!(item, Item::Piece(_));
-                events.push((at, item));
-                if last {
-                    break;
-                }
-            }
+        if !list.rung.is_empty() {
+            return Some(std::mem::take(&mut list.rung));
         }
-        if !events.is_empty() || Instant::now() > end {
-            return Some(events);
-        }
-        timeout = LOOK;
+        list = calls.changed.wait(list).unwrap_or_else(PoisonError::into_inner);
     }
 }
 
@@ -188,7 +241,7 @@ fn wait(arrivals: &Mutex<Arrivals>, open: &mut Vec<Open>, number: u64) -> Option
 impl Selector {
     #[new]
     fn new() -> Self {
-        Selector { arrivals: Owned::new(Mutex::default()), open: Owned::new(Mutex::default()) }
+        Selector { calls: Owned::new(Arc::default()), open: Owned::new(Mutex::default()) }
     }
 
     /// Adds a request; its listener is handed back by :meth:`wait` with what comes. The number of the thread that has
@@ -196,29 +249,35 @@ impl Selector {
     fn add(&self, py: Python<'_>, request: &Request, listener: Py<PyAny>) -> PyResult<Option<u64>> {
         let Some(mut open) = lock(request.open.get(py)?).take() else { return Ok(None) };
         open.listener = Some(listener);
-        let mut arrivals = lock(self.arrivals.get(py)?);
-        arrivals.requests.push(open);
-        if arrivals.thread.is_some() {
-            return Ok(None);
+        let calls = self.calls.get(py)?;
+        let mut list = lock(&calls.list);
+        list.requests += 1;
+        let bell = Arc::new(Bell { request: list.requests, calls: Arc::clone(calls) });
+        let arrival = (list.requests, open);
+        list.arrivals.push(arrival);
+        let mut to_start = None;
+        if list.thread.is_none() {
+            list.threads += 1;
+            to_start = Some(list.threads);
+            list.thread = Some(Thread { number: list.threads, has_begun: false });
         }
-        arrivals.threads += 1;
-        let number = arrivals.threads;
-        arrivals.thread = Some(Thread { number, has_begun: false });
-        Ok(Some(number))
+        drop(list);
+        request.flags.bell.get_or_init(|| bell).ring(); // a first look, after which the engine rings
+        Ok(to_start)
     }
 
-    /// Waits until something comes, for a tenth of a second at most: pairs of a listener and a :class:`Piece`, a
-    /// :class:`Generation`, an exception or ``None`` for the end. ``None`` when no request is left; the thread ends then.
+    /// Waits until something comes: pairs of a listener and a :class:`Piece`, a :class:`Generation`, an exception or
+    /// ``None`` for the end. ``None`` when no request is left; the thread ends then.
     fn wait<'py>(&self, py: Python<'py>, number: u64) -> PyResult<Option<Told<'py>>> {
         let _inside = enter(py);
-        let (arrivals, open) = (self.arrivals.get(py)?, self.open.get(py)?);
+        let (calls, open) = (self.calls.get(py)?, self.open.get(py)?);
         // Nobody may ask for the GIL with this lock: the next thread may begin before this one has gone.
-        let Some(events) = detached(py, || wait(arrivals, &mut lock(open), number)) else { return Ok(None) };
+        let Some(events) = detached(py, || wait(calls, &mut lock(open), number)) else { return Ok(None) };
         let mut open = lock(open);
         let mut told = Vec::with_capacity(events.len());
         let mut ended = Vec::new();
-        for (at, item) in events {
-            let request = &mut open[at];
+        for (number, item) in events {
+            let Some(request) = open.get_mut(&number) else { continue };
             let last = !matches!(item, Item::Piece(_));
             let object = match item {
                 Item::Piece(piece) => output::piece(py, &request.model, &piece),
@@ -232,13 +291,11 @@ impl Selector {
             }
             if last {
                 request.listener = None;
-                ended.push(at);
+                ended.extend(open.remove(&number));
             }
         }
-        // From the end, so that places stay what they were; the engine's end is waited for without the GIL.
-        ended.sort_unstable();
-        let ended: Vec<_> = ended.into_iter().rev().map(|at| open.swap_remove(at)).collect();
         drop(open);
+        // The engine's end is waited for without the GIL.
         detached(py, move || drop(ended));
         Ok(Some(told))
     }
@@ -247,13 +304,14 @@ impl Selector {
     /// all; if not, it will find that it is not waited for.
     fn give_up(&self, py: Python<'_>, number: u64) -> PyResult<Vec<Py<PyAny>>> {
         let _inside = enter(py);
-        let mut arrivals = lock(self.arrivals.get(py)?);
-        if arrivals.thread.take_if(|thread| thread.number == number && !thread.has_begun).is_none() {
+        let mut list = lock(&self.calls.get(py)?.list);
+        if list.thread.take_if(|thread| thread.number == number && !thread.has_begun).is_none() {
             return Ok(Vec::new());
         }
-        let requests = std::mem::take(&mut arrivals.requests);
-        drop(arrivals);
-        let listeners = requests.iter().filter_map(|r| Some(r.listener.as_ref()?.clone_ref(py))).collect();
+        let requests = std::mem::take(&mut list.arrivals);
+        drop(list);
+        let listeners =
+            requests.iter().filter_map(|(_, r)| Some(r.listener.as_ref()?.clone_ref(py))).collect();
         detached(py, move || drop(requests));
         Ok(listeners)
     }

@@ -3,8 +3,8 @@
 //! A full block is identified by what it holds: its sixteen tokens *and* all that precede them. It gets a
 //! number never used before, its `uid`; the index maps `(uid of the block before, the sixteen tokens)` to
 //! the block. Equality of keys is equality of tokens, so a hit is exact and no hash can collide. What stands before
-//! the first block is the salt of the request, so that requests of different salts have no block in common; salts are
-//! kept nowhere but in the keys of those blocks.
+//! the first block is the [`CacheRoot`] of the request, so that requests of different roots have no block in common;
+//! roots are kept nowhere but in the keys of those blocks.
 //!
 //! A block that nobody holds stays in the index until its memory is needed; the one unused for longest goes
 //! first, and of one sequence the last, since a block is of no use without those before it.
@@ -14,11 +14,25 @@ use std::sync::Arc;
 
 use crate::batch::BLOCK_TOKENS;
 
+/// What keys and values depend on beside the tokens, and whom they may be shared with. Whatever else there will be (such
+/// as an adapter of the weights) is a field more here: requests share blocks if all fields are equal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct CacheRoot {
+    /// What keeps a tenant's blocks apart from those of others.
+    salt: Option<Arc<str>>,
+}
+
+impl CacheRoot {
+    pub(crate) fn of_salt(salt: Option<&str>) -> Self {
+        CacheRoot { salt: salt.map(Arc::from) }
+    }
+}
+
 /// What precedes a block.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Parent {
-    /// Nothing but the salt of the request, if it has one.
-    Root(Option<Arc<str>>),
+    /// Nothing but the root of the request.
+    Root(CacheRoot),
     /// The block of this uid.
     Block(u64),
 }
@@ -135,35 +149,44 @@ impl BlockManager {
         }
     }
 
-    /// The blocks that hold the longest known beginning of `tokens` after `root`, each retained, and what precedes
-    /// the block after them.
-    pub(crate) fn lookup(&mut self, root: Parent, tokens: &[u32]) -> (Vec<u32>, Parent) {
-        let mut found = Vec::new();
+    /// Whether who holds this block is the only one, and may write into it; then nobody is given it as it was.
+    pub(crate) fn make_own(&mut self, block: u32) -> bool {
+        let own = self.blocks[block as usize].refs == 1;
+        if own {
+            self.forget(&[block]);
+        }
+        own
+    }
+
+    /// The blocks that hold the longest known beginning of `tokens` after `root`, each retained, and their uids.
+    pub(crate) fn lookup(&mut self, root: Parent, tokens: &[u32]) -> (Vec<u32>, Vec<u64>) {
+        let (mut found, mut uids) = (Vec::new(), Vec::new());
         let mut key = (root, [0; BLOCK_TOKENS]);
         for chunk in tokens.chunks_exact(BLOCK_TOKENS) {
             key.1.copy_from_slice(chunk);
             let Some(&(uid, block)) = self.index.get(&key) else { break };
             self.retain(block);
             found.push(block);
+            uids.push(uid);
             key.0 = Parent::Block(uid);
         }
-        (found, key.0)
+        (found, uids)
     }
 
-    /// Makes a computed full block known; gives what precedes the sequence's next one.
-    pub(crate) fn register(&mut self, parent: Parent, tokens: &[u32], block: u32) -> Parent {
+    /// Makes a computed full block known; gives its uid, if blocks are kept.
+    pub(crate) fn register(&mut self, parent: Parent, tokens: &[u32], block: u32) -> Option<u64> {
         if !self.prefix_cache {
-            return parent;
+            return None;
         }
         let key = (parent, tokens.try_into().expect("a key has one block's tokens"));
         if let Some(&(uid, _)) = self.index.get(&key) {
-            return Parent::Block(uid); // computed twice at the same time; the first stays
+            return Some(uid); // computed twice at the same time; the first stays
         }
         let uid = self.next_uid;
         self.next_uid += 1;
         self.blocks[block as usize].entry = Some((uid, key.clone()));
         self.index.insert(key, (uid, block));
-        Parent::Block(uid)
+        Some(uid)
     }
 }
 
@@ -175,12 +198,19 @@ mod tests {
         (from..from + n as u32).collect()
     }
 
+    fn root(salt: Option<&str>) -> Parent {
+        Parent::Root(CacheRoot::of_salt(salt))
+    }
+
     /// Allocates and registers the full blocks of `t`.
     fn fill(m: &mut BlockManager, t: &[u32]) -> Vec<u32> {
-        let (mut held, mut parent) = m.lookup(Parent::Root(None), t);
+        let (mut held, uids) = m.lookup(root(None), t);
+        let mut parent = uids.last().map_or(root(None), |&uid| Parent::Block(uid));
         for chunk in t.chunks_exact(BLOCK_TOKENS).skip(held.len()) {
             let block = m.allocate().unwrap();
-            parent = m.register(parent, chunk, block);
+            if let Some(uid) = m.register(parent.clone(), chunk, block) {
+                parent = Parent::Block(uid);
+            }
             held.push(block);
         }
         held
@@ -197,7 +227,7 @@ mod tests {
         assert_ne!(a[2], b[2]);
         assert_eq!(m.available(), 4);
         // The same sixteen tokens after another beginning are another block.
-        assert!(m.lookup(Parent::Root(None), &tokens(16, 16)).0.is_empty());
+        assert!(m.lookup(root(None), &tokens(16, 16)).0.is_empty());
         m.release(&mut a);
         m.release(&mut b);
         assert_eq!((m.available(), m.cached()), (8, 4));
@@ -211,9 +241,9 @@ mod tests {
         m.release(&mut a);
         m.release(&mut b);
         let mut held = vec![m.allocate().unwrap()];
-        let (mut hit, _) = m.lookup(Parent::Root(None), &tokens(32, 0));
+        let (mut hit, _) = m.lookup(root(None), &tokens(32, 0));
         assert_eq!(hit.len(), 1, "the tail of the older sequence was forgotten, its head was not");
-        let (mut other, _) = m.lookup(Parent::Root(None), &tokens(32, 500));
+        let (mut other, _) = m.lookup(root(None), &tokens(32, 500));
         assert_eq!(other.len(), 2);
         assert!(m.allocate().is_none(), "all four are held");
         m.release(&mut hit);
@@ -225,14 +255,13 @@ mod tests {
     #[test]
     fn only_equal_salts_share_and_none_outlives_its_blocks() {
         let mut m = BlockManager::new(8, true);
-        let root = |salt: Option<&str>| Parent::Root(salt.map(Arc::from));
         let salts = [None, Some("a"), Some("b")];
         for (at, salt) in salts.iter().enumerate() {
-            let (found, parent) = m.lookup(root(*salt), &tokens(32, 0));
+            let (found, _) = m.lookup(root(*salt), &tokens(32, 0));
             assert!(found.is_empty(), "{salt:?} hits what another has computed");
             let mut blocks = [m.allocate().unwrap(), m.allocate().unwrap()].to_vec();
-            let parent = m.register(parent, &tokens(16, 0), blocks[0]);
-            m.register(parent, &tokens(16, 16), blocks[1]);
+            let uid = m.register(root(*salt), &tokens(16, 0), blocks[0]).unwrap();
+            m.register(Parent::Block(uid), &tokens(16, 16), blocks[1]);
             m.release(&mut blocks);
             assert_eq!(m.cached(), 2 * (at + 1));
         }
@@ -243,9 +272,8 @@ mod tests {
         }
         // A thousand salts later the index is no larger than the cache.
         for salt in 0..1_000 {
-            let (_, parent) = m.lookup(root(Some(&salt.to_string())), &tokens(16, 0));
             let mut block = vec![m.allocate().unwrap()];
-            m.register(parent, &tokens(16, 0), block[0]);
+            m.register(root(Some(&salt.to_string())), &tokens(16, 0), block[0]);
             m.release(&mut block);
         }
         assert!(m.index.len() <= m.total());
@@ -256,7 +284,7 @@ mod tests {
         let mut m = BlockManager::new(3, false);
         let mut a = fill(&mut m, &tokens(48, 0));
         m.release(&mut a);
-        assert!(m.lookup(Parent::Root(None), &tokens(48, 0)).0.is_empty());
+        assert!(m.lookup(root(None), &tokens(48, 0)).0.is_empty());
         assert_eq!((m.available(), m.cached()), (3, 0));
     }
 

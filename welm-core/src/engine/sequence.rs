@@ -3,131 +3,19 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use super::block_manager::{BlockManager, Parent};
+use super::constraint::Constraint;
+use super::events::Event;
+use super::request::{Request, Task};
 use super::stats::Ticket;
-use super::text::TextStream;
-use crate::backend::TOP;
+use super::text::{TextStream, written};
 use crate::batch::BLOCK_TOKENS;
 use crate::error::Result;
-use crate::options::CancelToken;
 use crate::output::{Finish, FinishReason, Piece, Token};
-use crate::sampler::SamplerParams;
-
-/// What the engine sends back.
-pub(crate) enum Event {
-    /// Something a stream may show.
-    Piece(Piece),
-    /// Logits of all rows, `(rows, vocab_size)`, for [`Task::Logits`].
-    Logits(Vec<f32>),
-}
-
-/// What a request wants computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Task {
-    /// New tokens.
-    Generate,
-    /// Log-probabilities of the given tokens from this position on.
-    Score { from: usize },
-    /// The logits after each token from this position on.
-    Logits { from: usize },
-}
-
-/// A validated request, as it travels to the engine.
-pub(crate) struct Request {
-    pub(crate) task: Task,
-    pub(crate) prompt: Vec<u32>,
-    /// Shown before the generated text.
-    pub(crate) echo: Option<String>,
-    pub(crate) max_tokens: usize,
-    pub(crate) n: usize,
-    pub(crate) sampling: SamplerParams,
-    pub(crate) logprobs: Option<usize>,
-    pub(crate) stop: Arc<[String]>,
-    pub(crate) stop_token_ids: Vec<u32>,
-    pub(crate) seed: u64,
-    pub(crate) ignore_eos: bool,
-    /// Blocks of the cache are shared with requests of the same salt only, or of none.
-    pub(crate) cache_salt: Option<Arc<str>>,
-    pub(crate) submitted: Instant,
-    pub(crate) deadline: Option<Instant>,
-    /// The caller's token, if it gave one.
-    pub(crate) cancel: Option<CancelToken>,
-    /// Set when nobody listens any more.
-    pub(crate) dropped: CancelToken,
-    /// Empty, with room for all rows, for [`Task::Logits`].
-    pub(crate) logits: Vec<f32>,
-    pub(crate) events: Sender<Result<Event>>,
-}
-
-/// Whether the caller's token or deadline ends a request; the token counts first.
-pub(crate) fn interruption(
-    cancel: Option<&CancelToken>,
-    deadline: Option<Instant>,
-    now: Instant,
-) -> Option<FinishReason> {
-    if cancel.is_some_and(CancelToken::is_cancelled) {
-        Some(FinishReason::Cancelled)
-    } else if deadline.is_some_and(|d| now >= d) {
-        Some(FinishReason::Deadline)
-    } else {
-        None
-    }
-}
-
-impl Request {
-    /// Whether somebody asked for the end, or nobody listens any more.
-    pub(crate) fn interrupted(&self, now: Instant) -> Option<FinishReason> {
-        if self.dropped.is_cancelled() {
-            return Some(FinishReason::Cancelled);
-        }
-        interruption(self.cancel.as_ref(), self.deadline, now)
-    }
-
-    /// Sends, or notes that nobody listens.
-    pub(crate) fn send(&self, event: Result<Event>) {
-        if self.events.send(event).is_err() {
-            self.dropped.cancel();
-        }
-    }
-
-    /// Whether log-probabilities of given tokens are asked for.
-    pub(crate) fn scores(&self) -> bool {
-        self.scored_from().is_some()
-    }
-
-    /// What precedes its first block.
-    fn root(&self) -> Parent {
-        Parent::Root(self.cache_salt.clone())
-    }
-
-    /// Why a token ends the sequence by itself, if it does.
-    pub(crate) fn end_by(&self, id: u32, eos: &[u32]) -> Option<FinishReason> {
-        if eos.contains(&id) && !self.ignore_eos {
-            Some(FinishReason::EndOfText)
-        } else {
-            self.stop_token_ids.contains(&id).then_some(FinishReason::Stop)
-        }
-    }
-
-    /// Whether its tokens are chosen from the largest logits alone.
-    pub(crate) fn needs_few(&self) -> bool {
-        let s = &self.sampling;
-        let few = s.greedy || (1..TOP).contains(&s.top_k);
-        self.task == Task::Generate && self.logprobs.is_none() && !s.changes_logits() && few
-    }
-
-    /// First position whose log-probability is reported, if any is.
-    fn scored_from(&self) -> Option<usize> {
-        match self.task {
-            Task::Score { from } => Some(from),
-            Task::Generate if self.echo.is_some() && self.logprobs.is_some() => Some(0),
-            _ => None,
-        }
-    }
-}
+use crate::sampler::Logits;
+use crate::tokenizer::Tokenizer;
 
 /// A request's part that its sequences share.
 pub(crate) struct Shared {
@@ -168,9 +56,8 @@ pub(crate) struct Sequence {
     pub(crate) wanted: usize,
     /// Blocks held, in order.
     pub(crate) blocks: Vec<u32>,
-    /// Leading blocks that the block manager knows, and what precedes the next one.
-    known: usize,
-    parent: Parent,
+    /// What the block manager knows the leading blocks by.
+    known: Vec<u64>,
     /// Step in which it last had rows; for taking turns.
     pub(crate) served: u64,
     pub(crate) cached_tokens: usize,
@@ -180,6 +67,8 @@ pub(crate) struct Sequence {
     pub(crate) ended: Option<Result<FinishReason>>,
     /// The token that ended it by itself.
     end_token: Option<u32>,
+    /// What it may say, if not everything.
+    pub(crate) constraint: Option<Box<dyn Constraint>>,
     text: TextStream,
     /// Tokens not sent yet.
     unsent: Vec<Token>,
@@ -203,7 +92,7 @@ impl Sequence {
         };
         let text = TextStream::new(Arc::clone(&request.stop));
         let (open, unforked) = (Cell::new(request.n), request.n - 1);
-        let (tokens, parent) = (request.prompt.clone(), request.root());
+        let (tokens, constraint) = (request.prompt.clone(), request.constraint.take());
         let logits = RefCell::new(std::mem::take(&mut request.logits));
         Sequence {
             shared: Rc::new(Shared { request, ticket, open, logits }),
@@ -214,13 +103,13 @@ impl Sequence {
             computed: 0,
             wanted,
             blocks: Vec::new(),
-            known: 0,
-            parent,
+            known: Vec::new(),
             served: 0,
             cached_tokens: 0,
             last_token_at: None,
             ended: None,
             end_token: None,
+            constraint,
             text,
             unsent,
             echoed: false,
@@ -239,13 +128,13 @@ impl Sequence {
             computed: 0,
             wanted: self.wanted,
             blocks: Vec::new(),
-            known: 0,
-            parent: self.request().root(),
+            known: Vec::new(),
             served: self.served,
             cached_tokens: self.cached_tokens,
             last_token_at: None,
             ended: None,
             end_token: None,
+            constraint: self.constraint.as_ref().map(|constraint| constraint.fork()),
             text: TextStream::new(Arc::clone(&self.shared.request.stop)),
             unsent: self.unsent.clone(),
             echoed: false,
@@ -258,7 +147,7 @@ impl Sequence {
         self.blocks = other.blocks[..full].to_vec();
         self.blocks.iter().for_each(|&b| manager.retain(b));
         self.computed = full * BLOCK_TOKENS;
-        (self.known, self.parent) = (other.known, other.parent.clone());
+        self.known.clone_from(&other.known);
     }
 
     /// The request.
@@ -288,11 +177,8 @@ impl Sequence {
     pub(crate) fn find_prefix(&mut self, manager: &mut BlockManager) {
         debug_assert!(self.blocks.is_empty());
         let limit = self.wanted.min(self.tokens.len() - 1).min(self.shared_len(manager));
-        let (blocks, parent) = manager.lookup(self.request().root(), &self.tokens[..limit]);
-        self.known = blocks.len();
-        self.parent = parent;
-        self.computed = blocks.len() * BLOCK_TOKENS;
-        self.blocks = blocks;
+        (self.blocks, self.known) = manager.lookup(self.request().root(), &self.tokens[..limit]);
+        self.computed = self.blocks.len() * BLOCK_TOKENS;
         if self.shared.ticket.is_queued() {
             self.cached_tokens = self.computed;
         }
@@ -306,29 +192,70 @@ impl Sequence {
     /// Gives all blocks back; what was computed must be found or computed again.
     pub(crate) fn release(&mut self, manager: &mut BlockManager) {
         manager.release(&mut self.blocks);
-        (self.computed, self.known, self.parent) = (0, 0, self.request().root());
+        self.computed = 0;
+        self.known.clear();
     }
 
     /// Notes `n` more computed tokens and makes full blocks known.
     pub(crate) fn advance(&mut self, n: usize, manager: &mut BlockManager) {
         self.computed += n;
-        while (self.known + 1) * BLOCK_TOKENS <= self.computed.min(self.shared_len(manager)) {
-            let at = self.known * BLOCK_TOKENS;
-            let tokens = &self.tokens[at..at + BLOCK_TOKENS];
-            self.parent = manager.register(self.parent.clone(), tokens, self.blocks[self.known]);
-            self.known += 1;
+        let full = self.computed.min(self.shared_len(manager)) / BLOCK_TOKENS;
+        while self.known.len() < full {
+            let at = self.known.len();
+            let tokens = &self.tokens[at * BLOCK_TOKENS..(at + 1) * BLOCK_TOKENS];
+            let parent = self.known.last().map_or_else(|| self.request().root(), |&uid| Parent::Block(uid));
+            let Some(uid) = manager.register(parent, tokens, self.blocks[at]) else { break };
+            self.known.push(uid);
         }
     }
 
-    /// Uses the logits of row `pos`, `(vocab_size)`, for what the request asks beside new tokens. False if
-    /// a new token is to be chosen from them.
-    pub(crate) fn use_logits(&mut self, pos: usize, logits: &[f32]) -> bool {
+    /// Takes back the last `n` generated tokens, none of which was sent: tokens, blocks, text and constraint are as if
+    /// they had never been chosen. A last block that others hold, too, is left to them, and computed again.
+    #[cfg_attr(not(test), expect(dead_code, reason = "called by what drops drafted tokens"))]
+    pub(crate) fn truncate(&mut self, n: usize, manager: &mut BlockManager, tokenizer: Option<&Tokenizer>) {
+        debug_assert!(n <= self.generated() && n <= self.unsent.len() && self.unforked == 0);
+        if n == 0 {
+            return;
+        }
+        self.tokens.truncate(self.tokens.len() - n);
+        self.unsent.truncate(self.unsent.len() - n);
+        (self.ended, self.end_token) = (None, None);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.roll_back(n);
+        }
+        let generated = &self.tokens[self.shared.request.prompt.len()..];
+        self.text.rewind(generated.iter().map(|&id| written(tokenizer, id)));
+        // The next token is chosen from the row of the last one that is left, which is computed again.
+        self.wanted = self.tokens.len() - 1;
+        if self.computed <= self.wanted {
+            return;
+        }
+        let full = self.wanted / BLOCK_TOKENS;
+        let mut cut = self.blocks.split_off(full);
+        self.computed = full * BLOCK_TOKENS;
+        if manager.make_own(cut[0]) {
+            self.blocks.push(cut.remove(0));
+            self.computed = self.wanted;
+        }
+        manager.forget(&cut); // nobody looks for what was taken back
+        manager.release(&mut cut);
+        self.known.truncate(full);
+    }
+
+    /// Whether its tokens are chosen from the largest logits alone.
+    pub(crate) fn needs_only_top(&self) -> bool {
+        self.constraint.is_none() && self.request().needs_only_top()
+    }
+
+    /// Uses the logits of row `pos` for what the request asks beside new tokens. False if a new token is to be chosen
+    /// from them.
+    pub(crate) fn use_logits(&mut self, pos: usize, logits: &Logits<'_>) -> bool {
         self.wanted = pos + 1;
         let last = pos + 1 == self.target();
         if let Task::Logits { .. } = self.request().task {
-            self.shared.logits.borrow_mut().extend_from_slice(logits);
+            self.shared.logits.borrow_mut().extend_from_slice(logits.all());
         } else if let Some(&given) = self.tokens.get(pos + 1) {
-            self.unsent.push(Token::with_logprobs(given, self.request().logprobs, logits));
+            self.unsent.push(Token::with_logprobs(given, self.request().logprobs, logits.all()));
         } else {
             return false;
         }
@@ -342,10 +269,12 @@ impl Sequence {
     /// stop strings spell it if that is nothing.
     pub(crate) fn push(&mut self, token: Token, bytes: &[u8], spelling: &str) {
         self.tokens.push(token.id);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token.id);
+        }
         self.wanted = self.tokens.len() - 1;
         self.unsent.push(token);
-        let stopped = if bytes.is_empty() { self.text.note(spelling) } else { self.text.push(bytes) };
-        if stopped {
+        if self.text.add(bytes, spelling) {
             self.ended = Some(Ok(FinishReason::Stop));
         } else if self.generated() >= self.request().max_tokens {
             self.ended = Some(Ok(FinishReason::Length));

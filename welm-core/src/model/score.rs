@@ -9,9 +9,10 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::{Given, Model, Prompt, Stream, Written};
+use super::prompt::{Given, Written};
+use super::{Model, Prompt, Stream};
 use crate::batch::BLOCK_TOKENS;
-use crate::engine::sequence::{Task, interruption};
+use crate::engine::request::{Request, Task, interruption};
 use crate::error::{Error, Result, quoted};
 use crate::options::ScoreOptions;
 use crate::output::{FinishReason, Score};
@@ -145,11 +146,11 @@ impl Model {
         deadline: Option<Instant>,
         options: &ScoreOptions,
     ) -> Result<Stream> {
-        let mut request = self.request(Task::Score { from: item.from }, item.tokens.clone());
-        request.0.logprobs = Some(0);
-        request.0.deadline = deadline;
-        request.0.cancel = options.cancel.clone();
-        self.submit(request)
+        let (mut request, events) = Request::new(Task::Score { from: item.from }, item.tokens.clone());
+        request.logprobs = Some(0);
+        request.deadline = deadline;
+        request.cancel = options.cancel.clone();
+        Stream::submit(self, (request, events))
     }
 
     /// The tokens of a text that is to be scored.

@@ -1,8 +1,11 @@
 """Requests for ``asyncio``.
 
-One daemon thread of the process waits for all open requests, and hands what comes to their event loops; it ends when
-none is open. It keeps nothing alive: who waits is held by its event loop, a stream by who iterates it. When nobody
-holds a request any more, it ends.
+One daemon thread of the process sleeps until an engine has something for one of the open requests, and hands it to
+the event loop of that request; it ends when none is open. Engines do not call event loops themselves: their threads
+never ask for the GIL, which may be held for long, or be gone with the interpreter.
+
+The thread keeps nothing alive: who waits is held by its event loop, a stream by who iterates it. When nobody holds a
+request any more, it ends.
 """
 
 from __future__ import annotations

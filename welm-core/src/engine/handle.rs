@@ -1,0 +1,167 @@
+//! [`Handle`]: what a model holds of its engine, and the way to the engine's thread.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use super::Engine;
+use super::block_manager::BlockManager;
+use super::request::Request;
+use super::scheduler::Scheduler;
+use super::stats::{Counters, Ticket};
+use super::step::{Command, EngineLoop};
+use crate::backend::{Backend, Limits};
+use crate::error::{Error, Result};
+use crate::host::bus::Unblocked;
+use crate::host::fork::Local;
+use crate::host::memory::expect_room;
+use crate::host::threads::{STACK, refused};
+use crate::host::{panics, quiet};
+use crate::options::LoadOptions;
+
+/// What the handles hold of the engine.
+pub(crate) struct Handle {
+    link: Local<Link>,
+    pub(crate) counters: Arc<Counters>,
+    queue_limit: usize,
+}
+
+/// The way to the engine's thread, which a forked child does not have.
+struct Link {
+    commands: Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+    fault: Arc<Mutex<Option<Error>>>,
+}
+
+impl Handle {
+    /// Moves the engine to a thread of its own.
+    pub(crate) fn start<B: Backend>(engine: Engine<B>, options: &LoadOptions) -> Result<Handle> {
+        let (commands, inbox) = channel();
+        let counters = Arc::new(Counters::default());
+        let n_blocks = engine.limits.n_blocks;
+        counters.blocks_total.store(n_blocks, Ordering::Relaxed);
+        let (prefix_cache, queue_limit) = (options.prefix_cache, options.queue_limit);
+        let max_running = options.max_running;
+        let fault = Arc::new(Mutex::new(None));
+        let (thread_counters, thread_fault) = (Arc::clone(&counters), Arc::clone(&fault));
+        // What the thread takes by itself, in vectors that end the process if they get no memory.
+        let Limits { chunk_tokens, max_rows, .. } = engine.limits;
+        expect_room(
+            "the engine's queues",
+            STACK + (8 << 20) + 128 * n_blocks + 64 * max_rows + 16 * engine.vocab_size,
+        )?;
+        let quiet = quiet::is_quiet();
+        let run = move || {
+            let _unblocked = Unblocked::here();
+            quiet::set(quiet);
+            let mut blocks = BlockManager::new(n_blocks, prefix_cache);
+            blocks.share_generated = B::ONE_ARITHMETIC;
+            let scheduler = Scheduler::new(blocks, chunk_tokens, max_running);
+            let mut step = EngineLoop::new(engine, scheduler, thread_counters);
+            let error = match panics::catch(|| step.run(&inbox)) {
+                Ok(Ok(())) => Error::EngineStopped("the model was dropped".into()),
+                Ok(Err(error)) => error,
+                Err(panic) => Error::EngineStopped(panic),
+            };
+            tracing::debug!(%error, "engine ends");
+            *thread_fault.lock().unwrap_or_else(|e| e.into_inner()) = Some(error.clone());
+            step.fail_all(&error);
+            // Whoever submitted before the fault was published waits in the inbox.
+            while let Ok(command) = inbox.try_recv() {
+                if let Command::Submit(request, ticket) = command {
+                    ticket.close();
+                    request.send(Err(error.clone()));
+                }
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("welm-engine".into())
+            .stack_size(STACK)
+            .spawn(run)
+            .map_err(|e| refused("the engine's thread", STACK, &e))?;
+        let link = Local::new(Link { commands, thread: Some(thread), fault });
+        Ok(Handle { link, counters, queue_limit })
+    }
+
+    /// Whether the engine can be asked from this process.
+    ///
+    /// # Errors
+    /// [`Error::Forked`].
+    pub(crate) fn expect_here(&self) -> Result<()> {
+        self.link.get().map(drop)
+    }
+
+    /// Queues a request, or refuses it.
+    pub(crate) fn submit(&self, request: Request) -> Result<()> {
+        let link = self.link.get()?;
+        let (n, limit) = (request.n, self.queue_limit);
+        if n > limit {
+            let reason = format!("expected at most {limit}, the queue_limit of the model, got {n}");
+            return Err(Error::option("n", reason));
+        }
+        let ticket =
+            Ticket::take(&self.counters, n, limit).map_err(|waiting| Error::QueueFull { waiting, limit })?;
+        link.commands.send(Command::Submit(Box::new(request), ticket)).map_err(|_| self.fault())
+    }
+
+    /// Lets the engine look at its flags now.
+    pub(crate) fn wake(&self) {
+        if let Ok(link) = self.link.get() {
+            let _ = link.commands.send(Command::Wake);
+        }
+    }
+
+    /// Why the engine ended.
+    pub(crate) fn fault(&self) -> Error {
+        let link = match self.link.get() {
+            Ok(link) => link,
+            Err(forked) => return forked,
+        };
+        let fault = link.fault.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        fault.unwrap_or_else(|| Error::EngineStopped("its thread is gone".into()))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Stop);
+        // Not by the thread itself, which drops the last handle if a waker that it wakes holds that.
+        if let Some(thread) = self.thread.take().filter(|t| t.thread().id() != thread::current().id()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::request::Task;
+    use super::*;
+
+    #[test]
+    fn a_request_that_cannot_be_sent_leaves_the_queue() {
+        let counters = Arc::new(Counters::default());
+        let (commands, inbox) = channel();
+        let fault = Arc::new(Mutex::new(Some(Error::EngineStopped("a fault".into()))));
+        let link = Local::new(Link { commands, thread: None, fault });
+        let handle = Handle { link, counters, queue_limit: 3 };
+        let submit = || {
+            let (mut request, events) = Request::new(Task::Generate, vec![1]);
+            request.n = 2;
+            (handle.submit(request), events)
+        };
+        // Sent, but nobody takes it: the caller is told by the end of its channel.
+        let (submitted, events) = submit();
+        assert_eq!((submitted, handle.counters.snapshot().queue_depth), (Ok(()), 2));
+        drop(inbox);
+        assert!(events.receive().is_none());
+        // There is nobody to send it to.
+        for _ in 0..3 {
+            let (submitted, events) = submit();
+            assert_eq!(submitted, Err(Error::EngineStopped("a fault".into())));
+            assert!(events.receive().is_none());
+            let stats = handle.counters.snapshot();
+            assert_eq!((stats.queue_depth, stats.open, stats.rejected), (0, 0, 0));
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Loading: from files to a running engine, and what can be said of files without that.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Inner, Model};
+use crate::backend::cpu::Cpu;
+#[cfg(feature = "kernels")]
+use crate::backend::cuda::Cuda;
+use crate::backend::{Backend, Limits};
+use crate::checkpoint::describe::Description;
+use crate::checkpoint::load::Source;
+use crate::checkpoint::open::{Opened, open};
+use crate::config::ModelConfig;
+use crate::engine::{Engine, Handle};
+use crate::error::{Error, Result};
+use crate::estimate::{Estimate, limits};
+use crate::host::bus::{self, Unblocked};
+use crate::host::memory::Available;
+use crate::options::{Activations, Device, Dtype, LoadOptions};
+
+/// The first device, if it can run this model as asked.
+#[cfg(feature = "kernels")]
+fn cuda_for(source: &Source, options: &LoadOptions) -> Result<welm_kernels::Device> {
+    let device = welm_kernels::Device::open(0)?;
+    plan(source, options, &device)?;
+    Ok(device)
+}
+
+/// Memory of a device, if the model can run there as asked and fits; with the options, in which the tokens of a step are no
+/// longer left open.
+#[cfg(feature = "kernels")]
+fn plan(
+    source: &Source,
+    options: &LoadOptions,
+    device: &welm_kernels::Device,
+) -> Result<(Estimate, LoadOptions)> {
+    Cuda::check(&source.config, options)?;
+    Estimate::on_device::<Cuda>(source, options, device.free_bytes()?)
+}
+
+#[cfg(not(feature = "kernels"))]
+fn cuda_for(_source: &Source, _options: &LoadOptions) -> Result<std::convert::Infallible> {
+    Err(no_cuda())
+}
+
+#[cfg(not(feature = "kernels"))]
+fn no_cuda() -> Error {
+    let reason = "this build has no CUDA backend; enable the feature `cuda`".into();
+    Error::Unavailable { what: "cuda device".into(), reason }
+}
+
+/// Has a mapped file that is truncated be an error, if that is wanted; while the result lives also on this thread.
+fn guard(options: &LoadOptions) -> Option<Unblocked> {
+    options.guard_mapped_files.then(|| {
+        bus::install();
+        Unblocked::here()
+    })
+}
+
+impl Model {
+    /// Loads a Hugging Face folder, an int8 folder of [`crate::quantize`], a GGUF file, or the one GGUF file of a folder.
+    /// Nothing is downloaded.
+    ///
+    /// Files are mapped: they must not be changed while the model lives (see [`LoadOptions::guard_mapped_files`]). A folder without `tokenizer.json`
+    /// gives a model that takes and returns tokens only.
+    ///
+    /// Whatever the files hold is used, or cannot matter, or is an error: settings that change the arithmetic and are
+    /// not computed here, and tensors that nothing reads ([`LoadOptions::allow_unread_tensors`]). An output that is stored
+    /// is used, whatever `tie_word_embeddings` says, as in transformers; one that is neither stored nor tied is an error.
+    /// Norms, biases, rotary values and the scales of quantised weights must be finite. So must matrices of floats that
+    /// are converted; those that are used where they lie in the file are not looked at before they are computed with.
+    ///
+    /// A text ends at the tokens that `generation_config.json` names, or else `config.json`, or else the tokenizer's
+    /// files; in a GGUF file at those of its keys, and at names such as `<|eot_id|>` that llama.cpp ends at, too.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::InvalidFile`], [`Error::Config`] or [`Error::Tensor`] for files that are
+    /// absent, damaged or not supported; [`Error::OutOfMemory`] before anything is read if it cannot fit;
+    /// [`Error::InvalidOption`], [`Error::Unavailable`], [`Error::LoadCancelled`].
+    pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
+        options.validate()?;
+        let _guarded = guard(options);
+        let (path, opened) = (path.as_ref(), open(path.as_ref(), true, options.allow_unread_tensors)?);
+        match options.device {
+            Device::Cpu => Self::load_on_cpu(path, opened, options),
+            #[cfg(feature = "kernels")]
+            Device::Cuda(ordinal) => {
+                Self::load_on_cuda(path, opened, options, welm_kernels::Device::open(ordinal)?)
+            }
+            #[cfg(not(feature = "kernels"))]
+            Device::Cuda(_) => Err(no_cuda()),
+            Device::Auto => {
+                match cuda_for(&opened.source, options) {
+                    #[cfg(feature = "kernels")]
+                    Ok(device) => {
+                        tracing::info!(?device, "device: cuda");
+                        return Self::load_on_cuda(path, opened, options, device);
+                    }
+                    #[cfg(not(feature = "kernels"))]
+                    Ok(never) => match never {},
+                    #[cfg(feature = "kernels")]
+                    Err(error @ Error::InvalidOption { option: welm_kernels::device::NO_HOPPER, .. }) => {
+                        return Err(error);
+                    }
+                    Err(reason) => tracing::info!(%reason, "device: cpu"),
+                }
+                Self::load_on_cpu(path, opened, options)
+            }
+        }
+    }
+
+    /// As [`Model::load`], on a device that the caller has opened; [`LoadOptions::device`] is not looked at.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    #[cfg(feature = "kernels")]
+    pub fn load_on_device(
+        path: impl AsRef<Path>,
+        options: &LoadOptions,
+        device: welm_kernels::Device,
+    ) -> Result<Model> {
+        options.validate()?;
+        let _guarded = guard(options);
+        let opened = open(path.as_ref(), true, options.allow_unread_tensors)?;
+        Self::load_on_cuda(path.as_ref(), opened, options, device)
+    }
+
+    /// As [`Model::load_on_device`], or without a device on the CPU, with what `change` makes of the configuration: for
+    /// tests of what no family has yet.
+    #[cfg(feature = "kernels")]
+    #[doc(hidden)]
+    pub fn load_as(
+        path: impl AsRef<Path>,
+        options: &LoadOptions,
+        device: Option<welm_kernels::Device>,
+        change: impl FnOnce(&mut ModelConfig),
+    ) -> Result<Model> {
+        options.validate()?;
+        let mut opened = open(path.as_ref(), true, options.allow_unread_tensors)?;
+        change(&mut opened.source.config);
+        opened.source.config.validate()?;
+        match device {
+            Some(device) => Self::load_on_cuda(path.as_ref(), opened, options, device),
+            None => Self::load_on_cpu(path.as_ref(), opened, options),
+        }
+    }
+
+    fn load_on_cpu(path: &Path, opened: Opened, options: &LoadOptions) -> Result<Model> {
+        if options.activations == Activations::Int8Rotated {
+            let reason = "expected auto, int8 or int16 on the cpu, got int8_rotated, which is for cuda";
+            return Err(Error::option("activations", reason));
+        }
+        let estimate = Estimate::of_source::<Cpu>(&opened.source, options)?;
+        let available = Available::now();
+        estimate.check(Available { memory: options.memory_limit.or(available.memory), ..available })?;
+        Self::start(path, opened, options, estimate, |config, limits| Cpu::new(config, options, limits))
+    }
+
+    #[cfg(feature = "kernels")]
+    fn load_on_cuda(
+        path: &Path,
+        opened: Opened,
+        options: &LoadOptions,
+        device: welm_kernels::Device,
+    ) -> Result<Model> {
+        let (estimate, options) = &plan(&opened.source, options, &device)?;
+        if opened.source.is_rotated() {
+            tracing::warn!(
+                "int8 weights in rotated groups of 128 are rounded once more, to what cuda computes with"
+            );
+        }
+        Self::start(path, opened, options, *estimate, |config, limits| {
+            Cuda::new(device, config, options, limits)
+        })
+    }
+
+    /// Loads everything onto a backend and starts its engine.
+    fn start<B: Backend>(
+        path: &Path,
+        Opened { source, tokenizer, chat }: Opened,
+        options: &LoadOptions,
+        estimate: Estimate,
+        backend: impl FnOnce(&ModelConfig, Limits) -> Result<B>,
+    ) -> Result<Model> {
+        let mut config = source.config.clone();
+        if source.is_packed() && matches!(options.dtype, Dtype::F32 | Dtype::Bf16) {
+            tracing::warn!(asked = %options.dtype, "the weights of an int8 folder stay int8");
+        }
+        if let Some(tokenizer) = &tokenizer {
+            if tokenizer.vocab_size() > config.vocab_size {
+                // A prompt that holds such a token is refused; the others are not the poorer for it.
+                let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
+                tracing::warn!(tokens, rows, "the tokenizer knows tokens that the model has no row for");
+            }
+            config.bos_token_id = config.bos_token_id.or(tokenizer.bos());
+            if config.eos_token_ids.is_empty() {
+                config.eos_token_ids.extend(tokenizer.eos());
+            }
+        }
+        let limits = limits::<B>(&config, options)?;
+        let started = Instant::now();
+        let tokenizer = tokenizer.map(Arc::new);
+        let backend = backend(&config, limits)?;
+        let engine = Engine::load(backend, &source, &config, tokenizer.clone(), limits, options)?;
+        let description = engine.backend.describe();
+        tracing::info!(
+            path = %path.display(), family = config.family, parameters = config.n_params(),
+            weights_bytes = estimate.mapped_bytes + estimate.converted_bytes,
+            cache_bytes = estimate.cache_bytes, scratch_bytes = estimate.scratch_bytes,
+            chunk_tokens = limits.chunk_tokens,
+            backend = description, seconds = started.elapsed().as_secs_f64(), "model loaded"
+        );
+        let engine = Handle::start(engine, options)?;
+        let prefix_cache = options.prefix_cache;
+        Ok(Model {
+            inner: Arc::new(Inner { engine, tokenizer, chat, config, estimate, description, prefix_cache }),
+        })
+    }
+
+    /// What a model's files hold, whether [`Model::load`] takes them or not, and if not, why. Reads their headers.
+    ///
+    /// ```
+    /// # fn main() -> welm_core::Result<()> {
+    /// let files = welm_core::Model::describe("../examples/welm-nano")?;
+    /// assert_eq!(files.family.as_deref(), Some("welm"));
+    /// assert_eq!(files.unsupported, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::InvalidFile`] for files that are absent, damaged or no model's.
+    pub fn describe(path: impl AsRef<Path>) -> Result<Description> {
+        Description::of(path.as_ref())
+    }
+
+    /// Memory that [`Model::load`] with these options would take, from the headers of the files: the device's with
+    /// [`Device::Cuda`], which need not be there, otherwise the CPU's; with prompts in steps of as many tokens as a device
+    /// takes that has room for them ([`LoadOptions::chunk_tokens`]). Of values, only an output that is stored beside a
+    /// tied embedding is read, to see whether it is another one.
+    ///
+    /// # Errors
+    /// As [`Model::load`], without the ones about memory.
+    pub fn estimate(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Estimate> {
+        options.validate()?;
+        let _guarded = guard(options);
+        let source = open(path.as_ref(), false, options.allow_unread_tensors)?.source;
+        source.files().check()?; // what was read of them
+        match options.device {
+            #[cfg(feature = "kernels")]
+            Device::Cuda(_) => Estimate::of_source::<Cuda>(&source, options),
+            #[cfg(not(feature = "kernels"))]
+            Device::Cuda(_) => Err(no_cuda()),
+            Device::Auto | Device::Cpu => Estimate::of_source::<Cpu>(&source, options),
+        }
+    }
+}
