@@ -321,67 +321,78 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Where the model runs: "auto", "cpu", "cuda" or "cuda:1". "auto" is the first CUDA device if that can run
-   * the model as the other options ask, else the CPU; the log says which.
+   * Where the model runs; auto is the first CUDA device that can run it, else the CPU (auto, cpu, cuda or cuda:N;
+   * default: auto).
+   *
+   * The log says which it is.
    */
   const char *device;
   /**
-   * Element type of the weights: "auto" (never less exact than the file), "f32", "bf16", "int8".
+   * Element type of the weights in memory; auto is never less exact than the file (auto, f32, bf16 or int8;
+   * default: auto).
    */
   const char *dtype;
   /**
-   * Element type of the KV cache: "bf16" (the default) or "f32".
+   * Element type of the cached keys and values; on CUDA it has to be bf16 (f32 or bf16; default: bf16).
    */
   const char *cache_dtype;
   /**
-   * Bits of an activation before an int8 weight: "auto", "int8", "int16", or, on CUDA, "int8_rotated".
+   * Precision of activations where they are multiplied by int8 or four-bit weights (auto, int8, int8_rotated or
+   * int16; default: auto).
    */
   const char *activations;
   /**
-   * Instruction set to use at most: "scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot". By default the
-   * environment variable WELM_ISA decides, then the machine.
+   * Instruction set to use at most, such as avx2 or neon (default: what WELM_ISA says, or else the best that the
+   * machine has).
+   *
+   * "scalar"; on x86-64 "avx2", "avxvnni" or "avx512vnni"; on AArch64 "neon" or "neondot".
    */
   const char *isa;
   /**
-   * Compute threads; by default as many as affinity and cgroup quota allow.
+   * Compute threads (1 to 1024; default: as many as CPU affinity and cgroup quota allow).
    */
   size_t threads;
   /**
-   * Most tokens of one sequence; by default the model's own limit.
+   * Most tokens of one sequence (1 to 16777216; default: the limit of the model).
    */
   size_t context_tokens;
   /**
-   * Tokens that the KV cache holds, over all sequences; by default eight full contexts, at most 32,768.
+   * Tokens that the KV cache holds, over all sequences (1 to 4294967296; default: eight full contexts, but no more
+   * than 32768).
    */
   size_t cache_tokens;
   /**
-   * Prompt tokens computed in one step: what a long prompt delays the others by at most. By default 256 on the CPU;
-   * on CUDA 2,048, or as many as a sequence has at most, or fewer, down to 256, where memory has no room for that.
+   * Prompt tokens computed in one step; the others wait no longer than one step for a long prompt (1 to 65536;
+   * default: 256 on the CPU, up to 2048 on CUDA).
    */
   size_t chunk_tokens;
   /**
-   * Most sequences that run at once.
+   * Most sequences that run at once (1 to 4096; default: 64).
    */
   size_t max_running;
   /**
-   * Most sequences that wait; a request beyond it is refused with `WELM_QUEUE_FULL`.
+   * Most sequences that wait; a request beyond them is refused (1 to 1048576; default: 1024).
+   *
+   * The refusal is `WELM_QUEUE_FULL`.
    */
   size_t queue_limit;
   /**
-   * Most bytes that weights, cache and scratch may take; by default what the machine has available.
+   * Most bytes that weights, KV cache and scratch may take together (default: what the machine has available).
    */
   uint64_t memory_limit;
   /**
-   * Whether blocks of equal prompt beginnings are kept and shared between requests; on by default.
+   * Whether beginnings that prompts have in common are computed once and shared (default: true).
    */
   bool prefix_cache;
   /**
-   * Whether weights are copied out of the mapped file into memory of the process, in huge pages; off by default. The
-   * file may then be changed, and several sequences at once are faster; loading takes as long as reading.
+   * Whether weights are copied out of the mapped file into memory of the process (default: false).
+   *
+   * The file may then be changed, and several sequences at once are faster. Loading takes as long as reading the file.
    */
   bool copy_weights;
   /**
-   * Called while weights are read or quantised; may be NULL.
+   * Called while weights are read or quantised, with the bytes that are ready and the bytes in all (default:
+   * none).
    */
   welm_progress_callback progress;
   /**
@@ -389,15 +400,16 @@ typedef struct {
    */
   void *progress_data;
   /**
-   * Whether a mapped file that is truncated while the model uses it is `WELM_INVALID_FILE` of the model's requests; on
-   * by default. For that a handler of SIGBUS is installed, once in a process, in front of the one that is there:
-   * faults in welm's maps are its, all others go where they went before. It costs nothing until there is a fault.
-   * Without it such a file ends the process, unless `copy_weights` is set. Linux only.
+   * Whether a mapped file that is truncated while in use is an error instead of the end of the process (default:
+   * true).
+   *
+   * The error is `WELM_INVALID_FILE`, for all requests of the model. For that a handler of SIGBUS is installed, once in
+   * a process. Faults outside of welm's maps go to the handler that was there before. It costs nothing until there is a
+   * fault. Linux only.
    */
   bool guard_mapped_files;
   /**
-   * Whether a model may have tensors that nothing reads, such as heads for other tasks, which the log then tells; by
-   * default they are an error.
+   * Whether a model may have tensors that nothing reads, such as heads for other tasks (default: false).
    */
   bool allow_unread_tensors;
   /**
@@ -548,7 +560,7 @@ typedef struct {
 } welm_logit_bias;
 
 /**
- * How a prompt is continued. `welm_generate_options_init` sets the defaults, which are in brackets here.
+ * How a prompt is continued. `welm_generate_options_init` sets the defaults.
  *
  * What it points to needs to live only while the function runs that takes it.
  */
@@ -558,110 +570,130 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Most tokens generated for each sequence (16).
+   * Most tokens generated for each sequence (default: 16).
    */
   size_t max_tokens;
   /**
-   * Keeps this many of the likeliest tokens (50); 0 is off.
+   * Keeps this many of the likeliest tokens; 0 is off (default: 50).
    */
   size_t top_k;
   /**
-   * Sequences returned (1), at most 128; the prompt is computed once.
+   * Sequences returned; the prompt is computed once (1 to 128; default: 1).
    */
   size_t n;
   /**
-   * Divides the logits (0.85); 0 is greedy.
+   * Divides the logits; 0 is greedy: the likeliest token is always taken (0 to 100; default: 0.85).
    */
   float temperature;
   /**
-   * Keeps the likeliest tokens whose probabilities reach this sum (0.95); 0 is greedy, 1 is off.
+   * Keeps the likeliest tokens whose probabilities add up to this; 0 is greedy, 1 is off (0 to 1; default: 0.95).
    */
   float top_p;
   /**
-   * Drops tokens less likely than this share of the likeliest one's probability (0); 0 is off.
+   * Drops tokens less likely than this share of the likeliest token's probability; 0 is off (0 to 1; default:
+   * 0.0).
    */
   float min_p;
   /**
-   * Divides positive and multiplies negative logits of tokens that prompt or text contain (1); 1 is off.
+   * Divides positive and multiplies negative logits of tokens that prompt or text contain; 1 is off (0.01 to 100;
+   * default: 1.0).
    */
   float repetition_penalty;
   /**
-   * Subtracted from a token's logit for each time that the generated text has it (0), from -100 to 100; 0 is off.
+   * Subtracted from a token's logit for each time that the generated text has it; 0 is off (-100 to 100; default:
+   * 0.0).
    */
   float frequency_penalty;
   /**
-   * Subtracted once from the logits of tokens that the generated text has (0), from -100 to 100; 0 is off.
+   * Subtracted once from the logits of tokens that the generated text has; 0 is off (-100 to 100; default: 0.0).
    */
   float presence_penalty;
   /**
-   * Added to the logits of tokens, `n_logit_bias` of them (NULL), before the penalties. Those of a token that is
-   * here several times add up.
+   * Added to the logits of these tokens; -infinity rules a token out (-100 to 100, or -infinity; default: none).
+   *
+   * There are `n_logit_bias` of them. They are added before the penalties; those of a token that is here several times
+   * add up.
    */
   const welm_logit_bias *logit_bias;
   /**
-   * Number of them (0).
+   * Number of biases.
    */
   size_t n_logit_bias;
   /**
-   * Strings that end a sequence, `n_stop` of them (NULL), in UTF-8; never part of the text. One may spell special
-   * tokens, which texts leave out: `<|im_end|>` ends a sequence at that token.
+   * Strings that end a sequence; they are never part of the text (at most 256, each of 1 to 256 bytes; default:
+   * none).
+   *
+   * There are `n_stop` of them, in UTF-8. One may spell special tokens, which texts leave out: `<|im_end|>` ends a
+   * sequence at that token.
    */
   const char *const *stop;
   /**
-   * Bytes of each; NULL where all are NUL-terminated (NULL).
+   * Bytes of each stop string; NULL where all are NUL-terminated.
    */
   const size_t *stop_lens;
   /**
-   * Number of them (0), at most 256 of at most 256 bytes each.
+   * Number of stop strings.
    */
   size_t n_stop;
   /**
-   * Seed of the random numbers, where `has_seed` is set; otherwise one is drawn. The answer reports it.
+   * Seed of the random numbers; the same request with the same seed gives the same text (default: drawn, and
+   * reported with the result).
+   *
+   * It counts where `has_seed` is set.
    */
   uint64_t seed;
   /**
-   * How many likeliest alternatives are reported with each token's log-probability (-1), at most 100; -1 reports
-   * nothing, 0 the log-probability alone.
+   * How many of the likeliest tokens are reported at each place, with log-probabilities (at most 100; default:
+   * none is reported).
+   *
+   * -1 reports nothing, 0 the log-probability of the chosen token alone.
    */
   int32_t logprobs;
   /**
-   * Whether `seed` counts (false).
+   * Whether `seed` counts.
    */
   bool has_seed;
   /**
-   * Whether the prompt is part of the text, and of the log-probabilities if those are asked for (false).
+   * Whether the prompt is part of the text, and of the log-probabilities if those are asked for (default: false).
    */
   bool echo;
   /**
-   * Whether special tokens written in the prompt, `<|endoftext|>`, are special (false); otherwise they are text.
+   * Whether special tokens that are written in the prompt are special; otherwise they are text (default: false).
    */
   bool parse_special;
   /**
-   * Whether the model's end tokens are ignored, so that exactly `max_tokens` are generated unless something else ends
-   * the text (false).
+   * Whether the model's end tokens are ignored, so that the text goes on up to max_tokens (default: false).
    */
   bool ignore_eos;
   /**
-   * Milliseconds from now after which the request ends with what it has (0); 0 is never.
+   * Time after which the request ends with what it has, counted from submission (default: never).
+   *
+   * In milliseconds; 0 is never.
    */
   uint64_t deadline_ms;
   /**
-   * Ends the request from any thread (NULL). The request holds a share: the token may be freed at once.
+   * Token that ends the request from another thread (default: none).
+   *
+   * The request holds a share of it: the token may be freed at once.
    */
   const welm_cancel_token *cancel;
   /**
-   * Tokens that end a sequence as the model's own end tokens do, with `WELM_FINISH_STOP`, and with `ignore_eos`, too;
-   * `n_stop_token_ids` of them (NULL). They are part of neither text nor tokens.
+   * Tokens that end a sequence as the model's own end tokens do (at most 256; default: none).
+   *
+   * There are `n_stop_token_ids` of them. The sequence ends with `WELM_FINISH_STOP`, with `ignore_eos`, too. They are
+   * part of neither text nor tokens.
    */
   const uint32_t *stop_token_ids;
   /**
-   * Number of them (0), at most 256.
+   * Number of these tokens.
    */
   size_t n_stop_token_ids;
   /**
-   * Shares what was computed of prompts' beginnings only with requests of the same salt (NULL), in UTF-8, of 1 to 256
-   * bytes: a secret for each tenant keeps tenants from finding out each other's prompts by time or by `cached_tokens`.
-   * NULL shares with all others that have none.
+   * Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+   * all that have none).
+   *
+   * In UTF-8. A secret for each tenant keeps tenants from finding out each other's prompts by time or by
+   * `cached_tokens`.
    */
   const char *cache_salt;
   /**
@@ -817,7 +849,7 @@ typedef struct {
 } welm_usage;
 
 /**
- * How pairs are scored. `welm_score_options_init` sets the defaults, which are in brackets here.
+ * How pairs are scored. `welm_score_options_init` sets the defaults.
  */
 typedef struct {
   /**
@@ -825,11 +857,15 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Milliseconds from now after which the scoring ends with `WELM_INTERRUPTED` (0); 0 is never.
+   * Time after which the scoring ends without a result, counted from the call (default: never).
+   *
+   * In milliseconds; 0 is never. The scoring ends with `WELM_INTERRUPTED`.
    */
   uint64_t deadline_ms;
   /**
-   * Ends the scoring from any thread, with `WELM_INTERRUPTED` (NULL). It has to live until the function returns.
+   * Token that ends the scoring from another thread (default: none).
+   *
+   * The scoring ends with `WELM_INTERRUPTED`. The token has to live until the function returns.
    */
   const welm_cancel_token *cancel;
 } welm_score_options;

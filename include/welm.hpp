@@ -197,24 +197,7 @@ private:
 namespace detail {
 
 inline welm_load_options to_c(const LoadOptions& options, Guarded<const Progress>& progress) {
-    const auto set = [](const std::string& text) { return text.empty() ? nullptr : text.c_str(); };
-    welm_load_options c = load_defaults();
-    c.device = set(options.device);
-    c.dtype = set(options.dtype);
-    c.cache_dtype = set(options.cache_dtype);
-    c.activations = set(options.activations);
-    c.isa = set(options.isa);
-    c.threads = options.threads;
-    c.context_tokens = options.context_tokens;
-    c.cache_tokens = options.cache_tokens;
-    c.chunk_tokens = options.chunk_tokens;
-    c.max_running = options.max_running;
-    c.queue_limit = options.queue_limit;
-    c.memory_limit = options.memory_limit;
-    c.prefix_cache = options.prefix_cache;
-    c.copy_weights = options.copy_weights;
-    c.guard_mapped_files = options.guard_mapped_files;
-    c.allow_unread_tensors = options.allow_unread_tensors;
+    welm_load_options c = values(options);
     if (options.progress) {
         c.progress = [](void* data, std::uint64_t done_bytes, std::uint64_t total_bytes) {
             return (*static_cast<Guarded<const Progress>*>(data))(done_bytes, total_bytes);
@@ -222,12 +205,6 @@ inline welm_load_options to_c(const LoadOptions& options, Guarded<const Progress
         c.progress_data = &progress;
     }
     return c;
-}
-
-/// A deadline as C takes it, where 0 is none.
-inline std::uint64_t deadline_ms(const std::optional<std::chrono::milliseconds>& deadline) noexcept {
-    if (!deadline) return 0;
-    return deadline->count() > 0 ? static_cast<std::uint64_t>(deadline->count()) : 1;
 }
 
 inline welm_score_options to_c(const ScoreOptions& options) noexcept {
@@ -241,34 +218,10 @@ inline welm_score_options to_c(const ScoreOptions& options) noexcept {
 /// Options as C takes them, with the arrays that they point to.
 class COptions {
 public:
-    explicit COptions(const GenerateOptions& options) : stop_(options.stop), c_(generate_defaults()) {
-        c_.max_tokens = options.max_tokens;
-        c_.top_k = options.top_k;
-        c_.n = options.n;
-        c_.temperature = options.temperature;
-        c_.top_p = options.top_p;
-        c_.min_p = options.min_p;
-        c_.repetition_penalty = options.repetition_penalty;
-        c_.frequency_penalty = options.frequency_penalty;
-        c_.presence_penalty = options.presence_penalty;
-        c_.logit_bias = options.logit_bias.data();
-        c_.n_logit_bias = options.logit_bias.size();
+    explicit COptions(const GenerateOptions& options) : stop_(options.stop), c_(values(options)) {
         c_.stop = stop_.data.data();
         c_.stop_lens = stop_.lens.data();
         c_.n_stop = stop_.data.size();
-        c_.has_seed = options.seed.has_value();
-        c_.seed = options.seed.value_or(0);
-        c_.logprobs = options.logprobs.value_or(c_.logprobs);
-        c_.echo = options.echo;
-        c_.parse_special = options.parse_special;
-        c_.ignore_eos = options.ignore_eos;
-        c_.stop_token_ids = options.stop_token_ids.data();
-        c_.n_stop_token_ids = options.stop_token_ids.size();
-        if (options.cache_salt) {
-            c_.cache_salt = options.cache_salt->data();
-            c_.cache_salt_len = options.cache_salt->size();
-        }
-        c_.deadline_ms = deadline_ms(options.deadline);
         c_.cancel = options.cancel ? options.cancel->get() : nullptr;
     }
     COptions(const COptions&) = delete;

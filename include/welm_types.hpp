@@ -212,54 +212,181 @@ using Progress = std::function<bool(std::uint64_t done_bytes, std::uint64_t tota
 
 /// How a model is loaded; see `welm_load_options`. Empty texts and zeros are the defaults.
 struct LoadOptions {
-    std::string device{};           ///< "auto", "cpu", "cuda" or "cuda:1".
-    std::string dtype{};            ///< Of the weights: "auto", "f32", "bf16", "int8".
-    std::string cache_dtype{};      ///< Of the KV cache: "bf16" (the default) or "f32".
-    std::string activations{};      ///< Before int8 weights: "auto", "int8", "int16", "int8_rotated".
-    std::string isa{};              ///< Instruction set to use at most.
-    std::size_t threads = detail::load_defaults().threads;               ///< Compute threads.
-    std::size_t context_tokens = detail::load_defaults().context_tokens; ///< Most tokens of one sequence.
-    std::size_t cache_tokens = detail::load_defaults().cache_tokens;     ///< Tokens in the KV cache, in all.
-    std::size_t chunk_tokens = detail::load_defaults().chunk_tokens;     ///< Prompt tokens in a step (256; CUDA 2,048).
-    std::size_t max_running = detail::load_defaults().max_running;       ///< Most sequences that run at once.
-    std::size_t queue_limit = detail::load_defaults().queue_limit;       ///< Most sequences that wait.
-    std::uint64_t memory_limit = detail::load_defaults().memory_limit;   ///< Most bytes to take.
-    bool prefix_cache = detail::load_defaults().prefix_cache; ///< Whether equal beginnings are shared (true).
-    bool copy_weights = detail::load_defaults().copy_weights; ///< Whether weights leave the mapped file (false).
-    Progress progress{};            ///< Called on the loading thread while weights are read.
-    bool guard_mapped_files = detail::load_defaults().guard_mapped_files; ///< SIGBUS of truncated files (true).
-    bool allow_unread_tensors = detail::load_defaults().allow_unread_tensors; ///< Else an error (false).
+    /// Where the model runs; auto is the first CUDA device that can run it, else the CPU (auto, cpu, cuda or cuda:N;
+    /// default: auto).
+    std::string device{};
+    /// Element type of the weights in memory; auto is never less exact than the file (auto, f32, bf16 or int8;
+    /// default: auto).
+    std::string dtype{};
+    /// Element type of the cached keys and values; on CUDA it has to be bf16 (f32 or bf16; default: bf16).
+    std::string cache_dtype{};
+    /// Precision of activations where they are multiplied by int8 or four-bit weights (auto, int8, int8_rotated or
+    /// int16; default: auto).
+    std::string activations{};
+    /// Instruction set to use at most, such as avx2 or neon (default: what WELM_ISA says, or else the best that the
+    /// machine has).
+    std::string isa{};
+    /// Compute threads (1 to 1024; default: as many as CPU affinity and cgroup quota allow).
+    std::size_t threads = detail::load_defaults().threads;
+    /// Most tokens of one sequence (1 to 16777216; default: the limit of the model).
+    std::size_t context_tokens = detail::load_defaults().context_tokens;
+    /// Tokens that the KV cache holds, over all sequences (1 to 4294967296; default: eight full contexts, but no more
+    /// than 32768).
+    std::size_t cache_tokens = detail::load_defaults().cache_tokens;
+    /// Prompt tokens computed in one step; the others wait no longer than one step for a long prompt (1 to 65536;
+    /// default: 256 on the CPU, up to 2048 on CUDA).
+    std::size_t chunk_tokens = detail::load_defaults().chunk_tokens;
+    /// Most sequences that run at once (1 to 4096; default: 64).
+    std::size_t max_running = detail::load_defaults().max_running;
+    /// Most sequences that wait; a request beyond them is refused (1 to 1048576; default: 1024).
+    std::size_t queue_limit = detail::load_defaults().queue_limit;
+    /// Most bytes that weights, KV cache and scratch may take together (default: what the machine has available).
+    std::uint64_t memory_limit = detail::load_defaults().memory_limit;
+    /// Whether beginnings that prompts have in common are computed once and shared (default: true).
+    bool prefix_cache = detail::load_defaults().prefix_cache;
+    /// Whether weights are copied out of the mapped file into memory of the process (default: false).
+    bool copy_weights = detail::load_defaults().copy_weights;
+    /// Called while weights are read or quantised, with the bytes that are ready and the bytes in all (default:
+    /// none).
+    ///
+    /// It is called on the loading thread.
+    Progress progress{};
+    /// Whether a mapped file that is truncated while in use is an error instead of the end of the process (default:
+    /// true).
+    bool guard_mapped_files = detail::load_defaults().guard_mapped_files;
+    /// Whether a model may have tensors that nothing reads, such as heads for other tasks (default: false).
+    bool allow_unread_tensors = detail::load_defaults().allow_unread_tensors;
 };
 
 /// How a prompt is continued; see `welm_generate_options`. Defaults are those of the library.
 struct GenerateOptions {
-    std::size_t max_tokens = detail::generate_defaults().max_tokens; ///< Most tokens of each sequence (16).
-    float temperature = detail::generate_defaults().temperature;     ///< 0 is greedy (0.85).
-    float top_p = detail::generate_defaults().top_p;                 ///< 0 is greedy, 1 is off (0.95).
-    std::size_t top_k = detail::generate_defaults().top_k;           ///< 0 is off (50).
-    float min_p = detail::generate_defaults().min_p;                 ///< 0 is off (0).
-    float repetition_penalty = detail::generate_defaults().repetition_penalty; ///< 1 is off (1).
-    float frequency_penalty = detail::generate_defaults().frequency_penalty;   ///< 0 is off (0).
-    float presence_penalty = detail::generate_defaults().presence_penalty;     ///< 0 is off (0).
-    std::vector<welm_logit_bias> logit_bias{};                       ///< Added to the logits of these tokens.
-    std::size_t n = detail::generate_defaults().n;                   ///< Sequences (1).
-    bool echo = detail::generate_defaults().echo;                    ///< Whether the prompt is part of the text (false).
-    std::vector<std::string> stop{};                                 ///< Strings that end a sequence.
-    std::optional<std::int32_t> logprobs{};                          ///< Alternatives told with each token.
-    std::optional<std::uint64_t> seed{};                             ///< Otherwise one is drawn; the answer has it.
-    std::optional<std::chrono::milliseconds> deadline{};             ///< From now; one that has passed is 1 ms.
-    const CancelToken* cancel = nullptr;                             ///< Has to live only during the call.
-    bool parse_special = detail::generate_defaults().parse_special;  ///< Special tokens in the prompt (false).
-    bool ignore_eos = detail::generate_defaults().ignore_eos;        ///< Goes on after the end of text (false).
-    std::vector<std::uint32_t> stop_token_ids{};                     ///< Tokens that end a sequence, too.
-    std::optional<std::string> cache_salt{};                         ///< Shares beginnings with equal salts only.
+    /// Most tokens generated for each sequence (default: 16).
+    std::size_t max_tokens = detail::generate_defaults().max_tokens;
+    /// Divides the logits; 0 is greedy: the likeliest token is always taken (0 to 100; default: 0.85).
+    float temperature = detail::generate_defaults().temperature;
+    /// Keeps the likeliest tokens whose probabilities add up to this; 0 is greedy, 1 is off (0 to 1; default: 0.95).
+    float top_p = detail::generate_defaults().top_p;
+    /// Keeps this many of the likeliest tokens; 0 is off (default: 50).
+    std::size_t top_k = detail::generate_defaults().top_k;
+    /// Drops tokens less likely than this share of the likeliest token's probability; 0 is off (0 to 1; default:
+    /// 0.0).
+    float min_p = detail::generate_defaults().min_p;
+    /// Divides positive and multiplies negative logits of tokens that prompt or text contain; 1 is off (0.01 to 100;
+    /// default: 1.0).
+    float repetition_penalty = detail::generate_defaults().repetition_penalty;
+    /// Subtracted from a token's logit for each time that the generated text has it; 0 is off (-100 to 100; default:
+    /// 0.0).
+    float frequency_penalty = detail::generate_defaults().frequency_penalty;
+    /// Subtracted once from the logits of tokens that the generated text has; 0 is off (-100 to 100; default: 0.0).
+    float presence_penalty = detail::generate_defaults().presence_penalty;
+    /// Added to the logits of these tokens; -infinity rules a token out (-100 to 100, or -infinity; default: none).
+    std::vector<welm_logit_bias> logit_bias{};
+    /// Sequences returned; the prompt is computed once (1 to 128; default: 1).
+    std::size_t n = detail::generate_defaults().n;
+    /// Whether the prompt is part of the text, and of the log-probabilities if those are asked for (default: false).
+    bool echo = detail::generate_defaults().echo;
+    /// Strings that end a sequence; they are never part of the text (at most 256, each of 1 to 256 bytes; default:
+    /// none).
+    std::vector<std::string> stop{};
+    /// How many of the likeliest tokens are reported at each place, with log-probabilities (at most 100; default:
+    /// none is reported).
+    std::optional<std::int32_t> logprobs{};
+    /// Seed of the random numbers; the same request with the same seed gives the same text (default: drawn, and
+    /// reported with the result).
+    std::optional<std::uint64_t> seed{};
+    /// Time after which the request ends with what it has, counted from submission (default: never).
+    ///
+    /// One that has passed is 1 ms.
+    std::optional<std::chrono::milliseconds> deadline{};
+    /// Token that ends the request from another thread (default: none).
+    ///
+    /// It has to live only during the call.
+    const CancelToken* cancel = nullptr;
+    /// Whether special tokens that are written in the prompt are special; otherwise they are text (default: false).
+    bool parse_special = detail::generate_defaults().parse_special;
+    /// Whether the model's end tokens are ignored, so that the text goes on up to max_tokens (default: false).
+    bool ignore_eos = detail::generate_defaults().ignore_eos;
+    /// Tokens that end a sequence as the model's own end tokens do (at most 256; default: none).
+    std::vector<std::uint32_t> stop_token_ids{};
+    /// Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+    /// all that have none).
+    std::optional<std::string> cache_salt{};
 };
 
 /// How pairs are scored; see `welm_score_options`.
 struct ScoreOptions {
-    std::optional<std::chrono::milliseconds> deadline{}; ///< From now; one that has passed is 1 ms.
-    const CancelToken* cancel = nullptr;                 ///< Has to live only during the call.
+    /// Time after which the scoring ends without a result, counted from the call (default: never).
+    ///
+    /// One that has passed is 1 ms.
+    std::optional<std::chrono::milliseconds> deadline{};
+    /// Token that ends the scoring from another thread (default: none).
+    ///
+    /// It has to live only during the call.
+    const CancelToken* cancel = nullptr;
 };
+
+namespace detail {
+
+/// The options as C takes them, but for the callback.
+inline welm_load_options values(const LoadOptions& options) {
+    const auto set = [](const std::string& text) { return text.empty() ? nullptr : text.c_str(); };
+    welm_load_options c = load_defaults();
+    c.device = set(options.device);
+    c.dtype = set(options.dtype);
+    c.cache_dtype = set(options.cache_dtype);
+    c.activations = set(options.activations);
+    c.isa = set(options.isa);
+    c.threads = options.threads;
+    c.context_tokens = options.context_tokens;
+    c.cache_tokens = options.cache_tokens;
+    c.chunk_tokens = options.chunk_tokens;
+    c.max_running = options.max_running;
+    c.queue_limit = options.queue_limit;
+    c.memory_limit = options.memory_limit;
+    c.prefix_cache = options.prefix_cache;
+    c.copy_weights = options.copy_weights;
+    c.guard_mapped_files = options.guard_mapped_files;
+    c.allow_unread_tensors = options.allow_unread_tensors;
+    return c;
+}
+
+/// A deadline as C takes it, where 0 is none.
+inline std::uint64_t deadline_ms(const std::optional<std::chrono::milliseconds>& deadline) noexcept {
+    if (!deadline) return 0;
+    return deadline->count() > 0 ? static_cast<std::uint64_t>(deadline->count()) : 1;
+}
+
+/// The options as C takes them, but for the stop strings and the token that cancels.
+inline welm_generate_options values(const GenerateOptions& options) noexcept {
+    welm_generate_options c = generate_defaults();
+    c.max_tokens = options.max_tokens;
+    c.top_k = options.top_k;
+    c.n = options.n;
+    c.temperature = options.temperature;
+    c.top_p = options.top_p;
+    c.min_p = options.min_p;
+    c.repetition_penalty = options.repetition_penalty;
+    c.frequency_penalty = options.frequency_penalty;
+    c.presence_penalty = options.presence_penalty;
+    c.logit_bias = options.logit_bias.data();
+    c.n_logit_bias = options.logit_bias.size();
+    c.has_seed = options.seed.has_value();
+    c.seed = options.seed.value_or(0);
+    c.logprobs = options.logprobs.value_or(c.logprobs);
+    c.echo = options.echo;
+    c.parse_special = options.parse_special;
+    c.ignore_eos = options.ignore_eos;
+    c.stop_token_ids = options.stop_token_ids.data();
+    c.n_stop_token_ids = options.stop_token_ids.size();
+    if (options.cache_salt) {
+        c.cache_salt = options.cache_salt->data();
+        c.cache_salt_len = options.cache_salt->size();
+    }
+    c.deadline_ms = deadline_ms(options.deadline);
+    return c;
+}
+
+} // namespace detail
 
 /// One message of a conversation.
 struct Message {

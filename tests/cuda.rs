@@ -14,7 +14,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use welm_core::{
     Activation, Activations, CacheDtype, Choice, Device, Dtype, Error, GenerateOptions, LoadOptions, Model,
-    ModelConfig, Rope, RopePairing, RopeScaling,
+    ModelConfig, Rope, RopePairing,
 };
 use welm_tests::emulator::{Emulator, Fault, Options};
 use welm_tests::{at_rest, nano};
@@ -255,7 +255,9 @@ const CHANGES: [(&str, Change); 9] = [
 ];
 
 fn second_rope() -> Rope {
-    Rope { rotary_dim: 32, base: 100.0, pairing: RopePairing::Interleaved, scaling: RopeScaling::None }
+    let mut rope = Rope::new(32, 100.0);
+    rope.pairing = RopePairing::Interleaved;
+    rope
 }
 
 /// Every field of a configuration has the effect that it has on the CPU, where `forward` is compared with its formula.

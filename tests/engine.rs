@@ -401,5 +401,7 @@ fn memory_is_estimated_refused_and_given_back() {
 
 /// Scratch grows with the threads; all else must be as estimated.
 fn estimate_with_threads(estimate: &welm_core::Estimate, model: &Model) -> welm_core::Estimate {
-    welm_core::Estimate { scratch_bytes: model.memory().scratch_bytes, ..*estimate }
+    let mut estimate = *estimate;
+    estimate.scratch_bytes = model.memory().scratch_bytes;
+    estimate
 }

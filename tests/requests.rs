@@ -675,7 +675,7 @@ fn many_pairs_score_as_one_by_one_to_the_bit() {
     ]);
     let first = load(&LoadOptions::default());
     let want: Vec<Score> = pairs.iter().map(|&(p, c)| first.score(p, &[c]).unwrap().remove(0)).collect();
-    assert_eq!(want[2], Score { logprob: 0.0, tokens: Vec::new() });
+    assert_eq!(want[2], Score::default());
     let settings = [
         LoadOptions::default(),
         LoadOptions { prefix_cache: false, ..LoadOptions::default() },
@@ -744,7 +744,7 @@ fn tokens_and_conversations_are_scored() {
     let nothing = model.score_pairs(&[(Prompt::Tokens(&[]), Prompt::Tokens(&moon))], &options).unwrap();
     assert_eq!(nothing, model.score("", &["月"]).unwrap());
     let empty = model.score_pairs(&[(Prompt::Text("t"), Prompt::Tokens(&[]))], &options).unwrap();
-    assert_eq!(empty, [Score { logprob: 0.0, tokens: Vec::new() }]);
+    assert_eq!(empty, [Score::default()]);
 
     // A model without a tokenizer scores tokens.
     let bare = Model::load(fixture("llama_gqa"), &exact()).unwrap();

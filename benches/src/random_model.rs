@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use half::f16;
 use safetensors::tensor::{Dtype as Stored, View};
 use serde_json::{Value, json};
-use welm_core::{Activation, LayerConfig, ModelConfig, NormKind, Rope, RopePairing, RopeScaling};
+use welm_core::{Activation, ModelConfig, ModelSizes, NormKind, Rope};
 
 /// Bytes of a random pattern that tensors repeat: prime, so that rows do not line up.
 const PERIOD: usize = 1_048_573;
@@ -36,8 +36,7 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
 }
 
 fn qwen_half_billion() -> ModelConfig {
-    ModelConfig {
-        family: "llama".into(),
+    let sizes = ModelSizes {
         vocab_size: 151_936,
         dim: 896,
         n_layers: 24,
@@ -46,27 +45,12 @@ fn qwen_half_billion() -> ModelConfig {
         head_dim: 64,
         hidden_dim: 4864,
         max_context: 32_768,
-        norm: NormKind::RmsNorm,
-        norm_eps: 1e-6,
-        activation: Activation::SwiGlu,
-        ropes: vec![Rope {
-            rotary_dim: 64,
-            base: 1e6,
-            pairing: RopePairing::HalfSplit,
-            scaling: RopeScaling::None,
-        }],
-        layers: LayerConfig::all(64, 24),
-        embed_scale: 1.0,
-        logit_soft_cap: None,
-        norm_offset: 0.0,
-        parallel_residual: false,
-        tied_output: true,
-        attention_bias: true,
-        attention_out_bias: true,
-        mlp_bias: false,
-        bos_token_id: None,
-        eos_token_ids: Vec::new(),
-    }
+    };
+    let rope = Rope::new(sizes.head_dim, 1e6);
+    let mut config = ModelConfig::plain(sizes, NormKind::RmsNorm, 1e-6, Activation::SwiGlu, rope);
+    config.family = "llama".into();
+    (config.tied_output, config.attention_bias, config.attention_out_bias) = (true, true, true);
+    config
 }
 
 /// `config.json` of a shape.
@@ -86,7 +70,8 @@ fn describe(c: &ModelConfig) -> Result<Value> {
                 "use_parallel_residual": c.parallel_residual,
             })
         }
-        NormKind::RmsNorm => {
+        _ => {
+            ensure!(c.norm == NormKind::RmsNorm, "expected layernorm or rmsnorm, got {:?}", c.norm);
             ensure!(c.activation == Activation::SwiGlu, "expected swiglu, got {:?}", c.activation);
             json!({
                 "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": c.norm_eps, "head_dim": c.head_dim,

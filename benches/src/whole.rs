@@ -13,7 +13,9 @@ use crate::work::{attention_ops, output_ops, product_ops};
 
 /// WeLM with 10 billion parameters, with twice its context, so that 2,048 tokens of a prompt leave room for others.
 pub fn welm_xl() -> ModelConfig {
-    ModelConfig { max_context: 4096, ..ModelConfig::welm_xl() }
+    let mut config = ModelConfig::welm_xl();
+    config.max_context = 4096;
+    config
 }
 
 /// How much is asked of a model.

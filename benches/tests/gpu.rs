@@ -171,7 +171,8 @@ fn what_is_predicted() {
 }
 
 fn tiny() -> ModelConfig {
-    let mut config = ModelConfig { vocab_size: 300, dim: 128, n_layers: 2, n_heads: 2, ..whole::welm_xl() };
+    let mut config = whole::welm_xl();
+    (config.vocab_size, config.dim, config.n_layers, config.n_heads) = (300, 128, 2, 2);
     (config.n_kv_heads, config.head_dim, config.hidden_dim, config.max_context) = (2, 64, 256, 128);
     config.ropes[0].rotary_dim = 64;
     config.layers = LayerConfig::all(64, 2);

@@ -103,10 +103,10 @@ mod tests {
 
     #[test]
     fn each_token_points_to_its_own_alternatives() {
-        let token = |id, logprob, alternatives: &[(u32, f32)]| Token {
-            id,
-            logprob,
-            alternatives: alternatives.to_vec(),
+        let token = |id, logprob, alternatives: &[(u32, f32)]| {
+            let mut token = Token::default();
+            (token.id, token.logprob, token.alternatives) = (id, logprob, alternatives.to_vec());
+            token
         };
         let list = TokenList::new(vec![
             token(1, None, &[]),

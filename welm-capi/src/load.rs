@@ -27,49 +27,61 @@ pub type welm_progress_callback =
 pub struct welm_load_options {
     /// `sizeof(welm_load_options)`.
     pub struct_size: usize,
-    /// Where the model runs: "auto", "cpu", "cuda" or "cuda:1". "auto" is the first CUDA device if that can run
-    /// the model as the other options ask, else the CPU; the log says which.
+    /// Where the model runs; auto is the first CUDA device that can run it, else the CPU (auto, cpu, cuda or cuda:N;
+    /// default: auto).
+    ///
+    /// The log says which it is.
     pub device: *const c_char,
-    /// Element type of the weights: "auto" (never less exact than the file), "f32", "bf16", "int8".
+    /// Element type of the weights in memory; auto is never less exact than the file (auto, f32, bf16 or int8;
+    /// default: auto).
     pub dtype: *const c_char,
-    /// Element type of the KV cache: "bf16" (the default) or "f32".
+    /// Element type of the cached keys and values; on CUDA it has to be bf16 (f32 or bf16; default: bf16).
     pub cache_dtype: *const c_char,
-    /// Bits of an activation before an int8 weight: "auto", "int8", "int16", or, on CUDA, "int8_rotated".
+    /// Precision of activations where they are multiplied by int8 or four-bit weights (auto, int8, int8_rotated or
+    /// int16; default: auto).
     pub activations: *const c_char,
-    /// Instruction set to use at most: "scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot". By default the
-    /// environment variable WELM_ISA decides, then the machine.
+    /// Instruction set to use at most, such as avx2 or neon (default: what WELM_ISA says, or else the best that the
+    /// machine has).
+    ///
+    /// "scalar"; on x86-64 "avx2", "avxvnni" or "avx512vnni"; on AArch64 "neon" or "neondot".
     pub isa: *const c_char,
-    /// Compute threads; by default as many as affinity and cgroup quota allow.
+    /// Compute threads (1 to 1024; default: as many as CPU affinity and cgroup quota allow).
     pub threads: usize,
-    /// Most tokens of one sequence; by default the model's own limit.
+    /// Most tokens of one sequence (1 to 16777216; default: the limit of the model).
     pub context_tokens: usize,
-    /// Tokens that the KV cache holds, over all sequences; by default eight full contexts, at most 32,768.
+    /// Tokens that the KV cache holds, over all sequences (1 to 4294967296; default: eight full contexts, but no more
+    /// than 32768).
     pub cache_tokens: usize,
-    /// Prompt tokens computed in one step: what a long prompt delays the others by at most. By default 256 on the CPU;
-    /// on CUDA 2,048, or as many as a sequence has at most, or fewer, down to 256, where memory has no room for that.
+    /// Prompt tokens computed in one step; the others wait no longer than one step for a long prompt (1 to 65536;
+    /// default: 256 on the CPU, up to 2048 on CUDA).
     pub chunk_tokens: usize,
-    /// Most sequences that run at once.
+    /// Most sequences that run at once (1 to 4096; default: 64).
     pub max_running: usize,
-    /// Most sequences that wait; a request beyond it is refused with `WELM_QUEUE_FULL`.
+    /// Most sequences that wait; a request beyond them is refused (1 to 1048576; default: 1024).
+    ///
+    /// The refusal is `WELM_QUEUE_FULL`.
     pub queue_limit: usize,
-    /// Most bytes that weights, cache and scratch may take; by default what the machine has available.
+    /// Most bytes that weights, KV cache and scratch may take together (default: what the machine has available).
     pub memory_limit: u64,
-    /// Whether blocks of equal prompt beginnings are kept and shared between requests; on by default.
+    /// Whether beginnings that prompts have in common are computed once and shared (default: true).
     pub prefix_cache: flag,
-    /// Whether weights are copied out of the mapped file into memory of the process, in huge pages; off by default. The
-    /// file may then be changed, and several sequences at once are faster; loading takes as long as reading.
+    /// Whether weights are copied out of the mapped file into memory of the process (default: false).
+    ///
+    /// The file may then be changed, and several sequences at once are faster. Loading takes as long as reading the file.
     pub copy_weights: flag,
-    /// Called while weights are read or quantised; may be NULL.
+    /// Called while weights are read or quantised, with the bytes that are ready and the bytes in all (default:
+    /// none).
     pub progress: welm_progress_callback,
     /// Given to `progress`.
     pub progress_data: *mut c_void,
-    /// Whether a mapped file that is truncated while the model uses it is `WELM_INVALID_FILE` of the model's requests; on
-    /// by default. For that a handler of SIGBUS is installed, once in a process, in front of the one that is there:
-    /// faults in welm's maps are its, all others go where they went before. It costs nothing until there is a fault.
-    /// Without it such a file ends the process, unless `copy_weights` is set. Linux only.
+    /// Whether a mapped file that is truncated while in use is an error instead of the end of the process (default:
+    /// true).
+    ///
+    /// The error is `WELM_INVALID_FILE`, for all requests of the model. For that a handler of SIGBUS is installed, once in
+    /// a process. Faults outside of welm's maps go to the handler that was there before. It costs nothing until there is a
+    /// fault. Linux only.
     pub guard_mapped_files: flag,
-    /// Whether a model may have tensors that nothing reads, such as heads for other tasks, which the log then tells; by
-    /// default they are an error.
+    /// Whether a model may have tensors that nothing reads, such as heads for other tasks (default: false).
     pub allow_unread_tensors: flag,
     /// Zeros.
     pub reserved: [u8; 6],

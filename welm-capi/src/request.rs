@@ -84,7 +84,7 @@ pub struct welm_logit_bias {
     pub bias: f32,
 }
 
-/// How a prompt is continued. `welm_generate_options_init` sets the defaults, which are in brackets here.
+/// How a prompt is continued. `welm_generate_options_init` sets the defaults.
 ///
 /// What it points to needs to live only while the function runs that takes it.
 #[repr(C)]
@@ -92,62 +92,82 @@ pub struct welm_logit_bias {
 pub struct welm_generate_options {
     /// `sizeof(welm_generate_options)`.
     pub struct_size: usize,
-    /// Most tokens generated for each sequence (16).
+    /// Most tokens generated for each sequence (default: 16).
     pub max_tokens: usize,
-    /// Keeps this many of the likeliest tokens (50); 0 is off.
+    /// Keeps this many of the likeliest tokens; 0 is off (default: 50).
     pub top_k: usize,
-    /// Sequences returned (1), at most 128; the prompt is computed once.
+    /// Sequences returned; the prompt is computed once (1 to 128; default: 1).
     pub n: usize,
-    /// Divides the logits (0.85); 0 is greedy.
+    /// Divides the logits; 0 is greedy: the likeliest token is always taken (0 to 100; default: 0.85).
     pub temperature: f32,
-    /// Keeps the likeliest tokens whose probabilities reach this sum (0.95); 0 is greedy, 1 is off.
+    /// Keeps the likeliest tokens whose probabilities add up to this; 0 is greedy, 1 is off (0 to 1; default: 0.95).
     pub top_p: f32,
-    /// Drops tokens less likely than this share of the likeliest one's probability (0); 0 is off.
+    /// Drops tokens less likely than this share of the likeliest token's probability; 0 is off (0 to 1; default:
+    /// 0.0).
     pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens that prompt or text contain (1); 1 is off.
+    /// Divides positive and multiplies negative logits of tokens that prompt or text contain; 1 is off (0.01 to 100;
+    /// default: 1.0).
     pub repetition_penalty: f32,
-    /// Subtracted from a token's logit for each time that the generated text has it (0), from -100 to 100; 0 is off.
+    /// Subtracted from a token's logit for each time that the generated text has it; 0 is off (-100 to 100; default:
+    /// 0.0).
     pub frequency_penalty: f32,
-    /// Subtracted once from the logits of tokens that the generated text has (0), from -100 to 100; 0 is off.
+    /// Subtracted once from the logits of tokens that the generated text has; 0 is off (-100 to 100; default: 0.0).
     pub presence_penalty: f32,
-    /// Added to the logits of tokens, `n_logit_bias` of them (NULL), before the penalties. Those of a token that is
-    /// here several times add up.
+    /// Added to the logits of these tokens; -infinity rules a token out (-100 to 100, or -infinity; default: none).
+    ///
+    /// There are `n_logit_bias` of them. They are added before the penalties; those of a token that is here several times
+    /// add up.
     pub logit_bias: *const welm_logit_bias,
-    /// Number of them (0).
+    /// Number of biases.
     pub n_logit_bias: usize,
-    /// Strings that end a sequence, `n_stop` of them (NULL), in UTF-8; never part of the text. One may spell special
-    /// tokens, which texts leave out: `<|im_end|>` ends a sequence at that token.
+    /// Strings that end a sequence; they are never part of the text (at most 256, each of 1 to 256 bytes; default:
+    /// none).
+    ///
+    /// There are `n_stop` of them, in UTF-8. One may spell special tokens, which texts leave out: `<|im_end|>` ends a
+    /// sequence at that token.
     pub stop: *const *const c_char,
-    /// Bytes of each; NULL where all are NUL-terminated (NULL).
+    /// Bytes of each stop string; NULL where all are NUL-terminated.
     pub stop_lens: *const usize,
-    /// Number of them (0), at most 256 of at most 256 bytes each.
+    /// Number of stop strings.
     pub n_stop: usize,
-    /// Seed of the random numbers, where `has_seed` is set; otherwise one is drawn. The answer reports it.
+    /// Seed of the random numbers; the same request with the same seed gives the same text (default: drawn, and
+    /// reported with the result).
+    ///
+    /// It counts where `has_seed` is set.
     pub seed: u64,
-    /// How many likeliest alternatives are reported with each token's log-probability (-1), at most 100; -1 reports
-    /// nothing, 0 the log-probability alone.
+    /// How many of the likeliest tokens are reported at each place, with log-probabilities (at most 100; default:
+    /// none is reported).
+    ///
+    /// -1 reports nothing, 0 the log-probability of the chosen token alone.
     pub logprobs: i32,
-    /// Whether `seed` counts (false).
+    /// Whether `seed` counts.
     pub has_seed: flag,
-    /// Whether the prompt is part of the text, and of the log-probabilities if those are asked for (false).
+    /// Whether the prompt is part of the text, and of the log-probabilities if those are asked for (default: false).
     pub echo: flag,
-    /// Whether special tokens written in the prompt, `<|endoftext|>`, are special (false); otherwise they are text.
+    /// Whether special tokens that are written in the prompt are special; otherwise they are text (default: false).
     pub parse_special: flag,
-    /// Whether the model's end tokens are ignored, so that exactly `max_tokens` are generated unless something else ends
-    /// the text (false).
+    /// Whether the model's end tokens are ignored, so that the text goes on up to max_tokens (default: false).
     pub ignore_eos: flag,
-    /// Milliseconds from now after which the request ends with what it has (0); 0 is never.
+    /// Time after which the request ends with what it has, counted from submission (default: never).
+    ///
+    /// In milliseconds; 0 is never.
     pub deadline_ms: u64,
-    /// Ends the request from any thread (NULL). The request holds a share: the token may be freed at once.
+    /// Token that ends the request from another thread (default: none).
+    ///
+    /// The request holds a share of it: the token may be freed at once.
     pub cancel: *const welm_cancel_token,
-    /// Tokens that end a sequence as the model's own end tokens do, with `WELM_FINISH_STOP`, and with `ignore_eos`, too;
-    /// `n_stop_token_ids` of them (NULL). They are part of neither text nor tokens.
+    /// Tokens that end a sequence as the model's own end tokens do (at most 256; default: none).
+    ///
+    /// There are `n_stop_token_ids` of them. The sequence ends with `WELM_FINISH_STOP`, with `ignore_eos`, too. They are
+    /// part of neither text nor tokens.
     pub stop_token_ids: *const u32,
-    /// Number of them (0), at most 256.
+    /// Number of these tokens.
     pub n_stop_token_ids: usize,
-    /// Shares what was computed of prompts' beginnings only with requests of the same salt (NULL), in UTF-8, of 1 to 256
-    /// bytes: a secret for each tenant keeps tenants from finding out each other's prompts by time or by `cached_tokens`.
-    /// NULL shares with all others that have none.
+    /// Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+    /// all that have none).
+    ///
+    /// In UTF-8. A secret for each tenant keeps tenants from finding out each other's prompts by time or by
+    /// `cached_tokens`.
     pub cache_salt: *const c_char,
     /// Bytes of the salt, or `WELM_NUL_TERMINATED`, the default.
     pub cache_salt_len: usize,

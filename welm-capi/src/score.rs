@@ -32,7 +32,7 @@ pub struct welm_scores(Vec<(welm_score, TokenList)>);
 
 impl welm_scores {
     fn new(scores: Vec<Score>) -> *mut Self {
-        let one = |Score { logprob, tokens }| {
+        let one = |Score { logprob, tokens, .. }| {
             let tokens = TokenList::new(tokens);
             (welm_score { logprob, tokens: tokens.as_ptr(), n_tokens: tokens.len() }, tokens)
         };
@@ -81,15 +81,19 @@ pub unsafe extern "C" fn welm_model_score(
     unsafe { status(error, body) }
 }
 
-/// How pairs are scored. `welm_score_options_init` sets the defaults, which are in brackets here.
+/// How pairs are scored. `welm_score_options_init` sets the defaults.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct welm_score_options {
     /// `sizeof(welm_score_options)`.
     pub struct_size: usize,
-    /// Milliseconds from now after which the scoring ends with `WELM_INTERRUPTED` (0); 0 is never.
+    /// Time after which the scoring ends without a result, counted from the call (default: never).
+    ///
+    /// In milliseconds; 0 is never. The scoring ends with `WELM_INTERRUPTED`.
     pub deadline_ms: u64,
-    /// Ends the scoring from any thread, with `WELM_INTERRUPTED` (NULL). It has to live until the function returns.
+    /// Token that ends the scoring from another thread (default: none).
+    ///
+    /// The scoring ends with `WELM_INTERRUPTED`. The token has to live until the function returns.
     pub cancel: *const welm_cancel_token,
 }
 

@@ -10,6 +10,7 @@ use layer::positive;
 
 /// The formula that normalises a row before each half of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NormKind {
     /// `(x - mean) / sqrt(var + eps) * weight + bias` (arXiv 1607.06450).
     LayerNorm,
@@ -17,8 +18,19 @@ pub enum NormKind {
     RmsNorm,
 }
 
+impl NormKind {
+    /// The formula as one lower-case word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NormKind::LayerNorm => "layernorm",
+            NormKind::RmsNorm => "rmsnorm",
+        }
+    }
+}
+
 /// The nonlinearity of the feed-forward half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Activation {
     /// `x * (1 + erf(x / sqrt 2)) / 2` (arXiv 1606.08415).
     Gelu,
@@ -31,6 +43,16 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// The nonlinearity as one lower-case word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::SwiGlu => "swiglu",
+            Activation::GeGlu => "geglu",
+        }
+    }
+
     /// Whether it takes two projections, a gate and what goes through it.
     pub fn is_gated(self) -> bool {
         matches!(self, Activation::SwiGlu | Activation::GeGlu)
@@ -39,6 +61,7 @@ impl Activation {
 
 /// Which two values of a head a rotary embedding turns together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RopePairing {
     /// `i` and `i + rotary_dim / 2`: GPT-NeoX, and Llama in Hugging Face folders.
     HalfSplit,
@@ -48,6 +71,7 @@ pub enum RopePairing {
 
 /// How rotary frequencies are stretched for contexts longer than the ones trained on.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum RopeScaling {
     /// As trained.
     None,
@@ -71,8 +95,21 @@ pub enum RopeScaling {
     PerFrequency(Vec<f32>),
 }
 
+impl RopeScaling {
+    /// The kind of stretching as one lower-case word; `None` without any.
+    pub fn as_str(&self) -> Option<&'static str> {
+        match self {
+            RopeScaling::None => None,
+            RopeScaling::Linear { .. } => Some("linear"),
+            RopeScaling::Llama3 { .. } => Some("llama3"),
+            RopeScaling::PerFrequency(_) => Some("per_frequency"),
+        }
+    }
+}
+
 /// Rotary position embedding (arXiv 2104.09864).
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Rope {
     /// Leading values of each head that are turned; even, at most `head_dim`.
     pub rotary_dim: usize,
@@ -85,6 +122,11 @@ pub struct Rope {
 }
 
 impl Rope {
+    /// The embedding of most models: halves paired, frequencies as trained.
+    pub fn new(rotary_dim: usize, base: f32) -> Self {
+        Rope { rotary_dim, base, pairing: RopePairing::HalfSplit, scaling: RopeScaling::None }
+    }
+
     /// Checks the sizes, and that no frequency is stretched by what is not a positive number.
     fn validate(&self, head_dim: usize) -> Result<()> {
         within("rotary_dim", self.rotary_dim, head_dim)?;
@@ -130,6 +172,7 @@ impl Rope {
 
 /// The shape of a model and everything that its arithmetic depends on.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ModelConfig {
     /// Family as the file spells it: `welm`, `gpt_neox`, `llama`.
     pub family: String,
@@ -181,17 +224,25 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// The sizes of a model; see the fields of [`ModelConfig`].
+/// The sizes of a model, from which [`ModelConfig::plain`] makes one.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sizes {
-    pub(crate) vocab_size: usize,
-    pub(crate) dim: usize,
-    pub(crate) n_layers: usize,
-    pub(crate) n_heads: usize,
-    pub(crate) n_kv_heads: usize,
-    pub(crate) head_dim: usize,
-    pub(crate) hidden_dim: usize,
-    pub(crate) max_context: usize,
+pub struct ModelSizes {
+    /// Rows of the embedding, and length of the logits.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Layers.
+    pub n_layers: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the feed-forward half.
+    pub hidden_dim: usize,
+    /// Most tokens of a sequence.
+    pub max_context: usize,
 }
 
 /// Sizes beyond these are damage, not models.
@@ -224,13 +275,8 @@ impl ModelConfig {
     /// A WeLM of any size, untied, with the published context and vocabulary.
     fn welm(n_layers: usize, dim: usize, n_heads: usize) -> Self {
         let head_dim = dim / n_heads;
-        let rope = Rope {
-            rotary_dim: head_dim,
-            base: 10_000.0,
-            pairing: RopePairing::HalfSplit,
-            scaling: RopeScaling::None,
-        };
-        let sizes = Sizes {
+        let rope = Rope::new(head_dim, 10_000.0);
+        let sizes = ModelSizes {
             vocab_size: 62_080,
             dim,
             n_layers,
@@ -251,14 +297,36 @@ impl ModelConfig {
 
     /// A decoder of nothing but what every one has: untied, without a bias, its halves after each other, all layers alike.
     /// A family's reader changes what differs.
-    pub(crate) fn plain(
-        sizes: Sizes,
+    ///
+    /// So a program makes a configuration of its own, to learn what such a model would take:
+    ///
+    /// ```
+    /// use welm_core::{Activation, Estimate, LoadOptions, ModelConfig, ModelSizes, NormKind, Rope};
+    /// let sizes = ModelSizes {
+    ///     vocab_size: 32_000,
+    ///     dim: 2048,
+    ///     n_layers: 16,
+    ///     n_heads: 32,
+    ///     n_kv_heads: 8,
+    ///     head_dim: 64,
+    ///     hidden_dim: 8192,
+    ///     max_context: 4096,
+    /// };
+    /// let rope = Rope::new(sizes.head_dim, 500_000.0);
+    /// let mut config = ModelConfig::plain(sizes, NormKind::RmsNorm, 1e-5, Activation::SwiGlu, rope);
+    /// config.tied_output = true;
+    /// let estimate = Estimate::of_config(&config, &LoadOptions::default())?;
+    /// assert_eq!(estimate.context_tokens, 4096);
+    /// # Ok::<(), welm_core::Error>(())
+    /// ```
+    pub fn plain(
+        sizes: ModelSizes,
         norm: NormKind,
         norm_eps: f32,
         activation: Activation,
         rope: Rope,
     ) -> Self {
-        let Sizes { vocab_size, dim, n_layers, n_heads, n_kv_heads, head_dim, hidden_dim, max_context } =
+        let ModelSizes { vocab_size, dim, n_layers, n_heads, n_kv_heads, head_dim, hidden_dim, max_context } =
             sizes;
         ModelConfig {
             family: String::new(),

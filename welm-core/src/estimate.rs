@@ -16,6 +16,7 @@ use crate::weights::formats::int8::Grouping;
 
 /// Bytes that a loaded model takes; see [`crate::Model::estimate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Estimate {
     /// Weights that are read from the mapped file where they lie; the system can drop and reread them.
     pub mapped_bytes: u64,

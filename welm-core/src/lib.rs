@@ -77,7 +77,9 @@ mod weights;
 
 pub use checkpoint::describe::{Description, TypeCount};
 pub use checkpoint::quantize::quantize;
-pub use config::{Activation, LayerConfig, ModelConfig, NormKind, Rope, RopePairing, RopeScaling};
+pub use config::{
+    Activation, LayerConfig, ModelConfig, ModelSizes, NormKind, Rope, RopePairing, RopeScaling,
+};
 pub use engine::stats::{Histogram, Stats};
 pub use error::{Error, Result};
 pub use estimate::Estimate;
@@ -90,8 +92,8 @@ pub use host::panics::catch as catch_quietly;
 pub use host::quiet::{is_quiet, set as set_quiet};
 pub use model::{Model, Prompt, Stream};
 pub use options::{
-    Activations, CacheDtype, CancelToken, Device, Dtype, GenerateOptions, LoadOptions, LoadProgress,
-    ProgressFn, ScoreOptions,
+    Activations, CacheDtype, CancelToken, Device, Domain, Dtype, GenerateOptions, LoadOptions, LoadProgress,
+    OptionInfo, ProgressFn, ScoreOptions,
 };
 pub use output::{Choice, Finish, Generation, Piece, Score, Token, Usage};
 pub use tokenizer::{ChatRequest, Json, Message};

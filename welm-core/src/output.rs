@@ -1,9 +1,11 @@
-//! What comes back: the mirror of `options`.
+//! What comes back: the mirror of `options`. Later versions may add fields, so a program that makes such values itself
+//! begins with `default()` or `new`.
 
 pub(crate) use crate::finish_reason::FinishReason;
 
 /// One token with its log-probability, if those were asked for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Token {
     /// The token.
     pub id: u32,
@@ -28,7 +30,8 @@ impl Token {
 }
 
 /// A piece of a stream.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Piece {
     /// Which of the `n` sequences it belongs to.
     pub index: usize,
@@ -42,6 +45,7 @@ pub struct Piece {
 
 /// How a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Finish {
     /// Why.
     pub reason: FinishReason,
@@ -54,8 +58,16 @@ pub struct Finish {
     pub end_token: Option<u32>,
 }
 
+impl Finish {
+    /// An end for this reason, with no token: for programs that make results of their own, as tests do.
+    pub fn new(reason: FinishReason) -> Self {
+        Finish { reason, completion_tokens: 0, cached_tokens: 0, end_token: None }
+    }
+}
+
 /// One generated sequence.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Choice {
     /// The text; with `echo`, after the prompt.
     pub text: String,
@@ -67,8 +79,16 @@ pub struct Choice {
     pub end_token: Option<u32>,
 }
 
+impl Choice {
+    /// An empty sequence that ended for this reason: for programs that make results of their own, as tests do.
+    pub fn new(finish_reason: FinishReason) -> Self {
+        Choice { text: String::new(), tokens: Vec::new(), finish_reason, end_token: None }
+    }
+}
+
 /// Tokens that a request used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
@@ -79,7 +99,8 @@ pub struct Usage {
 }
 
 /// The answer to a request.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Generation {
     /// The `n` sequences.
     pub choices: Vec<Choice>,
@@ -129,7 +150,8 @@ impl Generation {
 }
 
 /// The log-likelihood of a given continuation.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Score {
     /// Sum of the tokens' log-probabilities, natural logarithm.
     pub logprob: f64,

@@ -23,10 +23,11 @@ mod stream;
 #[pyo3::pymodule]
 mod _welm {
     use pyo3::prelude::*;
+    use welm_core::{GenerateOptions, LoadOptions};
 
     use crate::argument::Argument;
     use crate::exit::{detached, enter};
-    use crate::options::Progress;
+    use crate::options::{Progress, Row, rows};
 
     #[pymodule_export]
     use crate::cancel::CancelToken;
@@ -55,6 +56,12 @@ mod _welm {
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "a name of Python's")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    /// Options of loading, and those of a request; ``welm._cli.arguments`` says what a row is.
+    #[pyfunction]
+    fn option_tables(py: Python<'_>) -> PyResult<(Vec<Row<'_>>, Vec<Row<'_>>)> {
+        Ok((rows(py, LoadOptions::table())?, rows(py, GenerateOptions::table())?))
+    }
 
     /// Writes an int8 folder from any Hugging Face folder that :class:`Model` takes.
     ///

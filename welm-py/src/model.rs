@@ -36,28 +36,34 @@ use crate::stream::Stream;
 ///
 /// Options:
 ///
-/// - ``device``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. ``auto`` is the first CUDA device that can run the
-///   model, else the CPU; what is asked for by name and not there is :class:`welm.Unavailable`.
-/// - ``dtype``: of the weights in memory: ``"auto"`` (as exact as the file), ``"f32"``, ``"bf16"``, ``"int8"``.
-/// - ``threads``: compute threads; ``None``: all that affinity and cgroup allow.
-/// - ``cache_dtype``: of cached keys and values, ``"bf16"`` or ``"f32"``.
-/// - ``activations``: bits of an activation before an int8 or four-bit weight: ``"auto"``, ``"int8"``, ``"int16"``,
-///   ``"int8_rotated"`` (CUDA).
-/// - ``isa``: instruction set to use at most, such as ``"avx2"``.
-/// - ``context_tokens``: most tokens of one sequence; ``None``: the model's limit.
-/// - ``cache_tokens``: tokens that the KV cache holds, over all sequences.
-/// - ``chunk_tokens``: prompt tokens computed in one step; ``None``: 256 on the CPU; on CUDA 2,048, or as many as a
-///   sequence has at most, or fewer, down to 256, where memory has no room for that. No result depends on it.
-/// - ``max_running``, ``queue_limit``: most sequences that run, and that wait.
-/// - ``prefix_cache``: whether equal beginnings of prompts are shared.
-/// - ``copy_weights``: whether weights are copied out of the mapped file into memory of the process, in huge pages; the
-///   file may then be changed, and several sequences at once are faster, but loading takes as long as reading.
-/// - ``guard_mapped_files``: whether a mapped file that is truncated while the model uses it is
-///   :class:`welm.InvalidFile` instead of the end of the process; installs a handler of SIGBUS, once (Linux only).
-/// - ``memory_limit``: most bytes that weights, cache and scratch may take; ``None``: what the machine has available.
-/// - ``allow_unread_tensors``: whether a model may have tensors that nothing reads, such as heads for other tasks, which
-///   the log then tells; otherwise they are an error.
-/// - ``progress``: called with the bytes done and in all; ``False`` ends the loading with :class:`welm.Cancelled`.
+/// - ``device``: where the model runs; auto is the first CUDA device that can run it, else the CPU (auto, cpu, cuda
+///   or cuda:N; default: auto).
+/// - ``dtype``: element type of the weights in memory; auto is never less exact than the file (auto, f32, bf16 or
+///   int8; default: auto).
+/// - ``cache_dtype``: element type of the cached keys and values; on CUDA it has to be bf16 (f32 or bf16; default:
+///   bf16).
+/// - ``activations``: precision of activations where they are multiplied by int8 or four-bit weights (auto, int8,
+///   int8_rotated or int16; default: auto).
+/// - ``threads``: compute threads (1 to 1024; default: as many as CPU affinity and cgroup quota allow).
+/// - ``isa``: instruction set to use at most, such as avx2 or neon (default: what WELM_ISA says, or else the best
+///   that the machine has).
+/// - ``context_tokens``: most tokens of one sequence (1 to 16777216; default: the limit of the model).
+/// - ``cache_tokens``: tokens that the KV cache holds, over all sequences (1 to 4294967296; default: eight full
+///   contexts, but no more than 32768).
+/// - ``chunk_tokens``: prompt tokens computed in one step; the others wait no longer than one step for a long prompt
+///   (1 to 65536; default: 256 on the CPU, up to 2048 on CUDA).
+/// - ``max_running``: most sequences that run at once (1 to 4096; default: 64).
+/// - ``queue_limit``: most sequences that wait; a request beyond them is refused (1 to 1048576; default: 1024).
+/// - ``prefix_cache``: whether beginnings that prompts have in common are computed once and shared (default: True).
+/// - ``copy_weights``: whether weights are copied out of the mapped file into memory of the process (default: False).
+/// - ``memory_limit``: most bytes that weights, KV cache and scratch may take together (default: what the machine has
+///   available).
+/// - ``allow_unread_tensors``: whether a model may have tensors that nothing reads, such as heads for other tasks
+///   (default: False).
+/// - ``guard_mapped_files``: whether a mapped file that is truncated while in use is an error instead of the end of
+///   the process (default: True).
+/// - ``progress``: called while weights are read or quantised, with the bytes that are ready and the bytes in all
+///   (``False`` from it ends the loading with :class:`welm.Cancelled`; default: none).
 #[pyclass(frozen, module = "welm", weakref)]
 pub(crate) struct Model {
     core: Owned<core::Model>,
@@ -78,11 +84,10 @@ impl Model {
     #[new]
     #[pyo3(
         signature = (path = None, **options),
-        text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
-            activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=None, max_running=64, \
-            queue_limit=1024, prefix_cache=True, copy_weights=False, guard_mapped_files=True, memory_limit=None, \
-            allow_unread_tensors=False, \
-            progress=None)"
+        text_signature = "(path=None, *, device='auto', dtype='auto', cache_dtype='bf16', activations='auto', \
+            threads=None, isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=None, max_running=64, \
+            queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None, allow_unread_tensors=False, \
+            guard_mapped_files=True, progress=None)"
     )]
     fn new(
         py: Python<'_>,
@@ -112,25 +117,42 @@ impl Model {
     ///
     /// Options:
     ///
-    /// - ``max_tokens``: most tokens generated.
-    /// - ``temperature``, ``top_p``, ``top_k``, ``min_p``, ``repetition_penalty``: the choice of a token.
-    ///   ``temperature=0`` is greedy; ``top_p=1``, ``top_k=0``, ``min_p=0``, ``repetition_penalty=1`` are off.
-    /// - ``frequency_penalty``, ``presence_penalty``: subtracted from the logits of tokens that were generated before,
-    ///   for each time or once; 0 is off.
-    /// - ``logit_bias``: numbers to add to the logits of tokens, by id; ``-math.inf`` rules a token out.
-    /// - ``n``: sequences; the prompt is computed once.
-    /// - ``echo``: the prompt is part of the text, and of the log-probabilities.
-    /// - ``stop``: a string or several that end the text and are not part of it; they may spell special tokens.
-    /// - ``logprobs``: how many likeliest alternatives each token comes with; ``None``: no log-probabilities.
-    /// - ``seed``: the same seed gives the same text; ``None`` draws one, and the result has it.
-    /// - ``deadline``: seconds, or a ``timedelta``, after which the text ends with what there is.
-    /// - ``cancel``: a :class:`welm.CancelToken`.
-    /// - ``parse_special``: whether special tokens written in the prompt are special.
-    /// - ``ignore_eos``: whether the model may not end the text.
-    /// - ``stop_token_ids``: tokens that end the text as the model's own end tokens do, with ``ignore_eos``, too.
-    /// - ``cache_salt``: a text; what was computed of prompts' beginnings is shared only with requests of the same salt.
-    ///   Give each tenant one of its own where tenants must not find out each other's prompts by time or
-    ///   ``usage.cached_tokens``; ``None`` shares with all that have none.
+    /// - ``max_tokens``: most tokens generated for each sequence (default: 16).
+    /// - ``temperature``: divides the logits; 0 is greedy: the likeliest token is always taken (0 to 100; default:
+    ///   0.85).
+    /// - ``top_p``: keeps the likeliest tokens whose probabilities add up to this; 0 is greedy, 1 is off (0 to 1;
+    ///   default: 0.95).
+    /// - ``top_k``: keeps this many of the likeliest tokens; 0 is off (default: 50).
+    /// - ``n``: sequences returned; the prompt is computed once (1 to 128; default: 1).
+    /// - ``echo``: whether the prompt is part of the text, and of the log-probabilities if those are asked for
+    ///   (default: False).
+    /// - ``min_p``: drops tokens less likely than this share of the likeliest token's probability; 0 is off (0 to 1;
+    ///   default: 0.0).
+    /// - ``repetition_penalty``: divides positive and multiplies negative logits of tokens that prompt or text
+    ///   contain; 1 is off (0.01 to 100; default: 1.0).
+    /// - ``frequency_penalty``: subtracted from a token's logit for each time that the generated text has it; 0 is
+    ///   off (-100 to 100; default: 0.0).
+    /// - ``presence_penalty``: subtracted once from the logits of tokens that the generated text has; 0 is off (-100
+    ///   to 100; default: 0.0).
+    /// - ``logit_bias``: added to the logits of these tokens; -infinity rules a token out (a dict by token id, -100
+    ///   to 100, or -infinity; default: none).
+    /// - ``stop``: strings that end a sequence; they are never part of the text (a string or several, at most 256,
+    ///   each of 1 to 256 bytes; default: none).
+    /// - ``stop_token_ids``: tokens that end a sequence as the model's own end tokens do (at most 256; default:
+    ///   none).
+    /// - ``ignore_eos``: whether the model's end tokens are ignored, so that the text goes on up to max_tokens
+    ///   (default: False).
+    /// - ``logprobs``: how many of the likeliest tokens are reported at each place, with log-probabilities (at most
+    ///   100; default: none is reported).
+    /// - ``seed``: seed of the random numbers; the same request with the same seed gives the same text (default:
+    ///   drawn, and reported with the result).
+    /// - ``deadline``: time after which the request ends with what it has, counted from submission (seconds or a
+    ///   ``timedelta``; default: never).
+    /// - ``cancel``: token that ends the request from another thread (a :class:`welm.CancelToken`; default: none).
+    /// - ``parse_special``: whether special tokens that are written in the prompt are special; otherwise they are
+    ///   text (default: False).
+    /// - ``cache_salt``: shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes;
+    ///   default: shared by all that have none).
     ///
     /// Raises :class:`welm.InvalidOption`, :class:`welm.TooLong`, :class:`welm.EmptyPrompt`,
     /// :class:`welm.TokenizerError`, :class:`welm.QueueFull`, :class:`welm.NotFinite`, :class:`welm.DeviceError`,
@@ -139,8 +161,8 @@ impl Model {
         signature = (prompt, /, **options),
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
-            logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+            logit_bias=None, stop=None, stop_token_ids=None, ignore_eos=False, logprobs=None, seed=None, \
+            deadline=None, cancel=None, parse_special=False, cache_salt=None)"
     )]
     fn generate<'py>(
         &self,
@@ -171,8 +193,8 @@ impl Model {
         signature = (prompt, /, **options),
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
-            logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+            logit_bias=None, stop=None, stop_token_ids=None, ignore_eos=False, logprobs=None, seed=None, \
+            deadline=None, cancel=None, parse_special=False, cache_salt=None)"
     )]
     fn stream(
         &self,
@@ -200,8 +222,8 @@ impl Model {
         signature = (prompt, /, **options),
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
-            logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+            logit_bias=None, stop=None, stop_token_ids=None, ignore_eos=False, logprobs=None, seed=None, \
+            deadline=None, cancel=None, parse_special=False, cache_salt=None)"
     )]
     fn generate_async<'py>(
         this: &Bound<'py, Self>,
@@ -236,8 +258,8 @@ impl Model {
         signature = (prompt, /, **options),
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
             echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, presence_penalty=0.0, \
-            logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+            logit_bias=None, stop=None, stop_token_ids=None, ignore_eos=False, logprobs=None, seed=None, \
+            deadline=None, cancel=None, parse_special=False, cache_salt=None)"
     )]
     fn stream_async<'py>(
         &self,
@@ -273,8 +295,8 @@ impl Model {
         text_signature = "($self, messages, /, *, add_generation_prompt=None, tools=None, documents=None, \
             continue_final_message=None, chat_template=None, variables=None, max_tokens=16, temperature=0.85, \
             top_p=0.95, top_k=50, n=1, echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, \
-            presence_penalty=0.0, logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+            presence_penalty=0.0, logit_bias=None, stop=None, stop_token_ids=None, ignore_eos=False, logprobs=None, \
+            seed=None, deadline=None, cancel=None, parse_special=False, cache_salt=None)"
     )]
     fn chat<'py>(
         &self,
@@ -301,8 +323,8 @@ impl Model {
         text_signature = "($self, messages, /, *, add_generation_prompt=None, tools=None, documents=None, \
             continue_final_message=None, chat_template=None, variables=None, max_tokens=16, temperature=0.85, \
             top_p=0.95, top_k=50, n=1, echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, \
-            presence_penalty=0.0, logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+            presence_penalty=0.0, logit_bias=None, stop=None, stop_token_ids=None, ignore_eos=False, logprobs=None, \
+            seed=None, deadline=None, cancel=None, parse_special=False, cache_salt=None)"
     )]
     fn chat_stream(
         &self,
@@ -328,8 +350,8 @@ impl Model {
         text_signature = "($self, messages, /, *, add_generation_prompt=None, tools=None, documents=None, \
             continue_final_message=None, chat_template=None, variables=None, max_tokens=16, temperature=0.85, \
             top_p=0.95, top_k=50, n=1, echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, \
-            presence_penalty=0.0, logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+            presence_penalty=0.0, logit_bias=None, stop=None, stop_token_ids=None, ignore_eos=False, logprobs=None, \
+            seed=None, deadline=None, cancel=None, parse_special=False, cache_salt=None)"
     )]
     fn chat_async<'py>(
         &self,
@@ -358,8 +380,8 @@ impl Model {
         text_signature = "($self, messages, /, *, add_generation_prompt=None, tools=None, documents=None, \
             continue_final_message=None, chat_template=None, variables=None, max_tokens=16, temperature=0.85, \
             top_p=0.95, top_k=50, n=1, echo=False, min_p=0.0, repetition_penalty=1.0, frequency_penalty=0.0, \
-            presence_penalty=0.0, logit_bias=None, stop=None, logprobs=None, seed=None, deadline=None, cancel=None, \
-            parse_special=False, ignore_eos=False, stop_token_ids=None, cache_salt=None)"
+            presence_penalty=0.0, logit_bias=None, stop=None, stop_token_ids=None, ignore_eos=False, logprobs=None, \
+            seed=None, deadline=None, cancel=None, parse_special=False, cache_salt=None)"
     )]
     fn chat_stream_async<'py>(
         &self,
@@ -626,10 +648,10 @@ impl Model {
     #[staticmethod]
     #[pyo3(
         signature = (path = None, **options),
-        text_signature = "(path=None, *, device='auto', dtype='auto', threads=None, cache_dtype='bf16', \
-            activations='auto', isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=None, max_running=64, \
-            queue_limit=1024, prefix_cache=True, copy_weights=False, guard_mapped_files=True, memory_limit=None, \
-            allow_unread_tensors=False)"
+        text_signature = "(path=None, *, device='auto', dtype='auto', cache_dtype='bf16', activations='auto', \
+            threads=None, isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=None, max_running=64, \
+            queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None, allow_unread_tensors=False, \
+            guard_mapped_files=True)"
     )]
     fn estimate<'py>(
         py: Python<'py>,

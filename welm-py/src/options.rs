@@ -1,7 +1,8 @@
 //! Keyword arguments to the core's options.
 //!
 //! Options are taken as a dict, so that their names are spelled once for all methods that take them, and their
-//! defaults and domains stay the core's. Signatures that a reader sees stand beside the methods.
+//! defaults and domains stay the core's. The signatures that a reader sees stand beside the methods; a test of the core
+//! (`welm-core/tests/options.rs`) writes them.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -9,8 +10,8 @@ use std::time::Instant;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict};
-use welm_core::{GenerateOptions, LoadOptions, LoadProgress, ProgressFn, ScoreOptions};
+use pyo3::types::{PyBool, PyDict, PyTuple};
+use welm_core::{Domain, GenerateOptions, LoadOptions, LoadProgress, OptionInfo, ProgressFn, ScoreOptions};
 
 use crate::argument::Argument;
 use crate::cancel::CancelToken;
@@ -18,20 +19,21 @@ use crate::engine::TICK;
 use crate::error::exception;
 use crate::exit;
 
-/// Calls `set` for every keyword argument whose name is in `names`; another one is a `TypeError`.
+/// Calls `set` for every keyword argument. It tells whether there is an option of that name; if not, that is a
+/// `TypeError`.
 fn each(
     call: &str,
-    names: &[&'static str],
+    table: &[OptionInfo],
     arguments: Option<&Bound<'_, PyDict>>,
-    mut set: impl FnMut(&'static str, Argument<'_, '_>) -> PyResult<()>,
+    mut set: impl FnMut(&str, Argument<'_, '_>) -> PyResult<bool>,
 ) -> PyResult<()> {
     for (key, value) in arguments.into_iter().flatten() {
-        let Some(name) = names.iter().copied().find(|name| key.eq(*name).unwrap_or(false)) else {
+        let option = table.iter().find(|option| key.eq(option.name).unwrap_or(false));
+        if !option.map_or(Ok(false), |option| set(option.name, Argument::new(option.name, &value)))? {
             let message =
                 format!("{call}() got an unexpected keyword argument {}", key.repr()?.to_string_lossy());
             return Err(PyTypeError::new_err(message));
-        };
-        set(name, Argument::new(name, &value))?;
+        }
     }
     Ok(())
 }
@@ -48,43 +50,21 @@ fn cancel(argument: Argument<'_, '_>) -> PyResult<Option<welm_core::CancelToken>
 /// How texts are scored.
 pub(crate) fn score_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyResult<ScoreOptions> {
     let mut options = ScoreOptions::default();
-    each(call, &["deadline", "cancel"], given, |name, argument| {
+    each(call, &ScoreOptions::table(), given, |name, argument| {
         match name {
             "deadline" => options.deadline = argument.duration()?,
-            _ => options.cancel = cancel(argument)?,
+            "cancel" => options.cancel = cancel(argument)?,
+            _ => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     })?;
     Ok(options)
 }
 
-const GENERATE: &[&str] = &[
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "n",
-    "echo",
-    "min_p",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "stop",
-    "logprobs",
-    "seed",
-    "deadline",
-    "cancel",
-    "parse_special",
-    "ignore_eos",
-    "stop_token_ids",
-    "cache_salt",
-];
-
 /// The options of a request.
 pub(crate) fn generate_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyResult<GenerateOptions> {
     let mut options = GenerateOptions::default();
-    each(call, GENERATE, given, |name, argument| {
+    each(call, &GenerateOptions::table(), given, |name, argument| {
         match name {
             "max_tokens" => options.max_tokens = argument.count()?,
             "temperature" => options.temperature = argument.number()?,
@@ -96,9 +76,8 @@ pub(crate) fn generate_options(call: &str, given: Option<&Bound<'_, PyDict>>) ->
             "repetition_penalty" => options.repetition_penalty = argument.number()?,
             "frequency_penalty" => options.frequency_penalty = argument.number()?,
             "presence_penalty" => options.presence_penalty = argument.number()?,
-            "logit_bias" if argument.value.is_none() => {}
+            "logit_bias" | "stop" | "stop_token_ids" | "cache_salt" if argument.value.is_none() => {}
             "logit_bias" => options.logit_bias = argument.by_token()?,
-            "stop" if argument.value.is_none() => {}
             "stop" if argument.is_text() => options.stop = vec![argument.text()?.to_string()],
             "stop" => options.stop = argument.texts("str or a sequence of str", GenerateOptions::MAX_STOP)?,
             "logprobs" => options.logprobs = argument.optional_count()?,
@@ -107,42 +86,22 @@ pub(crate) fn generate_options(call: &str, given: Option<&Bound<'_, PyDict>>) ->
             "cancel" => options.cancel = cancel(argument)?,
             "parse_special" => options.parse_special = argument.truth()?,
             "ignore_eos" => options.ignore_eos = argument.truth()?,
-            "stop_token_ids" if argument.value.is_none() => {}
             "stop_token_ids" => {
                 let ids = argument.tokens("a sequence of token ids", GenerateOptions::MAX_STOP)?;
                 options.stop_token_ids = argument.all(ids, GenerateOptions::MAX_STOP, "tokens")?;
             }
-            _ if argument.value.is_none() => {}
-            _ => options.cache_salt = Some(argument.text()?.to_string()),
+            "cache_salt" => options.cache_salt = Some(argument.text()?.to_string()),
+            _ => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     })?;
     Ok(options)
 }
 
-const LOAD: &[&str] = &[
-    "device",
-    "dtype",
-    "threads",
-    "cache_dtype",
-    "activations",
-    "isa",
-    "context_tokens",
-    "cache_tokens",
-    "chunk_tokens",
-    "max_running",
-    "queue_limit",
-    "prefix_cache",
-    "copy_weights",
-    "guard_mapped_files",
-    "memory_limit",
-    "allow_unread_tensors",
-];
-
 /// How a model is loaded, but for the progress.
 pub(crate) fn load_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyResult<LoadOptions> {
     let mut options = LoadOptions::default();
-    each(call, LOAD, given, |name, argument| {
+    each(call, &LoadOptions::table(), given, |name, argument| {
         match name {
             "device" => options.device = argument.named_value()?,
             "dtype" => options.dtype = argument.named_value()?,
@@ -160,11 +119,45 @@ pub(crate) fn load_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyR
             "copy_weights" => options.copy_weights = argument.truth()?,
             "guard_mapped_files" => options.guard_mapped_files = argument.truth()?,
             "allow_unread_tensors" => options.allow_unread_tensors = argument.truth()?,
-            _ => options.memory_limit = argument.optional_count()?,
+            "memory_limit" => options.memory_limit = argument.optional_count()?,
+            _ => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     })?;
     Ok(options)
+}
+
+/// A row of a table of options: name, sentence, default, what holds without one, name of the type, and the values: the
+/// least and the most, or names and aliases.
+pub(crate) type Row<'py> =
+    (&'static str, &'static str, Option<String>, &'static str, &'static str, Bound<'py, PyTuple>);
+
+/// A table of the core's, for the command line.
+pub(crate) fn rows(py: Python<'_>, table: Vec<OptionInfo>) -> PyResult<Vec<Row<'_>>> {
+    let row = |option: OptionInfo| {
+        let OptionInfo { name, doc, default, unset, domain, .. } = option;
+        let none = PyTuple::empty(py);
+        let (kind, values) = match domain {
+            Domain::Switch => ("switch", none),
+            Domain::Whole(least, u64::MAX) => ("whole", (least, py.None()).into_pyobject(py)?),
+            Domain::Whole(least, most) => ("whole", (least, most).into_pyobject(py)?),
+            // The number as it is written, not as the nearest f32.
+            Domain::Real(least, most) => ("real", (format!("{least}"), format!("{most}")).into_pyobject(py)?),
+            Domain::Named { names, aliases } => {
+                ("named", (PyTuple::new(py, names)?, PyTuple::new(py, aliases)?).into_pyobject(py)?)
+            }
+            Domain::Device => ("device", none),
+            Domain::Text(_) => ("text", none),
+            Domain::Texts(_) => ("texts", none),
+            Domain::Tokens(_) => ("tokens", none),
+            Domain::Biases(_) => ("biases", none),
+            Domain::Bytes => ("bytes", none),
+            Domain::Duration => ("duration", none),
+            _ => ("object", none),
+        };
+        Ok((name, doc, default, unset, kind, values))
+    };
+    table.into_iter().map(row).collect()
 }
 
 /// A model's path: the one given, or the small model of this package.

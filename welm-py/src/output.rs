@@ -7,7 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
-use welm_core::{self as core, Activation, NormKind, RopeScaling};
+use welm_core as core;
 
 use crate::argument::Argument;
 use crate::error::invalid_option;
@@ -155,24 +155,8 @@ pub(crate) fn stats<'py>(py: Python<'py>, s: core::Stats) -> Object<'py> {
 }
 
 pub(crate) fn config<'py>(py: Python<'py>, c: &core::ModelConfig) -> Object<'py> {
-    let norm = match c.norm {
-        NormKind::LayerNorm => "layernorm",
-        NormKind::RmsNorm => "rmsnorm",
-    };
-    let activation = match c.activation {
-        Activation::Gelu => "gelu",
-        Activation::GeluTanh => "gelu_tanh",
-        Activation::SwiGlu => "swiglu",
-        Activation::GeGlu => "geglu",
-    };
     // The first, which is the only one of every family so far.
     let rope = &c.ropes[0];
-    let rope_scaling = match rope.scaling {
-        RopeScaling::None => None,
-        RopeScaling::Linear { .. } => Some("linear"),
-        RopeScaling::Llama3 { .. } => Some("llama3"),
-        RopeScaling::PerFrequency(_) => Some("per_frequency"),
-    };
     record!(py, "ModelConfig" {
         family: &c.family,
         n_params: c.n_params(),
@@ -184,12 +168,12 @@ pub(crate) fn config<'py>(py: Python<'py>, c: &core::ModelConfig) -> Object<'py>
         head_dim: c.head_dim,
         hidden_dim: c.hidden_dim,
         max_context: c.max_context,
-        norm: norm,
+        norm: c.norm.as_str(),
         norm_eps: c.norm_eps,
-        activation: activation,
+        activation: c.activation.as_str(),
         rotary_dim: rope.rotary_dim,
         rope_base: rope.base,
-        rope_scaling: rope_scaling,
+        rope_scaling: rope.scaling.as_str(),
         parallel_residual: c.parallel_residual,
         tied_output: c.tied_output,
         attention_bias: c.attention_bias,

@@ -4,7 +4,7 @@ use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyList, PyMapping, PyString};
-use welm_core::{ChatRequest, Error, GenerateOptions, Model, Prompt, Result, Stream};
+use welm_core::{ChatRequest, GenerateOptions, Model, Prompt, Result, Stream};
 
 use crate::argument::{Argument, Elements};
 use crate::chat::conversation;
@@ -16,11 +16,6 @@ pub(crate) enum OnePrompt {
     /// So many tokens that they cannot fit; they were not looked at.
     TooLong(usize),
     Chat(ChatRequest),
-}
-
-/// Most tokens of a sequence.
-fn context(model: &Model) -> usize {
-    model.config().max_context.min(model.memory().context_tokens)
 }
 
 impl OnePrompt {
@@ -38,7 +33,7 @@ impl OnePrompt {
             return prompt.text().map(OnePrompt::Text);
         }
         // The end of a longer one is the end of the context: `max_tokens` may be 0.
-        Ok(match prompt.tokens(expected, context(model))? {
+        Ok(match prompt.tokens(expected, model.context().0)? {
             Elements::All(tokens) => OnePrompt::Tokens(tokens),
             Elements::TooMany(count) => OnePrompt::TooLong(count),
         })
@@ -49,11 +44,7 @@ impl OnePrompt {
             OnePrompt::Text(text) => Ok(Prompt::Text(text)),
             OnePrompt::Tokens(tokens) => Ok(Prompt::Tokens(tokens)),
             OnePrompt::Chat(request) => Ok(Prompt::Chat(request)),
-            &OnePrompt::TooLong(prompt) => {
-                let (limit, requested) = (context(model), prompt.saturating_add(max_tokens));
-                let what = if limit == model.memory().cache_tokens { "KV cache" } else { "context" };
-                Err(Error::TooLong { prompt, requested, limit, what })
-            }
+            &OnePrompt::TooLong(prompt) => Err(model.too_long(prompt, max_tokens)),
         }
     }
 

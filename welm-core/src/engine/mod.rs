@@ -61,8 +61,7 @@ impl<B: Backend> Engine<B> {
         limits: Limits,
         options: &LoadOptions,
     ) -> Result<Self> {
-        let names = source.linear_names();
-        let total_bytes = names.iter().map(|n| Ok(source.linear(n)?.stored_bytes())).sum::<Result<u64>>()?;
+        let total_bytes = source.stored_bytes()?;
         let mut done_bytes = 0;
         let weights = Weights::load(&mut backend, source, |bytes| {
             done_bytes += bytes;

@@ -67,6 +67,7 @@ impl Times {
 
 /// A snapshot; see [`crate::Model::stats`].
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Stats {
     /// Requests taken into the queue.
     pub requests: u64,

@@ -13,6 +13,7 @@ const COUNTED_TOKENS: usize = 1 << 14;
 
 /// A prompt: text, tokens as they are, or a conversation.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub enum Prompt<'a> {
     /// Text, tokenized by the model, with the token that starts a text where the model has one.
     Text(&'a str),
@@ -130,7 +131,8 @@ impl Model {
     }
 
     /// The most tokens of a request, and what has no room for more.
-    pub(super) fn context(&self) -> (usize, &'static str) {
+    #[doc(hidden)] // for the bindings
+    pub fn context(&self) -> (usize, &'static str) {
         let Estimate { context_tokens, cache_tokens, .. } = self.inner.estimate;
         let context = self.inner.config.max_context.min(context_tokens.max(1));
         (context, if context == cache_tokens { "KV cache" } else { "context" })
@@ -159,7 +161,9 @@ impl Model {
         if fits { Ok(()) } else { Err(self.too_long(prompt, max_tokens)) }
     }
 
-    pub(super) fn too_long(&self, prompt: usize, max_tokens: usize) -> Error {
+    /// The error for a prompt of so many tokens.
+    #[doc(hidden)] // for the bindings
+    pub fn too_long(&self, prompt: usize, max_tokens: usize) -> Error {
         let (limit, what) = self.context();
         Error::TooLong { prompt, requested: prompt.saturating_add(max_tokens), limit, what }
     }

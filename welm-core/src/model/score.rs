@@ -104,6 +104,7 @@ impl Model {
         options: &ScoreOptions,
     ) -> Result<Vec<Score>> {
         self.inner.engine.expect_here()?;
+        options.validate()?;
         let deadline = options.deadline.and_then(|d| Instant::now().checked_add(d));
         let stop = || interruption(options.cancel.as_ref(), deadline, Instant::now());
         let mut scores = vec![Score { logprob: 0.0, tokens: Vec::new() }; pairs.len()];

@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype as Stored, TensorView};
 use super::*;
 use crate::backend::cpu::Cpu;
 use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource};
-use crate::config::{NormKind, Rope, RopePairing, RopeScaling, Sizes};
+use crate::config::{ModelSizes, NormKind, Rope, RopePairing, RopeScaling};
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::safetensors as files;
 use crate::weights::tensor::Segment;
@@ -21,7 +21,7 @@ fn rope(rotary_dim: usize, base: f32, pairing: RopePairing) -> Rope {
 
 /// Three layers of a small Llama.
 fn plain() -> ModelConfig {
-    let sizes = Sizes {
+    let sizes = ModelSizes {
         vocab_size: 37,
         dim: 48,
         n_layers: 3,

@@ -19,9 +19,9 @@ class LoadOptions(TypedDict, total=False):
 
     device: str
     dtype: Literal["auto", "f32", "bf16", "int8", "float32", "bfloat16"]
+    cache_dtype: Literal["f32", "bf16", "float32", "bfloat16"]
+    activations: Literal["auto", "int8", "int8_rotated", "int16", "int8-rotated"]
     threads: SupportsIndex | None
-    cache_dtype: Literal["bf16", "f32", "bfloat16", "float32"]
-    activations: Literal["auto", "int8", "int16", "int8_rotated"]
     isa: str | None
     context_tokens: SupportsIndex | None
     cache_tokens: SupportsIndex | None
@@ -30,9 +30,9 @@ class LoadOptions(TypedDict, total=False):
     queue_limit: SupportsIndex
     prefix_cache: bool
     copy_weights: bool
-    guard_mapped_files: bool
     memory_limit: SupportsIndex | None
     allow_unread_tensors: bool
+    guard_mapped_files: bool
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -50,11 +50,11 @@ class GenerateOptions(TypedDict, total=False):
     presence_penalty: float
     logit_bias: Mapping[int, float] | None
     stop: str | Sequence[str] | None
+    stop_token_ids: SupportsLenAndGetItem[SupportsIndex] | None
+    ignore_eos: bool
     logprobs: SupportsIndex | None
     seed: SupportsIndex | None
     deadline: float | timedelta | None
     cancel: CancelToken | None
     parse_special: bool
-    ignore_eos: bool
-    stop_token_ids: SupportsLenAndGetItem[SupportsIndex] | None
     cache_salt: str | None

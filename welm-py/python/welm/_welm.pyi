@@ -24,6 +24,7 @@ __all__ = [
     "Stream",
     "Submit",
     "__version__",
+    "option_tables",
     "quantize",
 ]
 
@@ -39,6 +40,10 @@ _Progress: TypeAlias = Callable[[int, int], object]
 def quantize(
     src: str | PathLike[str], dst: str | PathLike[str], /, *, progress: _Progress | None = None
 ) -> None: ...
+
+_OptionRow: TypeAlias = tuple[str, str, str | None, str, str, tuple[Any, ...]]
+
+def option_tables() -> tuple[list[_OptionRow], list[_OptionRow]]: ...
 
 class InternalError(Error): ...
 
@@ -88,9 +93,9 @@ class Model:
         *,
         device: str = "auto",
         dtype: Literal["auto", "f32", "bf16", "int8", "float32", "bfloat16"] = "auto",
+        cache_dtype: Literal["f32", "bf16", "float32", "bfloat16"] = "bf16",
+        activations: Literal["auto", "int8", "int8_rotated", "int16", "int8-rotated"] = "auto",
         threads: SupportsIndex | None = None,
-        cache_dtype: Literal["bf16", "f32", "bfloat16", "float32"] = "bf16",
-        activations: Literal["auto", "int8", "int16", "int8_rotated"] = "auto",
         isa: str | None = None,
         context_tokens: SupportsIndex | None = None,
         cache_tokens: SupportsIndex | None = None,
@@ -99,9 +104,9 @@ class Model:
         queue_limit: SupportsIndex = 1024,
         prefix_cache: bool = True,
         copy_weights: bool = False,
-        guard_mapped_files: bool = True,
         memory_limit: SupportsIndex | None = None,
         allow_unread_tensors: bool = False,
+        guard_mapped_files: bool = True,
         progress: _Progress | None = None,
     ) -> Self: ...
     @overload
@@ -122,13 +127,13 @@ class Model:
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: _Tokens | None = None,
+        ignore_eos: bool = False,
         logprobs: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         parse_special: bool = False,
-        ignore_eos: bool = False,
-        stop_token_ids: _Tokens | None = None,
         cache_salt: str | None = None,
     ) -> Generation: ...
     @overload
@@ -149,13 +154,13 @@ class Model:
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: _Tokens | None = None,
+        ignore_eos: bool = False,
         logprobs: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         parse_special: bool = False,
-        ignore_eos: bool = False,
-        stop_token_ids: _Tokens | None = None,
         cache_salt: str | None = None,
     ) -> list[Generation]: ...
     def stream(
@@ -175,13 +180,13 @@ class Model:
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: _Tokens | None = None,
+        ignore_eos: bool = False,
         logprobs: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         parse_special: bool = False,
-        ignore_eos: bool = False,
-        stop_token_ids: _Tokens | None = None,
         cache_salt: str | None = None,
     ) -> Stream: ...
     @overload
@@ -202,13 +207,13 @@ class Model:
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: _Tokens | None = None,
+        ignore_eos: bool = False,
         logprobs: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         parse_special: bool = False,
-        ignore_eos: bool = False,
-        stop_token_ids: _Tokens | None = None,
         cache_salt: str | None = None,
     ) -> Coroutine[Any, Any, Generation]: ...
     @overload
@@ -229,13 +234,13 @@ class Model:
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: _Tokens | None = None,
+        ignore_eos: bool = False,
         logprobs: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         parse_special: bool = False,
-        ignore_eos: bool = False,
-        stop_token_ids: _Tokens | None = None,
         cache_salt: str | None = None,
     ) -> Coroutine[Any, Any, list[Generation]]: ...
     def stream_async(
@@ -255,13 +260,13 @@ class Model:
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: _Tokens | None = None,
+        ignore_eos: bool = False,
         logprobs: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         parse_special: bool = False,
-        ignore_eos: bool = False,
-        stop_token_ids: _Tokens | None = None,
         cache_salt: str | None = None,
     ) -> AsyncStream: ...
     def chat(
@@ -287,13 +292,13 @@ class Model:
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: _Tokens | None = None,
+        ignore_eos: bool = False,
         logprobs: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         parse_special: bool = False,
-        ignore_eos: bool = False,
-        stop_token_ids: _Tokens | None = None,
         cache_salt: str | None = None,
     ) -> Generation: ...
     def chat_stream(
@@ -319,13 +324,13 @@ class Model:
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: _Tokens | None = None,
+        ignore_eos: bool = False,
         logprobs: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         parse_special: bool = False,
-        ignore_eos: bool = False,
-        stop_token_ids: _Tokens | None = None,
         cache_salt: str | None = None,
     ) -> Stream: ...
     def chat_async(
@@ -351,13 +356,13 @@ class Model:
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: _Tokens | None = None,
+        ignore_eos: bool = False,
         logprobs: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         parse_special: bool = False,
-        ignore_eos: bool = False,
-        stop_token_ids: _Tokens | None = None,
         cache_salt: str | None = None,
     ) -> Coroutine[Any, Any, Generation]: ...
     def chat_stream_async(
@@ -383,13 +388,13 @@ class Model:
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: _Tokens | None = None,
+        ignore_eos: bool = False,
         logprobs: SupportsIndex | None = None,
         seed: SupportsIndex | None = None,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         parse_special: bool = False,
-        ignore_eos: bool = False,
-        stop_token_ids: _Tokens | None = None,
         cache_salt: str | None = None,
     ) -> AsyncStream: ...
     @overload
@@ -473,9 +478,9 @@ class Model:
         *,
         device: str = "auto",
         dtype: Literal["auto", "f32", "bf16", "int8", "float32", "bfloat16"] = "auto",
+        cache_dtype: Literal["f32", "bf16", "float32", "bfloat16"] = "bf16",
+        activations: Literal["auto", "int8", "int8_rotated", "int16", "int8-rotated"] = "auto",
         threads: SupportsIndex | None = None,
-        cache_dtype: Literal["bf16", "f32", "bfloat16", "float32"] = "bf16",
-        activations: Literal["auto", "int8", "int16", "int8_rotated"] = "auto",
         isa: str | None = None,
         context_tokens: SupportsIndex | None = None,
         cache_tokens: SupportsIndex | None = None,
@@ -484,9 +489,9 @@ class Model:
         queue_limit: SupportsIndex = 1024,
         prefix_cache: bool = True,
         copy_weights: bool = False,
-        guard_mapped_files: bool = True,
         memory_limit: SupportsIndex | None = None,
         allow_unread_tensors: bool = False,
+        guard_mapped_files: bool = True,
     ) -> Estimate: ...
     @property
     def config(self) -> ModelConfig: ...

@@ -4,7 +4,7 @@
 use std::fmt::Display;
 
 use super::{divide, keys};
-use crate::config::Sizes;
+use crate::config::ModelSizes;
 use crate::error::{Error, Result};
 use crate::weights::gguf::Gguf;
 use crate::weights::tensor::StoredTensor;
@@ -65,7 +65,7 @@ impl<'a> Metadata<'a> {
     }
 
     /// The sizes, whose keys are the same in every family.
-    pub(crate) fn sizes(&self) -> Result<Sizes> {
+    pub(crate) fn sizes(&self) -> Result<ModelSizes> {
         let (dim, n_heads) = (self.size("embedding_length")?, self.size("attention.head_count")?);
         let by_heads =
             || divide(&self.key("embedding_length"), dim, &self.key("attention.head_count"), n_heads);
@@ -84,7 +84,7 @@ impl<'a> Metadata<'a> {
                 "vocab_size is not the rows of token_embd.weight, which count"
             );
         }
-        Ok(Sizes {
+        Ok(ModelSizes {
             vocab_size,
             dim,
             n_layers: self.size("block_count")?,

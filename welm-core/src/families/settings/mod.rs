@@ -12,18 +12,18 @@ pub(crate) mod rope;
 pub(crate) use fields::Fields;
 pub(crate) use metadata::Metadata;
 
-use crate::config::Sizes;
+use crate::config::ModelSizes;
 use crate::error::{Error, Result};
 
 impl Fields {
     /// The sizes, whose keys are the same in every family.
-    pub(crate) fn sizes(&self) -> Result<Sizes> {
+    pub(crate) fn sizes(&self) -> Result<ModelSizes> {
         let (dim, n_heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
         let head_dim = match self.opt_size("head_dim")? {
             Some(head_dim) => head_dim,
             None => divide("hidden_size", dim, "num_attention_heads", n_heads)?,
         };
-        Ok(Sizes {
+        Ok(ModelSizes {
             vocab_size: self.size("vocab_size")?,
             dim,
             n_layers: self.size("num_hidden_layers")?,

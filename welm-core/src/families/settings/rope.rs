@@ -7,7 +7,7 @@
 
 use super::fields::Fields;
 use super::metadata::Metadata;
-use crate::config::{Rope, RopePairing, RopeScaling, Sizes};
+use crate::config::{ModelSizes, Rope, RopePairing, RopeScaling};
 use crate::error::{Error, Result};
 
 /// How a family spells what stands beside the section, and what holds where nothing does.
@@ -24,7 +24,7 @@ const BASES: [&str; 2] = ["rope_theta", "rotary_emb_base"];
 const PARTS: [&str; 2] = ["partial_rotary_factor", "rotary_pct"];
 
 /// Reads the settings of a folder.
-pub(crate) fn of_folder(f: &Fields, beside: &Beside, sizes: &Sizes) -> Result<Rope> {
+pub(crate) fn of_folder(f: &Fields, beside: &Beside, sizes: &ModelSizes) -> Result<Rope> {
     let (parameters, scaling) = (f.section("rope_parameters")?, f.section("rope_scaling")?);
     if parameters.is_some() && scaling.is_some() {
         tracing::warn!(

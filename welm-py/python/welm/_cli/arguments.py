@@ -1,6 +1,7 @@
 """Flags that several commands have, and what the package's functions want of them.
 
-A flag that is not given is not passed on, so that the defaults are the engine's.
+Flags of options are made of the engine's own tables: names, domains, defaults, help. A flag that is not given is not
+passed on, so that the defaults are the engine's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import welm
 from welm._cli.parser import did_you_mean
 from welm._cli.streams import read_stdin, shown
 from welm._cli.terminal import Progress
+from welm._welm import option_tables
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -21,16 +23,27 @@ if TYPE_CHECKING:
 
 
 class Flag(NamedTuple):
-    """A flag with a value."""
+    """A flag of an option."""
 
     option: str
     """The keyword argument's name; the flag has dashes."""
-    type: Callable[[str], Any]
-    """Reads the value."""
+    type: Callable[[str], Any] | None
+    """Reads the value; a switch has none."""
     metavar: str
     """What the help calls the value."""
     help: str
     """What it is, with its default."""
+    action: str
+    """What argparse does with it."""
+
+    @property
+    def names(self) -> list[str]:
+        """As one types it."""
+        # One that is given several times is named for one value.
+        name = self.option.removesuffix("s") if self.option == "stop_token_ids" else self.option
+        no = "no-" if self.action == "store_false" else ""
+        short = ["-n"] if self.option == "n" else []
+        return [*short, f"--{no}{name.replace('_', '-')}"]
 
 
 def wrong(expected: str, value: str, more: str = "", *, quoted: bool = True) -> argparse.ArgumentTypeError:
@@ -175,125 +188,68 @@ def ids(value: str) -> list[int]:
     return [each(token) for token in value.replace(",", " ").split()]
 
 
-_LONG_NAMES = ("float32", "bfloat16")
-MAX_RUNNING = Whole(1, 4096)
+_READERS: dict[str, tuple[Callable[..., Callable[[str], Any]], str, str]] = {
+    "whole": (Whole, "N", "store"),
+    "real": (lambda least, most: Real(float(least), float(most)), "X", "store"),
+    "named": (Named, "NAME", "store"),
+    "device": (lambda: device, "DEVICE", "store"),
+    "text": (lambda: text, "TEXT", "store"),
+    "texts": (lambda: text, "TEXT", "append"),
+    "tokens": (lambda: Whole(0), "TOKEN", "append"),
+    "biases": (lambda: bias, "TOKEN=X", "append"),
+    "bytes": (lambda: size, "BYTES", "store"),
+    "duration": (lambda: Real(0), "SECONDS", "store"),
+}
+"""Of each type: what makes the reader of its values, what the help calls a value, what argparse does with it."""
 
-LOADING = (
-    Flag("device", device, "DEVICE", "auto, cpu, cuda or cuda:N (default: auto)"),
-    Flag(
-        "dtype",
-        Named(("auto", "f32", "bf16", "int8"), _LONG_NAMES),
-        "TYPE",
-        "of the weights: auto (as exact as the file), f32, bf16 or int8 (default: auto)",
-    ),
-    Flag("threads", Whole(1, 1024), "N", "compute threads (default: all that affinity and cgroup allow)"),
-    Flag(
-        "cache_dtype",
-        Named(("f32", "bf16"), _LONG_NAMES),
-        "TYPE",
-        "of cached keys and values: bf16 or f32 (default: bf16)",
-    ),
-    Flag(
-        "activations",
-        Named(("auto", "int8", "int8_rotated", "int16")),
-        "BITS",
-        "before int8 and four-bit weights: auto, int8, int16 or int8_rotated (CUDA) (default: auto)",
-    ),
-    Flag(
-        "isa", str, "ISA", "instruction set to use at most: scalar; avx2, avxvnni, avx512vnni; neon, neondot"
-    ),
-    Flag("context_tokens", Whole(1, 1 << 24), "N", "most tokens of a sequence (default: the model's limit)"),
-    Flag(
-        "cache_tokens",
-        Whole(1, 1 << 32),
-        "N",
-        "tokens that the KV cache holds (default: eight contexts, at most 32768)",
-    ),
-    Flag(
-        "chunk_tokens",
-        Whole(1, 65536),
-        "N",
-        "prompt tokens computed in a step (default: 256; on CUDA 2048, or what memory has room for)",
-    ),
-    Flag("max_running", MAX_RUNNING, "N", "most sequences that run at once (default: 64)"),
-    Flag("queue_limit", Whole(1, 1 << 20), "N", "most sequences that wait (default: 1024)"),
-    Flag(
-        "memory_limit",
-        size,
-        "BYTES",
-        "for weights, cache and scratch, such as 8G (default: what is available)",
-    ),
+_MORE = {
+    "device": ": auto, cpu, cuda or cuda:N",
+    "memory_limit": ", such as 8G",
+    "logprobs": "; colours the text on a terminal, and is told with --json",
+}
+"""What the help says beside the engine's sentence."""
+
+
+def _flag(
+    name: str, doc: str, default: str | None, unset: str, kind: str, values: tuple[Any, ...]
+) -> Flag | None:
+    """The flag of a row of the engine's table; ``None`` if only a program can give the option.
+
+    ``doc`` is a sentence, ``unset`` what holds without a default, ``kind`` the type, ``values`` what it may be.
+    """
+    about = doc.rstrip(".") if doc[:2].isupper() else doc[0].lower() + doc[1:].rstrip(".")
+    if kind == "switch":
+        off = default == "true"
+        about = about.removeprefix("whether ")
+        about = f"switches this off: {about}" if off else about
+        return Flag(name, None, "", about, "store_false" if off else "store_true")
+    if kind not in _READERS:
+        return None
+    make, metavar, action = _READERS[kind]
+    reader = make(*values)
+    about += f": {reader.domain}" if isinstance(reader, Named) else _MORE.get(name, "")
+    about += "; may be given several times" if action == "append" else f" (default: {default or unset})"
+    return Flag(name, reader, metavar, about, action)
+
+
+LOADING, REQUEST = (
+    tuple(flag for row in table if (flag := _flag(*row)) is not None) for table in option_tables()
 )
 
-REQUEST = (
-    Flag("max_tokens", Whole(0), "N", "most tokens generated (default: 16)"),
-    Flag("temperature", Real(0, 100), "T", "divides the logits; 0 is greedy (default: 0.85)"),
-    Flag(
-        "top_p",
-        Real(0, 1),
-        "P",
-        "keeps the likeliest tokens up to this probability; 1 is off (default: 0.95)",
-    ),
-    Flag("top_k", Whole(0), "K", "keeps this many of the likeliest tokens; 0 is off (default: 50)"),
-    Flag("n", Whole(1, 128), "N", "sequences; the prompt is computed once (default: 1)"),
-    Flag(
-        "min_p",
-        Real(0, 1),
-        "P",
-        "drops tokens below this share of the likeliest's probability (default: 0.0)",
-    ),
-    Flag("repetition_penalty", Real(0.01, 100), "X", "above 1, makes repetition less likely (default: 1.0)"),
-    Flag(
-        "frequency_penalty",
-        Real(-100, 100),
-        "X",
-        "subtracted for each time that a token was generated (default: 0.0)",
-    ),
-    Flag(
-        "presence_penalty",
-        Real(-100, 100),
-        "X",
-        "subtracted once if a token was generated before (default: 0.0)",
-    ),
-    Flag(
-        "logit_bias",
-        bias,
-        "TOKEN=X",
-        "added to the logit of a token's id; -inf rules it out; may be given several times",
-    ),
-    Flag("stop", text, "TEXT", "ends the text, and is no part of it; may be given several times"),
-    Flag(
-        "stop_token_ids",
-        Whole(0),
-        "TOKEN",
-        "id of a token that ends the text, with --ignore-eos, too; may be given several times",
-    ),
-    Flag("cache_salt", text, "TEXT", "shares prompts' beginnings with requests of the same salt only"),
-    Flag(
-        "logprobs",
-        Whole(0, 100),
-        "K",
-        "colours tokens by probability on a terminal; with --json, gives it for each and for K alternatives",
-    ),
-    Flag(
-        "seed",
-        Whole(0, (1 << 64) - 1),
-        "SEED",
-        "the same seed gives the same text (default: drawn, and told)",
-    ),
-    Flag("deadline", Real(0), "SECONDS", "ends with what there is after this time"),
-)
+
+def most(option: str) -> int | None:
+    """The largest value of an option that is a whole number."""
+    domains = [flag.type for flag in (*LOADING, *REQUEST) if flag.option == option]
+    return next(domain.most for domain in domains if isinstance(domain, Whole))
 
 
 def add_flags(add: Callable[..., object], flags: Iterable[Flag], without: Collection[str] = ()) -> None:
     """Adds flags, but for some."""
     for flag in flags:
-        if flag.option not in without:
-            # One that is given several times is named for one value.
-            name = "stop_token_id" if flag.option == "stop_token_ids" else flag.option
-            names = (["-n"] if flag.option == "n" else []) + [f"--{name.replace('_', '-')}"]
-            action = "append" if flag.option in ("stop", "stop_token_ids", "logit_bias") else "store"
-            add(*names, dest=flag.option, type=flag.type, metavar=flag.metavar, help=flag.help, action=action)
+        if flag.option in without:
+            continue
+        value = {} if flag.type is None else {"type": flag.type, "metavar": flag.metavar}
+        add(*flag.names, dest=flag.option, help=flag.help, action=flag.action, **value)
 
 
 def add_loading(parser: ArgumentParser, *, path: bool = True) -> None:
@@ -302,41 +258,12 @@ def add_loading(parser: ArgumentParser, *, path: bool = True) -> None:
     about = "Hugging Face folder, int8 folder or GGUF file (default: the small model in this package)"
     group.add_argument("--model", metavar="PATH", default=None, help=about if path else "the same as PATH")
     add_flags(group.add_argument, LOADING)
-    group.add_argument(
-        "--no-prefix-cache",
-        dest="prefix_cache",
-        action="store_false",
-        help="do not share prompts' beginnings",
-    )
-    group.add_argument(
-        "--no-guard-mapped-files",
-        dest="guard_mapped_files",
-        action="store_false",
-        help="let a model file that is truncated meanwhile end the process",
-    )
-    group.add_argument(
-        "--copy-weights",
-        action="store_true",
-        help="weights in memory of the process, in huge pages, instead of the mapped file",
-    )
-    group.add_argument(
-        "--allow-unread-tensors",
-        action="store_true",
-        help="load a model though it has tensors that nothing reads, such as heads for other tasks",
-    )
 
 
 def add_request(parser: ArgumentParser, *, without: Collection[str] = ()) -> None:
     """Adds the flags of a request."""
     group = parser.add_argument_group("request")
     add_flags(group.add_argument, REQUEST, without)
-    for option, about in (
-        ("echo", "the prompt is part of the text"),
-        ("parse_special", "special tokens written in the prompt are special"),
-        ("ignore_eos", "the model may not end the text"),
-    ):
-        if option not in without:
-            group.add_argument(f"--{option.replace('_', '-')}", dest=option, action="store_true", help=about)
 
 
 def add_json(parser: ArgumentParser, about: str) -> None:
@@ -346,15 +273,12 @@ def add_json(parser: ArgumentParser, about: str) -> None:
 
 def loading(args: Namespace) -> dict[str, Any]:
     """Keyword arguments of :class:`welm.Model`, but for the path."""
-    switches = ["prefix_cache", "copy_weights", "guard_mapped_files", "allow_unread_tensors"]
-    names = [flag.option for flag in LOADING] + switches
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return {flag.option: getattr(args, flag.option) for flag in LOADING if hasattr(args, flag.option)}
 
 
 def request(args: Namespace) -> dict[str, Any]:
     """Keyword arguments of :meth:`welm.Model.generate`."""
-    names = [flag.option for flag in REQUEST] + ["echo", "parse_special", "ignore_eos"]
-    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    options = {flag.option: getattr(args, flag.option) for flag in REQUEST if hasattr(args, flag.option)}
     if "logit_bias" in options:
         given: list[tuple[int, float]] = options["logit_bias"]
         options["logit_bias"] = {token: sum(x for t, x in given if t == token) for token, _ in given}

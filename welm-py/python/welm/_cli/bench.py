@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from welm._cli.answer import print_json
-from welm._cli.arguments import MAX_RUNNING, Counts, Whole, add_json, add_loading, load
+from welm._cli.arguments import Counts, Whole, add_json, add_loading, load, most
 from welm._cli.streams import Failure
 from welm._cli.terminal import megabytes, put
 
@@ -46,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sequences",
-        type=Counts(MAX_RUNNING.most),
+        type=Counts(most("max_running")),
         metavar="N",
         default=[1, 8],
         help=f"how many at once, {many} (default: 1,8)",
