@@ -37,7 +37,7 @@ fn main() {
                 while let Some((library, source)) =
                     jobs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
                 {
-                    if let Err(e) = compile::compile(source, &cuda, &emulator, library, 2) {
+                    if let Err(e) = compile::compile(source, &cuda, &emulator, library, "2") {
                         panic!("{e}");
                     }
                 }

@@ -2,13 +2,16 @@
 //!
 //! `tests/capi/install` installs welm first; `WELM_PREFIX` says where if it is elsewhere. Needs g++, cmake, pkg-config
 //! and, of Debian, libmicrohttpd-dev, libcpp-httplib-dev and nlohmann-json3-dev.
+//!
+//! C++ is slow to compile, so each file is compiled once for CMake and once for pkg-config, and linked for both kinds of
+//! library where that is what is tested; tests/capi.rs has all pairs of a build system and a kind, in C.
 
 #[path = "cpp/hostile.rs"]
 mod hostile;
 #[path = "cpp/service.rs"]
 mod service;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read;
 use std::net::TcpStream;
 use std::path::Path;
@@ -19,7 +22,7 @@ use service::{Service, events, read_all, read_answer};
 use tempfile::TempDir;
 use welm_tests::installed::Linkage::{self, Shared, Static};
 use welm_tests::installed::{
-    PREFIX, check_linkage, cmake, cmake_linkage, code_blocks, linking, pin_arguments, run,
+    PREFIX, check_linkage, cmake_in, cmake_linkage, code_blocks, linking, pin_arguments, run,
 };
 use welm_tests::{data, nano};
 
@@ -27,18 +30,31 @@ use welm_tests::{data, nano};
 const STRICT: [&str; 7] =
     ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-Wshadow"];
 
-/// Builds a CMake project against the installed package, with these targets or all.
+/// Builds targets of a CMake project against the installed package, and gives a folder with these programs.
+///
+/// All tests, and the next run, share what is compiled: one after the other they build in the same folder.
 fn build(source: &str, linkage: Linkage, targets: &[&str]) -> TempDir {
+    let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join(source.replace('/', "-"));
+    fs::create_dir_all(&shared).unwrap();
+    let lock = File::create(shared.join("lock")).unwrap();
+    lock.lock().unwrap();
+    // Of another prefix or linkage, perhaps.
+    let _ = fs::remove_file(shared.join("CMakeCache.txt"));
     let flags = format!("-DCMAKE_CXX_FLAGS={}", STRICT[1..].join(" "));
     let options = ["-DCMAKE_BUILD_TYPE=Release".into(), flags, cmake_linkage(linkage)];
-    let (folder, built) = cmake(&data(source), &PREFIX, &options, targets);
-    built.unwrap();
-    folder
+    cmake_in(&shared, &data(source), &PREFIX, &options, targets).unwrap();
+    let own = tempfile::tempdir().unwrap();
+    for program in targets {
+        fs::copy(shared.join(program), own.path().join(program)).unwrap();
+    }
+    own
 }
+
+const CONSUMERS: [&str; 2] = ["consumer", "no_exceptions"];
 
 /// Runs the consumers of `tests/cpp`.
 fn consume(folder: &Path, linkage: Linkage) {
-    for program in ["consumer", "no_exceptions"] {
+    for program in CONSUMERS {
         check_linkage(&folder.join(program), linkage);
         run(Command::new(folder.join(program)).arg(nano()).args(pin_arguments().iter().flatten()));
     }
@@ -46,26 +62,29 @@ fn consume(folder: &Path, linkage: Linkage) {
 
 #[test]
 fn consumers_through_pkg_config() {
-    let source = |name: &str| data("tests/cpp").join(name);
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for (source, more) in
+        [("consumer", &[][..]), ("other", &[]), ("no_exceptions", &["-fno-exceptions", "-fno-rtti"])]
+    {
+        let mut command = Command::new("g++");
+        command.args(STRICT).arg("-O1").args(more).args(linking(Shared)).arg("-c");
+        run(command.arg(data("tests/cpp").join(format!("{source}.cpp"))).arg("-o").arg(at(source)));
+    }
     for linkage in [Shared, Static] {
-        let folder = tempfile::tempdir().unwrap();
-        for (program, sources, more) in [
-            ("consumer", &["consumer.cpp", "other.cpp"][..], &["-O1"][..]),
-            ("no_exceptions", &["no_exceptions.cpp"], &["-O1", "-fno-exceptions", "-fno-rtti"]),
-        ] {
+        let linked = tempfile::tempdir().unwrap();
+        for (program, objects) in CONSUMERS.iter().zip([&["consumer", "other"][..], &["no_exceptions"]]) {
             let mut command = Command::new("g++");
-            command.args(STRICT).args(more).args(sources.iter().map(|s| source(s)));
-            run(command.arg("-o").arg(folder.path().join(program)).args(linking(linkage)).arg("-lpthread"));
+            command.args(objects.iter().map(|object| at(object))).arg("-o").arg(linked.path().join(program));
+            run(command.args(linking(linkage)).arg("-lpthread"));
         }
-        consume(folder.path(), linkage);
+        consume(linked.path(), linkage);
     }
 }
 
 #[test]
 fn consumers_through_cmake() {
-    for linkage in [Shared, Static] {
-        consume(build("tests/cpp", linkage, &[]).path(), linkage);
-    }
+    consume(build("tests/cpp", Static, &CONSUMERS).path(), Static);
 }
 
 #[test]
@@ -295,17 +314,16 @@ fn sigterm_lets_requests_end(mut service: Service) {
     assert!(TcpStream::connect(("127.0.0.1", service.port)).is_err());
 }
 
+/// With the static library; those below are with the shared one.
 #[test]
 fn the_service() {
-    for linkage in [Shared, Static] {
-        let build = build("examples/cpp", linkage, &["serve"]);
-        check_linkage(&build.path().join("serve"), linkage);
-        let service = Service::start(build.path(), &nano(), &[]);
-        answers_are_right(&service);
-        errors_have_their_status(&service);
-        hanging_up_cancels(&service);
-        sigterm_lets_requests_end(service);
-    }
+    let build = build("examples/cpp", Static, &["serve"]);
+    check_linkage(&build.path().join("serve"), Static);
+    let service = Service::start(build.path(), &nano(), &[]);
+    answers_are_right(&service);
+    errors_have_their_status(&service);
+    hanging_up_cancels(&service);
+    sigterm_lets_requests_end(service);
 }
 
 /// Loads the service for some seconds; `WELM_LOAD_SECONDS=60` for the long version.

@@ -48,11 +48,11 @@ fn mixed(i: usize) -> (String, GenerateOptions) {
     (prompt, options)
 }
 
-const REQUESTS: usize = 256;
+const REQUESTS: usize = 160;
 
 /// Every request by itself, on an engine without prefix cache.
 fn alone() -> Vec<Vec<Choice>> {
-    let model = load(&LoadOptions { prefix_cache: false, ..LoadOptions::default() });
+    let model = load(&LoadOptions { prefix_cache: false, threads: Some(1), ..LoadOptions::default() });
     let run = |i| {
         let (prompt, options) = mixed(i);
         model.generate(&prompt, &options).unwrap().choices

@@ -194,7 +194,7 @@ fn circle(imports: &Imports) -> Option<Vec<String>> {
         let here = way.last().expect("a way has a beginning").clone();
         for (_, next) in imports.keys().filter(|(from, _)| *from == here) {
             if let Some(at) = way.iter().position(|module| module == next) {
-                return Some([&way[at..], &[next.clone()]].concat());
+                return Some([&way[at..], std::slice::from_ref(next)].concat());
             }
             if !done.contains(next) {
                 way.push(next.clone());

@@ -79,17 +79,29 @@ pub fn cmake(
     targets: &[&str],
 ) -> (TempDir, Result<(), String>) {
     let build = tempfile::tempdir().unwrap();
+    let built = cmake_in(build.path(), source, prefix, options, targets);
+    (build, built)
+}
+
+/// The same in a folder that may have been built in before.
+pub fn cmake_in(
+    build: &Path,
+    source: &Path,
+    prefix: &Path,
+    options: &[String],
+    targets: &[&str],
+) -> Result<(), String> {
     let mut configure = Command::new("cmake");
-    configure.arg("-S").arg(source).arg("-B").arg(build.path()).args(options);
+    configure.arg("-S").arg(source).arg("-B").arg(build).args(options);
     let output = configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display())).output();
     let output = output.expect("cmake runs");
     if !output.status.success() {
-        return (build, Err(String::from_utf8_lossy(&output.stderr).into_owned()));
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
     for target in if targets.is_empty() { &["all"] } else { targets } {
-        run(Command::new("cmake").arg("--build").arg(build.path()).args(["--parallel", "--target", target]));
+        run(Command::new("cmake").arg("--build").arg(build).args(["--parallel", "--target", target]));
     }
-    (build, Ok(()))
+    Ok(())
 }
 
 /// The CMake option for a linkage.

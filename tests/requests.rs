@@ -729,7 +729,7 @@ fn tokens_and_conversations_are_scored() {
     let continuations = [Prompt::Text(continuation), Prompt::Tokens(&ids_after)];
     let pairs: Vec<_> = prompts.iter().flat_map(|&p| continuations.map(|c| (p, c))).collect();
     assert_eq!(model.score_pairs(&pairs, &options).unwrap(), vec![want.clone(); 6]);
-    assert_eq!(model.score(&chat, &[continuation]).unwrap(), [want.clone()]);
+    assert_eq!(model.score(&chat, &[continuation]).unwrap(), std::slice::from_ref(&want));
     assert_eq!(model.score(&prompt_ids, &[continuation]).unwrap(), [want]);
 
     // Ids are taken as they are, where texts would merge: these two stay two tokens.

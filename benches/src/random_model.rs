@@ -168,7 +168,7 @@ pub fn write(folder: &Path, config: &ModelConfig) -> Result<()> {
     // As `welm_core::quantize` names and shapes them.
     let mut matrix = |name: &str, rows: usize, cols: usize, bias: bool| {
         let (down, across) = (rows.div_ceil(16), cols.div_ceil(32));
-        let groups = if cols % 64 == 0 { cols.div_ceil(128) } else { across };
+        let groups = if cols.is_multiple_of(64) { cols.div_ceil(128) } else { across };
         let first = tensors.len() * 104_729 % PERIOD; // another beginning for each
         let weight =
             Tensor { dtype: Stored::U8, shape: vec![down, across, 8, 16, 4], pattern: &weights, first };

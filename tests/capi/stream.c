@@ -60,7 +60,7 @@ static void pieces_make_the_text(const context *c) {
     const char *const stop[] = {"。\n"};
     int i;
     for (i = 0; i < 8; i += c->slow ? 3 : 1) {
-        welm_generate_options options = greedy(30);
+        welm_generate_options options = greedy(c->slow ? 12 : 30);
         welm_generation *generation;
         welm_stream *stream;
         sums s;
@@ -131,7 +131,9 @@ static void early_ends(const context *c) {
     wait_for_rest(c->model);
 
     /* Waited for no longer than told: not every token is there at once, and each is some time. */
+    options.max_tokens = 40;
     stream = open_stream(c->model, "床前明月光，", &options);
+    options = endless();
     do {
         piece = UNTOUCHED;
         status = welm_stream_next_timeout(stream, 0, &piece, &error);

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Compiles `source` with the headers of `cuda` (the kernels' own folder, or a changed copy) to `library`, optimised as
-/// `-O<level>` says.
+/// `-O<level>` says: `2` for what runs long, `g` for what is compiled to run once.
 ///
 /// Misaligned accesses and local arrays out of bounds end in a trap. Products are not contracted to fused ones
 /// where the source does not say so, unlike nvcc's: what is equal to the bit must be written that way.
@@ -13,7 +13,7 @@ pub fn compile(
     cuda: &Path,
     emulator: &Path,
     library: &Path,
-    level: u32,
+    level: &str,
 ) -> Result<(), String> {
     let mut gxx = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "g++".into()));
     // The emulator's headers first: its ptx.cuh stands in for the kernels'.

@@ -76,7 +76,7 @@ fn waits_that_never_end_are_errors() {
     let (source, library) = (folder.path().join("waits.cu"), folder.path().join("waits.so"));
     fs::write(&source, WAITS).unwrap();
     let emulator = Path::new(env!("CARGO_MANIFEST_DIR")).join("emulator");
-    compile(&source, folder.path(), &emulator, &library, 1).unwrap();
+    compile(&source, folder.path(), &emulator, &library, "g").unwrap();
     for seed in 1..9 {
         let libraries = HashMap::from([("waits".to_owned(), library.clone())]);
         let options = Options { capability: (9, 0), seed, libraries, ..Options::default() };

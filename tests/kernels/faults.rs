@@ -62,7 +62,7 @@ impl Fault {
         let source = rewrite(&format!("{}.cu", self.library), &keep);
         let library = source.with_extension("so");
         // Little of it runs before the check fails.
-        compile(&source, folder.path(), &root.join("emulator"), &library, 1).unwrap();
+        compile(&source, folder.path(), &root.join("emulator"), &library, "g").unwrap();
 
         let first = Options::default().seed;
         (first..first + seeds).find_map(|seed| {

@@ -74,7 +74,7 @@ impl welm_model {
         let config = welm_config {
             family: family.as_ptr(),
             backend: backend.as_ptr(),
-            n_params: c.n_params() as u64,
+            n_params: c.n_params(),
             vocab_size: c.vocab_size,
             dim: c.dim,
             n_layers: c.n_layers,

@@ -50,7 +50,7 @@
 //! transformer, sampler            forward; logits to ids
 //! output, estimate                what comes back; what memory it takes
 //! engine                          the thread that computes all requests
-//! model                           the handle
+//! model, measured                 the handle; parts of the engine for benches
 //! ```
 
 mod backend;
@@ -65,6 +65,8 @@ mod finish_reason;
 mod host;
 mod isa;
 mod kv_cache;
+#[doc(hidden)]
+pub mod measured;
 mod memory;
 mod model;
 mod options;

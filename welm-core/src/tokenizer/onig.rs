@@ -471,7 +471,7 @@ impl Parser {
                 return Err("an endless repetition of what may be empty".into());
             }
             // Of two quantifiers only `{n,m}+` is taken: Oniguruma turns `a+?*` and such into others.
-            if counted_before && !(min == 1 && max.is_none() && !lazy && !possessive) {
+            if counted_before && (min != 1 || max.is_some() || lazy || possessive) {
                 return Err("a repeated quantifier".into());
             }
             node = match possessive {

@@ -12,6 +12,8 @@
 //! should be, and known, stands in the record; an update takes less of it, never more (`=worse` takes that too).
 //! Without `WELM_CUOBJDUMP`, which `tests/run` sets, only the parts of this test are tested.
 
+#![cfg(feature = "fatbin")]
+
 mod launches;
 mod occupancy;
 mod sass;
