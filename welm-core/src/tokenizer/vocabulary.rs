@@ -53,6 +53,56 @@ pub(super) struct Declared {
     max_input_chars_per_word: Option<usize>,
 }
 
+impl Declared {
+    /// The type of the model, all of whose fields are known to it.
+    fn kind(&self) -> Result<&'static str> {
+        // Files of early versions have no type.
+        let kind = match (&self.kind, &self.vocab) {
+            (Some(kind), _) => kind.as_str(),
+            (None, Tokens::Scores(_)) => "Unigram",
+            (None, _) if self.merges.is_some() => "BPE",
+            (None, _) if self.max_input_chars_per_word.is_some() => "WordPiece",
+            (None, _) => "WordLevel",
+        };
+        // What each kind has; another's field would be one that nobody reads.
+        let (kind, allowed): (_, &[&str]) = match kind {
+            "BPE" => (
+                "BPE",
+                &[
+                    "unk_token",
+                    "continuing_subword_prefix",
+                    "end_of_word_suffix",
+                    "fuse_unk",
+                    "ignore_merges",
+                    "byte_fallback",
+                    "merges",
+                ],
+            ),
+            "Unigram" => ("Unigram", &["unk_id", "byte_fallback"]),
+            "WordLevel" => ("WordLevel", &["unk_token"]),
+            "WordPiece" => {
+                ("WordPiece", &["unk_token", "continuing_subword_prefix", "max_input_chars_per_word"])
+            }
+            kind => return refuse(format!("model: unknown type `{kind}`")),
+        };
+        let there = [
+            ("merges", self.merges.is_some()),
+            ("unk_token", self.unk_token.is_some()),
+            ("unk_id", self.unk_id.is_some()),
+            ("continuing_subword_prefix", self.continuing_subword_prefix.is_some()),
+            ("end_of_word_suffix", self.end_of_word_suffix.is_some()),
+            ("fuse_unk", self.fuse_unk.is_some()),
+            ("byte_fallback", self.byte_fallback.is_some()),
+            ("ignore_merges", self.ignore_merges.is_some()),
+            ("max_input_chars_per_word", self.max_input_chars_per_word.is_some()),
+        ];
+        if let Some((name, _)) = there.iter().find(|(name, there)| *there && !allowed.contains(name)) {
+            return refuse(format!("model {kind}: unknown field `{name}`"));
+        }
+        Ok(kind)
+    }
+}
+
 /// Two spellings are in use.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -207,44 +257,7 @@ fn check_ids(vocab: &HashMap<String, u32>) -> Result<()> {
 impl Vocabulary {
     /// The model that a `tokenizer.json` declares; `byte_level` if words come in the byte alphabet.
     pub(super) fn new(declared: Declared, byte_level: bool) -> Result<Self> {
-        // Files of early versions have no type.
-        let kind = match (&declared.kind, &declared.vocab) {
-            (Some(kind), _) => kind.as_str(),
-            (None, Tokens::Scores(_)) => "Unigram",
-            (None, _) if declared.merges.is_some() => "BPE",
-            (None, _) if declared.max_input_chars_per_word.is_some() => "WordPiece",
-            (None, _) => "WordLevel",
-        };
-        // What each kind has; another's field would be one that nobody reads.
-        let allowed: &[&str] = match kind {
-            "BPE" => &[
-                "unk_token",
-                "continuing_subword_prefix",
-                "end_of_word_suffix",
-                "fuse_unk",
-                "ignore_merges",
-                "byte_fallback",
-                "merges",
-            ],
-            "Unigram" => &["unk_id", "byte_fallback"],
-            "WordLevel" => &["unk_token"],
-            "WordPiece" => &["unk_token", "continuing_subword_prefix", "max_input_chars_per_word"],
-            kind => return refuse(format!("model: unknown type `{kind}`")),
-        };
-        let there = [
-            ("merges", declared.merges.is_some()),
-            ("unk_token", declared.unk_token.is_some()),
-            ("unk_id", declared.unk_id.is_some()),
-            ("continuing_subword_prefix", declared.continuing_subword_prefix.is_some()),
-            ("end_of_word_suffix", declared.end_of_word_suffix.is_some()),
-            ("fuse_unk", declared.fuse_unk.is_some()),
-            ("byte_fallback", declared.byte_fallback.is_some()),
-            ("ignore_merges", declared.ignore_merges.is_some()),
-            ("max_input_chars_per_word", declared.max_input_chars_per_word.is_some()),
-        ];
-        if let Some((name, _)) = there.iter().find(|(name, there)| *there && !allowed.contains(name)) {
-            return refuse(format!("model {kind}: unknown field `{name}`"));
-        }
+        let kind = declared.kind()?;
         let vocab = match declared.vocab {
             Tokens::Ids(vocab) if kind != "Unigram" => vocab,
             Tokens::Scores(vocab) if kind == "Unigram" => {

@@ -2,9 +2,10 @@
 
 use std::rc::Rc;
 
+use super::compare::equal;
 use super::eval::{CallArgs, Interpreter};
 use super::text;
-use super::value::{Dict, Result, Value, equal, fault, undefined, unsupported};
+use super::value::{Dict, Result, Value, fault, undefined, unsupported};
 
 const LIST: [&str; 3] = ["copy", "count", "index"];
 const DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];

@@ -2,10 +2,11 @@
 
 use std::rc::Rc;
 
+use super::compare::{compare, equal};
 use super::eval::{CallArgs, Interpreter};
-use super::filters::{FILTERS, FILTERS_ABSENT};
+use super::filters;
 use super::ops;
-use super::value::{Result, Value, compare, equal, fault};
+use super::value::{Result, Value, fault};
 
 pub(super) const TESTS: [&str; 39] = [
     "!=",
@@ -122,7 +123,7 @@ pub(super) fn apply(cx: &Interpreter, name: &str, value: &Value, args: CallArgs)
         }
         "filter" | "test" => match value {
             Value::Str(asked) if name == "test" => TESTS.contains(&&**asked),
-            Value::Str(asked) => FILTERS.contains(&&**asked) || FILTERS_ABSENT.contains(&&**asked),
+            Value::Str(asked) => filters::is_known(asked),
             Value::List(_) | Value::Dict(_) | Value::View(..) => {
                 return fault(format!("unhashable type: '{}'", value.type_name()));
             }

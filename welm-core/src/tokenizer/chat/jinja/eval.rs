@@ -5,15 +5,16 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::super::json::Json;
+use super::ast::{self, Expr, For, Kind, MacroDef, Statement, Target};
 use super::attributes;
 use super::checks;
+use super::compare::{compare, equal};
 use super::filters;
 use super::functions;
+use super::loops::Loop;
 use super::ops;
-use super::parser::{self, Expr, For, Kind, MacroDef, Statement, Target};
-use super::value::{
-    Dict, Fault, Fuel, Result, Value, compare, equal, fault, undefined, undefined_name, unsupported,
-};
+use super::parser::parse;
+use super::value::{Dict, Fault, Fuel, Result, Value, fault, undefined, undefined_name, unsupported};
 
 /// How deep statements, expressions and macros may lie in each other while they run: each takes a piece of the stack.
 const MAX_DEPTH: usize = 1500;
@@ -49,16 +50,6 @@ impl Scope {
 pub(super) struct Macro {
     pub(super) def: Rc<MacroDef>,
     scope: Rc<Scope>,
-}
-
-/// The variable `loop`.
-pub(super) struct Loop {
-    items: Vec<Value>,
-    at: Cell<usize>,
-    depth: usize,
-    changed: RefCell<Option<Value>>,
-    /// What `loop(...)` goes on with.
-    again: Option<(Rc<For>, Rc<Scope>)>,
 }
 
 pub(super) struct Cycler {
@@ -113,7 +104,7 @@ pub(super) struct Interpreter {
 
 /// The text of a template. Each variable is a name and a value.
 pub(in super::super) fn render(source: &str, variables: &[(&str, &Json)], fuel: u64) -> Result<String> {
-    let template = parser::parse(source)?;
+    let template = parse(source)?;
     let fuel = Fuel::new(fuel);
     let variable = |(name, json): &(&str, &Json)| Ok((Rc::from(*name), Value::from_json(json, &fuel)?));
     let variables = variables.iter().map(variable).collect::<Result<HashMap<Rc<str>, _>>>()?;
@@ -444,7 +435,7 @@ impl Interpreter {
         }
     }
 
-    fn args(&self, args: &parser::Args, scope: &Rc<Scope>) -> Result<CallArgs> {
+    fn args(&self, args: &ast::Args, scope: &Rc<Scope>) -> Result<CallArgs> {
         let mut given = CallArgs::default();
         for arg in &args.positional {
             given.positional.push(self.eval(arg, scope)?);
@@ -565,56 +556,4 @@ pub(super) fn set_attribute(namespace: &mut Dict, name: &Rc<str>, value: Value, 
         return fault(format!("cannot store the attribute '{name}', which begins with _, on a namespace"));
     }
     namespace.insert(Value::Str(name.clone()), value, fuel)
-}
-
-impl Loop {
-    pub(super) fn len(&self) -> usize {
-        self.items.len()
-    }
-
-    /// An attribute of `loop`.
-    pub(super) fn attribute(&self, name: &str) -> Option<Value> {
-        let (i, n) = (self.at.get(), self.items.len());
-        Some(match name {
-            "index" => (i + 1).into(),
-            "index0" => i.into(),
-            "revindex" => (n - i).into(),
-            "revindex0" => (n - i - 1).into(),
-            "first" => (i == 0).into(),
-            "last" => (i + 1 == n).into(),
-            "length" => n.into(),
-            "depth" => (self.depth + 1).into(),
-            "depth0" => self.depth.into(),
-            "previtem" => match i.checked_sub(1) {
-                Some(i) => self.items[i].clone(),
-                None => undefined("there is no previous item"),
-            },
-            "nextitem" => match self.items.get(i + 1) {
-                Some(item) => item.clone(),
-                None => undefined("there is no next item"),
-            },
-            _ => return None,
-        })
-    }
-
-    pub(super) fn cycle(&self, values: Vec<Value>) -> Result<Value> {
-        match values.len() {
-            0 => fault("no items for cycling given"),
-            n => Ok(values[self.at.get() % n].clone()),
-        }
-    }
-
-    pub(super) fn changed(&self, values: Vec<Value>, fuel: &Fuel) -> Result<Value> {
-        // A list refuses this loop and what may come to hold it, which would never be freed.
-        let values = Value::list(values)?;
-        let mut last = self.changed.borrow_mut();
-        let same = match &*last {
-            Some(last) => equal(last, &values, fuel)?,
-            None => false,
-        };
-        if !same {
-            *last = Some(values);
-        }
-        Ok((!same).into())
-    }
 }

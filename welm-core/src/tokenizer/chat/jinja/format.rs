@@ -41,6 +41,51 @@ fn precision(n: usize) -> Result<usize> {
     Ok(n)
 }
 
+/// Flags, width and precision; `next` gives the values that stand for `*`.
+fn spec_of_printf<'t, 'v>(
+    mut rest: &'t str,
+    mut next: impl FnMut() -> Result<&'v Value>,
+) -> Result<(Spec, &'t str)> {
+    let mut spec = Spec::default();
+    while let Some(flag) = rest.chars().next().filter(|c| "#0- +".contains(*c)) {
+        match flag {
+            '#' => spec.alternate = true,
+            '0' => spec.zero = true,
+            '-' => spec.align = Some('<'),
+            '+' => spec.sign = Some('+'),
+            _ => spec.sign = spec.sign.or(Some(' ')),
+        }
+        rest = &rest[1..];
+    }
+    let star = |value: &Value| match value.as_int() {
+        Some(i) => Ok(i),
+        None => fault("* wants int"),
+    };
+    if let Some(after) = rest.strip_prefix('*') {
+        let width = star(next()?)?;
+        if width < 0 {
+            spec.align = Some('<');
+        }
+        spec.width = size(width.checked_abs().unwrap_or(i128::MAX))?;
+        rest = after;
+    } else {
+        let (width, after) = digits(rest)?;
+        spec.width = width.unwrap_or(0);
+        rest = after;
+    }
+    if let Some(after) = rest.strip_prefix('.') {
+        if let Some(after) = after.strip_prefix('*') {
+            spec.precision = Some(size(star(next()?)?)?);
+            rest = after;
+        } else {
+            let (n, after) = digits(after)?;
+            spec.precision = Some(n.unwrap_or(0));
+            rest = after;
+        }
+    }
+    Ok((spec, rest))
+}
+
 /// `"text %s" % value`.
 pub(super) fn printf(fuel: &Fuel, text: &str, value: &Value) -> Result<String> {
     let mut args = match value {
@@ -71,43 +116,8 @@ pub(super) fn printf(fuel: &Fuel, text: &str, value: &Value) -> Result<String> {
             Some(value) => Ok(value),
             None => fault("not enough arguments for format string"),
         };
-        let mut spec = Spec::default();
-        while let Some(flag) = rest.chars().next().filter(|c| "#0- +".contains(*c)) {
-            match flag {
-                '#' => spec.alternate = true,
-                '0' => spec.zero = true,
-                '-' => spec.align = Some('<'),
-                '+' => spec.sign = Some('+'),
-                _ => spec.sign = spec.sign.or(Some(' ')),
-            }
-            rest = &rest[1..];
-        }
-        let star = |value: &Value| match value.as_int() {
-            Some(i) => Ok(i),
-            None => fault("* wants int"),
-        };
-        if let Some(after) = rest.strip_prefix('*') {
-            let width = star(next()?)?;
-            if width < 0 {
-                spec.align = Some('<');
-            }
-            spec.width = size(width.checked_abs().unwrap_or(i128::MAX))?;
-            rest = after;
-        } else {
-            let (width, after) = digits(rest)?;
-            spec.width = width.unwrap_or(0);
-            rest = after;
-        }
-        if let Some(after) = rest.strip_prefix('.') {
-            if let Some(after) = after.strip_prefix('*') {
-                spec.precision = Some(size(star(next()?)?)?);
-                rest = after;
-            } else {
-                let (n, after) = digits(after)?;
-                spec.precision = Some(n.unwrap_or(0));
-                rest = after;
-            }
-        }
+        let spec;
+        (spec, rest) = spec_of_printf(rest, &mut next)?;
         rest = rest.strip_prefix(['h', 'l', 'L']).unwrap_or(rest);
         let Some(kind) = rest.chars().next() else { return fault("incomplete format") };
         rest = &rest[kind.len_utf8()..];

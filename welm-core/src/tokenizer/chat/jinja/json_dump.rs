@@ -1,6 +1,7 @@
 //! `tojson`: Python's `json.dumps`.
 
-use super::value::{Fuel, Result, Value, compare, fault, float, size, unsupported};
+use super::compare::compare;
+use super::value::{Fuel, Result, Value, fault, float, size, unsupported};
 
 pub(super) struct Style {
     pub(super) ascii: bool,
@@ -34,7 +35,7 @@ pub(super) fn dump(fuel: &Fuel, style: &Style, value: &Value, level: usize, out:
         Value::Dict(dict) => {
             let mut entries: Vec<_> = dict.entries.iter().collect();
             if style.sorted {
-                entries = super::filters::sort(entries, false, |a, b| {
+                entries = super::filters::in_order(entries, false, |a, b| {
                     compare(&a.0, &b.0, "<", fuel).map(|o| o.is_some_and(|o| o.is_lt()))
                 })?;
             }

@@ -7,14 +7,17 @@
 //! Templates are not trusted. Every step, and all that is read or made, is paid for from one budget ([`value::Fuel`]);
 //! values, expressions, tags and calls lie in each other only so deep; and nothing but text comes out.
 
+mod ast;
 mod attributes;
 mod checks;
+mod compare;
 mod eval;
 mod filters;
 mod format;
 mod functions;
 mod json_dump;
 mod lexer;
+mod loops;
 mod ops;
 mod parser;
 mod text;

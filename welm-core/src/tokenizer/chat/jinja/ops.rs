@@ -1,9 +1,10 @@
 //! Operators.
 
+use super::compare::equal;
 use super::eval::Interpreter;
 use super::filters::{escaped, marked};
 use super::format;
-use super::value::{Fuel, Result, Value, equal, fault, range_len, size, unsupported};
+use super::value::{Fuel, Result, Value, fault, range_len, size, unsupported};
 
 const TOO_BIG: &str = "a whole number of more than 127 bits";
 

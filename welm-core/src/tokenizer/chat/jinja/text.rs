@@ -254,176 +254,194 @@ pub(super) fn middle(missing: usize, width: i128) -> usize {
 
 pub(super) fn call_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
     fuel.text(2 * text.len())?;
+    match name {
+        "format" => format::braces(fuel, text, args).map(Value::from),
+        "split" | "rsplit" => split(fuel, text, name, args),
+        "splitlines" => split_lines(fuel, text, args),
+        "strip" | "lstrip" | "rstrip" => strip(fuel, text, name, args),
+        "startswith" | "endswith" => starts_or_ends(fuel, text, name, args),
+        "find" | "rfind" | "index" | "rindex" | "count" => find(text, name, args),
+        "replace" => replace_method(fuel, text, name, args),
+        "join" => join(fuel, text, name, args),
+        "partition" | "rpartition" => partition(text, name, args),
+        "removeprefix" | "removesuffix" => remove(text, name, args),
+        "center" | "ljust" | "rjust" => justify(fuel, text, name, args),
+        "zfill" => zfill(fuel, text, name, args),
+        _ => without_arguments(text, name, args),
+    }
+}
+
+fn split_lines(fuel: &Fuel, text: &str, args: CallArgs) -> Result<Value> {
+    let [keep] = args.bind("splitlines()", ["keepends"])?;
+    let lines = lines(text, keep.is_some_and(|keep| keep.truth()));
+    fuel.items(lines.len())?;
+    Value::list(lines.into_iter().map(Value::from).collect())
+}
+
+fn strip(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
+    let [chars] = positional(name, args, 0)?;
+    let chars: Option<Vec<char>> = match &chars {
+        None | Some(Value::None) => None,
+        Some(chars) => Some(string(name, chars)?.chars().collect()),
+    };
+    if let Some(chars) = &chars {
+        fuel.pay(text.len().saturating_mul(chars.len()) / 64)?;
+    }
+    let strips = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(&c));
     Ok(match name {
-        "format" => return format::braces(fuel, text, args).map(Value::from),
-        "split" | "rsplit" => return split(fuel, text, name, args),
-        "splitlines" => {
-            let [keep] = args.bind("splitlines()", ["keepends"])?;
-            let lines = lines(text, keep.is_some_and(|keep| keep.truth()));
-            fuel.items(lines.len())?;
-            return Value::list(lines.into_iter().map(Value::from).collect());
-        }
-        "strip" | "lstrip" | "rstrip" => {
-            let [chars] = positional(name, args, 0)?;
-            let chars: Option<Vec<char>> = match &chars {
-                None | Some(Value::None) => None,
-                Some(chars) => Some(string(name, chars)?.chars().collect()),
-            };
-            if let Some(chars) = &chars {
-                fuel.pay(text.len().saturating_mul(chars.len()) / 64)?;
-            }
-            let strips = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(&c));
-            match name {
-                "strip" => text.trim_matches(strips),
-                "lstrip" => text.trim_start_matches(strips),
-                _ => text.trim_end_matches(strips),
-            }
-            .into()
-        }
-        "startswith" | "endswith" => {
-            let [Some(wanted), start, end] = positional(name, args, 1)? else { return fault("no argument") };
-            let Some((_, text)) = part(text, name, start, end)? else { return Ok(false.into()) };
-            let one = |wanted: &Value| match wanted {
-                Value::Str(wanted) if name == "startswith" => Ok(text.starts_with(&**wanted)),
-                Value::Str(wanted) => Ok(text.ends_with(&**wanted)),
-                other => fault(format!(
-                    "{name} first arg must be str or a tuple of str, not {}",
-                    other.type_name()
-                )),
-            };
-            match &wanted {
-                Value::Tuple(seq) => {
-                    for wanted in &seq.items {
-                        fuel.pay(1)?;
-                        fuel.text(wanted.as_str().map_or(0, str::len).min(text.len()))?;
-                        if one(wanted)? {
-                            return Ok(true.into());
-                        }
-                    }
-                    false.into()
-                }
-                wanted => one(wanted)?.into(),
-            }
-        }
-        "find" | "rfind" | "index" | "rindex" | "count" => {
-            let [Some(wanted), start, end] = positional(name, args, 1)? else { return fault("no argument") };
-            let wanted = string(name, &wanted)?;
-            let part = part(text, name, start, end)?;
-            if name == "count" {
-                return Ok(match part {
-                    None => 0,
-                    Some((_, text)) if wanted.is_empty() => text.chars().count() + 1,
-                    Some((_, text)) => text.matches(wanted).count(),
-                }
-                .into());
-            }
-            let found = part.and_then(|(before, text)| {
-                let at = if name.starts_with('r') { text.rfind(wanted) } else { text.find(wanted) }?;
-                Some(before + text[..at].chars().count())
-            });
-            match found {
-                Some(at) => at.into(),
-                None if name.ends_with("find") => Value::Int(-1),
-                None => return fault("substring not found"),
-            }
-        }
-        "replace" => {
-            // Also with a count, which Python takes by place only.
-            let [Some(old), Some(new), count] = positional(name, args, 2)? else {
-                return fault("no argument");
-            };
-            let count = count.map_or(Ok(-1), |count| number(name, &count))?;
-            return replace(fuel, text, string(name, &old)?, string(name, &new)?, count).map(Value::from);
-        }
-        "join" => {
-            let [Some(items)] = positional(name, args, 1)? else { return fault("no argument") };
-            let mut out = String::new();
-            for (i, item) in items.items(fuel)?.iter().enumerate() {
-                let Value::Str(item) = item else {
-                    let item = item.type_name();
-                    return fault(format!("sequence item {i}: expected str instance, {item} found"));
-                };
-                let between = if i > 0 { text } else { "" };
-                fuel.text(between.len() + item.len())?;
+        "strip" => text.trim_matches(strips),
+        "lstrip" => text.trim_start_matches(strips),
+        _ => text.trim_end_matches(strips),
+    }
+    .into())
+}
+
+fn starts_or_ends(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
+    let [Some(wanted), start, end] = positional(name, args, 1)? else { return fault("no argument") };
+    let Some((_, text)) = part(text, name, start, end)? else { return Ok(false.into()) };
+    let one = |wanted: &Value| match wanted {
+        Value::Str(wanted) if name == "startswith" => Ok(text.starts_with(&**wanted)),
+        Value::Str(wanted) => Ok(text.ends_with(&**wanted)),
+        other => fault(format!("{name} first arg must be str or a tuple of str, not {}", other.type_name())),
+    };
+    match &wanted {
+        Value::Tuple(seq) => {
+            for wanted in &seq.items {
                 fuel.pay(1)?;
-                out.push_str(between);
-                out.push_str(item);
+                fuel.text(wanted.as_str().map_or(0, str::len).min(text.len()))?;
+                if one(wanted)? {
+                    return Ok(true.into());
+                }
             }
-            out.into()
+            Ok(false.into())
         }
-        "partition" | "rpartition" => {
-            let [Some(wanted)] = positional(name, args, 1)? else { return fault("no argument") };
-            let wanted = string(name, &wanted)?;
-            if wanted.is_empty() {
-                return fault("empty separator");
-            }
-            let parts = if name == "partition" { text.split_once(wanted) } else { text.rsplit_once(wanted) };
-            let parts = match parts {
-                Some((before, after)) => [before, wanted, after],
-                None if name == "partition" => [text, "", ""],
-                None => ["", "", text],
-            };
-            return Value::tuple(parts.into_iter().map(Value::from).collect());
+        wanted => one(wanted).map(Value::from),
+    }
+}
+
+fn find(text: &str, name: &str, args: CallArgs) -> Result<Value> {
+    let [Some(wanted), start, end] = positional(name, args, 1)? else { return fault("no argument") };
+    let wanted = string(name, &wanted)?;
+    let part = part(text, name, start, end)?;
+    if name == "count" {
+        return Ok(match part {
+            None => 0,
+            Some((_, text)) if wanted.is_empty() => text.chars().count() + 1,
+            Some((_, text)) => text.matches(wanted).count(),
         }
-        "removeprefix" | "removesuffix" => {
-            let [Some(wanted)] = positional(name, args, 1)? else { return fault("no argument") };
-            let wanted = string(name, &wanted)?;
-            let rest =
-                if name == "removeprefix" { text.strip_prefix(wanted) } else { text.strip_suffix(wanted) };
-            rest.unwrap_or(text).into()
+        .into());
+    }
+    let found = part.and_then(|(before, text)| {
+        let at = if name.starts_with('r') { text.rfind(wanted) } else { text.find(wanted) }?;
+        Some(before + text[..at].chars().count())
+    });
+    match found {
+        Some(at) => Ok(at.into()),
+        None if name.ends_with("find") => Ok(Value::Int(-1)),
+        None => fault("substring not found"),
+    }
+}
+
+fn replace_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
+    // Also with a count, which Python takes by place only.
+    let [Some(old), Some(new), count] = positional(name, args, 2)? else {
+        return fault("no argument");
+    };
+    let count = count.map_or(Ok(-1), |count| number(name, &count))?;
+    replace(fuel, text, string(name, &old)?, string(name, &new)?, count).map(Value::from)
+}
+
+fn join(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
+    let [Some(items)] = positional(name, args, 1)? else { return fault("no argument") };
+    let mut out = String::new();
+    for (i, item) in items.items(fuel)?.iter().enumerate() {
+        let Value::Str(item) = item else {
+            let item = item.type_name();
+            return fault(format!("sequence item {i}: expected str instance, {item} found"));
+        };
+        let between = if i > 0 { text } else { "" };
+        fuel.text(between.len() + item.len())?;
+        fuel.pay(1)?;
+        out.push_str(between);
+        out.push_str(item);
+    }
+    Ok(out.into())
+}
+
+fn partition(text: &str, name: &str, args: CallArgs) -> Result<Value> {
+    let [Some(wanted)] = positional(name, args, 1)? else { return fault("no argument") };
+    let wanted = string(name, &wanted)?;
+    if wanted.is_empty() {
+        return fault("empty separator");
+    }
+    let parts = if name == "partition" { text.split_once(wanted) } else { text.rsplit_once(wanted) };
+    let parts = match parts {
+        Some((before, after)) => [before, wanted, after],
+        None if name == "partition" => [text, "", ""],
+        None => ["", "", text],
+    };
+    Value::tuple(parts.into_iter().map(Value::from).collect())
+}
+
+fn remove(text: &str, name: &str, args: CallArgs) -> Result<Value> {
+    let [Some(wanted)] = positional(name, args, 1)? else { return fault("no argument") };
+    let wanted = string(name, &wanted)?;
+    let rest = if name == "removeprefix" { text.strip_prefix(wanted) } else { text.strip_suffix(wanted) };
+    Ok(rest.unwrap_or(text).into())
+}
+
+fn justify(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
+    let [Some(width), fill] = positional(name, args, 1)? else { return fault("no argument") };
+    let width = number(name, &width)?;
+    let fill = match &fill {
+        None => ' ',
+        Some(fill) => match string(name, fill)?.chars().collect::<Vec<_>>()[..] {
+            [fill] => fill,
+            _ => return fault("The fill character must be exactly one character long"),
+        },
+    };
+    let left = |missing| match name {
+        "ljust" => 0,
+        "rjust" => missing,
+        _ => middle(missing, width),
+    };
+    Ok(pad(fuel, text, width, fill, left)?.into())
+}
+
+fn zfill(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
+    let [Some(width)] = positional(name, args, 1)? else { return fault("no argument") };
+    let (sign, digits) = match text.strip_prefix(['+', '-']) {
+        Some(digits) => (&text[..1], digits),
+        None => ("", text),
+    };
+    let width = number(name, &width)?.saturating_sub(sign.len() as i128);
+    Ok(format!("{sign}{}", pad(fuel, digits, width, '0', |missing| missing)?).into())
+}
+
+fn without_arguments(text: &str, name: &str, args: CallArgs) -> Result<Value> {
+    let [] = positional(name, args, 0)?;
+    Ok(match name {
+        "upper" => text.to_uppercase().into(),
+        "lower" => text.to_lowercase().into(),
+        "casefold" if text.is_ascii() => text.to_lowercase().into(),
+        "casefold" => return unsupported("casefold() of text that is no ASCII"),
+        "capitalize" => capitalize(text)?.into(),
+        "title" => title(text)?.into(),
+        "swapcase" => swap_case(text)?.into(),
+        "isspace" => return all(text, |c| Ok(is_space(c))),
+        "isascii" => text.is_ascii().into(),
+        "islower" => {
+            (text.chars().any(is_cased) && !text.chars().any(|c| is_cased(c) && !c.is_lowercase())).into()
         }
-        "center" | "ljust" | "rjust" => {
-            let [Some(width), fill] = positional(name, args, 1)? else { return fault("no argument") };
-            let width = number(name, &width)?;
-            let fill = match &fill {
-                None => ' ',
-                Some(fill) => match string(name, fill)?.chars().collect::<Vec<_>>()[..] {
-                    [fill] => fill,
-                    _ => return fault("The fill character must be exactly one character long"),
-                },
-            };
-            let left = |missing| match name {
-                "ljust" => 0,
-                "rjust" => missing,
-                _ => middle(missing, width),
-            };
-            pad(fuel, text, width, fill, left)?.into()
+        "isupper" => {
+            (text.chars().any(is_cased) && !text.chars().any(|c| is_cased(c) && !c.is_uppercase())).into()
         }
-        "zfill" => {
-            let [Some(width)] = positional(name, args, 1)? else { return fault("no argument") };
-            let (sign, digits) = match text.strip_prefix(['+', '-']) {
-                Some(digits) => (&text[..1], digits),
-                None => ("", text),
-            };
-            let width = number(name, &width)?.saturating_sub(sign.len() as i128);
-            format!("{sign}{}", pad(fuel, digits, width, '0', |missing| missing)?).into()
-        }
-        _ => {
-            let [] = positional(name, args, 0)?;
-            match name {
-                "upper" => text.to_uppercase().into(),
-                "lower" => text.to_lowercase().into(),
-                "casefold" if text.is_ascii() => text.to_lowercase().into(),
-                "casefold" => return unsupported("casefold() of text that is no ASCII"),
-                "capitalize" => capitalize(text)?.into(),
-                "title" => title(text)?.into(),
-                "swapcase" => swap_case(text)?.into(),
-                "isspace" => return all(text, |c| Ok(is_space(c))),
-                "isascii" => text.is_ascii().into(),
-                "islower" => (text.chars().any(is_cased)
-                    && !text.chars().any(|c| is_cased(c) && !c.is_lowercase()))
-                .into(),
-                "isupper" => (text.chars().any(is_cased)
-                    && !text.chars().any(|c| is_cased(c) && !c.is_uppercase()))
-                .into(),
-                "istitle" => is_title(text).into(),
-                "isalpha" => return all(text, is_letter),
-                "isalnum" => return all(text, |c| Ok(is_letter(c)? || is_number(c, false)?)),
-                "isdecimal" | "isdigit" => return all(text, |c| is_number(c, false)),
-                "isnumeric" => return all(text, |c| is_number(c, true)),
-                _ => return unsupported(format_args!("the method {name} of a str")),
-            }
-        }
+        "istitle" => is_title(text).into(),
+        "isalpha" => return all(text, is_letter),
+        "isalnum" => return all(text, |c| Ok(is_letter(c)? || is_number(c, false)?)),
+        "isdecimal" | "isdigit" => return all(text, |c| is_number(c, false)),
+        "isnumeric" => return all(text, |c| is_number(c, true)),
+        _ => return unsupported(format_args!("the method {name} of a str")),
     })
 }
 

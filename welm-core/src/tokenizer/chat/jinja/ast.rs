@@ -1,0 +1,102 @@
+//! The tree of a template: statements and expressions.
+
+use std::rc::Rc;
+
+use super::value::Value;
+
+pub(super) struct Expr {
+    pub kind: Kind,
+    pub line: usize,
+    /// How deep its deepest part lies in it.
+    pub depth: u16,
+}
+
+pub(super) enum Kind {
+    Const(Value),
+    Name(Rc<str>),
+    List(Vec<Expr>),
+    Tuple(Vec<Expr>),
+    Dict(Vec<(Expr, Expr)>),
+    Not(Box<Expr>),
+    Negative(Box<Expr>),
+    Positive(Box<Expr>),
+    And(Box<[Expr; 2]>),
+    Or(Box<[Expr; 2]>),
+    Binary(&'static str, Box<[Expr; 2]>),
+    Concat(Vec<Expr>),
+    Compare(Box<Expr>, Vec<(&'static str, Expr)>),
+    /// Condition, value, other value.
+    If(Box<[Expr; 2]>, Option<Box<Expr>>),
+    Attribute(Box<Expr>, Rc<str>),
+    Item(Box<[Expr; 2]>),
+    Slice(Box<[Option<Expr>; 3]>),
+    Call(Box<Expr>, Args),
+    /// Without an expression, of the text of the tag that it stands in.
+    Filter(Option<Box<Expr>>, Rc<str>, Args),
+    Test(Box<Expr>, Rc<str>, Args),
+}
+
+#[derive(Default)]
+pub(super) struct Args {
+    pub positional: Vec<Expr>,
+    pub named: Vec<(Rc<str>, Expr)>,
+    /// `*args` and `**kwargs`.
+    pub starred: Option<Box<Expr>>,
+    pub double_starred: Option<Box<Expr>>,
+}
+
+pub(super) enum Target {
+    Name(Rc<str>),
+    /// `{% set ns.name = ... %}`
+    Attribute(Rc<str>, Rc<str>),
+    Tuple(Vec<Target>),
+}
+
+pub(super) struct MacroDef {
+    pub name: Rc<str>,
+    pub parameters: Vec<(Rc<str>, Option<Expr>)>,
+    pub body: Vec<Statement>,
+    /// Whether the body names `caller`, `varargs` and `kwargs`, which it then gets.
+    pub caller: bool,
+    pub varargs: bool,
+    pub kwargs: bool,
+}
+
+pub(super) struct For {
+    pub target: Target,
+    pub over: Expr,
+    pub condition: Option<Expr>,
+    pub recursive: bool,
+    pub body: Vec<Statement>,
+    pub otherwise: Vec<Statement>,
+}
+
+pub(super) enum Statement {
+    Data(Rc<str>),
+    Print(Expr),
+    If(Vec<(Expr, Vec<Statement>)>, Vec<Statement>),
+    For(Rc<For>),
+    Set(Target, Expr, usize),
+    /// With the filters that its text goes through.
+    SetBlock(Target, Option<Expr>, Vec<Statement>, usize),
+    Macro(Rc<MacroDef>),
+    CallBlock(Expr, Rc<MacroDef>),
+    FilterBlock(Expr, Vec<Statement>),
+    With(Vec<(Target, Expr)>, Vec<Statement>),
+    /// `{% generation %}`, which marks, for training, what the assistant says.
+    Generation(Vec<Statement>),
+    Break,
+    Continue,
+}
+
+pub(super) fn deepest(items: &[Expr]) -> u16 {
+    items.iter().map(|e| e.depth).max().unwrap_or(0)
+}
+
+impl Args {
+    pub(super) fn depth(&self) -> u16 {
+        let named = self.named.iter().map(|(_, e)| e.depth).max().unwrap_or(0);
+        let starred = [&self.starred, &self.double_starred].into_iter().flatten().map(|e| e.depth).max();
+        deepest(&self.positional).max(named).max(starred.unwrap_or(0))
+    }
+}
