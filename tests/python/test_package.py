@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -48,6 +49,16 @@ def test_what_is_installed() -> None:
     assert {"welm/__init__.py", "welm/_welm.abi3.so", "welm/_welm.pyi", "welm/py.typed"} <= kept
     assert {f for f in kept if not f.startswith("welm/")} == {"../../../bin/welm"}
     assert not any("train" in f or "test" in f for f in kept)
+    licences = {f.name for f in importlib.metadata.files("welm") or [] if "licenses" in f.parts}
+    assert {"LICENSE-APACHE", "LICENSE-MIT"} <= licences
+
+
+def test_the_wheels_tag() -> None:
+    """One wheel for every CPython from 3.10 on."""
+    wheel = importlib.metadata.distribution("welm").read_text("WHEEL")
+    tags = re.findall(r"^Tag: (.+)$", wheel or "", re.MULTILINE)
+    assert tags
+    assert all(tag.startswith("cp310-abi3-") for tag in tags), tags
 
 
 def test_the_small_model_is_the_repositorys() -> None:
