@@ -441,6 +441,40 @@ fn company_never_changes_a_bit_of_rotated_int8() {
     company(Activations::Int8Rotated, devices().last().unwrap());
 }
 
+/// With more than 32 sequences at a time products are split along K. That changes no bit.
+#[test]
+fn many_at_a_time_never_change_a_bit() {
+    if gpu().is_some() {
+        return println!("needs the emulator");
+    }
+    let folder = Toy::llama(2, 1, 64, 100, 97);
+    let prompt = tokens(9, 97, 1);
+    let request = GenerateOptions {
+        max_tokens: 3,
+        temperature: 1.0,
+        n: 33,
+        logprobs: Some(2),
+        seed: Some(7),
+        ignore_eos: true,
+        ..GenerateOptions::default()
+    };
+    for (dtype, activations, kernel) in [
+        (Dtype::Int8, Activations::Auto, "gemm_w8a16_split"),
+        (Dtype::Int8, Activations::Int8Rotated, "gemm_r8a16_split"),
+        (Dtype::Bf16, Activations::Auto, "gemm_w16a16_split"),
+    ] {
+        let answer = |max_running| {
+            let options = LoadOptions { dtype, activations, max_running, ..LoadOptions::default() };
+            let (model, emulator) = emulated(folder.path(), &options, (9, 0));
+            let choices = model.generate(&prompt, &request).unwrap().choices;
+            (choices, emulator.used().kernels.contains(kernel))
+        };
+        let (few, many) = (answer(17), answer(33));
+        assert_eq!(few.0, many.0, "{dtype:?} {activations:?}");
+        assert_eq!((few.1, many.1), (false, true), "{kernel} is used for many only");
+    }
+}
+
 /// Tokens chosen from the largest logits, which the device finds, are those chosen from all.
 #[test]
 fn the_largest_logits_are_enough() {

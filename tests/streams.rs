@@ -168,7 +168,8 @@ fn a_polled_stream_that_is_dropped_is_cancelled_and_the_ends_of_others_wake() {
     let long = GenerateOptions { max_tokens: 480, n: 32, ignore_eos: true, ..GenerateOptions::default() };
     let sleeper = Sleeper::here();
     for _ in 0..50 {
-        let mut stream = model.stream("春", &long).unwrap();
+        let fits = GenerateOptions { n: 8, ..long.clone() }; // with all others in the queue
+        let mut stream = model.stream("春", &fits).unwrap();
         let _ = sleeper.poll(&mut stream);
     }
     assert_eq!(at_rest(&model).open, 0);

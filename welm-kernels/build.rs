@@ -3,13 +3,17 @@
 //! `fatbin-if-found` is for packages whose features nobody chooses, such as a wheel that pip builds: where a
 //! compiler is found it is `fatbin`, and where none is, a warning and the crate without device code.
 //!
-//! Every file becomes a fatbin of its own, and `code.rs` in OUT_DIR a table of them that `src/cuda/code.rs`
-//! includes. Not one linked fatbin: the kernels of `sm_90a` want whole-program compilation, a change
-//! compiles one file again, and the driver loads only what is used. Not one packed file either: with a table
-//! of `include_bytes!` the Rust compiler is the packer, and no index has to be read at run time.
+//! Every `.cu` file becomes a fatbin of its own. `code.rs` in OUT_DIR is a table of them (`include_bytes!`), which
+//! `src/cuda/code.rs` includes.
 //!
-//! Beside `<stem>.fatbin`, OUT_DIR (or `trap` in it, see `WELM_CUDA_TRAP`) has `<stem>.log`, what ptxas says of registers, shared memory and spills,
-//! and `<stem>.stamp`, by which an up-to-date file is known.
+//! Why not one linked fatbin: the kernels of `sm_90a` need whole-program compilation; a change compiles one file
+//! again instead of all; and the driver loads only the modules that are used.
+//!
+//! OUT_DIR has three files for each `.cu` file. With `WELM_CUDA_TRAP=1` they are in the folder `trap` there.
+//!
+//! - `<stem>.fatbin`
+//! - `<stem>.log`: what ptxas says of registers, shared memory and spills
+//! - `<stem>.stamp`: a hash of everything that the fatbin was made from; if it is the same, nothing is compiled
 //!
 //! `tests/build.rs` includes this file and tests its functions.
 
@@ -51,8 +55,8 @@ fn main() {
     }
 }
 
-/// Compiles and embeds. A compiler that is not there is an error only if `strict`; one that was chosen, or that
-/// fails, always is.
+/// Compiles and embeds. A missing compiler is an error only if `strict`. It always is an error if NVCC names a
+/// compiler that cannot be used, or if the compiler fails.
 fn build(strict: bool) -> Result<(), String> {
     // nvcc itself reads the last two.
     for name in ["WELM_CUDA_ARCHS", "WELM_CUDA_TRAP", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"] {
@@ -86,7 +90,7 @@ fn build(strict: bool) -> Result<(), String> {
     let trap = parse_trap(text("WELM_CUDA_TRAP").as_deref())?;
 
     let dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    // Apart, so that neither kind of build makes the other one's files stale.
+    // Two folders, so that a build of one kind does not make the files of the other kind out of date.
     let out = if trap { dir.join("trap") } else { dir.clone() };
     fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
     let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
@@ -98,7 +102,8 @@ fn build(strict: bool) -> Result<(), String> {
 
 // ---- finding nvcc ----------------------------------------------------------------------------------------
 
-/// nvcc, and the environment variables that were asked for on the way to it: those behind it do not matter.
+/// nvcc, and the environment variables that were read until it was found. Cargo has to run this script again only if
+/// one of these changes.
 pub(crate) fn find_nvcc(
     lookup: impl Fn(&'static str) -> Option<OsString>,
     python_sites: impl FnOnce() -> Vec<PathBuf>,
@@ -110,7 +115,7 @@ pub(crate) fn find_nvcc(
     };
     let found = (|| {
         if let Some(nvcc) = var("NVCC").map(PathBuf::from) {
-            // Somebody chose it: another one in its place would be a surprise.
+            // The user chose this one, so no other one is looked for.
             return if nvcc.is_file() { Ok(nvcc) } else { Err(format!("NVCC: {nvcc:?} is not a file")) };
         }
         for name in ["CUDA_HOME", "CUDA_PATH"] {
@@ -139,8 +144,8 @@ fn sites_of(root: &Path) -> Vec<PathBuf> {
     sites
 }
 
-/// nvcc of the wheel `nvidia-cuda-nvcc`: in `nvidia/cu13` from CUDA 13 on, in `nvidia/cuda_nvcc` before (where
-/// most versions have no nvcc, only its parts).
+/// nvcc of the wheel `nvidia-cuda-nvcc`: in `nvidia/cu13` from CUDA 13 on. Before, it was in `nvidia/cuda_nvcc`, and
+/// most versions had no nvcc, only its parts.
 fn wheel_nvcc(site: &Path) -> Option<PathBuf> {
     let number = |dir: &Path| dir.file_name()?.to_str()?.strip_prefix("cu")?.parse::<u32>().ok();
     let dirs = children(&site.join("nvidia"));
@@ -163,7 +168,7 @@ fn python_sites() -> Vec<PathBuf> {
     Vec::new()
 }
 
-/// What is in a folder, sorted; nothing, if it is none.
+/// The paths in a folder, sorted; none if it is not a folder.
 fn children(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let mut paths: Vec<_> =
         fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
@@ -230,8 +235,8 @@ pub(crate) fn parse_archs(value: Option<&str>, release: (u32, u32)) -> Result<Ar
     Ok(archs)
 }
 
-/// `WELM_CUDA_TRAP`: whether a wait that never ends becomes an error (`barrier_wait` in `ptx.cuh`). For tests: it
-/// costs instructions in every such wait.
+/// `WELM_CUDA_TRAP`: whether a wait that never ends becomes an error (`barrier_wait` in `ptx.cuh`). It is for tests
+/// only, because it adds instructions to every such wait.
 pub(crate) fn parse_trap(value: Option<&str>) -> Result<bool, String> {
     match value.unwrap_or_default() {
         "" | "0" => Ok(false),
@@ -243,12 +248,12 @@ pub(crate) fn parse_trap(value: Option<&str>) -> Result<bool, String> {
 /// The flags of every file.
 pub(crate) fn flags(archs: &Archs, release: (u32, u32), trap: bool) -> Vec<String> {
     let common = ["-std=c++17", "-O3", "--fatbin", "-lineinfo", "-Xptxas=-v"];
-    // Warnings tell of launch bounds and wgmma that come to nothing. That an architecture will go some day is
-    // not worth a build.
+    // A warning means, for instance, that launch bounds are ignored or that wgmma runs one at a time: an error. That
+    // an architecture is deprecated is no reason to fail.
     let warnings = ["-Werror=all-warnings", "-Wno-deprecated-gpu-targets"];
     let mut flags: Vec<_> = common.into_iter().chain(warnings).map(str::to_owned).collect();
-    // A fifth of the default's bytes. Drivers read it from CUDA 12.4 on, so that with a 12.x it would cost
-    // drivers that are good otherwise.
+    // A fifth of the default's size. Drivers can read it from CUDA 12.4 on. Code of nvcc 12.x also runs on older
+    // drivers, which this flag would shut out.
     if release.0 >= 13 {
         flags.push("--compress-mode=size".to_owned());
     }
@@ -301,7 +306,7 @@ impl Compiler {
             for _ in 0..workers {
                 scope.spawn(|| {
                     while let Some((source, stamp)) = stale.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        // Cores that no other file uses compile for several architectures at a time.
+                        // If there are more cores than files, a file is compiled for several architectures at once.
                         if let Err(error) = self.compile(source, stamp, jobs / workers) {
                             errors.lock().unwrap().push(error);
                         }
@@ -337,7 +342,7 @@ impl Compiler {
         write(&at, stamp.as_bytes())
     }
 
-    /// A number that is another one when anything else would come out.
+    /// A hash of everything that the fatbin depends on: compiler, flags and sources.
     pub(crate) fn stamp(&self, source: &Path) -> Result<String, String> {
         let mut hasher = DefaultHasher::new();
         let mut add = |bytes: &[u8]| {

@@ -6,8 +6,8 @@ use std::process::Command;
 /// Compiles `source` with the headers of `cuda` (the kernels' own folder, or a changed copy) to `library`, optimised as
 /// `-O<level>` says: `2` for what runs long, `g` for what is compiled to run once.
 ///
-/// Misaligned accesses and local arrays out of bounds end in a trap. Products are not contracted to fused ones
-/// where the source does not say so, unlike nvcc's: what is equal to the bit must be written that way.
+/// Misaligned accesses, and accesses out of the bounds of local arrays, end in a trap. Unlike nvcc, the compiler does not
+/// fuse a product and a sum where the source has no `fmaf`. So source whose bits matter has to write `fmaf`.
 pub fn compile(
     source: &Path,
     cuda: &Path,

@@ -1,12 +1,16 @@
-//! A CUDA device on the CPU: the kernels' own source, compiled as C++ (`runtime.h`, `ptx.cuh`), behind the same
-//! [`Driver`] that the launchers use on a GPU.
+//! A CUDA device on the CPU. It runs the kernels' own source, compiled as C++ (`runtime.h`, `ptx.cuh`). Launchers use it
+//! through the same trait [`Driver`] as a GPU.
 //!
-//! A buffer lies between inaccessible pages, its end flush with the second one to within 15 bytes, so that an
-//! access outside of it is caught; that is why, unlike on a GPU, it is aligned to 16 bytes only. Fresh memory is NaN
-//! (as f32 and as bf16). What CUDA refuses while a graph is recorded is refused here. Faults can be planned, to see
-//! what an engine does with them. With `WELM_EMULATOR_MMA=aligned` products of bf16 are added as `sums.h` says that tensor
-//! cores do, instead of one after another. With `WELM_EMULATOR_LOG=<file>` each launch adds a line there: kernel, threads and
-//! bytes of shared memory of a block.
+//! - A buffer lies between two inaccessible pages and ends at most 15 bytes before the second one, so that an access
+//!   outside of it is caught. For this reason it is aligned to 16 bytes only, unlike on a GPU.
+//! - New memory is NaN, as f32 and as bf16.
+//! - What CUDA refuses while a graph is recorded is refused here, too.
+//! - Faults can be planned, to test how an engine handles them.
+//!
+//! | variable | |
+//! |---|---|
+//! | `WELM_EMULATOR_MMA=aligned` | products of bf16 are added as tensor cores do it (`sums.h`), not one after another |
+//! | `WELM_EMULATOR_LOG=<file>` | each launch adds a line: kernel, threads of a block, bytes of shared memory |
 
 pub mod compile;
 
@@ -25,7 +29,7 @@ use welm_kernels::error::{Error, Result};
 
 const PAGE: usize = 4096;
 const FRESH: u8 = 0xff;
-/// Stands in the few bytes between a buffer and the page behind it.
+/// The value of the few bytes between a buffer and the inaccessible page after it.
 const CANARY: u8 = 0xc5;
 /// Marks a tensor map; see `ptx.cuh`.
 const TENSOR_MAP: u64 = 0x7e50_0a11;
@@ -35,7 +39,7 @@ const TENSOR_MAP: u64 = 0x7e50_0a11;
 pub struct Options {
     /// Compute capability; kernels for sm_90a run on `(9, 0)` only.
     pub capability: (u32, u32),
-    /// Multiprocessors, so that persistent kernels have something to go by.
+    /// Multiprocessors, by which launchers choose kernels and grids.
     pub multiprocessors: u32,
     /// Memory, in bytes.
     pub memory_bytes: u64,
@@ -66,7 +70,7 @@ impl Default for Options {
     }
 }
 
-/// Something that goes wrong at a planned time.
+/// A failure at a planned time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The launch (or the launch of a graph) after so many more fails; the device stays usable.
@@ -82,7 +86,7 @@ pub struct Used {
     pub kernels: BTreeSet<&'static str>,
     /// Tensor maps that were made.
     pub tensor_maps: u64,
-    /// A number for all that was downloaded, in its order.
+    /// A hash of everything that was downloaded, in order.
     pub downloads: u64,
 }
 
@@ -118,8 +122,8 @@ struct Inner {
     lost: bool,
 }
 
-/// One launch at a time in the whole process, whose signal handlers and memory (stacks and shared memory, as
-/// addresses) are those of the one.
+/// Only one launch runs at a time in the whole process, as signal handlers are the process's. The value is the memory of
+/// launches: addresses of stacks and of shared memory.
 static LAUNCHING: Mutex<[usize; 2]> = Mutex::new([0; 2]);
 
 #[repr(C)]

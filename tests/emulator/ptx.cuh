@@ -1,7 +1,7 @@
-// The twin of welm-kernels/cuda/ptx.cuh for the emulator: the same functions, with the documented effect and the
-// documented lane layouts, in plain C++. Kernels include <ptx.cuh>, and the include path chooses between the two.
+// The emulator's version of welm-kernels/cuda/ptx.cuh: the same functions in plain C++, with the effects and the matrix
+// layouts that the PTX ISA documents. Kernels include <ptx.cuh>, and the include path chooses one of the two files.
 //
-// As there: g = lane / 4, t = lane % 4; layouts are those of the PTX ISA.
+// As there, g = lane / 4 and t = lane % 4.
 #pragma once
 #include "runtime.h"
 #include "sums.h"
@@ -127,8 +127,9 @@ DEVICE float rsqrt(float x) { return 1.0f / sqrtf(x); }
 
 DEVICE uint4 load_stream(const void *global) { return *(const uint4 *)global; }
 
-// Takes effect at once, when it is waited for, or at the next barrier: other threads may not rely on more, and that
-// the thread itself may is not made use of. Collectives that only exchange values are no barriers.
+// Takes effect at once, or when it is waited for, or at the next barrier. Other threads may not rely on an earlier time.
+// The thread itself may read its data after the wait; kernels do not use that, so it is not emulated. Collectives that
+// only exchange values are no barriers.
 DEVICE void cp_async_16(void *to, const void *global, bool valid = true) {
     emulator::check_shared(to, 16, 16, "cp.async");
     if ((uintptr_t)global % 16 != 0 && valid) fail("cp.async from an address that is not aligned to 16");
@@ -203,7 +204,7 @@ template <typename T, typename A> DEVICE void unpack_a(typename T::Value (&a)[16
     }
 }
 
-// d (16, N) += rows (16, K) * cols (K, N), one product after another, or as a tensor core does it.
+// d (16, N) += rows (16, K) * cols (K, N). Products are added one after another, or as a tensor core does it.
 template <typename T, int N>
 DEVICE void multiply(const typename T::Value (&rows)[16][T::K], const typename T::Value (&cols)[T::K][N],
                      typename T::Value (&d)[16][N]) {
@@ -253,7 +254,7 @@ struct alignas(64) TensorMap {
     uint64_t unused[8];
 };
 
-// Any lane, each time another one; on a GPU it is always the same, which one is not documented.
+// A random lane each time. On a GPU it is always the same one, but which one is not documented.
 DEVICE bool elect_one() {
     bool elected = false;
     collective("elect", elected, [](bool **lanes) { *lanes[state().random.below(emulator::WARP)] = true; });

@@ -1,15 +1,16 @@
 // A CUDA launch on one CPU thread: every thread of a block is a fiber, blocks run one after another.
 //
-// What makes it a test and not just another way to compute:
+// It is made to find faults:
 //
-// - Whenever a fiber waits, the next one is drawn from all that can run, from a seed; so are the order of the
-//   blocks and the moment at which an asynchronous copy or product takes effect, anywhere between its start and the
-//   wait for it (cp.async: the barrier after the wait). A missing barrier, or a read before the wait, gives wrong
-//   numbers under some seed.
-// - Shared memory is poisoned before each block, ends at an inaccessible page, and is watched behind its end.
-// - Device buffers lie between inaccessible pages (mod.rs): an access outside of them ends the launch with an
-//   error, as do a deadlock, lanes of a warp that meet in different collectives, a misaligned access, and rules of
-//   the asynchronous instructions that can be checked.
+// - Order is random, by a seed. When a fiber waits, the next one is drawn from all that can run. The order of the blocks
+//   is drawn, too. So is the moment at which an asynchronous copy or product takes effect, anywhere between its start and
+//   the wait for it (cp.async: the barrier after the wait). With a missing barrier, or a read before the wait, some seed
+//   gives wrong numbers.
+// - Shared memory has random values or NaN before each block. It ends at an inaccessible page, or a few bytes before one,
+//   which are checked.
+// - Device buffers lie between inaccessible pages (mod.rs). An access outside of them ends the launch with an error. So do
+//   a deadlock, lanes of a warp that meet in different collectives, a misaligned access, and violations of the rules of
+//   asynchronous instructions, as far as they can be checked.
 //
 // Each .cu file becomes a shared library with this runtime in it. One launch runs at a time.
 #pragma once
@@ -137,7 +138,7 @@ struct State {
     Warp warps[MAX_THREADS / WARP];
     NamedBarrier barriers[N_BARRIERS];
     std::vector<BarrierState *> mbarriers;  // initialised ones
-    size_t n_fenced = 0;                    // of them with a fence behind
+    size_t n_fenced = 0;                    // how many of them had a fence after they were initialised
     std::vector<Transfer> transfers;
     std::vector<Fiber *> runnable;
     Fiber *current = nullptr;
@@ -206,7 +207,7 @@ inline void to_fiber(Fiber &fiber) {
 #endif
 }
 
-// Waits until somebody calls wake().
+// Waits until wake() is called for it.
 __attribute__((noinline)) inline void wait_for(const char *what) {
     Fiber &fiber = *state().current;
     fiber.waits_for = what;
@@ -218,7 +219,7 @@ inline void wake(Fiber &fiber) {
     state().runnable.push_back(&fiber);
 }
 
-// Lets others go first.
+// Lets other fibers run.
 inline void pause() {
     Fiber &fiber = *state().current;
     wake(fiber);
@@ -278,7 +279,8 @@ inline void run_block(Index block) {
         fiber.unseen.clear();
         uint8_t *stack = s.stacks + i * STACK_BYTES;
 #if defined(__x86_64__)
-        // Apart by odd numbers of cache lines: at the same offset, all would compete for the same few sets.
+        // Stacks begin at different offsets, an odd number of cache lines apart. At the same offset all of them would
+        // share a few sets of the CPU's cache.
         void **top = (void **)(stack + STACK_BYTES - i * 21 * 64 % (STACK_BYTES / 2));
         *--top = nullptr;  // where thread_main would return to
         *--top = (void *)thread_main;
@@ -293,8 +295,9 @@ inline void run_block(Index block) {
         wake(fiber);
     }
     s.n_live = s.n_threads;
-    // Drawn evenly, threads advance together, and one that should have waited may well come late enough. In half of
-    // the blocks a quarter of the warps hardly run while others can; in half of them copies are as slow.
+    // If all fibers were drawn with the same probability, they would advance together, and a missing wait would often do
+    // no harm. So in half of the blocks a quarter of the warps hardly run while others can. In half of the blocks copies
+    // are late in the same way.
     const uint32_t slow_warps = s.random.coin() ? s.random.bits() & s.random.bits() : 0;
     const uint32_t copy_interval = s.random.coin() ? 4 : 1024;
     while (s.n_live > 0) {
@@ -339,7 +342,7 @@ inline void on_signal(int signal, siginfo_t *info, void *) {
     fail("access outside of every buffer, at %#zx", (size_t)at);
 }
 
-// Libraries share their memory, for that of one is thousands of mappings, of which a process has 65,530.
+// All libraries share this memory. It takes thousands of mappings, and a process may have 65,530.
 inline void prepare(State &s, uint8_t **memory) {
     s.stacks = memory[0];
     s.shared_memory = memory[1];
@@ -431,14 +434,14 @@ template <typename Args, typename Run> inline void collective(const char *name, 
     pause();
 }
 
-// What the thread has waited for is there for all from here on.
+// From here on all threads see the copies that this thread has waited for.
 inline void show_copies() {
     Fiber &fiber = *state().current;
     for (const Copy &copy : fiber.unseen) copy.run();
     fiber.unseen.clear();
 }
 
-// With `wait` false the thread is counted, and goes on.
+// With `wait` false the thread is counted, but does not wait.
 inline void barrier(uint32_t id, uint32_t threads, bool wait = true) {
     State &s = state();
     if (id >= N_BARRIERS || threads % WARP != 0 || threads > s.n_threads) fail("barrier %u of %u", id, threads);

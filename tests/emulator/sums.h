@@ -3,10 +3,15 @@
 // (theirs went through `mma.sync`; that `wgmma` adds in the same way is assumed here). Nothing here was compared with a
 // GPU by us.
 //
-// A block of products and the sum so far are added at once: every term is cut off, towards zero, to a multiple of one
-// quantum, which lies 23 bits and some extra ones below the largest exponent among them; the cut terms are added
-// exactly, and the sum is cut off to f32. The exponent of a product is the sum of those of its factors, though the
-// product of their significands may reach 4.
+// A block of products and the sum so far are added in one step:
+//
+// - Every term is truncated, towards zero, to a multiple of one quantum. The quantum is 2^(e - 23 - extra bits), where e is
+//   the largest exponent among the terms.
+// - The truncated terms are added exactly.
+// - The sum is truncated to f32.
+//
+// The exponent of a product is the sum of the exponents of its factors, although the product of their significands may
+// be as large as 4.
 #pragma once
 #include <math.h>
 #include <stdint.h>

@@ -1,4 +1,4 @@
-//! What holds whatever the kernel: a Hopper device that counts as none, and waits that never end.
+//! Checks that concern no single kernel: a Hopper device without its own kernels, and waits that never end.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,7 +11,7 @@ use welm_tests::emulator::{Emulator, Options, Used};
 
 use crate::{attention, gemm};
 
-/// What a check uses of a device of a capability, and all that it reads back.
+/// What a check uses of a device of a capability, with a hash of everything that it reads back.
 fn used(capability: (u32, u32), as_it_is: bool, check: fn(&Device)) -> Used {
     let emulator = Emulator::new(Options { capability, ..Options::default() });
     let device = Device::with_driver(emulator.clone());

@@ -1,7 +1,8 @@
-//! Planted faults: each is put into a copy of the kernels' source, alone, and a check of the other files must fail.
+//! Planted faults: each one is put into a copy of the kernels' source, and a check of the other files must then fail.
 //!
-//! What the checks are worth shows here, the order in which threads run included: a dropped barrier is wrong only in
-//! some orders. A fault that nothing notices is a hole in a check or in the emulator, and is to be closed there.
+//! This tests the checks. It also tests that the emulator varies the order of threads enough, because a missing barrier
+//! gives wrong numbers only in some orders. A fault that no check notices shows that a check, or the emulator, has to be
+//! improved.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -25,8 +26,9 @@ const SEEDS: u64 = 8;
 struct Fault {
     library: &'static str,
     capability: (u32, u32),
-    /// Of kernels that are one line only those with one of these in their name are compiled, which is most of the
-    /// work; of none, all. A check that gets to others has not noticed the fault.
+    /// Only kernels with one of these in their name are compiled, as compiling takes most of the time; if there are none
+    /// here, all. (Kernels of more than one line are always compiled.) A check that gets as far as launching another
+    /// kernel has not noticed the fault.
     kernels: &'static [&'static str],
     check: fn(&Device),
     /// A file, text that is in it once, and what takes its place.
@@ -34,7 +36,7 @@ struct Fault {
 }
 
 impl Fault {
-    /// What the check has to say against it, and under which of the first `seeds` seeds.
+    /// The message with which the check fails, and under which of the first `seeds` seeds.
     fn run(&self, seeds: u64) -> Option<(String, u64)> {
         let folder = tempfile::tempdir().unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -72,7 +74,7 @@ impl Fault {
             let panic = catch_unwind(AssertUnwindSafe(|| (self.check)(&device))).err()?;
             let message = message(&*panic);
             assert!(!message.contains(&library.display().to_string()), "it does not load: {message}");
-            // Past all that is compiled.
+            // A kernel that was not compiled: up to there nothing has noticed the fault.
             (!message.contains("no such kernel")).then_some((message, seed))
         })
     }
@@ -257,6 +259,17 @@ faults! {
         "ptx::sync_block();  // this stage" => "// this stage";
     gemm_tile_x_lanes, "gemm.cu", gemm::few_and_tiles, ["w8a16"],
         "warp_token + lane % 8 + lane / 16 * 8;" => "warp_token + lane % 8 + lane / 8 % 2 * 8;";
+    gemm_split_half_stage, "gemm.cu", gemm::split_along_k, ["w8a16"],
+        "if (PART && index * GROUPS + group == n_groups) break;" => "";
+    gemm_split_last_rows, "gemm.cu", gemm::split_along_k, ["w8a16"],
+        "if (first_token + token >= p.n) break;" => "";
+    gemm_split_order_of_sums, "gemm.cu", gemm::split_along_k, ["w8a16"],
+        "total[j] += part[s][j];" => "total[j] += part[SEGMENTS - 1 - s][j];";
+    // Without gates and ups a thread stores what it has added itself.
+    gemm_split_sum_barrier, "gemm.cu", gemm::edges, ["w8a16"],
+        "{total[0], total[1], total[2], total[3]};
+    ptx::sync_block();" =>
+        "{total[0], total[1], total[2], total[3]};";
     gemm_int8_scale_group, "gemm.cu", gemm::int8_activations, ["w8a8"],
         "(b_scales + (group * TOKENS + token) * 4)" => "(b_scales + ((group ^ 1) * TOKENS + token) * 4)";
     gemm_int8_scale_tail, "gemm.cu", gemm::int8_activations, ["w8a8"],

@@ -1,14 +1,14 @@
-//! Products against the formula in f64, and row by row: which kernel a row meets changes no bit of it.
+//! Products against the formula in f64. And their rows against each other: a row has the same bits in every kernel.
 //!
-//! Long for one file, because three formats of weights share the references and the rows of x.
+//! The file is long, because three formats of weights share the references and the rows of x.
 
 use std::ops::Range;
 
 use half::{bf16, f16};
 use welm_kernels::error::Error;
 use welm_kernels::gemm::{
-    ALIGN, Arithmetic, Function, Input, Output, Packed, RowOrder, Weight, bf16_bytes, gemm, int8_bytes,
-    rotated_bytes,
+    ALIGN, Arithmetic, Function, Input, Output, Packed, RowOrder, Weight, bf16_bytes, int8_bytes,
+    rotated_bytes, scratch_len,
 };
 use welm_kernels::norm::{GROUP, Quantized, Rotated, quantize, rotate};
 use welm_kernels::{Buffer, Device};
@@ -18,8 +18,22 @@ use crate::sums::within;
 
 /// What no kernel has written.
 const UNTOUCHED: f32 = -77.0;
-/// One of each kernel's sizes, and those around them.
+/// Numbers of rows at and around the limits between kernels.
 const ROWS_OF_X: [usize; 10] = [1, 7, 8, 9, 16, 17, 33, 64, 65, 150];
+
+/// [`welm_kernels::gemm::gemm`] with as much scratch memory as it says that it needs.
+fn gemm(
+    device: &Device,
+    x: Input,
+    rows: Range<usize>,
+    w: &Weight,
+    out: Output,
+    out_stride: usize,
+    arithmetic: Arithmetic,
+) -> Result<(), Error> {
+    let mut scratch = device.uninit(scratch_len(rows.len(), w.shape().0))?;
+    welm_kernels::gemm::gemm(device, x, rows, w, out, out_stride, arithmetic, &mut scratch)
+}
 
 /// Of a weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -190,7 +204,7 @@ fn assert_close(w: &Plain, x: &Rows, first: usize, sums: &[f32], relative: f64, 
     }
 }
 
-/// Rows so few that no tile serves them: the formula, and the same bits whatever their number.
+/// Up to 32 rows, which need no tiles: the formula, and the same bits whatever their number.
 pub(crate) fn few(device: &Device, kind: Kind) {
     let w = Plain::new(device, kind, (200, 330), RowOrder::Plain, true, 0.2);
     let x = Rows::new(device, 32, kind.width(330), 2.0);
@@ -231,7 +245,33 @@ pub(crate) fn few_and_tiles_of(device: &Device, kinds: &[Kind]) {
     long_segments(device);
 }
 
-/// So many columns that few rows of x ask for weights more than twice as far ahead as they can.
+/// Products of 33 to 64 rows: of the largest weight that is split along K, of one that is too large for it, and with
+/// segments of K that end with half a stage, are whole stages or are empty. The formula, and the same bits as in any
+/// other number of rows.
+pub(crate) fn split_along_k(device: &Device) {
+    split_along_k_of(device, &KINDS);
+}
+
+/// The same, of some kinds.
+pub(crate) fn split_along_k_of(device: &Device, kinds: &[Kind]) {
+    let most = (device.info().multiprocessors as usize / 2).min(64);
+    for &kind in kinds {
+        for (tiles, cols) in [(most, 330), (most + 1, 330), (1, 100), (1, 1024)] {
+            let rows = 128 * tiles - 25;
+            let w = Plain::new(device, kind, (rows, cols), RowOrder::Plain, true, 0.2);
+            let x = Rows::new(device, 130, kind.width(cols), 2.0);
+            let all = run_f32(device, kind.input(&x), 0..130, &w, Arithmetic::Exact);
+            assert_close(&w, &x, 0, &all[..2 * rows], 2e-6, "all");
+            for part in [0..33, 5..48, 50..114, 97..130, 60..68] {
+                let some = run_f32(device, kind.input(&x), part.clone(), &w, Arithmetic::Exact);
+                let same = some == all[part.start * rows..part.end * rows];
+                assert!(same, "{kind:?}, ({rows}, {cols}): rows {part:?} and 130");
+            }
+        }
+    }
+}
+
+/// So many columns that the ring of prefetched weights of the kernels for few rows is filled more than twice.
 pub(crate) fn long_segments(device: &Device) {
     for kind in KINDS {
         let w = Plain::new(device, kind, (20, 4500), RowOrder::Plain, false, 0.2);
@@ -245,8 +285,8 @@ pub(crate) fn long_segments(device: &Device) {
     }
 }
 
-/// Tiles of 256 tokens, which the device's multiprocessors have enough to do with, and those of 128 that fewer rows
-/// of x take: the same bits.
+/// So many rows of weights that the launcher takes tiles of 256 tokens, and fewer rows of x, for which it takes tiles of
+/// 128 tokens: the same bits.
 pub(crate) fn tiles_by_waves(device: &Device) {
     let rows = 128 * (device.info().multiprocessors as usize / 2 + 1);
     for kind in KINDS {
@@ -265,7 +305,8 @@ pub(crate) fn tiles_by_waves(device: &Device) {
     }
 }
 
-/// Every weight by itself, from rows of x with a single one: what is small beside a sum is not beside a weight.
+/// Every weight by itself, from rows of x that are 1 in one column: an error that is small beside a sum is large beside a
+/// single weight.
 pub(crate) fn weights_alone(device: &Device) {
     weights_alone_of(device, &KINDS);
 }
@@ -318,7 +359,7 @@ pub(crate) fn shapes_of(device: &Device, kinds: &[Kind]) {
     }
 }
 
-/// Every function, rounded to bf16, with zeros behind the result.
+/// Every function, rounded to bf16, with zeros after the result.
 pub(crate) fn functions(device: &Device) {
     functions_of(device, &KINDS);
 }
@@ -380,12 +421,14 @@ pub(crate) fn functions_of(device: &Device, kinds: &[Kind]) {
     edges(device);
 }
 
-/// Every kind of `out`, four columns at a time and one (bf16: two) at a time, gives the same bits; strides that are odd
-/// or no multiple of 4, a last column in the middle of four, rows from an odd one on that fill no tile.
+/// Every kind of `out`, stored four columns at a time and one at a time (bf16: two), has the same bits. Strides are odd or
+/// no multiple of 4, the last column is in the middle of four, the first row is odd, and tiles are not full.
 pub(crate) fn edges(device: &Device) {
     for kind in KINDS {
         let x = Rows::new(device, 150, kind.width(40), 1.0);
-        for (rows, order) in [(130, RowOrder::Plain), (135, RowOrder::Plain), (268, RowOrder::Gated)] {
+        let (plain, gated) = (RowOrder::Plain, RowOrder::Gated);
+        // The smallest two are split along K on any device.
+        for (rows, order) in [(102, plain), (130, plain), (135, plain), (100, gated), (268, gated)] {
             let w = Plain::new(device, kind, (rows, 40), order, true, 0.3);
             for range in [0..1, 3..12, 1..41, 1..148] {
                 stored(device, kind.input(&x), range.clone(), &w, order, Arithmetic::Exact);
@@ -400,7 +443,7 @@ pub(crate) fn edges(device: &Device) {
     }
 }
 
-/// What is stored of some rows with every stride that is possible: 4 values at a time only if it is a multiple of 4.
+/// Some rows stored with several strides. Four values are stored at a time only if the stride is a multiple of 4.
 fn stored(device: &Device, x: Input, rows: Range<usize>, w: &Plain, order: RowOrder, method: Arithmetic) {
     let run =
         |out: Output, stride: usize| gemm(device, x, rows.clone(), &w.weight, out, stride, method).unwrap();
@@ -593,7 +636,7 @@ pub(crate) fn rotated_int8(device: &Device) {
         let mut x = Rows::new(device, n, cols, 3.0);
         let k = x.k;
         if n > 16 {
-            // Rows of nothing, of what is large, and of what is no number.
+            // Rows of zeros, of large values, and with a NaN.
             x.values[k..2 * k].fill(bf16::ZERO);
             x.values[2 * k..2 * k + cols].fill(bf16::from_f32(1e30));
             x.values[3 * k + 1] = bf16::NAN;
@@ -608,7 +651,7 @@ pub(crate) fn rotated_int8(device: &Device) {
             for (r, &got) in got.iter().enumerate() {
                 let values = &w.values[r * k..][..k];
                 let w_scale = w.scale[r];
-                // Values over their scale are whole again.
+                // A value divided by its scale is an integer again.
                 let whole = |c: usize| if w_scale == 0.0 { 0.0 } else { values[c] / f64::from(w_scale) };
                 let sum: f64 = (0..k).map(|c| whole(c).round() * f64::from(q[i * k + position(c)])).sum();
                 let bias = w.bias.as_ref().map_or(0.0, |b| b[r]);
@@ -643,8 +686,8 @@ pub(crate) fn largest_sum(device: &Device) {
     assert_eq!(out.to_vec().unwrap(), [-127.0 * 127.0 * k as f32]);
 }
 
-/// A rotation changes nothing but the rounding: against the product of what was there before, with columns that are
-/// large on one side. Both epilogues, rows of both forms of activations in one buffer.
+/// A rotation changes only the rounding: the product against that of the values before the rotation, of which some columns
+/// of x are large. Both epilogues, and rows of both forms of activations in one buffer.
 pub(crate) fn rotated_is_the_same(device: &Device) {
     for (rows, cols, order) in [(96, 300, RowOrder::Plain), (150, 512, RowOrder::Gated)] {
         let (n, first_generated) = (40, 33);
@@ -772,6 +815,17 @@ pub(crate) fn errors(device: &Device) {
     assert_eq!(operand(to_bf16(Function::SwiGlu, &gated, 66)), "out_stride");
     to_bf16(Function::SwiGlu, &gated, 64).unwrap();
     to_bf16(Function::Identity, &w, 128).unwrap();
+
+    let n = 33;
+    let x = device.zeros::<bf16>(n * 128).unwrap();
+    let mut out = device.zeros::<f32>(n * 100).unwrap();
+    let mut split = |scratch_len| {
+        let mut scratch = device.uninit(scratch_len).unwrap();
+        let (x, out) = (Input::Bf16(&x), Output::F32(&mut out));
+        welm_kernels::gemm::gemm(device, x, 0..n, &w, out, 100, Arithmetic::Exact, &mut scratch)
+    };
+    assert_eq!(operand(split(scratch_len(n, 100) - 1)), "scratch");
+    split(scratch_len(n, 100)).unwrap();
 
     let packed = Packed::int8(10, 10, RowOrder::Plain, 1, |_, _, _| {});
     let upload = |rows, cols, order, bias: Option<&[f32]>| {

@@ -1,6 +1,5 @@
-//! Every kernel against the formula, through the launchers that everybody uses: on the emulator here, on a GPU
-//! with `WELM_TEST_GPU=<ordinal>` (and the feature `gpu`, without which there is no device code). The checks are the
-//! same.
+//! Every kernel against the formula, through the public launchers. The checks run on the emulator. On a GPU the same checks
+//! run with `WELM_TEST_GPU=<ordinal>` and the feature `gpu`, without which there is no device code.
 
 mod attention;
 mod device;
@@ -29,6 +28,7 @@ macro_rules! on_devices {
 on_devices! {
     gemm_few_sm80, (8, 0), few;
     gemm_rows_sm80, (8, 0), gemm::few_and_tiles;
+    gemm_split_along_k_sm80, (8, 0), gemm::split_along_k;
     gemm_weights_alone_sm80, (8, 0), gemm::weights_alone;
     gemm_shapes_sm80, (8, 0), gemm::shapes;
     gemm_functions_sm80, (8, 0), gemm::functions;
@@ -71,10 +71,11 @@ mod gpu {
     use crate::gemm::Kind::{Bf16, Int8, Rotated};
     use crate::{attention, gemm, norm, rope, sample};
 
-    /// The device for a test, whose name says what is asked of it; none if it is no such device.
+    /// The device for a test; none if the test needs another kind of device. The name of the test says what it needs.
     ///
-    /// - `..._no_hopper`: the kernels for all devices, also where there are better ones. `WELM_NO_HOPPER=1` sees to it.
-    /// - `..._ptx`: these, as the driver compiles them for devices that have no machine code; `CUDA_FORCE_PTX_JIT=1` too.
+    /// - `..._no_hopper`: the kernels for all devices, even on Hopper. It needs `WELM_NO_HOPPER=1`.
+    /// - `..._ptx`: the same kernels from PTX, as a device without machine code gets them. It needs
+    ///   `CUDA_FORCE_PTX_JIT=1`, too.
     /// - `..._sm90_...`: the kernels of Hopper.
     fn device(test: &str) -> Option<Device> {
         let ordinal = std::env::var("WELM_TEST_GPU").expect("WELM_TEST_GPU is the number of a device");
@@ -93,7 +94,7 @@ mod gpu {
         Some(device)
     }
 
-    /// Lines are `name: checks`. The harness sorts tests by name, and so the numbers are the order in which they run.
+    /// Lines are `name: checks`. The harness runs tests in the order of their names, so the numbers give the order.
     macro_rules! on_gpu {
         ($($name:ident: $check:expr;)*) => {
             $(
@@ -111,8 +112,8 @@ mod gpu {
         };
     }
 
-    // What is likeliest to work comes first: plain kernels, then mma.sync, then wgmma and bulk copies; of these last
-    // the widths of heads that fill no whole number of 64-column atoms.
+    // What is likeliest to work comes first: plain kernels, then mma.sync, then wgmma and bulk copies. Last are the values
+    // of head_dim that are no multiple of 64, the columns of a wgmma atom.
     on_gpu! {
         s01_norm_formulas: norm::formulas;
         s02_norm_rows: |d| { norm::magnitudes(d); norm::neighbours(d); norm::ranges(d) };
@@ -168,6 +169,7 @@ mod gpu {
 
     fn sums(device: &Device, kind: gemm::Kind) {
         gemm::few_and_tiles_of(device, &[kind]);
+        gemm::split_along_k_of(device, &[kind]);
         gemm::weights_alone_of(device, &[kind]);
     }
 

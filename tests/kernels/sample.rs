@@ -11,7 +11,7 @@ use welm_kernels::{Buffer, Device};
 use crate::random::Random;
 
 const INF: f32 = f32::INFINITY;
-/// Around a warp, a block of either kernel, and the 8,192 logits of a chunk.
+/// Sizes around those of a warp, of a block of either kernel, and of a chunk (8,192 logits).
 const VOCABS: [usize; 15] = [1, 2, 31, 33, 63, 64, 65, 511, 513, 1024, 1025, 8191, 8192, 8193, 20_001];
 
 /// All checks.
@@ -71,7 +71,7 @@ fn sorted(row: &[f32]) -> Vec<u32> {
     order
 }
 
-/// A row as [`top_k`] gives it: NaN is not lost, it is the largest of all.
+/// A row as [`top_k`] sees it: NaN counts as the largest f32.
 fn seen(row: &[f32]) -> Vec<f32> {
     row.iter().map(|&x| if x.is_nan() { f32::MAX } else { x.min(f32::MAX) }).collect()
 }
@@ -138,7 +138,7 @@ pub(crate) fn neighbours(device: &Device) {
     assert_eq!(alone.2[0].to_bits(), all.2[4].to_bits());
 }
 
-/// Rows of nothing, infinities, the smallest numbers; the drawn token is always one that can be.
+/// Rows of -inf, of infinities and of the smallest numbers. The drawn token is always a possible one.
 pub(crate) fn odd_values(device: &Device) {
     let nothing = vec![-INF; 4];
     let rows = [
@@ -258,7 +258,7 @@ pub(crate) fn draws(device: &Device) {
     }
 }
 
-/// [`sample_top`] where a sum meets its bound exactly.
+/// [`sample_top`] where a sum is exactly equal to its bound.
 pub(crate) fn edges(device: &Device) {
     // Weights 1, 1, 1, 1.
     let flat = vec![0.0; 4];

@@ -1,4 +1,4 @@
-//! Arrays that go to the device together, and the parts of a buffer that they are.
+//! Arrays that go to the device in one copy, and parts of a buffer.
 
 use welm_kernels::{Device, Error, Staging};
 use welm_tests::emulator::{Emulator, Options};

@@ -1,4 +1,5 @@
-//! How much of a tolerance is used, and the model of tensor cores' sums by cases that can be computed by hand.
+//! A record of how much of a tolerance is used; and tests of the model of tensor cores' sums (`sums.h`), by cases that can
+//! be computed by hand.
 
 use std::collections::BTreeMap;
 use std::io::Write;

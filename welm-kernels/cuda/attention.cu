@@ -11,21 +11,21 @@
 //     block_tables    (table_len) u32, the tables of all sequences one after another
 //     out             (n_rows, out_stride) bf16, head h at column h * head_dim; further columns become zero
 //
-// attention.cuh has the arithmetic of a step and says why a row's result depends on that row only. Prefill
-// shares the keys among 64 rows of one head; decode among the heads of a group, and splits them over blocks.
+// attention.cuh has the arithmetic of a step and says why a row's result depends on that row only. In prefill 64 rows of
+// one head share the loaded keys. In decode the heads of a group share them, and the keys of a row are split over blocks.
 #include "attention.cuh"
 
 using namespace attention;
 
-// Query heads h of one key-value head, as many as the 16 rows of mma_bf16.
+// Query heads of one key-value head that a block computes: as many as mma_bf16 has rows.
 constexpr uint32_t HEADS = 16;
 constexpr int WARPS = 4;
 constexpr int THREADS = 32 * WARPS;
 
 // ---- prefill --------------------------------------------------------------------------------------------
 
-// Block (head, tile): 64 rows, 16 to a warp. A step is 64 keys, four cache blocks; while one is computed the
-// next is copied, warp w copying its cache block w. Shared memory: 2 stages of K, V (64 keys, HD) bf16.
+// Block (head, tile): 64 rows, 16 for each warp. A step is 64 keys, which are four cache blocks. While one step is
+// computed the next one is copied; warp w copies its cache block w. Shared memory: 2 stages of K, V (64 keys, HD) bf16.
 template <int HD> DEVICE void prefill(const PrefillParams &p) {
     constexpr uint32_t ROWS = 16 * WARPS, STEP = BLOCK_KEYS * WARPS;
     constexpr int BLOCK_BYTES = BLOCK_KEYS * HD * 2, TILE_BYTES = STEP * HD * 2;
@@ -73,7 +73,7 @@ template <int HD> DEVICE void prefill(const PrefillParams &p) {
     copy_step(first_step);
     for (uint32_t index = first_step; index <= last_step; ++index) {
         ptx::cp_async_wait<0>();
-        ptx::sync_block();  // this step is here, and all have read the one before
+        ptx::sync_block();  // this step has arrived, and all warps have read the one before
         if (index < last_step) copy_step(index + 1);
         const uint32_t first = index * STEP, last = first + STEP - 1;
         if (idle || first > warp_keys.last || last < warp_keys.first) continue;
@@ -122,15 +122,15 @@ struct DecodeParams {
     float c, cap_c;
 };
 
-// A split is SPLIT_KEYS keys, aligned to key 0. A row has those from its first key to its last, from 0 on.
+// A split is SPLIT_KEYS keys, aligned to key 0. A row has the splits from that of its first key to that of its last one,
+// numbered from 0.
 DEVICE uint32_t splits_of(Keys seen) { return seen.last / SPLIT_KEYS - seen.first / SPLIT_KEYS + 1; }
 
-// Block (row, kv head and up to 16 of its heads, split): the heads of one row are the rows of a step.
-// Of the split's 32 cache blocks warp w takes w, w + 4, ..., through STAGES buffers of its own; the four
-// results are merged in the order of the warps. If no row can have a second split, the block writes `out`
-// itself; else attention_combine does.
-// Shared memory: per warp STAGES of K, V (16 keys, HD) bf16, afterwards acc (16 rows, HD + 8) f32, 8 columns
-// more so that rows lie in different banks; then max and sum, (4 warps, 16 rows) f32 each.
+// Block (row, kv head and up to 16 of its heads, split). The heads of one row are the rows of a step. Of the split's 32
+// cache blocks warp w takes w, w + 4, ..., through STAGES buffers of its own. The results of the four warps are merged in
+// their order. If no row can have a second split, the block writes `out` itself; otherwise attention_combine does.
+// Shared memory: per warp STAGES of K, V (16 keys, HD) bf16, after the last step acc (16 rows, HD + 8) f32, where the 8
+// more columns avoid bank conflicts; then max and sum, (4 warps, 16 rows) f32 each.
 template <int HD> DEVICE void decode(const DecodeParams &p) {
     constexpr int STAGES = 3, SLOTS = SPLIT_KEYS / BLOCK_KEYS / WARPS;
     constexpr int TILE_BYTES = BLOCK_KEYS * HD * 2, WARP_BYTES = STAGES * 2 * TILE_BYTES, PITCH = HD + 8;
@@ -177,7 +177,7 @@ template <int HD> DEVICE void decode(const DecodeParams &p) {
     for (uint32_t slot = first_slot; slot < first_slot + STAGES - 1; ++slot) copy_slot(slot);
     for (uint32_t slot = first_slot; visible(slot); ++slot) {
         ptx::cp_async_wait<STAGES - 2>();
-        ptx::sync_warp();  // this slot is here, and all lanes have read the one before
+        ptx::sync_warp();  // this slot has arrived, and all lanes have read the one before
         copy_slot(slot + STAGES - 1);
         const uint32_t first = slot_key(slot);
         const bool masked = first < keys.first || first + BLOCK_KEYS - 1 > keys.last;
@@ -235,8 +235,8 @@ KERNEL(attention_decode_hd80, DecodeParams, 128, 3) { decode<80>(p); }
 KERNEL(attention_decode_hd96, DecodeParams, 128, 3) { decode<96>(p); }
 KERNEL(attention_decode_hd128, DecodeParams, 128, 2) { decode<128>(p); }
 
-// Block (row, 512 columns of out), 4 to a thread: merges the splits of the row in their order. Of one split
-// it makes what decode would have written.
+// Block (row, 512 columns of out), 4 columns a thread: merges the splits of the row in their order. If there is only one
+// split, the result is bit for bit what decode would have written.
 KERNEL(attention_combine, DecodeParams, 128, 4) {
     const uint32_t row = blockIdx.x, column = (blockIdx.y * THREADS + threadIdx.x) * 4;
     if (column >= p.out_stride) return;

@@ -1,20 +1,22 @@
-// What prefill and decode attention share: 16 query rows of a warp attending to keys in shared memory.
+// Shared by prefill and decode attention: 16 query rows of a warp attend to keys in shared memory.
 //
 //     out[r] = sum_j p[r][j] v[j] / sum_j p[r][j],    p[r][j] = 2^(c (q[r] . k[j] - max_r)),
 //     c = scale * log2(e), over the keys j that row r sees.
 //
 // With a soft cap, tanh(scale / cap * q[r] . k[j]) takes the place of q[r] . k[j], and c = cap * log2(e).
 //
-// The maximum, the sum and the product with V run over the keys in steps (online softmax): a step raises the
-// maximum and scales what was summed so far by 2^(c (old - new)).
+// This is online softmax: maximum, sum and product with V are updated in steps over the keys. A step may raise the maximum;
+// then the sums so far are multiplied by 2^(c (old - new)).
 //
-// The result of a row depends on nothing but the row. Steps are aligned to key 0, so a row takes the same
-// keys in the same steps whichever rows lie beside it. A step in which a row sees no key leaves it as it is,
-// to the bit: masked scores give p = 0, and the maximum, which starts at a finite LOWEST, stays (a factor of
-// 2^0 = 1). So a warp may skip such a step, or take it because another of its rows needs it.
+// The result of a row depends on that row only:
 //
-// Cache slots that hold no key may hold NaN, and 0 * NaN is NaN: copy_block writes zeros for keys outside the
-// range given to it, and reads neither their slots nor their entries in the block table.
+//   - Steps are aligned to key 0. So a row takes the same keys in the same steps, whatever the other rows of the tile.
+//   - A step in which a row sees no key does not change a bit of it: masked scores give p = 0, and the maximum, which
+//     starts at the finite LOWEST, stays the same (the factor is 2^0 = 1). So a warp may skip such a step, or compute it
+//     because another of its rows needs it.
+//
+// Cache slots without a key may hold NaN, and 0 * NaN is NaN. So copy_block writes zeros for keys outside its range. It
+// reads neither their slots nor their entries in the block table.
 #pragma once
 #include <ptx.cuh>
 
@@ -29,31 +31,31 @@ struct Keys {
     uint32_t first, last;
 };
 
-// What a row at `pos` sees; a window of 0 is no limit.
+// The keys that a row at `pos` sees. A window of 0 means no limit.
 DEVICE Keys seen_from(uint32_t pos, uint32_t window) {
     return {window != 0 && pos >= window ? pos - window + 1 : 0, pos};
 }
 
-// A score q . k with a soft cap; `cap_c` is 2 log2(e) scale / cap. To an absolute error of some 1e-7 of 1, which is less
-// than what bf16 leaves of q and k: tanh(x) = 1 - 2 / (1 + e^2x).
+// A score q . k with a soft cap; `cap_c` is 2 log2(e) scale / cap. tanh(x) = 1 - 2 / (1 + e^2x) has an absolute error
+// of about 1e-7 here, which is less than the rounding of q and k to bf16.
 DEVICE float capped(float score, float cap_c) {
     return fmaf(-2.0f, ptx::rcp(1.0f + ptx::ex2(score * cap_c)), 1.0f);
 }
 
 // ---- the cache ------------------------------------------------------------------------------------------
 
-// Nothing that the buffers hold leads outside of them: a row whose last key lies beyond the tables is left
-// out, and a block that is not in the cache counts as the last one.
+// Wrong values in the arrays never cause an access outside of the buffers: a row whose last key lies beyond the tables is
+// skipped, and a block number outside the cache is taken as the last block.
 DEVICE bool in_tables(uint32_t table_start, uint32_t last_key, uint32_t table_len) {
     return (uint64_t)table_start + last_key / BLOCK_KEYS < table_len;
 }
 DEVICE uint32_t cache_block(uint32_t entry, uint32_t n_blocks) { return min(entry, n_blocks - 1); }
 
-// Keys lie in shared memory as in a cache block, (keys, HD) bf16 without padding, but for the order of the
-// 16-byte pieces of a row. ldmatrix reads one piece of each of 8 rows at once; these must lie in different
-// banks: at different places modulo 8 pieces. Rows have 8, 10, 12 or 16 pieces, so that every row, every 4th,
-// every 2nd, every row begins at the same place. Such rows differ in `row / REPEAT % GROUP`; this number,
-// xored to the index of a piece, swaps the pieces within groups of GROUP. Bytes from the start of the tile:
+// Shared memory holds keys as a cache block does, (keys, HD) bf16 without padding; only the 16-byte pieces of a row are
+// swizzled. ldmatrix reads one piece of each of 8 rows at once. To be in different banks they must be at different places
+// modulo 8 pieces. Rows have 8, 10, 12 or 16 pieces; so rows that are 1, 4, 2 or 1 apart begin at the same place. Such rows
+// differ in `row / REPEAT % GROUP`. This number, xored to the index of a piece, swaps pieces within groups of GROUP.
+// Bytes from the start of the tile:
 template <int HD> DEVICE int offset(int row, int piece) {
     constexpr int PIECES = HD / 8;
     constexpr int GROUP = PIECES % 8 == 0 ? 8 : PIECES % 4 == 0 ? 4 : 2;
@@ -61,8 +63,8 @@ template <int HD> DEVICE int offset(int row, int piece) {
     return row * (HD * 2) + ((piece ^ (row / REPEAT % GROUP)) << 4);
 }
 
-// One warp starts the copy of a cache block of one head, (16, HD) bf16, to 16 rows of a tile; `first` is its
-// first key. Keys outside `valid` become zero.
+// One warp starts the copy of a cache block of one head, (16, HD) bf16, to 16 rows of a tile. `first` is its first key.
+// Keys outside `valid` become zero.
 template <int HD>
 DEVICE void copy_block(uint8_t *tile, const uint16_t *block, uint32_t first, Keys valid, int lane) {
     constexpr int PIECES = HD / 8;
@@ -78,7 +80,7 @@ DEVICE void copy_block(uint8_t *tile, const uint16_t *block, uint32_t first, Key
 // ---- 16 rows of a warp ----------------------------------------------------------------------------------
 // As in ptx.cuh, g = lane / 4 and t = lane % 4; a lane has parts of the rows g and g + 8, in this order.
 
-// Query rows as the A operands of mma_bf16, zeros for a null.
+// Query rows as the A operands of mma_bf16; zeros for a null pointer.
 template <int HD>
 DEVICE void load_query(uint32_t (&q)[HD / 16][4], const uint16_t *row_g, const uint16_t *row_g8, int lane) {
 #pragma unroll
@@ -91,8 +93,8 @@ DEVICE void load_query(uint32_t (&q)[HD / 16][4], const uint16_t *row_g, const u
     }
 }
 
-// What has been summed: the maximum, this lane's part of the sum (finish() adds the parts up), and the
-// product with V, acc[j] being columns 8j..8j+7 as an accumulator of mma_bf16.
+// The state of online softmax: the maximum, this lane's part of the sum (finish() adds the parts), and the product with V.
+// acc[j] is columns 8j..8j+7, an accumulator of mma_bf16.
 template <int HD> struct Rows {
     float max[2], sum[2];
     float acc[HD / 8][4];
@@ -111,8 +113,8 @@ template <int HD> DEVICE void start(Rows<HD> &rows) {
     }
 }
 
-// One step: the 16 * BLOCKS keys from `first` on, at k and v as offset() says. `seen` is what each of the two
-// rows sees; it is looked at only if `masked`. `cap_c` is 0 without a soft cap.
+// One step: the 16 * BLOCKS keys from `first` on, stored at k and v as offset() says. `seen` are the keys that each of the
+// two rows sees; it is used only if `masked`. `cap_c` is 0 without a soft cap.
 template <int HD, int BLOCKS>
 DEVICE void step(Rows<HD> &rows, const uint32_t (&q)[HD / 16][4], const uint8_t *k, const uint8_t *v,
                  uint32_t first, const Keys (&seen)[2], bool masked, float c, float cap_c, int lane) {
@@ -256,8 +258,8 @@ template <uint32_t ROWS, uint32_t STEP> DEVICE bool find_tile(const PrefillParam
 
 // ---- parts of a row -------------------------------------------------------------------------------------
 
-// 4 columns of a row and its sum, merged from parts with maxima of their own: each is added with a factor of
-// 2^(c (its max - max of all)).
+// 4 columns of a row and its sum, merged from parts. Each part has its own maximum and is added with the factor
+// 2^(c (its maximum - maximum of all)).
 struct Merged {
     float sum;
     float4 acc;
@@ -271,8 +273,8 @@ DEVICE void add_part(Merged &to, float factor, float sum, float4 acc) {
     to.acc.w = fmaf(factor, acc.w, to.acc.w);
 }
 
-// acc / sum to 4 columns. Adding 0 makes a 0 of -0, as add_part does: to merge a single part, with the factor
-// 1, changes no bit of the result.
+// acc / sum to 4 columns. Adding 0 turns -0 into 0, as add_part does. So merging a single part, with the factor 1, changes
+// no bit of the result.
 DEVICE void store_divided(uint16_t *out, const Merged &from) {
     const float factor = 1.0f / from.sum;
     const float x = fmaf(from.acc.x, factor, 0.0f), y = fmaf(from.acc.y, factor, 0.0f);

@@ -1,23 +1,23 @@
-// Prefill attention for sm_90a: what attention.cu does (its header has formula, operands and contract), with the
-// products on wgmma and the cache read by the copy engine.
+// Prefill attention for sm_90a. It computes what attention.cu does, whose header has the formula and the operands. Products
+// run on wgmma, and the copy engine (TMA) reads the cache.
 //
-// Block (head, tile): 128 rows of one head, 64 to each of two consumer warpgroups; four warps more, the producers,
-// start the copies. A step is 128 keys, aligned to key 0, so that a row takes the same keys in the same steps
-// whatever lies beside it; attention.cuh says why steps without a visible key, which a row takes here because
-// another one needs them, change no bit of it.
+// Block (head, tile): 128 rows of one head, 64 for each of two consumer warpgroups. Four more warps, the producers, start
+// the copies. A step is 128 keys, aligned to key 0, so that a row takes the same keys in the same steps whatever the other
+// rows. A row also takes steps in which it sees no key, if another row needs them; attention.cuh says why these change no
+// bit.
 //
-// - q is the A operand from registers, loaded once; so is p, since the accumulators of 16 keys are, rounded, the A
-//   operand of those keys. K is stored with head_dim contiguous, which is K contiguous for q k^T and N contiguous
-//   for p v: cache blocks are multiplied as they come.
-// - While the softmax of a step runs, the product with V of the step before is under way; and the two warpgroups
-//   take turns at starting products, so that one's softmax runs beside the other's products.
-// - K and V of a step wait in STAGES buffers each, freed one by one: K when the scores are there, V a step later.
+// - q is the A operand, from registers, and is loaded once. p is the A operand of the second product, from registers, too:
+//   the accumulators of 16 keys, rounded, are its fragments. The cache has head_dim contiguous. That is K contiguous for
+//   q k^T and N contiguous for p v, so that cache blocks are multiplied without a transposition.
+// - The softmax of a step overlaps with the product with V of the previous step. The two warpgroups take turns at starting
+//   products, so that the softmax of one also overlaps with the products of the other.
+// - K and V have STAGES buffers each. K of a step is freed when its scores are computed, V one step later.
 //
-// Cache slots that hold no key may hold NaN, and the copy engine brings whole blocks. Scores are masked by
-// choosing, so that K does not matter. V does, as 0 * NaN is NaN: a block of which some keys are outside of the
-// tile's is copied row by row, with rows outside of the matrix, which the engine fills with zeros, for those
-// keys. Blocks wholly outside are filled so, too; their table entries are not read. The alternative, to overwrite
-// such rows in shared memory, needs a barrier between the copy and both warpgroups.
+// Cache slots without a key may hold NaN, and the copy engine copies whole blocks. For K this does no harm, because masked
+// scores are selected, not multiplied. For V it does, as 0 * NaN is NaN. So a block in which some keys are outside the
+// tile's range is copied row by row, and for those keys a row outside of the matrix is asked for, which the engine fills
+// with zeros. Blocks that are wholly outside are filled in the same way; their table entries are not read. The
+// alternative, to overwrite such rows in shared memory, would need a barrier between the copy and both warpgroups.
 #include "attention.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -30,13 +30,13 @@ constexpr uint32_t STEP = 128, STEP_BLOCKS = STEP / BLOCK_KEYS;
 constexpr uint32_t STAGES = 3;
 // 64 columns of a key are a row of 128 bytes; those of a step are a piece.
 constexpr uint32_t ROW_BYTES = 128, BLOCK_BYTES = BLOCK_KEYS * ROW_BYTES, PIECE_BYTES = STEP * ROW_BYTES;
-// Whether V of 80 or 96 columns is multiplied in two products, of 64 columns and of the others. No product then steps
-// from one piece to the next. A single one is an instruction less, but steps into a piece that it uses in part, of
-// which the PTX ISA says nothing and which no known code does. The bits are the same.
+// Whether V of 80 or 96 columns is multiplied in two products, one of 64 columns and one of the rest. Then no product goes
+// from one piece into the next. One product would be an instruction less, but would use only a part of its second piece.
+// The PTX ISA does not mention that, and no known code does it. The bits are the same.
 constexpr bool SPLIT_COLUMNS = true;
-// Warps that copy K, and as many that copy V: each has its share of the blocks of every step.
+// Warps that copy K, and as many that copy V. Each copies a share of the blocks of every step.
 constexpr uint32_t PRODUCERS = 2, SHARE = STEP_BLOCKS / PRODUCERS;
-// Where no row of a tensor map is, for 16 rows on.
+// The number of a row that is outside every tensor map, as are the 16 rows from it on.
 constexpr int NOWHERE = -(int)BLOCK_KEYS;
 
 struct Sm90Params {
@@ -47,8 +47,7 @@ struct Sm90Params {
 
 // ---- shared memory --------------------------------------------------------------------------------------
 
-// A buffer is filled for the next step in turn; the barriers' phases of one round through the buffers have the
-// same parity.
+// Steps use the buffers in turn. In one round through the buffers, all barriers are in phases of the same parity.
 struct Stage {
     uint32_t index = 0, parity = 0;
 
@@ -75,7 +74,7 @@ template <int HD> struct Shared {
 
 // ---- the producers --------------------------------------------------------------------------------------
 
-// A warp that copies K, or V, of its share of each step's blocks; the lane that it elects starts the copies.
+// A warp that copies K, or V, of its share of the blocks of each step. One elected lane starts the copies.
 template <int HD, bool V> DEVICE void produce(const Sm90Params &all, const Tile &tile, uint32_t head, uint32_t warp) {
     typedef Shared<HD> S;
     const PrefillParams &p = all.p;
@@ -162,8 +161,8 @@ DEVICE void start_product(float (&acc)[HD / 2], const uint32_t (&p)[STEP_BLOCKS]
     ptx::wgmma_commit();
 }
 
-// Scores become p; what was summed before has to be scaled by `factor`. A lane has parts of two rows, and of
-// each keys 8j + 2t, 8j + 2t + 1.
+// Turns scores into p. The sums so far have to be multiplied by `factor`. A lane has parts of two rows, of each the keys
+// 8j + 2t and 8j + 2t + 1.
 DEVICE void softmax(float (&s)[STEP / 2], float (&max)[2], float (&sum)[2], float (&factor)[2], float c) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -241,7 +240,7 @@ template <int HD> DEVICE void consume(const PrefillParams &p, const Tile &tile, 
         if (lane == 0) ptx::barrier_arrive(empty);
     };
 
-    // `stage` is that of the scores; the product is a step behind.
+    // `stage` is that of the scores; the product with V is one step later.
     Stage stage;
     ptx::barrier_wait(&barriers.k_full[0], 0);
     ptx::wgmma_fence();
@@ -268,8 +267,8 @@ template <int HD> DEVICE void consume(const PrefillParams &p, const Tile &tile, 
         release(&barriers.k_empty[stage.index]);
         mask(index);
         softmax(s, max, sum, factor, p.c);
-        // For the next product. Here, because the loop in it keeps ptxas from moving the wait for the last one up,
-        // to before the softmax.
+        // For the next product. It stands here, because the loop in it keeps ptxas from moving the wait for the previous
+        // product up, to before the softmax.
         ptx::barrier_wait(&barriers.v_full[stage.index], stage.parity);
         ptx::wgmma_wait<0>();
         release(&barriers.v_empty[before]);
@@ -321,7 +320,7 @@ template <int HD> DEVICE void prefill(const Sm90Params &all) {
         if (threadIdx.x / 128 * GROUP_ROWS < tile.n) consume<HD>(all.p, tile, blockIdx.x);
     } else {
         ptx::give_registers<24>();
-        // From one lane, so that the compiler, too, knows it to be the same for the warp.
+        // Read from one lane, so that the compiler knows that it is the same in all lanes of the warp.
         const uint32_t warp = ptx::shfl((threadIdx.x - CONSUMERS) / 32, 0);
         if (warp < PRODUCERS) produce<HD, false>(all, tile, blockIdx.x, warp);
         else produce<HD, true>(all, tile, blockIdx.x, warp - PRODUCERS);

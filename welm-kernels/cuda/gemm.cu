@@ -1,13 +1,25 @@
-// Matrix products on mma.sync: the few rows of a decode step, bound by memory, and tiles of many rows.
+// Matrix products on mma.sync: up to 64 rows of a decode step, which are bound by memory, and tiles of many rows.
 //
-// One arithmetic (W8A16, W16A16, R8A16), so that a row of x gives the same bits however many others there are and whichever
-// kernel it meets: K is cut into 8 segments of whole groups of 32; in a segment the sum runs over the groups in
-// order, a group being two mma_bf16 from zero, times the scale, added with one rounding (bf16 weights
-// or rotated ones: two mma_bf16 onto the sum); the segments are added in order. The kernel for few rows gives each of its 8 warps a segment: without
-// that, a matrix of 5,120 rows would have 320 warps, too few to keep memory busy. Tiles take the segments in turn.
+// W8A16, W16A16 and R8A16 have one order of summation, in every kernel of this file. A row of x has the same bits
+// however many other rows there are. The order is this:
 //
-// W8A8: a group is one mma_s8 from zero, times the scales of weight and activation. The order is that of K; only tiles.
-// R8A8: one int32 sum, exactly; only tiles.
+//   - K is cut into 8 segments of whole groups of 32 columns.
+//   - Inside a segment the groups are added in order. A group is two mma_bf16. With a scale for each group they start
+//     from zero, and the result times the scale is added with one rounding (fmaf). Without one (bf16 or rotated
+//     weights) they add to the sum itself.
+//   - The sums of the segments are added in order, starting from zero.
+//
+//     up to 32 rows   "few". A block has one or two strips; each of its 8 warps computes one segment. One warp for all
+//                     of K would be too few: a weight of 5,120 rows has 320 strips, which do not keep memory busy.
+//     33 to 64 rows   "split", if the weight has few tiles (src/gemm.rs). A block is a tile of one segment, so that
+//                     there are 8 times as many blocks. Sums of segments go to memory; "sum" adds them.
+//     more            "tile". A block is a tile of all of K, and computes the segments one after another.
+//
+// W8A8: a group is one mma_s8 from zero, times the scales of weight and activation, in the order of K. Only tiles.
+// R8A8: one int32 sum, which is exact. Only tiles.
+//
+// Tried on paper for 33 to 64 rows and left: "few" with more rows a block. Each block reads all of x for its one or two
+// strips. With 64 rows of x that is 4 to 8 times the bytes of its weights, from the L2 cache, which then bounds it.
 #include "gemm.cuh"
 
 using namespace gemm;
@@ -17,7 +29,7 @@ constexpr uint32_t SEGMENTS = 8, THREADS = 256;
 // The first group of a segment.
 DEVICE uint32_t segment_start(uint32_t segment, uint32_t n_groups) { return segment * n_groups / SEGMENTS; }
 
-// sum += w b^T of 32 columns, for 16 rows and 8 tokens.
+// sum += w x^T of one group of 32 columns, for 16 rows of W and 8 tokens.
 template <Mode MODE>
 DEVICE void add_group(float (&sum)[4], const uint32_t (&a)[2][4], const uint32_t (&b)[2][2], float scale_g,
                       float scale_g8) {
@@ -37,9 +49,10 @@ DEVICE void add_group(float (&sum)[4], const uint32_t (&a)[2][4], const uint32_t
 
 // ---- few rows -------------------------------------------------------------------------------------------
 
-// Block (TOKENS rows of x, STRIP_COUNT strips); warp w has segment w. The weights of DEPTH groups are always on their
-// way: a group's registers take those of DEPTH groups further on as soon as it is multiplied. x is one group ahead: it
-// is read by every block, and most often near. Shared memory: (8 segments, TOKENS, PITCH) f32.
+// Block (TOKENS rows of x, STRIP_COUNT strips); warp w computes segment w. Weights are prefetched DEPTH groups ahead, into
+// a ring of registers: as soon as a group is multiplied, its registers are loaded with the group DEPTH further on. x is
+// prefetched one group ahead only. Every block reads it, so that it is mostly in the L2 cache.
+// Shared memory: (8 segments, TOKENS, PITCH) f32.
 template <Mode MODE, int TOKENS, int STRIP_COUNT, int DEPTH> DEVICE void few(const Params &p) {
     static_assert(DEPTH % 2 == 0, "x has two sets of registers");
     constexpr int COLUMNS = TOKENS / 8, ROWS = STRIP * STRIP_COUNT, PITCH = ROWS + 4;
@@ -48,7 +61,7 @@ template <Mode MODE, int TOKENS, int STRIP_COUNT, int DEPTH> DEVICE void few(con
     uint32_t group = segment_start(warp, p.n_groups);
     const uint32_t end = segment_start(warp + 1, p.n_groups);
 
-    // All of the group at hand; they step with it.
+    // Pointers to the current group. They are advanced, because computing the addresses anew costs more instructions.
     const uint8_t *w_at[STRIP_COUNT];
     const uint32_t *scales_at[STRIP_COUNT];
     const uint16_t *x_at[COLUMNS];
@@ -60,7 +73,7 @@ template <Mode MODE, int TOKENS, int STRIP_COUNT, int DEPTH> DEVICE void few(con
     }
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c) {
-        // Past the last row: that one again. Nothing of it is stored.
+        // Past the last row of x the last one is read again. Its result is not stored.
         const uint32_t token = min(first_token + 8 * c + g, p.n - 1);
         x_at[c] = p.x + ((size_t)token * p.n_groups + group) * GROUP + 2 * t;
     }
@@ -161,51 +174,63 @@ template <Mode MODE, int TOKENS> struct Stage {
     static constexpr uint32_t BYTES = A + SCALES + B + B_SCALES;
 };
 
-// Block (TOKENS rows of x, 128 rows of W): neighbouring blocks share their weights. 8 warps, 4 along W and 2 along x:
-// a warp has 32 rows and TOKENS / 2 tokens. Rows of x lie in shared memory with their 16-byte pieces swizzled,
-// piece ^ token % 8, so that ldmatrix finds 8 of them in different banks. Shared memory: STAGES stages; afterwards
-// (TOKENS, PITCH) f32.
-template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
+// Block (TOKENS rows of x, 128 rows of W). Blocks next to each other in x read the same weights. 8 warps, 4 along W
+// and 2 along x: a warp has 32 rows and TOKENS / 2 tokens. In shared memory the 16-byte pieces of a row of x are
+// swizzled, piece ^ token % 8, so that ldmatrix reads 8 rows without bank conflicts. Shared memory: STAGES stages; after
+// the last product (TOKENS, PITCH) f32.
+//
+// PART: only the groups of segment blockIdx.z. Its sums go to `parts`, (8 segments, n, part_rows). A segment may begin
+// in the middle of a stage of the whole K, and its own last stage may have one group only.
+template <Mode MODE, int TOKENS, int STAGES, bool PART = false>
+DEVICE void tile(const Params &p, float *parts = nullptr, uint64_t part_rows = 0) {
     typedef Stage<MODE, TOKENS> S;
     constexpr uint32_t GROUPS = STAGE_GROUPS<MODE>;
     constexpr int COLUMNS = TOKENS / 2 / 8, PITCH = TILE_ROWS + 4;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int warp_strip = warp % 4 * 2, warp_token = warp / 4 * (TOKENS / 2);
     const uint32_t first_token = blockIdx.x * TOKENS, first_strip = blockIdx.y * STRIPS;
-    const uint32_t n_stages = p.n_groups / GROUPS;
+    const uint32_t first_group = PART ? segment_start(blockIdx.z, p.n_groups) : 0;
+    const uint32_t n_groups = PART ? segment_start(blockIdx.z + 1, p.n_groups) - first_group : p.n_groups;
+    const uint32_t n_stages = PART ? (n_groups + GROUPS - 1) / GROUPS : n_groups / GROUPS;
     uint8_t *shared = ptx::shared();
 
     auto copy_stage = [&](uint32_t index) {
+        // Whether piece i, of so many in a stage, belongs to a group that is there.
+        auto exists = [&](uint32_t i, uint32_t pieces) {
+            return !PART || index * GROUPS + i / (pieces / GROUPS) < n_groups;
+        };
         if (index < n_stages) {
             uint8_t *a = shared + index % STAGES * S::BYTES, *scales = a + S::A;
             uint8_t *b = scales + S::SCALES, *b_scales = b + S::B;
             constexpr uint32_t A_PIECES = GROUPS * TILE_BYTES<MODE> / 16;
 #pragma unroll
             for (uint32_t i = threadIdx.x; i < S::A / 16; i += THREADS) {
-                const size_t tile = (size_t)(first_strip + i / A_PIECES) * p.n_groups + index * GROUPS;
+                const size_t tile = (size_t)(first_strip + i / A_PIECES) * p.n_groups + first_group + index * GROUPS;
                 const uint8_t *from = (const uint8_t *)p.w + tile * TILE_BYTES<MODE>;
-                ptx::cp_async_16(a + i * 16, from + i % A_PIECES * 16);
+                if (exists(i % A_PIECES, A_PIECES)) ptx::cp_async_16(a + i * 16, from + i % A_PIECES * 16);
             }
             if constexpr (GROUP_SCALES<MODE>) {
                 constexpr uint32_t PIECES = GROUPS * SCALE_BYTES / 16;
                 const uint32_t i = threadIdx.x;
-                const size_t tile = (size_t)(first_strip + i / PIECES) * p.n_groups + index * GROUPS;
+                const size_t tile = (size_t)(first_strip + i / PIECES) * p.n_groups + first_group + index * GROUPS;
                 const uint8_t *from = (const uint8_t *)p.w_scale + tile * SCALE_BYTES;
-                if (i < STRIPS * PIECES) ptx::cp_async_16(scales + i * 16, from + i % PIECES * 16);
+                if (i < STRIPS * PIECES && exists(i % PIECES, PIECES))
+                    ptx::cp_async_16(scales + i * 16, from + i % PIECES * 16);
             }
 #pragma unroll
             for (uint32_t i = threadIdx.x; i < S::B / 16; i += THREADS) {
                 const uint32_t token = i / 8, piece = i % 8;
                 const bool inside = first_token + token < p.n;
                 const size_t row = inside ? first_token + token : 0;
-                const uint32_t row_bytes = p.n_groups * (128 / GROUPS);
+                constexpr uint32_t GROUP_BYTES = 128 / GROUPS;
+                const uint32_t row_bytes = p.n_groups * GROUP_BYTES, column = first_group * GROUP_BYTES + index * 128;
                 const uint8_t *x = INT8_X<MODE> ? (const uint8_t *)p.q : (const uint8_t *)p.x;
-                ptx::cp_async_16(b + token * 128 + ((piece ^ token % 8) << 4),
-                                 x + row * row_bytes + index * 128 + piece * 16, inside);
+                uint8_t *to = b + token * 128 + ((piece ^ token % 8) << 4);
+                if (exists(piece, 8)) ptx::cp_async_16(to, x + row * row_bytes + column + piece * 16, inside);
             }
             if (MODE == W8A8 && threadIdx.x < GROUPS * TOKENS / 4) {
                 const uint32_t group = threadIdx.x / (TOKENS / 4), token = threadIdx.x % (TOKENS / 4) * 4;
-                // The stride and the first row are multiples of 4: the last of 4 is there if the first is.
+                // The stride and the first row are multiples of 4. So if the first of four is inside, all are.
                 const bool inside = first_token + token < p.n;
                 const float *from = p.q_scale + (size_t)(index * GROUPS + group) * p.q_scale_stride + first_token;
                 ptx::cp_async_16(b_scales + threadIdx.x * 16, inside ? from + token : p.q_scale, inside);
@@ -215,10 +240,10 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
     };
 
     typename SumOf<MODE>::Type sum[2][COLUMNS][4] = {};
-    float total[2][COLUMNS][4] = {};  // of whole segments
+    float total[2][COLUMNS][4] = {};  // of the segments that are complete
     uint32_t segment = 1;
     auto end_segments = [&](uint32_t group) {
-        if constexpr (!INT8_X<MODE>) {
+        if constexpr (!INT8_X<MODE> && !PART) {
             while (segment <= SEGMENTS && group == segment_start(segment, p.n_groups)) {
 #pragma unroll
                 for (int i = 0; i < 2 * COLUMNS * 4; ++i) {
@@ -235,13 +260,14 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
     for (uint32_t i = 0; i < STAGES - 1; ++i) copy_stage(i);
     for (uint32_t index = 0; index < n_stages; ++index) {
         ptx::cp_async_wait<STAGES - 2>();
-        ptx::sync_block();  // this stage is here, and all have read the one before
+        ptx::sync_block();  // this stage has arrived, and all warps have read the one before
         copy_stage(index + STAGES - 1);
         const uint8_t *a = shared + index % STAGES * S::BYTES, *scales = a + S::A;
         const uint8_t *b = scales + S::SCALES, *b_scales = b + S::B;
-        // Not all four of int8: their addresses would not fit the registers.
+        // Int8 has four groups. Unrolled four times, their addresses would need too many registers.
 #pragma unroll 2
         for (uint32_t group = 0; group < GROUPS; ++group) {
+            if (PART && index * GROUPS + group == n_groups) break;
             end_segments(index * GROUPS + group);
             Weights<MODE> w[2];
 #pragma unroll
@@ -322,12 +348,21 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void tile(const Params &p) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 const int token = warp_token + 8 * c + 2 * t + e % 2, r = (warp_strip + s) * STRIP + g + e / 2 * 8;
-                out[token * PITCH + r] = INT8_X<MODE> ? (float)sum[s][c][e] : total[s][c][e];
+                out[token * PITCH + r] = INT8_X<MODE> || PART ? (float)sum[s][c][e] : total[s][c][e];
             }
         }
     }
     ptx::sync_block();
-    store_tile<MODE, PITCH>(p, out, TILE_ROWS, first_strip * STRIP, first_token, TOKENS, threadIdx.x, THREADS);
+    if constexpr (PART) {
+        for (uint32_t i = threadIdx.x; i < TOKENS * TILE_ROWS / 4; i += THREADS) {
+            const uint32_t token = i / (TILE_ROWS / 4), r = i % (TILE_ROWS / 4) * 4;
+            if (first_token + token >= p.n) break;
+            float *to = parts + ((size_t)blockIdx.z * p.n + first_token + token) * part_rows + first_strip * STRIP + r;
+            *(float4 *)to = *(const float4 *)(out + token * PITCH + r);
+        }
+    } else {
+        store_tile<MODE, PITCH>(p, out, TILE_ROWS, first_strip * STRIP, first_token, TOKENS, threadIdx.x, THREADS);
+    }
 }
 
 KERNEL(gemm_w8a16_tile64, Params, 256, 1) { tile<W8A16, 64, 4>(p); }
@@ -340,3 +375,43 @@ KERNEL(gemm_r8a16_tile64, Params, 256, 1) { tile<R8A16, 64, 4>(p); }
 KERNEL(gemm_r8a16_tile128, Params, 256, 1) { tile<R8A16, 128, 3>(p); }
 KERNEL(gemm_r8a8_tile64, Params, 256, 2) { tile<R8A8, 64, 3>(p); }
 KERNEL(gemm_r8a8_tile128, Params, 256, 2) { tile<R8A8, 128, 2>(p); }
+
+// ---- tiles of a segment, and the sum of the segments ------------------------------------------------------
+
+struct SplitParams {
+    Params p;
+    float *parts;   // (8 segments, n, rows)
+    uint64_t rows;  // of the packed weight
+};
+
+// Block (8 rows of x, 128 rows of W): a thread has four of the sums, and asks for those of all segments at once. Shared
+// memory: (8, PITCH) f32.
+template <Mode MODE> DEVICE void add_segments(const SplitParams &split) {
+    constexpr uint32_t TOKENS = THREADS * 4 / TILE_ROWS;
+    constexpr int PITCH = TILE_ROWS + 4;
+    const Params &p = split.p;
+    const uint32_t first_token = blockIdx.x * TOKENS, first_row = blockIdx.y * TILE_ROWS;
+    const uint32_t token = threadIdx.x / (TILE_ROWS / 4), r = threadIdx.x % (TILE_ROWS / 4) * 4;
+    // Past the last row of x the last one is read again. Its result is not stored.
+    const uint32_t row_of_x = min(first_token + token, p.n - 1);
+    float part[SEGMENTS][4], total[4] = {};
+#pragma unroll
+    for (uint32_t s = 0; s < SEGMENTS; ++s)
+        load_four(part[s], split.parts + ((size_t)s * p.n + row_of_x) * split.rows + first_row + r);
+#pragma unroll
+    for (uint32_t s = 0; s < SEGMENTS; ++s) {
+#pragma unroll
+        for (uint32_t j = 0; j < 4; ++j) total[j] += part[s][j];
+    }
+    float *sums = (float *)ptx::shared();
+    *(float4 *)(sums + token * PITCH + r) = {total[0], total[1], total[2], total[3]};
+    ptx::sync_block();
+    store_tile<MODE, PITCH>(p, sums, TILE_ROWS, first_row, first_token, TOKENS, threadIdx.x, THREADS);
+}
+
+KERNEL(gemm_w8a16_split, SplitParams, 256, 2) { tile<W8A16, 64, 4, true>(p.p, p.parts, p.rows); }
+KERNEL(gemm_w8a16_sum, SplitParams, 256, 4) { add_segments<W8A16>(p); }
+KERNEL(gemm_w16a16_split, SplitParams, 256, 2) { tile<W16A16, 64, 3, true>(p.p, p.parts, p.rows); }
+KERNEL(gemm_w16a16_sum, SplitParams, 256, 4) { add_segments<W16A16>(p); }
+KERNEL(gemm_r8a16_split, SplitParams, 256, 2) { tile<R8A16, 64, 4, true>(p.p, p.parts, p.rows); }
+KERNEL(gemm_r8a16_sum, SplitParams, 256, 4) { add_segments<R8A16>(p); }

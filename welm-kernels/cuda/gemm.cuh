@@ -1,11 +1,11 @@
-// What the matrix products have in common: packed weights, their way into registers, and the epilogue.
+// Shared by the matrix products: the layout of packed weights, how they are unpacked, and the epilogue.
 //
 //     out = f(x W^T + b),    W (rows, cols) int8 with a scale for 32 columns of a row, or bf16;
 //                            or x R (W R)^T, the same, W R int8 with one scale for a row
 //
-// Weights are the A operand of the tensor cores and are packed as its fragments: one 16-byte load gives a lane
-// what it holds of 16 rows and 32 columns (int8; 16 columns of bf16). So a weight goes from memory to registers
-// without shared memory between, or through it without bank conflicts, and is read once however many rows x has.
+// Weights are the A operand of the tensor cores and are packed as its fragments: one 16-byte load gives a lane its part
+// of 16 rows and 32 columns (int8), or of 16 rows and 16 columns (bf16). So weights can go from memory to registers
+// directly, or through shared memory without bank conflicts.
 //
 //     int8            (rows / 16, K / 32, 32 lanes, 16) int8: lane 4 g + t has four words: columns c, c + 1, c + 8,
 //                     c + 9, c = 2 t, of row g and of row g + 8, then the same of the second 16 columns;
@@ -13,12 +13,12 @@
 //     bf16            (rows / 16, K / 32, 2, 32 lanes, 8) bf16: 16 columns at a time, the four of row g, then of g + 8
 //     rotated         int8 as above; scales (rows) f32
 //
-// K is cols rounded up to 128, rows are rounded up to 128; what is added is zero. "Strip": 16 rows.
+// K is cols rounded up to 128. Rows are rounded up to 128, too. The padding is zero. A "strip" is 16 rows.
 //
-// R is H / 8 for every 64 columns, H the Walsh-Hadamard matrix; R R^T = 1. It spreads what is large in one column over
-// 64 (arXiv 2404.00456), so that one scale for a row of W R and one for a row of x R do, and int32 sums run through
-// all of K: int8 tensor cores then have nothing else to wait for. With a scale for 32 columns, scaling the sums costs
-// more than the products.
+// R is H / 8 for every 64 columns, where H is the Walsh-Hadamard matrix; R R^T = 1. It spreads a large value in one column
+// over 64 columns (arXiv 2404.00456). Then one scale for a row of W R and one for a row of x R are enough, and one int32
+// sum runs through all of K: the int8 tensor cores wait for nothing else. With a scale for every 32 columns, scaling the
+// sums costs more than the products.
 #pragma once
 #include <ptx.cuh>
 
@@ -26,8 +26,7 @@ namespace gemm {
 
 constexpr uint32_t STRIP = 16, GROUP = 32, TILE_ROWS = 128, STRIPS = TILE_ROWS / STRIP;
 
-// What a product is made of. Activations are bf16, or int8 as norm.cu makes them; R: weights and activations are
-// rotated.
+// The types of weights and activations. Int8 activations are made by norm.cu. R: weights and activations are rotated.
 enum Mode { W8A16, W16A16, W8A8, R8A16, R8A8 };
 // Weights have a scale for 32 columns.
 template <Mode MODE> constexpr bool GROUP_SCALES = MODE == W8A16 || MODE == W8A8;
@@ -81,16 +80,16 @@ struct Params {
 template <Mode MODE> constexpr uint32_t TILE_BYTES = MODE == W16A16 ? 1024 : 512;
 constexpr uint32_t SCALE_BYTES = 32;
 
-// Four int8 as two pairs of bf16, exactly: q = (low 7 bits) - 128 * (sign bit). With 0x43 before a byte, the low 7 bits
-// are those of a number from 128 on, and the sign bit alone makes 128 or 256. Each mask is one instruction, which can
-// hold one constant.
+// Four int8 as two pairs of bf16, exactly: q = (low 7 bits) - 128 * (sign bit). With 0x43 as the upper byte, the low 7
+// bits make the bf16 number 128 + (low 7 bits), and the sign bit alone makes 128 or 256. The difference of the two is q.
+// A mask is one instruction (LOP3), which has room for one constant.
 DEVICE void unpack_int8(uint32_t q, uint32_t &low, uint32_t &high) {
     const uint32_t a = ptx::byte_perm(q, 0x43, 0x4140), b = ptx::byte_perm(q, 0x43, 0x4342);
     low = ptx::sub_bf16x2(a & 0xff7fff7f, a & 0xff80ff80);
     high = ptx::sub_bf16x2(b & 0xff7fff7f, b & 0xff80ff80);
 }
 
-// The same times a scale, rounded once to bf16. The byte q + 128 in the middle of 32768 makes 32768 + (q + 128); a
+// The same times a scale, rounded once to bf16. The byte q + 128 in the mantissa of 32768 makes 32768 + (q + 128). A
 // scale of f16 has 11 bits, so that all products here are exact.
 DEVICE void unpack_int8_scaled(uint32_t q, float scale, uint32_t &low, uint32_t &high) {
     const uint32_t u = q ^ 0x80808080;
@@ -103,7 +102,7 @@ DEVICE void unpack_int8_scaled(uint32_t q, float scale, uint32_t &low, uint32_t 
     high = ptx::pack_bf16(v[2], v[3]);
 }
 
-// A lane's part of 16 rows and 32 columns: A operands of mma_bf16 for each 16 columns.
+// A lane's part of 16 rows and 32 columns. `operands` makes the A operands of mma_bf16, one for each 16 columns.
 template <Mode MODE> struct Weights {
     uint4 words[MODE == W16A16 ? 2 : 1];
     uint32_t scales;  // f16 of row g, of row g + 8
@@ -127,7 +126,7 @@ template <Mode MODE> struct Weights {
         }
     }
 
-    // With the scales in them, rounded to bf16.
+    // The same times their scales, rounded to bf16.
     DEVICE_MEMBER void scaled_operands(uint32_t (&a)[2][4]) const {
         if constexpr (MODE == W16A16) {
             operands(a);
@@ -147,7 +146,8 @@ DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
 DEVICE float gelu_tanh(float x) { return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x))); }
 DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 
-// A tile of sums in shared memory, (n_tokens, PITCH) f32: `rows` of W from `first_row` on. `threads` threads store it.
+// A tile of sums in shared memory, (n_tokens, PITCH) f32: `rows` of W from `first_row` on. `threads` threads store it to
+// `out`.
 struct Tile {
     const float *sums;
     uint32_t rows, first_row, first_token, n_tokens, thread, threads;
@@ -182,12 +182,13 @@ template <bool WHOLE> DEVICE void store_four(uint16_t *out, const float (&y)[4],
     }
 }
 
-// What a product makes of its sums in four neighbouring columns of `out`; two such of rows for gates and ups.
+// The epilogue of four neighbouring columns of `out`. They come from four rows of W; for SwiGLU from four gates and four
+// ups.
 template <Mode MODE, Epilogue KIND> struct Columns {
     static constexpr uint32_t PARTS = GATED<KIND> ? 2 : 1;
     float bias[PARTS][4], w_scale[PARTS][4];
 
-    // Those of rows `row` on, and `row` + 8.
+    // Of rows `row` to `row` + 3; for SwiGLU also of those 8 rows further on.
     DEVICE_MEMBER Columns(const Params &p, uint32_t row) {
 #pragma unroll
         for (uint32_t i = 0; i < PARTS; ++i) {
@@ -206,7 +207,7 @@ template <Mode MODE, Epilogue KIND> struct Columns {
             load_four(x[i], sums + 8 * i);
 #pragma unroll
             for (uint32_t j = 0; j < 4; ++j) {
-                // fmaf: the compiler must not choose, or two kernels could differ.
+                // Written as fmaf, so that the compiler does not choose: otherwise two kernels could differ in a bit.
                 if constexpr (MODE == R8A16) x[i][j] = fmaf(x[i][j], w_scale[i][j], bias[i][j]);
                 else if constexpr (MODE == R8A8) x[i][j] = fmaf(x[i][j] * w_scale[i][j], x_scale, bias[i][j]);
                 else x[i][j] += bias[i][j];
@@ -223,14 +224,15 @@ template <Mode MODE, Epilogue KIND> struct Columns {
     }
 };
 
-// A thread has the same four columns in every `step`-th token from `first` on, so that their bias stays in registers.
-// WHOLE: all four are inside of out and lie there as one vector; otherwise the first `cols` of them, an even number of
-// bf16.
+// A thread stores the same four columns of every `step`-th token from `first` on, so that their bias stays in registers.
+// WHOLE: all four columns are inside `out`, and aligned as one vector. Otherwise only the first `cols` of them are
+// stored; for bf16 that is an even number.
 template <Mode MODE, Epilogue KIND, int PITCH, bool WHOLE>
 DEVICE void store_columns(const Params &p, const Tile &tile, uint32_t first, uint32_t step, uint32_t row, uint32_t col,
                           uint32_t cols) {
     constexpr bool ADD = KIND == ADD_F32;
-    // Tokens whose loads are on their way together: a load may not pass the store before it.
+    // Tokens whose loads are issued together. The compiler cannot move a load before an earlier store, so that with one
+    // token at a time every load would wait for a store.
     constexpr uint32_t BATCH = !WHOLE ? 1 : ADD ? 8 : KIND == STORE_F32 || KIND == STORE_BF16 ? 4 : 2;
     typedef typename OutOf<KIND>::Type Out;
     const uint32_t n = p.n > tile.first_token ? min(tile.n_tokens, p.n - tile.first_token) : 0;
@@ -247,7 +249,7 @@ DEVICE void store_columns(const Params &p, const Tile &tile, uint32_t first, uin
             if constexpr (ADD && !WHOLE)
                 for (uint32_t j = 0; j < 4; ++j) old[i][j] = j < cols ? out[j] : 0.0f;
         }
-        // The tile has all of its tokens, also those past the last.
+        // No check of the last token here: shared memory has sums for all tokens of the tile.
 #pragma unroll
         for (uint32_t i = 0; i < BATCH; ++i) {
             if (i * step >= tile.n_tokens) continue;
@@ -274,7 +276,7 @@ template <Mode MODE, Epilogue KIND, int PITCH> DEVICE void store_tile_as(const P
     else store_columns<MODE, KIND, PITCH, false>(p, tile, first, step, row, col, cols);
 }
 
-// `out` of a tile. Neighbouring threads write neighbouring columns. Rows of padding give what their bias gives: zero.
+// Stores a tile to `out`. Neighbouring threads write neighbouring columns. Rows of padding give zero, as their bias is zero.
 template <Mode MODE, int PITCH>
 DEVICE void store_tile(const Params &p, const float *sums, uint32_t rows, uint32_t first_row, uint32_t first_token,
                        uint32_t n_tokens, uint32_t thread, uint32_t threads) {

@@ -1,9 +1,13 @@
 // Matrix products of many rows on wgmma, for prompts on Hopper.
 //
-// A block is 128 rows of W by TOKENS rows of x: two warpgroups multiply, 64 rows each, a third one feeds them. W is
-// the A operand and comes from registers, since int8 must be unpacked on the way: packed as fragments, it is copied to
-// shared memory in long runs and read back 16 bytes a lane. x is the B operand, copied by the tensor copy engine with
-// a 128-byte swizzle. While one warpgroup unpacks, the other's products run.
+// A block computes 128 rows of W by TOKENS rows of x. Two warpgroups, the consumers, multiply 64 rows each; a third one,
+// the producer, copies.
+//
+//     W   is the A operand, from registers, since int8 must be unpacked first. It is packed as fragments: bulk copies
+//         bring it to shared memory, and a lane reads 16 bytes at a time.
+//     x   is the B operand, from shared memory. The copy engine (TMA) copies it with a 128-byte swizzle.
+//
+// While one consumer unpacks, the other one's products run.
 //
 //     W8A16, W16A16   256 tokens, or 128, stages of 64 columns. A weight times its scale is rounded to bf16 once; sums
 //                     are f32.
@@ -11,8 +15,9 @@
 //                     scales of weight and activation, in f32, in the order of K.
 //     R8A8            256 tokens, or 128, stages of 128 columns. One int32 sum, exactly: nothing but products.
 //
-// "few": tiles of 128 tokens, where those of 256 are too few for the multiprocessors (src/gemm.rs). A row's bits depend
-// on that row only: it is a column of B, and every block of either width walks K the same way.
+// "few" are tiles of 128 tokens, for products that have too few tiles of 256 tokens for the multiprocessors
+// (`narrow_tiles` in src/gemm.rs). A row's bits depend on that row only: it is one column of B, and all blocks go through
+// K in the same order.
 #include "gemm.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -29,7 +34,7 @@ struct Sm90Params {
 
 template <Mode MODE, int TOKENS, int STAGES> struct Layout {
     static constexpr uint32_t GROUPS = INT8_X<MODE> ? 4 : 2;
-    // Of a stage; B comes first, aligned to the swizzle's 1,024 bytes.
+    // Bytes of a stage. B comes first, because the swizzle needs it aligned to 1,024 bytes.
     static constexpr uint32_t B = TOKENS * 128;
     static constexpr uint32_t A_STRIP = GROUPS * TILE_BYTES<MODE>, A = STRIPS * A_STRIP;
     static constexpr uint32_t SCALES_STRIP = GROUP_SCALES<MODE> ? GROUPS * SCALE_BYTES : 0;
@@ -38,20 +43,20 @@ template <Mode MODE, int TOKENS, int STAGES> struct Layout {
     static constexpr uint32_t BYTES = (B + A + SCALES + B_SCALES + 1023) / 1024 * 1024;
 };
 
-// Fills the stages, in turn. Each of the four warps copies two strips of W and, W8A8, the scales of one group of x;
-// the first one copies x as well. Each announces its own bytes, so that a stage is full only after all four have done
-// so and all bytes are there.
+// Fills the stages, one after another. Each of the four warps copies two strips of W and, for W8A8, the scales of one
+// group of x. The first warp also copies x. Each warp announces its own bytes. So a stage is full when all four warps have
+// arrived and all bytes are there.
 template <Mode MODE, int TOKENS, int STAGES>
 DEVICE void produce(const Sm90Params &all, ptx::Barrier *full, ptx::Barrier *empty) {
     typedef Layout<MODE, TOKENS, STAGES> L;
     constexpr uint32_t OWN_STRIPS = STRIPS / PRODUCERS;
     static_assert(STRIPS % PRODUCERS == 0 && (MODE != W8A8 || L::GROUPS == PRODUCERS));
     const Params &p = all.p;
-    // From one lane, so that the compiler, too, knows it to be the same for the warp.
+    // Read from one lane, so that the compiler knows that it is the same in all lanes of the warp.
     const uint32_t warp = ptx::shfl((threadIdx.x - CONSUMERS) / 32, 0);
     const uint32_t first_token = blockIdx.x * TOKENS;
     const uint32_t n_stages = p.n_groups / L::GROUPS;
-    // Scales of tokens come by 16 bytes, of no more of them than there are.
+    // Scales of tokens are copied 16 bytes at a time, and not past the last token.
     const uint32_t b_scale_bytes = MODE == W8A8 ? min((uint32_t)TOKENS, (p.n - first_token + 3) / 4 * 4) * 4 : 0;
     const size_t first_tile = (size_t)(blockIdx.y * STRIPS + warp * OWN_STRIPS) * p.n_groups;
     const uint32_t bytes = OWN_STRIPS * (L::A_STRIP + L::SCALES_STRIP) + b_scale_bytes + (warp == 0 ? L::B : 0);
@@ -113,7 +118,7 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
 
         auto stage_of = [&](uint32_t index) { return shared + index % STAGES * L::BYTES; };
         auto wait_full = [&](uint32_t index) { ptx::barrier_wait(full + index % STAGES, index / STAGES % 2); };
-        // All products of this warp that read the stage are done.
+        // To be called when all products of this warp that read the stage are done.
         auto release = [&](uint32_t index) {
             ptx::sync_warp();
             if (lane == 0) ptx::barrier_arrive(empty + index % STAGES);
@@ -141,7 +146,7 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
                 Weights<MODE> w[2];
                 uint32_t a[2][4];
                 const uint8_t *b_scales = stage_of(index) + L::B + L::A + L::SCALES;
-                // One group's product runs while the sums of the one before are scaled.
+                // While the product of one group runs, the sums of the group before it are scaled.
 #pragma unroll
                 for (uint32_t group = 0; group <= L::GROUPS; ++group) {
                     if (group < L::GROUPS) {
@@ -175,8 +180,8 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
                 release(index);
             }
         } else if constexpr (MODE == R8A8) {
-            // The products of a stage are queued before those of the one before have ended, so that the tensor cores
-            // never wait; the fragments for the stage after it are loaded meanwhile, into the other registers.
+            // The products of a stage are issued before those of the previous stage have ended, so that the tensor cores
+            // never wait. Meanwhile the fragments of the next stage are loaded into the other registers.
             uint32_t even[L::GROUPS][4], odd[L::GROUPS][4];
             auto fetch = [&](uint32_t (&a)[L::GROUPS][4], uint32_t index) {
                 if (index >= n_stages) return;
@@ -207,7 +212,7 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
             }
             ptx::wgmma_wait<0>();
         } else {
-            // The next stage's weights are unpacked into the other registers while this one's products run.
+            // While the products of one stage run, the weights of the next one are unpacked into the other registers.
             uint32_t even[L::GROUPS][2][4], odd[L::GROUPS][2][4];
             auto unpack = [&](uint32_t (&a)[L::GROUPS][2][4], uint32_t index) {
                 if (index >= n_stages) return;
@@ -236,7 +241,7 @@ template <Mode MODE, int TOKENS, int STAGES> DEVICE void product(const Sm90Param
             }
         }
 
-        // Every stage has been read; its memory takes the sums.
+        // All stages have been read, so that their memory can hold the sums.
         ptx::sync_named(1, CONSUMERS);
         float *out = (float *)shared;
 #pragma unroll

@@ -1,4 +1,4 @@
-// Norms of rows, int8 and rotated activations, and the embedding: what stands before a matrix product.
+// Norms of rows, int8 and rotated activations, and the embedding: what runs before a matrix product.
 //
 //     rmsnorm:   y = x / sqrt(mean(x^2) + eps) * w                              (arXiv 1910.07467)
 //     layernorm: y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * w + b        (arXiv 1607.06450)
@@ -7,10 +7,10 @@
 //     both:      z as int8, with one scale for all of the row
 //     added:     s + y, to a row s of f32
 //
-// y is rounded to bf16 first in every case but the last, z is not before it becomes int8.
+// In every case but the last y is first rounded to bf16. z is not rounded before it becomes int8.
 //
-// The variance is taken around the mean in a second pass: mean(x^2) - mean^2 loses every digit where the mean
-// is large, and the row is in registers or in shared memory anyway.
+// The variance is computed around the mean, in a second pass: mean(x^2) - mean^2 would lose all digits if the mean is
+// large. The second pass is cheap, as the row is in registers or in shared memory.
 //
 // A thread has four columns, in one of two orders:
 //
@@ -25,7 +25,8 @@
 //     scale           (stride / 32, scale_stride) f32: rows side by side, as the products read them; rotated: (n)
 //     tables          packed weights, see gemm.cuh
 //
-// "Position" is 16 s + 4 t, the place of the four in such a row; 8 neighbouring lanes have a group of 32, 16 have 64.
+// "Position" is 16 s + 4 t, the place of the four columns in such a row. 8 neighbouring lanes have a group of 32 columns,
+// 16 have 64.
 #include <ptx.cuh>
 
 constexpr uint32_t THREADS = 256, WARPS = THREADS / 32, BLOCK_COLUMNS = 4 * THREADS;
@@ -36,12 +37,12 @@ struct alignas(16) Four {
     float v[4];
 };
 
-// Columns of thread i of a row side by side, and its place among paired ones.
+// The first column of thread i in the order side by side, and its position in the paired order.
 DEVICE uint32_t column_of(uint32_t i) { return 4 * i; }
 DEVICE uint32_t position_of(uint32_t i) { return 16 * (i / 4) + 8 * (i % 2) + 4 * (i / 2 % 2); }
 
-// From side by side to paired, and back; the whole warp calls this. The lower lane of two gives its second pair, the
-// upper one its first.
+// From side by side to paired, and back. The whole warp calls this. The lower lane of two gives its second pair, the upper
+// one its first pair.
 template <typename T> DEVICE void exchange(T &first, T &second) {
     const bool upper = threadIdx.x & 2;
     const T other = ptx::shfl_xor(upper ? first : second, 2);
@@ -94,7 +95,7 @@ DEVICE void store_bf16(uint16_t *row, uint32_t column, bool inside, const Four &
 
 // ---- int8 -----------------------------------------------------------------------------------------------
 
-// The largest magnitude, as bits: so a NaN is larger than an infinity, and neither is lost.
+// The largest magnitude, compared as bits. So a NaN is larger than an infinity, and neither is lost.
 DEVICE uint32_t largest_of(const Four &x) {
     uint32_t largest = 0;
 #pragma unroll
@@ -102,8 +103,8 @@ DEVICE uint32_t largest_of(const Four &x) {
     return largest;
 }
 
-// The four as bytes. Where 127 / largest overflows (zeros, and what is next to nothing) or is no number, they are 0;
-// scale_of then tells what was there.
+// The four values as bytes. If 127 / largest overflows (zeros and very small values) or is NaN, they are 0. The scale
+// (scale_of) then still shows what was there.
 DEVICE uint32_t quantize(const Four &x, uint32_t largest) {
     const float factor = 127.0f / ptx::from_bits(largest);
     const bool usable = factor > 0.0f && factor <= 3.4028235e38f;
@@ -118,8 +119,8 @@ DEVICE uint32_t quantize(const Four &x, uint32_t largest) {
 
 DEVICE float scale_of(uint32_t largest) { return ptx::from_bits(largest) / 127.0f; }
 
-// Quantises a group of 32 columns, which the eight lanes from a multiple of 8 on have. The whole warp calls this; only
-// lanes `inside` store. `q` is that of the row; `scale` is that of the row in the first group.
+// Quantises a group of 32 columns, which eight neighbouring lanes have. The whole warp calls this; only lanes `inside`
+// store. `q` is the row's; `scale` points to the row's scale of the first group.
 DEVICE void quantize_group(const Four &x, bool inside, uint32_t position, int8_t *q, float *scale,
                            uint32_t scale_stride) {
     uint32_t largest = largest_of(x);
@@ -138,9 +139,11 @@ DEVICE void butterfly(float &a, float &b) {
     a = sum;
 }
 
-// Rotates 64 paired columns, which the 16 lanes from a multiple of 16 on have; the whole warp calls this. Column i of
-// H is column j with the sign (-1)^(ones in i & j): a butterfly for each of the six bits of a column. Bits 0 and 3 are
-// in the four, 1, 2, 4, 5 are bits 1, 0, 2, 3 of the lane. The eighth comes first, where it rounds nothing.
+// Rotates 64 paired columns, which 16 neighbouring lanes have. The whole warp calls this.
+//
+// H[i][j] = (-1)^(ones in i & j), so that the product is a butterfly for each of the six bits of a column. Bits 0 and 3
+// are inside the four columns of a thread; bits 1, 2, 4, 5 are bits 1, 0, 2, 3 of the lane. The division by 8 comes first,
+// where it rounds nothing.
 DEVICE void rotate(Four &x) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) x.v[i] *= 0.125f;
@@ -163,9 +166,9 @@ DEVICE void rotate(Four &x) {
 
 // ---- over a block ---------------------------------------------------------------------------------------
 
-// Every thread gets the sum over the block, in a fixed order. `partials`: (WARPS), not in use.
+// Every thread gets the sum over the block, added in a fixed order. `partials`: (WARPS) f32 that nothing else uses.
 DEVICE float block_sum(float x, float *partials) {
-    constexpr int MASKS[5] = {16, 8, 4, 1, 2};  // by halves of a warp as positions count: lane 1 comes after lane 2
+    constexpr int MASKS[5] = {16, 8, 4, 1, 2};  // halves of a warp in the order of positions, in which lane 1 comes after lane 2
 #pragma unroll
     for (int i = 0; i < 5; ++i) x += ptx::shfl_xor(x, MASKS[i]);
     if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = x;
@@ -216,9 +219,9 @@ KERNEL(rotate_rows, ConvertParams, 256, 6) {
     store_bf16(p.out + row, column, inside, x);
 }
 
-// Block: a row. It is rotated twice, for its largest value and again to be stored, so that it need not fit shared
-// memory: the widest rows, a feed-forward layer's, would take all of it, and leave one block to a multiprocessor.
-// Shared memory: (WARPS) u32.
+// Block: a row. The rotation is computed twice, first for the largest value, then to be stored. So the row need not be
+// kept in shared memory. The widest rows, those of a feed-forward layer, would fill it, and a multiprocessor would run
+// only one block. Shared memory: (WARPS) u32.
 KERNEL(rotate_rows_int8, ConvertParams, 256, 4) {
     const size_t row = (size_t)blockIdx.x * p.stride;
     auto rotated = [&](uint32_t column) {
@@ -226,7 +229,7 @@ KERNEL(rotate_rows_int8, ConvertParams, 256, 4) {
         rotate(x);
         return x;
     };
-    // Whole warps go round together.
+    // All lanes of a warp make the same number of rounds.
     uint32_t largest = 0;
     for (uint32_t start = 0; start < p.stride; start += BLOCK_COLUMNS)
         largest = max(largest, largest_of(rotated(start + column_of(threadIdx.x))));
@@ -253,10 +256,11 @@ struct NormParams {
     float eps;
 };
 
-// What becomes of a row. Columns from dim on are zero, before they are rotated.
+// The form of the result. Columns from dim on are zero before they are rotated.
 enum Finish { BF16, INT8, ROTATED, ROTATED_INT8, ADD };
 
-// Calls f(round, columns before it) until a block has been over all of a row; whole warps go round together.
+// Calls f(round, columns before it) until a block has gone through the whole row. All lanes of a warp make the same number
+// of rounds.
 template <uint32_t ROUNDS, typename F> DEVICE void rounds(uint32_t stride, F f) {
     if constexpr (ROUNDS > 0) {
 #pragma unroll
@@ -266,11 +270,15 @@ template <uint32_t ROUNDS, typename F> DEVICE void rounds(uint32_t stride, F f) 
     }
 }
 
-// Block: a row. With ROUNDS > 0 a row is at most ROUNDS * 1,024 columns wide and dim is a multiple of four: the row
-// stays in registers, and all loads of x, weight and bias are under way before anything is waited for. A generated
-// token has one row, whose time is how often it waits for memory. With 0 any row that shared memory holds is taken.
-// The order of summation is the same: 256 threads take columns in turn.
-// Shared memory: (2, WARPS) f32; with ROUNDS 0 also Fours, THREADS for each round, each of one thread.
+// Block: a row.
+//
+//   ROUNDS > 0   for rows of at most ROUNDS * 1,024 columns, if dim is a multiple of four. The row stays in registers, and
+//                all loads of x, weight and bias are issued before the first wait. A generated token has one row, and its
+//                time depends on how often the block waits for memory.
+//   ROUNDS = 0   for any row that fits in shared memory.
+//
+// The order of summation is the same in both: 256 threads take the columns in turn.
+// Shared memory: (2, WARPS) f32; with ROUNDS 0 also THREADS Fours for each round, one of each thread.
 template <Finish FINISH, uint32_t ROUNDS> DEVICE void norm_row(const NormParams &p) {
     constexpr bool KEPT = ROUNDS > 0;
     float *partials = (float *)ptx::shared();
@@ -365,7 +373,7 @@ template <Finish FINISH, uint32_t ROUNDS> DEVICE void norm_row(const NormParams 
     }
 }
 
-// By the widest row, which is in the name.
+// The number in a name is the widest row.
 KERNEL(norm_bf16_2048, NormParams, 256, 4) { norm_row<BF16, 2>(p); }
 KERNEL(norm_bf16_5120, NormParams, 256, 3) { norm_row<BF16, 5>(p); }
 KERNEL(norm_bf16_8192, NormParams, 256, 2) { norm_row<BF16, 8>(p); }
@@ -398,7 +406,7 @@ struct EmbedParams {
     float factor;                   // of every value
 };
 
-// Where a token's four columns at a position of its row lie. A token outside the table is its last.
+// Where the four columns of a token's row at a position are in the table. A token outside the table gets the last row.
 struct Place {
     size_t tile;    // of 16 rows and 32 columns
     uint32_t row;   // in it

@@ -1,13 +1,15 @@
-// Every line of inline PTX, as small named device functions; the kernels themselves are plain C++.
+// Every line of inline PTX, as small named device functions. The kernels themselves are plain C++.
 //
-// No CUDA header is included and no intrinsic is used outside this file, for one reason: the tests
-// compile the same .cu files as C++ against a twin of this file (tests/emulator/ptx.cuh) that has the same
-// functions with their documented lane layouts. A kernel includes it as <ptx.cuh>, so that the include path
-// chooses, takes one struct of parameters, and keeps all shared memory in ptx::shared().
+// Only this file includes CUDA headers or uses intrinsics. The reason: the tests compile the same .cu files as C++ with
+// another file in its place, tests/emulator/ptx.cuh, which has the same functions. For this to work a kernel
 //
-// bf16 travels as uint16_t, or two to a uint32_t with the lower index in the lower half.
-// Layouts are those of the PTX ISA, "Warp Level Matrix Instructions" and "Asynchronous Warpgroup Level Matrix
-// Instructions"; below, g = lane / 4 and t = lane % 4.
+//   - includes <ptx.cuh>, so that the include path chooses the file,
+//   - takes one struct of parameters,
+//   - keeps all of its shared memory in ptx::shared().
+//
+// bf16 is a uint16_t; two of them are a uint32_t, the one with the lower index in the lower half. Matrix layouts are
+// those of the PTX ISA, "Warp Level Matrix Instructions" and "Asynchronous Warpgroup Level Matrix Instructions". Below,
+// g = lane / 4 and t = lane % 4.
 #pragma once
 #include <stdint.h>
 
@@ -35,7 +37,7 @@ DEVICE void sync_block() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
 // Barrier `id` (1 to 15) of `threads` threads, whole warps.
 DEVICE void sync_named(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-// Counts as having come to it, without waiting.
+// Arrives at barrier `id` without waiting for the others.
 DEVICE void arrive_named(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -93,7 +95,7 @@ DEVICE float rsqrt(float x) { return rsqrtf(x); }
 
 // ---- memory -------------------------------------------------------------------------------------------
 
-// 16 bytes that are read once: past the first-level cache.
+// Loads 16 bytes that are read only once, and does not put them into the L1 cache.
 DEVICE uint4 load_stream(const void *global) {
     uint4 d;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -102,14 +104,15 @@ DEVICE uint4 load_stream(const void *global) {
     return d;
 }
 
-// 16 bytes to shared memory without a register between; zeros if not `valid`.
+// Copies 16 bytes to shared memory, asynchronously and not through registers; zeros if not `valid`.
 DEVICE void cp_async_16(void *shared, const void *global, bool valid = true) {
     int bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address(shared)), "l"(global), "r"(bytes)
                  : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most N of this thread's youngest groups are under way; others see them after a barrier.
+// Waits until at most the N newest of this thread's groups are unfinished. Other threads see the data of the finished
+// ones after a barrier.
 template <int N> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 // ---- warp matrices ------------------------------------------------------------------------------------
@@ -154,8 +157,8 @@ struct alignas(64) TensorMap {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// True for one lane of the warp; all lanes have to ask. The compiler then knows that one thread runs what depends on it,
-// and passes addresses to the copy engine without a loop over the lanes.
+// True for one lane of the warp; all lanes have to call it. With it the compiler knows that only one thread runs the code
+// that follows, and needs no loop over the lanes to pass addresses to the copy engine.
 DEVICE bool elect_one() {
     uint32_t elected;
     asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n"
@@ -171,7 +174,7 @@ DEVICE void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.clu
 DEVICE void barrier_arrive(Barrier *b) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(b)) : "memory");
 }
-// Arrives, and holds the phase until `bytes` more have been copied.
+// Arrives. The phase does not end before `bytes` more have been copied.
 DEVICE void barrier_expect(Barrier *b, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(b)), "r"(bytes) : "memory");
 }
@@ -188,9 +191,9 @@ DEVICE void barrier_wait(Barrier *b, uint32_t parity) {
                  : "memory");
 }
 #else
-// For tests (see build.rs): a wait of three seconds, which no kernel that is right comes near, ends the launch with an
-// error where it would hang. The time is the low word of one in ns: it holds 4.29 s, and a try that fails comes back
-// much sooner.
+// For tests, see build.rs: after three seconds the launch ends with an error instead of hanging. A correct kernel waits
+// far less. The time is the low 32 bits of a clock in ns, which wraps after 4.29 s; one try_wait takes far less than the
+// difference.
 DEVICE void barrier_wait(Barrier *b, uint32_t parity) {
     asm volatile("{\n"
                  ".reg .pred done, late;\n"

@@ -3,16 +3,16 @@
 //     (a, b) -> (a cos - b sin, b cos + a sin),     cos and sin of pair i of the row, i < n = rotary_dim / 2
 //     half-split:  a = x[i],  b = x[i + n]          interleaved:  a = x[2 i],  b = x[2 i + 1]
 //
-// Columns of a head from rotary_dim on stay as they are. With weights of its own (Qwen3), q or k first takes
-// an rmsnorm over the head: x / sqrt(mean(x^2) + eps) * w. Everything is f32 between reading and writing.
+// Columns of a head from rotary_dim on are not rotated. If q or k has norm weights (Qwen3), each head is first
+// normalised: x / sqrt(mean(x^2) + eps) * w. All arithmetic is f32.
 //
 //     qkv             (n, stride) bf16: n_heads heads of q, n_kv_heads of k, n_kv_heads of v, head_dim each.
 //                     q is turned in place; k and v are left as they are
 //     k, v            (n_blocks, n_kv_heads, 16, head_dim) bf16; a row goes to slot block * 16 + offset
 //     cos, sin        (n, rotary_dim / 2) f32
 //
-// A warp takes a head of a row, lane l the pairs l, l + 32, ..; nothing is shared. Reads and writes of 2
-// bytes are enough: this is a small part of a layer's memory traffic.
+// A warp computes one head of a row, lane l the pairs l, l + 32, ... Loads and stores have 2 bytes. That is enough, because
+// this is a small part of a layer's memory traffic.
 #include <ptx.cuh>
 
 constexpr uint32_t WARPS = 4, BLOCK_KEYS = 16;

@@ -7,16 +7,18 @@
 //                     largest whose weights reach top_p of their sum; of those, in descending order, the
 //                     first with which the running sum exceeds uniform * their sum
 //
-// Of equal logits the lower index comes first, everywhere. Logits of a broken model: top_k gives NaN and +inf as the
-// largest f32, so that whoever reads the candidates sees them. argmax never takes NaN. A row of nothing but -inf gives
-// token 0.
+// Of equal logits the lower index comes first, everywhere.
 //
-//     soft cap        l_i = cap * tanh(l_i / cap), before all others, where a model has one
+// With a soft cap (some models), each logit first becomes l_i = cap * tanh(l_i / cap).
 //
-// top_k: a block has 8,192 logits in registers and leaves the k largest, a second kernel chooses among these;
-// logits are read once, and one row occupies up to 128 multiprocessors. A block chooses by binary search for
-// the k-th largest: logit and index make one whole number, all different, so that a threshold with exactly k
-// numbers above it exists, ties or not; it is found bit by bit.
+// A broken model may give logits that are not finite. top_k returns NaN and +inf as the largest f32, so that the reader
+// of the candidates can see them. argmax never takes NaN. A row of only -inf gives token 0.
+//
+// top_k: a block keeps 8,192 logits in registers and writes the k largest of them. A second kernel chooses the k largest
+// of these. So logits are read once, and one row can use up to 128 multiprocessors.
+//
+// A block finds the k-th largest by binary search, bit by bit. Logit and index are packed into one integer, so that all
+// are different; then there is a threshold that exactly k of them reach, whatever logits are equal.
 #include <ptx.cuh>
 
 constexpr float LOG2E = 1.44269504f;
@@ -59,7 +61,7 @@ struct Best {
     uint32_t index;
 };
 
-// What is not larger than -inf is nothing, and has the index NO_TOKEN.
+// -inf is no candidate; its index is NO_TOKEN.
 DEVICE Best better(Best a, Best b) {
     return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
 }
@@ -87,7 +89,7 @@ KERNEL(argmax, ArgmaxParams, 1024, 1) {
 #pragma unroll
         for (uint32_t i = 0; i < ARGMAX_UNROLL; ++i) {
             const float value = fminf(x[i], LARGEST);
-            // A NaN is not larger; fminf would have made LARGEST of it.
+            // x[i] is compared as well, because fminf turns NaN into LARGEST.
             if (x[i] > best.value && value > best.value)
                 best = {value, start + i * ARGMAX_THREADS + threadIdx.x};
         }
@@ -104,11 +106,12 @@ KERNEL(argmax, ArgmaxParams, 1024, 1) {
 
 constexpr uint32_t THREADS = 512, WARPS = THREADS / 32, VALUES = 16, CHUNK = THREADS * VALUES, MAX_K = 64;
 
-// 32 bits of logit, then 20 of index, larger for the lower: of two keys the larger comes first; 0 is none.
+// A key is 32 bits of logit, then 20 bits of index, stored so that a lower index gives a larger key. The larger of two
+// keys comes first. 0 is no key.
 constexpr int INDEX_BITS = 20, KEY_BITS = 32 + INDEX_BITS;
 constexpr uint32_t LAST_INDEX = (1u << INDEX_BITS) - 1;
 
-// `x` is finite, or -inf for no logit. Bits of floats are ordered as whole numbers but for the sign.
+// `x` is finite, or -inf for no logit. The bits of floats of one sign compare like integers.
 DEVICE uint64_t key_of(float x, uint32_t index) {
     if (x < -LARGEST) return 0;
     const uint32_t b = x == 0.0f ? 0 : ptx::bits(x);  // -0 is 0
@@ -155,12 +158,12 @@ DEVICE uint32_t count_from(const uint64_t (&keys)[VALUES], uint64_t threshold) {
     return n;
 }
 
-// The k largest of the block's keys to shared.chosen, in no particular (but always the same) order; zeros at
-// the end if there are fewer. Every thread sees them on return.
+// Writes the k largest of the block's keys to shared.chosen, zeros at the end if there are fewer. Their order there is
+// always the same, but not sorted. Every thread can read them on return.
 DEVICE void choose(const uint64_t (&keys)[VALUES], uint32_t k, Shared &shared) {
     if (threadIdx.x < MAX_K) shared.chosen[threadIdx.x] = 0;
-    // The largest threshold that k keys reach; one that exactly k reach is as good, and 1, if there are no
-    // more than k. A round's counts are free again after the next round's barrier.
+    // Searched is the largest threshold that k keys reach. Any threshold that exactly k keys reach will do, and so does 1
+    // if there are no more than k. `counts` of a round may be overwritten after the barrier of the next round.
     uint64_t threshold = 1;
     if (block_sum(count_from(keys, threshold), shared.counts[2]) > k) {
         threshold = 0;
@@ -172,7 +175,7 @@ DEVICE void choose(const uint64_t (&keys)[VALUES], uint32_t k, Shared &shared) {
         }
     }
 
-    // Places: after those of lower warps, of lower lanes, of lower i.
+    // Where a key goes: after the keys of lower warps, then of lower lanes, then of lower i.
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t own = count_from(keys, threshold);
     uint32_t upto = own;
@@ -217,11 +220,11 @@ KERNEL(top_k_chunks, TopKParams, 512, 1) {
     float max = minus_infinity();
 #pragma unroll
     for (uint32_t i = 0; i < VALUES; ++i) {
-        x[i] = x[i] < -LARGEST ? minus_infinity() : fminf(x[i], LARGEST);  // of NaN, too, that is LARGEST
+        x[i] = x[i] < -LARGEST ? minus_infinity() : fminf(x[i], LARGEST);  // NaN becomes LARGEST
         max = fmaxf(max, x[i]);
     }
     max = block_max(max, shared.maxima);
-    const float base = fmaxf(max, -LARGEST);  // finite, for -inf - -inf is NaN
+    const float base = fmaxf(max, -LARGEST);  // finite, because -inf - -inf is NaN
     float sum = 0.0f;
 #pragma unroll
     for (uint32_t i = 0; i < VALUES; ++i) sum += ptx::ex2((x[i] - base) * LOG2E);
@@ -286,7 +289,6 @@ struct SampleParams {
     uint32_t n_rows, k;
 };
 
-// Of a warp.
 DEVICE uint32_t warp_min(uint32_t x) {
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) x = min(x, ptx::shfl_xor(x, mask));

@@ -1,9 +1,9 @@
 //! Causal attention over the paged cache of keys and values (`cuda/attention.cu`, `cuda/attention_sm90.cu`).
 //!
 //! A row is one token of one sequence. [`attention_prefill`] takes several rows of a sequence at a time,
-//! [`attention_decode`] one; either way the result of a row depends only on its position, its q and the keys
-//! and values it sees, never on what else is in the batch or on how a prompt was cut into chunks. The two sum
-//! in different orders, so that they agree up to rounding only.
+//! [`attention_decode`] one. In both, the result of a row depends only on its position, its q, and the keys and values
+//! that it sees. It does not depend on the rest of the batch, nor on how a prompt was cut into chunks. The two functions
+//! sum in different orders, so that their results differ by rounding.
 
 use std::ops::Range;
 
@@ -22,8 +22,8 @@ const TILE: u32 = 64;
 const TILE_SM90: u32 = 128;
 /// Prefill steps on Hopper whose keys and values are in shared memory.
 const STAGES_SM90: u32 = 3;
-/// Keys of a decode split, the same in every launch: each of four warps adds up a quarter of them in one go. With fewer
-/// keys where few blocks run, sums would round differently, and a row's bits would depend on what runs beside it.
+/// Keys of a decode split. It is the same in every launch, because each of four warps sums a quarter of a split: if few
+/// blocks had shorter splits, sums would round differently, and a row's bits would depend on the rest of the batch.
 const SPLIT_KEYS: usize = 512;
 /// Query heads of a decode block.
 const PASS_HEADS: usize = 16;
@@ -48,7 +48,7 @@ pub struct Span {
     pub reserved: u32,
 }
 
-/// What prefill and decode have in common.
+/// The operands that prefill and decode share.
 ///
 /// The block table of a sequence maps its keys to the cache: key `j` is slot `j % 16` of block
 /// `block_tables[table_start + j / 16]`. The keys and values of the rows themselves are in the cache already.
@@ -333,10 +333,10 @@ pub fn decode_scratch_len(n_rows: usize, n_heads: usize, head_dim: usize, max_kv
 /// table begins at `table_starts[i]`, and the result goes to row `i` of `out`, `(n_rows, out_stride)`, head
 /// `h` at column `h * head_dim`. Other rows are left alone.
 ///
-/// Every position is less than `max_kv_len`, which says only how many blocks are started: a recorded launch
-/// can be repeated with any other positions below it, and no bit of a row depends on it. `scratch` has
-/// [`decode_scratch_len`] elements for so many rows. Positions and tables that break this make wrong results, but no access
-/// outside of the buffers.
+/// Every position has to be less than `max_kv_len`. This number only decides how many blocks are started, and no bit of a
+/// row depends on it; so a recorded launch can be repeated with any other positions below it. `scratch` has
+/// [`decode_scratch_len`] elements for so many rows. Wrong positions and tables give wrong results, but no access outside
+/// of the buffers.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for another `head_dim`; [`Error::Shape`] for a buffer that is too short, a stride

@@ -1,15 +1,15 @@
 //! The CUDA driver as a [`Driver`]: one device, its primary context, one stream.
 //!
-//! * Of cudarc only the bindings are used. Its safe layer may panic, and keeps events for every buffer, which a
-//!   device with one stream does without.
-//! * Memory is `cuMemAlloc`'s. Everything is allocated when a model is loaded, where its slowness does not
-//!   matter, and unlike the pool of `cuMemAllocAsync` it keeps nothing back, so that the free memory a plan is
-//!   made from is what there is. `cuMemFree` waits for the work under way: what is queued stays good.
-//! * Uploads go through pinned memory and return at once. The driver promises for pageable memory only that an
-//!   asynchronous copy "may" have read it on return; waiting would stop the device for each small upload.
-//! * An error after which the context is useless is kept, and every later call returns it. Errors come late:
-//!   the call that reports one is often not the one that caused it.
-//! * A thread's own context, if it has another one, is back in place when a call returns.
+//! * Only the bindings of cudarc are used. Its safe layer may panic, and keeps events for every buffer; a device with
+//!   one stream does not need them.
+//! * Memory comes from `cuMemAlloc`. It is slow, but everything is allocated when a model is loaded. The pool of
+//!   `cuMemAllocAsync` would keep freed memory, and the plan for a model needs to know how much is really free.
+//!   `cuMemFree` waits for the work that is queued, so that no queued kernel loses its memory.
+//! * Uploads go through pinned memory and return at once. From pageable memory the driver promises only that an
+//!   asynchronous copy "may" have read it on return. Waiting for it would stop the device for each small upload.
+//! * The first error that destroys the context is kept, and every later call returns it. The call that reports an error
+//!   is often a later one than the call that caused it.
+//! * If the calling thread had another context, it is current again when a call returns.
 
 mod code;
 mod failure;
@@ -49,7 +49,7 @@ pub(crate) struct Cuda {
     graphs: Mutex<Graphs>,
 }
 
-/// What calls share that run, or must not run, beside a recording.
+/// State of the calls that depend on whether a recording is made.
 struct Host {
     /// Pinned, `STAGING_BYTES`; copies under way may read the first `used`.
     staging: *mut u8,
@@ -66,7 +66,7 @@ struct Graphs {
 }
 
 // SAFETY: handles of the driver may be used from any thread, its calls are thread-safe once the context is
-// current, and the rest is behind locks.
+// current, and locks protect the rest.
 unsafe impl Send for Cuda {}
 // SAFETY: as above.
 unsafe impl Sync for Cuda {}
@@ -134,10 +134,10 @@ impl Cuda {
         Ok(cuda)
     }
 
-    /// The rest of `open`; what is there when it fails is dropped.
+    /// The rest of `open`. If it fails, `drop` frees what was made so far.
     fn prepare(&mut self) -> Result<()> {
         let _current = self.enter()?;
-        // Not blocking: work that the process has on the default stream does not hold up ours.
+        // Non-blocking: this stream does not wait for what the process runs on the default stream.
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: gives a stream.
         let result = unsafe { sys::cuStreamCreate(&mut self.stream, flags) };
@@ -147,7 +147,7 @@ impl Cuda {
         let result = unsafe { sys::cuMemHostAlloc(&mut staging, STAGING_BYTES, 0) };
         self.check("cuMemHostAlloc", result)?;
         lock(&self.host).staging = staging.cast();
-        // Shows that the driver can read the code before a model counts on it.
+        // Fails here, and not in the middle of a model, if the driver cannot read the code.
         if let Some((file, _)) = CODE.files.iter().min_by_key(|(_, fatbin)| fatbin.0.len()) {
             self.module(&mut lock(&self.loaded).modules, file)?;
         }
@@ -186,7 +186,7 @@ impl Cuda {
         Ok(Current { previous })
     }
 
-    /// For calls that a recording has no place for, or would repeat with memory that is gone.
+    /// For calls that cannot be recorded, or whose memory could be gone when the recording is repeated.
     fn not_recording(&self, call: &str) -> Result<MutexGuard<'_, Host>> {
         let host = lock(&self.host);
         if host.recording { Err(Error::driver(call, "not while launches are recorded")) } else { Ok(host) }
@@ -364,7 +364,7 @@ unsafe impl Driver for Cuda {
     fn begin_capture(&self) -> Result<()> {
         let _current = self.enter()?;
         let mut host = self.not_recording("cuStreamBeginCapture")?;
-        // What other threads do with their own streams and memory is not held up.
+        // Other threads may go on with their own streams and memory.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: our stream.
         let result = unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) };

@@ -9,8 +9,8 @@ use bytemuck::Pod;
 use crate::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
 
-/// Of this name is the environment variable that makes [`Device::open`] open a Hopper device as
-/// [`Device::without_hopper`] makes it, if it is `1`. `0` and nothing leave the device as it is.
+/// The environment variable that makes [`Device::open`] treat a Hopper device as [`Device::without_hopper`] does, if its
+/// value is `1`. `0` and an empty value change nothing.
 pub const NO_HOPPER: &str = "WELM_NO_HOPPER";
 
 /// A device with one stream. Clones are handles of the same.
@@ -22,7 +22,8 @@ pub struct Device {
     graphs: Arc<Mutex<Graphs>>,
 }
 
-/// What keeps a recording safe to repeat: memory that is given up while there is one is freed with the last.
+/// Keeps recordings safe to repeat: while there is a recording, memory is not freed but put on a list. The list is freed
+/// when the last recording is gone.
 #[derive(Default)]
 struct Graphs {
     alive: usize,
@@ -71,16 +72,17 @@ impl Device {
         Err(Error::NoCode)
     }
 
-    /// A device behind another driver.
+    /// A device that is called through another driver.
     pub fn with_driver(driver: Arc<dyn Driver>) -> Device {
         let info = Arc::new(driver.info());
         let hopper = info.capability == (9, 0);
         Device { driver, info, hopper, graphs: Arc::default() }
     }
 
-    /// The same device without the kernels of `sm_90a`: launchers choose those that every other device has, and
-    /// [`Device::info`] stays as it is. This tests them on a Hopper, and is a way round a faulty kernel; the bits of
-    /// prompts change with it. A model's operations have to be given one device, this one or the other.
+    /// The same device without the kernels of `sm_90a`: launchers choose those that every other device has.
+    /// [`Device::info`] does not change. With this those kernels can be tested on a Hopper, and a faulty kernel of
+    /// `sm_90a` can be avoided. The bits of prompts change. All operations of a model must be given the same one of the
+    /// two devices.
     pub fn without_hopper(self) -> Device {
         Device { hopper: false, ..self }
     }
@@ -94,8 +96,8 @@ impl Device {
         &self.info
     }
 
-    /// Whether launchers choose the kernels of `sm_90a`: with capability 9.0 and no other, unless it was taken off
-    /// by [`Device::without_hopper`].
+    /// Whether launchers choose the kernels of `sm_90a`: on capability 9.0 only, and not after
+    /// [`Device::without_hopper`].
     pub fn is_hopper(&self) -> bool {
         self.hopper
     }
@@ -127,7 +129,7 @@ impl Device {
         Ok(buffer)
     }
 
-    /// `len` elements of undefined (but some) value, for outputs.
+    /// `len` elements that are not initialised: each has some value. For outputs.
     ///
     /// # Errors
     /// As [`Device::zeros`].
@@ -153,7 +155,7 @@ impl Device {
     /// # Errors
     /// Whatever `f` returns, or the driver.
     pub fn capture<E: From<Error>>(&self, f: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
-        /// Ends what has begun, also if `f` panics; memory that `f` gives up stays until the recording is gone.
+        /// Ends the recording, also if `f` panics. Memory that `f` frees is kept until the recording is gone.
         struct Recording<'a>(&'a Device);
         impl Drop for Recording<'_> {
             fn drop(&mut self) {
@@ -177,7 +179,7 @@ impl Device {
         }
     }
 
-    /// One recording less; frees what was kept for the last one.
+    /// To be called when a recording is gone. After the last one, frees the memory that was kept.
     fn forget_graph(&self) {
         let mut graphs = self.graphs();
         graphs.alive -= 1;
@@ -231,8 +233,8 @@ pub(crate) fn switch(name: &'static str, value: Option<std::ffi::OsString>) -> R
     }
 }
 
-/// A recording of launches that runs again as one. Memory that it uses is kept while there is a recording, even if
-/// its buffers are dropped.
+/// A recording of launches, which can be run again as one launch. The memory that it uses is kept while there is a
+/// recording, even if its buffers are dropped.
 #[derive(Debug)]
 pub struct Graph {
     device: Device,
@@ -262,7 +264,7 @@ pub trait Element: Pod + Send {}
 
 impl<T: Pod + Send> Element for T {}
 
-/// What [`Driver::alloc`] gave, until no buffer has it any more.
+/// An allocation of [`Driver::alloc`], freed when the last buffer that shares it is dropped.
 struct Memory {
     device: Device,
     ptr: Ptr,
@@ -319,11 +321,11 @@ impl<T: Element> Buffer<T> {
         &self.memory.device
     }
 
-    /// `len` elements, from byte `first` on, as a buffer of their own: of the same memory, which is freed with the last
-    /// that has it. What is written to one is read from the other.
+    /// `len` elements from byte `first` on, as a buffer that shares the memory of this one: what is written to one can be
+    /// read from the other. The memory is freed when the last buffer that shares it is dropped.
     ///
     /// # Errors
-    /// [`Error::Shape`] if they do not lie in this buffer, or not where such an element can.
+    /// [`Error::Shape`] if the elements are not inside this buffer, or if `first` is not aligned for them.
     pub fn part<U: Element>(&self, first: usize, len: usize) -> Result<Buffer<U>> {
         let end = len.checked_mul(size_of::<U>()).and_then(|bytes| bytes.checked_add(first));
         let fits = end.is_some_and(|end| end as u64 <= self.bytes());

@@ -1,8 +1,8 @@
 //! The dozen calls that the launchers need of a device, as a trait.
 //!
-//! The CUDA driver implements it ([`Device::open`](crate::Device::open)); so does the emulator of this
-//! repository's tests, which runs the same kernels as C++ on the CPU, launched by the same launchers. A program
-//! that already owns a context and a stream can implement it over those.
+//! There are two implementations: the CUDA driver ([`Device::open`](crate::Device::open)), and the emulator of this
+//! repository's tests, which runs the same kernels as C++ on the CPU. A program that already has a context and a stream
+//! can write its own.
 //!
 //! One driver is one device, one context and one stream: calls take effect in the order they are made.
 
@@ -43,8 +43,8 @@ pub struct Grid {
 #[repr(C, align(64))]
 pub struct TensorMap(pub [u64; 16]);
 
-/// A matrix as [`Driver::tensor_map`] is told of it: `(rows, cols)` of elements of 1 (s8) or 2 (bf16) bytes, of
-/// which boxes `(box_rows, box_cols)` are copied; a row of a box has 128 bytes and is swizzled by 128 bytes.
+/// A matrix for [`Driver::tensor_map`]: `(rows, cols)` elements of 1 byte (s8) or 2 bytes (bf16). The copy engine copies
+/// boxes `(box_rows, box_cols)` of it. A row of a box has 128 bytes, with the 128-byte swizzle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorShape {
     /// Bytes of an element, 1 or 2.

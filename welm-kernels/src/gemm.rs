@@ -1,18 +1,22 @@
 //! Matrix products with packed weights, `out = f(x W^T + b)` (`cuda/gemm.cu`, `cuda/gemm_sm90.cu`).
 //!
-//! [`Arithmetic::Exact`] gives a row of `x` the same bits however many others are computed with it: weights of int8
-//! keep their f16 scales unrounded, activations are bf16, sums are f32 in one order. [`Arithmetic::Fast`] may use
-//! whatever the device multiplies fastest with; a row's bits then still depend on that row only, but differ from
-//! those of `Exact`. With int8 activations both are the same.
+//! There are two arithmetics. In both, the bits of a row depend on that row of `x` only, not on how many others are
+//! computed with it.
 //!
-//! Int8 activations with a scale for 32 columns ([`Input::Int8`]) are the slow form of int8. Each sum of 32 columns is
-//! converted to f32 and scaled, which on Hopper is predicted to take longer than the products themselves, and longer
-//! than the same product with bf16 activations. The rotated form ([`Input::RotatedInt8`]) scales once, at the end. No
-//! GPU has measured either yet.
+//! - [`Arithmetic::Exact`]: activations are bf16, the f16 scales of int8 weights are not rounded, and sums are f32 in one
+//!   order.
+//! - [`Arithmetic::Fast`]: whatever the device multiplies fastest with. The bits differ from those of `Exact`.
 //!
-//! A rotated weight stands for the same product, `(x R) (W R)^T`: R spreads what is large in one column over 64, so
-//! that int8 needs one scale for a row and none inside the product. Its activations are rotated, too
-//! ([`crate::norm::rotate`]); as bf16 they give the bits of `Exact`, as int8 one exact sum.
+//! With int8 activations both are the same.
+//!
+//! Int8 activations with a scale for 32 columns ([`Input::Int8`]) are the slow form of int8: each sum of 32 columns is
+//! converted to f32 and scaled. On Hopper this is predicted to take longer than the products themselves, and longer than
+//! the same product with bf16 activations. The rotated form ([`Input::RotatedInt8`]) scales once, at the end. Neither was
+//! measured on a GPU yet.
+//!
+//! A rotated weight gives the same product as `(x R) (W R)^T`. R spreads a large value in one column over 64 columns, so
+//! that int8 needs only one scale for a row. Its activations are rotated as well ([`crate::norm::rotate`]): as bf16 they
+//! are multiplied as in `Exact`, as int8 there is one exact sum.
 
 mod packed;
 
@@ -33,8 +37,14 @@ use self::packed::{packed_rows, source_row};
 const STRIP: usize = 16;
 const TILE_ROWS: usize = 128;
 const THREADS: u32 = 256;
-/// Rows of `x` up to which weights go straight to registers.
+/// Rows of `x` up to which weights go to registers directly, not through shared memory.
 const FEW: usize = 32;
+/// Rows of `x` up to which a product may be split along K: those of one tile.
+const SPLIT: usize = 64;
+/// Tiles of a weight up to which its product may be split along K, on any device. This bounds the scratch memory.
+const SPLIT_TILES: usize = 64;
+/// Parts of K whose sums are computed separately; see `cuda/gemm.cu`.
+const SEGMENTS: usize = 8;
 /// Columns whose sum of int8 products fits int32: `127 * 127 * 131,072 < 2^31`.
 const MAX_INT8_K: usize = 131_072;
 
@@ -129,7 +139,7 @@ impl Weight {
         }
     }
 
-    /// Whether it is int8 as it is, not rotated.
+    /// Whether it is int8 and not rotated.
     pub fn is_int8(&self) -> bool {
         matches!(self.values, Values::Int8 { .. })
     }
@@ -155,7 +165,7 @@ impl Weight {
     }
 }
 
-/// Activations before a product.
+/// Activations.
 #[derive(Debug, Clone, Copy)]
 pub enum Input<'a> {
     /// `(n, K)`, columns past those of the weight being zero.
@@ -191,7 +201,7 @@ impl Input<'_> {
     }
 }
 
-/// What the feed-forward half does with its first product.
+/// The function `f` of a product; others than `Identity` are for feed-forward layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Function {
     /// Nothing.
@@ -206,7 +216,7 @@ pub enum Function {
     GeGlu,
 }
 
-/// Where a product goes. Columns of `out` past those of the result and within its stride are zeroed if it is bf16.
+/// Where a product is written. A row of bf16 is filled up with zeros, from the end of the result to the stride.
 #[derive(Debug)]
 pub enum Output<'a> {
     /// `out = f(x W^T + b)`, `(n, stride)`.
@@ -217,12 +227,12 @@ pub enum Output<'a> {
     AddF32(&'a mut Buffer<f32>),
 }
 
-/// How exact a product is, and what its bits depend on; see the module.
+/// How a product is computed; see the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arithmetic {
     /// One order of summation, exact scales.
     Exact,
-    /// The fastest of the device.
+    /// The fastest that the device has.
     Fast,
 }
 
@@ -244,7 +254,16 @@ struct Params {
     epilogue: u32,
 }
 
-/// Multiplies rows `rows` of `x` by `w`; they go to the same rows of `out`, `(.., out_stride)`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct SplitParams {
+    params: Params,
+    parts: Ptr,
+    rows: u64,
+}
+
+/// Multiplies rows `rows` of `x` by `w`; they go to the same rows of `out`, `(.., out_stride)`. `scratch` has
+/// [`scratch_len`] elements for so many rows and this weight; what is in it does not matter.
 ///
 /// # Errors
 /// [`Error::Shape`] for a buffer that is too short, a stride that does not hold the result or, for bf16, is odd or
@@ -259,6 +278,7 @@ pub fn gemm(
     out: Output,
     out_stride: usize,
     arithmetic: Arithmetic,
+    scratch: &mut Buffer<f32>,
 ) -> Result<()> {
     const OPERATION: &str = "gemm";
     let k = w.k();
@@ -398,10 +418,42 @@ pub fn gemm(
         // SAFETY: as below.
         return unsafe { device.launch(Kernel { file: "gemm_sm90", name }, grid, &params) };
     }
+    if let Some(kernels) = split_kernels(mode, n, rows, multiprocessors) {
+        let need = SEGMENTS * n * rows;
+        expect(scratch.len() >= need, OPERATION, "scratch", need, scratch.len())?;
+        let params = SplitParams { params, parts: scratch.ptr(), rows: rows as u64 };
+        for (name, grid) in kernels {
+            // SAFETY: as below; the first kernel writes all the parts that the second one reads.
+            unsafe { device.launch(Kernel { file: "gemm", name }, grid, &params)? };
+        }
+        return Ok(());
+    }
     let (name, grid) = kernel(mode, n, rows);
     expect(grid.blocks[1] <= 65_535, OPERATION, "w", "at most 65535 blocks of rows", w.rows)?;
     // SAFETY: the lengths are checked above, those of the weight by `Weight::upload`.
     unsafe { device.launch(Kernel { file: "gemm", name }, grid, &params) }
+}
+
+/// f32s of scratch memory that [`gemm`] needs for up to `max_rows` rows of `x` and a weight of `rows` rows, on any
+/// device; 0 if such products are never split along K.
+pub fn scratch_len(max_rows: usize, rows: usize) -> usize {
+    let tiles = rows.div_ceil(TILE_ROWS);
+    if max_rows <= FEW || tiles > SPLIT_TILES {
+        0
+    } else {
+        SEGMENTS * max_rows.min(SPLIT) * tiles * TILE_ROWS
+    }
+}
+
+/// Whether a product of `n` rows of bf16 and a weight of `rows` rows is split along K, where tiles run on `mma.sync`.
+/// No bit of a result depends on it.
+///
+/// 33 to 64 rows are one tile of tokens. A weight of 5,120 rows then has 40 tiles, and so 40 blocks for 132
+/// multiprocessors, each with few bytes on their way. A block for each of the 8 segments of K keeps all of them busy,
+/// at the price of writing and reading the sums of the segments. It pays where at least half of the multiprocessors
+/// would have nothing to do.
+pub fn split_along_k(n: usize, rows: usize, multiprocessors: usize) -> bool {
+    FEW < n && n <= SPLIT && rows.div_ceil(TILE_ROWS) <= (multiprocessors / 2).min(SPLIT_TILES)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -420,7 +472,7 @@ fn kernel_sm90(
     rows: usize,
     multiprocessors: usize,
 ) -> Option<(&'static str, Grid, u32)> {
-    // A stage: x, weights, scales of weights, scales of x; rounded up to 1,024 bytes.
+    // A stage has x, weights, scales of weights and scales of x. It is rounded up to 1,024 bytes.
     let kernel = |name, tokens: usize, stages: usize, stage: usize| {
         let barriers = 2 * stages * size_of::<u64>();
         let shared_bytes = (stages * stage.next_multiple_of(1024) + barriers) as u32;
@@ -441,12 +493,12 @@ fn kernel_sm90(
     }
 }
 
-/// Whether products of prompts on Hopper take tiles of 128 tokens instead of 256, for `n` tokens and a weight of `rows`
-/// rows. No bit of a result depends on it.
+/// Whether products of prompts on Hopper take narrow tiles (128 tokens) instead of wide ones (256), for `n` tokens and a
+/// weight of `rows` rows. No bit of a result depends on it.
 ///
 /// Wide tiles read weights half as often. A multiprocessor runs one tile at a time, and a narrow one is expected to take
-/// half as long. So narrow ones are taken where there are under 1.5 wide tiles for a multiprocessor, and the narrow ones
-/// end earlier; and where wide ones would be half empty.
+/// half as long. Narrow tiles are taken in two cases: if wide ones would be half empty; or if there are fewer than 1.5 wide
+/// tiles for each multiprocessor and the narrow tiles are done earlier.
 pub fn narrow_tiles(n: usize, rows: usize, multiprocessors: usize) -> bool {
     let tiles = |tokens: usize| n.div_ceil(tokens) * rows.div_ceil(TILE_ROWS);
     let rounds = |tokens| tiles(tokens).div_ceil(multiprocessors);
@@ -462,9 +514,51 @@ enum Mode {
     R8A8,
 }
 
+/// The kernels of `gemm.cu` for a product that is split along K: the tiles of all segments, then their sum.
+fn split_kernels(
+    mode: Mode,
+    n: usize,
+    rows: usize,
+    multiprocessors: usize,
+) -> Option<[(&'static str, Grid); 2]> {
+    if !split_along_k(n, rows, multiprocessors) {
+        return None;
+    }
+    let kernels = |[split, sum]: [&'static str; 2], stages| {
+        let tile = tile_grid(mode, n, rows, 64, stages);
+        let blocks = [tile.blocks[0], tile.blocks[1], SEGMENTS as u32];
+        let tokens = THREADS as usize * 4 / TILE_ROWS;
+        let shared_bytes = (tokens * (TILE_ROWS + 4) * size_of::<f32>()) as u32;
+        let sums = Grid { blocks: [n.div_ceil(tokens) as u32, tile.blocks[1], 1], shared_bytes, ..tile };
+        Some([(split, Grid { blocks, ..tile }), (sum, sums)])
+    };
+    match mode {
+        Mode::W8A16 => kernels(["gemm_w8a16_split", "gemm_w8a16_sum"], 4),
+        Mode::W16A16 => kernels(["gemm_w16a16_split", "gemm_w16a16_sum"], 3),
+        Mode::R8A16 => kernels(["gemm_r8a16_split", "gemm_r8a16_sum"], 4),
+        Mode::W8A8 | Mode::R8A8 => None,
+    }
+}
+
+/// Tiles of `tokens` rows of x by 128 of the weight, in so many stages.
+fn tile_grid(mode: Mode, n: usize, rows: usize, tokens: usize, stages: usize) -> Grid {
+    // A stage has the weights and scales of 128 rows; a group is 32 columns. Of a row of x it has 128 bytes and, for
+    // int8, 4 scales.
+    let stage = match mode {
+        Mode::W8A16 => 2 * (TILE_ROWS * GROUP + 2 * TILE_ROWS) + tokens * 128,
+        Mode::W16A16 => 2 * (2 * TILE_ROWS * GROUP) + tokens * 128,
+        Mode::W8A8 => 4 * (TILE_ROWS * GROUP + 2 * TILE_ROWS) + tokens * 144,
+        Mode::R8A16 => 2 * (TILE_ROWS * GROUP) + tokens * 128,
+        Mode::R8A8 => 4 * (TILE_ROWS * GROUP) + tokens * 128,
+    };
+    let sums = tokens * (TILE_ROWS + 4) * size_of::<f32>();
+    let blocks = [n.div_ceil(tokens) as u32, (rows / TILE_ROWS) as u32, 1];
+    Grid { blocks, threads: THREADS, shared_bytes: (stages * stage).max(sums) as u32 }
+}
+
 /// The kernel of `gemm.cu` for `n` rows of x and so many packed ones of the weight.
 fn kernel(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid) {
-    // A strip's sums of all segments: (8, tokens, rows + 4) f32.
+    // Shared memory is for the sums of all segments, (8, tokens, rows + 4) f32.
     let few = |name, tokens: usize, strips: usize| {
         let blocks = [n.div_ceil(tokens) as u32, (rows / STRIP / strips) as u32, 1];
         let shared_bytes = (8 * tokens * (strips * STRIP + 4) * size_of::<f32>()) as u32;
@@ -481,19 +575,7 @@ fn kernel(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid) {
             (Mode::W8A8 | Mode::R8A8, _) => {}
         }
     }
-    // Of 128 rows and 32 columns: weights, scales; of a row of x: 128 bytes and, if int8, 4 scales.
-    let tile = |name, tokens: usize, stages: usize| {
-        let stage = match mode {
-            Mode::W8A16 => 2 * (TILE_ROWS * GROUP + 2 * TILE_ROWS) + tokens * 128,
-            Mode::W16A16 => 2 * (2 * TILE_ROWS * GROUP) + tokens * 128,
-            Mode::W8A8 => 4 * (TILE_ROWS * GROUP + 2 * TILE_ROWS) + tokens * 144,
-            Mode::R8A16 => 2 * (TILE_ROWS * GROUP) + tokens * 128,
-            Mode::R8A8 => 4 * (TILE_ROWS * GROUP) + tokens * 128,
-        };
-        let sums = tokens * (TILE_ROWS + 4) * size_of::<f32>();
-        let blocks = [n.div_ceil(tokens) as u32, (rows / TILE_ROWS) as u32, 1];
-        (name, Grid { blocks, threads: THREADS, shared_bytes: (stages * stage).max(sums) as u32 })
-    };
+    let tile = |name, tokens, stages| (name, tile_grid(mode, n, rows, tokens, stages));
     match (mode, n <= 128) {
         (Mode::W8A16, true) => tile("gemm_w8a16_tile64", 64, 4),
         (Mode::W8A16, false) => tile("gemm_w8a16_tile128", 128, 3),
@@ -510,7 +592,7 @@ fn kernel(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid) {
 
 #[cfg(test)]
 mod tests {
-    use super::narrow_tiles;
+    use super::{narrow_tiles, scratch_len, split_along_k};
 
     #[test]
     fn tiles_by_waves() {
@@ -529,6 +611,31 @@ mod tests {
         ];
         for (n, rows, narrow) in cases {
             assert_eq!(narrow_tiles(n, rows, 132), narrow, "{n} tokens, {rows} rows");
+        }
+    }
+
+    #[test]
+    fn split_where_tiles_are_few() {
+        // Rows of x and of the weight, and whether 132 multiprocessors split their product.
+        let cases = [
+            (32, 5120, false), // no tiles
+            (33, 5120, true),
+            (64, 128 * 64, true),
+            (64, 128 * 64 + 1, false), // of the most that any device splits
+            (65, 5120, false),         // two tiles of tokens
+        ];
+        for (n, rows, split) in cases {
+            assert_eq!(split_along_k(n, rows, 132), split, "{n} of {rows}");
+        }
+        // 40 tiles leave half of 80 multiprocessors idle, and less of 79.
+        assert!(split_along_k(64, 5120, 80) && !split_along_k(64, 5120, 79));
+    }
+
+    #[test]
+    fn scratch_is_enough_for_every_split() {
+        for (n, rows) in [(32, 5120), (33, 1), (40, 129), (64, 8192), (64, 8193), (2048, 5120)] {
+            let most = (1..=n).filter(|&n| split_along_k(n, rows, 1 << 20)).max().unwrap_or(0);
+            assert_eq!(scratch_len(n, rows), 8 * most * rows.next_multiple_of(128), "{n} of {rows}");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Norms, int8 and rotated activations, and the embedding (`cuda/norm.cu`).
 //!
-//! A product takes its activations in one of four forms ([`crate::gemm::Input`]). [`norm`] makes any of them,
-//! [`quantize`] and [`rotate`] make them of bf16 rows. All work on a range of rows and leave the others alone, so that
-//! rows of one batch can take different forms; the bits of a row depend on that row only.
+//! A product takes its activations in one of four forms ([`crate::gemm::Input`]). [`norm`] writes any of them;
+//! [`quantize`] and [`rotate`] convert bf16 rows. All of them work on a range of rows and do not touch the others, so that
+//! the rows of one batch can have different forms. The bits of a row depend on that row only.
 
 use std::ops::Range;
 
@@ -17,9 +17,9 @@ pub const ALIGN: usize = 128;
 /// Columns that share a scale.
 pub const GROUP: usize = 32;
 const THREADS: u32 = 256;
-/// Columns that the threads of a block take at a time.
+/// Columns that a block processes in one round.
 const BLOCK_COLUMNS: usize = 4 * THREADS as usize;
-/// Rounds over a row whose columns each kernel of a norm keeps in registers, if `dim` is a multiple of four.
+/// How many rounds of columns each kernel of a norm can keep in registers, if `dim` is a multiple of four.
 const KEPT_ROUNDS: [usize; 3] = [2, 5, 8];
 
 /// An rmsnorm or a layernorm over rows of `weight.len()` columns.
@@ -35,7 +35,7 @@ pub struct Norm<'a> {
     pub layernorm: bool,
 }
 
-/// Where int8 activations of `(n, stride)` rows go, a scale for each 32 columns ([`crate::gemm::Input::Int8`]).
+/// Memory for int8 activations, `(n, stride)`, with a scale for each 32 columns ([`crate::gemm::Input::Int8`]).
 ///
 /// Columns are permuted within each 32: position `16 h + 4 t + i` has column
 /// `16 h + [2 t, 2 t + 1, 2 t + 8, 2 t + 9][i]` for `h < 2`, `t < 4`, `i < 4`.
@@ -49,7 +49,7 @@ pub struct Quantized<'a> {
     pub scale_stride: usize,
 }
 
-/// Where rotated activations of `(n, stride)` rows go: each 64 columns times the Walsh-Hadamard matrix, divided by 8.
+/// Memory for rotated activations, `(n, stride)`: each 64 columns times the Walsh-Hadamard matrix, divided by 8.
 #[derive(Debug)]
 pub enum Rotated<'a> {
     /// As bf16, `(n, stride)` ([`crate::gemm::Input::Rotated`]).
@@ -63,7 +63,7 @@ pub enum Rotated<'a> {
     },
 }
 
-/// Where rows go, and in which form.
+/// Memory for the result, in one of the forms.
 #[derive(Debug)]
 pub enum Rows<'a> {
     /// As they are, `(n, stride)` ([`crate::gemm::Input::Bf16`]).
@@ -174,7 +174,7 @@ fn row_ptr<T: Element>(buffer: &Buffer<T>, row: usize, stride: usize) -> Ptr {
     buffer.ptr() + (row * stride * size_of::<T>()) as u64
 }
 
-/// Checks that sizes are numbers of a kernel, and a number of rows that of a grid.
+/// Checks that sizes fit the integers of a kernel, and that a number of rows fits a grid.
 fn check_sizes(operation: &'static str, sizes: &[usize]) -> Result<()> {
     let fit = sizes.iter().all(|&size| i32::try_from(size).is_ok());
     expect(fit, operation, "sizes", "within 31 bits", format!("{sizes:?}"))

@@ -10,7 +10,7 @@ use crate::error::{Result, expect};
 /// Heads of a block of threads.
 const WARPS: u32 = 4;
 
-/// Which two columns of a head turn together, of `n` pairs.
+/// Which two columns of a head are rotated as a pair, of `n` pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pairing {
     /// `i` and `i + n`.

@@ -1,7 +1,7 @@
 //! Logits to tokens (`cuda/sample.cu`).
 //!
-//! Of equal logits the lower token comes first. [`top_k`] gives NaN and +inf as the largest f32, so that whoever reads
-//! the candidates sees them; [`argmax`] never takes NaN. A row of nothing but -inf gives token 0.
+//! Of equal logits the lower token comes first. [`top_k`] returns NaN and +inf as the largest f32, so that the reader of
+//! the candidates can see them. [`argmax`] never takes NaN. A row of only -inf gives token 0.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -96,7 +96,7 @@ impl TopK {
 pub struct Sampling {
     /// Divides the logits; 0 takes the largest.
     pub temperature: f32,
-    /// Keeps the fewest largest whose probabilities reach this; 1 keeps all.
+    /// Keeps as few of the largest as have together this probability; 1 keeps all.
     pub top_p: f32,
     /// Keeps so many of the `k` candidates; 0 keeps all.
     pub top_k: u32,

@@ -3,13 +3,13 @@
 use crate::device::{Buffer, Device, Element};
 use crate::error::{Result, expect};
 
-/// Arrays are this many bytes apart, or a multiple: each begins where an allocation of its own might.
+/// Every array begins at a multiple of this many bytes, as an allocation of its own would.
 const ALIGN: usize = 256;
 
-/// Arrays one after another in one piece of device memory. They are given one by one, and copied together.
+/// Arrays one after another in one piece of device memory. They are added one by one and copied together.
 ///
-/// Where an array lies depends on the lengths of those before it only, so that a recording that reads it serves for
-/// every filling with the same lengths.
+/// The address of an array depends only on the lengths of the arrays before it. So a recording that reads these arrays can
+/// be repeated for other values, as long as the lengths are the same.
 #[derive(Debug)]
 pub struct Staging {
     memory: Buffer<u8>,
@@ -31,14 +31,14 @@ impl Staging {
         Ok(Staging { memory: device.zeros(bytes)?, host: Vec::with_capacity(bytes), end: 0 })
     }
 
-    /// Begins a new filling.
+    /// Removes all arrays.
     pub fn clear(&mut self) {
         self.host.clear();
         self.end = 0;
     }
 
-    /// Adds an array of `len` elements: `values`, then `rest` over and over. It is there when [`Staging::upload`] has been
-    /// called.
+    /// Adds an array of `len` elements: `values`, then `rest` in all elements after them. The device has it after
+    /// [`Staging::upload`].
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if there are more values than elements, or no room for them.
@@ -50,7 +50,7 @@ impl Staging {
         Ok(array)
     }
 
-    /// Adds the last array: room for `len` elements, of which the first are `values`, and the others stay as they were.
+    /// Adds the last array. It has `len` elements: the first are `values`, the others keep what the memory held.
     ///
     /// # Errors
     /// As [`Staging::push`].
@@ -68,7 +68,7 @@ impl Staging {
         Ok(array)
     }
 
-    /// Copies what was given, at once.
+    /// Copies all arrays in one copy.
     ///
     /// # Errors
     /// [`Error::Driver`](crate::Error::Driver), [`Error::ContextLost`](crate::Error::ContextLost).

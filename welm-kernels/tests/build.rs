@@ -1,4 +1,4 @@
-//! The functions of the build script, which nvcc is not needed for.
+//! The functions of the build script. No nvcc is needed.
 
 #[allow(dead_code, reason = "its main is Cargo's to call")]
 #[path = "../build.rs"]
@@ -51,7 +51,7 @@ fn nvcc_is_looked_for_in_order() {
     let mut place = Place::new();
     let asked = ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "VIRTUAL_ENV"];
 
-    // From the last place to the first.
+    // From the place that is looked at last to the first.
     let (none, vars) = place.find(&["site"]);
     assert!(none.unwrap_err().contains("pip install nvidia-cuda-nvcc"));
     assert_eq!(vars, asked);
@@ -68,7 +68,7 @@ fn nvcc_is_looked_for_in_order() {
     let cuda_path = place.nvcc("path/bin");
     place.set("CUDA_PATH", "path");
     assert_eq!(place.find(&[]), (Ok(cuda_path.clone()), asked[..3].to_vec()));
-    // A toolkit without a compiler, or an empty variable, is passed over.
+    // A toolkit without a compiler, or an empty variable, is skipped.
     place.set("CUDA_HOME", "runtime only");
     assert_eq!(place.find(&[]).0, Ok(cuda_path));
     let home = place.nvcc("home/bin");
@@ -78,7 +78,7 @@ fn nvcc_is_looked_for_in_order() {
     let chosen = place.nvcc("chosen");
     place.vars.insert("NVCC", chosen.clone().into());
     assert_eq!(place.find(&[]), (Ok(chosen), asked[..1].to_vec()));
-    // What was chosen is not replaced.
+    // If the chosen compiler is missing, no other one is taken.
     place.set("NVCC", "gone");
     assert!(place.find(&["site"]).0.unwrap_err().contains("is not a file"));
 }

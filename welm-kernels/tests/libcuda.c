@@ -1,13 +1,18 @@
 // A libcuda for the tests of src/cuda.rs: one device whose memory is the host's, and one kernel, argmax.
 //
-// It is as lazy and as strict as the driver may be. Copies, fills, launches and graphs wait in a queue until
-// the stream is synchronised, so that a source that is reused too early shows. Every call wants the context
-// to be current on its thread. While a thread records, what the driver calls unsafe fails and spoils the
-// recording, unless the thread is in relaxed mode. At the end it says what was not given back.
+// It runs work as late, and refuses as much, as the real driver may:
+//
+// - Copies, fills, launches and graphs wait in a queue until the stream is synchronised. So memory that is reused too
+//   early is found.
+// - Every call needs the context to be current on its thread.
+// - While a thread records, calls that the driver calls unsafe fail and invalidate the recording, unless the thread is in
+//   relaxed mode.
+//
+// At the end it prints what was not freed.
 //
 // FAKE_LIBCUDA is a list of settings: version=12090 capability=75 devices=0 memory=1000000,
-// fail=cuLaunchKernel:701:2, which makes the second such call return 701, and carveout=32768, which wants the largest
-// share of shared memory to have been asked for before a launch with so many bytes of it, and not before.
+// fail=cuLaunchKernel:701:2 (the second call of cuLaunchKernel returns 701), and carveout=32768 (launches with so many
+// bytes of shared memory, and only those, must have asked for the largest carve-out before).
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

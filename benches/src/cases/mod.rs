@@ -58,7 +58,7 @@ pub enum Operands {
 pub enum Epilogue {
     /// Rounds it to bf16.
     Bf16,
-    /// The same behind a GELU.
+    /// The same after a GELU.
     Gelu,
     /// Adds it to the residual stream, f32.
     Add,
@@ -100,7 +100,7 @@ pub enum Shape {
     Product {
         /// What is multiplied.
         operands: Operands,
-        /// What happens behind it.
+        /// What happens after it.
         epilogue: Epilogue,
         /// Rows of activations.
         n: usize,

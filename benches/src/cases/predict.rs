@@ -14,7 +14,7 @@
 //! machine code; 132 multiprocessors and the peak rates are of NVIDIA's data sheet (H100 SXM5). The other figures are
 //! assumptions, each with its reason: no GPU has measured any of this.
 
-use welm_kernels::gemm::narrow_tiles;
+use welm_kernels::gemm::{narrow_tiles, split_along_k};
 
 use super::{Epilogue, Form, Heads, Limit, Operands, Shape};
 
@@ -81,11 +81,20 @@ fn product(operands: Operands, epilogue: Epilogue, n: usize, rows: usize) -> Lau
     let result = if epilogue == Epilogue::Add { 8 } else { 2 };
     let exact = n <= super::product::FEW; // mma.sync in the order of the few
     if exact || operands == Operands::R8A16 {
-        let in_flight = 3 * 2 * 128 * group_bytes / 2;
+        // Of so many stages of two groups, all but one or two are on their way.
+        let stages = if operands == Operands::W16A16 { 3 } else { 4 };
+        let (tiles, in_flight) = (n.div_ceil(64) * rows.div_ceil(128), (2 * stages - 3) * 128 * group_bytes);
+        // Split, there is a block for each of 8 segments of K. Their sums, f32, are written, and read by a second
+        // kernel: after the last product, and as if the L2 cache did not hold them.
+        let split = split_along_k(n, rows, MULTIPROCESSORS as usize);
+        let resident = if operands == Operands::W8A16 { 2 } else { 3 };
+        let (blocks, resident, kernels, sums) =
+            if split { (8 * tiles, resident, 2.0, 2 * 4 * 8) } else { (tiles, 1, 1.0, 0) };
         return Launch {
+            kernels,
             share: 0.5, // mma.sync reaches about half of what wgmma does on Hopper
-            serial_bytes: result * n.div_ceil(64) * 64 * rows,
-            ..Launch::of_memory(n.div_ceil(64) * rows.div_ceil(128), 3, in_flight, 3.0)
+            serial_bytes: (result + sums) * n.div_ceil(64) * 64 * rows,
+            ..Launch::of_memory(blocks, resident, in_flight, 1.0 + 2.0 * kernels)
         };
     }
     let blocks = |tokens: usize| n.div_ceil(tokens) * rows.div_ceil(128);

@@ -3,6 +3,7 @@
 use half::bf16;
 use welm_kernels::gemm::{
     ALIGN, Arithmetic, Function, Input, Output, Packed, RowOrder, Weight, bf16_bytes, gemm, int8_bytes,
+    scratch_len,
 };
 use welm_kernels::norm::GROUP;
 use welm_kernels::{Buffer, Device, Result};
@@ -58,6 +59,7 @@ pub(super) struct Product {
     weights: Vec<Weight>, // (rows, cols)
     x: X,                 // (n, cols)
     out: Out,             // (n, rows)
+    scratch: Buffer<f32>,
     n: usize,
     rows: usize,
 }
@@ -82,7 +84,8 @@ impl Product {
             Epilogue::Gelu => Out::Bf16(device.zeros(n * rows)?, Function::Gelu),
             Epilogue::Add => Out::Add(device.zeros(n * rows)?),
         };
-        Ok(Product { weights, x, out, n, rows })
+        let scratch = device.uninit(scratch_len(n, rows))?;
+        Ok(Product { weights, x, out, scratch, n, rows })
     }
 }
 
@@ -93,7 +96,8 @@ impl Work for Product {
             Out::Add(out) => Output::AddF32(out),
         };
         let arithmetic = if self.n <= FEW { Arithmetic::Exact } else { Arithmetic::Fast };
-        gemm(device, self.x.input(), 0..self.n, &self.weights[set], out, self.rows, arithmetic)
+        let (x, w) = (self.x.input(), &self.weights[set]);
+        gemm(device, x, 0..self.n, w, out, self.rows, arithmetic, &mut self.scratch)
     }
 
     fn output(&self) -> Result<Vec<f32>> {

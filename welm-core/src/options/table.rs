@@ -282,8 +282,8 @@ macro_rules! options {
 
         impl $Options {
             /// Name, type, domain, default and one sentence of text for each of these options.
-            pub fn table() -> Vec<$crate::options::OptionInfo> {
-                use $crate::options::{OptionInfo, table::Domain::{self, *}};
+            pub fn table() -> Vec<$crate::options::table::OptionInfo> {
+                use $crate::options::table::{Domain::{self, *}, OptionInfo};
                 let about: Vec<(&str, Domain, &str)> = vec![$(($doc, $domain, concat!($($unset)?)),)*];
                 let row = |((name, default), (doc, domain, unset)): ((&'static str, _), (&'static str, _, _))| {
                     OptionInfo { name, doc: doc.trim(), domain, default, unset }

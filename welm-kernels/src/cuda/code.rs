@@ -1,15 +1,17 @@
 //! The device code that `build.rs` embeds, and what it runs on.
 //!
-//! A *cubin* is machine code. A driver of CUDA x.0 or newer loads one that nvcc x.y made (minor-version
-//! compatibility); one that nvcc 13 made is beyond a driver of CUDA 12. It runs on devices of its own major
-//! capability and of its minor one or a higher: `sm_100` on 10.0 and 10.3, `sm_120` on 12.0 and 12.1. One of
-//! `sm_90a` runs on 9.0 only.
+//! A *cubin* is machine code.
 //!
-//! *PTX* is compiled by the driver for any capability from 8.0 on, but its language is that of nvcc x.y, and
-//! an older driver does not know it. So a newer device needs a driver of CUDA x.y.
+//! - Driver: a cubin of nvcc x.y needs a driver of CUDA x.0 or newer (minor-version compatibility). So a driver of CUDA
+//!   12 cannot load one of nvcc 13.
+//! - Device: it needs the same major capability, and the same or a higher minor one: `sm_100` runs on 10.0 and 10.3,
+//!   `sm_120` on 12.0 and 12.1. `sm_90a` runs on 9.0 only.
 //!
-//! The kernels that the launchers choose for capability 9.0 exist for `sm_90a` only: PTX does not stand in. It does
-//! where they are not to be chosen (`Device::without_hopper`), for then 9.0 is as any other.
+//! *PTX* is compiled by the driver, for any capability from 8.0 on. PTX of nvcc x.y has a version that drivers older than
+//! CUDA x.y do not know. So a device without a cubin needs a driver of CUDA x.y.
+//!
+//! The kernels that launchers choose for capability 9.0 exist for `sm_90a` only, and PTX does not have them. With
+//! `Device::without_hopper` they are not chosen, and 9.0 is like any other capability.
 
 /// Device code and its origin.
 pub(super) struct Code {
@@ -30,8 +32,8 @@ pub(super) struct Aligned<T: ?Sized>(pub(super) T);
 pub(super) static CODE: Code = include!(concat!(env!("OUT_DIR"), "/code.rs"));
 
 impl Code {
-    /// The reason why a device of this capability, or a driver of this CUDA version, can't run the code; `hopper`
-    /// says whether the kernels of `sm_90a` will be asked for on 9.0.
+    /// The reason why a device of this capability, or a driver of this CUDA version, can't run the code. `hopper` says
+    /// whether the kernels of `sm_90a` are used on 9.0.
     pub(super) fn check(
         &self,
         capability: (u32, u32),
@@ -103,7 +105,7 @@ mod tests {
             let error = code.check(capability, (13, 3), true).unwrap_err();
             assert!(error.contains("13.4 or newer"), "{error}");
         }
-        // Without a cubin for it, an old device is in the same position.
+        // The same holds for an old device without a cubin.
         let narrow = super::tests::code((13, 4), &["90a"], true);
         assert_eq!(narrow.check((8, 6), (13, 4), true), Ok(()));
         assert!(narrow.check((8, 6), (13, 0), true).is_err());

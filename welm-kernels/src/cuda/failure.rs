@@ -1,4 +1,4 @@
-//! What the driver's errors mean for what comes after them.
+//! Which errors of the driver leave the context usable.
 
 use std::ffi::{CStr, c_char};
 use std::ptr::null;
@@ -23,8 +23,8 @@ pub(super) fn describe(result: CUresult) -> String {
     }
 }
 
-/// Whether the context is useless from here on: what the driver documents as needing a new process, what says that
-/// the context is gone, and the error without a name, of which nothing better is known.
+/// Whether the context cannot be used any more. True for errors that the driver documents as needing a new process, for
+/// those that say that the context is gone, and for the unknown error (CUDA_ERROR_UNKNOWN), to be on the safe side.
 pub(super) fn is_fatal(result: CUresult) -> bool {
     use CUresult::*;
     // A match, not a comparison of numbers: a newer driver may return what the type does not know, and a
@@ -54,7 +54,7 @@ pub(super) fn is_fatal(result: CUresult) -> bool {
     )
 }
 
-/// Whether the driver can't make anything of device code, as opposed to having no memory for it.
+/// Whether the driver cannot use the device code itself, as opposed to having no memory for it.
 pub(super) fn is_foreign_code(result: CUresult) -> bool {
     use CUresult::*;
     matches!(

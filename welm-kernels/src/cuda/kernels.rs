@@ -16,10 +16,9 @@ use crate::error::{Error, Result};
 /// Dynamic shared memory that a kernel has without asking.
 const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 
-/// From so much on, a kernel asks for the largest share of the multiprocessor's memory. Such kernels copy their
-/// operands to shared memory and run several blocks of it at a time: three of 32 KiB, or two of 97 KiB, which fit in
-/// nothing but the largest share. Smaller ones read through the first-level cache, which is what the share is taken
-/// from.
+/// From so many bytes on, a kernel asks for the largest carve-out of shared memory. Such kernels copy their operands to
+/// shared memory, and a multiprocessor holds several of their blocks only with the largest carve-out (three of 32 KiB, or
+/// two of 97 KiB). Kernels with less shared memory read through the L1 cache, which the carve-out makes smaller.
 const STAGED_BYTES: u32 = 32 << 10;
 
 /// By the files' stems.
@@ -42,7 +41,7 @@ struct Function {
     staged: bool,
 }
 
-/// While it lives, this thread may load code although it records launches.
+/// While this value exists, this thread may load code although it records launches.
 struct Relaxed(sys::CUstreamCaptureMode);
 
 impl Relaxed {

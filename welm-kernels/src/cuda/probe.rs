@@ -1,6 +1,6 @@
 //! What is asked before there is a context: where libcuda is, and what the device is.
 //!
-//! cudarc panics where libcuda, or a function of it, is missing. So both are looked for first.
+//! cudarc panics if libcuda or one of its functions is missing. So both are checked first.
 
 use std::ffi::{CStr, c_char};
 
@@ -11,7 +11,7 @@ use super::failure::reached;
 use crate::driver::DeviceInfo;
 use crate::error::{Error, Result};
 
-/// All functions of libcuda that are called unasked.
+/// The functions of libcuda that are called without asking first whether they exist.
 const FUNCTIONS: &[&str] = &[
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",

@@ -1,4 +1,4 @@
-//! Weights on the host, packed as the kernels want them (`cuda/gemm.cuh`).
+//! Weights on the host, in the packed layout of the kernels (`cuda/gemm.cuh`).
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -10,12 +10,12 @@ use super::{ALIGN, STRIP, TILE_ROWS};
 use crate::error::{Error, Result};
 use crate::norm::GROUP;
 
-/// Columns in the order of a lane: `2 t, 2 t + 1, 2 t + 8, 2 t + 9` of 16.
+/// The column of value `i` of a lane: of 16 columns a lane has `2 t, 2 t + 1, 2 t + 8, 2 t + 9`.
 fn column(lane: usize, i: usize) -> usize {
     lane % 4 * 2 + i % 2 + i / 2 * 8
 }
 
-/// How the rows of a weight follow each other.
+/// The order in which the rows of a weight are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowOrder {
     /// As they are.
@@ -85,7 +85,7 @@ fn rotate(values: &mut [f32]) {
 
 /// The scale of a row as int8, and its values; none if one is not finite.
 fn quantize(values: &[f32], q: &mut [i8]) -> Option<f32> {
-    // As bits, what is not finite is larger than any number.
+    // Compared as bits, NaN and infinity are larger than any number.
     let largest = f32::from_bits(values.iter().fold(0, |largest, x| largest.max(x.abs().to_bits())));
     if !largest.is_finite() {
         return None;
@@ -95,8 +95,8 @@ fn quantize(values: &[f32], q: &mut [i8]) -> Option<f32> {
         q.fill(0);
         return Some(0.0);
     }
-    // 1.5 * 2^23 has no bits for a fraction: the sum is rounded to nearest even, and its last byte is the integer.
-    // round_ties_even is a call for each value without SSE4.1.
+    // At 1.5 * 2^23 an f32 has no bits for a fraction: the sum is rounded to nearest even, and its lowest byte is the
+    // integer. round_ties_even would be a function call for each value without SSE4.1.
     const WHOLE: f32 = 12_582_912.0;
     for (q, x) in q.iter_mut().zip(values) {
         *q = (x * factor + WHOLE).to_bits() as i8;
@@ -104,7 +104,7 @@ fn quantize(values: &[f32], q: &mut [i8]) -> Option<f32> {
     Some(largest / 127.0)
 }
 
-/// Puts row `r` of a strip, `(K)` int8, where its lanes want it.
+/// Writes row `r`, `(K)` int8, to its places in a packed strip.
 fn pack_row(strip: &mut [i8], r: usize, row: &[i8]) {
     for (group, values) in row.chunks_exact(GROUP).enumerate() {
         for (lane, half) in (0..4).flat_map(|t| [(r % 8 * 4 + t, 0), (r % 8 * 4 + t, 1)]) {
@@ -116,7 +116,8 @@ fn pack_row(strip: &mut [i8], r: usize, row: &[i8]) {
     }
 }
 
-/// `f(strip, its values, its scales)` for each strip, on some threads; where the system gives fewer, on those.
+/// Calls `f(strip, its values, its scales)` for each strip, on up to `threads` threads; if the system refuses to start
+/// some, on fewer.
 fn each_strip<T: Send, S: Send>(
     threads: usize,
     n_strips: usize,
@@ -148,7 +149,7 @@ fn each_strip<T: Send, S: Send>(
     });
 }
 
-/// A weight on the host, packed as the kernels want it (`cuda/gemm.cuh`).
+/// A weight on the host, in the packed layout of the kernels (`cuda/gemm.cuh`).
 #[derive(Debug, Clone, PartialEq)]
 pub enum Packed {
     /// A value is `q * scale`.
@@ -160,7 +161,8 @@ pub enum Packed {
     },
     /// `(rows / 16, K / 32, 2, 32, 8)`.
     Bf16(Vec<bf16>),
-    /// Of each 64 columns times the Walsh-Hadamard matrix, divided by 8, a value is `q * scale`.
+    /// Each 64 columns were multiplied by the Walsh-Hadamard matrix and divided by 8; a value of the result is
+    /// `q * scale`.
     Rotated {
         /// As of `Int8`.
         q: Vec<i8>,
@@ -171,7 +173,7 @@ pub enum Packed {
 
 impl Packed {
     /// Packs an int8 weight `(rows, cols)` on some threads. `row(i, q, scale)` fills in row `i`: `cols` values, and
-    /// a scale for each 32 of them; what it leaves alone is zero.
+    /// a scale for each 32 of them. What it does not write is zero.
     pub fn int8(
         rows: usize,
         cols: usize,
@@ -228,11 +230,10 @@ impl Packed {
     }
 
     /// Rotates, quantises and packs a weight `(rows, cols)` on some threads. `row(i, values)` fills in `cols` values
-    /// of row `i`; what it leaves alone is zero.
+    /// of row `i`. What it does not write is zero.
     ///
     /// # Errors
-    /// [`Error::Unsupported`], with the number of the row, for a weight that is not finite, or not once it is
-    /// rotated.
+    /// [`Error::Unsupported`], with the number of the row, if a value is not finite, before or after the rotation.
     pub fn rotated(
         rows: usize,
         cols: usize,

@@ -1,4 +1,4 @@
-//! What the launchers start: every kernel, with the threads and the shared memory of a block.
+//! All kernels that the launchers start, each with the threads and the shared memory of a block.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use welm_kernels::attention::{
     Attention, Span, attention_decode, attention_prefill, decode_scratch_len, prefill_tiles,
 };
 use welm_kernels::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
-use welm_kernels::gemm::{Arithmetic, Function, Input, Output, Packed, RowOrder, Weight, gemm};
+use welm_kernels::gemm::{Arithmetic, Function, Input, Output, Packed, RowOrder, Weight, gemm, scratch_len};
 use welm_kernels::norm::{Norm, Quantized, Rotated, Rows, embed, norm, norm_add, quantize, rotate};
 use welm_kernels::rope::{Pairing, Rope, rope_and_cache};
 use welm_kernels::sample::{Sampling, TopK, argmax, sample_top, soft_cap, top_k};
@@ -101,6 +101,7 @@ fn products(device: &Device, n: usize) -> Result<()> {
     let (int8, wide, rotated) = (int8?, wide?, rotated?);
     let (x, q, scale) = (device.zeros(n * k)?, device.zeros(n * k)?, device.zeros(n * k)?);
     let (mut halves, mut floats) = (device.zeros(n * out_cols)?, device.zeros(n * out_cols)?);
+    let mut scratch = device.uninit(scratch_len(n, out_cols))?;
     let inputs = [
         (Input::Bf16(&x), &int8),
         (Input::Bf16(&x), &wide),
@@ -112,7 +113,7 @@ fn products(device: &Device, n: usize) -> Result<()> {
         for arithmetic in [Arithmetic::Exact, Arithmetic::Fast] {
             let outputs = [Output::Bf16(&mut halves, Function::Gelu), Output::AddF32(&mut floats)];
             for output in outputs {
-                gemm(device, input, 0..n, weight, output, out_cols, arithmetic)?;
+                gemm(device, input, 0..n, weight, output, out_cols, arithmetic, &mut scratch)?;
             }
         }
     }
@@ -159,7 +160,7 @@ fn tokens(device: &Device) -> Result<()> {
     sample_top(device, &top, 1, &sampling, &mut tokens)
 }
 
-/// A device that writes launches down. Nobody reads its memory, so that it needs none.
+/// A device that only records launches. Its memory is never read, so it has none.
 struct Recorder {
     capability: (u32, u32),
     shared_bytes: u32,

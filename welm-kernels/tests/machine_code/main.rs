@@ -1,6 +1,6 @@
-//! The machine code of the kernels, as nvcc made it for `sm_80` and `sm_90a` and cuobjdump lists it: what must hold of
-//! every kernel, and a record of its resources, `benches/record/cuda-kernels.md`. No GPU is needed: this is what a
-//! kernel is compiled to, not how fast it runs.
+//! Tests of the kernels' machine code, which nvcc makes for `sm_80` and `sm_90a` and cuobjdump lists. They check what must
+//! hold for every kernel, and keep a record of its resources, `benches/record/cuda-kernels.md`. No GPU is needed: this is
+//! what a kernel is compiled to, not how fast it runs.
 //!
 //! After a change to a kernel,
 //!
@@ -8,9 +8,9 @@
 //! WELM_UPDATE_MACHINE_CODE=1 WELM_CUOBJDUMP=<path> cargo test -p welm-kernels --features fatbin --test machine_code
 //! ```
 //!
-//! writes the record again, with `tests/run`'s `target/disassembler/cuobjdump` for the path. What is not as it
-//! should be, and known, stands in the record; an update takes less of it, never more (`=worse` takes that too).
-//! Without `WELM_CUOBJDUMP`, which `tests/run` sets, only the parts of this test are tested.
+//! writes the record again. `tests/run` has a cuobjdump at `target/disassembler/cuobjdump`. Known flaws are in the record:
+//! an update accepts fewer of them, but not more; `WELM_UPDATE_MACHINE_CODE=worse` accepts more, too. Without
+//! `WELM_CUOBJDUMP`, which `tests/run` sets, only the functions of this test are tested.
 
 #![cfg(feature = "fatbin")]
 
@@ -47,7 +47,7 @@ fn machine_code() {
     for stem in &stems {
         let log = Path::new(env!("OUT_DIR")).join(stem).with_extension("log");
         let log = std::fs::read_to_string(&log).unwrap_or_else(|e| panic!("{log:?}: {e}"));
-        // That it ignores setmaxnreg, or runs products of warpgroups one at a time, ptxas does not count as a warning.
+        // ptxas reports as information, not as a warning, that it ignores setmaxnreg or serialises wgmma.
         wrong.extend(log.lines().filter(|line| line.contains("Performance Loss")).map(str::to_owned));
     }
     for arch in ARCHS {
@@ -79,7 +79,7 @@ fn machine_code() {
     compare(&kernels);
 }
 
-/// The record says the same, or is made to.
+/// Compares with the record, or writes it.
 fn compare(kernels: &[Kernel]) {
     let old = std::fs::read_to_string(RECORD).unwrap_or_default();
     let update = std::env::var("WELM_UPDATE_MACHINE_CODE").ok();
@@ -101,7 +101,7 @@ fn compare(kernels: &[Kernel]) {
     }
 }
 
-/// The stems of the sources, and by kernel the threads and the blocks a multiprocessor that it promises.
+/// The stems of the sources; and for each kernel the numbers in its `KERNEL` line: threads, blocks a multiprocessor.
 fn sources() -> (Vec<String>, BTreeMap<String, (u32, u32)>) {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda");
     let paths = std::fs::read_dir(dir).expect(dir).map(|entry| entry.expect("an entry").path());
@@ -181,7 +181,7 @@ impl Kernel {
         })
     }
 
-    /// What must hold of every kernel and does not.
+    /// The rules for every kernel that this one breaks.
     fn wrong(&self, code: &Code) -> Vec<String> {
         let mut wrong = Vec::new();
         let mut check = |good: bool, reason: String| {

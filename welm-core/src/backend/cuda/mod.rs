@@ -65,7 +65,8 @@ pub(crate) struct Cuda {
     converted: Option<Converted>,
     /// Whether every layer's weights take the form, so that a normalisation can make it for the product behind it.
     all_fit: bool,
-    decode_scratch: welm_kernels::Buffer<f32>,
+    /// What a product or an attention writes in one kernel and reads in its next.
+    scratch: welm_kernels::Buffer<f32>,
     top: Option<TopK>,    // none if there are too many tokens
     top_values: Vec<f32>, // (max_logit_rows, TOP)
     top_ids: Vec<u32>,    // (max_logit_rows, TOP)
@@ -108,9 +109,13 @@ fn top_k(config: &ModelConfig) -> Option<usize> {
     (config.vocab_size <= MAX_VOCAB).then_some(TOP)
 }
 
+/// What the operation that needs the most of it needs.
 fn scratch_len(config: &ModelConfig, limits: Limits) -> usize {
     let rows = RECORDED_ROWS.min(limits.max_rows);
-    decode_scratch_len(rows, config.n_heads, config.head_dim, limits.max_context)
+    let attention = decode_scratch_len(rows, config.n_heads, config.head_dim, limits.max_context);
+    let layer = [config.qkv_dim(), config.dim, config.up_dim()].map(|rows| (limits.max_rows, rows));
+    let products = layer.into_iter().chain([(limits.max_logit_rows, config.vocab_size)]);
+    products.map(|(n, rows)| gemm::scratch_len(n, rows)).fold(attention, usize::max)
 }
 
 impl Cuda {
@@ -141,7 +146,7 @@ impl Cuda {
             form,
             converted: Converted::new(&device, form, rows, max_cols(config))?,
             all_fit: true,
-            decode_scratch: device.uninit(scratch_len(config, limits))?,
+            scratch: device.uninit(scratch_len(config, limits))?,
             config: config.clone(),
             dtype: options.dtype,
             threads: options.threads.unwrap_or_else(crate::host::threads::available),
@@ -180,7 +185,13 @@ impl Cuda {
         &mut self,
         x: &Buffer,
         w: &Weight,
-        mut f: impl FnMut(&Device, Input, Range<usize>, Arithmetic) -> welm_kernels::Result<()>,
+        mut f: impl FnMut(
+            &Device,
+            Input,
+            Range<usize>,
+            Arithmetic,
+            &mut welm_kernels::Buffer<f32>,
+        ) -> welm_kernels::Result<()>,
     ) -> Result<()> {
         for (rows, arithmetic) in self.parts() {
             let prompts = arithmetic == Arithmetic::Fast;
@@ -192,7 +203,8 @@ impl Cuda {
                 }
                 _ => None,
             };
-            f(&self.device, converted.unwrap_or(Input::Bf16(x.bf16s())), rows, arithmetic)?;
+            let input = converted.unwrap_or(Input::Bf16(x.bf16s()));
+            f(&self.device, input, rows, arithmetic, &mut self.scratch)?;
         }
         Ok(())
     }
@@ -207,8 +219,8 @@ impl Cuda {
         out.rows = x.rows;
         let stride = out.stride();
         let out = out.bf16s_mut();
-        self.product(x, w, |device, input, rows, arithmetic| {
-            gemm(device, input, rows, w, Output::Bf16(out, function), stride, arithmetic)
+        self.product(x, w, |device, input, rows, arithmetic, scratch| {
+            gemm(device, input, rows, w, Output::Bf16(out, function), stride, arithmetic, scratch)
         })
     }
 }
@@ -386,16 +398,16 @@ impl Backend for Cuda {
         out.rows = x.rows;
         let stride = out.cols;
         let out = out.f32s_mut();
-        self.product(x, w, |device, input, rows, arithmetic| {
-            gemm(device, input, rows, w, Output::F32(out), stride, arithmetic)
+        self.product(x, w, |device, input, rows, arithmetic, scratch| {
+            gemm(device, input, rows, w, Output::F32(out), stride, arithmetic, scratch)
         })
     }
 
     fn linear_add(&mut self, out: &mut Buffer, x: &Buffer, w: &Weight) -> Result<()> {
         let stride = out.cols;
         let out = out.f32s_mut();
-        self.product(x, w, |device, input, rows, arithmetic| {
-            gemm(device, input, rows, w, Output::AddF32(out), stride, arithmetic)
+        self.product(x, w, |device, input, rows, arithmetic, scratch| {
+            gemm(device, input, rows, w, Output::AddF32(out), stride, arithmetic, scratch)
         })
     }
 
@@ -420,7 +432,8 @@ impl Backend for Cuda {
         out.rows = x.rows;
         let (stride, rows) = (out.cols, 0..x.rows);
         let to = Output::F32(out.f32s_mut());
-        gemm(&self.device, Input::Bf16(x.bf16s()), rows, w, to, stride, Arithmetic::Exact)?;
+        let (input, exact) = (Input::Bf16(x.bf16s()), Arithmetic::Exact);
+        gemm(&self.device, input, rows, w, to, stride, exact, &mut self.scratch)?;
         if let Some(cap) = soft_cap {
             sample::soft_cap(&self.device, out.f32s_mut(), x.rows, stride, cap)?;
         }
@@ -487,7 +500,7 @@ impl Backend for Cuda {
         let out = out.bf16s_mut();
         attention_prefill(&self.device, &operands, &b.spans, &b.tiles, b.tiles.len(), out)?;
         for first in (step.n_prompt..step.n).step_by(RECORDED_ROWS) {
-            let (rows, scratch) = (first..step.n.min(first + RECORDED_ROWS), &mut self.decode_scratch);
+            let (rows, scratch) = (first..step.n.min(first + RECORDED_ROWS), &mut self.scratch);
             let (positions, starts, max) = (&b.positions, &b.table_starts, step.max_kv_len);
             attention_decode(&self.device, &operands, rows, positions, starts, max, scratch, out)?;
         }
