@@ -2,23 +2,30 @@
 
 use crate::engine::text::TextStream;
 use crate::options::GenerateOptions;
-use crate::sampler::{Sampler, SamplerParams};
+use crate::sampler::{Logits, LogitsProcessor, Sampler, SamplerParams, processors};
 
 /// Chooses tokens for one sequence.
 pub struct Sampling {
     sampler: Sampler,
     params: SamplerParams,
+    processors: Vec<Box<dyn LogitsProcessor>>,
 }
 
 impl Sampling {
     /// For rows of `vocab_size` logits.
     pub fn new(vocab_size: usize, options: &GenerateOptions) -> Self {
-        Sampling { sampler: Sampler::new(vocab_size), params: SamplerParams::from(options) }
+        Sampling {
+            sampler: Sampler::new(vocab_size),
+            params: SamplerParams::from(options),
+            processors: processors(options),
+        }
     }
 
     /// The token that `u` draws from logits, `(vocab_size)`, which are changed; `text` is what was generated so far.
     pub fn draw(&mut self, logits: &mut [f32], text: &[u32], u: f64) -> Option<u32> {
-        self.sampler.sample(logits, &self.params, &[], text, u)
+        let mut logits = Logits::All(logits);
+        self.sampler.process(&mut logits, &self.processors, &[], text);
+        self.sampler.sample(&mut logits, &self.params, u)
     }
 }
 

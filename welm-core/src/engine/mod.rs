@@ -20,7 +20,7 @@ mod scheduler;
 mod sequence;
 pub(crate) mod stats;
 mod step;
-mod text;
+pub(crate) mod text;
 
 use std::sync::Arc;
 
