@@ -362,8 +362,8 @@ typedef struct {
    */
   size_t cache_tokens;
   /**
-   * Prompt tokens computed in one step; the others wait no longer than one step for a long prompt (1 to 65536;
-   * default: 256 on the CPU, up to 2048 on CUDA).
+   * Most prompt tokens computed in one step, so that other requests wait at most one step for a long prompt (1 to
+   * 65536; default: 256 on the CPU, up to 2048 on CUDA).
    */
   size_t chunk_tokens;
   /**
@@ -658,7 +658,8 @@ typedef struct {
    */
   bool echo;
   /**
-   * Whether special tokens that are written in the prompt are special; otherwise they are text (default: false).
+   * Whether spellings of special tokens in the prompt become these tokens; otherwise they are ordinary text
+   * (default: false).
    */
   bool parse_special;
   /**

@@ -233,8 +233,8 @@ struct LoadOptions {
     /// Tokens that the KV cache holds, over all sequences (1 to 4294967296; default: eight full contexts, but no more
     /// than 32768).
     std::size_t cache_tokens = detail::load_defaults().cache_tokens;
-    /// Prompt tokens computed in one step; the others wait no longer than one step for a long prompt (1 to 65536;
-    /// default: 256 on the CPU, up to 2048 on CUDA).
+    /// Most prompt tokens computed in one step, so that other requests wait at most one step for a long prompt (1 to
+    /// 65536; default: 256 on the CPU, up to 2048 on CUDA).
     std::size_t chunk_tokens = detail::load_defaults().chunk_tokens;
     /// Most sequences that run at once (1 to 4096; default: 64).
     std::size_t max_running = detail::load_defaults().max_running;
@@ -302,7 +302,8 @@ struct GenerateOptions {
     ///
     /// It has to live only during the call.
     const CancelToken* cancel = nullptr;
-    /// Whether special tokens that are written in the prompt are special; otherwise they are text (default: false).
+    /// Whether spellings of special tokens in the prompt become these tokens; otherwise they are ordinary text
+    /// (default: false).
     bool parse_special = detail::generate_defaults().parse_special;
     /// Whether the model's end tokens are ignored, so that the text goes on up to max_tokens (default: false).
     bool ignore_eos = detail::generate_defaults().ignore_eos;

@@ -242,7 +242,8 @@ const CHANGES: [(&str, Change); 9] = [
     ("norms after each half", |c| c.layers.iter_mut().for_each(|layer| layer.post_norms = true)),
     ("gated gelu", |c| c.activation = Activation::GeGlu),
     ("soft cap of logits, scale of the embedding", |c| {
-        (c.embed_scale, c.logit_soft_cap) = (0.25, Some(1.5));
+        // A smaller scale would leave more of the sum to layers, whose products CUDA rounds to bf16.
+        (c.embed_scale, c.logit_soft_cap) = (4.0, Some(1.5));
     }),
     ("all", |c| {
         (c.activation, c.embed_scale, c.logit_soft_cap) = (Activation::GeGlu, 3.0, Some(2.0));
@@ -308,6 +309,8 @@ fn company_never_changes_a_bit_of_layers_that_differ() {
                 scope.spawn(move || assert_eq!(answer(model, i).choices, *alone, "request {i}"));
             }
         });
+        // The others may have taken its blocks; after it was alone, they are its own.
+        assert_eq!(answer(&model, 3).choices, alone[3]);
         let again = answer(&model, 3);
         assert_eq!(again.choices, alone[3]);
         assert!(again.usage.cached_tokens >= 16, "{:?}", again.usage);

@@ -558,6 +558,12 @@ print("the main thread ends", flush=True)
 def test_no_thread_can_be_started(model: welm.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     start = threading.Thread.start
 
+    # The thread of the tests before may not have ended yet, and would serve these requests, too.
+    until = time.monotonic() + 30
+    while any(thread.name == "welm-asyncio" for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
     async def run() -> None:
         await asyncio.get_running_loop().run_in_executor(None, int)  # the loop's pool has its thread
         for kind in (RuntimeError, MemoryError):

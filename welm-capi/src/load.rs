@@ -52,8 +52,8 @@ pub struct welm_load_options {
     /// Tokens that the KV cache holds, over all sequences (1 to 4294967296; default: eight full contexts, but no more
     /// than 32768).
     pub cache_tokens: usize,
-    /// Prompt tokens computed in one step; the others wait no longer than one step for a long prompt (1 to 65536;
-    /// default: 256 on the CPU, up to 2048 on CUDA).
+    /// Most prompt tokens computed in one step, so that other requests wait at most one step for a long prompt (1 to
+    /// 65536; default: 256 on the CPU, up to 2048 on CUDA).
     pub chunk_tokens: usize,
     /// Most sequences that run at once (1 to 4096; default: 64).
     pub max_running: usize,

@@ -144,7 +144,8 @@ pub struct welm_generate_options {
     pub has_seed: flag,
     /// Whether the prompt is part of the text, and of the log-probabilities if those are asked for (default: false).
     pub echo: flag,
-    /// Whether special tokens that are written in the prompt are special; otherwise they are text (default: false).
+    /// Whether spellings of special tokens in the prompt become these tokens; otherwise they are ordinary text
+    /// (default: false).
     pub parse_special: flag,
     /// Whether the model's end tokens are ignored, so that the text goes on up to max_tokens (default: false).
     pub ignore_eos: flag,

@@ -206,15 +206,16 @@ pub struct ModelConfig {
     pub embed_scale: f32,
     /// `c`, if logits become `c tanh(logit / c)`.
     pub logit_soft_cap: Option<f32>,
-    /// Added to the weight of every norm that is loaded from floats: some files store what it differs from 1.
+    /// Added to the weight of every norm when it is loaded from floats: 1 if the file stores `weight - 1`, as Gemma's do,
+    /// else 0.
     pub norm_offset: f32,
     /// Whether both halves of a layer read the same input, `x + att(norm1 x) + ffn(norm2 x)`.
     pub parallel_residual: bool,
     /// Whether the output projection is the embedding.
     pub tied_output: bool,
-    /// Whether any of q, k, v and the attention's output has a bias.
+    /// Whether the projection of q, k and v has a bias. True also if only the attention's output has one.
     pub attention_bias: bool,
-    /// Whether the attention's output has one.
+    /// Whether the attention's output projection has a bias. False with `attention_bias`: q, k and v only, as in Qwen2.
     pub attention_out_bias: bool,
     /// Whether any of the feed-forward projections has a bias.
     pub mlp_bias: bool,
@@ -295,10 +296,11 @@ impl ModelConfig {
         }
     }
 
-    /// A decoder of nothing but what every one has: untied, without a bias, its halves after each other, all layers alike.
-    /// A family's reader changes what differs.
+    /// The plainest decoder of these sizes. It has an output projection of its own (not tied to the embedding), no biases,
+    /// the feed-forward half after attention (not parallel), and equal layers. A family's reader starts from it and sets
+    /// what differs.
     ///
-    /// So a program makes a configuration of its own, to learn what such a model would take:
+    /// A program can use it to learn how much memory a model of other sizes would take:
     ///
     /// ```
     /// use welm_core::{Activation, Estimate, LoadOptions, ModelConfig, ModelSizes, NormKind, Rope};

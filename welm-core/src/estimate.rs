@@ -1,6 +1,6 @@
 //! How much memory a model will take, from its headers alone.
 
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, Matrix};
 use crate::backend::{Backend, LEAST_CHUNK_TOKENS, Limits};
 use crate::batch::BLOCK_TOKENS;
 use crate::checkpoint::load::Source;
@@ -18,7 +18,7 @@ use crate::weights::formats::int8::Grouping;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Estimate {
-    /// Weights that are read from the mapped file where they lie; the system can drop and reread them.
+    /// Weights that are used in place, in the mapped file. The system can drop them from memory and read them again.
     pub mapped_bytes: u64,
     /// Weights that are converted or quantised into memory.
     pub converted_bytes: u64,
@@ -38,8 +38,8 @@ impl Estimate {
         self.mapped_bytes + self.converted_bytes + self.cache_bytes + self.scratch_bytes
     }
 
-    /// What a model of this shape would take whose weights are converted while they load (`f32` if the
-    /// options leave the element type open).
+    /// The memory that a model of this shape would take on the CPU if all its weights were converted while loading. If
+    /// [`LoadOptions::dtype`] is auto, they are counted as f32.
     ///
     /// ```
     /// use welm_core::{Dtype, Estimate, LoadOptions, ModelConfig};
@@ -57,9 +57,8 @@ impl Estimate {
         let stored = std::iter::once(StoredType::F32);
         let computed = Computed::of(stored, options.dtype, &Cpu::KERNELS).unwrap_or(Computed::F32);
         let matrices = config.parts().filter(|part| part.kind != PartKind::Norm);
-        let bytes = |part: PartSpec| {
-            Cpu::matrix_bytes(computed, part.rows(), part.cols, Grouping::of_cols(part.cols))
-        };
+        let bytes =
+            |part: PartSpec| Matrix::bytes_of(computed, part.rows(), part.cols, Grouping::of_cols(part.cols));
         let mut estimate = Self::without_weights::<Cpu>(config, options)?;
         estimate.converted_bytes = matrices.map(bytes).sum();
         Ok(estimate)

@@ -93,7 +93,8 @@ impl Model {
     /// shows the beginning of a stop string that later completes.
     ///
     /// # Errors
-    /// As [`Model::generate`], those of the request at once and those of the engine as an item.
+    /// As [`Model::generate`]. An error of the request is returned from here. An error while the engine computes is the
+    /// stream's last item.
     pub fn stream<'p>(&self, prompt: impl Into<Prompt<'p>>, options: &GenerateOptions) -> Result<Stream> {
         options.validate()?;
         self.inner.engine.expect_here()?;
@@ -125,9 +126,9 @@ impl Model {
 
     /// The model's answer to a conversation, by its own chat template.
     ///
-    /// It is what [`Model::generate`] gives for a [`ChatRequest`] of these messages; give it one for tools, documents, and
-    /// what else templates ask for. The answer ends at the model's end tokens, of which a chat model has one for the end of
-    /// a turn. With [`GenerateOptions::echo`] the text begins with [`Model::chat_prompt`].
+    /// The same as [`Model::generate`] with a [`ChatRequest`] of these messages. For tools, documents and other variables
+    /// of a template, make a [`ChatRequest`] and call that. The answer ends at one of the model's end tokens; a chat model
+    /// has one that ends a turn. With [`GenerateOptions::echo`] the text begins with [`Model::chat_prompt`].
     ///
     /// ```
     /// # fn main() -> welm_core::Result<()> {
@@ -165,12 +166,12 @@ impl Model {
     }
 
     /// Logits after each token of a prompt from position `from` on: `(prompt_len - from, vocab_size)`,
-    /// row-major. For measuring; a caller bounds the memory by the positions it asks for. The prefix cache is used as for
-    /// a request without a [`GenerateOptions::cache_salt`].
+    /// row-major, f32. For measurements: the result is large, and a caller keeps it small by a larger `from`. The prefix
+    /// cache is shared with requests that have no [`GenerateOptions::cache_salt`].
     ///
     /// # Errors
-    /// As [`Model::generate`]; [`Error::InvalidOption`] if `from` is after the prompt; [`Error::Allocation`] if there
-    /// is not the memory for so many.
+    /// As [`Model::generate`]; [`Error::InvalidOption`] if `from` is not a position of the prompt; [`Error::Allocation`] if
+    /// there is not enough memory for the result.
     pub fn logits<'p>(&self, prompt: impl Into<Prompt<'p>>, from: usize) -> Result<Vec<f32>> {
         self.inner.engine.expect_here()?;
         let tokens = self.encode(&self.given(prompt.into(), false)?)?;
@@ -202,7 +203,7 @@ impl Model {
         self.tokenizer()?.encode(text, false, parse_special)
     }
 
-    /// The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing.
+    /// The text of tokens. Bytes that are not UTF-8 become U+FFFD. Special tokens are left out.
     pub fn detokenize(&self, tokens: &[u32]) -> String {
         self.inner.tokenizer.as_ref().map_or_else(String::new, |t| t.decode(tokens))
     }
@@ -230,15 +231,16 @@ impl Model {
     /// The text of a conversation, by the model's own template: what transformers' `apply_chat_template` gives. With
     /// `add_generation_prompt` it ends where the assistant's answer begins.
     ///
-    /// Templates see what they see in transformers: messages with all their keys, without those that are null, and
-    /// Python's values. The text is the same, or there is an error that names what is not supported.
+    /// A template sees what it would see in transformers: messages with all their keys, except keys whose value is null,
+    /// and values that behave as Python's do. The text is the same as transformers', or there is an error that names what is
+    /// not supported.
     ///
     /// The template is a program of the model's author. It runs with bounds on steps, memory and depth, and sees
     /// nothing but the request, the special tokens and the local time.
     ///
     /// # Errors
     /// [`Error::ChatTemplate`] if the model has none, or it fails; [`Error::InvalidFile`] or [`Error::Io`] if the
-    /// file with it cannot be read; [`Error::InvalidOption`] without a message, or for values that are too deep.
+    /// file with it cannot be read; [`Error::InvalidOption`] if `messages` is empty, or its values are nested too deeply.
     pub fn chat_prompt(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.chat_request_prompt(&whole_messages(messages, add_generation_prompt))
     }
@@ -255,11 +257,11 @@ impl Model {
     }
 
     /// The tokens of [`Model::chat_prompt`], ready to be continued by [`Model::generate`]: special tokens are
-    /// parsed, and none is put in front, since the template names the one that starts a text.
+    /// parsed, and no token is put in front, because the template itself writes the token that starts a text.
     ///
-    /// Special tokens that are written *in a message*, such as `<|im_end|>`, are parsed too, as in transformers: who
-    /// may write a message can end it and begin another one in any role. Where messages are not trusted, look for
-    /// such texts first ([`Model::token_id`] knows them).
+    /// Special tokens that are written *in a message*, such as `<|im_end|>`, are parsed too, as in transformers. So
+    /// whoever writes a message can end it early and begin another one in any role. If you do not trust the messages, look
+    /// for the spellings of special tokens in them first ([`Model::token_id`], [`Model::is_special`]).
     ///
     /// # Errors
     /// As [`Model::chat_prompt`], and [`Error::Tokenizer`].
@@ -285,7 +287,7 @@ impl Model {
         &self.inner.config
     }
 
-    /// The memory it takes.
+    /// The memory that the loaded model takes, as it was estimated before loading.
     pub fn memory(&self) -> Estimate {
         self.inner.estimate
     }

@@ -12,7 +12,7 @@ pub struct Token {
     /// Natural logarithm of its probability under the model, before temperature and truncation. `None` if
     /// not asked for, and for the first token of an echoed prompt, which nothing precedes.
     pub logprob: Option<f32>,
-    /// The likeliest tokens at this place with theirs, likeliest first; as many as were asked for.
+    /// The likeliest tokens at this place with their log-probabilities, likeliest first; as many as were asked for.
     pub alternatives: Vec<(u32, f32)>,
 }
 
@@ -35,7 +35,8 @@ impl Token {
 pub struct Piece {
     /// Which of the `n` sequences it belongs to.
     pub index: usize,
-    /// Text that follows what came before; may be empty while a character or a stop string is undecided.
+    /// Text that follows that of the piece before. It may be empty, for example while a character is incomplete, or while
+    /// the text may be the beginning of a stop string.
     pub text: String,
     /// Tokens generated since the last piece; with `echo`, the first piece has the prompt's.
     pub tokens: Vec<Token>,
@@ -53,8 +54,8 @@ pub struct Finish {
     pub completion_tokens: usize,
     /// Prompt tokens that were found in the prefix cache.
     pub cached_tokens: usize,
-    /// The token that ended it by itself: an end token of the model, or one of `stop_token_ids`. It is no part of text
-    /// and tokens. `None` if it ended otherwise.
+    /// The token that ended the sequence: an end token of the model, or one of `stop_token_ids`. It is in neither `text`
+    /// nor `tokens`. `None` if something else ended the sequence.
     pub end_token: Option<u32>,
 }
 
@@ -155,6 +156,6 @@ impl Generation {
 pub struct Score {
     /// Sum of the tokens' log-probabilities, natural logarithm.
     pub logprob: f64,
-    /// The continuation's tokens with theirs.
+    /// The continuation's tokens, each with its log-probability.
     pub tokens: Vec<Token>,
 }

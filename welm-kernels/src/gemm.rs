@@ -18,6 +18,7 @@
 //! that int8 needs only one scale for a row. Its activations are rotated as well ([`crate::norm::rotate`]): as bf16 they
 //! are multiplied as in `Exact`, as int8 there is one exact sum.
 
+mod choice;
 mod packed;
 
 use std::ops::Range;
@@ -25,26 +26,19 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use crate::device::{Buffer, Device};
-use crate::driver::{Grid, Kernel, Ptr, TensorMap, TensorShape};
+use crate::driver::{Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
 use crate::norm::{GROUP, Table};
 
 pub use crate::norm::ALIGN;
 
+use self::choice::{Mode, SEGMENTS, kernel, kernel_sm90, split_kernels};
+pub use self::choice::{narrow_tiles, scratch_len, split_along_k};
 pub use self::packed::{Packed, RowOrder, bf16_bytes, int8_bytes, rotated_bytes};
 use self::packed::{packed_rows, source_row};
 
 const STRIP: usize = 16;
 const TILE_ROWS: usize = 128;
-const THREADS: u32 = 256;
-/// Rows of `x` up to which weights go to registers directly, not through shared memory.
-const FEW: usize = 32;
-/// Rows of `x` up to which a product may be split along K: those of one tile.
-const SPLIT: usize = 64;
-/// Tiles of a weight up to which its product may be split along K, on any device. This bounds the scratch memory.
-const SPLIT_TILES: usize = 64;
-/// Parts of K whose sums are computed separately; see `cuda/gemm.cu`.
-const SEGMENTS: usize = 8;
 /// Columns whose sum of int8 products fits int32: `127 * 127 * 131,072 < 2^31`.
 const MAX_INT8_K: usize = 131_072;
 
@@ -262,6 +256,8 @@ struct SplitParams {
     rows: u64,
 }
 
+const OPERATION: &str = "gemm";
+
 /// Multiplies rows `rows` of `x` by `w`; they go to the same rows of `out`, `(.., out_stride)`. `scratch` has
 /// [`scratch_len`] elements for so many rows and this weight; what is in it does not matter.
 ///
@@ -280,12 +276,9 @@ pub fn gemm(
     arithmetic: Arithmetic,
     scratch: &mut Buffer<f32>,
 ) -> Result<()> {
-    const OPERATION: &str = "gemm";
     let k = w.k();
     let fit = rows.start <= rows.end && [rows.end, out_stride].iter().all(|&x| i32::try_from(x).is_ok());
     expect(fit, OPERATION, "sizes", "a range, within 31 bits", format!("{rows:?}, {out_stride}"))?;
-    let n = rows.len();
-    let holds = |len: usize, stride: usize| rows.end.checked_mul(stride).is_some_and(|need| need <= len);
     let mut params = Params {
         x: 0,
         q: 0,
@@ -294,14 +287,13 @@ pub fn gemm(
         w_scale: 0,
         bias: w.bias.as_ref().map_or(0, Buffer::ptr),
         out: 0,
-        n: n as u32,
+        n: rows.len() as u32,
         n_groups: (k / GROUP) as u32,
         out_cols: 0,
         out_stride: out_stride as u32,
         q_scale_stride: 0,
         epilogue: 0,
     };
-    let check_x = |len| expect(holds(len, k), OPERATION, "x", format!("{} rows of {k}", rows.end), len);
     let mode = match (x, &w.values) {
         (Input::Bf16(_), Values::Int8 { .. }) => Mode::W8A16,
         (Input::Bf16(_), Values::Bf16(_)) => Mode::W16A16,
@@ -313,6 +305,28 @@ pub fn gemm(
             return Err(Error::Unsupported { operation: OPERATION, reason });
         }
     };
+    take_x(&mut params, x, &rows, k)?;
+    (params.w, params.w_scale) = match &w.values {
+        Values::Int8 { q, scale } => (q.ptr(), scale.ptr()),
+        Values::Bf16(values) => (values.ptr(), 0),
+        Values::Rotated { q, scale } => (q.ptr(), scale.ptr()),
+    };
+    take_out(&mut params, &out, &rows, w)?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    launch(device, params, mode, x, rows, w, arithmetic, scratch)
+}
+
+/// Whether rows `..end` at this stride are within `len` elements.
+fn holds(end: usize, stride: usize, len: usize) -> bool {
+    end.checked_mul(stride).is_some_and(|need| need <= len)
+}
+
+/// Checks the rows of x, and where they are.
+fn take_x(params: &mut Params, x: Input, rows: &Range<usize>, k: usize) -> Result<()> {
+    let check_x =
+        |len| expect(holds(rows.end, k, len), OPERATION, "x", format!("{} rows of {k}", rows.end), len);
     match x {
         Input::Bf16(x) | Input::Rotated(x) => {
             check_x(x.len())?;
@@ -347,11 +361,12 @@ pub fn gemm(
             params.q_scale = scale.ptr() + (rows.start * size_of::<f32>()) as u64;
         }
     }
-    (params.w, params.w_scale) = match &w.values {
-        Values::Int8 { q, scale } => (q.ptr(), scale.ptr()),
-        Values::Bf16(values) => (values.ptr(), 0),
-        Values::Rotated { q, scale } => (q.ptr(), scale.ptr()),
-    };
+    Ok(())
+}
+
+/// Checks the room for the result, and how it is written there.
+fn take_out(params: &mut Params, out: &Output, rows: &Range<usize>, w: &Weight) -> Result<()> {
+    let out_stride = params.out_stride as usize;
     let gated = matches!(out, Output::Bf16(_, Function::SwiGlu | Function::GeGlu));
     let order = if gated { RowOrder::Gated } else { RowOrder::Plain };
     expect(
@@ -369,13 +384,19 @@ pub fn gemm(
         format!("at least {result_cols}"),
         out_stride,
     )?;
-    let (len, ptr, element_bytes) = match &out {
+    let (len, ptr, element_bytes) = match out {
         Output::Bf16(out, _) => (out.len(), out.ptr(), size_of::<bf16>()),
         Output::F32(out) | Output::AddF32(out) => (out.len(), out.ptr(), size_of::<f32>()),
     };
-    expect(holds(len, out_stride), OPERATION, "out", format!("{} rows of {out_stride}", rows.end), len)?;
+    expect(
+        holds(rows.end, out_stride, len),
+        OPERATION,
+        "out",
+        format!("{} rows of {out_stride}", rows.end),
+        len,
+    )?;
     params.out = ptr + (rows.start * out_stride * element_bytes) as u64;
-    (params.out_cols, params.epilogue) = match &out {
+    (params.out_cols, params.epilogue) = match out {
         Output::F32(_) => (result_cols as u32, 1),
         Output::AddF32(_) => (result_cols as u32, 2),
         Output::Bf16(_, function) => {
@@ -392,10 +413,28 @@ pub fn gemm(
             (out_stride as u32, epilogue)
         }
     };
-    if n == 0 {
-        return Ok(());
-    }
-    let (rows_of_x, rows) = (rows, packed_rows(w.rows, order));
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct Sm90Params {
+    x: TensorMap,
+    params: Params,
+}
+
+/// Launches what computes a product whose operands are checked.
+fn launch(
+    device: &Device,
+    params: Params,
+    mode: Mode,
+    x: Input,
+    rows_of_x: Range<usize>,
+    w: &Weight,
+    arithmetic: Arithmetic,
+    scratch: &mut Buffer<f32>,
+) -> Result<()> {
+    let (n, k, rows) = (rows_of_x.len(), w.k(), packed_rows(w.rows, w.order));
     let multiprocessors = device.info().multiprocessors as usize;
     let sm90 =
         if device.is_hopper() { kernel_sm90(mode, arithmetic, n, rows, multiprocessors) } else { None };
@@ -432,210 +471,4 @@ pub fn gemm(
     expect(grid.blocks[1] <= 65_535, OPERATION, "w", "at most 65535 blocks of rows", w.rows)?;
     // SAFETY: the lengths are checked above, those of the weight by `Weight::upload`.
     unsafe { device.launch(Kernel { file: "gemm", name }, grid, &params) }
-}
-
-/// f32s of scratch memory that [`gemm`] needs for up to `max_rows` rows of `x` and a weight of `rows` rows, on any
-/// device; 0 if such products are never split along K.
-pub fn scratch_len(max_rows: usize, rows: usize) -> usize {
-    let tiles = rows.div_ceil(TILE_ROWS);
-    if max_rows <= FEW || tiles > SPLIT_TILES {
-        0
-    } else {
-        SEGMENTS * max_rows.min(SPLIT) * tiles * TILE_ROWS
-    }
-}
-
-/// Whether a product of `n` rows of bf16 and a weight of `rows` rows is split along K, where tiles run on `mma.sync`.
-/// No bit of a result depends on it.
-///
-/// 33 to 64 rows are one tile of tokens. A weight of 5,120 rows then has 40 tiles, and so 40 blocks for 132
-/// multiprocessors, each with few bytes on their way. A block for each of the 8 segments of K keeps all of them busy,
-/// at the price of writing and reading the sums of the segments. It pays where at least half of the multiprocessors
-/// would have nothing to do.
-pub fn split_along_k(n: usize, rows: usize, multiprocessors: usize) -> bool {
-    FEW < n && n <= SPLIT && rows.div_ceil(TILE_ROWS) <= (multiprocessors / 2).min(SPLIT_TILES)
-}
-
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-struct Sm90Params {
-    x: TensorMap,
-    params: Params,
-}
-
-/// The kernel of `gemm_sm90.cu` for `n` rows of x and so many packed ones of the weight, if there is one, and the
-/// rows of a box of x.
-fn kernel_sm90(
-    mode: Mode,
-    arithmetic: Arithmetic,
-    n: usize,
-    rows: usize,
-    multiprocessors: usize,
-) -> Option<(&'static str, Grid, u32)> {
-    // A stage has x, weights, scales of weights and scales of x. It is rounded up to 1,024 bytes.
-    let kernel = |name, tokens: usize, stages: usize, stage: usize| {
-        let barriers = 2 * stages * size_of::<u64>();
-        let shared_bytes = (stages * stage.next_multiple_of(1024) + barriers) as u32;
-        let blocks = [n.div_ceil(tokens) as u32, (rows / TILE_ROWS) as u32, 1];
-        Some((name, Grid { blocks, threads: 384, shared_bytes }, tokens as u32))
-    };
-    let groups = TILE_ROWS * GROUP;
-    let (w8, w16) = (2 * (groups + 2 * TILE_ROWS), 2 * 2 * groups);
-    match (mode, arithmetic, narrow_tiles(n, rows, multiprocessors)) {
-        (Mode::W8A16, Arithmetic::Fast, true) => kernel("gemm_w8a16_few_sm90", 128, 8, 128 * 128 + w8),
-        (Mode::W8A16, Arithmetic::Fast, false) => kernel("gemm_w8a16_sm90", 256, 5, 256 * 128 + w8),
-        (Mode::W16A16, Arithmetic::Fast, true) => kernel("gemm_w16a16_few_sm90", 128, 6, 128 * 128 + w16),
-        (Mode::W16A16, Arithmetic::Fast, false) => kernel("gemm_w16a16_sm90", 256, 4, 256 * 128 + w16),
-        (Mode::W8A8, ..) => kernel("gemm_w8a8_sm90", 128, 6, 128 * 144 + 4 * (groups + 2 * TILE_ROWS)),
-        (Mode::R8A8, _, true) => kernel("gemm_r8a8_few_sm90", 128, 6, 128 * 128 + 4 * groups),
-        (Mode::R8A8, _, false) => kernel("gemm_r8a8_sm90", 256, 4, 256 * 128 + 4 * groups),
-        (Mode::W8A16 | Mode::W16A16, Arithmetic::Exact, _) | (Mode::R8A16, ..) => None,
-    }
-}
-
-/// Whether products of prompts on Hopper take narrow tiles (128 tokens) instead of wide ones (256), for `n` tokens and a
-/// weight of `rows` rows. No bit of a result depends on it.
-///
-/// Wide tiles read weights half as often. A multiprocessor runs one tile at a time, and a narrow one is expected to take
-/// half as long. Narrow tiles are taken in two cases: if wide ones would be half empty; or if there are fewer than 1.5 wide
-/// tiles for each multiprocessor and the narrow tiles are done earlier.
-pub fn narrow_tiles(n: usize, rows: usize, multiprocessors: usize) -> bool {
-    let tiles = |tokens: usize| n.div_ceil(tokens) * rows.div_ceil(TILE_ROWS);
-    let rounds = |tokens| tiles(tokens).div_ceil(multiprocessors);
-    n <= 128 || 2 * tiles(256) < 3 * multiprocessors && rounds(128) < 2 * rounds(256)
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    W8A16,
-    W16A16,
-    W8A8,
-    R8A16,
-    R8A8,
-}
-
-/// The kernels of `gemm.cu` for a product that is split along K: the tiles of all segments, then their sum.
-fn split_kernels(
-    mode: Mode,
-    n: usize,
-    rows: usize,
-    multiprocessors: usize,
-) -> Option<[(&'static str, Grid); 2]> {
-    if !split_along_k(n, rows, multiprocessors) {
-        return None;
-    }
-    let kernels = |[split, sum]: [&'static str; 2], stages| {
-        let tile = tile_grid(mode, n, rows, 64, stages);
-        let blocks = [tile.blocks[0], tile.blocks[1], SEGMENTS as u32];
-        let tokens = THREADS as usize * 4 / TILE_ROWS;
-        let shared_bytes = (tokens * (TILE_ROWS + 4) * size_of::<f32>()) as u32;
-        let sums = Grid { blocks: [n.div_ceil(tokens) as u32, tile.blocks[1], 1], shared_bytes, ..tile };
-        Some([(split, Grid { blocks, ..tile }), (sum, sums)])
-    };
-    match mode {
-        Mode::W8A16 => kernels(["gemm_w8a16_split", "gemm_w8a16_sum"], 4),
-        Mode::W16A16 => kernels(["gemm_w16a16_split", "gemm_w16a16_sum"], 3),
-        Mode::R8A16 => kernels(["gemm_r8a16_split", "gemm_r8a16_sum"], 4),
-        Mode::W8A8 | Mode::R8A8 => None,
-    }
-}
-
-/// Tiles of `tokens` rows of x by 128 of the weight, in so many stages.
-fn tile_grid(mode: Mode, n: usize, rows: usize, tokens: usize, stages: usize) -> Grid {
-    // A stage has the weights and scales of 128 rows; a group is 32 columns. Of a row of x it has 128 bytes and, for
-    // int8, 4 scales.
-    let stage = match mode {
-        Mode::W8A16 => 2 * (TILE_ROWS * GROUP + 2 * TILE_ROWS) + tokens * 128,
-        Mode::W16A16 => 2 * (2 * TILE_ROWS * GROUP) + tokens * 128,
-        Mode::W8A8 => 4 * (TILE_ROWS * GROUP + 2 * TILE_ROWS) + tokens * 144,
-        Mode::R8A16 => 2 * (TILE_ROWS * GROUP) + tokens * 128,
-        Mode::R8A8 => 4 * (TILE_ROWS * GROUP) + tokens * 128,
-    };
-    let sums = tokens * (TILE_ROWS + 4) * size_of::<f32>();
-    let blocks = [n.div_ceil(tokens) as u32, (rows / TILE_ROWS) as u32, 1];
-    Grid { blocks, threads: THREADS, shared_bytes: (stages * stage).max(sums) as u32 }
-}
-
-/// The kernel of `gemm.cu` for `n` rows of x and so many packed ones of the weight.
-fn kernel(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid) {
-    // Shared memory is for the sums of all segments, (8, tokens, rows + 4) f32.
-    let few = |name, tokens: usize, strips: usize| {
-        let blocks = [n.div_ceil(tokens) as u32, (rows / STRIP / strips) as u32, 1];
-        let shared_bytes = (8 * tokens * (strips * STRIP + 4) * size_of::<f32>()) as u32;
-        (name, Grid { blocks, threads: THREADS, shared_bytes })
-    };
-    if n <= FEW {
-        match (mode, n <= 8) {
-            (Mode::W8A16, true) => return few("gemm_w8a16_few8", 8, 1),
-            (Mode::W8A16, false) => return few("gemm_w8a16_few16", 16, 2),
-            (Mode::W16A16, true) => return few("gemm_w16a16_few8", 8, 1),
-            (Mode::W16A16, false) => return few("gemm_w16a16_few16", 16, 1),
-            (Mode::R8A16, true) => return few("gemm_r8a16_few8", 8, 1),
-            (Mode::R8A16, false) => return few("gemm_r8a16_few16", 16, 2),
-            (Mode::W8A8 | Mode::R8A8, _) => {}
-        }
-    }
-    let tile = |name, tokens, stages| (name, tile_grid(mode, n, rows, tokens, stages));
-    match (mode, n <= 128) {
-        (Mode::W8A16, true) => tile("gemm_w8a16_tile64", 64, 4),
-        (Mode::W8A16, false) => tile("gemm_w8a16_tile128", 128, 3),
-        (Mode::W16A16, true) => tile("gemm_w16a16_tile64", 64, 3),
-        (Mode::W16A16, false) => tile("gemm_w16a16_tile128", 128, 3),
-        (Mode::W8A8, true) => tile("gemm_w8a8_tile64", 64, 3),
-        (Mode::W8A8, false) => tile("gemm_w8a8_tile128", 128, 2),
-        (Mode::R8A16, true) => tile("gemm_r8a16_tile64", 64, 4),
-        (Mode::R8A16, false) => tile("gemm_r8a16_tile128", 128, 3),
-        (Mode::R8A8, true) => tile("gemm_r8a8_tile64", 64, 3),
-        (Mode::R8A8, false) => tile("gemm_r8a8_tile128", 128, 2),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{narrow_tiles, scratch_len, split_along_k};
-
-    #[test]
-    fn tiles_by_waves() {
-        // Of 132 multiprocessors: tokens, rows of the weight, and whether tiles of 128 tokens are through earlier.
-        let cases = [
-            (128, 128 * 1000, true), // nothing but padding in the other half
-            (256, 128 * 40, true),   // 40 tiles, or 80
-            (256, 128 * 66, true),   // 66, or 132
-            (256, 128 * 67, false),  // 67 in one round, or 134 in two of half the length
-            (256, 128 * 132, false), // one full round, or two
-            (256, 128 * 133, true),  // two rounds, or three
-            (256, 128 * 197, true),
-            (256, 128 * 198, false), // 1.5 waves
-            (2048, 128 * 40, false), // 320 tiles
-            (384, 128 * 40, true),   // 80, or 120, which fit at once
-        ];
-        for (n, rows, narrow) in cases {
-            assert_eq!(narrow_tiles(n, rows, 132), narrow, "{n} tokens, {rows} rows");
-        }
-    }
-
-    #[test]
-    fn split_where_tiles_are_few() {
-        // Rows of x and of the weight, and whether 132 multiprocessors split their product.
-        let cases = [
-            (32, 5120, false), // no tiles
-            (33, 5120, true),
-            (64, 128 * 64, true),
-            (64, 128 * 64 + 1, false), // of the most that any device splits
-            (65, 5120, false),         // two tiles of tokens
-        ];
-        for (n, rows, split) in cases {
-            assert_eq!(split_along_k(n, rows, 132), split, "{n} of {rows}");
-        }
-        // 40 tiles leave half of 80 multiprocessors idle, and less of 79.
-        assert!(split_along_k(64, 5120, 80) && !split_along_k(64, 5120, 79));
-    }
-
-    #[test]
-    fn scratch_is_enough_for_every_split() {
-        for (n, rows) in [(32, 5120), (33, 1), (40, 129), (64, 8192), (64, 8193), (2048, 5120)] {
-            let most = (1..=n).filter(|&n| split_along_k(n, rows, 1 << 20)).max().unwrap_or(0);
-            assert_eq!(scratch_len(n, rows), 8 * most * rows.next_multiple_of(128), "{n} of {rows}");
-        }
-    }
 }

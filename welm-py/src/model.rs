@@ -50,8 +50,8 @@ use crate::stream::Stream;
 /// - ``context_tokens``: most tokens of one sequence (1 to 16777216; default: the limit of the model).
 /// - ``cache_tokens``: tokens that the KV cache holds, over all sequences (1 to 4294967296; default: eight full
 ///   contexts, but no more than 32768).
-/// - ``chunk_tokens``: prompt tokens computed in one step; the others wait no longer than one step for a long prompt
-///   (1 to 65536; default: 256 on the CPU, up to 2048 on CUDA).
+/// - ``chunk_tokens``: most prompt tokens computed in one step, so that other requests wait at most one step for a
+///   long prompt (1 to 65536; default: 256 on the CPU, up to 2048 on CUDA).
 /// - ``max_running``: most sequences that run at once (1 to 4096; default: 64).
 /// - ``queue_limit``: most sequences that wait; a request beyond them is refused (1 to 1048576; default: 1024).
 /// - ``prefix_cache``: whether beginnings that prompts have in common are computed once and shared (default: True).
@@ -149,8 +149,8 @@ impl Model {
     /// - ``deadline``: time after which the request ends with what it has, counted from submission (seconds or a
     ///   ``timedelta``; default: never).
     /// - ``cancel``: token that ends the request from another thread (a :class:`welm.CancelToken`; default: none).
-    /// - ``parse_special``: whether special tokens that are written in the prompt are special; otherwise they are
-    ///   text (default: False).
+    /// - ``parse_special``: whether spellings of special tokens in the prompt become these tokens; otherwise they are
+    ///   ordinary text (default: False).
     /// - ``cache_salt``: shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes;
     ///   default: shared by all that have none).
     ///

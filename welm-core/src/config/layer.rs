@@ -7,9 +7,9 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct LayerConfig {
-    /// Keys that a token sees: its own and those just before it. None: all.
+    /// The sliding window of attention, in tokens: how many keys a token sees, its own included. None: all up to its own.
     pub window: Option<usize>,
-    /// Factor of `q k^T`.
+    /// Attention scores are `scale * q k^T`; in most models `1 / sqrt(head_dim)`.
     pub scale: f32,
     /// `c`, if scores become `c tanh(score / c)` before the softmax.
     pub soft_cap: Option<f32>,
@@ -17,7 +17,7 @@ pub struct LayerConfig {
     pub rope: usize,
     /// Whether each head of q and of k takes an rmsnorm before it is turned.
     pub qk_norm: bool,
-    /// Whether what attention and the feed-forward half come to is normalised before it is added.
+    /// Whether the outputs of attention and of the feed-forward half are normalised before they are added to the residual.
     pub post_norms: bool,
 }
 
@@ -33,8 +33,8 @@ impl LayerConfig {
         LayerConfig { window: None, scale, soft_cap: None, rope: 0, qk_norm: false, post_norms: false }
     }
 
-    /// `n_layers` of these, for [`ModelConfig::layers`](super::ModelConfig::layers). A number of layers that no model has
-    /// is cut, so that a damaged file takes no memory before it is refused.
+    /// `n_layers` of these, for [`ModelConfig::layers`](super::ModelConfig::layers). At most 1,024 are made: a damaged file
+    /// may state any number, and must not take memory before it is refused.
     pub fn all(head_dim: usize, n_layers: usize) -> Vec<Self> {
         vec![Self::new(head_dim); n_layers.min(MAX_LAYERS)]
     }

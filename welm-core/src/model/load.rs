@@ -66,14 +66,16 @@ impl Model {
     /// Files are mapped: they must not be changed while the model lives (see [`LoadOptions::guard_mapped_files`]). A folder without `tokenizer.json`
     /// gives a model that takes and returns tokens only.
     ///
-    /// Whatever the files hold is used, or cannot matter, or is an error: settings that change the arithmetic and are
-    /// not computed here, and tensors that nothing reads ([`LoadOptions::allow_unread_tensors`]). An output that is stored
-    /// is used, whatever `tie_word_embeddings` says, as in transformers; one that is neither stored nor tied is an error.
+    /// Everything in the files is used, or is known to have no effect, or is an error. Errors are settings that change the
+    /// arithmetic in a way that is not implemented, and tensors that nothing reads
+    /// ([`LoadOptions::allow_unread_tensors`]). An output projection that is stored is used, whatever
+    /// `tie_word_embeddings` says, as in transformers. If it is neither stored nor tied, that is an error.
     /// Norms, biases, rotary values and the scales of quantised weights must be finite. So must matrices of floats that
     /// are converted; those that are used where they lie in the file are not looked at before they are computed with.
     ///
-    /// A text ends at the tokens that `generation_config.json` names, or else `config.json`, or else the tokenizer's
-    /// files; in a GGUF file at those of its keys, and at names such as `<|eot_id|>` that llama.cpp ends at, too.
+    /// A text ends at the end tokens that `generation_config.json` names. If it names none, `config.json` counts, and then
+    /// the tokenizer's files. For a GGUF file they are those of its metadata, and tokens with a name such as `<|eot_id|>`,
+    /// at which llama.cpp ends, too.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::InvalidFile`], [`Error::Config`] or [`Error::Tensor`] for files that are
@@ -219,7 +221,7 @@ impl Model {
         })
     }
 
-    /// What a model's files hold, whether [`Model::load`] takes them or not, and if not, why. Reads their headers.
+    /// What the files of a model hold, and if [`Model::load`] would refuse them, why. Only headers are read.
     ///
     /// ```
     /// # fn main() -> welm_core::Result<()> {
@@ -236,10 +238,13 @@ impl Model {
         Description::of(path.as_ref())
     }
 
-    /// Memory that [`Model::load`] with these options would take, from the headers of the files: the device's with
-    /// [`Device::Cuda`], which need not be there, otherwise the CPU's; with prompts in steps of as many tokens as a device
-    /// takes that has room for them ([`LoadOptions::chunk_tokens`]). Of values, only an output that is stored beside a
-    /// tied embedding is read, to see whether it is another one.
+    /// The memory that [`Model::load`] with these options would take, computed from the headers of the files.
+    ///
+    /// With [`Device::Cuda`] it is memory of a GPU, which need not be present. Otherwise it is memory of the CPU. It assumes
+    /// that there is room for prompt steps of the size asked for, or of the default size ([`LoadOptions::chunk_tokens`]).
+    ///
+    /// One tensor may be read: an output projection that is stored although the settings tie it to the embedding. It
+    /// is compared with the embedding, and counted if it differs.
     ///
     /// # Errors
     /// As [`Model::load`], without the ones about memory.

@@ -51,16 +51,15 @@ impl Own<'_> {
 impl Model {
     /// Log-likelihoods of given continuations of a prompt, in their order.
     ///
-    /// A continuation's tokens are those of `prompt + continuation` after the longest beginning that it shares with
-    /// the prompt's own, and each of them has a probability. Where the two meet inside a token, that one is all of the
-    /// continuation's: `Hel` and `lo` give the token `Hello`. If nothing is shared then, or the prompt is empty, the
-    /// context is the token that starts a text, as for [`Model::generate`] of an empty prompt: the beginning-of-text
-    /// token, or else the first end token. After a prompt of tokens, which are taken as they are, a continuation's tokens
-    /// are its own.
+    /// The text `prompt + continuation` is tokenized as a whole, and so is the prompt alone. The tokens at the beginning
+    /// that are equal in both are the context. All tokens after them are scored. A token that covers the end of the prompt
+    /// and the start of the continuation is scored, too: `Hel` and `lo` give the token `Hello`. If no token is equal, or the
+    /// prompt is empty, the context is one token, as for [`Model::generate`] of an empty prompt: the beginning-of-text
+    /// token, or else the first end token. A prompt of tokens is used as it is, and the continuation is tokenized alone.
     ///
-    /// An empty continuation has no tokens, and the logarithm 0 of a certainty. The prompt is computed once if the prefix
-    /// cache is on, as for a request without a [`GenerateOptions::cache_salt`], and memory is bounded however many
-    /// continuations there are.
+    /// An empty continuation has no tokens; its log-probability is 0. The prompt is computed once if the prefix cache is
+    /// on, which is shared with requests that have no [`GenerateOptions::cache_salt`]. Memory does not grow with the number
+    /// of continuations, but for the results.
     ///
     /// [`GenerateOptions::cache_salt`]: crate::GenerateOptions::cache_salt
     ///

@@ -57,8 +57,8 @@ impl Stream {
         self.prompt_tokens
     }
 
-    /// A generation of as many sequences, with no piece in it yet: for those who [`Generation::push`] the pieces
-    /// themselves.
+    /// An empty [`Generation`] with one choice for each sequence of this stream. Add the pieces to it with
+    /// [`Generation::push`].
     pub fn generation(&self) -> Generation {
         let choice = Choice {
             text: String::new(),
@@ -70,7 +70,7 @@ impl Stream {
         Generation { choices: vec![choice; self.n], seed: self.seed, usage }
     }
 
-    /// Ends the request; pieces that are under way still come, and then the last ones.
+    /// Ends the request. Pieces that were computed already still come, then the last piece of each sequence.
     pub fn cancel(&self) {
         self.canceller()();
     }
@@ -84,8 +84,8 @@ impl Stream {
         }
     }
 
-    /// As the iterator's `next`, but waits no longer than this: `Pending` if nothing came, and the request goes on.
-    /// For those who must look at something else from time to time, such as signals.
+    /// As the iterator's `next`, but waits at most for `timeout`. `Pending` means that nothing came in that time; the
+    /// request goes on. For programs that must look at something else from time to time, such as signals.
     ///
     /// ```
     /// # fn main() -> welm_core::Result<()> {
@@ -108,10 +108,10 @@ impl Stream {
         self.next_by(|events| events.receive_timeout(timeout))
     }
 
-    /// As the iterator's `next`, but does not wait: if no piece is there, the task is woken when one is, or the end, or an
-    /// error. It is woken at no other time, and dropping the stream still cancels the request.
+    /// As the iterator's `next`, but does not wait. `Pending` means that nothing is there yet. The task is then woken when a
+    /// piece, the end or an error has come, and at no other time. Dropping the stream still cancels the request.
     ///
-    /// The engine's thread wakes it, so a waker must not wait, as those of executors do not.
+    /// The engine's thread calls the waker, so the waker must not block. Those of the usual executors do not.
     ///
     /// ```
     /// # fn main() -> welm_core::Result<()> {

@@ -41,7 +41,7 @@ impl CancelToken {
         self.flag.store(true, Ordering::Release);
     }
 
-    /// Whether [`CancelToken::cancel`] was called.
+    /// Whether [`CancelToken::cancel`] was called on this token, or on one that it was made from.
     pub fn is_cancelled(&self) -> bool {
         self.above.iter().chain([&self.flag]).any(|flag| flag.load(Ordering::Acquire))
     }

@@ -50,8 +50,8 @@ options! {
         pub stop: Vec<String> = Vec::new(), Texts(Self::MAX_STOP), "none";
         /// Tokens that end a sequence as the model's own end tokens do.
         ///
-        /// The sequence ends with [`FinishReason::Stop`], with [`GenerateOptions::ignore_eos`], too. Like the model's own
-        /// end tokens they are not part of text and tokens; [`Finish::end_token`] tells which one it was.
+        /// The sequence then ends with [`FinishReason::Stop`], even if [`GenerateOptions::ignore_eos`] is set. Like the
+        /// model's own end tokens they are in neither text nor tokens; [`Finish::end_token`] tells which one came.
         ///
         /// [`FinishReason::Stop`]: crate::FinishReason::Stop
         /// [`Finish::end_token`]: crate::Finish::end_token
@@ -70,7 +70,7 @@ options! {
         pub deadline: Option<Duration> = None, Duration, "never";
         /// Token that ends the request from another thread.
         pub cancel: Option<CancelToken> = None, Cancel, "none";
-        /// Whether special tokens that are written in the prompt are special; otherwise they are text.
+        /// Whether spellings of special tokens in the prompt become these tokens; otherwise they are ordinary text.
         ///
         /// `<|endoftext|>`, for instance.
         pub parse_special: bool = false, Switch;

@@ -38,7 +38,7 @@ options! {
         pub device: Device = Device::Auto, Device;
         /// Element type of the weights in memory; auto is never less exact than the file.
         ///
-        /// CUDA holds weights as bf16 or int8. What would have to be f32 there is an error that says so.
+        /// CUDA holds weights as bf16 or int8. A model that would need f32 there is refused, with an error that says so.
         ///
         /// A folder written by [`quantize`](crate::quantize()) stays int8 whatever is asked for, because the floats that it
         /// was made from are not in it. The log warns then.
@@ -53,8 +53,8 @@ options! {
         pub threads: Option<usize> = None, Whole(1, 1_024), "as many as CPU affinity and cgroup quota allow";
         /// Instruction set to use at most, such as avx2 or neon.
         ///
-        /// On every machine `scalar`; on x86-64 `avx2`, `avxvnni` or `avx512vnni`; on AArch64 `neon` or `neondot`. One that
-        /// the machine lacks is an error.
+        /// `scalar` works on every machine. x86-64 may have `avx2`, `avxvnni` or `avx512vnni`; AArch64 `neon` or `neondot`.
+        /// An instruction set that the machine lacks is an error.
         pub isa: Option<String> = None, Text(None), "what WELM_ISA says, or else the best that the machine has";
         /// Most tokens of one sequence.
         ///
@@ -65,7 +65,7 @@ options! {
         /// One sequence cannot be longer than that: a longer request is
         /// [`Error::TooLong`](crate::Error::TooLong), which names the KV cache.
         pub cache_tokens: Option<usize> = None, Whole(1, 1 << 32), "eight full contexts, but no more than 32768";
-        /// Prompt tokens computed in one step; the others wait no longer than one step for a long prompt.
+        /// Most prompt tokens computed in one step, so that other requests wait at most one step for a long prompt.
         ///
         /// No result depends on it. A CUDA device would be mostly idle with few tokens, so the default there is 2,048, or
         /// the most tokens of a sequence if that is less. If memory has no room for so many, it is halved until it fits,

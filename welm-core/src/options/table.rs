@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 
 /// The values that an option may have.
 ///
-/// It displays in words, such as `1 to 128`; as nothing if every value of the type is allowed.
+/// `Display` writes it in words, such as `1 to 128`. It writes nothing if every value of the type is allowed.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Domain {
@@ -41,7 +41,7 @@ pub enum Domain {
     Device,
     /// Text; at most so many bytes if it is restricted, and then at least one.
     Text(Option<usize>),
-    /// At most so many texts, each of 1 to as many bytes.
+    /// At most so many texts. Each has at least 1 byte, and at most as many bytes as there may be texts.
     Texts(usize),
     /// At most so many ids of tokens.
     Tokens(usize),

@@ -8,6 +8,7 @@ mod attention;
 mod exp;
 mod i8dot;
 mod linear;
+mod matrix;
 mod norm;
 mod pages;
 pub(crate) mod pool;
@@ -17,9 +18,10 @@ mod soft_cap;
 
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::bf16;
 
 use self::attention::Attention;
+use self::matrix::Part;
 use self::norm::{NormAddRow, NormRow};
 use self::pages::{CacheElement, CacheRows, Heads, Pages};
 use self::pool::{Disjoint, Pool};
@@ -27,22 +29,18 @@ use self::quantize::{Form, Quantized};
 use self::rope::Angles;
 use super::{Backend, Limits, Role};
 use crate::batch::{BLOCK_TOKENS, Batch};
-use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource};
+use crate::checkpoint::load::{LinearSource, NormSource};
 use crate::config::part::PartKind;
 use crate::config::{Activation, LayerConfig, ModelConfig};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::host::threads;
 use crate::isa::Isa;
 use crate::kv_cache::block_values;
 use crate::memory::Memory;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
 use crate::weights::computed::{Computed, Kernels};
-use crate::weights::formats::StoredType;
-use crate::weights::formats::int8::Grouping;
-use crate::weights::slab::{Plain, Slab};
-use crate::weights::tensor::{Segment, rows_of};
-use crate::weights::tiles::int4::Int4Tiles;
-use crate::weights::tiles::int8::Int8Tiles;
+
+pub(crate) use self::matrix::Matrix;
 
 /// What a product does with what its output held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,48 +71,6 @@ impl Buffer {
     fn row(&self, r: usize) -> &[f32] {
         &self.data[r * self.cols..(r + 1) * self.cols]
     }
-}
-
-/// Some rows of a float matrix, where they lie.
-struct Part<T: Plain> {
-    values: Slab<T>, // (rows of the stored tensor, cols)
-    first_row: usize,
-    n_rows: usize,
-}
-
-/// A matrix in the element type it is computed with.
-enum Matrix {
-    F32(Vec<Part<f32>>),
-    F16(Vec<Part<f16>>),
-    Bf16(Vec<Part<bf16>>),
-    Int8(Int8Tiles),
-    Int4(Int4Tiles),
-}
-
-impl Matrix {
-    /// The grouping of the quantised activations that its products take; none of floats.
-    fn grouping(&self) -> Option<Grouping> {
-        match self {
-            Matrix::Int8(packed) => Some(packed.grouping),
-            Matrix::Int4(_) => Some(Grouping::Plain),
-            Matrix::F32(_) | Matrix::F16(_) | Matrix::Bf16(_) => None,
-        }
-    }
-}
-
-/// The stored type that is used where it lies; none if what is computed with is repacked.
-fn stored_type(computed: Computed) -> Option<StoredType> {
-    match computed {
-        Computed::F32 => Some(StoredType::F32),
-        Computed::F16 => Some(StoredType::F16),
-        Computed::Bf16 => Some(StoredType::Bf16),
-        Computed::Int8 | Computed::Int4 => None,
-    }
-}
-
-/// Whether all segments have this type in the file.
-fn stored_as(segments: &[Segment], wanted: StoredType) -> bool {
-    segments.iter().all(|s| s.tensor.dtype == wanted)
 }
 
 /// A matrix `(rows, cols)` and its bias `(rows)`.
@@ -160,55 +116,8 @@ impl Cpu {
         config.dim.max(config.hidden_dim).max(config.n_heads * config.head_dim)
     }
 
-    /// Bytes of a matrix in memory; groups are those of int8.
-    pub(crate) fn matrix_bytes(computed: Computed, rows: usize, cols: usize, grouping: Grouping) -> u64 {
-        let elements = rows as u64 * cols as u64;
-        match computed {
-            Computed::Int4 => Int4Tiles::bytes_of(rows, cols),
-            Computed::Int8 => Int8Tiles::bytes_of(rows, cols, grouping),
-            Computed::F16 | Computed::Bf16 => 2 * elements,
-            Computed::F32 => 4 * elements,
-        }
-    }
-
     fn threads(options: &LoadOptions) -> usize {
         options.threads.unwrap_or_else(threads::available)
-    }
-
-    /// Float parts in place where all are stored as `T` and `copy` is not asked for, else one copy.
-    fn parts<T: Plain>(
-        source: &[Segment],
-        cols: usize,
-        convert: impl Fn(f32) -> T + Sync,
-        copy: bool,
-        threads: usize,
-    ) -> Result<Vec<Part<T>>> {
-        if stored_as(source, T::STORED) && !copy {
-            let part = |s: &Segment| {
-                let values = Slab::from_tensor(&s.tensor)?;
-                Ok(Part { values, first_row: s.first_row, n_rows: s.n_rows })
-            };
-            return source.iter().map(part).collect();
-        }
-        let rows = rows_of(source);
-        let mut values = Memory::zeroed(rows.len() * cols, "weights")?;
-        let share = rows.len().div_ceil(threads);
-        let parts = values.chunks_mut(share * cols).zip(rows.chunks(share));
-        let converted = threads::all(parts, |(values, rows)| {
-            let mut row = vec![0.0; cols];
-            for (to, (segment, r)) in values.chunks_mut(cols).zip(rows) {
-                segment.tensor.row_f32(*r, &mut row);
-                if !row.iter().all(|x| x.is_finite()) {
-                    return false;
-                }
-                to.iter_mut().zip(&row).for_each(|(to, &x)| *to = convert(x));
-            }
-            true
-        });
-        if !converted {
-            return Err(Error::tensor(&source[0].tensor.name, "a weight is not a finite number"));
-        }
-        Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows.len() }])
     }
 
     /// Forgets what was quantised of a buffer that is about to change.
@@ -339,14 +248,7 @@ impl Backend for Cpu {
 
     fn linear_bytes(source: &LinearSource, options: &LoadOptions) -> Result<(u64, bool)> {
         let computed = source.computed(options.dtype, &Self::KERNELS)?;
-        let (bytes, in_place) = match &source.matrix {
-            MatrixSource::Packed(tiles) => (tiles.bytes(), true),
-            MatrixSource::Stored(segments) => {
-                let grouping = Int8Tiles::grouping_of(segments, source.cols);
-                let in_place = stored_type(computed).is_some_and(|stored| stored_as(segments, stored));
-                (Self::matrix_bytes(computed, source.rows, source.cols, grouping), in_place)
-            }
-        };
+        let (bytes, in_place) = Matrix::bytes_of_source(source, computed);
         Ok((bytes, in_place && !options.copy_weights))
     }
 
@@ -368,28 +270,8 @@ impl Backend for Cpu {
 
     fn load_linear(&mut self, source: LinearSource) -> Result<Linear> {
         let computed = source.computed(self.dtype, &Self::KERNELS)?;
-        let LinearSource { name, kind, rows, cols, matrix, bias } = source;
-        let (threads, copy) = (self.pool.threads(), self.copy_weights);
-        let matrix = match (computed, matrix) {
-            (_, MatrixSource::Packed(tiles)) if copy => Matrix::Int8(tiles.copied()?),
-            (_, MatrixSource::Packed(tiles)) => Matrix::Int8(tiles),
-            (Computed::Int4, MatrixSource::Stored(segments)) => {
-                Matrix::Int4(Int4Tiles::pack(&name, rows, cols, &segments, threads)?)
-            }
-            (Computed::Int8, MatrixSource::Stored(segments)) => {
-                let grouping = Int8Tiles::grouping_of(&segments, cols);
-                Matrix::Int8(Int8Tiles::pack(&name, rows, cols, &segments, grouping, threads)?)
-            }
-            (Computed::F16, MatrixSource::Stored(segments)) => {
-                Matrix::F16(Self::parts(&segments, cols, f16::from_f32, copy, threads)?)
-            }
-            (Computed::Bf16, MatrixSource::Stored(segments)) => {
-                Matrix::Bf16(Self::parts(&segments, cols, bf16::from_f32, copy, threads)?)
-            }
-            (Computed::F32, MatrixSource::Stored(segments)) => {
-                Matrix::F32(Self::parts(&segments, cols, |x| x, copy, threads)?)
-            }
-        };
+        let (kind, cols) = (source.kind, source.cols);
+        let (matrix, bias) = Matrix::load(source, computed, self.copy_weights, self.pool.threads())?;
         // By width; where two have the same and differ, one is quantised once more when it comes.
         let form = matrix.grouping().map(|grouping| Form { wide: self.wide, grouping });
         if kind != PartKind::Table && cols == self.config.dim {
@@ -429,11 +311,6 @@ impl Backend for Cpu {
     }
 
     fn embed(&mut self, x: &mut Buffer, table: &Linear, scale: f32, batch: &Batch) -> Result<()> {
-        fn look_up<T: Copy + Plain>(parts: &[Part<T>], id: usize, out: &mut [f32], f: impl Fn(T) -> f32) {
-            let [part] = parts else { unreachable!("an embedding is one tensor") };
-            let row = &part.values[(part.first_row + id) * out.len()..][..out.len()];
-            out.iter_mut().zip(row).for_each(|(y, &x)| *y = f(x));
-        }
         self.overwrites(x);
         x.rows = batch.len();
         let (n, cols) = (x.rows, x.cols);
@@ -442,13 +319,7 @@ impl Backend for Cpu {
             let id = batch.token_ids[r] as usize;
             // SAFETY: each task has its own row.
             let out = unsafe { rows.slice(r * cols, cols) };
-            match &table.matrix {
-                Matrix::F32(p) => look_up(p, id, out, |x| x),
-                Matrix::F16(p) => look_up(p, id, out, f16::to_f32),
-                Matrix::Bf16(p) => look_up(p, id, out, bf16::to_f32),
-                Matrix::Int8(packed) => packed.row_f32(id, out),
-                Matrix::Int4(packed) => packed.row_f32(id, out),
-            }
+            table.matrix.row_f32(id, out);
             if scale != 1.0 {
                 out.iter_mut().for_each(|x| *x *= scale);
             }

@@ -188,9 +188,13 @@ def ids(value: str) -> list[int]:
     return [each(token) for token in value.replace(",", " ").split()]
 
 
+def _real(least: float, most: float) -> Real:
+    return Real(float(least), float(most))
+
+
 _READERS: dict[str, tuple[Callable[..., Callable[[str], Any]], str, str]] = {
     "whole": (Whole, "N", "store"),
-    "real": (lambda least, most: Real(float(least), float(most)), "X", "store"),
+    "real": (_real, "X", "store"),
     "named": (Named, "NAME", "store"),
     "device": (lambda: device, "DEVICE", "store"),
     "text": (lambda: text, "TEXT", "store"),
