@@ -20,7 +20,7 @@ pub enum Prompt<'a> {
     /// Tokens; nothing is added.
     Tokens(&'a [u32]),
     /// A conversation, by the model's chat template: what [`Model::chat_request_tokens`] gives. Special tokens are
-    /// parsed, whatever [`GenerateOptions::parse_special`] says, and none is put in front.
+    /// parsed, whatever [`GenerateOptions::parse_special`](crate::GenerateOptions::parse_special) says, and none is put in front.
     Chat(&'a ChatRequest),
 }
 

@@ -13,7 +13,7 @@ const SPLIT_TILES: usize = 64;
 /// Parts of K whose sums are computed separately; see `cuda/gemm.cu`.
 pub(super) const SEGMENTS: usize = 8;
 
-/// f32s of scratch memory that [`gemm`] needs for up to `max_rows` rows of `x` and a weight of `rows` rows, on any
+/// f32s of scratch memory that [`gemm`](super::gemm) needs for up to `max_rows` rows of `x` and a weight of `rows` rows, on any
 /// device; 0 if such products are never split along K.
 pub fn scratch_len(max_rows: usize, rows: usize) -> usize {
     let tiles = rows.div_ceil(TILE_ROWS);

@@ -17,7 +17,7 @@ use crate::isa::{Isa, Kernel, LANES, Simd};
 /// Where the formula changes.
 const NEAR: f32 = 0.625;
 /// `q`, the constant first.
-const Q: [f32; 5] = [-0.333_332_82, 0.133_314_42, -0.053_739_716, 0.020_639_088, -0.005_704_988_7];
+const Q: [f32; 5] = [-0.333_332_8, 0.133_314_42, -0.053_739_716, 0.020_639_088, -0.005_704_988_7];
 /// Values of one task.
 const SHARE: usize = 8_192;
 
