@@ -13,6 +13,7 @@ use crate::host::memory::expect_room;
 use crate::side_file::{self, CONFIG, DESCRIPTIONS, INDEX, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG};
 use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use crate::weights::gguf::Gguf;
+use crate::weights::gguf::parts::is_later_part;
 
 /// An opened file or folder: tensors, tokenizer and chat template.
 pub(crate) struct Opened {
@@ -62,7 +63,7 @@ pub(crate) fn identity_of(info: &fs::Metadata) -> Option<(u64, u64)> {
 pub(crate) enum Files {
     /// In the folder of this path, with a `config.json`.
     Folder,
-    /// In one file.
+    /// In this file, or in the parts of which it is one.
     Gguf(PathBuf),
 }
 
@@ -83,8 +84,9 @@ pub(crate) fn locate(path: &Path) -> Result<Files> {
     let mut names = Vec::new();
     for entry in fs::read_dir(path).map_err(fault)? {
         let name = entry.map_err(fault)?.file_name().to_string_lossy().into_owned();
-        // llama.cpp's name for the encoders of images beside a model.
-        if name.to_ascii_lowercase().ends_with(".gguf") && !name.starts_with("mmproj") {
+        // llama.cpp's name for the encoders of images beside a model. Of a model in parts, the first counts.
+        let is_model = !name.starts_with("mmproj") && !is_later_part(&name);
+        if name.to_ascii_lowercase().ends_with(".gguf") && is_model {
             names.push(name);
         }
     }

@@ -150,6 +150,9 @@ pub(crate) trait Simd: Copy + 'static {
 pub(crate) trait Kernel {
     /// What the kernel returns.
     type Out;
+    /// Whether it takes dot products of integers. The instruction sets for these differ in nothing else, so that other
+    /// kernels are compiled for one of them.
+    const DOTS: bool = false;
     /// The kernel, once for every instruction set.
     ///
     /// # Safety
@@ -257,13 +260,13 @@ impl Isa {
             Level::Scalar => unsafe { kernel.run::<Scalar>() },
             // SAFETY: an `Isa` of this level exists only where detection found its features.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { x86::run_avx2(kernel) },
+            Level::AvxVnni if K::DOTS => unsafe { x86::run_avxvnni(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::AvxVnni => unsafe { x86::run_avxvnni(kernel) },
-            // SAFETY: as above.
+            Level::AvxVnniEvex if K::DOTS => unsafe { x86::run_avxvnni_evex(kernel) },
+            // SAFETY: as above; both others have AVX2 as well.
             #[cfg(target_arch = "x86_64")]
-            Level::AvxVnniEvex => unsafe { x86::run_avxvnni_evex(kernel) },
+            Level::Avx2 | Level::AvxVnni | Level::AvxVnniEvex => unsafe { x86::run_avx2(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => unsafe { x86::run_avx512vnni(kernel) },
@@ -422,6 +425,7 @@ mod tests {
 
     impl Kernel for Everything<'_> {
         type Out = Vec<u32>;
+        const DOTS: bool = true;
         #[inline(always)]
         unsafe fn run<S: Simd>(self) -> Vec<u32> {
             let mut bits = Vec::new();

@@ -1,4 +1,4 @@
-//! GGUF, the single-file format of llama.cpp: metadata, tokenizer and tensors together.
+//! GGUF, the file format of llama.cpp: metadata, tokenizer and tensors together. [`parts`] joins a model in several files.
 //!
 //! Versions 2 and 3, little endian:
 //!
@@ -18,6 +18,7 @@
 //! Tensors may not overlap, so what is later computed from all of them cannot exceed the file either.
 
 mod cursor;
+pub(crate) mod parts;
 pub(crate) mod value;
 
 use std::cell::RefCell;
@@ -49,14 +50,20 @@ pub(crate) struct Gguf {
 }
 
 impl Gguf {
-    /// Maps a file and reads its metadata and tensor table; no tensor data is read.
+    /// Maps a file, or all parts of the model of which it is one, and reads metadata and tensor tables; no tensor data
+    /// is read.
     ///
     /// # Errors
     ///
     /// [`Error::Io`] or [`Error::InvalidFile`] for a file that is absent or damaged; [`Error::Tensor`] for a
     /// tensor of an impossible shape or place, or one that is there twice; one of an unsupported type, or without
-    /// elements, is an error of who asks for it; [`Error::Config`] for one part of a model that was split over several files.
+    /// elements, is an error of who asks for it; [`Error::InvalidFile`] for parts that do not belong together.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        parts::join(path, Self::open_one(path)?)
+    }
+
+    /// As [`Gguf::open`], of this file alone.
+    fn open_one(path: &Path) -> Result<Self> {
         Self::parse(path, &FileMap::open(path)?)
     }
 
@@ -95,10 +102,6 @@ impl Gguf {
                 return Err(Error::file(path, format!("key `{key}` appears twice")));
             }
             gguf.metadata.insert(key, value);
-        }
-        if let Some(parts @ 2..) = gguf.opt_u64("split.count")? {
-            let reason = format!("expected a model in one file, got one of {parts} parts; merge them first");
-            return Err(Error::config("split.count", reason));
         }
         let alignment = gguf.opt_u64("general.alignment")?.unwrap_or(32);
         if !alignment.is_power_of_two() {

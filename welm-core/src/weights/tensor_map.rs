@@ -114,6 +114,16 @@ impl TensorMap {
         })
     }
 
+    /// How many tensors there are.
+    pub(super) fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Adds the tensors of another file of the model.
+    pub(super) fn take_from(&mut self, other: TensorMap) -> Result<()> {
+        other.tensors.into_iter().try_for_each(|(name, entry)| self.insert_entry(name, entry))
+    }
+
     /// Whether the model has a tensor of this name; it is not thereby read.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

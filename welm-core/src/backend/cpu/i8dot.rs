@@ -254,6 +254,7 @@ impl TileRows<'_> {
 
 impl Kernel for TileRows<'_> {
     type Out = ();
+    const DOTS: bool = true;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: `matmul` gives ranges that exist and outputs of its own to each task.

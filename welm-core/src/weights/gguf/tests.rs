@@ -256,13 +256,6 @@ fn bad_values_are_refused() {
 }
 
 #[test]
-fn split_models_are_refused() {
-    let error = Writer::default().key("split.count", 2, &[3, 0]).error();
-    assert!(error.contains("`split.count`: expected a model in one file, got one of 3 parts"), "{error}");
-    Writer::default().key("split.count", 2, &[1, 0]).open().unwrap();
-}
-
-#[test]
 fn alignment_is_followed() {
     let with = |n: u32| Writer::default().key("general.alignment", 4, &n.to_le_bytes());
     for n in [0, 3, 48] {

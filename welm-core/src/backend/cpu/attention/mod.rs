@@ -261,15 +261,18 @@ impl<T: CacheElement> Task<'_, T> {
     }
 }
 
-/// What to do with a tile.
-enum Work<'a> {
-    /// All of it; two `Sums`.
-    Whole { sums: &'a mut [f32] },
-    /// One piece.
-    One { piece: usize, to: &'a mut [f32] },
-    /// Fold consecutive pieces from `first` into `all`, which is cleared if they are the step's first; the outputs if
-    /// they are the last.
-    Fold { first: usize, pieces: &'a mut [f32], all: &'a mut [f32], clear: bool, last: bool },
+/// What to do with consecutive pieces of a tile: compute them, fold them, or both. One loop does all three, so that
+/// each operation is compiled once.
+struct Work<'a> {
+    pieces: Range<usize>,
+    /// Whether they are to be computed; each then takes the place of the one before it in `sums`.
+    compute: bool,
+    /// `Sums` of one piece, or of each if they were computed before.
+    sums: &'a mut [f32],
+    /// `Sums` into which they are folded, and whether these are to be cleared first.
+    all: Option<(&'a mut [f32], bool)>,
+    /// Whether the outputs follow.
+    last: bool,
 }
 
 /// Some work on one tile; implements [`Kernel`].
@@ -284,40 +287,35 @@ impl<T: CacheElement> Kernel for Run<'_, T> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let len = Sums::len(self.task.step.heads);
-        let mut task = self.task;
-        // SAFETY: the instructions are there; `pack` comes first, and a tile is one task's.
-        unsafe {
-            match self.work {
-                Work::Whole { sums } => {
-                    let (all, one) = sums.split_at_mut(len);
-                    let (mut all, mut one) = (Sums::of(all), Sums::of(one));
-                    all.clear();
-                    task.pack();
-                    for piece in task.pieces() {
-                        task.piece::<S>(piece, &mut one);
-                        task.fold::<S>(piece, &mut all, &one);
-                    }
-                    task.finish::<S>(&all, self.out);
+        let Run { mut task, work, out } = self;
+        let Work { pieces, compute, sums, all, last } = work;
+        let own = task.pieces();
+        let mut all = all.map(|(all, clear)| {
+            let mut all = Sums::of(all);
+            if clear {
+                all.clear();
+            }
+            all
+        });
+        if compute {
+            task.pack();
+        }
+        for (i, piece) in pieces.enumerate().filter(|(_, piece)| own.contains(piece)) {
+            let at = if compute { 0 } else { i * len };
+            let mut one = Sums::of(&mut sums[at..at + len]);
+            // SAFETY: the instructions are there, and `pack` has run if it must have.
+            unsafe {
+                if compute {
+                    task.piece::<S>(piece, &mut one);
                 }
-                Work::One { piece, to } => {
-                    task.pack();
-                    task.piece::<S>(piece, &mut Sums::of(to));
-                }
-                Work::Fold { first, pieces, all, clear, last } => {
-                    let (mut all, own) = (Sums::of(all), task.pieces());
-                    if clear {
-                        all.clear();
-                    }
-                    for (piece, one) in (first..own.end).zip(pieces.chunks_exact_mut(len)) {
-                        if piece >= own.start {
-                            task.fold::<S>(piece, &mut all, &Sums::of(one));
-                        }
-                    }
-                    if last {
-                        task.finish::<S>(&all, self.out);
-                    }
+                if let Some(all) = &mut all {
+                    task.fold::<S>(piece, all, &one);
                 }
             }
+        }
+        if let Some(all) = all.filter(|_| last) {
+            // SAFETY: the instructions are there, and a tile is one task's.
+            unsafe { task.finish::<S>(&all, out) };
         }
     }
 }
@@ -427,8 +425,11 @@ impl Attention {
                 let (scratch, sums) = scratch.split_at_mut(strand_len - 2 * sums_len);
                 let (tile, kv_head) = place(at);
                 let task = step.task(tile, kv_head, scratch);
+                let (all, sums) = sums.split_at_mut(sums_len);
+                let (pieces, all) = (task.pieces(), Some((all, true)));
+                let work = Work { pieces, compute: true, sums, all, last: true };
                 // SAFETY: `at` is handed out once, and each has its own vectors.
-                unsafe { isa.dispatch(Run { task, work: Work::Whole { sums }, out: &out }) }
+                unsafe { isa.dispatch(Run { task, work, out: &out }) }
             });
             return;
         }
@@ -442,8 +443,10 @@ impl Attention {
                 if task.pieces().contains(&piece) {
                     // SAFETY: `i` is handed out once, and each has its own sums.
                     unsafe {
-                        let to = pieces.slice((at * at_once + i / tasks) * sums_len, sums_len);
-                        isa.dispatch(Run { task, work: Work::One { piece, to }, out: &out });
+                        let sums = pieces.slice((at * at_once + i / tasks) * sums_len, sums_len);
+                        let pieces = piece..piece + 1;
+                        let work = Work { pieces, compute: true, sums, all: None, last: false };
+                        isa.dispatch(Run { task, work, out: &out });
                     }
                 }
             });
@@ -452,11 +455,11 @@ impl Attention {
                 let task = step.task(tile, kv_head, scratch);
                 // SAFETY: `at` is handed out once, and each has its own sums and vectors.
                 unsafe {
-                    let work = Work::Fold {
-                        first,
-                        pieces: pieces.slice(at * at_once * sums_len, at_once * sums_len),
-                        all: sums.slice(at * sums_len, sums_len),
-                        clear: first == begin,
+                    let work = Work {
+                        pieces: first..first + at_once,
+                        compute: false,
+                        sums: pieces.slice(at * at_once * sums_len, at_once * sums_len),
+                        all: Some((sums.slice(at * sums_len, sums_len), first == begin)),
                         last: first + at_once >= longest,
                     };
                     isa.dispatch(Run { task, work, out: &out });
