@@ -14,7 +14,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use welm_core::{
     Activation, Activations, CacheDtype, Choice, Device, Dtype, Error, GenerateOptions, LoadOptions, Model,
-    ModelConfig, Rope, RopePairing,
+    ModelConfig, QkNorm, Rope, RopePairing,
 };
 use welm_tests::emulator::{Emulator, Fault, Options};
 use welm_tests::{at_rest, nano};
@@ -230,15 +230,20 @@ fn with_more_norms() -> TempDir {
 type Change = fn(&mut ModelConfig);
 
 /// What models and layers may differ in, and no family has yet: each field alone, and all.
-const CHANGES: [(&str, Change); 9] = [
+const CHANGES: [(&str, Change); 11] = [
     ("window", |c| c.layers[1].window = Some(20)),
     ("scale", |c| c.layers[1].scale *= 3.0),
     ("soft cap", |c| c.layers[0].soft_cap = Some(0.5)),
     ("a second rotary embedding", |c| {
         c.ropes.push(second_rope());
-        c.layers[1].rope = 1;
+        c.layers[1].rope = Some(1);
     }),
-    ("norms of heads", |c| c.layers[0].qk_norm = true),
+    ("no rotary embedding", |c| c.layers[1].rope = None),
+    ("norms of heads", |c| c.layers[0].qk_norm = Some(QkNorm::Head)),
+    ("a part of each head in pairs of neighbours, with a factor", |c| {
+        c.ropes[0] = second_rope();
+        (c.ropes[0].attention_factor, c.logit_scale) = (1.5, 0.5);
+    }),
     ("norms after each half", |c| c.layers.iter_mut().for_each(|layer| layer.post_norms = true)),
     ("gated gelu", |c| c.activation = Activation::GeGlu),
     ("soft cap of logits, scale of the embedding", |c| {
@@ -249,9 +254,10 @@ const CHANGES: [(&str, Change); 9] = [
         (c.activation, c.embed_scale, c.logit_soft_cap) = (Activation::GeGlu, 3.0, Some(2.0));
         c.ropes.push(second_rope());
         for layer in &mut c.layers {
-            (layer.qk_norm, layer.post_norms, layer.soft_cap, layer.scale) = (true, true, Some(2.0), 0.3);
+            (layer.qk_norm, layer.post_norms) = (Some(QkNorm::Head), true);
+            (layer.soft_cap, layer.scale) = (Some(2.0), 0.3);
         }
-        (c.layers[0].window, c.layers[0].rope) = (Some(17), 1);
+        (c.layers[0].window, c.layers[0].rope) = (Some(17), Some(1));
     }),
 ];
 
@@ -726,6 +732,15 @@ fn what_cuda_cannot_do_is_refused() {
     assert_eq!(f32s, message);
     let cache = refuse(folder.path(), LoadOptions { cache_dtype: CacheDtype::F32, ..LoadOptions::default() });
     assert_eq!(cache, "option `cache_dtype`: expected bf16 on cuda, got f32");
+    let changed = |change: Change| {
+        let options = LoadOptions { allow_unread_tensors: true, ..LoadOptions::default() };
+        let folder = with_more_norms();
+        Model::load_as(folder.path(), &options, Some(device()), change).map(drop).unwrap_err().to_string()
+    };
+    let turned = changed(|c| c.layers[0].qk_norm = Some(QkNorm::TurnedHead));
+    assert!(turned.starts_with("config setting `norm of q and k`: cuda normalises each head"), "{turned}");
+    let without = changed(|c| c.layers[1].pre_norms = false);
+    assert!(without.starts_with("config setting `norms before each half`: cuda computes"), "{without}");
     let heads = refuse(&welm_tests::fixture("llama_bf16"), LoadOptions::default());
     assert_eq!(heads, "config setting `head_dim`: cuda attention is written for 64, 80, 96 and 128, not 8");
 }

@@ -50,7 +50,15 @@ folders!(
     llama_theta,
     llama_f16,
     llama_bf16,
-    llama_sharded
+    llama_sharded,
+    qwen2,
+    gemma3,
+    qwen3,
+    mistral,
+    ministral,
+    smollm3,
+    olmo2,
+    hunyuan
 );
 
 #[test]
@@ -82,7 +90,14 @@ fn gguf_files_of_every_type() {
             check(&name, &format!("{name}/model.gguf"), &exact());
         }
     }
-    check("gguf_neox_f32", "gguf_neox_f32/model.gguf", &exact());
+}
+
+#[test]
+fn gguf_files_of_every_family() {
+    for family in ["neox_f32", "qwen2", "gemma3", "qwen3", "mistral3", "smollm3", "olmo2", "hunyuan"] {
+        let name = format!("gguf_{family}");
+        check(&name, &format!("{name}/model.gguf"), &exact());
+    }
 }
 
 #[test]
@@ -97,7 +112,7 @@ fn an_unknown_family_or_setting_is_named() {
         ("hidden_size", 1u64.checked_shl(40).into()),
         ("rms_norm_eps", (-1.0).into()),
         ("quantization_config", serde_json::json!({"bits": 4})),
-        ("rope_parameters", serde_json::json!({"rope_type": "yarn", "factor": 4.0})),
+        ("rope_parameters", serde_json::json!({"rope_type": "proportional", "factor": 4.0})),
     ];
     for (key, value) in edits {
         let folder = tempfile::tempdir().unwrap();

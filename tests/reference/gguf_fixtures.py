@@ -6,7 +6,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from tokenizers import pre_tokenizers
 
-from gguf_models import llama_to_gguf, neox_to_gguf
+from gguf_models import llama_to_gguf, neox_to_gguf, relative_to_gguf
 
 # name -> (how matrices are stored, general.file_type). Norms and biases are always float32.
 KINDS = {
@@ -36,11 +36,52 @@ def rounded(model, kind):
     return model
 
 
+# model_type -> general.architecture
+ARCHITECTURES = {
+    "llama": "llama",
+    "gpt_neox": "gptneox",
+    "qwen2": "qwen2",
+    "gemma3_text": "gemma3",
+    "qwen3": "qwen3",
+    "mistral": "mistral3",
+    "smollm3": "smollm3",
+    "olmo2": "olmo2",
+    "hunyuan_v1_dense": "hunyuan-dense",
+}
+
+
+def add_settings(writer, arch, config):
+    """What llama.cpp's converter writes of a relative of Llama beside the sizes."""
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    head_dim = getattr(config, "head_dim", None)
+    if head_dim is not None:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if arch in ("mistral3", "smollm3"):  # these derive from Llama's
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_rope_dimension_count(head_dim or config.hidden_size // config.num_attention_heads)
+    rope = config.rope_parameters
+    if arch == "gemma3":
+        writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
+        writer.add_sliding_window(config.sliding_window)
+        rope = rope["full_attention"]
+    base = rope["rope_theta"]
+    if arch == "hunyuan-dense":
+        base *= rope["alpha"] ** (head_dim / (head_dim - 2))
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_rope_scaling_factor(1)
+    elif rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    writer.add_rope_freq_base(base)
+
+
 def write(path, model, kind):
-    """A GGUF file of a LlamaForCausalLM or GPTNeoXForCausalLM with 264 tokens."""
+    """A GGUF file of a model with 264 tokens."""
     config = model.config
     assert config.vocab_size == len(TOKENS)
-    arch = {"llama": "llama", "gpt_neox": "gptneox"}[config.model_type]
+    arch = ARCHITECTURES[config.model_type]
     writer = GGUFWriter(path, arch)
     writer.add_name(f"tiny random {arch}")
     writer.add_file_type(KINDS[kind][1])
@@ -52,8 +93,12 @@ def write(path, model, kind):
     writer.add_head_count(config.num_attention_heads)
     head_dim = config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
-    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
-    if arch == "llama":
+    if arch in ("llama", "gptneox"):
+        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    if arch not in ("llama", "gptneox"):
+        add_settings(writer, arch, config)
+        to_gguf = relative_to_gguf
+    elif arch == "llama":
         writer.add_vocab_size(config.vocab_size)
         writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_rope_freq_base(rope["rope_theta"])

@@ -1,9 +1,9 @@
 """Writes the tiny models of tests/fixtures and what Hugging Face transformers says about them.
 
     pip install torch transformers tokenizers safetensors gguf
-    python tests/reference/make_fixtures.py [--out tests/fixtures]
+    python tests/reference/make_fixtures.py [--out tests/fixtures] [NAME...]
 
-Every fixture is a folder:
+With names, only these fixtures are made, and the others stay. Every fixture is a folder:
 
     config.json             as transformers 5 writes it (`welm`: only the keys such a file must have)
     config_v4.json          the same model in the key names of transformers 4 (rope_theta, rotary_pct,
@@ -37,7 +37,8 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (Gemma3TextConfig, GPTNeoXConfig, GPTNeoXForCausalLM, HunYuanDenseV1Config, LlamaConfig,
+                          MinistralConfig, MistralConfig, Olmo2Config, Qwen2Config, Qwen3Config, SmolLM3Config)
 
 import gguf_fixtures
 from gguf_models import llama_from_file, read_gguf, smollm_tokenizer
@@ -86,6 +87,35 @@ def llama(**changes):
     )
     return LlamaConfig(**{**base, **changes})
 
+
+def like_llama(kind, **changes):
+    """A relative of Llama with grouped queries, unless told otherwise. Windows are shorter than the prompts."""
+    base = dict(
+        COMMON,
+        intermediate_size=40,
+        num_key_value_heads=2,
+        rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+    )
+    return kind(**{**base, **changes})
+
+
+def gemma3(**changes):
+    """Gemma 3 with the rotary embeddings of its larger sizes. Untied, because the scaled embedding of a random model would
+    make it repeat its token."""
+    base = dict(
+        tie_word_embeddings=False,
+        head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=8,
+        rope_parameters=dict(
+            full_attention=dict(rope_type="linear", rope_theta=1000000.0, factor=8.0),
+            sliding_attention=dict(rope_type="default", rope_theta=10000.0)),
+    )
+    return like_llama(Gemma3TextConfig, **{**base, **changes})
+
+
+HUNYUAN_ROPE = dict(rope_type="dynamic", rope_theta=10000.0, alpha=50.0, factor=1.0)
 
 LLAMA3_ROPE = dict(
     rope_type="llama3",
@@ -143,6 +173,33 @@ FOLDERS = {
     "llama_f16": ("llama_gqa stored as float16", llama(), torch.float16),
     "llama_bf16": ("llama_gqa stored as bfloat16", llama(), torch.bfloat16),
     "llama_sharded": ("llama_gqa stored as float32 in three shards", llama(), torch.float32),
+    "qwen2": (
+        "Qwen2, biases of q, k and v, a window of 8 in the second layer",
+        like_llama(Qwen2Config, use_sliding_window=True, sliding_window=8, max_window_layers=1), torch.float16),
+    "gemma3": (
+        "Gemma 3, one layer with a window of 8 and one without, linear rope scaling in the latter, a scale of its "
+        "own for q, soft cap of logits",
+        gemma3(sliding_window_pattern=2, query_pre_attn_scalar=24, final_logit_softcapping=20.0), torch.float16),
+    "qwen3": (
+        "Qwen3, norms of heads, head_dim 16 although dim / n_heads is 8, biases of attention, tied embeddings",
+        like_llama(Qwen3Config, head_dim=16, attention_bias=True, tie_word_embeddings=True), torch.float16),
+    "mistral": (
+        "Mistral, a window of 8 in all layers, head_dim 16 although dim / n_heads is 8",
+        like_llama(MistralConfig, sliding_window=8, head_dim=16), torch.float16),
+    "ministral": (
+        "Ministral, a window of 8 in the first layer only, head_dim 16",
+        like_llama(MinistralConfig, sliding_window=8, head_dim=16, layer_types=["sliding_attention", "full_attention"]),
+        torch.float16),
+    "smollm3": (
+        "SmolLM3, the first of two layers without a rotary embedding",
+        like_llama(SmolLM3Config, no_rope_layers=[0, 1], pad_token_id=None), torch.float16),
+    "olmo2": (
+        "OLMo 2, norms only after each half, norms of q and k over all heads",
+        like_llama(Olmo2Config, pad_token_id=None), torch.float16),
+    "hunyuan": (
+        "Hunyuan, norms of turned heads, a base stretched by alpha",
+        like_llama(HunYuanDenseV1Config, head_dim=16, rope_parameters=HUNYUAN_ROPE, pad_token_id=None,
+                   eod_token_id=None), torch.float16),
 }
 # These store the weights of another fixture (before rounding).
 SAME_WEIGHTS_AS = {"llama_f16": "llama_gqa", "llama_bf16": "llama_gqa", "llama_sharded": "llama_gqa"}
@@ -152,7 +209,7 @@ WELM_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_he
 
 
 def model_class(config):
-    return {"gpt_neox": GPTNeoXForCausalLM, "llama": LlamaForCausalLM}[config.model_type]
+    return transformers.AutoModelForCausalLM._model_mapping[type(config)]
 
 
 # name -> (what it exercises, config, kind of storage)
@@ -166,11 +223,31 @@ GGUF_FOLDERS["gguf_neox_f32"] = (
     "GPT-NeoX, parallel residual, rotary on a quarter of head_dim, GGUF",
     neox(vocab_size=264, num_attention_heads=2, rope_parameters=neox_rope(0.25),
          use_parallel_residual=True), "f32")
+SMALL = dict(vocab_size=264, intermediate_size=32)
+GGUF_FOLDERS |= {
+    "gguf_qwen2": ("Qwen2, biases of q, k and v, GGUF", like_llama(Qwen2Config, **SMALL), "f16"),
+    "gguf_gemma3": (
+        "Gemma 3, five layers with a window of 8 and one without, linear rope scaling in the latter, GGUF",
+        gemma3(num_hidden_layers=6, query_pre_attn_scalar=16, **SMALL), "f16"),
+    "gguf_qwen3": ("Qwen3, norms of heads, head_dim 16, GGUF", like_llama(Qwen3Config, head_dim=16, **SMALL), "f16"),
+    "gguf_mistral3": (
+        "Mistral, head_dim 16, GGUF", like_llama(MistralConfig, sliding_window=None, head_dim=16, **SMALL), "f16"),
+    "gguf_smollm3": (
+        "SmolLM3, the last of four layers without a rotary embedding, GGUF",
+        like_llama(SmolLM3Config, num_hidden_layers=4, pad_token_id=None, **SMALL), "f16"),
+    "gguf_olmo2": (
+        "OLMo 2, norms only after each half, norms of q and k over all heads, GGUF",
+        like_llama(Olmo2Config, pad_token_id=None, **SMALL), "f16"),
+    "gguf_hunyuan": (
+        "Hunyuan, norms of turned heads, a base stretched by alpha, GGUF",
+        like_llama(HunYuanDenseV1Config, head_dim=16, rope_parameters=HUNYUAN_ROPE, pad_token_id=None,
+                   eod_token_id=None, **SMALL), "f16"),
+}
 GGUF_TEXT = "the thin hen  then\nran 120 m, 在 там."
 
 
 def random_model(config, seed):
-    """A model whose every parameter is random: weights N(0, 0.3), norm weights around 1."""
+    """A model whose every parameter is random: weights N(0, 0.3), norm weights around 1 (Gemma stores them less 1)."""
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
     model = model_class(config)(config).float().eval()
@@ -179,7 +256,7 @@ def random_model(config, seed):
         for name, p in sorted(model.named_parameters()):
             noise = torch.randn(p.shape, generator=generator) * 0.3
             is_norm_weight = "norm" in name and name.endswith("weight")
-            if is_norm_weight:
+            if is_norm_weight and config.model_type != "gemma3_text":
                 noise += 1.0
             if name.startswith(("embed_out", "lm_head")) and p is not model.get_input_embeddings().weight:
                 noise *= 2.0  # untied output: spreads the logits about as far as tied ones are
@@ -219,6 +296,14 @@ def is_lively(tokens):
     tail = tokens[N_GREEDY // 2:]
     looping = any(tail[period:] == tail[:-period] for period in range(1, 13))
     return len(set(tokens)) >= MIN_DISTINCT and not looping
+
+
+@torch.no_grad()
+def rounded(model, dtype):
+    """The model with its parameters as they will be stored. Its rotary tables are not."""
+    for p in model.parameters():
+        p.copy_(p.to(dtype).float())
+    return model
 
 
 def search_seed(config, roundings, prompt_of=random_prompt, forbidden=()):
@@ -271,6 +356,11 @@ def config_v4(v5):
     v4["torch_dtype"] = v5["dtype"]
     v4["transformers_version"] = "4.46.0"
     rope = dict(v5["rope_parameters"])
+    if v5["model_type"] == "gemma3_text":
+        v4["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        v4["sliding_window_pattern"] = v4.pop("_sliding_window_pattern")
+        del v4["layer_types"]
+        rope = dict(rope["full_attention"])
     kind = rope.pop("rope_type")
     theta = rope.pop("rope_theta")
     if v5["model_type"] == "gpt_neox":
@@ -279,7 +369,7 @@ def config_v4(v5):
     else:
         v4["rope_theta"] = theta
         v4["rope_scaling"] = None
-    if kind == "linear":
+    if kind == "linear" and v5["model_type"] == "llama":
         v4["rope_scaling"] = {"type": kind, **rope}  # the key before it was called rope_type
     elif kind != "default":
         v4["rope_scaling"] = {"rope_type": kind, **rope}
@@ -350,7 +440,7 @@ def make_folder(out, name, seeds):
     else:
         # Every form in which these weights will be stored has to satisfy the conditions.
         dtypes = [dtype] + [FOLDERS[n][2] for n, of in SAME_WEIGHTS_AS.items() if of == name]
-        seed, model = search_seed(config, [lambda m, d=d: m.to(d).float() for d in dtypes])
+        seed, model = search_seed(config, [lambda m, d=d: rounded(m, d) for d in dtypes])
     seeds[name] = seed
     folder = out / name
     save_folder(folder, name, model, dtype)
@@ -376,7 +466,7 @@ def make_gguf_folder(out, name):
     if config.model_type == "llama":
         stored, _ = llama_from_file(folder / "model.gguf")
     else:
-        stored = model  # float32 loses nothing
+        stored = gguf_fixtures.rounded(model, kind)
     tensors, facts = reference(stored, random_gguf_prompt(config, seed))
     save_file(tensors, folder / "expected.safetensors")
     for file in folder.iterdir():
@@ -385,6 +475,8 @@ def make_gguf_folder(out, name):
 
 
 def gguf_text(out):
+    if not (out / "gguf_llama_f32").is_dir():
+        return None  # not made yet
     metadata, _ = read_gguf(out / "gguf_llama_f32" / "model.gguf")
     ids = smollm_tokenizer(metadata, special=False).encode(GGUF_TEXT).ids
     return {"text": GGUF_TEXT, "ids": ids}
@@ -394,22 +486,26 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     here = Path(__file__).resolve().parent
     parser.add_argument("--out", type=Path, default=here.parent / "fixtures")
+    parser.add_argument("names", nargs="*")
     args = parser.parse_args()
+    known = [*FOLDERS, *GGUF_FOLDERS]
+    assert set(args.names) <= set(known), f"none of {known}"
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # the order of sums does not depend on the machine's cores
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
     seeds, models = {}, {}
-    for name in FOLDERS:
-        models[name] = make_folder(args.out, name, seeds)
-        print(name, models[name], flush=True)
-    for name in GGUF_FOLDERS:
-        models[name] = make_gguf_folder(args.out, name)
-        print(name, models[name], flush=True)
+    expected = args.out / "expected.json"
+    if args.names:
+        models = json.loads(expected.read_text())["models"]
     versions = {name: version(name) for name in ("torch", "transformers", "safetensors", "gguf")}
-    write_json(args.out / "expected.json",
-               {"versions": versions, "gguf_text": gguf_text(args.out), "models": models})
+    for name in args.names or known:
+        facts = make_folder(args.out, name, seeds) if name in FOLDERS else make_gguf_folder(args.out, name)
+        models[name] = {**facts, "versions": versions}
+        print(name, models[name], flush=True)
+        listed = {name: models[name] for name in known if name in models}
+        write_json(expected, {"gguf_text": gguf_text(args.out), "models": listed})
 
 
 if __name__ == "__main__":

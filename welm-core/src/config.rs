@@ -3,10 +3,12 @@
 
 mod layer;
 pub(crate) mod part;
+mod rope;
 
 use crate::error::{Error, Result};
-pub use layer::LayerConfig;
 use layer::positive;
+pub use layer::{LayerConfig, QkNorm};
+pub use rope::{Rope, RopePairing, RopeScaling};
 
 /// The formula that normalises a row before each half of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,117 +61,6 @@ impl Activation {
     }
 }
 
-/// Which two values of a head a rotary embedding turns together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RopePairing {
-    /// `i` and `i + rotary_dim / 2`: GPT-NeoX, and Llama in Hugging Face folders.
-    HalfSplit,
-    /// `2 i` and `2 i + 1`: Llama in GGUF files, whose rows of q and k are permuted to match.
-    Interleaved,
-}
-
-/// How rotary frequencies are stretched for contexts longer than the ones trained on.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum RopeScaling {
-    /// As trained.
-    None,
-    /// All frequencies divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f32,
-    },
-    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp between.
-    Llama3 {
-        /// The divisor of low frequencies.
-        factor: f32,
-        /// Wavelengths above `original_context / low_freq_factor` are low.
-        low_freq_factor: f32,
-        /// Wavelengths below `original_context / high_freq_factor` are high.
-        high_freq_factor: f32,
-        /// Context length of the first training, in tokens.
-        original_context: usize,
-    },
-    /// One divisor per frequency, as a GGUF file may carry them; `rotary_dim / 2` of them.
-    PerFrequency(Vec<f32>),
-}
-
-impl RopeScaling {
-    /// The kind of stretching as one lower-case word; `None` without any.
-    pub fn as_str(&self) -> Option<&'static str> {
-        match self {
-            RopeScaling::None => None,
-            RopeScaling::Linear { .. } => Some("linear"),
-            RopeScaling::Llama3 { .. } => Some("llama3"),
-            RopeScaling::PerFrequency(_) => Some("per_frequency"),
-        }
-    }
-}
-
-/// Rotary position embedding (arXiv 2104.09864).
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Rope {
-    /// Leading values of each head that are turned; even, at most `head_dim`.
-    pub rotary_dim: usize,
-    /// Frequencies are `base^(-2i / rotary_dim)`.
-    pub base: f32,
-    /// Which values form a pair.
-    pub pairing: RopePairing,
-    /// Stretching for long contexts.
-    pub scaling: RopeScaling,
-}
-
-impl Rope {
-    /// The embedding of most models: halves paired, frequencies as trained.
-    pub fn new(rotary_dim: usize, base: f32) -> Self {
-        Rope { rotary_dim, base, pairing: RopePairing::HalfSplit, scaling: RopeScaling::None }
-    }
-
-    /// Checks the sizes, and that no frequency is stretched by what is not a positive number.
-    fn validate(&self, head_dim: usize) -> Result<()> {
-        within("rotary_dim", self.rotary_dim, head_dim)?;
-        if !self.rotary_dim.is_multiple_of(2) {
-            let reason = format!("expected an even number, got {}", self.rotary_dim);
-            return Err(Error::config("rotary_dim", reason));
-        }
-        positive("rope_theta", self.base)?;
-        match &self.scaling {
-            RopeScaling::None => Ok(()),
-            RopeScaling::Linear { factor } => positive("rope_scaling.factor", *factor),
-            RopeScaling::PerFrequency(divisors) => {
-                divisors.iter().try_for_each(|&d| positive("rope_freqs", d))
-            }
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, .. } => {
-                positive("rope_scaling.factor", *factor)?;
-                positive("rope_scaling.low_freq_factor", *low_freq_factor)?;
-                positive("rope_scaling.high_freq_factor", *high_freq_factor - *low_freq_factor)
-            }
-        }
-    }
-
-    /// Angle per position of each pair, in radians: `rotary_dim / 2` values.
-    pub(crate) fn inv_freq(&self) -> Vec<f32> {
-        let n = self.rotary_dim / 2;
-        let plain = (0..n).map(|i| f64::from(self.base).powf(-2.0 * i as f64 / self.rotary_dim as f64));
-        match &self.scaling {
-            RopeScaling::None => plain.map(|f| f as f32).collect(),
-            RopeScaling::Linear { factor } => plain.map(|f| (f / f64::from(*factor)) as f32).collect(),
-            RopeScaling::PerFrequency(d) => plain.zip(d).map(|(f, &d)| (f / f64::from(d)) as f32).collect(),
-            &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => plain
-                .map(|f| {
-                    let wavelengths = original_context as f64 * f / (2.0 * std::f64::consts::PI);
-                    let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
-                    // 0 at the low end (fully stretched), 1 at the high end (kept).
-                    let keep = ((wavelengths - low) / (high - low)).clamp(0.0, 1.0);
-                    (f * keep + f / f64::from(factor) * (1.0 - keep)) as f32
-                })
-                .collect(),
-        }
-    }
-}
-
 /// The shape of a model and everything that its arithmetic depends on.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -190,7 +81,8 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Width of the feed-forward half.
     pub hidden_dim: usize,
-    /// Most tokens of a sequence.
+    /// Most tokens of a sequence, unless [`LoadOptions::context_tokens`](crate::LoadOptions::context_tokens) asks for more
+    /// than these, which a rotary embedding of [`RopeScaling::Dynamic`] allows.
     pub max_context: usize,
     /// Normalisation.
     pub norm: NormKind,
@@ -204,6 +96,8 @@ pub struct ModelConfig {
     pub layers: Vec<LayerConfig>,
     /// Factor of the embedding, where it enters the first layer.
     pub embed_scale: f32,
+    /// Factor of the logits, before the soft cap.
+    pub logit_scale: f32,
     /// `c`, if logits become `c tanh(logit / c)`.
     pub logit_soft_cap: Option<f32>,
     /// Added to the weight of every norm when it is loaded from floats: 1 if the file stores `weight - 1`, as Gemma's do,
@@ -346,6 +240,7 @@ impl ModelConfig {
             ropes: vec![rope],
             layers: LayerConfig::all(head_dim, n_layers),
             embed_scale: 1.0,
+            logit_scale: 1.0,
             logit_soft_cap: None,
             norm_offset: 0.0,
             parallel_residual: false,
@@ -368,6 +263,33 @@ impl ModelConfig {
         if self.activation.is_gated() { 2 * self.hidden_dim } else { self.hidden_dim }
     }
 
+    /// Has each half of a layer add `multiplier` times its output to the residual stream, as Granite and MiniCPM do.
+    ///
+    /// The stream is kept divided by the multiplier, `x' = x / m`, so that no operation is needed for it:
+    ///
+    /// ```text
+    /// x + m f(rmsnorm(x))  =  m (x' + f(rmsnorm(m x'))),    rmsnorm(m x') with eps  =  rmsnorm(x') with eps / m^2
+    /// ```
+    ///
+    /// This holds for models whose only norms are those before each half and before the output.
+    pub(crate) fn multiply_residual(&mut self, multiplier: f32) -> Result<()> {
+        positive("residual multiplier", multiplier)?;
+        assert!(
+            !self.layers.iter().any(|layer| layer.qk_norm.is_some() || layer.post_norms),
+            "of other values"
+        );
+        let m = f64::from(multiplier);
+        self.embed_scale = (f64::from(self.embed_scale) / m) as f32;
+        self.norm_eps = (f64::from(self.norm_eps) / (m * m)) as f32;
+        Ok(())
+    }
+
+    /// Most tokens of a sequence that the rotary embeddings can be stretched to.
+    pub(crate) fn longest_context(&self) -> usize {
+        let stretched = self.ropes.iter().map(|rope| rope.stretched_context(self.max_context));
+        stretched.min().unwrap_or(self.max_context).min(MAX_CONTEXT)
+    }
+
     /// Checks that the sizes are possible together; afterwards none of their products overflows.
     pub(crate) fn validate(&self) -> Result<()> {
         within("vocab_size", self.vocab_size, MAX_VOCAB)?;
@@ -384,13 +306,21 @@ impl ModelConfig {
             let reason = format!("expected one for each of {}, got {}", self.n_layers, self.layers.len());
             return Err(Error::config("layers", reason));
         }
+        if self.ropes.is_empty() {
+            return Err(Error::config("rotary embedding", "expected at least one, got none"));
+        }
         self.layers.iter().try_for_each(|layer| layer.validate(self.ropes.len()))?;
+        if self.parallel_residual && self.layers.iter().any(|layer| !layer.pre_norms) {
+            let reason = "halves that read the same input need a norm before each, and a layer has none";
+            return Err(Error::config("parallel residual", reason));
+        }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let reason = format!("expected a divisor of {}, got {}", self.n_heads, self.n_kv_heads);
             return Err(Error::config("n_kv_heads", reason));
         }
         positive("norm_eps", self.norm_eps)?;
         positive("embed_scale", self.embed_scale)?;
+        positive("logit_scale", self.logit_scale)?;
         self.logit_soft_cap.map_or(Ok(()), |cap| positive("logit_soft_cap", cap))?;
         if !self.norm_offset.is_finite() {
             let reason = format!("expected a number, got {}", self.norm_offset);

@@ -145,8 +145,9 @@ impl Estimate {
 /// The sizes that cache and scratch are allocated for.
 pub(crate) fn limits<B: Backend>(config: &ModelConfig, options: &LoadOptions) -> Result<Limits> {
     let context = options.context_tokens.unwrap_or(config.max_context);
-    if context > config.max_context {
-        let reason = format!("expected at most the model's {}, got {context}", config.max_context);
+    let longest = config.longest_context();
+    if context > longest {
+        let reason = format!("expected at most the model's {longest}, got {context}");
         return Err(Error::option("context_tokens", reason));
     }
     let cache = options.cache_tokens.unwrap_or_else(|| context.saturating_mul(8).min(32_768));

@@ -5,6 +5,8 @@
 //! parallel:    x = x + att(norm1(x)) + ffn(norm2(x))               GPT-NeoX
 //! ```
 //!
+//! A layer has a norm before a half, after it, or both (`x + norm(att(norm(x)))`).
+//!
 //! What else differs between models and layers is data: a [`LayerConfig`] that the operations are given, and norms that
 //! a layer has or not.
 //!
@@ -24,12 +26,12 @@ use crate::kv_cache::KvCache;
 /// The weights of one layer.
 pub(crate) struct Layer<B: Backend> {
     config: LayerConfig,
-    attn_norm: B::Norm,              // (dim)
+    attn_norm: Option<B::Norm>,      // (dim)
     qkv: B::Linear,                  // (qkv_dim, dim): q heads, k heads, v heads
-    qk_norm: Option<[B::Norm; 2]>,   // (head_dim), of each head of q, of k
+    qk_norm: Option<[B::Norm; 2]>,   // of q, of k: (head_dim), or as wide as all heads
     out: B::Linear,                  // (dim, n_heads * head_dim)
     attn_post_norm: Option<B::Norm>, // (dim)
-    ffn_norm: B::Norm,               // (dim)
+    ffn_norm: Option<B::Norm>,       // (dim)
     up: B::Linear,                   // (hidden_dim, dim), or (2 * hidden_dim, dim): gate, then up
     down: B::Linear,                 // (dim, hidden_dim)
     ffn_post_norm: Option<B::Norm>,  // (dim)
@@ -58,7 +60,9 @@ impl<B: Backend> Weights<B> {
         let (mut matrices, mut norms) = (HashMap::new(), HashMap::new());
         for spec in config.parts() {
             if spec.kind == PartKind::Norm {
-                norms.insert(spec.part, backend.load_norm(source.norm(&spec)?)?);
+                // What is multiplied before the output's product need not be after it.
+                let times = if spec.part == ModelPart::FinalNorm { config.logit_scale } else { 1.0 };
+                norms.insert(spec.part, backend.load_norm(source.norm(&spec)?.times(times))?);
                 continue;
             }
             let matrix = source.linear(&spec)?;
@@ -73,12 +77,12 @@ impl<B: Backend> Weights<B> {
             let (q_norm, k_norm) = (norms.remove(&of(LayerPart::QNorm)), norms.remove(&of(LayerPart::KNorm)));
             Layer {
                 config: layer,
-                attn_norm: listed(&mut norms, of(LayerPart::AttnNorm)),
+                attn_norm: norms.remove(&of(LayerPart::AttnNorm)),
                 qkv: listed(&mut matrices, of(LayerPart::Qkv)),
                 qk_norm: q_norm.zip(k_norm).map(Into::into),
                 out: listed(&mut matrices, of(LayerPart::Out)),
                 attn_post_norm: norms.remove(&of(LayerPart::AttnPostNorm)),
-                ffn_norm: listed(&mut norms, of(LayerPart::FfnNorm)),
+                ffn_norm: norms.remove(&of(LayerPart::FfnNorm)),
                 up: listed(&mut matrices, of(LayerPart::Up)),
                 down: listed(&mut matrices, of(LayerPart::Down)),
                 ffn_post_norm: norms.remove(&of(LayerPart::FfnPostNorm)),
@@ -190,8 +194,8 @@ fn layers<B: Backend>(
     after(ops, &mut s.x)?;
     let last = weights.layers.len() - 1;
     for ((l, layer), kv) in weights.layers.iter().enumerate().zip(&mut kv.layers) {
-        ops.norm(&mut s.h, &s.x, &layer.attn_norm)?; // (n, dim)
-        ops.linear(&mut s.qkv, &s.h, &layer.qkv)?; // (n, (n_heads + 2 * n_kv_heads) * head_dim)
+        let input = normed(ops, &mut s.h, &s.x, &layer.attn_norm)?; // (n, dim)
+        ops.linear(&mut s.qkv, input, &layer.qkv)?; // (n, (n_heads + 2 * n_kv_heads) * head_dim)
         ops.rope_and_cache(&mut s.qkv, kv, batch, &layer.config, layer.qk_norm.as_ref())?; // turns q, k; writes k, v
         ops.attention(&mut s.att, &s.qkv, kv, batch, &layer.config)?; // (n, n_heads * head_dim)
         if B::KEEPS && l == last {
@@ -201,18 +205,31 @@ fn layers<B: Backend>(
                 break;
             }
         }
-        if weights.parallel_residual {
-            ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
+        let input = if weights.parallel_residual {
+            normed(ops, &mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
             add(ops, &mut s.x, &mut s.half, &s.att, &layer.out, &layer.attn_post_norm)?;
+            &s.h
         } else {
             add(ops, &mut s.x, &mut s.half, &s.att, &layer.out, &layer.attn_post_norm)?; // (n, dim)
-            ops.norm(&mut s.h, &s.x, &layer.ffn_norm)?;
-        }
-        ops.linear_activate(&mut s.act, &mut s.gates, &s.h, &layer.up, weights.activation)?; // (n, hidden_dim)
+            normed(ops, &mut s.h, &s.x, &layer.ffn_norm)?
+        };
+        ops.linear_activate(&mut s.act, &mut s.gates, input, &layer.up, weights.activation)?; // (n, hidden_dim)
         add(ops, &mut s.x, &mut s.half, &s.act, &layer.down, &layer.ffn_post_norm)?; // (n, dim)
         after(ops, &mut s.x)?;
     }
     Ok(())
+}
+
+/// `norm(x)` in `h`, or without a norm `x`.
+fn normed<'a, B: Backend>(
+    ops: &mut B,
+    h: &'a mut B::Buffer, // (n, dim)
+    x: &'a B::Buffer,     // (n, dim)
+    norm: &Option<B::Norm>,
+) -> Result<&'a B::Buffer> {
+    let Some(norm) = norm else { return Ok(x) };
+    ops.norm(h, x, norm)?;
+    Ok(h)
 }
 
 /// `x += norm(y W^T + b)`, or without a norm `x += y W^T + b`.

@@ -152,8 +152,8 @@ pub(crate) trait Backend: Sized + Send + 'static {
         w: &Self::Linear,
         soft_cap: Option<f32>,
     ) -> Result<()>;
-    /// Turns q and k of `qkv`, `(n, qkv_dim)`, in place, by the layer's rotary embedding, and writes k and v to the
-    /// batch's slots. Before that, where there are norms `(head_dim)` of q and of k, each head takes its own.
+    /// Turns q and k of `qkv`, `(n, qkv_dim)`, in place, by the layer's rotary embedding, if it has one, and writes k and v
+    /// to the batch's slots. Where there are norms of q and of k, they are applied as the layer says, before or after.
     fn rope_and_cache(
         &mut self,
         qkv: &mut Self::Buffer,

@@ -110,25 +110,26 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let string = |text: &str| crate::weights::gguf::tests::string(text);
         let file = Writer::default()
-            .key("general.architecture", 8, &string("qwen2"))
-            .key("qwen2.block_count", 4, &24u32.to_le_bytes())
+            .key("general.architecture", 8, &string("plamo"))
+            .key("plamo.block_count", 4, &24u32.to_le_bytes())
             .key("tokenizer.chat_template", 8, &string(&"x".repeat(500)))
-            .info("a", &[256, 2], 12, 0)
-            .info("b", &[256], 14, 512)
+            .info("a", &[256, 2], 16, 0)
+            .info("b", &[256], 34, 512)
             .tensor("c", &[8], 0, &[0; 32])
             .finish();
         std::fs::write(folder.path().join("m.gguf"), file).unwrap();
         // By its folder, too.
         for path in [folder.path().join("m.gguf"), folder.path().to_path_buf()] {
             let got = Model::describe(&path).unwrap();
-            assert_eq!((got.format, got.family.as_deref(), got.elements), ("gguf", Some("qwen2"), 776));
+            assert_eq!((got.format, got.family.as_deref(), got.elements), ("gguf", Some("plamo"), 776));
             let types: Vec<_> = got.types.iter().map(|t| (t.name.as_str(), t.tensors, t.elements)).collect();
-            assert_eq!(types, [("Q4_K", 1, 512), ("Q6_K", 1, 256), ("F32", 1, 8)]);
-            let want = [("general.architecture", "qwen2"), ("qwen2.block_count", "24")];
+            assert_eq!(types, [("IQ2_XXS", 1, 512), ("TQ1_0", 1, 256), ("F32", 1, 8)]);
+            let want = [("general.architecture", "plamo"), ("plamo.block_count", "24")];
             let settings: Vec<_> = got.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
             assert_eq!(settings, want);
             let why = format!(
-                "config setting `general.architecture`: `qwen2` is none of gptneox, llama; nor are the types Q4_K, Q6_K of \
+                "config setting `general.architecture`: `plamo` is none of gemma3, gptneox, hunyuan-dense, llama, \
+                 mistral3, olmo2, qwen2, qwen3, smollm3; nor are the types IQ2_XXS, TQ1_0 of \
                  its tensors supported, only {}",
                 StoredType::of_weights(true)
             );
@@ -159,7 +160,10 @@ mod tests {
             why.ends_with("nor is the type F8_E4M3 of its tensors supported, only F32, F16 and BF16"),
             "{why}"
         );
-        assert!(why.contains("`mixtral` is none of gpt_neox, llama, welm"), "{why}");
+        assert!(
+            why.contains("`mixtral` is none of gemma3_text, gpt_neox, hunyuan_v1_dense, llama, "),
+            "{why}"
+        );
         assert!(Model::describe(folder.path().join("nothing")).is_err());
     }
 

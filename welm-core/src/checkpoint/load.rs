@@ -94,6 +94,14 @@ pub(crate) struct NormSource {
     pub(crate) eps: f32,
 }
 
+impl NormSource {
+    /// One whose results are so many times as large.
+    pub(crate) fn times(mut self, factor: f32) -> Self {
+        self.weight.iter_mut().chain(self.bias.iter_mut().flatten()).for_each(|x| *x *= factor);
+        self
+    }
+}
+
 /// An opened model: configuration and mapped tensors.
 pub(crate) struct Source {
     pub(crate) config: ModelConfig,

@@ -3,6 +3,18 @@
 use super::MAX_LAYERS;
 use crate::error::{Error, Result};
 
+/// An rmsnorm of q and of k.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QkNorm {
+    /// Of each head, before it is turned: Qwen3, Gemma 3.
+    Head,
+    /// Of each head, after it is turned: Hunyuan.
+    TurnedHead,
+    /// Of all heads of a token together, before they are turned: OLMo 2.
+    AllHeads,
+}
+
 /// How one layer computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -13,10 +25,12 @@ pub struct LayerConfig {
     pub scale: f32,
     /// `c`, if scores become `c tanh(score / c)` before the softmax.
     pub soft_cap: Option<f32>,
-    /// Which of [`ModelConfig::ropes`](super::ModelConfig::ropes) turns q and k.
-    pub rope: usize,
-    /// Whether each head of q and of k takes an rmsnorm before it is turned.
-    pub qk_norm: bool,
+    /// Which of [`ModelConfig::ropes`](super::ModelConfig::ropes) turns q and k. None: they are not turned.
+    pub rope: Option<usize>,
+    /// The norm of q and k, if they take one.
+    pub qk_norm: Option<QkNorm>,
+    /// Whether the inputs of attention and of the feed-forward half are normalised.
+    pub pre_norms: bool,
     /// Whether the outputs of attention and of the feed-forward half are normalised before they are added to the residual.
     pub post_norms: bool,
 }
@@ -30,7 +44,15 @@ impl LayerConfig {
     /// ```
     pub fn new(head_dim: usize) -> Self {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        LayerConfig { window: None, scale, soft_cap: None, rope: 0, qk_norm: false, post_norms: false }
+        LayerConfig {
+            window: None,
+            scale,
+            soft_cap: None,
+            rope: Some(0),
+            qk_norm: None,
+            pre_norms: true,
+            post_norms: false,
+        }
     }
 
     /// `n_layers` of these, for [`ModelConfig::layers`](super::ModelConfig::layers). At most 1,024 are made: a damaged file
@@ -51,11 +73,13 @@ impl LayerConfig {
         if self.window == Some(0) {
             return Err(Error::config("attention window", "expected at least 1, got 0"));
         }
-        if self.rope >= n_ropes {
-            let reason = format!("expected one of {n_ropes}, got that of index {}", self.rope);
-            return Err(Error::config("rotary embedding", reason));
+        match self.rope.filter(|&rope| rope >= n_ropes) {
+            Some(rope) => {
+                let reason = format!("expected one of {n_ropes}, got that of index {rope}");
+                Err(Error::config("rotary embedding", reason))
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -82,12 +106,13 @@ mod tests {
         };
         assert_eq!(check(&|_| {}), Ok(()));
         assert_eq!(check(&|c| c.layers[3].window = Some(1)), Ok(()));
-        let wrong: [(&dyn Fn(&mut ModelConfig), &str); 9] = [
+        let wrong: [(&dyn Fn(&mut ModelConfig), &str); 10] = [
             (&|c| c.layers[3].window = Some(0), "attention window"),
             (&|c| c.layers[3].scale = 0.0, "attention scale"),
             (&|c| c.layers[3].soft_cap = Some(f32::INFINITY), "attention soft cap"),
-            (&|c| c.layers[3].rope = 1, "rotary embedding"),
+            (&|c| c.layers[3].rope = Some(1), "rotary embedding"),
             (&|c| c.ropes.clear(), "rotary embedding"),
+            (&|c| (c.layers[3].pre_norms, c.parallel_residual) = (false, true), "parallel residual"),
             (&|c| c.layers.truncate(3), "layers"),
             (&|c| c.embed_scale = f32::NAN, "embed_scale"),
             (&|c| c.logit_soft_cap = Some(-1.0), "logit_soft_cap"),

@@ -9,7 +9,7 @@
 
 use std::fmt;
 
-use super::{ModelConfig, NormKind};
+use super::{ModelConfig, NormKind, QkNorm};
 
 /// A matrix or a norm, by what it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,9 +51,9 @@ layer_parts! {
     AttnNorm = "attn_norm",
     /// Heads of q, then of k, then of v.
     Qkv = "qkv",
-    /// Of each head of q, before it is turned.
+    /// Of q.
     QNorm = "q_norm",
-    /// Of each head of k, before it is turned.
+    /// Of k.
     KNorm = "k_norm",
     /// The attention's output projection.
     Out = "out",
@@ -144,9 +144,16 @@ impl ModelConfig {
             ModelPart::Layer(l, part) => (l, part),
         };
         match part {
+            LayerPart::AttnNorm | LayerPart::FfnNorm if !self.layers[l].pre_norms => None,
             LayerPart::AttnNorm | LayerPart::FfnNorm => norm(),
-            LayerPart::QNorm | LayerPart::KNorm if !self.layers[l].qk_norm => None,
-            LayerPart::QNorm | LayerPart::KNorm => spec(PartKind::Norm, &[self.head_dim], 1, false),
+            LayerPart::QNorm | LayerPart::KNorm => {
+                let rows = match self.layers[l].qk_norm? {
+                    QkNorm::Head | QkNorm::TurnedHead => self.head_dim,
+                    QkNorm::AllHeads if part == LayerPart::QNorm => q,
+                    QkNorm::AllHeads => kv,
+                };
+                spec(PartKind::Norm, &[rows], 1, false)
+            }
             LayerPart::AttnPostNorm | LayerPart::FfnPostNorm if !self.layers[l].post_norms => None,
             LayerPart::AttnPostNorm | LayerPart::FfnPostNorm => norm(),
             LayerPart::Qkv => spec(PartKind::Matrix, &[q, kv, kv], self.dim, self.attention_bias),
@@ -205,7 +212,7 @@ mod tests {
 
         // Optional ones, in one layer.
         let before = config.n_params();
-        config.layers[1].qk_norm = true;
+        config.layers[1].qk_norm = Some(QkNorm::Head);
         config.layers[1].post_norms = true;
         let second = [
             "attn_norm",

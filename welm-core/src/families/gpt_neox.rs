@@ -4,7 +4,7 @@ use super::settings::rope::{self, Beside};
 use super::settings::{Fields, Metadata, divide};
 use super::{Family, InFolder, InGguf, StoredAs};
 use crate::config::part::{LayerPart, ModelPart};
-use crate::config::{Activation, ModelConfig, NormKind, RopePairing};
+use crate::config::{Activation, LayerConfig, ModelConfig, NormKind, RopePairing};
 use crate::error::{Error, Result};
 
 pub(super) const FAMILY: Family = Family {
@@ -20,7 +20,8 @@ pub(super) const FAMILY: Family = Family {
 pub(super) const CLASSES: &[&str] = &["gptneox", "welm"];
 
 fn read_folder(f: &Fields) -> Result<ModelConfig> {
-    let beside = Beside { base: &["rotary_emb_base"], part: "rotary_pct", default_part: 0.25 };
+    let beside =
+        Beside { base: &["rotary_emb_base"], default_base: 10_000.0, part: "rotary_pct", default_part: 0.25 };
     read_with(f, &beside, true)
 }
 
@@ -74,7 +75,7 @@ pub(super) fn names_in_folder(part: ModelPart) -> StoredAs {
 
 fn read_gguf(m: &Metadata) -> Result<ModelConfig> {
     let sizes = m.sizes()?;
-    m.refuse_scale(sizes.head_dim)?;
+    m.refuse_scale(LayerConfig::new(sizes.head_dim).scale)?;
     let rope = rope::of_gguf(m, RopePairing::HalfSplit, sizes.head_dim)?;
     let eps = m.f32("attention.layer_norm_epsilon")?;
     Ok(ModelConfig {

@@ -8,7 +8,7 @@
 //! 1. Write `families/<name>.rs`, like `llama.rs`: a [`Family`] with a reader of `config.json` and, if there are such
 //!    files, one of GGUF metadata. Start from [`ModelConfig::plain`] and set what differs, for all layers or for some
 //!    ([`LayerConfig`](crate::config::LayerConfig)). A setting that a reader asks for is its own; all others are looked up
-//!    in `settings/keys.rs`, which refuses those that change the arithmetic.
+//!    in `settings/keys.rs`, which refuses those that change the arithmetic. A relative of Llama starts from its readers.
 //! 2. Name every part, or say [`StoredAs::Nowhere`]; the compiler asks for each. Embedding and output always have a name.
 //!    What the configuration lists and the file lacks is an error, and so is what is in the file and not listed.
 //! 3. Add `mod <name>;` and a line to [`FAMILIES`] below.
@@ -17,9 +17,16 @@
 //! A family that computes something new needs more: a field of [`ModelConfig`] or `LayerConfig` and its operation in
 //! `backend/`, or a part in `config/part.rs`. Neither belongs here.
 
+mod gemma3;
 mod gpt_neox;
+mod hunyuan;
 mod llama;
+mod mistral;
+mod olmo2;
+mod qwen2;
+mod qwen3;
 mod settings;
+mod smollm3;
 #[cfg(test)]
 mod tests;
 mod welm;
@@ -34,7 +41,19 @@ use crate::weights::gguf::Gguf;
 use settings::{Fields, Metadata};
 
 /// All families, by name.
-static FAMILIES: &[Family] = &[gpt_neox::FAMILY, llama::FAMILY, welm::FAMILY];
+static FAMILIES: &[Family] = &[
+    gemma3::FAMILY,
+    gpt_neox::FAMILY,
+    hunyuan::FAMILY,
+    llama::FAMILY,
+    mistral::MINISTRAL,
+    mistral::FAMILY,
+    olmo2::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    smollm3::FAMILY,
+    welm::FAMILY,
+];
 
 /// The setting of `config.json` that names the family.
 pub(crate) const MODEL_TYPE: &str = "model_type";

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value as Json, json};
 
 use super::*;
+use crate::config::RopeScaling;
 
 fn base(family: &str) -> Json {
     let mut config = json!({
@@ -73,10 +74,50 @@ fn rotary_frequencies_are_those_of_transformers() {
         ("gpt_neox", r#"{"rope_parameters": {"rope_type": "linear", "factor": 2.0}}"#, &[0.5, 0.005]),
     ];
     for (family, more, want) in cases {
-        let got = with(family, &serde_json::from_str(more).unwrap()).unwrap().ropes[0].inv_freq();
+        let got = with(family, &serde_json::from_str(more).unwrap()).unwrap().ropes[0].inv_freq(64);
         let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-6 * b.abs();
         assert!(got.len() == want.len() && got.iter().zip(*want).all(close), "{family} {more}: {got:?}");
     }
+}
+
+/// The same where the frequencies depend on the context that the model is loaded with, or have a factor.
+#[test]
+#[rustfmt::skip]
+fn stretched_frequencies_are_those_of_transformers() {
+    let cases: &[(&str, usize, f32, &[f32])] = &[
+        (r#"{"rope_scaling": {"type": "dynamic", "factor": 4.0}}"#, 32, 1.0, &[1.0, 0.1, 0.01, 0.001]),
+        (r#"{"rope_scaling": {"type": "dynamic", "factor": 4.0}}"#, 64, 1.0, &[1.0, 0.1, 0.01, 0.001]),
+        (r#"{"rope_scaling": {"type": "dynamic", "factor": 4.0}}"#, 65, 1.0, &[1.0, 0.09799946, 0.009603894, 0.0009411765]),
+        (r#"{"rope_scaling": {"type": "dynamic", "factor": 4.0}}"#, 256, 1.0, &[1.0, 0.04252904, 0.001808719, 7.692308e-05]),
+        (r#"{"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}"#, 64, 1.138629, &[1.0, 0.025, 0.0025, 0.00025]),
+        (r#"{"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}, "rope_theta": 1000000.0}"#, 64, 1.138629, &[1.0, 0.01976424, 0.00025, 7.905694e-06]),
+        (r#"{"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 4.0, "beta_slow": 0.5, "truncate": false}}"#, 64, 1.207944, &[1.0, 0.0424418, 0.00125, 0.000125]),
+        (r#"{"rope_scaling": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.707, "mscale_all_dim": 1.0, "original_max_position_embeddings": 32}}"#, 64, 0.9210424, &[1.0, 0.0025, 0.00025, 2.5e-05]),
+        (r#"{"rope_scaling": {"rope_type": "yarn", "factor": null, "original_max_position_embeddings": 16, "attention_factor": 0.75}}"#, 64, 0.75, &[1.0, 0.025, 0.0025, 0.00025]),
+        (r#"{"rope_scaling": {"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": 64}}"#, 64, 1.0, &[1.0, 0.1, 0.01, 0.001]),
+        (r#"{"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 4.0, 8.0, 16.0]}, "original_max_position_embeddings": 16}"#, 16, 1.224745, &[1.0, 0.06666667, 0.005, 0.0003333333]),
+        (r#"{"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 4.0, 8.0, 16.0]}, "original_max_position_embeddings": 16}"#, 17, 1.224745, &[0.5, 0.025, 0.00125, 6.25e-05]),
+        (r#"{"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 4.0, 8.0, 16.0], "factor": 8.0, "original_max_position_embeddings": 32}}"#, 64, 1.264911, &[0.5, 0.025, 0.00125, 6.25e-05]),
+        (r#"{"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 4.0, 8.0, 16.0], "attention_factor": 1.25}}"#, 64, 1.25, &[1.0, 0.06666667, 0.005, 0.0003333333]),
+    ];
+    for (more, context, factor, want) in cases {
+        let rope = &with("llama", &serde_json::from_str(more).unwrap()).unwrap().ropes[0];
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-6 * b.abs();
+        let got = rope.inv_freq(*context);
+        assert!(got.len() == want.len() && got.iter().zip(*want).all(close), "{more}, {context}: {got:?}");
+        assert!(close((&rope.attention_factor, factor)), "{more}: {}", rope.attention_factor);
+    }
+}
+
+/// A dynamic rotary embedding allows a longer context than the model states; the others do not.
+#[test]
+fn the_context_can_be_stretched_where_the_frequencies_follow() {
+    let longest = |section: Json| with("llama", &json!({"rope_scaling": section})).unwrap().longest_context();
+    assert_eq!(longest(json!({"type": "dynamic", "factor": 2.5})), 160);
+    assert_eq!(longest(json!({"type": "dynamic", "factor": 0.5})), 64);
+    assert_eq!(longest(json!({"type": "dynamic", "factor": 1e30})), 1 << 24);
+    assert_eq!(longest(json!({"type": "linear", "factor": 2.5})), 64);
+    assert_eq!(longest(json!(null)), 64);
 }
 
 #[test]
@@ -90,8 +131,11 @@ fn other_keys_of_a_rotary_section_are_errors() {
         (json!({"type": "linear", "factor": 2.0, "attention_factor": 1.5}), "attention_factor"),
         (json!({"type": "default", "mrope_section": [1, 1]}), "mrope_section"),
         (json!({"type": "dynamic", "factor": 2.0, "alpha": 8.0}), "alpha"),
-        (json!({"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}), "rope_type"),
-        (json!({"rope_type": "longrope", "short_factor": [], "long_factor": []}), "rope_type"),
+        (json!({"type": "yarn", "factor": 2.0, "low_freq_factor": 1.0}), "low_freq_factor"),
+        (json!({"type": "yarn", "factor": 2.0, "truncate": 1}), "truncate"),
+        (json!({"rope_type": "longrope", "short_factor": [1.0, 1.0, 1.0, 1.0]}), "long_factor"),
+        (json!({"rope_type": "longrope", "short_factor": 1.0, "long_factor": []}), "short_factor"),
+        (json!({"rope_type": "longrope", "short_factor": ["1"], "long_factor": []}), "short_factor"),
         (json!({"rope_type": "proportional", "partial_rotary_factor": 0.5}), "rope_type"),
         (json!({"rope_type": "Linear", "factor": 2.0}), "rope_type"),
         (json!({"rope_type": null, "type": "linear", "factor": 2.0}), "rope_type"),
@@ -111,10 +155,28 @@ fn other_keys_of_a_rotary_section_are_errors() {
     for section in [json!(2.0), json!("linear"), json!([1]), json!(true)] {
         assert_eq!(fault("llama", &json!({"rope_scaling": section})), "rope_scaling");
     }
-    for (factor, setting) in
-        [(0.0, "rope_scaling.factor"), (-2.0, "rope_scaling.factor"), (1e39, "rope_scaling.factor")]
-    {
-        assert_eq!(fault("llama", &json!({"rope_scaling": {"type": "linear", "factor": factor}})), setting);
+    for factor in [0.0, -2.0, 1e39] {
+        for kind in ["linear", "dynamic", "yarn"] {
+            let section = json!({"type": kind, "factor": factor});
+            assert_eq!(fault("llama", &json!({"rope_scaling": section})), "rope_scaling.factor");
+        }
+    }
+    let longrope = |short: Json, original: usize| {
+        let long = [1.0; 4];
+        json!({"rope_scaling": {"type": "longrope", "short_factor": short, "long_factor": long},
+            "original_max_position_embeddings": original})
+    };
+    for (more, setting) in [
+        (longrope(json!([1.0, 1.0, 1.0]), 16), "rope_scaling.short_factor"),
+        (longrope(json!([1.0, 0.0, 1.0, 1.0]), 16), "rope_scaling.short_factor"),
+        (longrope(json!([1.0, 1e39, 1.0, 1.0]), 16), "rope_scaling.short_factor"),
+        // Its logarithm divides.
+        (longrope(json!([1.0, 1.0, 1.0, 1.0]), 1), "rope_scaling.attention_factor"),
+        (json!({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1.0}), "rope_theta - 1"),
+        (json!({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": -1}}), "rope_scaling.beta_fast"),
+        (json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}), "rotary_dim - 2"),
+    ] {
+        assert_eq!(fault("llama", &more), setting);
     }
 }
 
@@ -243,6 +305,100 @@ fn a_configuration_is_one_object_without_repeated_keys() {
     read(&one).unwrap();
     let error = ModelConfig::from_folder(Path::new("/nowhere")).unwrap_err();
     assert!(matches!(error, Error::Io { .. }));
+}
+
+/// The windows of all layers, and which rotary embedding they have.
+fn layers(family: &str, more: &Json) -> (Vec<Option<usize>>, Vec<Option<usize>>) {
+    let mut four = json!({"num_hidden_layers": 4});
+    four.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let layers = with(family, &four).unwrap().layers;
+    layers.iter().map(|layer| (layer.window, layer.rope)).unzip()
+}
+
+#[test]
+fn windows_are_those_of_transformers() {
+    let kinds = |letters: &str| {
+        let kind = |c| if c == 's' { "sliding_attention" } else { "full_attention" };
+        json!(letters.chars().map(kind).collect::<Vec<_>>())
+    };
+    for (family, more, want) in [
+        ("qwen2", json!({}), "ffff"),
+        ("qwen2", json!({"sliding_window": 8, "max_window_layers": 2}), "ffff"),
+        ("qwen2", json!({"sliding_window": 8, "max_window_layers": 2, "use_sliding_window": true}), "ffss"),
+        ("qwen3", json!({"sliding_window": 8, "max_window_layers": 3, "use_sliding_window": true}), "fffs"),
+        (
+            "qwen3",
+            json!({"sliding_window": 8, "layer_types": kinds("sffs"), "use_sliding_window": true}),
+            "sffs",
+        ),
+        ("qwen3", json!({"sliding_window": 64, "max_window_layers": 0, "use_sliding_window": true}), "ffff"),
+        ("mistral", json!({"sliding_window": 8}), "ssss"),
+        ("mistral", json!({"sliding_window": null}), "ffff"),
+        ("mistral", json!({}), "ffff"), // 4,096, which is beyond the context
+        ("mistral", json!({"sliding_window": 8, "layer_types": kinds("sfsf")}), "sfsf"),
+        ("ministral", json!({"sliding_window": 8, "layer_types": kinds("fsfs")}), "fsfs"),
+        ("gemma3_text", json!({"sliding_window": 8}), "ssss"),
+        ("gemma3_text", json!({"sliding_window": 8, "sliding_window_pattern": 2}), "sfsf"),
+        ("gemma3_text", json!({"sliding_window": 8, "layer_types": kinds("fffs")}), "fffs"),
+        ("smollm3", json!({"sliding_window": 8}), "ffff"),
+        ("smollm3", json!({"sliding_window": 8, "use_sliding_window": true}), "fffs"),
+    ] {
+        let windows = want.chars().map(|c| (c == 's').then_some(8)).collect::<Vec<_>>();
+        assert_eq!(layers(family, &more).0, windows, "{family} {more}");
+    }
+    for (family, more, setting) in [
+        ("qwen2", json!({"layer_types": ["sliding_attention"]}), "sliding_window"),
+        ("qwen2", json!({"layer_types": ["sliding_attention", "full_attention"]}), "layer_types"),
+        ("qwen3", json!({"layer_types": ["linear_attention"]}), "layer_types"),
+        ("mistral", json!({"sliding_window": null, "layer_types": ["sliding_attention"]}), "sliding_window"),
+        ("mistral", json!({"sliding_window": 0}), "attention window"),
+        ("olmo2", json!({"sliding_window": 8}), "sliding_window"),
+        ("gemma3_text", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention"),
+        ("gemma3_text", json!({"attn_logit_softcapping": 50.0}), "attn_logit_softcapping"),
+    ] {
+        assert_eq!(fault(family, &more), setting, "{family} {more}");
+    }
+}
+
+#[test]
+fn layers_have_the_rotary_embeddings_of_transformers() {
+    for (family, more, want) in [
+        ("smollm3", json!({}), [Some(0), Some(0), Some(0), None]),
+        ("smollm3", json!({"no_rope_layer_interval": 2}), [Some(0), None, Some(0), None]),
+        ("smollm3", json!({"no_rope_layers": [0, 1, 1, 0, 1]}), [None, Some(0), Some(0), None]),
+        ("gemma3_text", json!({"sliding_window_pattern": 2}), [Some(1), Some(0), Some(1), Some(0)]),
+    ] {
+        assert_eq!(layers(family, &more).1, want, "{family} {more}");
+    }
+    assert_eq!(fault("smollm3", &json!({"no_rope_layers": []})), "no_rope_layers");
+    assert_eq!(fault("smollm3", &json!({"no_rope_layers": [2]})), "no_rope_layers");
+
+    // Of layers that see everything, and of those that slide; before transformers 5 and since.
+    let older = json!({"rope_theta": 500.0, "rope_local_base_freq": 50.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}});
+    let newer = json!({"rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}});
+    for (more, bases, scaling) in [
+        (json!({}), [1e6, 1e4], RopeScaling::None),
+        (older, [500.0, 50.0], RopeScaling::Linear { factor: 8.0 }),
+        (newer, [500.0, 50.0], RopeScaling::Linear { factor: 8.0 }),
+    ] {
+        let ropes = with("gemma3_text", &more).unwrap().ropes;
+        assert_eq!([ropes[0].base, ropes[1].base], bases, "{more}");
+        assert_eq!((&ropes[0].scaling, &ropes[1].scaling), (&scaling, &RopeScaling::None), "{more}");
+    }
+    assert_eq!(
+        fault("gemma3_text", &json!({"rope_parameters": {"rope_theta": 5.0}})),
+        "rope_parameters.rope_theta"
+    );
+
+    // 10000 * 1000^(8 / 6)
+    let alpha = json!({"head_dim": 8, "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}});
+    assert_eq!(with("hunyuan_v1_dense", &alpha).unwrap().ropes[0].base, 1e8);
+    let negative = json!({"rope_scaling": {"type": "dynamic", "alpha": -1.0}});
+    assert_eq!(fault("hunyuan_v1_dense", &negative), "rope_scaling.alpha");
+    assert_eq!(with("smollm3", &json!({})).unwrap().ropes[0].base, 2e6);
 }
 
 /// In both kinds of files: as many names as a part joins, and no name twice.

@@ -18,6 +18,11 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read_folder(f: &Fields) -> Result<ModelConfig> {
-    let beside = Beside { base: &["rotary_emb_base", "rope_theta"], part: "rotary_pct", default_part: 1.0 };
+    let beside = Beside {
+        base: &["rotary_emb_base", "rope_theta"],
+        default_base: 10_000.0,
+        part: "rotary_pct",
+        default_part: 1.0,
+    };
     gpt_neox::read_with(f, &beside, false)
 }

@@ -39,7 +39,7 @@ pub(crate) trait Dot: Copy + 'static {
     /// As [`Simd::ROWS`].
     const ROWS: usize;
     /// As [`Simd::dot_group`].
-    unsafe fn group<const R: usize>(
+    unsafe fn group<const R: usize, const FOURS: usize>(
         w: *const u8,
         x: [*const i8; R],
         acc: [[int32x4_t; 4]; R],
@@ -99,31 +99,37 @@ unsafe fn nibbles(w: *const u8) -> [int8x16_t; 2] {
 /// What weights that are 128 too small leave out: `128 * sum(x)`.
 ///
 /// # Safety
-/// The CPU has NEON; 32 i8 at `x`.
+/// The CPU has NEON; `4 * FOURS` i8 at `x`.
 #[inline(always)]
-unsafe fn left_out(x: *const i8) -> int32x4_t {
+unsafe fn left_out<const FOURS: usize>(x: *const i8) -> int32x4_t {
     // SAFETY: the caller's promise.
-    unsafe { vdupq_n_s32(128 * i32::from(vaddlvq_s8(vld1q_s8(x)) + vaddlvq_s8(vld1q_s8(x.add(LANES))))) }
+    unsafe {
+        let mut sum = 0;
+        for half in 0..FOURS / 4 {
+            sum += i32::from(vaddlvq_s8(vld1q_s8(x.add(half * LANES))));
+        }
+        vdupq_n_s32(128 * sum)
+    }
 }
 
 impl Dot for Sdot {
     const ROWS: usize = 4;
     #[inline(always)]
-    unsafe fn group<const R: usize>(
+    unsafe fn group<const R: usize, const FOURS: usize>(
         w: *const u8,
         x: [*const i8; R],
         acc: [[int32x4_t; 4]; R],
     ) -> [[int32x4_t; 4]; R] {
-        // SAFETY: dotprod by the contract; 512 u8 at `w`, 32 i8 at each `x`.
+        // SAFETY: dotprod by the contract; `(FOURS, 16, 4)` u8 at `w`, `4 * FOURS` i8 at each `x`.
         unsafe {
             let mut acc = acc;
             for r in 0..R {
-                let left_out = left_out(x[r]);
+                let left_out = left_out::<FOURS>(x[r]);
                 for q in 0..4 {
                     acc[r][q] = vaddq_s32(acc[r][q], left_out);
                 }
             }
-            for half in 0..2 {
+            for half in 0..FOURS / 4 {
                 let w = w.add(half * 256);
                 for q in 0..4 {
                     let w = w.add(q * 16);
@@ -176,17 +182,17 @@ unsafe fn four(x: *const i8) -> int8x8_t {
 impl Dot for Pairs {
     const ROWS: usize = 2;
     #[inline(always)]
-    unsafe fn group<const R: usize>(
+    unsafe fn group<const R: usize, const FOURS: usize>(
         w: *const u8,
         x: [*const i8; R],
         acc: [[int32x4_t; 4]; R],
     ) -> [[int32x4_t; 4]; R] {
-        // SAFETY: NEON by the contract; 512 u8 at `w`, 32 i8 at each `x`.
+        // SAFETY: NEON by the contract; `(FOURS, 16, 4)` u8 at `w`, `4 * FOURS` i8 at each `x`.
         unsafe {
             let mut sums = acc;
             for q in 0..4 {
                 let mut acc = [[vdupq_n_s32(0); 2]; R]; // of two outputs each, in two parts
-                for kk in 0..8 {
+                for kk in 0..FOURS {
                     let wk = centred(w.add(64 * kk + 16 * q));
                     for r in 0..R {
                         let xk = four(x[r].add(4 * kk));
@@ -195,7 +201,7 @@ impl Dot for Pairs {
                     }
                 }
                 for r in 0..R {
-                    let sum = vaddq_s32(vpaddq_s32(acc[r][0], acc[r][1]), left_out(x[r]));
+                    let sum = vaddq_s32(vpaddq_s32(acc[r][0], acc[r][1]), left_out::<FOURS>(x[r]));
                     sums[r][q] = vaddq_s32(sums[r][q], sum);
                 }
             }
@@ -283,6 +289,7 @@ impl<D: Dot> Simd for Neon<D> {
     const VECTORS: usize = 8;
     type V = [float32x4_t; 4];
     type I = [int32x4_t; 4];
+    type B = [uint8x16_t; 4];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -303,6 +310,58 @@ impl<D: Dot> Simd for Neon<D> {
     unsafe fn load_f16(p: *const f16) -> Self::V {
         // SAFETY: 16 readable f16.
         unsafe { [widen_f16(p), widen_f16(p.add(4)), widen_f16(p.add(8)), widen_f16(p.add(12))] }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::V {
+        // SAFETY: 16 readable i8.
+        unsafe {
+            let bytes = vld1q_s8(p);
+            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes)));
+            let quarters = [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)];
+            let wide = each!(vmovl_s16, quarters);
+            each!(vcvtq_f32_s32, wide)
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> Self::B {
+        // SAFETY: 64 readable bytes.
+        unsafe { [vld1q_u8(p), vld1q_u8(p.add(16)), vld1q_u8(p.add(32)), vld1q_u8(p.add(48))] }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, v: Self::B) {
+        for i in 0..4 {
+            // SAFETY: 64 writable bytes.
+            unsafe { vst1q_u8(p.add(16 * i), v[i]) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn bits(mut v: Self::B, down: i32, mask: u8) -> Self::B {
+        for i in 0..4 {
+            // SAFETY: NEON by the contract; a shift by less than nothing goes down.
+            unsafe { v[i] = vandq_u8(vshlq_u8(v[i], vdupq_n_s8(-down as i8)), vdupq_n_u8(mask)) };
+        }
+        v
+    }
+    #[inline(always)]
+    unsafe fn either(a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: NEON by the contract.
+        unsafe { each!(vorrq_u8, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn add_byte(mut v: Self::B, x: u8) -> Self::B {
+        for i in 0..4 {
+            // SAFETY: NEON by the contract.
+            unsafe { v[i] = vaddq_u8(v[i], vdupq_n_u8(x)) };
+        }
+        v
+    }
+    #[inline(always)]
+    unsafe fn look_up(table: &[u8; 16], mut v: Self::B) -> Self::B {
+        for i in 0..4 {
+            // SAFETY: NEON by the contract; 16 readable bytes.
+            unsafe { v[i] = vqtbl1q_u8(vld1q_u8(table.as_ptr()), v[i]) };
+        }
+        v
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
@@ -399,9 +458,13 @@ impl<D: Dot> Simd for Neon<D> {
         unsafe { [vdupq_n_s32(x); 4] }
     }
     #[inline(always)]
-    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], acc: [Self::I; R]) -> [Self::I; R] {
+    unsafe fn dot_group<const R: usize, const FOURS: usize>(
+        w: *const u8,
+        x: [*const i8; R],
+        acc: [Self::I; R],
+    ) -> [Self::I; R] {
         // SAFETY: the caller's promise.
-        unsafe { D::group(w, x, acc) }
+        unsafe { D::group::<R, FOURS>(w, x, acc) }
     }
     #[inline(always)]
     unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R] {

@@ -42,6 +42,8 @@ pub(crate) trait Simd: Copy + 'static {
     type V: Copy;
     /// Sixteen i32 lanes.
     type I: Copy;
+    /// 64 bytes.
+    type B: Copy;
 
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::V;
@@ -51,6 +53,21 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn load_bf16(p: *const bf16) -> Self::V;
     /// Reads 16 f16, widened exactly.
     unsafe fn load_f16(p: *const f16) -> Self::V;
+    /// Reads 16 i8.
+    unsafe fn load_i8(p: *const i8) -> Self::V;
+    /// Reads 64 bytes.
+    unsafe fn load_bytes(p: *const u8) -> Self::B;
+    /// Writes 64 bytes.
+    unsafe fn store_bytes(p: *mut u8, v: Self::B);
+    /// Each byte moved down by `down` bits, up if that is negative, and of that the bits of `mask`: none that come from
+    /// another byte.
+    unsafe fn bits(v: Self::B, down: i32, mask: u8) -> Self::B;
+    /// The bits of either.
+    unsafe fn either(a: Self::B, b: Self::B) -> Self::B;
+    /// Each byte plus `x`, which wraps.
+    unsafe fn add_byte(v: Self::B, x: u8) -> Self::B;
+    /// The entries of a table for bytes below 16.
+    unsafe fn look_up(table: &[u8; 16], v: Self::B) -> Self::B;
     /// Writes 16 f32.
     unsafe fn store(p: *mut f32, v: Self::V);
     /// `a + b`.
@@ -94,11 +111,15 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn join(hi: Self::I, lo: Self::I) -> Self::I;
     /// All lanes `x`.
     unsafe fn splat_i32(x: i32) -> Self::I;
-    /// Integer dot products of 32 values along K: 16 weight rows with `R` activation rows.
+    /// Integer dot products of `4 * FOURS` values along K, 16 or 32: 16 weight rows with `R` activation rows.
     ///
-    /// Lane `o` of result `r` is `acc[r][o] + sum over k < 32 of w[k / 4][o][k % 4] * x[r][k]`, exactly.
-    /// `w` points to 512 u8, `(8, 16, 4)`; each `x[r]` to 32 i8.
-    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], acc: [Self::I; R]) -> [Self::I; R];
+    /// Lane `o` of result `r` is `acc[r][o] + sum over k of w[k / 4][o][k % 4] * x[r][k]`, exactly.
+    /// `w` points to u8 `(FOURS, 16, 4)`; each `x[r]` to `4 * FOURS` i8.
+    unsafe fn dot_group<const R: usize, const FOURS: usize>(
+        w: *const u8,
+        x: [*const i8; R],
+        acc: [Self::I; R],
+    ) -> [Self::I; R];
     /// As `dot_group` for weights of four bits, 0 to 15, and from zero.
     ///
     /// `w` points to 256 u8, `(4, 16, 4)`: byte `(j, o, i)` has value `8 j + i` of row `o` in its low half and
@@ -124,25 +145,25 @@ pub(crate) trait Simd: Copy + 'static {
         tiles.iter().flatten().fold(0, |largest, x| largest.max(x.abs().to_bits()))
     }
     /// `q = round_ties_even(x * inverse)`, in two planes, `256 * hi + lo`, if `WIDE`, else in `lo` alone; and the
-    /// sum of each plane. Every product is in +-32512, without `WIDE` in +-127.
+    /// sums of each plane's first and last 16. Every product is in +-32512, without `WIDE` in +-127.
     #[inline(always)]
     unsafe fn quantize_group<const WIDE: bool>(
         group: &[f32; GROUP],
         inverse: f32,
         lo: &mut [i8; GROUP],
         hi: &mut [i8; GROUP],
-    ) -> (i32, i32) {
-        let (mut lo_sum, mut hi_sum) = (0, 0);
+    ) -> ([i32; 2], [i32; 2]) {
+        let (mut lo_sums, mut hi_sums) = ([0; 2], [0; 2]);
         for k in 0..GROUP {
             let q = (group[k] * inverse).round_ties_even() as i32;
             lo[k] = q as i8; // wraps on purpose: the low byte, signed
-            lo_sum += i32::from(lo[k]);
+            lo_sums[k / 16] += i32::from(lo[k]);
             if WIDE {
                 hi[k] = ((q - i32::from(lo[k])) >> 8) as i8;
-                hi_sum += i32::from(hi[k]);
+                hi_sums[k / 16] += i32::from(hi[k]);
             }
         }
-        (lo_sum, hi_sum)
+        (lo_sums, hi_sums)
     }
 }
 
@@ -288,6 +309,7 @@ impl Simd for Scalar {
     const ROWS: usize = 1;
     type V = [f32; LANES];
     type I = [i32; LANES];
+    type B = [u8; 64];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -307,6 +329,37 @@ impl Simd for Scalar {
     unsafe fn load_f16(p: *const f16) -> Self::V {
         // SAFETY: the caller gives 16 readable f16.
         std::array::from_fn(|i| unsafe { p.add(i).read_unaligned() }.to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::V {
+        // SAFETY: the caller gives 16 readable i8.
+        std::array::from_fn(|i| f32::from(unsafe { *p.add(i) }))
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> Self::B {
+        // SAFETY: the caller gives 64 readable bytes.
+        unsafe { p.cast::<[u8; 64]>().read() }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, v: Self::B) {
+        // SAFETY: the caller gives 64 writable bytes.
+        unsafe { p.cast::<[u8; 64]>().write(v) }
+    }
+    #[inline(always)]
+    unsafe fn bits(v: Self::B, down: i32, mask: u8) -> Self::B {
+        v.map(|x| (if down < 0 { x << -down } else { x >> down }) & mask)
+    }
+    #[inline(always)]
+    unsafe fn either(a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    unsafe fn add_byte(v: Self::B, x: u8) -> Self::B {
+        v.map(|byte| byte.wrapping_add(x))
+    }
+    #[inline(always)]
+    unsafe fn look_up(table: &[u8; 16], v: Self::B) -> Self::B {
+        v.map(|code| table[usize::from(code & 15)])
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
@@ -381,14 +434,18 @@ impl Simd for Scalar {
         [x; LANES]
     }
     #[inline(always)]
-    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], acc: [Self::I; R]) -> [Self::I; R] {
+    unsafe fn dot_group<const R: usize, const FOURS: usize>(
+        w: *const u8,
+        x: [*const i8; R],
+        acc: [Self::I; R],
+    ) -> [Self::I; R] {
         std::array::from_fn(|r| {
             let mut acc = acc[r];
-            for k in 0..GROUP {
-                // SAFETY: the caller gives 32 readable i8.
+            for k in 0..4 * FOURS {
+                // SAFETY: the caller gives so many readable i8.
                 let xk = i32::from(unsafe { *x[r].add(k) });
                 for (o, a) in acc.iter_mut().enumerate() {
-                    // SAFETY: the caller gives 512 readable u8; the index is below (7 * 16 + 15) * 4 + 4.
+                    // SAFETY: the caller gives 64 readable u8 for four values along K.
                     *a += i32::from(unsafe { *w.add(((k / 4) * LANES + o) * 4 + k % 4) }) * xk;
                 }
             }
@@ -466,13 +523,31 @@ mod tests {
                 S::prefetch(std::ptr::null::<f32>());
                 let x = [self.x.as_ptr(), self.x.as_ptr().add(32)];
                 let acc = [S::splat_i32(-77), S::splat_i32(12_345)];
-                let [r0, r1] = S::dot_group(self.w.as_ptr(), x, acc);
-                let [r0, r1] = S::dot_group(self.w.as_ptr(), [x[1], x[0]], [r0, r1]);
+                let [r0, r1] = S::dot_group::<2, 8>(self.w.as_ptr(), x, acc);
+                let [r0, r1] = S::dot_group::<2, 8>(self.w.as_ptr(), [x[1], x[0]], [r0, r1]);
+                let [r0, r1] = S::dot_group::<2, 4>(self.w.as_ptr(), x, [r0, r1]);
                 keep(out(S::to_f32(r0)));
                 keep(out(S::to_f32(S::join(r1, r0))));
                 let [r0, r1] = S::dot_group4(self.w.as_ptr(), x);
                 keep(out(S::to_f32(r0)));
                 keep(out(S::to_f32(r1)));
+                keep(out(S::load_i8(self.x.as_ptr())));
+                let bytes = S::load_bytes(self.w.as_ptr());
+                let mut table = [0; 16];
+                table.copy_from_slice(&self.w[64..80]);
+                for byte in [
+                    S::bits(bytes, 3, 17),
+                    S::bits(bytes, -4, 48),
+                    S::either(S::bits(bytes, 0, 3), S::bits(bytes, -2, 4)),
+                    S::add_byte(bytes, 129),
+                    S::look_up(&table, S::bits(bytes, 4, 15)),
+                ] {
+                    let mut kept = [0; 64];
+                    S::store_bytes(kept.as_mut_ptr(), byte);
+                    for sixteen in kept.as_chunks::<16>().0 {
+                        keep(sixteen.map(f32::from));
+                    }
+                }
                 let mut rotated = [0.0; ROTATED];
                 S::rotate(self.f.try_into().unwrap(), &mut rotated);
                 bits.extend(rotated.map(f32::to_bits));

@@ -46,18 +46,19 @@ pub(super) unsafe fn run_avx512vnni<K: Kernel>(kernel: K) -> K::Out {
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2<D>(PhantomData<D>);
 
-/// The sum of 32 i8: bytes summed as unsigned, with an offset of 128.
+/// The sums of 16 and 16 i8: bytes summed as unsigned, with an offset of 128.
 ///
 /// # Safety
 /// The CPU has AVX2.
 #[inline(always)]
-unsafe fn sum_i8(v: __m256i) -> i32 {
+unsafe fn sums_i8(v: __m256i) -> [i32; 2] {
     // SAFETY: AVX2, by the caller's promise.
     unsafe {
         let unsigned = _mm256_xor_si256(v, _mm256_set1_epi8(i8::MIN));
         let sums = _mm256_sad_epu8(unsigned, _mm256_setzero_si256());
-        let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
-        _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))) - 32 * 128
+        let sums = _mm256_add_epi32(sums, _mm256_unpackhi_epi64(sums, sums));
+        let (first, last) = (_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+        [_mm_cvtsi128_si32(first) - 16 * 128, _mm_cvtsi128_si32(last) - 16 * 128]
     }
 }
 
@@ -76,6 +77,7 @@ impl<D: Dot> Simd for Avx2<D> {
     const ROWS: usize = 4;
     type V = (__m256, __m256);
     type I = [__m256i; 2];
+    type B = [__m256i; 2];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -103,6 +105,64 @@ impl<D: Dot> Simd for Avx2<D> {
         // SAFETY: 16 readable f16; F16C by the contract.
         unsafe {
             (_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast())))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::V {
+        // SAFETY: 16 readable i8.
+        unsafe {
+            let bytes = _mm_loadu_si128(p.cast());
+            let low = _mm256_cvtepi8_epi32(bytes);
+            let high = _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes));
+            (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> Self::B {
+        // SAFETY: 64 readable bytes.
+        unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, v: Self::B) {
+        // SAFETY: 64 writable bytes.
+        unsafe {
+            _mm256_storeu_si256(p.cast(), v[0]);
+            _mm256_storeu_si256(p.add(32).cast(), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn bits(mut v: Self::B, down: i32, mask: u8) -> Self::B {
+        for i in 0..2 {
+            // SAFETY: AVX2 by the contract.
+            unsafe {
+                let moved = match down {
+                    ..0 => _mm256_sll_epi16(v[i], _mm_cvtsi32_si128(-down)),
+                    _ => _mm256_srl_epi16(v[i], _mm_cvtsi32_si128(down)),
+                };
+                v[i] = _mm256_and_si256(moved, _mm256_set1_epi8(mask.cast_signed()));
+            }
+        }
+        v
+    }
+    #[inline(always)]
+    unsafe fn either(a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: AVX2 by the contract.
+        unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn add_byte(v: Self::B, x: u8) -> Self::B {
+        // SAFETY: AVX2 by the contract.
+        unsafe {
+            let x = _mm256_set1_epi8(x.cast_signed());
+            [_mm256_add_epi8(v[0], x), _mm256_add_epi8(v[1], x)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn look_up(table: &[u8; 16], v: Self::B) -> Self::B {
+        // SAFETY: AVX2 by the contract.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            [_mm256_shuffle_epi8(table, v[0]), _mm256_shuffle_epi8(table, v[1])]
         }
     }
     #[inline(always)]
@@ -208,9 +268,13 @@ impl<D: Dot> Simd for Avx2<D> {
         unsafe { [_mm256_set1_epi32(x); 2] }
     }
     #[inline(always)]
-    unsafe fn dot_group<const R: usize>(w: *const u8, x: [*const i8; R], acc: [Self::I; R]) -> [Self::I; R] {
+    unsafe fn dot_group<const R: usize, const FOURS: usize>(
+        w: *const u8,
+        x: [*const i8; R],
+        acc: [Self::I; R],
+    ) -> [Self::I; R] {
         // SAFETY: the caller's promise.
-        unsafe { D::group(w, x, acc) }
+        unsafe { D::group::<R, FOURS>(w, x, acc) }
     }
     #[inline(always)]
     unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R] {
@@ -248,6 +312,7 @@ impl Simd for Avx512Vnni {
     const ROWS: usize = 8;
     type V = __m512;
     type I = __m512i;
+    type B = __m512i;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -271,6 +336,50 @@ impl Simd for Avx512Vnni {
     unsafe fn load_f16(p: *const f16) -> Self::V {
         // SAFETY: 16 readable f16.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::V {
+        // SAFETY: AVX-512F by the contract; 16 readable i8.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> Self::B {
+        // SAFETY: AVX-512F by the contract; 64 readable bytes.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, v: Self::B) {
+        // SAFETY: AVX-512F by the contract; 64 writable bytes.
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn bits(v: Self::B, down: i32, mask: u8) -> Self::B {
+        // SAFETY: AVX-512BW by the contract.
+        unsafe {
+            let moved = match down {
+                ..0 => _mm512_sll_epi16(v, _mm_cvtsi32_si128(-down)),
+                _ => _mm512_srl_epi16(v, _mm_cvtsi32_si128(down)),
+            };
+            _mm512_and_si512(moved, _mm512_set1_epi8(mask.cast_signed()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn either(a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: AVX-512F by the contract.
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn add_byte(v: Self::B, x: u8) -> Self::B {
+        // SAFETY: AVX-512BW by the contract.
+        unsafe { _mm512_add_epi8(v, _mm512_set1_epi8(x.cast_signed())) }
+    }
+    #[inline(always)]
+    unsafe fn look_up(table: &[u8; 16], v: Self::B) -> Self::B {
+        // SAFETY: AVX-512BW by the contract.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, v)
+        }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
@@ -381,14 +490,14 @@ impl Simd for Avx512Vnni {
         unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
-    unsafe fn dot_group<const R: usize>(
+    unsafe fn dot_group<const R: usize, const FOURS: usize>(
         w: *const u8,
         x: [*const i8; R],
         mut acc: [Self::I; R],
     ) -> [Self::I; R] {
-        // SAFETY: AVX-512 VNNI by the contract; 512 u8 at `w`, 32 i8 at each `x`.
+        // SAFETY: AVX-512 VNNI by the contract; `(FOURS, 16, 4)` u8 at `w`, `4 * FOURS` i8 at each `x`.
         unsafe {
-            for kk in 0..8 {
+            for kk in 0..FOURS {
                 let wk = _mm512_loadu_si512(w.add(kk * 4 * LANES).cast());
                 for r in 0..R {
                     let four = x[r].add(4 * kk).cast::<i32>().read_unaligned();
@@ -459,7 +568,7 @@ impl Simd for Avx512Vnni {
         inverse: f32,
         lo: &mut [i8; GROUP],
         hi: &mut [i8; GROUP],
-    ) -> (i32, i32) {
+    ) -> ([i32; 2], [i32; 2]) {
         // SAFETY: AVX-512F by the contract; 32 values each.
         unsafe {
             let inverse = _mm512_set1_ps(inverse);
@@ -467,7 +576,7 @@ impl Simd for Avx512Vnni {
             let b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(group.as_ptr().add(LANES)), inverse));
             let low = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
             _mm256_storeu_si256(lo.as_mut_ptr().cast(), low);
-            let mut hi_sum = 0;
+            let mut hi_sums = [0; 2];
             if WIDE {
                 // The low byte counts as signed, so that the rest rounds up with its top bit: (q + 128) >> 8.
                 let half = _mm512_set1_epi32(128);
@@ -475,9 +584,9 @@ impl Simd for Avx512Vnni {
                 let b = _mm512_srai_epi32::<8>(_mm512_add_epi32(b, half));
                 let high = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
                 _mm256_storeu_si256(hi.as_mut_ptr().cast(), high);
-                hi_sum = sum_i8(high);
+                hi_sums = sums_i8(high);
             }
-            (sum_i8(low), hi_sum)
+            (sums_i8(low), hi_sums)
         }
     }
 }

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 /// The methods require what those of [`super::Simd`] do.
 pub(crate) trait Dot: Copy + 'static {
     /// As [`super::Simd::dot_group`].
-    unsafe fn group<const R: usize>(
+    unsafe fn group<const R: usize, const FOURS: usize>(
         w: *const u8,
         x: [*const i8; R],
         acc: [[__m256i; 2]; R],
@@ -58,17 +58,17 @@ impl Vpdpbusd for Evex {
 impl Dot for Nibbles {
     /// The lower and the upper halves of weights apart, because `vpmaddubsw` saturates: pairs of u8 x i8 reach 65,280.
     #[inline(always)]
-    unsafe fn group<const R: usize>(
+    unsafe fn group<const R: usize, const FOURS: usize>(
         w: *const u8,
         x: [*const i8; R],
         acc: [[__m256i; 2]; R],
     ) -> [[__m256i; 2]; R] {
-        // SAFETY: AVX2 by the contract; 512 u8 at `w`, 32 i8 at each `x`.
+        // SAFETY: AVX2 by the contract; `(FOURS, 16, 4)` u8 at `w`, `4 * FOURS` i8 at each `x`.
         unsafe {
             let mut sums = acc;
             for q in 0..2 {
                 let mut acc = [[_mm256_setzero_si256(); 2]; R];
-                for kk in 0..8 {
+                for kk in 0..FOURS {
                     let parts = nibbles(w.add(64 * kk + 32 * q));
                     for r in 0..R {
                         let xk = _mm256_set1_epi32(x[r].add(4 * kk).cast::<i32>().read_unaligned());
@@ -126,15 +126,15 @@ unsafe fn nibbles(w: *const u8) -> [__m256i; 2] {
 
 impl<F: Vpdpbusd> Dot for F {
     #[inline(always)]
-    unsafe fn group<const R: usize>(
+    unsafe fn group<const R: usize, const FOURS: usize>(
         w: *const u8,
         x: [*const i8; R],
         acc: [[__m256i; 2]; R],
     ) -> [[__m256i; 2]; R] {
-        // SAFETY: instructions by the contract; 512 u8 at `w`, 32 i8 at each `x`.
+        // SAFETY: instructions by the contract; `(FOURS, 16, 4)` u8 at `w`, `4 * FOURS` i8 at each `x`.
         unsafe {
             let mut acc = acc;
-            for kk in 0..8 {
+            for kk in 0..FOURS {
                 let low = _mm256_loadu_si256(w.add(64 * kk).cast());
                 let high = _mm256_loadu_si256(w.add(64 * kk + 32).cast());
                 for r in 0..R {

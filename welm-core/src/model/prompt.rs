@@ -134,7 +134,7 @@ impl Model {
     #[doc(hidden)] // for the bindings
     pub fn context(&self) -> (usize, &'static str) {
         let Estimate { context_tokens, cache_tokens, .. } = self.inner.estimate;
-        let context = self.inner.config.max_context.min(context_tokens.max(1));
+        let context = self.inner.config.longest_context().min(context_tokens.max(1));
         (context, if context == cache_tokens { "KV cache" } else { "context" })
     }
 

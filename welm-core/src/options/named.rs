@@ -31,8 +31,9 @@ pub enum Device {
 pub enum Dtype {
     /// Never less exact than the file.
     ///
-    /// f32, f16 and bf16 stay as they are stored. On the CPU, Q8_0 is held as int8, and Q4_0 and Q4_1 as four bits;
-    /// nothing is lost. On CUDA, Q8_0 and Q4_0 are held as int8 without loss, and Q4_1 is an error.
+    /// f32, f16 and bf16 stay as they are stored. On the CPU, blocks of GGUF files (Q8_0, Q4_0, Q4_K, Q6_K, MXFP4 and
+    /// the others) are computed with as they are; nothing is lost. On CUDA, Q8_0, Q5_0 and Q4_0 are held as int8 without
+    /// loss, and other blocks are an error: ask for int8 or bf16, which round each weight once more.
     #[default]
     Auto,
     /// 32-bit floats.

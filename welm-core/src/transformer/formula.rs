@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype as Stored, TensorView};
 use super::*;
 use crate::backend::cpu::Cpu;
 use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource};
-use crate::config::{ModelSizes, NormKind, Rope, RopePairing, RopeScaling};
+use crate::config::{ModelSizes, NormKind, QkNorm, Rope, RopePairing};
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::safetensors as files;
 use crate::weights::tensor::Segment;
@@ -16,7 +16,7 @@ const HEAD_DIM: usize = 20;
 const TOKENS: usize = 150;
 
 fn rope(rotary_dim: usize, base: f32, pairing: RopePairing) -> Rope {
-    Rope { rotary_dim, base, pairing, scaling: RopeScaling::None }
+    Rope { pairing, ..Rope::new(rotary_dim, base) }
 }
 
 /// Three layers of a small Llama.
@@ -62,11 +62,14 @@ impl Toy {
             let mut norm = |part: &str, n: usize, dim: usize| {
                 toy.tensor(&format!("{l}.{part}"), &[n, dim], 1.0, 0.3);
             };
-            norm("attn_norm", norms, c.dim);
-            norm("ffn_norm", norms, c.dim);
-            if layer.qk_norm {
-                norm("q_norm", 1, c.head_dim);
-                norm("k_norm", 1, c.head_dim);
+            if layer.pre_norms {
+                norm("attn_norm", norms, c.dim);
+                norm("ffn_norm", norms, c.dim);
+            }
+            if let Some(kind) = layer.qk_norm {
+                let heads = |n: usize| if kind == QkNorm::AllHeads { n * c.head_dim } else { c.head_dim };
+                norm("q_norm", 1, heads(c.n_heads));
+                norm("k_norm", 1, heads(c.n_kv_heads));
             }
             if layer.post_norms {
                 norm("attn_post_norm", norms, c.dim);
@@ -128,15 +131,16 @@ impl Toy {
         let norm = |ops: &mut B, name: &str| ops.load_norm(self.norm(name, c.norm_eps)).unwrap();
         let layer = |ops: &mut B, l: usize, config: LayerConfig| {
             let name = |part: &str| format!("{l}.{part}");
+            let pre = |ops: &mut B, part: &str| config.pre_norms.then(|| norm(ops, &name(part)));
             let post = |ops: &mut B, part: &str| config.post_norms.then(|| norm(ops, &name(part)));
             Layer {
                 config,
-                attn_norm: norm(ops, &name("attn_norm")),
+                attn_norm: pre(ops, "attn_norm"),
                 qkv: linear(ops, &name("qkv")),
-                qk_norm: config.qk_norm.then(|| [norm(ops, &name("q_norm")), norm(ops, &name("k_norm"))]),
+                qk_norm: config.qk_norm.map(|_| ["q_norm", "k_norm"].map(|part| norm(ops, &name(part)))),
                 out: linear(ops, &name("out")),
                 attn_post_norm: post(ops, "attn_post_norm"),
-                ffn_norm: norm(ops, &name("ffn_norm")),
+                ffn_norm: pre(ops, "ffn_norm"),
                 up: linear(ops, &name("up")),
                 down: linear(ops, &name("down")),
                 ffn_post_norm: post(ops, "ffn_post_norm"),
@@ -145,7 +149,7 @@ impl Toy {
         Weights {
             embed: linear(ops, "embed"),
             layers: c.layers.iter().enumerate().map(|(l, &config)| layer(ops, l, config)).collect(),
-            final_norm: norm(ops, "final_norm"),
+            final_norm: ops.load_norm(self.norm("final_norm", c.norm_eps).times(c.logit_scale)).unwrap(),
             output: Some(linear(ops, "output")),
             activation: c.activation,
             parallel_residual: c.parallel_residual,
@@ -176,6 +180,11 @@ impl Toy {
         x.iter().zip(&weight).zip(&bias).map(value).collect()
     }
 
+    /// The input of half a layer.
+    fn pre_normed(&self, l: usize, norm: &str, c: &ModelConfig, x: &[f64]) -> Vec<f64> {
+        if c.layers[l].pre_norms { self.normed(&format!("{l}.{norm}"), c, x) } else { x.to_vec() }
+    }
+
     /// The formula: logits of every position, one after another.
     fn want(&self, c: &ModelConfig, ids: &[u32]) -> Vec<f64> {
         let embedded = |&id: &u32| {
@@ -195,42 +204,52 @@ impl Toy {
                 let add = |x: &mut Vec<f64>, y: Vec<f64>| x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
                 add(x, half(self.product(&name("out"), &attended), "attn_post_norm"));
                 let read = if c.parallel_residual { &before } else { &*x };
-                let gates = self.product(&name("up"), &self.normed(&name("ffn_norm"), c, read));
+                let gates = self.product(&name("up"), &self.pre_normed(l, "ffn_norm", c, read));
                 let y = half(self.product(&name("down"), &activated(c, &gates)), "ffn_post_norm");
                 add(x, y);
             }
         }
+        let scale = f64::from(c.logit_scale);
         let cap = |y: f64| c.logit_soft_cap.map_or(y, |cap| f64::from(cap) * (y / f64::from(cap)).tanh());
         let logits = |x: &Vec<f64>| self.product("output", &self.normed("final_norm", c, x));
-        x.iter().flat_map(logits).map(cap).collect()
+        x.iter().flat_map(logits).map(|y| cap(y * scale)).collect()
     }
 
     /// What attention gives each position of a layer, before its product.
     fn attended(&self, c: &ModelConfig, l: usize, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let (layer, d) = (&c.layers[l], c.head_dim);
-        let rope = &c.ropes[layer.rope];
+        let normed_if = |kind: QkNorm, norm: &str, values: Vec<f64>| match layer.qk_norm {
+            Some(of) if of == kind => self.normed(&format!("{l}.{norm}"), c, &values),
+            _ => values,
+        };
         let turned = |pos: usize, norm: &str, head: &[f64]| {
-            let mut head = head.to_vec();
-            if layer.qk_norm {
-                head = self.normed(&format!("{l}.{norm}"), c, &head);
-            }
-            let n = rope.rotary_dim / 2;
-            for i in 0..n {
+            let mut head = normed_if(QkNorm::Head, norm, head.to_vec());
+            for (rope, i) in layer.rope.iter().flat_map(|&rope| {
+                let rope = &c.ropes[rope];
+                (0..rope.rotary_dim / 2).map(move |i| (rope, i))
+            }) {
+                let n = rope.rotary_dim / 2;
                 let angle = pos as f64 * f64::from(rope.base).powf(-(i as f64) / n as f64);
                 let (a, b) = match rope.pairing {
                     RopePairing::HalfSplit => (i, i + n),
                     RopePairing::Interleaved => (2 * i, 2 * i + 1),
                 };
                 let (sin, cos) = angle.sin_cos();
+                let factor = f64::from(rope.attention_factor);
+                let (cos, sin) = (cos * factor, sin * factor);
                 (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[b] * cos + head[a] * sin);
             }
-            head
+            normed_if(QkNorm::TurnedHead, norm, head)
         };
+        let (q_end, k_end) = (c.n_heads * d, (c.n_heads + c.n_kv_heads) * d);
         let rows: Vec<Vec<Vec<f64>>> = x
             .iter()
             .enumerate()
             .map(|(pos, x)| {
-                let qkv = self.product(&format!("{l}.qkv"), &self.normed(&format!("{l}.attn_norm"), c, x));
+                let qkv = self.product(&format!("{l}.qkv"), &self.pre_normed(l, "attn_norm", c, x));
+                let q = normed_if(QkNorm::AllHeads, "q_norm", qkv[..q_end].to_vec());
+                let k = normed_if(QkNorm::AllHeads, "k_norm", qkv[q_end..k_end].to_vec());
+                let qkv = [&q[..], &k, &qkv[k_end..]].concat();
                 let head = |(h, head): (usize, &[f64])| match h {
                     h if h < c.n_heads => turned(pos, "q_norm", head),
                     h if h < c.n_heads + c.n_kv_heads => turned(pos, "k_norm", head),
@@ -307,20 +326,30 @@ fn distance(got: &[f32], want: &[f64]) -> f64 {
 type Change = fn(&mut ModelConfig);
 
 /// Every field alone, and several.
-const CHANGES: [(&str, Change); 14] = [
+const CHANGES: [(&str, Change); 20] = [
     ("window", |c| c.layers[1].window = Some(20)),
     ("a window longer than a piece", |c| c.layers[0].window = Some(131)),
     ("scale", |c| c.layers[2].scale *= 3.0),
     ("soft cap", |c| c.layers[0].soft_cap = Some(0.5)),
     ("a second rotary embedding", |c| {
         c.ropes.push(rope(12, 100.0, RopePairing::Interleaved));
-        c.layers[1].rope = 1;
+        c.layers[1].rope = Some(1);
     }),
-    ("norms of heads", |c| c.layers[0].qk_norm = true),
+    ("no rotary embedding", |c| c.layers[1].rope = None),
+    ("norms of heads", |c| c.layers[0].qk_norm = Some(QkNorm::Head)),
+    ("norms of turned heads", |c| c.layers[0].qk_norm = Some(QkNorm::TurnedHead)),
+    ("norms of all heads", |c| c.layers[0].qk_norm = Some(QkNorm::AllHeads)),
+    ("norms after each half only", |c| {
+        c.layers.iter_mut().for_each(|layer| (layer.pre_norms, layer.post_norms) = (false, true));
+    }),
     ("norms after each half", |c| c.layers.iter_mut().for_each(|layer| layer.post_norms = true)),
     ("gated gelu", |c| c.activation = Activation::GeGlu),
     ("gelu", |c| c.activation = Activation::Gelu),
     ("scale of the embedding", |c| c.embed_scale = 0.25),
+    ("scale and soft cap of logits", |c| (c.logit_scale, c.logit_soft_cap) = (0.125, Some(2.0))),
+    ("attention factor of a rotary embedding", |c| {
+        c.ropes[0] = Rope { attention_factor: 1.5, ..rope(12, 10_000.0, RopePairing::Interleaved) };
+    }),
     ("soft cap of logits", |c| c.logit_soft_cap = Some(2.0)),
     ("layernorm, parallel", |c| (c.norm, c.parallel_residual) = (NormKind::LayerNorm, true)),
     ("parallel layernorms, windows, norms after", |c| {
@@ -333,10 +362,10 @@ const CHANGES: [(&str, Change); 14] = [
         (c.activation, c.embed_scale, c.logit_soft_cap) = (Activation::GeGlu, 48f32.sqrt(), Some(3.0));
         c.ropes.push(rope(HEAD_DIM, 500.0, RopePairing::HalfSplit));
         for (l, layer) in c.layers.iter_mut().enumerate() {
-            (layer.qk_norm, layer.post_norms, layer.soft_cap) = (true, true, Some(2.0));
+            (layer.qk_norm, layer.post_norms, layer.soft_cap) = (Some(QkNorm::Head), true, Some(2.0));
             layer.scale = 0.3;
             if l < 2 {
-                (layer.window, layer.rope) = (Some(17), 1);
+                (layer.window, layer.rope) = (Some(17), Some(1));
             }
         }
     }),

@@ -11,8 +11,8 @@ use crate::options::Dtype;
 /// What a matrix is computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Computed {
-    /// Four bits, with a scale and a minimum for 32 columns.
-    Int4,
+    /// The blocks of each part's format, as they are.
+    Blocks,
     /// int8 with a scale for a group of columns.
     Int8,
     /// IEEE 754 binary16.
@@ -50,7 +50,7 @@ impl Computed {
     /// Whether this has the values that are stored so, or, as f32, what they are dequantised to.
     fn holds(self, stored: StoredType) -> bool {
         match self {
-            Computed::Int4 => stored.format().int4().is_some(),
+            Computed::Blocks => stored.format().is_blocks(),
             Computed::Int8 => stored.format().int8().is_some(),
             Computed::F16 => stored == StoredType::F16,
             Computed::Bf16 => stored == StoredType::Bf16,
@@ -60,7 +60,7 @@ impl Computed {
 
     fn name(self) -> &'static str {
         match self {
-            Computed::Int4 => "int4",
+            Computed::Blocks => "blocks",
             Computed::Int8 => "int8",
             Computed::F16 => "f16",
             Computed::Bf16 => "bf16",
@@ -82,18 +82,20 @@ mod tests {
 
     #[test]
     fn auto_takes_the_first_type_that_holds_all_and_others_are_taken_as_asked() {
-        use StoredType::{Bf16, F16, F32, Q4_0, Q4_1, Q8_0};
+        use StoredType::{Bf16, F16, F32, Q4_0, Q4_1, Q4_K, Q5_0, Q6_K, Q8_0};
         let all = Kernels {
             backend: "all",
-            types: &[Computed::Int4, Computed::Int8, Computed::F16, Computed::Bf16, Computed::F32],
+            types: &[Computed::Blocks, Computed::Int8, Computed::F16, Computed::Bf16, Computed::F32],
         };
         let few = Kernels { backend: "few", types: &[Computed::Int8, Computed::Bf16] };
         let of = |stored: &[StoredType], asked, kernels| Computed::of(stored.iter().copied(), asked, kernels);
         for (stored, with_all, with_few) in [
-            (&[Q4_0, Q4_1][..], Computed::Int4, None),
-            (&[Q4_0], Computed::Int4, Some(Computed::Int8)),
-            (&[Q4_0, Q8_0], Computed::Int8, Some(Computed::Int8)),
-            (&[Q4_1, Q8_0], Computed::F32, None),
+            (&[Q4_0, Q4_1][..], Computed::Blocks, None),
+            (&[Q4_0], Computed::Blocks, Some(Computed::Int8)),
+            (&[Q4_0, Q8_0, Q5_0], Computed::Blocks, Some(Computed::Int8)),
+            (&[Q4_1, Q8_0], Computed::Blocks, None),
+            (&[Q4_K, Q6_K], Computed::Blocks, None),
+            (&[Q4_K, F16], Computed::F32, None),
             (&[F16, F16], Computed::F16, None),
             (&[Bf16, Bf16], Computed::Bf16, Some(Computed::Bf16)),
             (&[Bf16, F16], Computed::F32, None),

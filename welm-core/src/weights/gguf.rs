@@ -253,6 +253,16 @@ impl Gguf {
         })
     }
 
+    /// The booleans at `key`, if there are any.
+    pub(crate) fn opt_flags(&self, key: &str) -> Result<Option<Vec<bool>>> {
+        self.opt(key, "an array of booleans", |value| match value {
+            Value::Array(a) if a.type_id == 7 => {
+                Some(self.map[a.elements.clone()].iter().map(|&x| x != 0).collect())
+            }
+            _ => None,
+        })
+    }
+
     /// Notes that a key has been dealt with.
     pub(crate) fn mark_read(&self, key: &str) {
         self.read.borrow_mut().insert(key.to_string());

@@ -18,12 +18,13 @@
 //! sixteen rows' weights, read from memory once, are still in the second cache for the next eight. While they
 //! are multiplied, the next sixteen are fetched.
 
+use std::ops::Range;
+
 use half::f16;
 
-use super::Epilogue;
-use super::pool::{Disjoint, Pool};
+use super::product::Outputs;
 use super::quantize::{BLOCK, Quantized};
-use crate::isa::{GROUP, Isa, Kernel, LANES, Simd};
+use crate::isa::{GROUP, Kernel, LANES, Simd};
 use crate::weights::formats::int8::Grouping;
 use crate::weights::tiles::int4::Int4Tiles;
 use crate::weights::tiles::int8::Int8Tiles;
@@ -71,17 +72,31 @@ impl<'a> From<&'a Int4Tiles> for Tiles<'a> {
 }
 
 /// Some tile rows, 16 outputs each, for all activation rows.
-struct TileRows<'a> {
+pub(super) struct TileRows<'a> {
     w: &'a [u8],      // (n_tile_rows, tiles, 512 or 256)
     scale: &'a [f16], // (n_tile_rows, groups, 16)
     min: &'a [f16],   // (n_tile_rows, groups, 16), or empty: int8
     x: &'a Quantized,
-    bias: Option<&'a [f32]>,    // (outputs)
-    outputs: usize,             // at most 16 a tile row
-    out: &'a Disjoint<'a, f32>, // (n, stride)
-    stride: usize,
-    first: usize, // column of output 0
-    epilogue: Epilogue,
+    outputs: Outputs<'a>,
+}
+
+impl<'a> Tiles<'a> {
+    /// Some of the tile rows, as a kernel.
+    pub(super) fn rows(self, range: Range<usize>, x: &'a Quantized, outputs: Outputs<'a>) -> TileRows<'a> {
+        let (down, across) = tile_counts(self.rows, self.cols);
+        let tile = if self.min.is_empty() { INT8_TILE } else { INT4_TILE };
+        let groups = self.grouping.groups(across);
+        assert!(self.weight.len() == down * across * tile && self.scale.len() == down * groups * LANES);
+        assert!(self.min.is_empty() || self.min.len() == self.scale.len());
+        let scales = range.start * groups * LANES..range.end * groups * LANES;
+        TileRows {
+            w: &self.weight[range.start * across * tile..range.end * across * tile],
+            scale: &self.scale[scales.clone()],
+            min: if self.min.is_empty() { &[] } else { &self.min[scales] },
+            x,
+            outputs,
+        }
+    }
 }
 
 /// Weights that are fetched into the second cache while others are multiplied.
@@ -93,14 +108,14 @@ struct Fetch {
 }
 
 /// Bytes that a processor fetches at once.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// How far ahead weights are fetched that are used once. Into the first cache, or into both, was never better; of 3 to
 /// 34 KiB into the second, 4 to 16 were alike, and 10 to 25 % better than nothing.
-const FAR: usize = 8 << 10;
+pub(super) const FAR: usize = 8 << 10;
 /// The same for one row, which is as fast as memory: where that gives 60 GB/s, 8 KiB ahead it reads 41, 3 KiB ahead 56.
 /// More rows lose 3 % with it.
-const NEAR: usize = 3 << 10;
+pub(super) const NEAR: usize = 3 << 10;
 
 impl TileRows<'_> {
     /// Tile row `t` for the `R` rows from `r`, which lie in one block; `PER` tiles share a scale.
@@ -123,10 +138,9 @@ impl TileRows<'_> {
         let (w, scales) = (t * tiles * tile, t * groups * LANES);
         debug_assert!(self.w.len() >= w + tiles * tile && self.scale.len() >= scales + groups * LANES);
         debug_assert!(!FOUR || (PER == 1 && self.min.len() >= scales + groups * LANES));
-        debug_assert!(self.bias.is_none_or(|bias| bias.len() == self.outputs));
         debug_assert!(R <= BLOCK - r % BLOCK && x.tile_at(r, 0) + (tiles - 1) * BLOCK + R <= x.lo.len());
         // SAFETY: instructions by the caller's promise; offsets stay inside by the assertions above, which
-        // `matmul` and `Quantized` establish. A prefetch may go anywhere.
+        // `Tiles::rows` and `Quantized` establish. A prefetch may go anywhere.
         unsafe {
             let mut acc = [S::splat(0.0); R];
             let (mut dot, mut hi) = ([S::splat_i32(0); R], [S::splat_i32(0); R]);
@@ -165,28 +179,7 @@ impl TileRows<'_> {
                     }
                 }
             }
-            let column = t * LANES;
-            let outputs = LANES.min(self.outputs - column);
-            for i in 0..R {
-                let out = self.out.slice((r + i) * self.stride + self.first + column, outputs);
-                if outputs == LANES {
-                    let mut y = acc[i];
-                    if let Some(bias) = self.bias {
-                        y = S::add(y, S::load(bias.as_ptr().add(column)));
-                    }
-                    if self.epilogue == Epilogue::Add {
-                        y = S::add(S::load(out.as_ptr()), y);
-                    }
-                    S::store(out.as_mut_ptr(), y);
-                    continue;
-                }
-                let mut y = [0.0; LANES];
-                S::store(y.as_mut_ptr(), acc[i]);
-                for (o, out) in out.iter_mut().enumerate() {
-                    let sum = self.bias.map_or(y[o], |b| y[o] + b[column + o]);
-                    *out = if self.epilogue == Epilogue::Add { *out + sum } else { sum };
-                }
-            }
+            self.outputs.write::<S, R>(t, r, acc);
         }
     }
 
@@ -206,7 +199,7 @@ impl TileRows<'_> {
             values[i] = unsafe { plane.add(i).cast() };
         }
         // SAFETY: as above.
-        unsafe { if FOUR { S::dot_group4::<R>(w, values) } else { S::dot_group::<R>(w, values, sums) } }
+        unsafe { if FOUR { S::dot_group4::<R>(w, values) } else { S::dot_group::<R, 8>(w, values, sums) } }
     }
 
     /// # Safety
@@ -214,7 +207,7 @@ impl TileRows<'_> {
     #[inline(always)]
     unsafe fn all<S: Simd, const WIDE: bool, const FOUR: bool, const PER: usize>(&self) {
         let (n, across) = (self.x.n, self.x.tiles);
-        let tiles = self.outputs.div_ceil(LANES);
+        let tiles = self.outputs.strips();
         let tile_bytes = self.w.len() / tiles;
         let tile_lines = tile_bytes / across / LINE;
         // Activations of many rows come from the last cache; several tile rows share them, as many as the second
@@ -267,162 +260,6 @@ impl Kernel for TileRows<'_> {
                 (false, false, _) => self.all::<S, false, true, 1>(),
                 (true, false, _) => self.all::<S, true, true, 1>(),
             }
-        }
-    }
-}
-
-/// `out (+)= x W^T + bias`; `out` is `(n, w.rows)`, `bias` `(w.rows)`.
-pub(crate) fn matmul<'a>(
-    pool: &mut Pool,
-    isa: Isa,
-    out: &mut [f32],
-    x: &Quantized,
-    w: impl Into<Tiles<'a>>,
-    bias: Option<&[f32]>,
-    epilogue: Epilogue,
-) {
-    let w = w.into();
-    let (down, across) = tile_counts(w.rows, w.cols);
-    let tile = if w.min.is_empty() { INT8_TILE } else { INT4_TILE };
-    let groups = w.grouping.groups(across);
-    assert!(
-        x.tiles == across && x.form.grouping == w.grouping,
-        "activations and weights have the same groups"
-    );
-    assert!(x.n * w.rows <= out.len() && w.weight.len() == down * across * tile);
-    assert!(w.scale.len() == down * groups * LANES && (w.min.is_empty() || w.min.len() == w.scale.len()));
-    let disjoint = Disjoint::new(out);
-    pool.run_ranges(down, |range| {
-        let outputs = range.start * LANES..w.rows.min(range.end * LANES);
-        let scales = range.start * groups * LANES..range.end * groups * LANES;
-        let tile_rows = TileRows {
-            w: &w.weight[range.start * across * tile..range.end * across * tile],
-            scale: &w.scale[scales.clone()],
-            min: if w.min.is_empty() { &[] } else { &w.min[scales] },
-            x,
-            bias: bias.map(|b| &b[outputs.clone()]),
-            outputs: outputs.len(),
-            out: &disjoint,
-            stride: w.rows,
-            first: outputs.start,
-            epilogue,
-        };
-        // SAFETY: each tile row is computed once, and has its own columns of `out`.
-        unsafe { isa.dispatch(tile_rows) }
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::quantize::Form;
-    use super::*;
-    use crate::weights::formats::int8::rotate;
-
-    fn noise(n: usize, seed: u32) -> impl Iterator<Item = u32> {
-        (0..n as u32).map(move |i| (i.wrapping_mul(2_654_435_761) ^ seed).wrapping_mul(0x85EB_CA6B) >> 9)
-    }
-
-    /// A matrix of any int8 values and scales, without going through quantisation.
-    fn matrix(rows: usize, cols: usize, grouping: Grouping, extreme: bool) -> Int8Tiles {
-        let (down, across) = tile_counts(rows, cols);
-        let weight: Vec<u8> = noise(down * across * INT8_TILE, 5)
-            .map(|x| if extreme { [1, 255][x as usize % 2] } else { x as u8 })
-            .collect();
-        let scale: Vec<f16> = noise(down * grouping.groups(across) * LANES, 6)
-            .map(|x| f16::from_f32((x % 100) as f32 / 5_000.0))
-            .collect();
-        Int8Tiles { rows, cols, grouping, weight: weight.into(), scale: scale.into() }
-    }
-
-    /// As `matrix`, of four bits.
-    fn matrix4(rows: usize, cols: usize, extreme: bool) -> Int4Tiles {
-        let Int8Tiles { weight, scale, .. } = matrix(rows, cols, Grouping::Plain, extreme);
-        let min: Vec<f16> = noise(scale.len(), 8).map(|x| f16::from_f32((x % 100) as f32 / -400.0)).collect();
-        let weight = weight.chunks(2).map(|w| if extreme { [0, 255][w[0] as usize % 2] } else { w[0] });
-        Int4Tiles { rows, cols, weight: weight.collect::<Vec<_>>().into(), scale, min: min.into() }
-    }
-
-    /// Products of `x`, `(n, w.cols)`, with `w`, whose values are `dense`: near the exact ones, and the same bits
-    /// everywhere.
-    fn check(x: &[f32], n: usize, w: Tiles, dense: &[f32], bias: &[f32], wide: bool) {
-        let (rows, cols, form) = (w.rows, w.cols, Form { wide, grouping: w.grouping });
-        let run = |isa: Isa, threads, range: std::ops::Range<usize>| {
-            let mut pool = Pool::new(threads).unwrap();
-            let mut q = Quantized::new(n + 1, cols + 40).unwrap();
-            q.fill(&mut pool, isa, &x[range.start * cols..range.end * cols], cols, form);
-            let mut out = vec![0.0; range.len() * rows];
-            matmul(&mut pool, isa, &mut out, &q, w, Some(bias), Epilogue::Store);
-            out
-        };
-        let want = run(Isa::all()[0], 1, 0..n);
-        let (mut x_seen, mut w_seen) = (x.to_vec(), dense.to_vec());
-        if form.grouping == Grouping::Rotated {
-            rotate(&mut x_seen);
-            rotate(&mut w_seen);
-        }
-        for (i, &y) in want.iter().enumerate() {
-            let (r, o) = (i / rows, i % rows);
-            let pairs = x[r * cols..][..cols].iter().zip(&dense[o * cols..][..cols]);
-            let exact = pairs.map(|(a, b)| f64::from(a * b)).sum::<f64>() + f64::from(bias[o]);
-            // Half a quantisation step of each activation, times its weight.
-            let largest = x_seen[r * cols..][..cols].iter().fold(0.0f32, |l, x| l.max(x.abs()));
-            let step = f64::from(largest) * if wide { 1.04 / 65_024.0 } else { 1.04 / 254.0 };
-            let weights = w_seen[o * cols..][..cols].iter().map(|w| f64::from(w.abs())).sum::<f64>();
-            let bound = weights * step + 2e-3;
-            assert!((f64::from(y) - exact).abs() <= bound, "{y} {exact} {bound} {form:?}");
-        }
-        for isa in Isa::all() {
-            assert_eq!(run(isa, 3, 0..n), want, "{} {form:?}", isa.name());
-            for r in 0..n {
-                let alone = run(isa, 1, r..r + 1);
-                assert_eq!(alone, want[r * rows..(r + 1) * rows], "row {r} alone");
-            }
-        }
-    }
-
-    #[test]
-    fn all_instruction_sets_threads_and_batches_give_the_same_bits() {
-        let plain = [(1, 1, 1), (1, 16, 32), (3, 17, 33), (13, 40, 96), (9, 5, 200), (30, 16, 64)];
-        let rotated = [(1, 1, 64), (3, 17, 128), (13, 40, 192), (9, 5, 640), (30, 16, 256)];
-        let shapes = plain.map(|shape| (shape, Grouping::Plain)).into_iter();
-        for ((n, rows, cols), grouping) in shapes.chain(rotated.map(|shape| (shape, Grouping::Rotated))) {
-            for (wide, extreme) in [(false, false), (true, false), (false, true), (true, true)] {
-                let value = |x: u32| match extreme {
-                    true => [-3.0, 3.0][x as usize % 2],
-                    false => (x % 4_001) as f32 / 700.0 - 2.8,
-                };
-                let mut x: Vec<f32> = noise(n * cols, 9).map(value).collect();
-                if grouping == Grouping::Rotated {
-                    rotate(&mut x); // so that the extreme values are extreme where they are multiplied
-                }
-                let bias: Vec<f32> = noise(rows, 7).map(|x| (x % 100) as f32 / 50.0).collect();
-                let mut dense = vec![0.0; rows * cols];
-                let w = matrix(rows, cols, grouping, extreme);
-                dense.chunks_mut(cols).enumerate().for_each(|(o, row)| w.row_f32(o, row));
-                check(&x, n, (&w).into(), &dense, &bias, wide);
-                if grouping == Grouping::Plain {
-                    let w = matrix4(rows, cols, extreme);
-                    dense.chunks_mut(cols).enumerate().for_each(|(o, row)| w.row_f32(o, row));
-                    check(&x, n, (&w).into(), &dense, &bias, wide);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn values_that_are_not_finite_reach_the_output() {
-        let mut pool = Pool::new(1).unwrap();
-        for (grouping, bad) in [Grouping::Plain, Grouping::Rotated]
-            .into_iter()
-            .flat_map(|grouping| [f32::NAN, f32::INFINITY].map(|bad| (grouping, bad)))
-        {
-            let w = matrix(16, 64, grouping, false);
-            let mut x = [1.0; 64];
-            x[7] = bad;
-            let (mut q, mut out) = (Quantized::new(1, 64).unwrap(), vec![0.0; 16]);
-            q.fill(&mut pool, Isa::all()[0], &x, 64, Form { wide: false, grouping });
-            matmul(&mut pool, Isa::all()[0], &mut out, &q, &w, None, Epilogue::Store);
-            assert!(out.iter().any(|y| !y.is_finite()));
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::weights::formats::StoredType;
 use crate::weights::formats::int8::Grouping;
 use crate::weights::slab::{Plain, Slab};
 use crate::weights::tensor::{Segment, rows_of};
-use crate::weights::tiles::int4::Int4Tiles;
+use crate::weights::tiles::Tiled;
 use crate::weights::tiles::int8::Int8Tiles;
 
 /// Some rows of a float matrix, where they lie.
@@ -26,8 +26,8 @@ pub(crate) enum Matrix {
     F32(Vec<Part<f32>>),
     F16(Vec<Part<f16>>),
     Bf16(Vec<Part<bf16>>),
-    Int8(Int8Tiles),
-    Int4(Int4Tiles),
+    /// Rows one after the other, in the layout of each part's own format.
+    Quantized(Vec<Tiled>),
 }
 
 impl Matrix {
@@ -39,15 +39,16 @@ impl Matrix {
         threads: usize,
     ) -> Result<(Self, Option<Vec<f32>>)> {
         let LinearSource { name, rows, cols, matrix, bias, .. } = source;
+        let int8 = |tiles| Matrix::Quantized(vec![Tiled::Int8(tiles)]);
         let matrix = match (computed, matrix) {
-            (_, MatrixSource::Packed(tiles)) if copy => Matrix::Int8(tiles.copied()?),
-            (_, MatrixSource::Packed(tiles)) => Matrix::Int8(tiles),
-            (Computed::Int4, MatrixSource::Stored(segments)) => {
-                Matrix::Int4(Int4Tiles::pack(&name, rows, cols, &segments, threads)?)
+            (_, MatrixSource::Packed(tiles)) if copy => int8(tiles.copied()?),
+            (_, MatrixSource::Packed(tiles)) => int8(tiles),
+            (Computed::Blocks, MatrixSource::Stored(segments)) => {
+                Matrix::Quantized(Tiled::pack(&name, cols, &segments, threads)?)
             }
             (Computed::Int8, MatrixSource::Stored(segments)) => {
                 let grouping = Int8Tiles::grouping_of(&segments, cols);
-                Matrix::Int8(Int8Tiles::pack(&name, rows, cols, &segments, grouping, threads)?)
+                int8(Int8Tiles::pack(&name, rows, cols, &segments, grouping, threads)?)
             }
             (Computed::F16, MatrixSource::Stored(segments)) => {
                 Matrix::F16(parts(&segments, cols, f16::from_f32, copy, threads)?)
@@ -62,11 +63,11 @@ impl Matrix {
         Ok((matrix, bias))
     }
 
-    /// Bytes of a matrix in memory; groups are those of int8.
+    /// Bytes of a matrix in memory that is converted; groups are those of int8.
     pub(crate) fn bytes_of(computed: Computed, rows: usize, cols: usize, grouping: Grouping) -> u64 {
         let elements = rows as u64 * cols as u64;
         match computed {
-            Computed::Int4 => Int4Tiles::bytes_of(rows, cols),
+            Computed::Blocks => unreachable!("blocks are as they are stored"),
             Computed::Int8 => Int8Tiles::bytes_of(rows, cols, grouping),
             Computed::F16 | Computed::Bf16 => 2 * elements,
             Computed::F32 => 4 * elements,
@@ -77,6 +78,9 @@ impl Matrix {
     pub(super) fn bytes_of_source(source: &LinearSource, computed: Computed) -> (u64, bool) {
         match &source.matrix {
             MatrixSource::Packed(tiles) => (tiles.bytes(), true),
+            MatrixSource::Stored(segments) if computed == Computed::Blocks => {
+                (Tiled::bytes_of(source.cols, segments), false)
+            }
             MatrixSource::Stored(segments) => {
                 let grouping = Int8Tiles::grouping_of(segments, source.cols);
                 let in_place = stored_type(computed).is_some_and(|stored| stored_as(segments, stored));
@@ -96,16 +100,17 @@ impl Matrix {
             Matrix::F32(p) => row(p, r, out, |x| x),
             Matrix::F16(p) => row(p, r, out, f16::to_f32),
             Matrix::Bf16(p) => row(p, r, out, bf16::to_f32),
-            Matrix::Int8(tiles) => tiles.row_f32(r, out),
-            Matrix::Int4(tiles) => tiles.row_f32(r, out),
+            Matrix::Quantized(parts) => {
+                let [part] = &parts[..] else { unreachable!("an embedding is one tensor") };
+                part.row_f32(r, out);
+            }
         }
     }
 
     /// The grouping of the quantised activations that its products take; none of floats.
     pub(super) fn grouping(&self) -> Option<Grouping> {
         match self {
-            Matrix::Int8(packed) => Some(packed.grouping),
-            Matrix::Int4(_) => Some(Grouping::Plain),
+            Matrix::Quantized(parts) => parts.first().map(Tiled::grouping),
             Matrix::F32(_) | Matrix::F16(_) | Matrix::Bf16(_) => None,
         }
     }
@@ -117,7 +122,7 @@ fn stored_type(computed: Computed) -> Option<StoredType> {
         Computed::F32 => Some(StoredType::F32),
         Computed::F16 => Some(StoredType::F16),
         Computed::Bf16 => Some(StoredType::Bf16),
-        Computed::Int8 | Computed::Int4 => None,
+        Computed::Int8 | Computed::Blocks => None,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod activation;
 mod attention;
+mod coded;
 mod exp;
 mod i8dot;
 mod linear;
@@ -12,6 +13,7 @@ mod matrix;
 mod norm;
 mod pages;
 pub(crate) mod pool;
+mod product;
 mod quantize;
 pub(crate) mod rope;
 mod soft_cap;
@@ -21,6 +23,7 @@ use std::ops::Range;
 use half::bf16;
 
 use self::attention::Attention;
+use self::coded::Room;
 use self::matrix::Part;
 use self::norm::{NormAddRow, NormRow};
 use self::pages::{CacheElement, CacheRows, Heads, Pages};
@@ -99,6 +102,7 @@ pub(crate) struct Cpu {
     cache_dtype: CacheDtype,
     config: ModelConfig,
     quantized: Quantized,
+    room: Room, // to unpack weights in
     /// The buffer whose rows `quantized` has, and how. Whatever writes to that buffer resets this.
     quantized_from: Option<(usize, Form)>,
     /// How the matrices after a norm take its rows, if they take them quantised.
@@ -165,8 +169,18 @@ impl Cpu {
             Matrix::F32(p) => parts(pool, isa, out, x, p, bias, epilogue),
             Matrix::F16(p) => parts(pool, isa, out, x, p, bias, epilogue),
             Matrix::Bf16(p) => parts(pool, isa, out, x, p, bias, epilogue),
-            Matrix::Int8(w) => i8dot::matmul(pool, isa, out.used_mut(), &self.quantized, w, bias, epilogue),
-            Matrix::Int4(w) => i8dot::matmul(pool, isa, out.used_mut(), &self.quantized, w, bias, epilogue),
+            Matrix::Quantized(parts) => {
+                product::matmul(
+                    pool,
+                    isa,
+                    &self.room,
+                    out.used_mut(),
+                    &self.quantized,
+                    parts,
+                    bias,
+                    epilogue,
+                );
+            }
         }
     }
 
@@ -179,8 +193,9 @@ impl Cpu {
         norms: Option<&[Norm; 2]>,
     ) {
         let (rows, cols, isa) = (qkv.rows, qkv.cols, self.isa);
-        let (heads, angles) = (Heads::of(&self.config), &self.angles[layer.rope]);
-        let pairing = self.config.ropes[layer.rope].pairing;
+        let heads = Heads::of(&self.config);
+        let rope = layer.rope.map(|rope| (&self.angles[rope], self.config.ropes[rope].pairing));
+        let norms = layer.qk_norm.zip(norms);
         let (k, v) = pages.both_mut();
         let (qkv, k, v) = (Disjoint::new(qkv.used_mut()), Disjoint::new(k), Disjoint::new(v));
         // Neighbouring rows share cache lines of the keys, so a task takes several where there are many.
@@ -188,7 +203,7 @@ impl Cpu {
         self.pool.run_if_worth(rows.div_ceil(share), rows * cols, |task| {
             let (rows, qkv, k, v) = (task * share..rows.min((task + 1) * share), &qkv, &k, &v);
             // SAFETY: each task has its own rows, and the engine gives each row of a batch a slot of its own.
-            unsafe { isa.dispatch(CacheRows { rows, qkv, k, v, heads, angles, pairing, norms, batch }) };
+            unsafe { isa.dispatch(CacheRows { rows, qkv, k, v, heads, rope, norms, batch }) };
         });
     }
 
@@ -219,11 +234,12 @@ impl Cpu {
             copy_weights: options.copy_weights,
             cache_dtype: options.cache_dtype,
             quantized: Quantized::new(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config))?,
+            room: Room::new(threads, Self::max_cols(config))?,
             quantized_from: None,
             normed: None,
             activated: None,
             n_buffers: 0,
-            angles: config.ropes.iter().map(|r| Angles::new(r.inv_freq(), limits.max_rows)).collect(),
+            angles: config.ropes.iter().map(|rope| Angles::of(rope, limits)).collect(),
             attention: Attention::new(Heads::of(config), threads, limits.max_rows)?,
             config: config.clone(),
         })
@@ -234,7 +250,7 @@ impl Backend for Cpu {
     const ONE_ARITHMETIC: bool = true;
     const KERNELS: Kernels = Kernels {
         backend: "cpu",
-        types: &[Computed::Int4, Computed::Int8, Computed::F16, Computed::Bf16, Computed::F32],
+        types: &[Computed::Blocks, Computed::Int8, Computed::F16, Computed::Bf16, Computed::F32],
     };
     const KEEPS: bool = true;
     type Buffer = Buffer;
@@ -257,6 +273,7 @@ impl Backend for Cpu {
         4 * (limits.max_rows * rotary_dims) as u64
             + Attention::bytes(Heads::of(config), Self::threads(options), limits.max_rows)
             + Quantized::bytes(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config))
+            + Room::bytes(Self::threads(options), Self::max_cols(config))
     }
 
     fn kv_layer_bytes(config: &ModelConfig, options: &LoadOptions, n_blocks: usize) -> u64 {

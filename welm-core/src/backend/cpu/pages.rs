@@ -15,7 +15,7 @@ use super::norm::norm_in_place;
 use super::pool::Disjoint;
 use super::rope::Angles;
 use crate::batch::{BLOCK_TOKENS, Batch};
-use crate::config::{ModelConfig, RopePairing};
+use crate::config::{ModelConfig, QkNorm, RopePairing};
 use crate::error::Result;
 use crate::isa::{Kernel, LANES, Simd};
 use crate::memory::Memory;
@@ -122,9 +122,8 @@ pub(crate) struct CacheRows<'a, T> {
     pub(crate) k: &'a Disjoint<'a, T>,     // as in `Pages`; so are the rows' slots
     pub(crate) v: &'a Disjoint<'a, T>,
     pub(crate) heads: Heads,
-    pub(crate) angles: &'a Angles,
-    pub(crate) pairing: RopePairing,
-    pub(crate) norms: Option<&'a [Norm; 2]>, // (head_dim) each, of q and of k
+    pub(crate) rope: Option<(&'a Angles, RopePairing)>,
+    pub(crate) norms: Option<(QkNorm, &'a [Norm; 2])>, // of q and of k
     pub(crate) batch: &'a Batch,
 }
 
@@ -137,13 +136,23 @@ impl<T: CacheElement> Kernel for CacheRows<'_, T> {
         for r in self.rows.clone() {
             // SAFETY: the row is this task's.
             let turned = unsafe { self.qkv.slice(r * cols, (n_heads + n_kv_heads) * d) };
-            if let Some([q_norm, k_norm]) = self.norms {
-                for (h, head) in turned.chunks_exact_mut(d).enumerate() {
-                    // SAFETY: the instructions are there.
-                    unsafe { norm_in_place::<S>(head, if h < n_heads { q_norm } else { k_norm }) };
+            let (q, k) = turned.split_at_mut(n_heads * d);
+            for (heads, is_k) in [(q, false), (k, true)] {
+                let norm_if = |kind: QkNorm, values: &mut [f32]| {
+                    if let Some((_, norms)) = self.norms.filter(|&(of, _)| of == kind) {
+                        // SAFETY: the instructions are there.
+                        unsafe { norm_in_place::<S>(values, &norms[usize::from(is_k)]) };
+                    }
+                };
+                norm_if(QkNorm::AllHeads, heads);
+                for head in heads.chunks_exact_mut(d) {
+                    norm_if(QkNorm::Head, head);
+                    if let Some((angles, pairing)) = self.rope {
+                        angles.turn(r, head, pairing);
+                    }
+                    norm_if(QkNorm::TurnedHead, head);
                 }
             }
-            turned.chunks_exact_mut(d).for_each(|head| self.angles.turn(r, head, self.pairing));
         }
         for kv_head in 0..n_kv_heads {
             for r in self.rows.clone() {
@@ -186,37 +195,56 @@ mod tests {
         let n = batch.len();
         let hash = |i: usize| ((i as u32).wrapping_mul(2_654_435_761) >> 9) % 1_000;
         let rows: Vec<f32> = (0..n * cols).map(|i| hash(i) as f32 / 300.0 - 1.5).collect();
-        let mut angles = Angles::new(vec![1.0, 0.3, 0.01], n);
+        let mut angles = Angles::new(vec![1.0, 0.3, 0.01], 1.0, n);
         angles.fill(&batch.positions);
-        let weight = |seed: usize| (0..d).map(|i| hash(seed + i) as f32 / 500.0).collect();
-        let norm = |seed| Norm { weight: weight(seed), bias: None, eps: 1e-5 };
-        let both = [norm(7), norm(100)];
+        let norm_of = |seed: usize, len: usize| {
+            let weight = (0..len).map(|i| hash(seed + i) as f32 / 500.0).collect();
+            Norm { weight, bias: None, eps: 1e-5 }
+        };
+        let both = [norm_of(7, d), norm_of(100, d)];
         let pairings = [RopePairing::HalfSplit, RopePairing::Interleaved];
         for isa in Isa::all() {
-            for (pairing, norms) in pairings.into_iter().flat_map(|p| [(p, None), (p, Some(&both))]) {
+            let kinds = [None, Some(QkNorm::Head), Some(QkNorm::TurnedHead), Some(QkNorm::AllHeads)];
+            let cases = pairings.into_iter().map(Some).chain([None]);
+            for (pairing, kind) in cases.flat_map(|p| kinds.map(|kind| (p, kind))) {
+                let rope = pairing.map(|pairing| (&angles, pairing));
+                let wide = [4, 2].map(|heads| norm_of(7 + heads, heads * d));
+                let norms = kind.map(|kind| (kind, if kind == QkNorm::AllHeads { &wide } else { &both }));
                 let mut qkv = rows.clone();
                 let mut pages: Pages<T> = Pages::new(n_blocks * heads.start(1, 0)).unwrap();
                 {
                     let (k, v) = pages.both_mut();
                     let (qkv, k, v) = (Disjoint::new(&mut qkv), Disjoint::new(k), Disjoint::new(v));
                     for rows in [0..3, 3..n] {
-                        let (qkv, k, v, angles, batch) = (&qkv, &k, &v, &angles, &batch);
+                        let (qkv, k, v, batch) = (&qkv, &k, &v, &batch);
                         // SAFETY: one after the other.
-                        unsafe {
-                            isa.dispatch(CacheRows { rows, qkv, k, v, heads, angles, pairing, norms, batch })
-                        };
+                        unsafe { isa.dispatch(CacheRows { rows, qkv, k, v, heads, rope, norms, batch }) };
                     }
                 }
                 let (k, v) = pages.both();
                 let mut written = 0;
                 for r in 0..n {
                     let mut row = rows[r * cols..(r + 1) * cols].to_vec();
-                    for (h, head) in row[..6 * d].chunks_mut(d).enumerate().filter(|_| norms.is_some()) {
-                        let (x, norm) = (head.to_vec(), &both[usize::from(h >= 4)]);
+                    let normed = |values: &mut [f32], norm: &Norm| {
                         // SAFETY: slices of one length.
-                        unsafe { isa.dispatch(NormRow { x: &x, norm, out: head }) };
+                        unsafe { isa.dispatch(NormRow { x: &values.to_vec(), norm, out: values }) };
+                    };
+                    let heads_normed = |row: &mut [f32], if_kind: QkNorm| {
+                        for (h, head) in
+                            row[..6 * d].chunks_mut(d).enumerate().filter(|_| kind == Some(if_kind))
+                        {
+                            normed(head, &both[usize::from(h >= 4)]);
+                        }
+                    };
+                    if kind == Some(QkNorm::AllHeads) {
+                        normed(&mut row[..4 * d], &wide[0]);
+                        normed(&mut row[4 * d..6 * d], &wide[1]);
                     }
-                    row[..6 * d].chunks_mut(d).for_each(|head| angles.turn(r, head, pairing));
+                    heads_normed(&mut row, QkNorm::Head);
+                    if let Some((angles, pairing)) = rope {
+                        row[..6 * d].chunks_mut(d).for_each(|head| angles.turn(r, head, pairing));
+                    }
+                    heads_normed(&mut row, QkNorm::TurnedHead);
                     assert_eq!(qkv[r * cols..(r + 1) * cols], row, "{} row {r}", isa.name());
                     let slot = batch.slot_mapping[r] as usize;
                     for (kv_head, i) in (0..2).flat_map(|h| (0..d).map(move |i| (h, i))) {

@@ -45,10 +45,19 @@ pub(crate) struct Quantized {
     pub(super) sum: Vec<f32>,        // (n / 8, groups, 8), scale * sum of the group's integers
     pub(super) lo_start: Vec<i32>,   // (n / 8, groups, 8), -128 * sum of lo
     pub(super) hi_start: Vec<i32>,   // (n / 8, groups, 8), -128 * sum of hi
+    pub(super) halves: Vec<Halves>,  // (n / 8, tiles, 8), of plain groups
     /// Tiles of 32 columns, the last padded with zeros.
     pub(super) tiles: usize,
     pub(super) n: usize,
     pub(super) form: Form,
+}
+
+/// The same of each 16 columns of a group: for weights whose groups have 16.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Halves {
+    pub(super) lo_start: [i32; 2],
+    pub(super) hi_start: [i32; 2],
+    pub(super) sum: [f32; 2],
 }
 
 impl Quantized {
@@ -67,6 +76,7 @@ impl Quantized {
             sum: filled(tiles, 0.0)?,
             lo_start: filled(tiles, 0)?,
             hi_start: filled(tiles, 0)?,
+            halves: filled(tiles, Halves::default())?,
             tiles: 0,
             n: 0,
             form: Form { wide: false, grouping: Grouping::Plain },
@@ -75,7 +85,7 @@ impl Quantized {
 
     /// Bytes that `new` allocates.
     pub(crate) fn bytes(max_rows: usize, max_cols: usize) -> u64 {
-        (Self::tiles(max_rows, max_cols) * (2 * GROUP + 16)) as u64
+        (Self::tiles(max_rows, max_cols) * (2 * GROUP + 16 + size_of::<Halves>())) as u64
     }
 
     /// Where tile `t` of row `r` is.
@@ -98,6 +108,7 @@ impl Quantized {
             sum: Disjoint::new(&mut self.sum),
             lo_start: Disjoint::new(&mut self.lo_start),
             hi_start: Disjoint::new(&mut self.hi_start),
+            halves: Disjoint::new(&mut self.halves),
             tiles: self.tiles,
             form,
         }
@@ -129,6 +140,7 @@ pub(crate) struct Rows<'a> {
     sum: Disjoint<'a, f32>,
     lo_start: Disjoint<'a, i32>,
     hi_start: Disjoint<'a, i32>,
+    halves: Disjoint<'a, Halves>,
     tiles: usize,
     form: Form,
 }
@@ -204,7 +216,7 @@ impl QuantizeRow<'_> {
                 scale[g] = if used { largest / steps } else { unused };
             }
             for g in 0..n.div_ceil(per_group) {
-                let (mut lo_sum, mut hi_sum) = (0, 0);
+                let (mut lo_sums, mut hi_sums) = ([0; 2], [0; 2]);
                 for i in g * per_group..n.min((g + 1) * per_group) {
                     let at = place(self.to.tiles, self.r, first + i);
                     // SAFETY: the row is this thread's.
@@ -216,16 +228,27 @@ impl QuantizeRow<'_> {
                     } else {
                         // SAFETY: as above; every value times `inverse` is in +-32512.
                         let sums = unsafe { S::quantize_group::<WIDE_ROWS>(tile(i), inverse[g], lo, hi) };
-                        (lo_sum, hi_sum) = (lo_sum + sums.0, hi_sum + sums.1);
+                        for half in 0..2 {
+                            lo_sums[half] += sums.0[half];
+                            hi_sums[half] += sums.1[half];
+                        }
                     }
                 }
                 let at = place(grouping.groups(self.to.tiles), self.r, first / per_group + g);
+                let (lo_sum, hi_sum) = (lo_sums[0] + lo_sums[1], hi_sums[0] + hi_sums[1]);
                 // SAFETY: the row is this thread's.
                 unsafe {
                     self.to.scale.slice(at, 1)[0] = scale[g];
                     self.to.sum.slice(at, 1)[0] = scale[g] * (256 * hi_sum + lo_sum) as f32;
                     self.to.lo_start.slice(at, 1)[0] = -128 * lo_sum;
                     self.to.hi_start.slice(at, 1)[0] = -128 * hi_sum;
+                    if grouping == Grouping::Plain {
+                        self.to.halves.slice(at, 1)[0] = Halves {
+                            lo_start: lo_sums.map(|sum| -128 * sum),
+                            hi_start: hi_sums.map(|sum| -128 * sum),
+                            sum: [0, 1].map(|i| scale[g] * (256 * hi_sums[i] + lo_sums[i]) as f32),
+                        };
+                    }
                 }
             }
         }
@@ -298,12 +321,23 @@ mod tests {
                 let at = want.group_at(r, g);
                 assert_eq!((want.lo_start[at], want.hi_start[at]), (-128 * lo, -128 * hi));
                 assert_eq!(want.sum[at], want.scale[at] * (256 * hi + lo) as f32);
+                if form.grouping == Grouping::Plain {
+                    for (half, values) in want.lo[at].chunks(16).enumerate() {
+                        let lo = values.iter().map(|&q| i32::from(q)).sum::<i32>();
+                        let hi = want.hi[at].chunks(16).nth(half).unwrap();
+                        let hi = if form.wide { hi.iter().map(|&q| i32::from(q)).sum::<i32>() } else { 0 };
+                        let of = want.halves[at];
+                        assert_eq!((of.lo_start[half], of.hi_start[half]), (-128 * lo, -128 * hi));
+                        assert_eq!(of.sum[half], want.scale[at] * (256 * hi + lo) as f32);
+                    }
+                }
             }
             for isa in Isa::all() {
                 let got = run(&mut pool, isa);
                 assert!(got.lo == want.lo && got.hi == want.hi, "{} {form:?}", isa.name());
                 assert!(got.scale == want.scale && got.sum == want.sum);
                 assert!(got.lo_start == want.lo_start && got.hi_start == want.hi_start);
+                assert!(got.halves == want.halves);
             }
         }
     }

@@ -5,23 +5,32 @@
 //! half-split:  a = x[i],  b = x[i + n]      interleaved:  a = x[2 i],  b = x[2 i + 1]       i < n
 //! ```
 //!
-//! with `n = rotary_dim / 2`; values after `rotary_dim` stay as they are. The angles of a step's rows are
+//! with `n = rotary_dim / 2`; values after `rotary_dim` stay as they are. An attention factor (YaRN, LongRoPE) is in the
+//! cosines and sines, so that it scales what is turned and nothing else. The angles of a step's rows are
 //! computed once, before the first layer: a table for the whole context would be as large as a layer.
 
-use crate::config::RopePairing;
+use crate::backend::Limits;
+use crate::config::{Rope, RopePairing};
 
 /// Cosines and sines of a step's rows.
 pub(crate) struct Angles {
     inv_freq: Vec<f32>, // (n)
     cos: Vec<f32>,      // (max_rows, n)
     sin: Vec<f32>,      // (max_rows, n)
+    /// Of cosines and sines.
+    factor: f32,
 }
 
 impl Angles {
+    /// Those of a rotary embedding, with room for the rows of a step.
+    pub(crate) fn of(rope: &Rope, limits: Limits) -> Self {
+        Self::new(rope.inv_freq(limits.max_context), rope.attention_factor, limits.max_rows)
+    }
+
     /// Room for `max_rows` rows.
-    pub(crate) fn new(inv_freq: Vec<f32>, max_rows: usize) -> Self {
+    pub(crate) fn new(inv_freq: Vec<f32>, factor: f32, max_rows: usize) -> Self {
         let len = inv_freq.len() * max_rows;
-        Angles { inv_freq, cos: vec![0.0; len], sin: vec![0.0; len] }
+        Angles { inv_freq, cos: vec![0.0; len], sin: vec![0.0; len], factor }
     }
 
     /// Computes the angles of rows at these positions.
@@ -30,7 +39,7 @@ impl Angles {
         for (row, &pos) in positions.iter().enumerate() {
             for (i, f) in self.inv_freq.iter().enumerate() {
                 let (sin, cos) = (pos as f32 * f).sin_cos();
-                (self.sin[row * n + i], self.cos[row * n + i]) = (sin, cos);
+                (self.sin[row * n + i], self.cos[row * n + i]) = (sin * self.factor, cos * self.factor);
             }
         }
     }
@@ -77,7 +86,7 @@ mod tests {
 
     #[test]
     fn pairs_turn_by_the_position_and_the_rest_stays() {
-        let mut angles = Angles::new(vec![1.0, 0.5], 2);
+        let mut angles = Angles::new(vec![1.0, 0.5], 1.0, 2);
         angles.fill(&[0, 3]);
         let start = [1.0, 2.0, 3.0, 4.0, 5.0];
         let mut head = start;
@@ -92,5 +101,11 @@ mod tests {
         angles.turn(1, &mut head, RopePairing::Interleaved);
         assert_eq!((head[0], head[1]), turned(1.0, 2.0, 3.0));
         assert_eq!((head[2], head[3]), turned(3.0, 4.0, 1.5));
+        // A factor scales what is turned, and nothing else.
+        angles.factor = 2.0;
+        angles.fill(&[0, 3]);
+        let mut head = start;
+        angles.turn(0, &mut head, RopePairing::Interleaved);
+        assert_eq!(head, [2.0, 4.0, 6.0, 8.0, 5.0]);
     }
 }

@@ -30,7 +30,7 @@ use super::{Backend, Limits, Role, TOP, Top};
 use crate::batch::{BLOCK_TOKENS, Batch};
 use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource};
 use crate::config::part::PartKind;
-use crate::config::{Activation, LayerConfig, ModelConfig, NormKind, RopePairing};
+use crate::config::{Activation, LayerConfig, ModelConfig, NormKind, QkNorm, RopePairing};
 use crate::error::{Error, Result};
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
@@ -124,6 +124,15 @@ impl Cuda {
         if ![64, 80, 96, 128].contains(&config.head_dim) {
             let reason = format!("cuda attention is written for 64, 80, 96 and 128, not {}", config.head_dim);
             return Err(Error::config("head_dim", reason));
+        }
+        let layers = || config.layers.iter();
+        if let Some(other) = layers().find_map(|l| l.qk_norm.filter(|&kind| kind != QkNorm::Head)) {
+            let reason = format!("cuda normalises each head before it is turned, not as {other:?}");
+            return Err(Error::config("norm of q and k", reason));
+        }
+        if layers().any(|layer| !layer.pre_norms) {
+            let reason = "cuda computes layers with norms before their halves, and these have none";
+            return Err(Error::config("norms before each half", reason));
         }
         if options.cache_dtype == CacheDtype::F32 {
             return Err(Error::option("cache_dtype", "expected bf16 on cuda, got f32"));
@@ -449,7 +458,8 @@ impl Backend for Cuda {
         norms: Option<&[Norm; 2]>,
     ) -> Result<()> {
         let c = &self.config;
-        let table = &c.ropes[layer.rope];
+        let at = layer.rope.unwrap_or(0);
+        let table = &c.ropes[at];
         let pairing = match table.pairing {
             RopePairing::HalfSplit => rope::Pairing::HalfSplit,
             RopePairing::Interleaved => rope::Pairing::Interleaved,
@@ -458,14 +468,14 @@ impl Backend for Cuda {
             n_heads: c.n_heads,
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
-            rotary_dim: table.rotary_dim,
+            rotary_dim: if layer.rope.is_some() { table.rotary_dim } else { 0 },
             pairing,
             q_norm: norms.map(|[q_norm, _]| &q_norm.weight),
             k_norm: norms.map(|[_, k_norm]| &k_norm.weight),
             eps: c.norm_eps,
         };
         let (stride, n, b) = (qkv.stride(), self.step.n, &self.step.arrays);
-        let (k, v, (cos, sin)) = (&mut kv.k, &mut kv.v, &b.angles[layer.rope]);
+        let (k, v, (cos, sin)) = (&mut kv.k, &mut kv.v, &b.angles[at]);
         let qkv = qkv.bf16s_mut();
         rope_and_cache(&self.device, &formula, qkv, stride, n, cos, sin, &b.slot_mapping, k, v)?;
         Ok(())

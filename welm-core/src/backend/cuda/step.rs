@@ -72,8 +72,7 @@ impl Step {
         limits: Limits,
     ) -> Result<Self> {
         let mut staging = Staging::new(device, Self::bytes(config, options, limits))?;
-        let mut angles: Vec<_> =
-            config.ropes.iter().map(|rope| Angles::new(rope.inv_freq(), limits.max_rows)).collect();
+        let mut angles: Vec<_> = config.ropes.iter().map(|rope| Angles::of(rope, limits)).collect();
         let table_len = table_len(options, limits);
         Ok(Step {
             arrays: lay_out(&mut staging, &mut angles, &Batch::default(), 0, &[], &[], table_len)?,

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use serde_json::json;
 
 use super::*;
+use crate::config::QkNorm;
 use crate::config::part::LayerPart;
 use crate::options::LoadOptions;
 use crate::side_file::DESCRIPTIONS;
@@ -301,7 +302,7 @@ fn optional_parts_and_biases_are_read_if_the_configuration_has_them() {
         let mut config = families::of_folder(dir.path())?.0;
         // As in Qwen2: q, k and v have biases, and the output has none.
         config.attention_bias = true;
-        config.layers[0].qk_norm = true;
+        config.layers[0].qk_norm = Some(QkNorm::Head);
         config.layers[0].post_norms = true;
         change(&mut config);
         let names = Names { of, biases_as_stored: false };
@@ -334,7 +335,7 @@ fn optional_parts_and_biases_are_read_if_the_configuration_has_them() {
         assert!(message.starts_with(&format!("tensor `{name}`: missing")), "{message}");
         let off = |c: &mut ModelConfig| {
             let layer = &mut c.layers[0];
-            *if name.contains("post") { &mut layer.post_norms } else { &mut layer.qk_norm } = false;
+            if name.contains("post") { layer.post_norms = false } else { layer.qk_norm = None }
         };
         let message = error(&tensors, &off);
         assert!(message.contains("nothing reads it, like") && message.contains(&name), "{message}");
@@ -350,7 +351,10 @@ fn optional_parts_and_biases_are_read_if_the_configuration_has_them() {
     }
     // A family that has no name for what its own configuration asks for.
     let message = open(&tensors, &|_| (), llama_names().of).err().unwrap().to_string();
-    assert!(message.starts_with("tensor `layers.0.q_norm`: the configuration asks for it"), "{message}");
+    assert!(
+        message.starts_with("tensor `layers.0.attn_post_norm`: the configuration asks for it"),
+        "{message}"
+    );
 }
 
 /// What a checkpoint may hold beside the model, and must not be left out in silence.

@@ -70,6 +70,11 @@ impl Fields {
         self.find(key).map(|v| size(v).ok_or_else(|| self.wrong(key, "a whole number", v))).transpose()
     }
 
+    /// A size that has a default; null is none.
+    pub(crate) fn opt_size_or(&self, key: &str, default: usize) -> Result<Option<usize>> {
+        if self.given(key).is_none() { Ok(Some(default)) } else { self.opt_size(key) }
+    }
+
     pub(crate) fn size(&self, key: &str) -> Result<usize> {
         self.opt_size(key)?.ok_or_else(|| self.missing(key))
     }
@@ -98,6 +103,12 @@ impl Fields {
         self.opt_number(key)?.ok_or_else(|| self.missing(key))
     }
 
+    pub(crate) fn need_numbers(&self, key: &str) -> Result<Vec<f64>> {
+        let value = self.find(key).ok_or_else(|| self.missing(key))?;
+        let numbers = value.as_array().and_then(|list| list.iter().map(Json::as_f64).collect());
+        numbers.ok_or_else(|| self.wrong(key, "a list of numbers", value))
+    }
+
     pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
         self.given(key).map(|v| v.as_bool().ok_or_else(|| self.wrong(key, "true or false", v))).transpose()
     }
@@ -108,6 +119,16 @@ impl Fields {
 
     pub(crate) fn text(&self, key: &str) -> Result<&str> {
         self.opt_text(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A text of which only these are known; one that is absent is fine.
+    pub(crate) fn expect_text(&self, key: &str, known: &[&str]) -> Result<()> {
+        match self.opt_text(key)? {
+            Some(other) if !known.contains(&other) => {
+                Err(Error::config(self.path(key), format!("expected {}, got `{other}`", known.join(" or "))))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// One id, a list of ids, or nothing.

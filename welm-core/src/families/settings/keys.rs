@@ -107,7 +107,8 @@ const CHANGES: &[(&str, Off)] = &[
     ("attention_chunk_size", Off::Absent), ("sliding_window_pattern", Off::Absent),
     ("layer_types", Off::All("full_attention")), ("attn_layer_types", Off::All("full_attention")),
     ("mlp_layer_types", Off::All("dense")), ("attention_sinks", Off::Absent), ("use_sliding_window", Off::Absent),
-    ("use_sinks", Off::Absent), ("prefix_lm", Off::Absent),
+    ("use_sinks", Off::Absent), ("prefix_lm", Off::Absent), ("use_bidirectional_attention", Off::Absent),
+    ("use_cla", Off::Absent),
     ("use_logn_attn", Off::Absent), ("attn_temperature_tuning", Off::Absent), ("is_causal", Off::True),
     // Factors and caps.
     ("logit_scale", Off::Number(1.0)), ("logits_scaling", Off::Number(1.0)),

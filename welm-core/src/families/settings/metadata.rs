@@ -50,6 +50,16 @@ impl<'a> Metadata<'a> {
         self.file.opt_bool(&self.key(name))
     }
 
+    /// Flags of layers: as many of them as there are layers, if there are any.
+    pub(crate) fn opt_flags(&self, name: &str, n_layers: usize) -> Result<Option<Vec<bool>>> {
+        let key = self.key(name);
+        match self.file.len_of(&key) {
+            None => Ok(None),
+            Some(n) if n == n_layers => self.file.opt_flags(&key),
+            Some(n) => Err(self.error(name, format!("expected one for each of {n_layers} layers, got {n}"))),
+        }
+    }
+
     pub(crate) fn opt_text(&self, name: &str) -> Result<Option<&str>> {
         self.file.opt_str(&self.key(name))
     }
@@ -96,9 +106,8 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// Refuses a scale of `q k^T` that is not the usual one.
-    pub(crate) fn refuse_scale(&self, head_dim: usize) -> Result<()> {
-        let scale = 1.0 / (head_dim as f32).sqrt();
+    /// Refuses a scale of `q k^T` that is not the family's.
+    pub(crate) fn refuse_scale(&self, scale: f32) -> Result<()> {
         let other = self.opt_f32("attention.scale")?.filter(|x| *x != 0.0 && (x - scale).abs() > 1e-6);
         other.map_or(Ok(()), |other| {
             Err(self.error("attention.scale", format!("expected {scale}, got {other}")))

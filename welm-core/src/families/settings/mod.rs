@@ -8,6 +8,7 @@ mod fields;
 mod keys;
 mod metadata;
 pub(crate) mod rope;
+pub(crate) mod windows;
 
 pub(crate) use fields::Fields;
 pub(crate) use metadata::Metadata;
@@ -18,8 +19,13 @@ use crate::error::{Error, Result};
 impl Fields {
     /// The sizes, whose keys are the same in every family.
     pub(crate) fn sizes(&self) -> Result<ModelSizes> {
+        self.sizes_with(None)
+    }
+
+    /// The sizes, where the family has a width of heads for configurations that state none.
+    pub(crate) fn sizes_with(&self, default_head_dim: Option<usize>) -> Result<ModelSizes> {
         let (dim, n_heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
-        let head_dim = match self.opt_size("head_dim")? {
+        let head_dim = match self.opt_size("head_dim")?.or(default_head_dim) {
             Some(head_dim) => head_dim,
             None => divide("hidden_size", dim, "num_attention_heads", n_heads)?,
         };

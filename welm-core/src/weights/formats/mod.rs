@@ -6,13 +6,26 @@
 //!
 //! [`int8`] is not among them: it is what matrices are quantised to, and lies in tiles ([`super::tiles`]), not in rows.
 
+pub(crate) mod codes;
 pub(crate) mod int8;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
 mod plain;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
 mod q8_0;
 
 use half::f16;
+
+use self::codes::Coding;
 
 /// Values that share a scale in formats of small blocks, and in what the kernels compute with.
 const SMALL_BLOCK: usize = 32;
@@ -60,6 +73,16 @@ pub(crate) trait BlockFormat: Sync {
     fn int4(&self) -> Option<UnpackInt4> {
         None
     }
+
+    /// Whether blocks share scales.
+    fn is_blocks(&self) -> bool {
+        self.values() > 1
+    }
+
+    /// How values of few bits are coded, if they are.
+    fn coding(&self) -> Option<&'static Coding> {
+        None
+    }
 }
 
 /// The enum of all formats, and the format of each.
@@ -67,12 +90,13 @@ macro_rules! formats {
     ($($(#[$doc:meta])* $name:ident in $file:ident,)*) => {
         /// How the elements of a tensor are stored.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[allow(non_camel_case_types)] // ggml's names
         pub(crate) enum StoredType {
             $($(#[$doc])* $name,)*
         }
 
         impl StoredType {
-            const ALL: &[StoredType] = &[$(StoredType::$name),*];
+            pub(crate) const ALL: &[StoredType] = &[$(StoredType::$name),*];
 
             /// What is known of it.
             pub(crate) fn format(self) -> &'static dyn BlockFormat {
@@ -101,6 +125,26 @@ formats! {
     Q4_0 in q4_0,
     /// ggml's blocks of 32 half bytes with a scale and a minimum.
     Q4_1 in q4_1,
+    /// ggml's blocks of 32 values of five bits with a scale.
+    Q5_0 in q5_0,
+    /// ggml's blocks of 32 values of five bits with a scale and a minimum.
+    Q5_1 in q5_1,
+    /// ggml's blocks of 32 entries of a table with a scale.
+    IQ4_NL in iq4_nl,
+    /// Blocks of 32 floats of four bits with a power of two, as the Open Compute Project defines them.
+    MXFP4 in mxfp4,
+    /// ggml's blocks of 256 values of two bits, with scales and minima of four bits for 16.
+    Q2_K in q2_k,
+    /// ggml's blocks of 256 values of three bits, with scales of six bits for 16.
+    Q3_K in q3_k,
+    /// ggml's blocks of 256 half bytes, with scales and minima of six bits for 32.
+    Q4_K in q4_k,
+    /// ggml's blocks of 256 values of five bits, with scales and minima of six bits for 32.
+    Q5_K in q5_k,
+    /// ggml's blocks of 256 values of six bits, with scales of eight bits for 16.
+    Q6_K in q6_k,
+    /// ggml's blocks of 256 entries of a table, with scales of six bits for 32.
+    IQ4_XS in iq4_xs,
 }
 
 impl StoredType {
@@ -124,17 +168,25 @@ fn f16_at(bytes: &[u8]) -> f16 {
     f16::from_le_bytes([bytes[0], bytes[1]])
 }
 
-/// The halves of 16 bytes as 32 values: the low ones are the first 16.
+/// The halves of bytes as values: the low ones are the first.
 fn halves(bytes: &[u8], q: &mut [u8]) {
-    let (low, high) = q.split_at_mut(SMALL_BLOCK / 2);
+    let (low, high) = q.split_at_mut(bytes.len());
     for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
         (*low, *high) = (byte & 15, byte >> 4);
+    }
+}
+
+/// The quarters of bytes as values: bits `2 i` of 32 bytes are values `32 i` on of 128.
+fn two_bits(bytes: &[u8], q: &mut [u8]) {
+    for (k, q) in q.iter_mut().enumerate() {
+        *q = bytes[k / 128 * 32 + k % 32] >> (k / 32 % 4 * 2) & 3;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::safetensors;
 
     /// A block of any bytes whose halves of 16 bits, taken as f16, are all finite.
     fn block(bytes: usize, seed: u32) -> Vec<u8> {
@@ -167,7 +219,62 @@ mod tests {
                 }
             }
         }
-        assert!(held >= 200, "Q8_0 and Q4_0 in int8, Q4_0 and Q4_1 in four bits: {held}");
+        assert!(held >= 250, "Q8_0, Q5_0 and Q4_0 in int8, Q4_0 and Q4_1 in four bits: {held}");
+    }
+
+    #[test]
+    fn blocks_have_the_values_that_gguf_gives_them() {
+        let path = std::path::Path::new("../tests/fixtures/block_formats.safetensors");
+        let file = safetensors::open(path).unwrap();
+        let mut formats = 0;
+        for stored in StoredType::ALL {
+            let format = stored.format();
+            let Ok(blocks) = file.get(&format!("{}.blocks", format.name())) else { continue };
+            let want = file.get(&format!("{}.values", format.name())).unwrap().to_f32();
+            let mut got = vec![0.0; want.len()];
+            format.dequantise(blocks.bytes(), &mut got);
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&got), bits(&want), "{}", format.name());
+            formats += 1;
+        }
+        assert_eq!(formats, 10);
+    }
+
+    impl dyn BlockFormat {
+        /// Where a block of a coded format has an f16.
+        pub(crate) fn scale_places(&self) -> &'static [usize] {
+            match self.name() {
+                "MXFP4" => &[],
+                "Q5_0" | "IQ4_NL" | "IQ4_XS" => &[0],
+                "Q5_1" | "Q4_K" | "Q5_K" => &[0, 2],
+                "Q2_K" => &[80, 82],
+                "Q3_K" => &[108],
+                "Q6_K" => &[208],
+                other => panic!("{other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn scales_that_are_not_finite_are_found() {
+        for format in StoredType::ALL.iter().map(|stored| stored.format()).filter(|f| f.coding().is_some()) {
+            let finite = format.finite_scales().unwrap();
+            let block = vec![0; format.bytes()];
+            assert!(finite(&block));
+            for (&at, bad) in format
+                .scale_places()
+                .iter()
+                .flat_map(|at| [f16::INFINITY, f16::NEG_INFINITY, f16::NAN].map(|bad| (at, bad)))
+            {
+                let mut block = block.clone();
+                block[at..at + 2].copy_from_slice(&bad.to_le_bytes());
+                assert!(!finite(&block), "{} at {at}", format.name());
+            }
+            if format.name() == "MXFP4" {
+                let finite = |exponent: u8| finite(&[&[exponent], &block[1..]].concat());
+                assert!(finite(252) && !finite(253) && !finite(254) && !finite(255));
+            }
+        }
     }
 
     #[test]
@@ -176,7 +283,10 @@ mod tests {
             StoredType::ALL.iter().all(|&stored| StoredType::named(stored.format().name()) == Some(stored))
         );
         assert_eq!(StoredType::named("Q9_9"), None);
-        assert_eq!(StoredType::of_weights(true), "F32, F16, BF16, Q8_0, Q4_0 and Q4_1");
+        assert_eq!(
+            StoredType::of_weights(true),
+            "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K and IQ4_XS"
+        );
         assert_eq!(StoredType::of_weights(false), "F32, F16 and BF16");
     }
 }

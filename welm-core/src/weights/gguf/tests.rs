@@ -302,8 +302,8 @@ fn a_tensor_that_cannot_be_read_is_an_error_of_who_reads_it() {
     };
     assert_eq!(error(&[4, 0], 0), "tensor `t`: shape (0, 4) holds no element");
     let supported = format!("is not supported; {} are", StoredType::of_weights(true));
-    assert!(error(&[256], 12).ends_with(&format!("type Q4_K {supported}")));
-    assert!(error(&[256], 14).ends_with(&format!("type Q6_K {supported}")));
+    assert!(error(&[256], 16).ends_with(&format!("type IQ2_XXS {supported}")));
+    assert!(error(&[256], 34).ends_with(&format!("type TQ1_0 {supported}")));
     assert!(error(&[256], 36).ends_with(&format!("type number 36 {supported}")));
     assert!(error(&[256], 77).ends_with(&format!("type number 77 {supported}")));
 }

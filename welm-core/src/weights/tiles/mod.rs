@@ -12,18 +12,128 @@
 //! costs nothing. Of four bits, half a register is the first operand of one `vpdpbusd`, the other half that of the next.
 //! Rows and columns are padded with zeros to whole tiles.
 //!
-//! [`int8`] and [`int4`] are matrices in this layout; [`pack`] makes them of what is stored.
+//! [`int8`] and [`int4`] are matrices in this layout; [`pack`] makes them of what is stored. [`coded`] is one of its own,
+//! which becomes int8 tiles while it is multiplied.
 
+pub(crate) mod coded;
 pub(crate) mod int4;
 pub(crate) mod int8;
 mod pack;
 
+use self::coded::CodedTiles;
+use self::int4::Int4Tiles;
+use self::int8::Int8Tiles;
+use super::formats::StoredType;
+use super::formats::int8::Grouping;
+use super::tensor::Segment;
+use crate::error::Result;
 use crate::isa::{GROUP, LANES};
 
 /// Bytes of an int8 tile.
 pub(crate) const INT8_TILE: usize = LANES * GROUP;
 /// Bytes of a tile of four bits.
 pub(crate) const INT4_TILE: usize = LANES * GROUP / 2;
+
+/// A matrix of quantised weights, in any layout.
+pub(crate) enum Tiled {
+    Int8(Int8Tiles),
+    Int4(Int4Tiles),
+    Coded(CodedTiles),
+}
+
+/// Which layout holds what is stored.
+#[derive(PartialEq, Eq)]
+enum Layout {
+    Int8,
+    Int4,
+    Coded(StoredType),
+}
+
+impl Layout {
+    /// The one in which a block format is computed with as it is.
+    fn of(stored: StoredType) -> Layout {
+        match stored.format() {
+            format if format.coding().is_some() => Layout::Coded(stored),
+            format if format.int4().is_some() => Layout::Int4,
+            _ => Layout::Int8,
+        }
+    }
+}
+
+/// Segments that follow each other and have one layout.
+fn same_layout(segments: &[Segment]) -> impl Iterator<Item = (Layout, &[Segment])> {
+    let same = |a: &Segment, b: &Segment| Layout::of(a.tensor.dtype) == Layout::of(b.tensor.dtype);
+    segments.chunk_by(same).map(|segments| (Layout::of(segments[0].tensor.dtype), segments))
+}
+
+impl Tiled {
+    /// Repacks segments of block formats as they are, each part of a matrix in the layout of its own format.
+    pub(crate) fn pack(name: &str, cols: usize, segments: &[Segment], threads: usize) -> Result<Vec<Tiled>> {
+        let pack = |(layout, segments): (Layout, &[Segment])| {
+            let rows = segments.iter().map(|s| s.n_rows).sum();
+            Ok(match layout {
+                Layout::Int8 => {
+                    Tiled::Int8(Int8Tiles::pack(name, rows, cols, segments, Grouping::Plain, threads)?)
+                }
+                Layout::Int4 => Tiled::Int4(Int4Tiles::pack(name, rows, cols, segments, threads)?),
+                Layout::Coded(stored) => {
+                    let coding = stored.format().coding().expect("the layout is of those that are coded");
+                    Tiled::Coded(CodedTiles::pack(cols, segments, coding, threads)?)
+                }
+            })
+        };
+        same_layout(segments).map(pack).collect()
+    }
+
+    /// Bytes of what `pack` makes.
+    pub(crate) fn bytes_of(cols: usize, segments: &[Segment]) -> u64 {
+        let bytes = |(layout, segments): (Layout, &[Segment])| {
+            let rows = segments.iter().map(|s| s.n_rows).sum();
+            match layout {
+                Layout::Int8 => Int8Tiles::bytes_of(rows, cols, Grouping::Plain),
+                Layout::Int4 => Int4Tiles::bytes_of(rows, cols),
+                Layout::Coded(stored) => {
+                    let coding = stored.format().coding().expect("the layout is of those that are coded");
+                    CodedTiles::bytes_of(rows, cols, coding)
+                }
+            }
+        };
+        same_layout(segments).map(bytes).sum()
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        match self {
+            Tiled::Int8(w) => w.rows,
+            Tiled::Int4(w) => w.rows,
+            Tiled::Coded(w) => w.rows,
+        }
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        match self {
+            Tiled::Int8(w) => w.cols,
+            Tiled::Int4(w) => w.cols,
+            Tiled::Coded(w) => w.cols,
+        }
+    }
+
+    /// The groups of the activations that it is multiplied with.
+    pub(crate) fn grouping(&self) -> Grouping {
+        match self {
+            Tiled::Int8(w) => w.grouping,
+            Tiled::Int4(_) | Tiled::Coded(_) => Grouping::Plain,
+        }
+    }
+
+    /// Writes row `row` as f32 into `out`, `(cols)`: an embedding look-up.
+    pub(crate) fn row_f32(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Tiled::Int8(w) => w.row_f32(row, out),
+            Tiled::Int4(w) => w.row_f32(row, out),
+            Tiled::Coded(w) => w.row_f32(row, out),
+        }
+    }
+}
 
 /// Tiles down and across of a matrix.
 pub(crate) fn tile_counts(rows: usize, cols: usize) -> (usize, usize) {

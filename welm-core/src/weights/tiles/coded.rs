@@ -1,0 +1,307 @@
+//! Weights of few bits as GGUF files code them (see `weights::formats::codes`), repacked so that a vector has sixteen rows.
+//!
+//! A strip of 16 rows is units of 256 columns; the last may be shorter. A unit has its codes, then its scales:
+//!
+//! ```text
+//! codes of each 32 columns, in planes of (.., 16, 4) bytes, in which place (o, i) is of row o and columns 4 j + i:
+//!   four bits: 4 x (16, 4) u8, j = 2 p low and j = 2 p + 1 high in plane p      formats of 4, 5 and 6 bits
+//!   two bits:  2 x (16, 4) u8, j = 4 p + b in bits 2 b of plane p               all of 2 and 3 bits, the highest of 6
+//!   one bit:       (16, 4) u8, j in bit j                                       the highest of 3 and 5 bits
+//! scales of each group: (groups, 16) f16 d, then as many f16 m                  F16, F16Min
+//!                       (groups, 16) u8                                         Exponent
+//!                       (groups, 16) i8 sc, then as many u8 m,
+//!                       then (16) f16 d, (16) f16 -dmin                         Super, SuperMin
+//! ```
+//!
+//! So nothing is rounded, and a weight takes about as many bits as in the file: 4.63 of Q4_K's 4.5, 6.63 of Q6_K's 6.56.
+//! Units begin at multiples of 64 bytes. One stream of memory has all that a strip needs.
+
+use half::f16;
+
+use super::tile_counts;
+use crate::error::Result;
+use crate::host::threads;
+use crate::isa::{GROUP, LANES};
+use crate::memory::Memory;
+use crate::weights::formats::codes::{Codes, Coding, SUPER_BLOCK, Scales};
+use crate::weights::slab::Slab;
+use crate::weights::tensor::{Segment, rows_of};
+
+/// Tiles of 32 columns of a whole unit.
+pub(crate) const UNIT: usize = SUPER_BLOCK / GROUP;
+
+/// A matrix `(rows, cols)` of coded weights.
+pub(crate) struct CodedTiles {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) coding: &'static Coding,
+    pub(crate) data: Slab<u8>, // (rows / 16) strips
+}
+
+/// Where the parts of a unit begin, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places {
+    /// Scales, and what they are multiplied with.
+    pub(crate) scale: usize,
+    /// Minima of groups.
+    pub(crate) min: usize,
+    /// `d` and `-dmin` of the block.
+    pub(crate) block: usize,
+    /// The end: where the next unit begins.
+    pub(crate) end: usize,
+}
+
+impl Coding {
+    /// Bytes of the codes of 16 rows and 32 columns.
+    pub(crate) fn tile_bytes(&self) -> usize {
+        self.bits as usize * GROUP * LANES / 8
+    }
+
+    /// The parts of a unit of so many tiles.
+    pub(crate) fn places(&self, tiles: usize) -> Places {
+        let groups = tiles * (GROUP / self.group);
+        let (of_scale, of_min, of_block) = match self.scales {
+            Scales::F16 => (2, 0, 0),
+            Scales::F16Min => (2, 2, 0),
+            Scales::Exponent => (1, 0, 0),
+            Scales::Super => (1, 0, 2),
+            Scales::SuperMin => (1, 1, 4),
+        };
+        let scale = tiles * self.tile_bytes();
+        let min = scale + groups * LANES * of_scale;
+        let block = min + groups * LANES * of_min;
+        Places { scale, min, block, end: (block + LANES * of_block).next_multiple_of(64) }
+    }
+
+    /// Bytes of a strip of so many tiles.
+    pub(crate) fn strip_bytes(&self, tiles: usize) -> usize {
+        tiles / UNIT * self.places(UNIT).end + self.places(tiles % UNIT).end
+    }
+}
+
+/// The byte and the bits down of value `k` of row `o` in the plane of `bits` bits.
+fn place(bits: usize, o: usize, k: usize) -> (usize, usize) {
+    let per_byte = 8 / bits;
+    let j = k / 4;
+    ((j / per_byte * LANES + o) * 4 + k % 4, j % per_byte * bits)
+}
+
+/// The planes of codes of so many bits: the bits of each, and the lowest of a code's bits that it has.
+fn planes(bits: u32) -> &'static [(usize, usize)] {
+    match bits {
+        2 => &[(2, 0)],
+        3 => &[(2, 0), (1, 2)],
+        4 => &[(4, 0)],
+        5 => &[(4, 0), (1, 4)],
+        6 => &[(4, 0), (2, 4)],
+        _ => unreachable!("codes have 2 to 6 bits"),
+    }
+}
+
+impl CodedTiles {
+    /// Bytes of such a matrix.
+    pub(crate) fn bytes_of(rows: usize, cols: usize, coding: &Coding) -> u64 {
+        let (down, across) = tile_counts(rows, cols);
+        down as u64 * coding.strip_bytes(across) as u64
+    }
+
+    /// Repacks segments that are all coded so. Uses `threads` threads.
+    pub(crate) fn pack(
+        cols: usize,
+        segments: &[Segment],
+        coding: &'static Coding,
+        threads: usize,
+    ) -> Result<Self> {
+        let stored = rows_of(segments);
+        let (down, across) = tile_counts(stored.len(), cols);
+        let strip = coding.strip_bytes(across);
+        let mut data = Memory::zeroed(down * strip, "coded weights")?;
+        let per_thread = down.div_ceil(threads.max(1));
+        let parts = data.chunks_mut(per_thread * strip).zip(stored.chunks(per_thread * LANES));
+        threads::all(parts, |(data, stored)| {
+            for (strip, stored) in data.chunks_mut(strip).zip(stored.chunks(LANES)) {
+                for (o, (segment, row)) in stored.iter().enumerate() {
+                    let format = segment.tensor.dtype.format();
+                    let mut codes = Codes::new();
+                    let blocks = segment.tensor.row_bytes(*row).chunks_exact(format.bytes());
+                    for (block, first) in blocks.zip((0..cols).step_by(format.values())) {
+                        (coding.read)(block, &mut codes);
+                        let unit = first / SUPER_BLOCK;
+                        let places = coding.places(UNIT.min(across - unit * UNIT));
+                        let strip = &mut strip[unit * coding.places(UNIT).end..];
+                        write(strip, places, coding, o, first % SUPER_BLOCK, &codes, format.values());
+                    }
+                }
+            }
+            true
+        });
+        Ok(CodedTiles { rows: stored.len(), cols, coding, data: data.into() })
+    }
+
+    /// Writes row `row` as f32 into `out`, `(cols)`: an embedding look-up.
+    pub(crate) fn row_f32(&self, row: usize, out: &mut [f32]) {
+        let (across, coding) = (tile_counts(self.rows, self.cols).1, self.coding);
+        let strip_bytes = coding.strip_bytes(across);
+        let strip = &self.data[row / LANES * strip_bytes..][..strip_bytes];
+        let o = row % LANES;
+        let mut codes = Codes::new();
+        for (unit, out) in out.chunks_mut(SUPER_BLOCK).enumerate() {
+            let places = coding.places(out.len() / GROUP);
+            let unit = &strip[unit * coding.places(UNIT).end..][..places.end];
+            for (g, out) in out.chunks_mut(coding.group).enumerate() {
+                read_scales(unit, places, coding, o, g, &mut codes);
+                let (scale, min) = codes.scale(coding.scales, g);
+                for (k, x) in out.iter_mut().enumerate() {
+                    let code = read_code(unit, coding, o, g * coding.group + k);
+                    *x = coding.value(code, scale, min);
+                }
+            }
+        }
+    }
+}
+
+/// Writes a block of row `o` that begins at column `first` of a unit.
+fn write(
+    unit: &mut [u8],
+    places: Places,
+    coding: &Coding,
+    o: usize,
+    first: usize,
+    codes: &Codes,
+    values: usize,
+) {
+    for k in 0..values {
+        let mut tile = (first + k) / GROUP * coding.tile_bytes();
+        for &(bits, lowest) in planes(coding.bits) {
+            let (at, down) = place(bits, o, (first + k) % GROUP);
+            unit[tile + at] |= (codes.code[k] >> lowest & ((1 << bits) - 1)) << down;
+            tile += bits * GROUP * LANES / 8;
+        }
+    }
+    for g in 0..values / coding.group {
+        let at = (first / coding.group + g) * LANES + o;
+        let mut half = |at: usize, x: f16| unit[at..at + 2].copy_from_slice(&x.to_le_bytes());
+        match coding.scales {
+            Scales::F16 => half(places.scale + 2 * at, codes.d),
+            Scales::F16Min => {
+                half(places.scale + 2 * at, codes.d);
+                half(places.min + 2 * at, codes.min);
+            }
+            Scales::Exponent => unit[places.scale + at] = codes.scale_of[g].cast_unsigned(),
+            Scales::Super => {
+                half(places.block + 2 * o, codes.d);
+                unit[places.scale + at] = codes.scale_of[g].cast_unsigned();
+            }
+            Scales::SuperMin => {
+                half(places.block + 2 * o, codes.d);
+                half(places.block + 2 * (LANES + o), -codes.min);
+                unit[places.scale + at] = codes.scale_of[g].cast_unsigned();
+                unit[places.min + at] = codes.min_of[g];
+            }
+        }
+    }
+}
+
+/// The code of row `o` and column `k` of a unit.
+fn read_code(unit: &[u8], coding: &Coding, o: usize, k: usize) -> u8 {
+    let (mut tile, mut code) = (k / GROUP * coding.tile_bytes(), 0);
+    for &(bits, lowest) in planes(coding.bits) {
+        let (at, down) = place(bits, o, k % GROUP);
+        code |= (unit[tile + at] >> down & ((1 << bits) - 1)) << lowest;
+        tile += bits * GROUP * LANES / 8;
+    }
+    code
+}
+
+/// What group `g` of row `o` is scaled with.
+fn read_scales(unit: &[u8], places: Places, coding: &Coding, o: usize, g: usize, to: &mut Codes) {
+    let at = g * LANES + o;
+    let half = |at: usize| f16::from_le_bytes([unit[at], unit[at + 1]]);
+    match coding.scales {
+        Scales::F16 => to.d = half(places.scale + 2 * at),
+        Scales::F16Min => {
+            (to.d, to.min) = (half(places.scale + 2 * at), half(places.min + 2 * at));
+        }
+        Scales::Exponent => to.scale_of[g] = unit[places.scale + at].cast_signed(),
+        Scales::Super | Scales::SuperMin => {
+            to.d = half(places.block + 2 * o);
+            to.scale_of[g] = unit[places.scale + at].cast_signed();
+            if coding.scales == Scales::SuperMin {
+                to.min = -half(places.block + 2 * (LANES + o));
+                to.min_of[g] = unit[places.min + at];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::weights::formats::StoredType;
+    use crate::weights::tensor::StoredTensor;
+    use crate::weights::tests::mapped;
+
+    /// The types that are coded.
+    pub(crate) fn coded() -> impl Iterator<Item = StoredType> {
+        StoredType::ALL.iter().copied().filter(|stored| stored.format().coding().is_some())
+    }
+
+    /// A tensor of any codes, with scales of usual size.
+    pub(crate) fn tensor(stored: StoredType, rows: usize, cols: usize) -> StoredTensor {
+        let format = stored.format();
+        let mut state = 7u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 13
+        };
+        let mut bytes = Vec::new();
+        for _ in 0..rows * cols / format.values() {
+            let mut block: Vec<u8> = (0..format.bytes()).map(|_| noise() as u8).collect();
+            for at in format.scale_places() {
+                let scale = f16::from_f32((noise() % 1_000) as f32 / 40_000.0 + 0.001);
+                block[*at..*at + 2].copy_from_slice(&scale.to_le_bytes());
+            }
+            if stored == StoredType::MXFP4 {
+                block[0] = 118 + (block[0] & 7);
+            }
+            bytes.extend(block);
+        }
+        StoredTensor::new(&mapped(&bytes), "t", stored, &[rows, cols], 0).unwrap()
+    }
+
+    #[test]
+    fn packed_rows_are_the_stored_ones_bit_for_bit() {
+        for stored in coded() {
+            let (values, coding) = (stored.format().values(), stored.format().coding().unwrap());
+            for cols in [values, 256, 768, 7 * values] {
+                let segment = |rows, first_row, n_rows| Segment {
+                    tensor: tensor(stored, rows, cols),
+                    first_row,
+                    n_rows,
+                };
+                let segments = [segment(9, 3, 5), segment(40, 1, 30)];
+                for threads in [1, 3] {
+                    let packed = CodedTiles::pack(cols, &segments, coding, threads).unwrap();
+                    assert_eq!(packed.data.len() as u64, CodedTiles::bytes_of(35, cols, coding));
+                    for (row, (segment, stored_row)) in rows_of(&segments).into_iter().enumerate() {
+                        let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);
+                        packed.row_f32(row, &mut got);
+                        segment.tensor.row_f32(stored_row, &mut want);
+                        assert!(got == want, "{stored:?} row {row} of {cols}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_near_the_files_size() {
+        for stored in coded() {
+            let (format, coding) = (stored.format(), stored.format().coding().unwrap());
+            let file = (256 * 1_024 / format.values() * format.bytes()) as f64;
+            let ratio = CodedTiles::bytes_of(256, 1_024, coding) as f64 / file;
+            let most = if stored == StoredType::Q2_K { 1.2 } else { 1.06 };
+            assert!((0.99..most).contains(&ratio), "{stored:?}: {ratio}");
+        }
+    }
+}
