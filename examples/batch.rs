@@ -1,4 +1,4 @@
-//! Many requests from many threads: they are computed together without being told to.
+//! Many requests from many threads. The engine computes them together by itself.
 //!
 //! ```sh
 //! cargo run --release --example batch -- 床前明月光， 春眠不觉晓， 白日依山尽， 红豆生南国，

@@ -1,7 +1,7 @@
-//! What the example programs share: where the model is, how it is loaded, and how a program ends.
+//! Code that the example programs share: where the model is, how it is loaded, and how a program ends.
 //!
-//! Programs write with `write!` and `writeln!`: the macros `print!` and `eprint!` panic where nobody reads on, or the
-//! disk is full.
+//! Programs write with `write!` and `writeln!`, because `print!` and `eprint!` panic if the reader has gone or the disk
+//! is full.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -11,14 +11,15 @@ use std::sync::Arc;
 use clap::Args;
 use welm_core::{Activations, CacheDtype, Device, Dtype, LoadOptions, Model};
 
-/// Runs a program. An error is told on stderr, but that nobody reads the output any more, as in `generate .. | head`.
+/// Runs a program. An error is written to stderr, except if the reader of the output has gone, as in `generate .. |
+/// head`.
 pub fn run(program: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     let Err(error) = program().and_then(|()| Ok(io::stdout().flush()?)) else {
         return ExitCode::SUCCESS;
     };
     let broken = |cause: &io::Error| cause.kind() == ErrorKind::BrokenPipe;
     if error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken)) {
-        return ExitCode::from(141); // as the shell reports a program that SIGPIPE ended
+        return ExitCode::from(141); // what a shell reports for a program that SIGPIPE ended
     }
     tell(&format!("Error: {error:#}\n"));
     ExitCode::FAILURE

@@ -1,4 +1,4 @@
-//! Writes an int8 folder, which then loads by mapping alone.
+//! Writes an int8 folder. It loads fast, because its file only has to be mapped.
 //!
 //! ```sh
 //! cargo run --release --example quantize -- my-model my-model-int8

@@ -1,4 +1,4 @@
-//! Ranks continuations by their log-likelihood: how choice tasks are answered.
+//! Ranks continuations by their log-likelihood. Multiple-choice tasks are answered in this way.
 //!
 //! ```sh
 //! cargo run --release --example score -- --prompt 床前明月光， 疑是地上霜。 地上霜疑是。 今天买电脑。
@@ -14,7 +14,7 @@ use welm_examples::LoadArgs;
 /// Ranks continuations of a prompt, the likeliest first.
 #[derive(Debug, Parser)]
 struct Args {
-    /// What comes before
+    /// The text before
     #[arg(long, default_value = "床前明月光，")]
     prompt: String,
     /// The continuations

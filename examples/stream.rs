@@ -1,4 +1,4 @@
-//! Streams, one of them given up half-way: what a service does when its client hangs up.
+//! Streams that are given up half-way, as in a service whose client hangs up.
 //!
 //! ```sh
 //! cargo run --release --example stream

@@ -20,15 +20,18 @@
  * - It returns a welm_status if it can fail. Outputs are written only with WELM_OK, and a welm_error only with a
  *   status that is an error: not WELM_OK, WELM_END or WELM_PENDING. Functions that only look something up return it,
  *   and 0, false or NULL for a NULL handle.
- * - Handles are opaque. What a function calls the caller's is freed with the welm_..._free of its type, once; freeing
- *   NULL does nothing. What belongs to a handle is gone when that is freed.
- * - Texts are UTF-8. Where one is taken with a length in bytes, WELM_NUL_TERMINATED may stand for it. A NUL stands
- *   after each text that is returned, but a text may hold NULs of its own. NULL is an empty text of length 0.
- * - Structs that begin with struct_size may grow in later versions: set it, by their init function or by hand, to the
+ * - A function with a welm_error argument may return WELM_NULL_POINTER, WELM_INVALID_ARGUMENT, WELM_INVALID_UTF8 or
+ *   WELM_PANIC. The comments call these the general errors.
+ * - Handles are opaque. If a comment says that an object is the caller's, the caller frees it once, with the
+ *   welm_..._free of its type; freeing NULL does nothing. If it says that an object belongs to a handle, it is freed
+ *   with the handle.
+ * - Texts are UTF-8. A length is in bytes, or WELM_NUL_TERMINATED for a text that ends at its first NUL. Each returned
+ *   text has a NUL after it, but may also contain NULs. NULL with length 0 is an empty text.
+ * - Structs that begin with struct_size may grow in later versions. Set it, by their init function or by hand, to the
  *   sizeof that your compiler knows. What a newer library adds is then at its default; what an older library does
  *   not know must be 0. Structs that functions return by pointer may grow, too: copy fields, not structs.
- * - Callbacks must not throw, nor longjmp out.
- * - No fault inside the library unwinds into the program or ends it: it is WELM_PANIC.
+ * - Callbacks must not throw, and must not longjmp out.
+ * - A fault inside the library is WELM_PANIC. It does not unwind into the program, and does not end it.
  */
 
 #ifndef WELM_H
@@ -58,7 +61,7 @@
 #define WELM_VERSION_PATCH 0
 
 /**
- * Changes whenever a program that was compiled with an older header would no longer run as it did.
+ * Changes whenever a program that was compiled with an older header would no longer work.
  */
 #define WELM_ABI_VERSION 1
 
@@ -68,7 +71,7 @@
 #define WELM_HISTOGRAM_BUCKETS 23
 
 /**
- * What a function returns. Those from 16 on are the engine's own errors.
+ * What a function returns. Values from 16 on are errors of the engine.
  */
 typedef enum {
   /**
@@ -80,7 +83,7 @@ typedef enum {
    */
   WELM_END = 1,
   /**
-   * An argument is NULL that must not be.
+   * An argument is NULL that must not be NULL.
    */
   WELM_NULL_POINTER = 2,
   /**
@@ -96,7 +99,7 @@ typedef enum {
    */
   WELM_NOT_FOUND = 5,
   /**
-   * A fault inside the library, caught; the message says which. Please report it.
+   * A fault inside the library, which was caught; the message says which. Please report it.
    */
   WELM_PANIC = 6,
   /**
@@ -120,15 +123,15 @@ typedef enum {
    */
   WELM_CONFIG = 18,
   /**
-   * A tensor is absent, or has another shape or element type than the configuration asks for.
+   * A tensor is missing, or has another shape or element type than the configuration asks for.
    */
   WELM_TENSOR = 19,
   /**
-   * The tokenizer cannot be built, is absent, or failed on a text.
+   * The tokenizer cannot be built, is missing, or failed on a text.
    */
   WELM_TOKENIZER = 20,
   /**
-   * An option is outside its domain.
+   * An option has a value that is not allowed.
    */
   WELM_INVALID_OPTION = 21,
   /**
@@ -140,7 +143,7 @@ typedef enum {
    */
   WELM_EMPTY_PROMPT = 23,
   /**
-   * The request was turned away because too many are waiting.
+   * The request was refused because too many are waiting.
    */
   WELM_QUEUE_FULL = 24,
   /**
@@ -148,7 +151,7 @@ typedef enum {
    */
   WELM_OUT_OF_MEMORY = 25,
   /**
-   * The device, instruction set or thread that was asked for is not there.
+   * The device, instruction set or thread that was asked for is not available.
    */
   WELM_UNAVAILABLE = 26,
   /**
@@ -168,7 +171,7 @@ typedef enum {
    */
   WELM_LOAD_CANCELLED = 30,
   /**
-   * The model has no chat template, or it cannot be read, is not valid, or ended with an error of its own.
+   * The model has no chat template, or the template cannot be read, is not valid, or raised an error.
    */
   WELM_CHAT_TEMPLATE = 31,
   /**
@@ -214,7 +217,7 @@ typedef enum {
    */
   WELM_FINISH_DEADLINE = 5,
   /**
-   * For a reason that has no number of its own yet.
+   * Any other reason.
    */
   WELM_FINISH_OTHER = 6,
 } welm_finish_reason;
@@ -228,19 +231,19 @@ typedef enum {
    */
   WELM_LOG_OFF = 0,
   /**
-   * Faults.
+   * Errors.
    */
   WELM_LOG_ERROR = 1,
   /**
-   * What should be looked at.
+   * Things that somebody should look at.
    */
   WELM_LOG_WARN = 2,
   /**
-   * What happens seldom: a model was loaded, and where it runs.
+   * Rare events, for instance that a model was loaded, and where it runs.
    */
   WELM_LOG_INFO = 3,
   /**
-   * What helps to find a fault.
+   * Details that help to find an error.
    */
   WELM_LOG_DEBUG = 4,
   /**
@@ -250,22 +253,23 @@ typedef enum {
 } welm_log_level;
 
 /**
- * Ends requests from outside: every one whose options held it. Any number of threads may use it at once.
+ * Ends requests from another thread: all requests that have it in their options. Any number of threads may use it at
+ * once.
  */
 typedef struct welm_cancel_token welm_cancel_token;
 
 /**
- * An error with its message. Functions that can fail take a `welm_error **` last; where that is not NULL, and
- * the status not `WELM_OK`, `WELM_END` or `WELM_PENDING`, a new error is written there, which the caller frees. What it held
- * before is neither looked at nor freed.
+ * An error with its message. The last argument of functions that can fail is a `welm_error **`. If it is not NULL and
+ * the status is an error, a new error is written there, which the caller frees. The old value is neither read nor
+ * freed.
  *
  * An error never changes, so that any number of threads may read it at once.
  */
 typedef struct welm_error welm_error;
 
 /**
- * The answer to a request. It never changes, so that any number of threads may read it at once; what its functions
- * return lives as long as it does.
+ * The answer to a request. It never changes, so that any number of threads may read it at once. What its functions
+ * return is valid until it is freed.
  */
 typedef struct welm_generation welm_generation;
 
@@ -277,8 +281,8 @@ typedef struct welm_logits welm_logits;
 /**
  * A loaded model. Any number of threads may use one handle at once: their requests are computed together.
  *
- * The engine behind it ends when the last handle and the last stream are freed; freeing a handle while streams of
- * it are open is safe. Only the call that frees a handle must be the last one with it.
+ * The engine ends when the last handle and the last stream are freed. Freeing a handle while streams of it are open is
+ * safe, but no other call may use the handle then or later.
  */
 typedef struct welm_model welm_model;
 
@@ -289,7 +293,7 @@ typedef struct welm_model welm_model;
 typedef struct welm_scores welm_scores;
 
 /**
- * An answer that is under way. One thread at a time may ask for its pieces; any thread may cancel it meanwhile.
+ * An answer that is being generated. One thread at a time may ask for its pieces; any thread may cancel it meanwhile.
  */
 typedef struct welm_stream welm_stream;
 
@@ -304,16 +308,16 @@ typedef struct welm_string welm_string;
 typedef struct welm_tokens welm_tokens;
 
 /**
- * Told while weights are read, on the thread that loads: bytes that are ready, and bytes in all. Returning `false`
- * ends the loading with `WELM_LOAD_CANCELLED`. It must not throw, nor `longjmp` out.
+ * Called while weights are read, on the thread that loads, with the bytes that are ready and the bytes in all.
+ * Returning `false` ends the loading with `WELM_LOAD_CANCELLED`. It must not throw, and must not `longjmp` out.
  */
 typedef bool (*welm_progress_callback)(void *data, uint64_t done_bytes, uint64_t total_bytes);
 
 /**
  * How a model is loaded. `welm_load_options_init` sets the defaults, which are right for most programs.
  *
- * Texts are UTF-8, NUL-terminated, and need to live only while the function runs that takes them; NULL is their
- * default. So is 0, of the numbers.
+ * Texts are UTF-8, NUL-terminated, and need to live only until the function that takes them returns. A text that is
+ * NULL, or a number that is 0, means the default.
  */
 typedef struct {
   /**
@@ -324,7 +328,7 @@ typedef struct {
    * Where the model runs; auto is the first CUDA device that can run it, else the CPU (auto, cpu, cuda or cuda:N;
    * default: auto).
    *
-   * The log says which it is.
+   * The log says which device was chosen.
    */
   const char *device;
   /**
@@ -403,9 +407,9 @@ typedef struct {
    * Whether a mapped file that is truncated while in use is an error instead of the end of the process (default:
    * true).
    *
-   * The error is `WELM_INVALID_FILE`, for all requests of the model. For that a handler of SIGBUS is installed, once in
-   * a process. Faults outside of welm's maps go to the handler that was there before. It costs nothing until there is a
-   * fault. Linux only.
+   * The error is `WELM_INVALID_FILE`, for all requests of the model. A handler of SIGBUS is installed for this, once
+   * in a process. Faults outside of welm's maps go to the handler that was there before. It costs nothing until
+   * there is a fault. Linux only.
    */
   bool guard_mapped_files;
   /**
@@ -413,7 +417,7 @@ typedef struct {
    */
   bool allow_unread_tensors;
   /**
-   * Zeros.
+   * Must be zeros.
    */
   uint8_t reserved[6];
 } welm_load_options;
@@ -427,7 +431,7 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Weights that are read from the mapped file where they lie; the system can drop and reread them.
+   * Weights that are used directly from the mapped file; the system can drop them from memory and read them again.
    */
   uint64_t mapped_bytes;
   /**
@@ -439,7 +443,7 @@ typedef struct {
    */
   uint64_t cache_bytes;
   /**
-   * Activations, logits and whatever else a step needs.
+   * Activations, logits and all else that a step needs.
    */
   uint64_t scratch_bytes;
   /**
@@ -457,7 +461,7 @@ typedef struct {
 } welm_estimate;
 
 /**
- * What a model is. It belongs to the handle that it came from.
+ * Settings of a model. It belongs to the handle that it came from.
  */
 typedef struct {
   /**
@@ -497,19 +501,19 @@ typedef struct {
    */
   size_t head_dim;
   /**
-   * Width of the feed-forward half.
+   * Width of the hidden layer of the feed-forward network.
    */
   size_t hidden_dim;
   /**
-   * Most tokens of a sequence that the model was made for; `welm_model_memory` has what this handle allows.
+   * Most tokens of a sequence that the model was made for; `welm_model_memory` says how many this handle allows.
    */
   size_t max_context;
   /**
-   * Tokens that end a text, `n_eos` of them.
+   * Tokens that end a text.
    */
   const uint32_t *eos_token_ids;
   /**
-   * Tokens that end a text.
+   * Number of `eos_token_ids`.
    */
   size_t n_eos;
   /**
@@ -527,12 +531,12 @@ typedef struct {
 } welm_config;
 
 /**
- * A prompt, as text or as tokens; see `welm_prompt_text` and `welm_prompt_tokens`. It is passed by value, and what
- * it points to needs to live only while the function runs that takes it.
+ * A prompt, as text or as tokens; see `welm_prompt_text` and `welm_prompt_tokens`. It is passed by value. What it
+ * points to needs to live only until the function that takes it returns.
  */
 typedef struct {
   /**
-   * The text, in UTF-8, where `tokens` is NULL.
+   * The text, in UTF-8, if `tokens` is NULL.
    */
   const char *text;
   /**
@@ -540,13 +544,13 @@ typedef struct {
    */
   const uint32_t *tokens;
   /**
-   * Bytes of the text, or `WELM_NUL_TERMINATED`; number of tokens.
+   * Bytes of the text, or `WELM_NUL_TERMINATED`; for tokens their number.
    */
   size_t len;
 } welm_prompt;
 
 /**
- * What is added to the logit of one token.
+ * A number that is added to the logit of one token.
  */
 typedef struct {
   /**
@@ -562,7 +566,7 @@ typedef struct {
 /**
  * How a prompt is continued. `welm_generate_options_init` sets the defaults.
  *
- * What it points to needs to live only while the function runs that takes it.
+ * What it points to needs to live only until the function that takes it returns.
  */
 typedef struct {
   /**
@@ -611,8 +615,8 @@ typedef struct {
   /**
    * Added to the logits of these tokens; -infinity rules a token out (-100 to 100, or -infinity; default: none).
    *
-   * There are `n_logit_bias` of them. They are added before the penalties; those of a token that is here several times
-   * add up.
+   * There are `n_logit_bias` of them. They are added before the penalties. If a token is here several times, its
+   * biases add up.
    */
   const welm_logit_bias *logit_bias;
   /**
@@ -623,12 +627,12 @@ typedef struct {
    * Strings that end a sequence; they are never part of the text (at most 256, each of 1 to 256 bytes; default:
    * none).
    *
-   * There are `n_stop` of them, in UTF-8. One may spell special tokens, which texts leave out: `<|im_end|>` ends a
-   * sequence at that token.
+   * There are `n_stop` of them, in UTF-8. A stop string may also name a special token, although texts do not contain
+   * these: `<|im_end|>` ends a sequence at that token.
    */
   const char *const *stop;
   /**
-   * Bytes of each stop string; NULL where all are NUL-terminated.
+   * Bytes of each stop string; NULL if all are NUL-terminated.
    */
   const size_t *stop_lens;
   /**
@@ -639,18 +643,18 @@ typedef struct {
    * Seed of the random numbers; the same request with the same seed gives the same text (default: drawn, and
    * reported with the result).
    *
-   * It counts where `has_seed` is set.
+   * It is used only if `has_seed` is set.
    */
   uint64_t seed;
   /**
    * How many of the likeliest tokens are reported at each place, with log-probabilities (at most 100; default:
    * none is reported).
    *
-   * -1 reports nothing, 0 the log-probability of the chosen token alone.
+   * -1 reports nothing, 0 only the log-probability of the chosen token.
    */
   int32_t logprobs;
   /**
-   * Whether `seed` counts.
+   * Whether `seed` is used.
    */
   bool has_seed;
   /**
@@ -675,14 +679,14 @@ typedef struct {
   /**
    * Token that ends the request from another thread (default: none).
    *
-   * The request holds a share of it: the token may be freed at once.
+   * The request keeps a reference: you may free the token while the request runs.
    */
   const welm_cancel_token *cancel;
   /**
    * Tokens that end a sequence as the model's own end tokens do (at most 256; default: none).
    *
-   * There are `n_stop_token_ids` of them. The sequence ends with `WELM_FINISH_STOP`, with `ignore_eos`, too. They are
-   * part of neither text nor tokens.
+   * There are `n_stop_token_ids` of them. The sequence ends with `WELM_FINISH_STOP`, even with `ignore_eos`. They
+   * are part of neither text nor tokens.
    */
   const uint32_t *stop_token_ids;
   /**
@@ -693,8 +697,8 @@ typedef struct {
    * Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
    * all that have none).
    *
-   * In UTF-8. A secret for each tenant keeps tenants from finding out each other's prompts by time or by
-   * `cached_tokens`.
+   * In UTF-8. Give each tenant a secret of its own. Then tenants cannot find out each other's prompts from response
+   * times or from `cached_tokens`.
    */
   const char *cache_salt;
   /**
@@ -704,7 +708,7 @@ typedef struct {
 } welm_generate_options;
 
 /**
- * One of the likeliest tokens at a place.
+ * One of the likeliest tokens at a position.
  */
 typedef struct {
   /**
@@ -730,7 +734,7 @@ typedef struct {
    */
   float logprob;
   /**
-   * The likeliest tokens at this place, likeliest first; as many as were asked for.
+   * The likeliest tokens at this position, likeliest first; as many as were asked for.
    */
   const welm_alternative *alternatives;
   /**
@@ -738,7 +742,7 @@ typedef struct {
    */
   size_t n_alternatives;
   /**
-   * False where none was asked for, and for the first token of an echoed prompt, which nothing precedes.
+   * False if none was asked for, and for the first token of an echoed prompt, which has no token before it.
    */
   bool has_logprob;
 } welm_token;
@@ -752,8 +756,8 @@ typedef struct {
    */
   size_t index;
   /**
-   * Text that follows what came before, in UTF-8, with a NUL after it; may be empty while a character or a stop
-   * string is undecided.
+   * The next part of the text, in UTF-8, with a NUL after it. It may be empty while a character is incomplete, or
+   * while the text could be the beginning of a stop string.
    */
   const char *text;
   /**
@@ -769,7 +773,7 @@ typedef struct {
    */
   size_t n_tokens;
   /**
-   * On the last piece of a sequence why it ended; otherwise `WELM_FINISH_NONE`.
+   * On the last piece of a sequence: why it ended. Otherwise `WELM_FINISH_NONE`.
    */
   welm_finish_reason finish_reason;
   /**
@@ -781,7 +785,7 @@ typedef struct {
    */
   size_t cached_tokens;
   /**
-   * On the last piece: the token that ended the sequence by itself, if `has_end_token`; see `welm_choice`.
+   * On the last piece: the token that ended the sequence, if `has_end_token`; see `welm_choice`.
    */
   uint32_t end_token;
   /**
@@ -791,8 +795,8 @@ typedef struct {
 } welm_piece;
 
 /**
- * Takes the pieces of an answer as they come; returning `false` ends the request. `piece` and what it points to
- * live until the callback returns. It must not throw, nor `longjmp` out.
+ * Takes the pieces of an answer as they come; returning `false` ends the request. `piece` and what it points to are
+ * valid until the callback returns. It must not throw, and must not `longjmp` out.
  */
 typedef bool (*welm_piece_callback)(void *data, const welm_piece *piece);
 
@@ -801,7 +805,7 @@ typedef bool (*welm_piece_callback)(void *data, const welm_piece *piece);
  */
 typedef struct {
   /**
-   * The text, in UTF-8, with a NUL after it; with `echo`, after the prompt.
+   * The text, in UTF-8, with a NUL after it; with `echo`, the prompt is in front of it.
    */
   const char *text;
   /**
@@ -809,7 +813,7 @@ typedef struct {
    */
   size_t text_len;
   /**
-   * Its tokens; with `echo`, after the prompt's.
+   * Its tokens; with `echo`, those of the prompt are in front of them.
    */
   const welm_token *tokens;
   /**
@@ -821,8 +825,8 @@ typedef struct {
    */
   welm_finish_reason finish_reason;
   /**
-   * The token that ended it by itself, if `has_end_token`: an end token of the model, or one of `stop_token_ids`. It is
-   * no part of text and tokens.
+   * The token that ended the sequence, if `has_end_token`: an end token of the model, or one of `stop_token_ids`. It
+   * is not part of text and tokens.
    */
   uint32_t end_token;
   /**
@@ -880,7 +884,7 @@ typedef struct {
    */
   double logprob;
   /**
-   * The continuation's tokens with theirs.
+   * The continuation's tokens, each with its log-probability.
    */
   const welm_token *tokens;
   /**
@@ -890,19 +894,19 @@ typedef struct {
 } welm_score;
 
 /**
- * One message of a conversation. What it points to needs to live only while the function runs that takes it.
+ * One message of a conversation. What it points to needs to live only until the function that takes it returns.
  */
 typedef struct {
   /**
-   * Who speaks: "system", "user" or "assistant", and whatever else the template knows; UTF-8, NUL-terminated.
+   * Who speaks: "system", "user", "assistant", or another role that the template knows; UTF-8, NUL-terminated.
    */
   const char *role;
   /**
-   * What is said, in UTF-8.
+   * The message's text, in UTF-8.
    */
   const char *content;
   /**
-   * Bytes of it, or `WELM_NUL_TERMINATED`.
+   * Bytes of the text, or `WELM_NUL_TERMINATED`.
    */
   size_t content_len;
 } welm_message;
@@ -934,11 +938,11 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Requests taken into the queue.
+   * Requests accepted into the queue.
    */
   uint64_t requests;
   /**
-   * Requests turned away because the queue was full.
+   * Requests refused because the queue was full.
    */
   uint64_t rejected;
   /**
@@ -946,7 +950,7 @@ typedef struct {
    */
   uint64_t open;
   /**
-   * Sequences that wait for their first admission.
+   * Sequences that wait in the queue and have not started.
    */
   size_t queue_depth;
   /**
@@ -954,7 +958,7 @@ typedef struct {
    */
   size_t running;
   /**
-   * Sequences that gave their memory back to others and were computed again.
+   * How often a sequence lost its part of the KV cache to others, and was computed again.
    */
   uint64_t preemptions;
   /**
@@ -962,7 +966,7 @@ typedef struct {
    */
   uint64_t steps;
   /**
-   * Prompt tokens computed or found.
+   * Prompt tokens, computed or found in the prefix cache.
    */
   uint64_t prompt_tokens;
   /**
@@ -978,11 +982,11 @@ typedef struct {
    */
   size_t blocks_total;
   /**
-   * Blocks that sequences hold.
+   * Blocks that sequences use.
    */
   size_t blocks_used;
   /**
-   * Blocks that none holds but a prefix may hit.
+   * Blocks that no sequence uses, kept because a later prompt may begin with the same tokens.
    */
   size_t blocks_cached;
   /**
@@ -996,13 +1000,14 @@ typedef struct {
 } welm_stats;
 
 /**
- * Takes a message: where it comes from, and what it says, with its values after it, `model loaded path=...`. Texts
- * are UTF-8, NUL-terminated, and live until the callback returns. It must not throw, nor `longjmp` out.
+ * Takes a message. `target` says where it comes from. `message` is its text, with its values at the end:
+ * `model loaded path=...`. Both are UTF-8, NUL-terminated, and valid until the callback returns. It must not throw,
+ * and must not `longjmp` out.
  *
- * It is called on the thread that logs, also on several at once. What is logged while it runs, on its thread, is
- * dropped, and so is what models that it loads log as long as they live. So it may call other functions of this library,
- * except `welm_log_set_callback`. That thread may be the model's own, when a step has failed or the model ends: what is
- * logged as a warning or about an end must not be answered by a request to the same model.
+ * It is called on the thread that logs, perhaps on several threads at once. Messages that are logged on its thread
+ * while it runs are dropped, and so are all messages of models that it loads. So it may call other functions of this
+ * library, except `welm_log_set_callback`. The thread may be the model's own, when a step has failed or the model
+ * ends: a callback must not answer a warning, or a message about an end, with a request to the same model.
  */
 typedef void (*welm_log_callback)(void *data, welm_log_level level, const char *target, const char *message);
 
@@ -1021,7 +1026,8 @@ extern "C" {
 const char *welm_version(void);
 
 /**
- * The `WELM_ABI_VERSION` of the library that runs; a program that loads it by itself compares the two.
+ * The `WELM_ABI_VERSION` of the library that runs. A program that loads the library itself (`dlopen`) should compare
+ * the two.
  *
  * - ownership: nothing to free.
  * - threads: any, at any time.
@@ -1039,9 +1045,9 @@ uint32_t welm_abi_version(void);
 welm_status welm_error_code(const welm_error *error);
 
 /**
- * What happened, in one line: which file, option or argument, what was expected and what came.
+ * What happened, in one line: which file, option or argument, what was expected and what was found.
  *
- * - ownership: belongs to `error`, and lives as long.
+ * - ownership: belongs to `error`; valid until `error` is freed.
  * - threads: any number at once on one error.
  * - NULL: an empty text for a NULL `error`; never returns NULL.
  * - encoding: UTF-8, NUL-terminated.
@@ -1051,14 +1057,14 @@ const char *welm_error_message(const welm_error *error);
 /**
  * Frees an error.
  *
- * - ownership: takes `error`; its message goes with it.
+ * - ownership: takes `error`, and frees its message, too.
  * - threads: once, when nobody reads it any more.
  * - NULL: does nothing.
  */
 void welm_error_free(welm_error *error);
 
 /**
- * A status as the header spells it: `WELM_QUEUE_FULL`; `unknown status` for any other number.
+ * The name of a status as in this header, such as `WELM_QUEUE_FULL`; `unknown status` for any other number.
  *
  * - ownership: a constant; never freed.
  * - threads: any, at any time.
@@ -1070,46 +1076,45 @@ const char *welm_status_name(int32_t status);
 /**
  * The text itself.
  *
- * - ownership: belongs to `string`, and lives as long.
+ * - ownership: belongs to `string`; valid until `string` is freed.
  * - threads: any number at once on one string.
- * - NULL: returned for a NULL `string`, with the length 0. `len` may be NULL.
- * - encoding: UTF-8; `*len` bytes, and a NUL after them. A text may hold NULs of its own.
+ * - NULL: returned for a NULL `string`, with the length 0; allowed for `len`.
+ * - encoding: UTF-8: `*len` bytes, then a NUL. A text may contain NULs, too.
  */
 const char *welm_string_data(const welm_string *string, size_t *len);
 
 /**
  * Frees a string.
  *
- * - ownership: takes `string`; its text goes with it.
+ * - ownership: takes `string`, and frees its text, too.
  * - threads: once, when nobody reads it any more.
  * - NULL: does nothing.
  */
 void welm_string_free(welm_string *string);
 
 /**
- * Sets every option to its default, and `struct_size` to the size given: `sizeof(welm_load_options)`.
+ * Sets every option to its default, and `struct_size` to the argument, which is `sizeof(welm_load_options)`.
  *
  * - ownership: nothing to free.
  * - threads: any, each with a struct of its own.
- * - NULL: `options` must not be.
- * - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, and nothing is written.
+ * - NULL: not allowed for `options`.
+ * - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, then nothing is written.
  */
 welm_status welm_load_options_init(welm_load_options *options, size_t struct_size);
 
 /**
  * Loads a Hugging Face folder, an int8 folder of `welm_quantize`, or a GGUF file, and starts its engine.
  *
- * Files are mapped: they must not be changed while the model lives (`guard_mapped_files`). A folder without tokenizer gives a model that
- * takes and returns tokens only.
+ * Files are mapped: they must not be changed until the model is freed (see `guard_mapped_files`). A folder without a
+ * tokenizer gives a model that takes and returns tokens only.
  *
  * - ownership: `*model` is the caller's, to be freed with `welm_model_free`. Nothing of `options` is kept.
  * - threads: any, also several at once.
- * - NULL: `path` and `model` must not be; `options` may be, for the defaults; `error` may be.
- * - encoding: `path` is NUL-terminated; on Unix any bytes that name a file, elsewhere UTF-8.
+ * - NULL: not allowed for `path` and `model`; allowed for `options`, for the defaults; allowed for `error`.
+ * - encoding: `path` is NUL-terminated. On Unix it may be any bytes that name a file, on other systems it is UTF-8.
  * - errors: `WELM_IO`, `WELM_INVALID_FILE`, `WELM_CONFIG`, `WELM_TENSOR`, `WELM_TOKENIZER` for files that are
- *   absent, damaged or not supported; `WELM_OUT_OF_MEMORY` before anything is read, if it cannot fit;
- *   `WELM_INVALID_OPTION`, `WELM_UNAVAILABLE`, `WELM_LOAD_CANCELLED`; those of any function: `WELM_NULL_POINTER`,
- *   `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
+ *   missing, damaged or not supported; `WELM_OUT_OF_MEMORY` if the model does not fit, before weights are read;
+ *   `WELM_INVALID_OPTION`, `WELM_UNAVAILABLE`, `WELM_LOAD_CANCELLED`; the general errors.
  */
 welm_status welm_model_load(const char *path,
                             const welm_load_options *options,
@@ -1117,14 +1122,14 @@ welm_status welm_model_load(const char *path,
                             welm_error **error);
 
 /**
- * Memory that `welm_model_load` with these options would take, from the headers of the files: the device's with
- * the device "cuda", which need not be there, otherwise the CPU's.
+ * Memory that `welm_model_load` with these options would take, computed from the headers of the files. With the device
+ * "cuda" it is memory of the device, which need not be there; otherwise it is memory of the CPU.
  *
  * - ownership: nothing to free.
  * - threads: any, also several at once.
- * - NULL: `path` and `estimate` must not be; `options` may be, for the defaults; `error` may be.
+ * - NULL: not allowed for `path` and `estimate`; allowed for `options`, for the defaults; allowed for `error`.
  * - encoding: `path` as for `welm_model_load`.
- * - errors: as `welm_model_load`, without the ones about memory.
+ * - errors: as `welm_model_load`, without those about memory.
  */
 welm_status welm_model_estimate(const char *path,
                                 const welm_load_options *options,
@@ -1132,16 +1137,17 @@ welm_status welm_model_estimate(const char *path,
                                 welm_error **error);
 
 /**
- * Writes an int8 folder from the Hugging Face folder `from`. `to` is made, or is an empty folder, or one that this
- * function wrote before, whose place the new one takes in one step (Linux): whoever loads it finds the old model or the
- * new one, whole. `progress` is called after each matrix and may stop it; nothing unfinished is left then.
+ * Writes an int8 folder from the Hugging Face folder `from`. `to` is a new folder, an empty one, or one that this
+ * function wrote before. Such a folder is replaced in one step (Linux): a program that loads it meanwhile gets either
+ * the old model or the new one. `progress` is called after each matrix and may stop the work; then no unfinished files
+ * are left.
  *
  * - ownership: nothing to free.
  * - threads: any, also several at once.
- * - NULL: `from` and `to` must not be; `progress`, its `data` and `error` may be.
+ * - NULL: not allowed for `from` and `to`; allowed for `progress`, its `data` and `error`.
  * - encoding: paths as for `welm_model_load`.
- * - errors: those of files of `welm_model_load`; `WELM_IO` if `to` cannot be written; `WELM_INVALID_OPTION` if it is
- *   an empty text, or holds what is not to be replaced; `WELM_LOAD_CANCELLED`.
+ * - errors: those of `welm_model_load` about files; `WELM_IO` if `to` cannot be written; `WELM_INVALID_OPTION` if `to`
+ *   is an empty text, or has files that this function did not write; `WELM_LOAD_CANCELLED`.
  */
 welm_status welm_quantize(const char *from,
                           const char *to,
@@ -1150,7 +1156,7 @@ welm_status welm_quantize(const char *from,
                           welm_error **error);
 
 /**
- * Another handle of the same engine, for a part of a program that is to free its own. Costs nothing.
+ * Another handle of the same engine, for a part of a program that frees its own handle. The model is not copied.
  *
  * - ownership: the result is the caller's, to be freed with `welm_model_free`.
  * - threads: any number at once on one model.
@@ -1159,18 +1165,18 @@ welm_status welm_quantize(const char *from,
 welm_model *welm_model_clone(const welm_model *model);
 
 /**
- * Frees a handle. With the last one, and when no stream is open, the engine ends and its memory is given back.
+ * Frees a handle. When the last handle and all streams are freed, the engine ends and its memory is freed.
  *
- * - ownership: takes `model`; streams, answers and other handles live on.
- * - threads: once, when no other call with this handle is under way.
+ * - ownership: takes `model`; streams, answers and other handles stay valid.
+ * - threads: once, when no other call with this handle is running.
  * - NULL: does nothing.
  */
 void welm_model_free(welm_model *model);
 
 /**
- * Shape and settings of a model, and where it runs.
+ * Shapes and settings of a model, and where it runs.
  *
- * - ownership: belongs to `model`, and lives as long.
+ * - ownership: belongs to `model`; valid until `model` is freed.
  * - threads: any number at once on one model.
  * - NULL: returned for a NULL `model`.
  */
@@ -1181,19 +1187,19 @@ const welm_config *welm_model_config(const welm_model *model);
  *
  * - ownership: nothing to free.
  * - threads: any number at once on one model.
- * - NULL: `model` and `memory` must not be; `error` may be.
- * - errors: those of any function.
+ * - NULL: not allowed for `model` and `memory`; allowed for `error`.
+ * - errors: only the general errors.
  */
 welm_status welm_model_memory(const welm_model *model, welm_estimate *memory, welm_error **error);
 
 /**
- * A prompt of text. The model tokenizes it, and puts the token that starts a text in front where its tokenizer does.
+ * A prompt of text. The model tokenizes it, and adds the token that starts a text if its tokenizer does so.
  *
  * - ownership: only points to `text`.
  * - threads: any, at any time.
- * - NULL: `text` may be, if `len` is 0.
- * - encoding: UTF-8, of `len` bytes or, with `WELM_NUL_TERMINATED`, up to its NUL; looked at by the function that
- *   takes the prompt.
+ * - NULL: allowed for `text` if `len` is 0.
+ * - encoding: UTF-8, of `len` bytes or, with `WELM_NUL_TERMINATED`, up to its NUL; checked by the function that takes
+ *   the prompt.
  */
 welm_prompt welm_prompt_text(const char *text,
                              size_t len);
@@ -1203,31 +1209,32 @@ welm_prompt welm_prompt_text(const char *text,
  *
  * - ownership: only points to `tokens`.
  * - threads: any, at any time.
- * - NULL: `tokens` may be, if `n_tokens` is 0.
+ * - NULL: allowed for `tokens` if `n_tokens` is 0.
  */
 welm_prompt welm_prompt_tokens(const uint32_t *tokens, size_t n_tokens);
 
 /**
- * Sets every option to its default, and `struct_size` to the size given: `sizeof(welm_generate_options)`.
+ * Sets every option to its default, and `struct_size` to the argument, which is `sizeof(welm_generate_options)`.
  *
  * - ownership: nothing to free.
  * - threads: any, each with a struct of its own.
- * - NULL: `options` must not be.
- * - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, and nothing is written.
+ * - NULL: not allowed for `options`.
+ * - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, then nothing is written.
  */
-welm_status welm_generate_options_init(welm_generate_options *options, size_t struct_size);
+welm_status welm_generate_options_init(welm_generate_options *options,
+                                       size_t struct_size);
 
 /**
- * A token that is not cancelled.
+ * Makes a token that is not cancelled.
  *
  * - ownership: the result is the caller's, to be freed with `welm_cancel_token_free`.
  * - threads: any, at any time.
- * - NULL: returned only after a fault inside the library.
+ * - NULL: returned only for a fault inside the library.
  */
 welm_cancel_token *welm_cancel_token_new(void);
 
 /**
- * Asks every request that holds this token to stop, within one step. It stays cancelled.
+ * Asks every request that has this token to stop, within one step. It stays cancelled.
  *
  * - ownership: nothing changes.
  * - threads: any number at once on one token.
@@ -1245,10 +1252,10 @@ void welm_cancel_token_cancel(const welm_cancel_token *token);
 bool welm_cancel_token_is_cancelled(const welm_cancel_token *token);
 
 /**
- * Frees a token. Requests that hold it run on.
+ * Frees a token. Requests that have it go on.
  *
  * - ownership: takes `token`.
- * - threads: once, when no other call with this token is under way.
+ * - threads: once, when no other call with this token is running.
  * - NULL: does nothing.
  */
 void welm_cancel_token_free(welm_cancel_token *token);
@@ -1256,16 +1263,16 @@ void welm_cancel_token_free(welm_cancel_token *token);
 /**
  * Continues a prompt; returns when all `n` sequences have ended.
  *
- * Cancelling and deadlines are no errors: the sequences end with that reason and what they have.
+ * Cancelling and deadlines are no errors: the sequences end with that reason and with the text so far.
  *
  * - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of prompt and
  *   options is kept.
  * - threads: any number at once on one model; their requests are computed together.
- * - NULL: `model` and `generation` must not be; `options` may be, for the defaults; `error` may be.
- * - encoding: of prompt and stop strings UTF-8.
+ * - NULL: not allowed for `model` and `generation`; allowed for `options`, for the defaults; allowed for `error`.
+ * - encoding: prompt and stop strings are UTF-8.
  * - errors: `WELM_INVALID_OPTION`, `WELM_TOO_LONG`, `WELM_EMPTY_PROMPT`, `WELM_TOKENIZER`; `WELM_QUEUE_FULL` if
- *   too many wait; `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; those of
- *   any function: `WELM_NULL_POINTER`, `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
+ *   too many wait; `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; the general
+ *   errors.
  */
 welm_status welm_model_generate(const welm_model *model,
                                 welm_prompt prompt,
@@ -1279,9 +1286,9 @@ welm_status welm_model_generate(const welm_model *model,
  *
  * - ownership: nothing to free. Nothing of prompt and options is kept.
  * - threads: any number at once on one model. `callback` runs on the thread of this call, and may use the model.
- * - NULL: `model` and `callback` must not be; `options`, `data` and `error` may be.
- * - encoding: of prompt and stop strings UTF-8.
- * - errors: as `welm_model_generate`; pieces may have come before.
+ * - NULL: not allowed for `model` and `callback`; allowed for `options`, `data` and `error`.
+ * - encoding: prompt and stop strings are UTF-8.
+ * - errors: as `welm_model_generate`; `callback` may have got pieces before.
  */
 welm_status welm_model_generate_with(const welm_model *model,
                                      welm_prompt prompt,
@@ -1291,7 +1298,7 @@ welm_status welm_model_generate_with(const welm_model *model,
                                      welm_error **error);
 
 /**
- * How many sequences an answer has: the `n` of its options.
+ * How many sequences an answer has: the `n` of the request's options.
  *
  * - ownership: nothing to free.
  * - threads: any number at once on one answer.
@@ -1300,12 +1307,12 @@ welm_status welm_model_generate_with(const welm_model *model,
 size_t welm_generation_n_choices(const welm_generation *generation);
 
 /**
- * One of the sequences, from 0.
+ * One of the sequences, counted from 0.
  *
- * - ownership: belongs to `generation`, and lives as long.
+ * - ownership: belongs to `generation`; valid until `generation` is freed.
  * - threads: any number at once on one answer.
- * - NULL: returned for a NULL `generation`, and where there is no such sequence.
- * - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
+ * - NULL: returned for a NULL `generation`, and if there is no such sequence.
+ * - encoding: its text is UTF-8: `text_len` bytes, then a NUL.
  */
 const welm_choice *welm_generation_choice(const welm_generation *generation, size_t index);
 
@@ -1321,7 +1328,7 @@ welm_finish_reason welm_generation_finish_reason(const welm_generation *generati
 /**
  * The tokens that a request used.
  *
- * - ownership: belongs to `generation`, and lives as long.
+ * - ownership: belongs to `generation`; valid until `generation` is freed.
  * - threads: any number at once on one answer.
  * - NULL: returned for a NULL `generation`.
  */
@@ -1339,20 +1346,21 @@ uint64_t welm_generation_seed(const welm_generation *generation);
 /**
  * Frees an answer.
  *
- * - ownership: takes `generation`; all that its functions returned goes with it.
+ * - ownership: takes `generation`, and frees all that its functions returned, too.
  * - threads: once, when nobody reads it any more.
  * - NULL: does nothing.
  */
 void welm_generation_free(welm_generation *generation);
 
 /**
- * As `welm_model_generate`, piece by piece, at the caller's pace: what is not asked for yet waits in memory.
+ * As `welm_model_generate`, but the caller asks for one piece after another. Pieces that it has not asked for yet wait
+ * in memory.
  *
  * - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of prompt and options is
- *   kept. `model` may be freed while the stream lives.
+ *   kept. `model` may be freed before the stream.
  * - threads: any number at once on one model.
- * - NULL: `model` and `stream` must not be; `options` may be, for the defaults; `error` may be.
- * - encoding: of prompt and stop strings UTF-8.
+ * - NULL: not allowed for `model` and `stream`; allowed for `options`, for the defaults; allowed for `error`.
+ * - encoding: prompt and stop strings are UTF-8.
  * - errors: as `welm_model_generate`; those of the engine come from `welm_stream_next`.
  */
 welm_status welm_model_stream(const welm_model *model,
@@ -1362,31 +1370,32 @@ welm_status welm_model_stream(const welm_model *model,
                               welm_error **error);
 
 /**
- * Waits for the next piece. `WELM_END` says that all sequences have ended, with nothing written and no error.
+ * Waits for the next piece. `WELM_END` means that all sequences have ended; then nothing is written, and it is no
+ * error.
  *
- * The texts of one sequence's pieces make its final text; none ends inside a character, and none shows a stop
- * string or its beginning.
+ * The texts of one sequence's pieces, one after another, are its final text. None ends inside a character, and none
+ * has any part of the stop string that ended the sequence.
  *
- * - ownership: `*piece` belongs to `stream`, and lives until the next piece or `welm_stream_free`.
+ * - ownership: `*piece` belongs to `stream`; valid until the next piece or `welm_stream_free`.
  * - threads: one at a time on one stream; a second one is refused with `WELM_INVALID_ARGUMENT`.
- * - NULL: `stream` and `piece` must not be; `error` may be.
- * - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
+ * - NULL: not allowed for `stream` and `piece`; allowed for `error`.
+ * - encoding: its text is UTF-8: `text_len` bytes, then a NUL.
  * - errors: `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults, after which the stream has ended;
- *   those of any function.
+ *   the general errors.
  */
 welm_status welm_stream_next(const welm_stream *stream,
                              const welm_piece **piece,
                              welm_error **error);
 
 /**
- * As `welm_stream_next`, but waits no longer than `timeout_ms` milliseconds: `WELM_PENDING` says that no piece came,
- * with nothing written and no error. So one thread can look at something else meanwhile: whether a client has hung
- * up, or at another stream.
+ * As `welm_stream_next`, but waits no longer than `timeout_ms` milliseconds. `WELM_PENDING` means that no piece came;
+ * then nothing is written, and it is no error. So a thread can look at other things meanwhile: whether a client has
+ * hung up, or at another stream.
  *
  * - ownership: `*piece` belongs to `stream`, as that of `welm_stream_next`.
- * - threads: one at a time on one stream, of both functions together.
- * - NULL: `stream` and `piece` must not be; `error` may be.
- * - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
+ * - threads: one at a time on one stream, in either of these two functions.
+ * - NULL: not allowed for `stream` and `piece`; allowed for `error`.
+ * - encoding: its text is UTF-8: `text_len` bytes, then a NUL.
  * - errors: as `welm_stream_next`.
  */
 welm_status welm_stream_next_timeout(const welm_stream *stream,
@@ -1395,7 +1404,7 @@ welm_status welm_stream_next_timeout(const welm_stream *stream,
                                      welm_error **error);
 
 /**
- * Ends the request; pieces that are under way still come, then the last ones, with `WELM_FINISH_CANCELLED`.
+ * Ends the request. Pieces that are already generated still come, then the last ones, with `WELM_FINISH_CANCELLED`.
  *
  * - ownership: nothing changes; the stream is still to be freed.
  * - threads: any number at once on one stream, also while another waits in `welm_stream_next`.
@@ -1422,10 +1431,10 @@ uint64_t welm_stream_seed(const welm_stream *stream);
 size_t welm_stream_prompt_tokens(const welm_stream *stream);
 
 /**
- * Frees a stream, and ends its request if that is under way.
+ * Frees a stream, and ends its request if that is still running.
  *
- * - ownership: takes `stream`; its last piece goes with it.
- * - threads: once, when no other call with this stream is under way.
+ * - ownership: takes `stream`, and frees its last piece, too.
+ * - threads: once, when no other call with this stream is running.
  * - NULL: does nothing.
  */
 void welm_stream_free(welm_stream *stream);
@@ -1433,16 +1442,16 @@ void welm_stream_free(welm_stream *stream);
 /**
  * Log-likelihoods of given continuations of a prompt.
  *
- * A continuation's tokens are those of prompt and continuation together, after the longest beginning that they
- * share with the prompt's own, and each of them has a probability. If nothing is shared, since the prompt is empty or
- * the two meet inside its only token, the context is the token that starts a text, or else the first end token. An empty
- * continuation has no tokens, and the logarithm 0 of a certainty. Memory is bounded however many continuations there
- * are.
+ * Prompt and continuation are tokenized together. The longest beginning that these tokens have in common with those of
+ * the prompt alone is the context; the tokens after it are scored. If there is no such beginning, because the prompt
+ * is empty or its only token merged with the continuation, the context is the token that starts a text, or else the
+ * first end token. An empty continuation has no tokens, and log-probability 0. Memory is bounded, however many
+ * continuations there are.
  *
  * - ownership: `*scores` is the caller's, to be freed with `welm_scores_free`. Nothing of the texts is kept.
  * - threads: any number at once on one model.
- * - NULL: `model` and `scores` must not be; `prompt` may be, if `prompt_len` is 0, `continuations`, if `n` is 0;
- *   `lens` may be, where all continuations are NUL-terminated; `error` may be.
+ * - NULL: not allowed for `model` and `scores`; allowed for `prompt` if `prompt_len` is 0, `continuations`, if `n`
+ *   is 0; `lens` may be, where all continuations are NUL-terminated; allowed for `error`.
  * - encoding: UTF-8; `prompt_len` and each of `lens` in bytes, or `WELM_NUL_TERMINATED`.
  * - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` for a continuation that is not empty and has no tokens, or
  *   for which there is no context.
@@ -1457,28 +1466,28 @@ welm_status welm_model_score(const welm_model *model,
                              welm_error **error);
 
 /**
- * Sets every option to its default, and `struct_size` to the size given: `sizeof(welm_score_options)`.
+ * Sets every option to its default, and `struct_size` to the argument, which is `sizeof(welm_score_options)`.
  *
  * - ownership: nothing to free.
  * - threads: any, each with a struct of its own.
- * - NULL: `options` must not be.
- * - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, and nothing is written.
+ * - NULL: not allowed for `options`.
+ * - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, then nothing is written.
  */
 welm_status welm_score_options_init(welm_score_options *options, size_t struct_size);
 
 /**
  * Log-likelihoods of many continuations, each after its own prompt: the same bits as `welm_model_score` gives for each.
  *
- * Pairs are computed together, some dozens at a time. Equal beginnings are computed once if the prefix cache is on; give
- * pairs of the same prompt one after another. Tokens are taken as they are: where one of the two is tokens, nothing is
- * merged where they meet. Memory is bounded however many pairs there are.
+ * Pairs are computed together, some dozens at a time. Equal beginnings are computed once if the prefix cache is on, so
+ * give pairs of the same prompt one after another. If prompt or continuation is given as tokens, the two are not
+ * tokenized together. Memory is bounded, however many pairs there are.
  *
  * - ownership: `*scores` is the caller's, to be freed with `welm_scores_free`. Nothing of prompts, continuations and
  *   options is kept.
  * - threads: any number at once on one model.
- * - NULL: `model` and `scores` must not be; `prompts` and `continuations` may be, if `n` is 0; `options` may be, for the
- *   defaults; `error` may be.
- * - encoding: of texts UTF-8.
+ * - NULL: not allowed for `model` and `scores`; allowed for `prompts` and `continuations` if `n` is 0; allowed for
+ *   `options`, for the defaults; allowed for `error`.
+ * - encoding: texts are UTF-8.
  * - errors: as `welm_model_score`; `WELM_INTERRUPTED` if it was cancelled, or the deadline passed. What was computed until
  *   then is lost.
  */
@@ -1500,31 +1509,31 @@ welm_status welm_model_score_pairs(const welm_model *model,
 size_t welm_scores_len(const welm_scores *scores);
 
 /**
- * The score of a continuation, from 0.
+ * The score of a continuation, counted from 0.
  *
- * - ownership: belongs to `scores`, and lives as long.
+ * - ownership: belongs to `scores`; valid until `scores` is freed.
  * - threads: any number at once on the same scores.
- * - NULL: returned for NULL `scores`, and where there is no such continuation.
+ * - NULL: returned for NULL `scores`, and if there is no such continuation.
  */
 const welm_score *welm_scores_get(const welm_scores *scores, size_t index);
 
 /**
  * Frees scores.
  *
- * - ownership: takes `scores`; all that its functions returned goes with it.
+ * - ownership: takes `scores`, and frees all that its functions returned, too.
  * - threads: once, when nobody reads them any more.
  * - NULL: does nothing.
  */
 void welm_scores_free(welm_scores *scores);
 
 /**
- * Logits after each token of a prompt from position `from` on. For measuring; a caller bounds the memory by the
- * positions it asks for.
+ * Logits after each token of a prompt, from position `from` on. The result has `vocab_size` floats for each of these
+ * positions, so ask for no more of them than you need.
  *
  * - ownership: `*logits` is the caller's, to be freed with `welm_logits_free`. Nothing of the prompt is kept.
  * - threads: any number at once on one model.
- * - NULL: `model` and `logits` must not be; `error` may be.
- * - encoding: of the prompt UTF-8.
+ * - NULL: not allowed for `model` and `logits`; allowed for `error`.
+ * - encoding: the prompt is UTF-8.
  * - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` if `from` is after the prompt.
  */
 welm_status welm_model_logits(const welm_model *model,
@@ -1534,32 +1543,34 @@ welm_status welm_model_logits(const welm_model *model,
                               welm_error **error);
 
 /**
- * The values, one row after another: `*rows`, one for each token, of `*cols`, the model's `vocab_size`.
+ * The values, one row after another: `*rows` rows, one for each token, of `*cols` values, the model's `vocab_size`.
  *
- * - ownership: belongs to `logits`, and lives as long.
+ * - ownership: belongs to `logits`; valid until `logits` is freed.
  * - threads: any number at once on the same logits.
- * - NULL: returned for NULL `logits`, with 0 rows and columns. `rows` and `cols` may be.
+ * - NULL: returned for NULL `logits`, with 0 rows and columns; allowed for `rows` and `cols`.
  */
-const float *welm_logits_data(const welm_logits *logits, size_t *rows, size_t *cols);
+const float *welm_logits_data(const welm_logits *logits,
+                              size_t *rows,
+                              size_t *cols);
 
 /**
  * Frees logits.
  *
- * - ownership: takes `logits`; their values go with them.
+ * - ownership: takes `logits`, and frees their values, too.
  * - threads: once, when nobody reads them any more.
  * - NULL: does nothing.
  */
 void welm_logits_free(welm_logits *logits);
 
 /**
- * The tokens of a text, without any that would be added in front of a prompt. With `parse_special`, special tokens
- * that are written in the text, `<|endoftext|>`, are special; otherwise they are text.
+ * The tokens of a text, without the token that starts a text. With `parse_special`, spellings of special tokens in the
+ * text, such as `<|endoftext|>`, become these tokens; otherwise they are ordinary text.
  *
  * - ownership: `*tokens` is the caller's, to be freed with `welm_tokens_free`. Nothing of the text is kept.
  * - threads: any number at once on one model.
- * - NULL: `model` and `tokens` must not be; `text` may be, if `len` is 0; `error` may be.
+ * - NULL: not allowed for `model` and `tokens`; allowed for `text` if `len` is 0; allowed for `error`.
  * - encoding: UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
- * - errors: `WELM_TOKENIZER` if the model has no tokenizer, or that fails; those of any function.
+ * - errors: `WELM_TOKENIZER` if the model has no tokenizer, or the tokenizer fails; the general errors.
  */
 welm_status welm_model_tokenize(const welm_model *model,
                                 const char *text,
@@ -1571,9 +1582,9 @@ welm_status welm_model_tokenize(const welm_model *model,
 /**
  * The tokens themselves.
  *
- * - ownership: belongs to `tokens`, and lives as long.
+ * - ownership: belongs to `tokens`; valid until `tokens` is freed.
  * - threads: any number at once on the same tokens.
- * - NULL: returned for NULL `tokens`, with the length 0. `len` may be NULL.
+ * - NULL: returned for NULL `tokens`, with the length 0; allowed for `len`.
  */
 const uint32_t *welm_tokens_data(const welm_tokens *tokens, size_t *len);
 
@@ -1587,14 +1598,14 @@ const uint32_t *welm_tokens_data(const welm_tokens *tokens, size_t *len);
 void welm_tokens_free(welm_tokens *tokens);
 
 /**
- * The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing. Empty for a model without
+ * The text of tokens. Bytes that are not UTF-8 become U+FFFD; special tokens are left out. Empty for a model without a
  * tokenizer.
  *
  * - ownership: `*text` is the caller's, to be freed with `welm_string_free`. Nothing of the tokens is kept.
  * - threads: any number at once on one model.
- * - NULL: `model` and `text` must not be; `tokens` may be, if `n_tokens` is 0; `error` may be.
- * - encoding: of the text UTF-8.
- * - errors: those of any function.
+ * - NULL: not allowed for `model` and `text`; allowed for `tokens` if `n_tokens` is 0; allowed for `error`.
+ * - encoding: the text is UTF-8.
+ * - errors: only the general errors.
  */
 welm_status welm_model_detokenize(const welm_model *model,
                                   const uint32_t *tokens,
@@ -1603,23 +1614,23 @@ welm_status welm_model_detokenize(const welm_model *model,
                                   welm_error **error);
 
 /**
- * The bytes that a token stands for, `*len` of them; none for a special one, or one that there is not.
+ * The bytes of a token, `*len` of them; none for a special token, or for one that does not exist.
  *
- * - ownership: belongs to `model`, and lives as long.
+ * - ownership: belongs to `model`; valid until `model` is freed.
  * - threads: any number at once on one model.
- * - NULL: returned for a NULL `model`, with the length 0. `len` may be NULL.
- * - encoding: any bytes, perhaps a part of a character; no NUL after them.
+ * - NULL: returned for a NULL `model`, with the length 0; allowed for `len`.
+ * - encoding: any bytes, perhaps only a part of a character, and no NUL after them.
  */
 const uint8_t *welm_model_token_bytes(const welm_model *model, uint32_t token, size_t *len);
 
 /**
- * The id of a token as the vocabulary spells it, special ones included.
+ * The id of a token, special or not, from its name in the vocabulary.
  *
  * - ownership: nothing to free.
  * - threads: any number at once on one model.
- * - NULL: `model` and `id` must not be; `token` may be, if `len` is 0; `error` may be.
+ * - NULL: not allowed for `model` and `id`; allowed for `token` if `len` is 0; allowed for `error`.
  * - encoding: UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
- * - errors: `WELM_NOT_FOUND` if there is no such token; those of any function.
+ * - errors: `WELM_NOT_FOUND` if there is no such token; the general errors.
  */
 welm_status welm_model_token_id(const welm_model *model,
                                 const char *token,
@@ -1628,7 +1639,7 @@ welm_status welm_model_token_id(const welm_model *model,
                                 welm_error **error);
 
 /**
- * Whether a token is a control token, which is no part of a text.
+ * Whether a token is a control token, which is not part of a text.
  *
  * - ownership: nothing to free.
  * - threads: any number at once on one model.
@@ -1637,7 +1648,7 @@ welm_status welm_model_token_id(const welm_model *model,
 bool welm_model_is_special(const welm_model *model, uint32_t token);
 
 /**
- * Whether a model comes with a chat template. One that is not valid shows only when it is used.
+ * Whether a model has a chat template. Whether the template is valid is known only when it is used.
  *
  * - ownership: nothing to free.
  * - threads: any number at once on one model.
@@ -1646,19 +1657,19 @@ bool welm_model_is_special(const welm_model *model, uint32_t token);
 bool welm_model_has_chat_template(const welm_model *model);
 
 /**
- * The text of a conversation, by the model's own template. With `add_generation_prompt` it ends where the
+ * The text of a conversation, made by the model's own chat template. With `add_generation_prompt` it ends where the
  * assistant's answer begins.
  *
- * The template is a program of the model's author. It runs with bounds on steps, memory and depth, and sees nothing
- * but the messages, the special tokens and the time.
+ * The template is a program by the author of the model. It runs with limits on steps, memory and depth, and can read
+ * only the messages, the special tokens and the time.
  *
  * - ownership: `*prompt` is the caller's, to be freed with `welm_string_free`. Nothing of the messages is kept.
  * - threads: any number at once on one model.
- * - NULL: `model` and `prompt` must not be, nor the texts of a message; `messages` may be, if `n` is 0; `error` may
- *   be.
+ * - NULL: not allowed for `model` and `prompt` or the texts of a message; allowed for `messages` if `n` is 0;
+ *   allowed for `error`.
  * - encoding: UTF-8.
- * - errors: `WELM_CHAT_TEMPLATE` if the model has none, or it fails; `WELM_IO`, `WELM_INVALID_FILE` if its file cannot
- *   be read; `WELM_INVALID_OPTION` without a message; those of any function.
+ * - errors: `WELM_CHAT_TEMPLATE` if the model has none, or it fails; `WELM_IO`, `WELM_INVALID_FILE` if its file
+ *   cannot be read; `WELM_INVALID_OPTION` without a message; the general errors.
  */
 welm_status welm_model_chat_prompt(const welm_model *model,
                                    const welm_message *messages,
@@ -1668,16 +1679,17 @@ welm_status welm_model_chat_prompt(const welm_model *model,
                                    welm_error **error);
 
 /**
- * The tokens of what `welm_model_chat_prompt` gives, to be continued by way of `welm_prompt_tokens`: special tokens
- * are parsed, and none is put in front, since the template names the one that starts a text.
+ * The tokens of the text that `welm_model_chat_prompt` gives. Give them to `welm_prompt_tokens` to continue them.
+ * Spellings of special tokens become these tokens. None is added in front, because the template writes the token that
+ * starts a text.
  *
- * Special tokens that are written in a message, such as `<|im_end|>`, are parsed too: who may write a message can
- * end it and begin another one in any role. Where messages are not trusted, look for such texts before.
+ * This includes special tokens in the text of a message, such as `<|im_end|>`. So the writer of a message can end it
+ * and begin another one in any role. If messages are not trusted, look for such texts first.
  *
  * - ownership: `*tokens` is the caller's, to be freed with `welm_tokens_free`. Nothing of the messages is kept.
  * - threads: any number at once on one model.
- * - NULL: `model` and `tokens` must not be, nor the texts of a message; `messages` may be, if `n` is 0; `error` may
- *   be.
+ * - NULL: not allowed for `model` and `tokens` or the texts of a message; allowed for `messages` if `n` is 0;
+ *   allowed for `error`.
  * - encoding: UTF-8.
  * - errors: as `welm_model_chat_prompt`, and `WELM_TOKENIZER`.
  */
@@ -1689,8 +1701,8 @@ welm_status welm_model_chat_tokens(const welm_model *model,
                                    welm_error **error);
 
 /**
- * As `welm_model_chat_prompt`, of a JSON object: messages with all the keys that a template may ask for, and what
- * else transformers' `apply_chat_template` takes.
+ * As `welm_model_chat_prompt`, for a JSON object. Messages may have all keys that a template reads, and there are the
+ * other arguments of `apply_chat_template` in transformers.
  *
  * ```json
  * {"messages": [{"role": "user", "content": "Hello"},
@@ -1698,20 +1710,20 @@ welm_status welm_model_chat_tokens(const welm_model *model,
  *  "tools": [{"type": "function", ...}], "enable_thinking": false}
  * ```
  *
- * - `messages`: objects with any keys; those that are null are as if they were not there.
- * - `add_generation_prompt`: `true` unless it is given, or a message is to be continued.
- * - `continue_final_message`: `true`, or the key of the last message that the model is to go on with.
- * - `tools`, `documents`: lists of objects; templates see `none` without them. With tools, the model's template named
+ * - `messages`: objects with any keys. A key whose value is null is left out.
+ * - `add_generation_prompt`: by default `true`, but `false` with `continue_final_message`.
+ * - `continue_final_message`: `true`, or the key of the last message whose text the model continues.
+ * - `tools`, `documents`: lists of objects; without them templates get `none`. With tools, the model's template named
  *   `tool_use` is taken if it has one.
- * - `chat_template`: the name of one of several templates that the model has, or the source of another one.
+ * - `chat_template`: the name of one of the model's templates if it has several, or the source of another one.
  * - All other keys are variables of the template.
  *
  * - ownership: `*prompt` is the caller's, to be freed with `welm_string_free`. Nothing of the request is kept.
  * - threads: any number at once on one model.
- * - NULL: `model`, `request` and `prompt` must not be; `error` may be.
- * - encoding: UTF-8; `len` bytes, or `WELM_NUL_TERMINATED`.
- * - errors: as `welm_model_chat_prompt`; `WELM_INVALID_OPTION` for what is no JSON, or has a wrong value, which the
- *   message names.
+ * - NULL: not allowed for `model`, `request` and `prompt`; allowed for `error`.
+ * - encoding: UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
+ * - errors: as `welm_model_chat_prompt`; `WELM_INVALID_OPTION` if `request` is not JSON, or has a wrong value; the
+ *   message says which.
  */
 welm_status welm_model_chat_prompt_json(const welm_model *model,
                                         const char *request,
@@ -1720,12 +1732,12 @@ welm_status welm_model_chat_prompt_json(const welm_model *model,
                                         welm_error **error);
 
 /**
- * The tokens of what `welm_model_chat_prompt_json` gives, as `welm_model_chat_tokens` makes them.
+ * The tokens of the text that `welm_model_chat_prompt_json` gives, made as by `welm_model_chat_tokens`.
  *
  * - ownership: `*tokens` is the caller's, to be freed with `welm_tokens_free`. Nothing of the request is kept.
  * - threads: any number at once on one model.
- * - NULL: `model`, `request` and `tokens` must not be; `error` may be.
- * - encoding: UTF-8; `len` bytes, or `WELM_NUL_TERMINATED`.
+ * - NULL: not allowed for `model`, `request` and `tokens`; allowed for `error`.
+ * - encoding: UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
  * - errors: as `welm_model_chat_prompt_json`, and `WELM_TOKENIZER`.
  */
 welm_status welm_model_chat_tokens_json(const welm_model *model,
@@ -1735,20 +1747,19 @@ welm_status welm_model_chat_tokens_json(const welm_model *model,
                                         welm_error **error);
 
 /**
- * The model's answer to a conversation, by its own chat template; returns when all `n` sequences of the options have
- * ended.
+ * The model's answer to a conversation, with the model's own chat template. Returns when all `n` sequences of the
+ * options have ended.
  *
- * It is what `welm_model_generate` gives for the tokens of `welm_model_chat_tokens`, with the beginning of the
- * answer, and ends at the model's end tokens, of which a chat model has one for the end of a turn. With `echo` the
- * text begins with that of `welm_model_chat_prompt`. Special tokens that are written in a message are parsed; see
- * `welm_model_chat_tokens`.
+ * It is what `welm_model_generate` gives for the tokens of `welm_model_chat_tokens` with `add_generation_prompt`. It
+ * ends at the model's end tokens; a chat model has one for the end of a turn. With `echo` the text begins with that of
+ * `welm_model_chat_prompt`. Special tokens in the text of a message are parsed; see `welm_model_chat_tokens`.
  *
  * - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of messages and
  *   options is kept.
  * - threads: any number at once on one model; their requests are computed together.
- * - NULL: `model` and `generation` must not be, nor the texts of a message; `messages` may be, if `n` is 0;
- *   `options` may be, for the defaults; `error` may be.
- * - encoding: of messages and stop strings UTF-8.
+ * - NULL: not allowed for `model` and `generation` or the texts of a message; allowed for `messages` if `n` is 0;
+ *   allowed for `options`, for the defaults; allowed for `error`.
+ * - encoding: messages and stop strings are UTF-8.
  * - errors: as `welm_model_generate` and `welm_model_chat_prompt`.
  */
 welm_status welm_model_chat(const welm_model *model,
@@ -1759,14 +1770,15 @@ welm_status welm_model_chat(const welm_model *model,
                             welm_error **error);
 
 /**
- * As `welm_model_chat`, of a JSON object as for `welm_model_chat_prompt_json`: with tools, documents, and what else
- * templates ask for.
+ * As `welm_model_chat`, for a JSON object as `welm_model_chat_prompt_json` takes it: with tools, documents, and other
+ * variables of the template.
  *
  * - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of the request and
  *   options is kept.
  * - threads: any number at once on one model; their requests are computed together.
- * - NULL: `model`, `request` and `generation` must not be; `options` may be, for the defaults; `error` may be.
- * - encoding: UTF-8; of the request `len` bytes, or `WELM_NUL_TERMINATED`.
+ * - NULL: not allowed for `model`, `request` and `generation`; allowed for `options`, for the defaults; allowed
+ *   for `error`.
+ * - encoding: the request is UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
  * - errors: as `welm_model_generate` and `welm_model_chat_prompt_json`.
  */
 welm_status welm_model_chat_json(const welm_model *model,
@@ -1780,11 +1792,11 @@ welm_status welm_model_chat_json(const welm_model *model,
  * As `welm_model_chat`, piece by piece, as `welm_model_stream` gives them.
  *
  * - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of messages and options is
- *   kept. `model` may be freed while the stream lives.
+ *   kept. `model` may be freed before the stream.
  * - threads: any number at once on one model; their requests are computed together.
- * - NULL: `model` and `stream` must not be, nor the texts of a message; `messages` may be, if `n` is 0;
- *   `options` may be, for the defaults; `error` may be.
- * - encoding: of messages and stop strings UTF-8.
+ * - NULL: not allowed for `model` and `stream` or the texts of a message; allowed for `messages` if `n` is 0;
+ *   allowed for `options`, for the defaults; allowed for `error`.
+ * - encoding: messages and stop strings are UTF-8.
  * - errors: as `welm_model_chat`; those of the engine come from `welm_stream_next`.
  */
 welm_status welm_model_chat_stream(const welm_model *model,
@@ -1795,13 +1807,14 @@ welm_status welm_model_chat_stream(const welm_model *model,
                                    welm_error **error);
 
 /**
- * As `welm_model_chat_stream`, of a JSON object as for `welm_model_chat_prompt_json`.
+ * As `welm_model_chat_stream`, for a JSON object as `welm_model_chat_prompt_json` takes it.
  *
  * - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of the request and options
- *   is kept. `model` may be freed while the stream lives.
+ *   is kept. `model` may be freed before the stream.
  * - threads: any number at once on one model; their requests are computed together.
- * - NULL: `model`, `request` and `stream` must not be; `options` may be, for the defaults; `error` may be.
- * - encoding: UTF-8; of the request `len` bytes, or `WELM_NUL_TERMINATED`.
+ * - NULL: not allowed for `model`, `request` and `stream`; allowed for `options`, for the defaults; allowed for
+ *   `error`.
+ * - encoding: the request is UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
  * - errors: as `welm_model_chat_json`; those of the engine come from `welm_stream_next`.
  */
 welm_status welm_model_chat_stream_json(const welm_model *model,
@@ -1816,14 +1829,14 @@ welm_status welm_model_chat_stream_json(const welm_model *model,
  *
  * - ownership: nothing to free.
  * - threads: any number at once on one model; requests do not wait for it.
- * - NULL: `model` and `stats` must not be; `error` may be.
- * - errors: those of any function.
+ * - NULL: not allowed for `model` and `stats`; allowed for `error`.
+ * - errors: only the general errors.
  */
 welm_status welm_model_stats(const welm_model *model, welm_stats *stats, welm_error **error);
 
 /**
- * Upper bound, in seconds, of the bucket in which the share `q` (0 to 1) of the observations is reached; 0 when
- * there are none.
+ * The quantile `q` (0 to 1): the upper bound, in seconds, of the bucket in which this share of the observations is
+ * reached; 0 if there are none.
  *
  * - ownership: nothing to free.
  * - threads: any number at once on one histogram.
@@ -1833,17 +1846,17 @@ double welm_histogram_quantile_s(const welm_histogram *histogram,
                                  double q);
 
 /**
- * Sets the one callback that the log goes to, in place of the one before; with NULL, the log goes nowhere. When the
- * function returns, the callback before is not running and is never called again.
+ * Sets the callback that gets the log, and replaces the previous one; with NULL, the log goes nowhere. When the
+ * function returns, the previous callback is not running and is never called again.
  *
- * A library that is linked statically into a Rust program that has set a global `tracing` subscriber cannot take its
- * place: that is `WELM_UNAVAILABLE`, and messages go where those of the program go.
+ * If the library is linked statically into a Rust program that has set a global `tracing` subscriber, this function
+ * fails with `WELM_UNAVAILABLE`, and messages go to that subscriber.
  *
  * - ownership: `data` stays the caller's; it has to live until another callback is set.
- * - threads: any, at any time, but not from inside a callback, which is `WELM_INVALID_ARGUMENT`.
- * - NULL: `callback`, `data` and `error` may be.
- * - errors: `WELM_INVALID_ARGUMENT` if `max_level` is no `welm_log_level`; `WELM_UNAVAILABLE`; those of any
- *   function.
+ * - threads: any, at any time, but not from inside a callback: that gives `WELM_INVALID_ARGUMENT`.
+ * - NULL: allowed for `callback`, `data` and `error`.
+ * - errors: `WELM_INVALID_ARGUMENT` if `max_level` is no `welm_log_level`; `WELM_UNAVAILABLE`; the general
+ *   errors.
  */
 welm_status welm_log_set_callback(int32_t max_level,
                                   welm_log_callback callback,

@@ -4,14 +4,14 @@
 //     for (const welm::Piece& piece : model.stream("Once", options))
 //         std::cout << piece.text << std::flush;
 //
-// - Handles own what they hold, and can be moved, not copied. A handle that was moved from is empty: its functions
+// - Handles own their objects. They can be moved, not copied. A handle that was moved from is empty: its functions
 //   fail with WELM_NULL_POINTER, or return nothing, zero or false.
-// - Functions that can fail throw welm::Error. Each has a twin, try_..., that returns a welm::Result instead; with
-//   -fno-exceptions there are only those.
+// - Functions that can fail throw welm::Error. Each also has a form, try_..., that returns a welm::Result instead. With
+//   -fno-exceptions there are only the try_ functions.
 // - Texts are UTF-8. A std::string_view, View or pointer that is returned belongs to the object that it came from,
-//   as its comment says. Arguments are only looked at during the call.
-// - Callbacks may throw: the work stops, and the exception comes out of the function that was called, of a try_
-//   function as well.
+//   as its comment says. Arguments are only used during the call.
+// - Callbacks may throw. Then the work stops, and the exception leaves the function that was called, even if that is a
+//   try_ function.
 // - Threads: as in welm.h. One Model may be used by any number of threads at once; answers never change.
 
 #ifndef WELM_HPP
@@ -64,7 +64,7 @@ private:
     welm_error* error_ = nullptr;
 };
 
-/// Calls what may fail.
+/// Makes a call that may fail.
 template <class Call>
 Result<void> run(Call call) {
     ErrorOut error;
@@ -73,7 +73,7 @@ Result<void> run(Call call) {
     return {};
 }
 
-/// Calls what makes a `C`, and wraps it.
+/// Makes a call that creates a `C`, and wraps it in a `T`.
 template <class T, class C, class Call>
 Result<T> make(Call call) {
     C* made = nullptr;
@@ -83,7 +83,7 @@ Result<T> make(Call call) {
     return T(made);
 }
 
-/// Calls what fills a struct that may grow.
+/// Makes a call that fills a struct with a `struct_size`.
 template <class C, class Call>
 Result<C> fill(Call call) {
     C filled{};
@@ -94,7 +94,7 @@ Result<C> fill(Call call) {
     return filled;
 }
 
-/// Calls what makes a text.
+/// Makes a call that creates a text.
 template <class Call>
 Result<std::string> text(Call call) {
     welm_string* made = nullptr;
@@ -107,7 +107,7 @@ Result<std::string> text(Call call) {
     return std::string(data, len);
 }
 
-/// Calls what makes tokens.
+/// Makes a call that creates tokens.
 template <class Call>
 Result<std::vector<std::uint32_t>> tokens(Call call) {
     welm_tokens* made = nullptr;
@@ -120,13 +120,13 @@ Result<std::vector<std::uint32_t>> tokens(Call call) {
     return std::vector<std::uint32_t>(data, data + len);
 }
 
-/// A callable behind a C callback; keeps what it throws, as nothing may be thrown through C.
+/// The callable that a C callback calls. It stores what the callable throws, because nothing may be thrown through C.
 template <class F>
 class Guarded {
 public:
     explicit Guarded(F& callable) noexcept : callable_(callable) {}
 
-    /// Whether to go on: what the callable returns; always if it returns nothing, never if it throws.
+    /// Whether to go on: what the callable returns; true if it returns nothing, false if it throws.
     template <class... Args>
     bool operator()(Args&&... args) noexcept {
 #if WELM_HPP_EXCEPTIONS
@@ -141,7 +141,7 @@ public:
 #endif
     }
 
-    /// Throws on what was thrown.
+    /// Throws the stored exception, if there is one.
     void rethrow() const {
         if (thrown_) std::rethrow_exception(thrown_);
     }
@@ -161,7 +161,7 @@ private:
     std::exception_ptr thrown_;
 };
 
-/// Texts as C takes them.
+/// Texts in the form that C functions take.
 struct Texts {
     std::vector<const char*> data;
     std::vector<std::size_t> lens;
@@ -177,7 +177,7 @@ struct Texts {
 
 } // namespace detail
 
-/// Ends requests from any thread: every one whose options pointed to it.
+/// Ends requests from any thread: all requests whose options pointed to it.
 class CancelToken {
 public:
     /// A token that is not cancelled.
@@ -215,7 +215,7 @@ inline welm_score_options to_c(const ScoreOptions& options) noexcept {
     return c;
 }
 
-/// Options as C takes them, with the arrays that they point to.
+/// Options in the form that C functions take, with the arrays that they point to.
 class COptions {
 public:
     explicit COptions(const GenerateOptions& options) : stop_(options.stop), c_(values(options)) {
@@ -241,11 +241,11 @@ class Generation {
 public:
     explicit Generation(welm_generation* owned) noexcept : handle_(owned) {}
 
-    /// Text of the first sequence; lives as long as this.
+    /// Text of the first sequence; valid as long as this object.
     std::string_view text() const { return choice(handle_.get(), 0).text; }
     /// Why the first sequence ended.
     FinishReason finish_reason() const noexcept { return welm_generation_finish_reason(handle_.get()); }
-    /// All sequences, in order; they live as long as this.
+    /// All sequences, in order; valid as long as this object.
     View<Choice> choices() const noexcept {
         return {handle_.get(), welm_generation_n_choices(handle_.get()), choice};
     }
@@ -268,13 +268,13 @@ private:
     detail::Handle<welm_generation, welm_generation_free> handle_;
 };
 
-/// An answer that is under way. One thread at a time may ask for pieces; any thread may cancel. Ends its request
-/// when it is destroyed.
+/// An answer that is being generated. One thread at a time may ask for pieces; any thread may cancel. The destructor
+/// ends the request.
 class Stream {
 public:
     explicit Stream(welm_stream* owned) noexcept : handle_(owned) {}
 
-    /// Waits for the next piece; nothing at the end. Its text lives until the next piece.
+    /// Waits for the next piece; nothing at the end. Its text is valid until the next piece.
     Result<std::optional<Piece>> try_next() {
         const welm_piece* piece = nullptr;
         detail::ErrorOut error;
@@ -283,7 +283,8 @@ public:
         if (status != WELM_OK) return error.with(status);
         return std::optional<Piece>(*piece);
     }
-    /// As `try_next`, but waits no longer than this; the place of a server to look whether its client has hung up.
+    /// As `try_next`, but waits no longer than `timeout`. So a server can check now and then whether its client has
+    /// hung up.
     Result<Waited> try_next_for(std::chrono::milliseconds timeout) {
         const auto ms = static_cast<std::uint64_t>(timeout.count() > 0 ? timeout.count() : 0);
         const welm_piece* piece = nullptr;
@@ -294,7 +295,7 @@ public:
         if (status != WELM_OK) return error.with(status);
         return Waited{false, Piece(*piece)};
     }
-    /// Ends the request; pieces that are under way still come.
+    /// Ends the request; pieces that are already generated still come.
     void cancel() const noexcept { welm_stream_cancel(handle_.get()); }
     /// The seed that is used.
     std::uint64_t seed() const noexcept { return welm_stream_seed(handle_.get()); }
@@ -309,7 +310,7 @@ public:
     /// See `try_next_for`.
     Waited next_for(std::chrono::milliseconds timeout) { return try_next_for(timeout).value(); }
 
-    /// Goes from piece to piece, once: all iterators of a stream are at the same one.
+    /// Goes from piece to piece. A stream can be read once: all its iterators share one position.
     class iterator {
     public:
         using iterator_category = std::input_iterator_tag;
@@ -327,7 +328,7 @@ public:
             return *this;
         }
         void operator++(int) { ++*this; }
-        /// Only the end is told apart.
+        /// Iterators are equal if both are at the end, or both are not.
         friend bool operator==(const iterator& a, const iterator& b) noexcept {
             return a.piece_.has_value() == b.piece_.has_value();
         }
@@ -338,9 +339,9 @@ public:
         std::optional<Piece> piece_;
     };
 
-    /// Waits for the first piece that is left.
+    /// Waits for the next piece.
     iterator begin() { return iterator(*this); }
-    /// Behind the last piece.
+    /// After the last piece.
     iterator end() noexcept { return {}; }
 #endif
 
@@ -353,7 +354,7 @@ class Scores {
 public:
     explicit Scores(welm_scores* owned) noexcept : handle_(owned) {}
 
-    /// All of them, in the order of the continuations; they live as long as this.
+    /// All scores, in the order of the continuations; valid as long as this object.
     View<Score> all() const noexcept {
         return {handle_.get(), welm_scores_len(handle_.get()), [](const void* scores, std::size_t index) {
                     return Score(*welm_scores_get(static_cast<const welm_scores*>(scores), index));
@@ -370,11 +371,11 @@ public:
     explicit Logits(welm_logits* owned) noexcept
         : handle_(owned), data_(welm_logits_data(owned, &rows_, &cols_)) {}
 
-    /// Tokens of the prompt that were asked for.
+    /// Positions of the prompt that were asked for.
     std::size_t rows() const noexcept { return handle_ ? rows_ : 0; }
     /// The model's `vocab_size`.
     std::size_t cols() const noexcept { return handle_ ? cols_ : 0; }
-    /// One row after another; they live as long as this.
+    /// One row after another; valid as long as this object.
     const float* data() const noexcept { return handle_ ? data_ : nullptr; }
 
 private:
@@ -399,7 +400,8 @@ class Model {
 public:
     explicit Model(welm_model* owned) noexcept : handle_(owned) {}
 
-    /// Loads a Hugging Face folder, an int8 folder, or a GGUF file. The files must not change while it lives.
+    /// Loads a Hugging Face folder, an int8 folder, or a GGUF file. The files must not change as long as the model
+    /// exists.
     static Result<Model> try_load(const std::string& path, const LoadOptions& options = {}) {
         detail::Guarded<const Progress> progress(options.progress);
         const welm_load_options c = detail::to_c(options, progress);
@@ -417,7 +419,7 @@ public:
             [&](auto* out, auto** error) { return welm_model_estimate(path.c_str(), &c, out, error); });
     }
 
-    /// Continues a prompt; returns when all sequences have ended. Being cancelled is no error.
+    /// Continues a prompt; returns when all sequences have ended. Cancelling is no error.
     Result<Generation> try_generate(Prompt prompt, const GenerateOptions& options = {}) const {
         const detail::COptions c(options);
         return detail::make<Generation, welm_generation>([&](auto** out, auto** error) {
@@ -425,7 +427,7 @@ public:
         });
     }
 
-    /// Continues a prompt piece by piece: `callback(const Piece&)` runs on this thread; returning `false` ends it.
+    /// Continues a prompt and calls `callback(const Piece&)` for each piece, on this thread; returning `false` ends it.
     template <class F>
     Result<void> try_generate_with(Prompt prompt, const GenerateOptions& options, F&& callback) const {
         using Callback = detail::Guarded<std::remove_reference_t<F>>;
@@ -441,7 +443,7 @@ public:
         return done;
     }
 
-    /// Continues a prompt piece by piece, as they are asked for. The model may end before the stream.
+    /// Continues a prompt; the caller asks for one piece after another. The model may be destroyed before the stream.
     Result<Stream> try_stream(Prompt prompt, const GenerateOptions& options = {}) const {
         const detail::COptions c(options);
         return detail::make<Stream, welm_stream>([&](auto** out, auto** error) {
@@ -449,7 +451,7 @@ public:
         });
     }
 
-    /// Log-likelihoods of given continuations, any range of what converts to std::string_view.
+    /// Log-likelihoods of given continuations, which are any range whose elements convert to std::string_view.
     template <class Range = std::initializer_list<std::string_view>>
     Result<Scores> try_score(std::string_view prompt, const Range& continuations) const {
         const detail::Texts texts(continuations);
@@ -459,8 +461,8 @@ public:
         });
     }
 
-    /// Log-likelihoods of many continuations, each after its own prompt, computed together: what `try_score` gives for
-    /// each. Give pairs of the same prompt one after another: equal beginnings are computed once.
+    /// Log-likelihoods of many continuations, each after its own prompt. They are computed together, and are those that
+    /// `try_score` gives for each. Give pairs of the same prompt one after another: equal beginnings are computed once.
     Result<Scores> try_score_pairs(const std::vector<std::pair<Prompt, Prompt>>& pairs,
                                    const ScoreOptions& options = {}) const {
         std::vector<welm_prompt> prompts, continuations;
@@ -480,21 +482,21 @@ public:
             [&](auto** out, auto** error) { return welm_model_logits(get(), prompt.get(), from, out, error); });
     }
 
-    /// The tokens of a text; with `parse_special`, special tokens written in it are special.
+    /// The tokens of a text; with `parse_special`, spellings of special tokens become these tokens.
     Result<std::vector<std::uint32_t>> try_tokenize(std::string_view text, bool parse_special = false) const {
         return detail::tokens([&](auto** out, auto** error) {
             return welm_model_tokenize(get(), text.data(), text.size(), parse_special, out, error);
         });
     }
 
-    /// The text of tokens; bytes that are no UTF-8 become U+FFFD.
+    /// The text of tokens; bytes that are not UTF-8 become U+FFFD.
     Result<std::string> try_detokenize(const std::vector<std::uint32_t>& tokens) const {
         return detail::text([&](auto** out, auto** error) {
             return welm_model_detokenize(get(), tokens.data(), tokens.size(), out, error);
         });
     }
 
-    /// The id of a token as the vocabulary spells it; WELM_NOT_FOUND if there is none.
+    /// The id of a token, from its name in the vocabulary; WELM_NOT_FOUND if there is none.
     Result<std::uint32_t> try_token_id(std::string_view token) const {
         std::uint32_t id = 0;
         auto done = detail::run([&](auto** error) {
@@ -504,7 +506,8 @@ public:
         return id;
     }
 
-    /// The text of a conversation, by the model's own template; with `answer` it ends where the assistant's begins.
+    /// The text of a conversation, made by the model's own chat template; with `answer` it ends where the assistant's
+    /// answer begins.
     Result<std::string> try_chat_prompt(const std::vector<Message>& messages, bool answer = true) const {
         const std::vector<welm_message> c = detail::to_c(messages);
         return detail::text([&](auto** out, auto** error) {
@@ -512,8 +515,8 @@ public:
         });
     }
 
-    /// Its tokens, a prompt as it is. Special tokens that a message spells are parsed: look for them in messages that
-    /// are not trusted.
+    /// The tokens of `try_chat_prompt`, which can be used as a prompt. Special tokens in the text of a message are
+    /// parsed, so look for them in messages that are not trusted.
     Result<std::vector<std::uint32_t>> try_chat_tokens(const std::vector<Message>& messages, bool answer = true) const {
         const std::vector<welm_message> c = detail::to_c(messages);
         return detail::tokens([&](auto** out, auto** error) {
@@ -521,22 +524,23 @@ public:
         });
     }
 
-    /// As `try_chat_prompt`, of a JSON object with `messages`, `tools` and what else `welm_model_chat_prompt_json` takes.
+    /// As `try_chat_prompt`, for a JSON object with `messages`, `tools` and the other keys of
+    /// `welm_model_chat_prompt_json`.
     Result<std::string> try_chat_prompt_json(std::string_view request) const {
         return detail::text([&](auto** out, auto** error) {
             return welm_model_chat_prompt_json(get(), request.data(), request.size(), out, error);
         });
     }
 
-    /// Its tokens, as of `try_chat_tokens`.
+    /// The tokens of `try_chat_prompt_json`, made as by `try_chat_tokens`.
     Result<std::vector<std::uint32_t>> try_chat_tokens_json(std::string_view request) const {
         return detail::tokens([&](auto** out, auto** error) {
             return welm_model_chat_tokens_json(get(), request.data(), request.size(), out, error);
         });
     }
 
-    /// The model's answer to a conversation, by its own chat template; it ends at the model's end tokens. Special tokens
-    /// that a message spells are parsed: look for them in messages that are not trusted.
+    /// The model's answer to a conversation, with the model's own chat template; it ends at the model's end tokens.
+    /// Special tokens in the text of a message are parsed, so look for them in messages that are not trusted.
     Result<Generation> try_chat(const std::vector<Message>& messages, const GenerateOptions& options = {}) const {
         const std::vector<welm_message> m = detail::to_c(messages);
         const detail::COptions c(options);
@@ -545,7 +549,7 @@ public:
         });
     }
 
-    /// As `try_chat`, of a JSON object with `messages`, `tools` and what else `welm_model_chat_prompt_json` takes.
+    /// As `try_chat`, for a JSON object with `messages`, `tools` and the other keys of `welm_model_chat_prompt_json`.
     Result<Generation> try_chat_json(std::string_view request, const GenerateOptions& options = {}) const {
         const detail::COptions c(options);
         return detail::make<Generation, welm_generation>([&](auto** out, auto** error) {
@@ -553,7 +557,7 @@ public:
         });
     }
 
-    /// As `try_chat`, piece by piece, as they are asked for. The model may end before the stream.
+    /// As `try_chat`, but the caller asks for one piece after another. The model may be destroyed before the stream.
     Result<Stream> try_chat_stream(const std::vector<Message>& messages, const GenerateOptions& options = {}) const {
         const std::vector<welm_message> m = detail::to_c(messages);
         const detail::COptions c(options);
@@ -580,22 +584,22 @@ public:
         return detail::fill<Estimate>([&](auto* out, auto** error) { return welm_model_memory(get(), out, error); });
     }
 
-    /// Shape and settings.
+    /// Shapes and settings of the model.
     Config config() const {
         const welm_config* config = welm_model_config(get());
         return config ? Config(*config) : Config();
     }
-    /// The bytes that a token stands for, perhaps a part of a character; they live as long as this handle.
+    /// The bytes of a token, perhaps only a part of a character; valid as long as this handle.
     std::string_view token_bytes(std::uint32_t token) const noexcept {
         std::size_t len = 0;
         const std::uint8_t* data = welm_model_token_bytes(get(), token, &len);
         return detail::text(reinterpret_cast<const char*>(data), len);
     }
-    /// Whether a token is a control token, which is no part of a text.
+    /// Whether a token is a control token, which is not part of a text.
     bool is_special(std::uint32_t token) const noexcept { return welm_model_is_special(get(), token); }
-    /// Whether the model comes with a chat template.
+    /// Whether the model has a chat template.
     bool has_chat_template() const noexcept { return welm_model_has_chat_template(get()); }
-    /// Another handle of the same engine; costs nothing.
+    /// Another handle of the same engine; the model is not copied.
     Model clone() const noexcept { return Model(welm_model_clone(get())); }
     /// For functions of welm.h.
     const welm_model* get() const noexcept { return handle_.get(); }
@@ -681,8 +685,8 @@ private:
     detail::Handle<welm_model, welm_model_free> handle_;
 };
 
-/// Writes an int8 folder from a Hugging Face folder; `progress` is called after each matrix. `to` is new, or empty, or was
-/// written by this function before, and then the new model takes its place in one step; see `welm_quantize`.
+/// Writes an int8 folder from a Hugging Face folder; `progress` is called after each matrix. `to` is a new folder, an
+/// empty one, or one that this function wrote before, which is then replaced in one step; see `welm_quantize`.
 inline Result<void> try_quantize(const std::string& from, const std::string& to, const Progress& progress = {}) {
     using Callback = detail::Guarded<const Progress>;
     Callback guarded(progress);
@@ -696,15 +700,15 @@ inline Result<void> try_quantize(const std::string& from, const std::string& to,
     return done;
 }
 
-/// Sends the log to a callback, in place of the one before, until it is destroyed; then the log goes nowhere.
+/// Sends the log to a callback, which replaces the previous one. After the destructor the log goes nowhere.
 ///
-/// The callback runs on the threads that log, several at once; what it throws is dropped. It must not make nor
-/// destroy a Log.
+/// The callback runs on the threads that log, perhaps on several at once; what it throws is dropped. It must not create
+/// or destroy a Log.
 class Log {
 public:
     using Callback = std::function<void(LogLevel level, std::string_view target, std::string_view message)>;
 
-    /// Starts. WELM_UNAVAILABLE if this program has another log of Rust's.
+    /// Starts. WELM_UNAVAILABLE if this program has set a `tracing` subscriber in Rust.
     static Result<Log> try_start(LogLevel max_level, Callback callback) {
         auto kept = std::make_unique<Callback>(std::move(callback));
         const auto call = [](void* data, LogLevel level, const char* target, const char* message) {
@@ -726,7 +730,7 @@ public:
 #endif
 
     Log(Log&&) = default;
-    // The one that is written over would end the other's log.
+    // The destructor of the old value would end the new log.
     Log& operator=(Log&&) = delete;
     ~Log() {
         if (callback_) welm_log_set_callback(WELM_LOG_OFF, nullptr, nullptr, nullptr);
@@ -738,12 +742,13 @@ private:
     std::unique_ptr<Callback> callback_;
 };
 
-/// Upper bound, in seconds, of the bucket in which the share `q` (0 to 1) of the observations is reached.
+/// The quantile `q` (0 to 1): the upper bound, in seconds, of the bucket in which this share of the observations is
+/// reached.
 inline double quantile_s(const Histogram& histogram, double q) noexcept {
     return welm_histogram_quantile_s(&histogram, q);
 }
 
-/// Version of the library that runs, "0.1.0"; lives for ever.
+/// Version of the library that runs, "0.1.0"; always valid.
 inline std::string_view version() noexcept { return welm_version(); }
 
 /// The WELM_ABI_VERSION of the library that runs.

@@ -1,4 +1,5 @@
-// What the handles of welm.hpp take and give: errors, options, and the parts of answers. Include welm.hpp.
+// The types that the classes of welm.hpp take and return: errors, options, and the parts of answers. Include welm.hpp,
+// not this file.
 
 #ifndef WELM_TYPES_HPP
 #define WELM_TYPES_HPP
@@ -29,7 +30,7 @@ namespace welm {
 
 class CancelToken;
 
-using Status = welm_status;              ///< What kind of error it is.
+using Status = welm_status;              ///< The kind of an error.
 using FinishReason = welm_finish_reason; ///< Why a sequence ended.
 using LogLevel = welm_log_level;         ///< How important a message is.
 using Alternative = welm_alternative;    ///< A likely token, with the logarithm of its probability.
@@ -38,21 +39,21 @@ using Estimate = welm_estimate;          ///< Memory that a model takes, in byte
 using Stats = welm_stats;                ///< Counters of an engine.
 using Histogram = welm_histogram;        ///< Times in buckets.
 
-/// What went wrong: `what()` says it in one line, with what was expected and what came.
+/// An error: `what()` says in one line what was expected and what was found.
 class Error : public std::runtime_error {
 public:
     Error(Status code, const std::string& message) : std::runtime_error(message), code_(code) {}
 
     /// The kind of error.
     Status code() const noexcept { return code_; }
-    /// The kind as welm.h spells it, "WELM_QUEUE_FULL"; lives for ever.
+    /// The name of the kind as in welm.h, "WELM_QUEUE_FULL"; always valid.
     const char* name() const noexcept { return welm_status_name(static_cast<std::int32_t>(code_)); }
 
 private:
     Status code_;
 };
 
-/// A value, or the error that came instead.
+/// A value, or an error.
 template <class T>
 class [[nodiscard]] Result {
 public:
@@ -98,16 +99,16 @@ private:
     std::variant<T, Error> state_;
 };
 
-/// Done, or the error that came instead.
+/// Success, or an error.
 template <>
 class [[nodiscard]] Result<void> {
 public:
     Result() = default;
     Result(Error error) : error_(std::move(error)) {}
 
-    /// Whether it is done.
+    /// Whether there is no error.
     bool has_value() const noexcept { return !error_; }
-    /// Whether it is done.
+    /// Whether there is no error.
     explicit operator bool() const noexcept { return has_value(); }
     /// The error; there has to be one.
     const Error& error() const noexcept {
@@ -126,7 +127,7 @@ private:
     std::optional<Error> error_;
 };
 
-/// Some values that are made when they are asked for. It lives as long as the object that it came from.
+/// A sequence whose values are made when they are read. Valid as long as the object that it came from.
 template <class T>
 class View {
 public:
@@ -145,7 +146,7 @@ public:
         return get_(object_, index);
     }
 
-    /// Goes from value to value; stays valid without the view.
+    /// Goes from value to value; stays valid when the view is destroyed.
     class iterator {
     public:
         using iterator_category = std::input_iterator_tag;
@@ -172,7 +173,7 @@ public:
 
     /// The first value.
     iterator begin() const noexcept { return {*this, 0}; }
-    /// Behind the last value.
+    /// After the last value.
     iterator end() const noexcept { return {*this, size_}; }
 
 private:
@@ -207,7 +208,8 @@ View<T> array(const C* data, std::size_t size) noexcept {
 
 } // namespace detail
 
-/// Tells of a load: bytes that are ready, bytes in all. Returning `false` ends it with WELM_LOAD_CANCELLED.
+/// Called while weights are read: bytes that are ready, bytes in all. Returning `false` ends the loading with
+/// WELM_LOAD_CANCELLED.
 using Progress = std::function<bool(std::uint64_t done_bytes, std::uint64_t total_bytes)>;
 
 /// How a model is loaded; see `welm_load_options`. Empty texts and zeros are the defaults.
@@ -296,11 +298,11 @@ struct GenerateOptions {
     std::optional<std::uint64_t> seed{};
     /// Time after which the request ends with what it has, counted from submission (default: never).
     ///
-    /// One that has passed is 1 ms.
+    /// Zero or less counts as 1 ms.
     std::optional<std::chrono::milliseconds> deadline{};
     /// Token that ends the request from another thread (default: none).
     ///
-    /// It has to live only during the call.
+    /// It is only used during the call.
     const CancelToken* cancel = nullptr;
     /// Whether spellings of special tokens in the prompt become these tokens; otherwise they are ordinary text
     /// (default: false).
@@ -318,17 +320,17 @@ struct GenerateOptions {
 struct ScoreOptions {
     /// Time after which the scoring ends without a result, counted from the call (default: never).
     ///
-    /// One that has passed is 1 ms.
+    /// Zero or less counts as 1 ms.
     std::optional<std::chrono::milliseconds> deadline{};
     /// Token that ends the scoring from another thread (default: none).
     ///
-    /// It has to live only during the call.
+    /// It is only used during the call.
     const CancelToken* cancel = nullptr;
 };
 
 namespace detail {
 
-/// The options as C takes them, but for the callback.
+/// The options in the form that C functions take, without the callback.
 inline welm_load_options values(const LoadOptions& options) {
     const auto set = [](const std::string& text) { return text.empty() ? nullptr : text.c_str(); };
     welm_load_options c = load_defaults();
@@ -351,13 +353,13 @@ inline welm_load_options values(const LoadOptions& options) {
     return c;
 }
 
-/// A deadline as C takes it, where 0 is none.
+/// A deadline in the form that C functions take, where 0 is none.
 inline std::uint64_t deadline_ms(const std::optional<std::chrono::milliseconds>& deadline) noexcept {
     if (!deadline) return 0;
     return deadline->count() > 0 ? static_cast<std::uint64_t>(deadline->count()) : 1;
 }
 
-/// The options as C takes them, but for the stop strings and the token that cancels.
+/// The options in the form that C functions take, without the stop strings and the token that cancels.
 inline welm_generate_options values(const GenerateOptions& options) noexcept {
     welm_generate_options c = generate_defaults();
     c.max_tokens = options.max_tokens;
@@ -391,11 +393,11 @@ inline welm_generate_options values(const GenerateOptions& options) noexcept {
 
 /// One message of a conversation.
 struct Message {
-    std::string role{};    ///< "system", "user", "assistant", and whatever else the template knows.
-    std::string content{}; ///< What is said.
+    std::string role{};    ///< "system", "user", "assistant", or another role that the template knows.
+    std::string content{}; ///< The message's text.
 };
 
-/// A prompt: text, or tokens as they are. It only points to what it is made from.
+/// A prompt: text or tokens. It only points to them, so they have to live as long.
 class Prompt {
 public:
     Prompt(std::string_view text) : c_(welm_prompt_text(text.data(), text.size())) {}
@@ -411,26 +413,26 @@ private:
     welm_prompt c_;
 };
 
-/// A token of an answer. Its view lives as long as the answer or piece.
+/// A token of an answer. Its view is valid as long as the answer or piece.
 struct Token {
     std::uint32_t id = 0;                 ///< The token.
     std::optional<float> logprob{};       ///< Natural logarithm of its probability, if asked for.
-    View<Alternative> alternatives{};     ///< The likeliest tokens at this place, likeliest first.
+    View<Alternative> alternatives{};     ///< The likeliest tokens at this position, likeliest first.
 
     explicit Token(const welm_token& c)
         : id(c.id), logprob(c.has_logprob ? std::optional<float>(c.logprob) : std::nullopt),
           alternatives(detail::array<Alternative>(c.alternatives, c.n_alternatives)) {}
 };
 
-/// A piece of a stream. Text and tokens live until the next piece is asked for, or the callback returns.
+/// A piece of a stream. Text and tokens are valid until the next piece is asked for, or until the callback returns.
 struct Piece {
     std::size_t index = 0;                         ///< Which of the `n` sequences it belongs to.
-    std::string_view text{};                       ///< What follows; may be empty.
+    std::string_view text{};                       ///< The next part of the text; may be empty.
     View<Token> tokens{};                          ///< Tokens since the last piece.
     FinishReason finish_reason = WELM_FINISH_NONE; ///< On the last piece of a sequence: why it ended.
     std::size_t completion_tokens = 0;             ///< On the last piece: tokens generated.
-    std::size_t cached_tokens = 0;                 ///< On the last piece: found in the prefix cache.
-    std::optional<std::uint32_t> end_token{};      ///< On the last piece: the token that ended it by itself.
+    std::size_t cached_tokens = 0;                 ///< On the last piece: prompt tokens found in the prefix cache.
+    std::optional<std::uint32_t> end_token{};      ///< On the last piece: the token that ended it, if one did.
 
     explicit Piece(const welm_piece& c)
         : index(c.index), text(detail::text(c.text, c.text_len)), tokens(detail::array<Token>(c.tokens, c.n_tokens)),
@@ -438,18 +440,18 @@ struct Piece {
           end_token(c.has_end_token ? std::optional<std::uint32_t>(c.end_token) : std::nullopt) {}
 };
 
-/// What a wait for a piece came to.
+/// The result of waiting for a piece.
 struct Waited {
     bool pending = false;         ///< No piece came in time.
     std::optional<Piece> piece{}; ///< Nothing if `pending`, and at the end.
 };
 
-/// One generated sequence. It lives as long as its Generation.
+/// One generated sequence. It is valid as long as its Generation.
 struct Choice {
-    std::string_view text{};                       ///< The text; with `echo`, after the prompt.
-    View<Token> tokens{};                          ///< Its tokens; with `echo`, after the prompt's.
+    std::string_view text{};                       ///< The text; with `echo`, the prompt is in front of it.
+    View<Token> tokens{};                          ///< Its tokens; with `echo`, the prompt's are in front of them.
     FinishReason finish_reason = WELM_FINISH_NONE; ///< Why it ended.
-    std::optional<std::uint32_t> end_token{};      ///< The token that ended it by itself, if one did.
+    std::optional<std::uint32_t> end_token{};      ///< The token that ended it, if one did.
 
     Choice() = default;
     explicit Choice(const welm_choice& c)
@@ -458,17 +460,17 @@ struct Choice {
           end_token(c.has_end_token ? std::optional<std::uint32_t>(c.end_token) : std::nullopt) {}
 };
 
-/// The log-likelihood of a continuation. Its view lives as long as its Scores.
+/// The log-likelihood of a continuation. Its view is valid as long as its Scores.
 struct Score {
-    double logprob = 0;   ///< Sum over its tokens, natural logarithm.
-    View<Token> tokens{}; ///< The tokens with theirs.
+    double logprob = 0;   ///< Sum of the log-probabilities of its tokens, natural logarithm.
+    View<Token> tokens{}; ///< The tokens, each with its log-probability.
 
     explicit Score(const welm_score& c) : logprob(c.logprob), tokens(detail::array<Token>(c.tokens, c.n_tokens)) {}
 };
 
-/// What a model is; see `welm_config`. Its views live as long as the handle that it came from.
+/// Settings of a model; see `welm_config`. Its views are valid as long as the handle that it came from.
 struct Config {
-    std::string_view family{};                ///< As the file spells it.
+    std::string_view family{};                ///< The family, as named in the model's file.
     std::string_view backend{};               ///< Where the model runs.
     std::uint64_t n_params = 0;               ///< Number of weights.
     std::size_t vocab_size = 0;               ///< Length of the logits.
@@ -477,11 +479,11 @@ struct Config {
     std::size_t n_heads = 0;                  ///< Query heads.
     std::size_t n_kv_heads = 0;               ///< Key and value heads.
     std::size_t head_dim = 0;                 ///< Width of a head.
-    std::size_t hidden_dim = 0;               ///< Width of the feed-forward half.
-    std::size_t max_context = 0;              ///< Tokens that the model was made for.
+    std::size_t hidden_dim = 0;               ///< Width of the hidden layer of the feed-forward network.
+    std::size_t max_context = 0;              ///< Most tokens of a sequence that the model was made for.
     View<std::uint32_t> eos_token_ids{};      ///< Tokens that end a text.
     std::optional<std::uint32_t> bos_token_id{}; ///< The token that starts a text.
-    bool has_tokenizer = false;               ///< Without one there are only tokens.
+    bool has_tokenizer = false;               ///< Without one the model takes and returns tokens only.
 
     Config() = default;
     explicit Config(const welm_config& c)

@@ -23,7 +23,7 @@ fn main() {
         .into_iter()
         .map(|source| (out.join(source.file_stem().unwrap()).with_extension("so"), source))
         .filter(|(library, source)| {
-            // Only what is older than its source, the headers or this script.
+            // A library is compiled only if it is older than its source, the headers or this script.
             let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
             let inputs = headers.iter().chain([source, &compiled]);
             time(library).is_none() || inputs.map(|p| time(p)).max().flatten() > time(library)

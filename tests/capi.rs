@@ -1,4 +1,5 @@
-//! The installed C library: `tests/capi/install` puts it into a prefix, and here are its consumers.
+//! Tests of the installed C library. `tests/capi/install` installs it into a prefix; these tests build programs with
+//! it.
 //!
 //! The programs of `tests/capi` are compiled as users compile theirs, through pkg-config and through CMake, against
 //! the shared and the static library, and run on the model of this repository.
@@ -14,7 +15,7 @@ use welm_tests::installed::{
 };
 use welm_tests::{data, fixture, nano};
 
-/// Warnings that no file of ours and no header of welm has.
+/// Warnings that must not occur in our files and in the headers of welm.
 const STRICT: [&str; 5] = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"];
 const SOURCES: [&str; 9] = ["main", "load", "log", "tokens", "chat", "generate", "stream", "threads", "fork"];
 
@@ -29,7 +30,7 @@ fn compile(linkage: Linkage, more: &[&str]) -> (TempDir, PathBuf) {
     (folder, program)
 }
 
-/// Runs the consumer, perhaps inside another program.
+/// Runs the consumer, for instance under valgrind.
 fn consume(mut command: Command) {
     let scratch = tempfile::tempdir().unwrap();
     command.arg(nano()).arg(fixture("llama_f16")).arg(scratch.path());
@@ -60,11 +61,11 @@ fn a_consumer_under_valgrind() {
     let (_folder, program) = compile(Shared, &["-g", "-O1"]);
     let mut command = Command::new("valgrind");
     command.args(["--quiet", "--error-exitcode=9", "--leak-check=full"]);
-    // What a static points to when the program ends is no leak.
+    // Memory that a static still points to at the end is not a leak.
     let lost = "definite,indirect,possible";
     command.args([format!("--errors-for-leak-kinds={lost}"), format!("--show-leak-kinds={lost}")]);
     command.arg(format!("--suppressions={}", data("tests/capi/valgrind.supp").display()));
-    // Valgrind knows no AVX-512, and runs one thread at a time.
+    // Valgrind does not know AVX-512, and runs one thread at a time.
     let isa = if cfg!(target_arch = "x86_64") { "avx2" } else { "scalar" };
     command.env("WELM_ISA", isa).env("WELM_TEST_SLOW", "1").env("WELM_TEST_THREADS", "1");
     command.arg("--fair-sched=yes").arg(&program);
@@ -146,7 +147,7 @@ fn a_later_find_package_gets_what_it_asks_for_or_an_error() {
         )
     };
     let (on, off) = ("set(WELM_USE_STATIC ON)\n", "set(WELM_USE_STATIC OFF)\n");
-    // Again, the same, and the other kind by its name.
+    // A second find_package gives the same targets; the other kind is linked by its name.
     let top = format!("{find}{find}{}", program("a", "welm::welm"));
     let sub = format!("{find}{}{}", program("b", "welm::welm"), program("c", "welm::static"));
     let (build, built) = nested(&top, &sub, &PREFIX);
@@ -154,7 +155,7 @@ fn a_later_find_package_gets_what_it_asks_for_or_an_error() {
     for (path, linkage) in [("a", Shared), ("sub/b", Shared), ("sub/c", Static)] {
         check_linkage(&build.path().join(path), linkage);
     }
-    // Where the first find is below, or beside, each has its own.
+    // If the first find_package is in a folder below or beside, each folder has its own targets.
     let (build, built) = nested("", &format!("{on}{find}{}", program("b", "welm::welm")), &PREFIX);
     built.unwrap();
     check_linkage(&build.path().join("sub/b"), Static);
@@ -168,7 +169,7 @@ fn a_later_find_package_gets_what_it_asks_for_or_an_error() {
         nested(&same, find, &PREFIX).1.unwrap();
         nested(&same, &same, &PREFIX).1.unwrap();
     }
-    // Another installation below.
+    // Another installation, asked for in a folder below.
     let moved = tempfile::tempdir().unwrap();
     run(Command::new("cp").arg("-a").arg(PREFIX.join(".")).arg(moved.path()));
     let other = format!("set(CMAKE_PREFIX_PATH {})\nunset(welm_DIR CACHE)\n{find}", moved.path().display());
@@ -188,7 +189,7 @@ fn a_program_without_any_shared_library() {
     let sources = SOURCES.map(|name| data("tests/capi").join(format!("{name}.c")));
     let mut command = Command::new("gcc");
     command.arg("-static").args(STRICT).args(sources).arg("-o").arg(&program);
-    // As the README has it.
+    // As in the README.
     command.args(linking(Static).into_iter().filter(|flag| flag != "-lgcc_s"));
     run(&mut command);
     check(&program);

@@ -3,8 +3,8 @@
 //! `tests/capi/install` installs welm first; `WELM_PREFIX` says where if it is elsewhere. Needs g++, cmake, pkg-config
 //! and, of Debian, libmicrohttpd-dev, libcpp-httplib-dev and nlohmann-json3-dev.
 //!
-//! C++ is slow to compile, so each file is compiled once for CMake and once for pkg-config, and linked for both kinds of
-//! library where that is what is tested; tests/capi.rs has all pairs of a build system and a kind, in C.
+//! C++ is slow to compile. So each file is compiled once for CMake and once for pkg-config, and linked with both kinds
+//! of library only where a test needs that. tests/capi.rs tests all pairs of a build system and a kind, in C.
 
 #[path = "cpp/hostile.rs"]
 mod hostile;
@@ -26,19 +26,19 @@ use welm_tests::installed::{
 };
 use welm_tests::{data, nano};
 
-/// Warnings that no file of ours and no header of welm has.
+/// Warnings that must not occur in our files and in the headers of welm.
 const STRICT: [&str; 7] =
     ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-Wshadow"];
 
 /// Builds targets of a CMake project against the installed package, and gives a folder with these programs.
 ///
-/// All tests, and the next run, share what is compiled: one after the other they build in the same folder.
+/// All tests build in the same folder, one after another, so that they and later runs share compiled files.
 fn build(source: &str, linkage: Linkage, targets: &[&str]) -> TempDir {
     let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join(source.replace('/', "-"));
     fs::create_dir_all(&shared).unwrap();
     let lock = File::create(shared.join("lock")).unwrap();
     lock.lock().unwrap();
-    // Of another prefix or linkage, perhaps.
+    // The cache may be of another prefix or linkage.
     let _ = fs::remove_file(shared.join("CMakeCache.txt"));
     let flags = format!("-DCMAKE_CXX_FLAGS={}", STRICT[1..].join(" "));
     let options = ["-DCMAKE_BUILD_TYPE=Release".into(), flags, cmake_linkage(linkage)];
@@ -164,7 +164,7 @@ fn the_generator() {
             );
         }
 
-        // Ctrl-C after the first bytes; the answer may have ended by itself before it is noticed.
+        // Ctrl-C after the first bytes. The answer may end before the program sees the signal.
         let cancelled = (0..50).any(|seed| {
             let mut command = generate(&["--max-tokens", "400", "--seed", &seed.to_string(), "甲：你好"]);
             let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -301,7 +301,7 @@ fn hanging_up_cancels(service: &Service) {
     }
 }
 
-/// What is under way ends well; then the process does.
+/// Running requests are completed; then the process ends.
 fn sigterm_lets_requests_end(mut service: Service) {
     let mut stream =
         service.ask(json!({"prompt": "甲：你好", "n": 32, "max_tokens": 400, "seed": 4, "stream": true}));
@@ -314,7 +314,7 @@ fn sigterm_lets_requests_end(mut service: Service) {
     assert!(TcpStream::connect(("127.0.0.1", service.port)).is_err());
 }
 
-/// With the static library; those below are with the shared one.
+/// With the static library; the tests below use the shared one.
 #[test]
 fn the_service() {
     let build = build("examples/cpp", Static, &["serve"]);
@@ -340,13 +340,13 @@ fn load(model: &Path, ratio: &str) {
     assert!(service.process.wait().unwrap().success());
 }
 
-/// Its weights stay in the caches, and one sequence is as fast as they are; many gain little on few cores.
+/// A model whose weights stay in the CPU's caches. One sequence alone is fast, so on few cores batching gains little.
 #[test]
 fn the_service_under_load() {
     load(&nano(), "1");
 }
 
-/// A model that is read from memory for each step, as those are that people use.
+/// A model that is read from memory in each step, as models in real use are.
 #[test]
 fn the_service_under_load_with_a_real_model() {
     let path = std::env::var_os("WELM_SMOLLM2").expect("WELM_SMOLLM2 names the GGUF file; tests/run sets it");

@@ -1,8 +1,8 @@
-//! Whole models on the CUDA backend: against the CPU backend, in company and alone, and when the device fails. The
-//! kernels by themselves are in `kernels/`.
+//! Tests of whole models on the CUDA backend: compared with the CPU backend, alone and in a batch, and when the device
+//! fails. The kernels by themselves are tested in `kernels/`.
 //!
-//! On the emulator; with the feature `gpu` and `WELM_TEST_GPU=<number>` on that device, but for what is planned to
-//! fail.
+//! The tests run on the emulator. With the feature `gpu` and `WELM_TEST_GPU=<number>` they run on that device, except
+//! tests with planned failures.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -47,7 +47,7 @@ struct Toy {
 }
 
 impl Toy {
-    /// `size` is the deviation, times the square root of three.
+    /// Values are uniform in `around - size .. around + size`.
     fn tensor(&mut self, name: &str, shape: &[usize], around: f32, size: f32) {
         let len = shape.iter().product();
         let value = |_| {
@@ -188,7 +188,7 @@ fn logits_are_those_of_the_cpu() {
                 let got = model.logits(&prompt, 0).unwrap();
                 let error = worst_error(&got, &want, vocab);
                 println!("{name}, {dtype:?}, {device:?}: {error:.4}");
-                // From floats, the two devices make int8 in different groups: each has an error of its own.
+                // The two backends quantise floats to int8 in different groups, so each has an error of its own.
                 let most = if dtype == Dtype::Int8 { 6e-2 } else { 1e-2 };
                 assert!(error < most, "{name}, {dtype:?}, {device:?}: relative error {error}");
             }
@@ -196,8 +196,8 @@ fn logits_are_those_of_the_cpu() {
     }
 }
 
-/// A Llama as an int8 folder, with the norms that a layer may have besides, whatever its configuration says. In widths
-/// whose weights are in no rotated groups, so that both backends compute with the same.
+/// A Llama as an int8 folder, with all the further norms that a layer may have. Its widths are such that weights are
+/// not rotated, so that both backends compute with the same weights.
 fn with_more_norms() -> TempDir {
     const HEAD_DIM: usize = 80;
     let dim = 2 * HEAD_DIM;
@@ -220,7 +220,7 @@ fn with_more_norms() -> TempDir {
     });
     let all = stored.tensors().into_iter().chain(more).collect::<Vec<_>>();
     let metadata = header.metadata().clone();
-    // Mapped by nobody: written beside, and moved.
+    // The file is written under another name and moved, because the old one may be mapped.
     let beside = folder.path().join("beside");
     safetensors::serialize_to_file(all, metadata, &beside).unwrap();
     std::fs::rename(beside, file).unwrap();
@@ -229,7 +229,7 @@ fn with_more_norms() -> TempDir {
 
 type Change = fn(&mut ModelConfig);
 
-/// What models and layers may differ in, and no family has yet: each field alone, and all.
+/// Settings of models and layers that no family uses yet: each field alone, and all together.
 const CHANGES: [(&str, Change); 11] = [
     ("window", |c| c.layers[1].window = Some(20)),
     ("scale", |c| c.layers[1].scale *= 3.0),
@@ -267,7 +267,7 @@ fn second_rope() -> Rope {
     rope
 }
 
-/// Every field of a configuration has the effect that it has on the CPU, where `forward` is compared with its formula.
+/// Every field of a configuration has the same effect as on the CPU, where other tests compare it with a formula.
 #[test]
 fn what_layers_differ_in_is_that_of_the_cpu() {
     let folder = with_more_norms();
@@ -292,8 +292,8 @@ fn what_layers_differ_in_is_that_of_the_cpu() {
     }
 }
 
-/// Generated tokens, alone and in company, with a window and everything else: the same bits, and those of a prompt that
-/// the prefix cache holds.
+/// Generated tokens have the same bits alone and in a batch, with a window and all other settings, and also if the
+/// prompt comes from the prefix cache.
 #[test]
 fn company_never_changes_a_bit_of_layers_that_differ() {
     let folder = with_more_norms();
@@ -323,7 +323,8 @@ fn company_never_changes_a_bit_of_layers_that_differ() {
     }
 }
 
-/// The plan counts a second table of angles and what is normalised before it is added.
+/// The memory plan includes a second table of angles, and the buffer for values that are normalised before they are
+/// added.
 #[test]
 fn memory_of_layers_that_differ_is_planned() {
     let folder = with_more_norms();
@@ -337,7 +338,8 @@ fn memory_of_layers_that_differ_is_planned() {
     assert!(used >= planned && used - planned < 64 << 10, "{used} bytes in use, {planned} planned");
 }
 
-/// Prefill modes of int8, each with its own error, beside the CPU's, whose weights are in other groups.
+/// The int8 modes of prefill, compared with the CPU. Each mode has an error of its own; the CPU groups weights
+/// differently.
 #[test]
 fn int8_activations_are_as_exact_as_they_say() {
     let folder = Toy::llama(4, 2, 64, 200, 300);
@@ -359,7 +361,7 @@ fn int8_activations_are_as_exact_as_they_say() {
 /// Greedy tokens of the model in the repository, which is int8.
 #[test]
 fn greedy_tokens_are_those_of_the_cpu() {
-    // More of them on one device; they are long for the emulator.
+    // Fewer tokens on the second device, because the emulator is slow.
     for (device, n) in devices().into_iter().zip([if gpu().is_some() { 64 } else { 32 }, 16]) {
         let options = LoadOptions { activations: Activations::Int16, ..LoadOptions::default() };
         let cpu = Model::load(nano(), &LoadOptions { device: Device::Cpu, ..options.clone() }).unwrap();
@@ -392,7 +394,8 @@ fn mixed(i: usize) -> (Vec<u32>, GenerateOptions) {
     (prompt, options)
 }
 
-/// The same bits alone and together, with prefix cache, in a cache so small that sequences are preempted.
+/// Requests have the same bits alone and together, with the prefix cache, and in a cache so small that sequences are
+/// preempted.
 fn company(activations: Activations, device: &welm_kernels::Device) {
     const REQUESTS: usize = 16;
     let folder = Toy::llama(2, 1, 64, 100, 97);
@@ -427,7 +430,7 @@ fn company(activations: Activations, device: &welm_kernels::Device) {
         let stats = at_rest(&model);
         assert_eq!((stats.open, stats.blocks_used, stats.queue_depth), (0, 0, 0));
         assert!(stats.preemptions > 0 || !preempts, "nothing was preempted");
-        // Requests that come again find their prompts, and the same bits.
+        // A repeated request finds its prompt in the cache, and has the same bits.
         let (prompt, again) = mixed(3);
         let answer = model.generate(&prompt, &again).unwrap();
         assert_eq!(answer.choices, alone[3]);
@@ -484,7 +487,7 @@ fn many_at_a_time_never_change_a_bit() {
     }
 }
 
-/// Tokens chosen from the largest logits, which the device finds, are those chosen from all.
+/// Choosing from the largest logits, which the device finds, gives the same tokens as choosing from all.
 #[test]
 fn the_largest_logits_are_enough() {
     let folder = Toy::llama(2, 1, 64, 100, 97);
@@ -531,8 +534,8 @@ fn a_step_is_one_copy_to_the_device() {
     assert_eq!((copies, steps), (8, 8));
 }
 
-/// Steps of any number of rows and any length come from few recordings, which have rows to spare, and give the bits of
-/// steps that are not recorded.
+/// Steps of any number of rows and any length use few recordings, which have some unused rows. They give the same bits
+/// as steps that are not recorded.
 #[test]
 fn few_recordings_serve_all_steps() {
     if gpu().is_some() {
@@ -575,7 +578,7 @@ fn few_recordings_serve_all_steps() {
     }
 }
 
-/// Without the option a prompt takes steps as long as memory has room for; no bit depends on it.
+/// Without the option `chunk_tokens`, chunks are as long as memory allows. No bit depends on that.
 #[test]
 fn a_step_takes_what_memory_has_room_for() {
     if gpu().is_some() {
@@ -608,7 +611,7 @@ fn a_step_takes_what_memory_has_room_for() {
         assert_eq!(model.stats().steps, steps, "{chunk_tokens} tokens");
     }
     assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));
-    // Fewer are not taken unasked, and what is asked for is not cut.
+    // The default is never below 256, and a given number is not reduced.
     let least = plan(&chunk(256)).total_bytes();
     for (asked, memory_bytes, required) in
         [(&options, least - 1, least), (&chunk(700), room(350), plan(&chunk(700)).total_bytes())]
@@ -618,7 +621,7 @@ fn a_step_takes_what_memory_has_room_for() {
     }
 }
 
-/// A launch that fails ends the requests of its step; the next ones are answered, right.
+/// A failed launch ends the requests of its step. Later requests get the right answers.
 #[test]
 fn a_failed_launch_hits_its_own_requests_only() {
     if gpu().is_some() {
@@ -646,7 +649,7 @@ fn a_failed_launch_hits_its_own_requests_only() {
     }
 }
 
-/// A lost context: every call says so, and the host goes on.
+/// After the context is lost, every call returns that error, and the process goes on.
 #[test]
 fn a_lost_context_is_told_to_everybody() {
     if gpu().is_some() {
@@ -665,7 +668,7 @@ fn a_lost_context_is_told_to_everybody() {
     assert_eq!(emulator.used_bytes(), 0);
 }
 
-/// The plan is made before loading and says what would fit; it is what loading takes.
+/// The memory plan is made before loading, and says what would fit. Loading takes as much as planned.
 #[test]
 fn memory_is_planned() {
     if gpu().is_some() {
@@ -715,7 +718,7 @@ fn memory_is_planned() {
     }
 }
 
-/// What the backend has no kernel for is an error that names it; nothing is converted unasked.
+/// If the backend has no kernel for something, the error names it. Nothing is converted without being asked for.
 #[test]
 fn what_cuda_cannot_do_is_refused() {
     if gpu().is_some() {
@@ -745,7 +748,7 @@ fn what_cuda_cannot_do_is_refused() {
     assert_eq!(heads, "config setting `head_dim`: cuda attention is written for 64, 80, 96 and 128, not 8");
 }
 
-/// A binary with the backend, where there is no device: an error for who asks for one, the CPU for who does not.
+/// A binary with the backend on a machine without a device: `cuda` is an error, `auto` is the CPU.
 #[test]
 fn without_a_device_there_is_the_cpu() {
     if welm_kernels::Device::open(0).is_ok() {

@@ -31,7 +31,7 @@ fn try_model(path: &Path, what: &str) -> usize {
     worked
 }
 
-/// Cuts and flips one file of a model, put back afterwards.
+/// Truncates one file of a model and flips bits in it; restores it afterwards.
 fn damage(model: &Path, file: &Path, flips: usize) {
     let name = file.file_name().unwrap().to_string_lossy().into_owned();
     let sound = std::fs::read(file).unwrap();

@@ -1,4 +1,4 @@
-//! The engine under many requests at once: company, memory and threads never change a text.
+//! Tests of the engine with many requests at once: other requests, little memory and more threads never change a text.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ fn load(options: &LoadOptions) -> Model {
     Model::load(nano(), options).unwrap()
 }
 
-/// Request `i` of the mix: greedy and sampled, short and long, alone and several, with every option.
+/// Request `i` of the mix: greedy and sampled, short and long, one sequence and several, with every option.
 fn mixed(i: usize) -> (String, GenerateOptions) {
     let openings = [
         "床前明月光，",
@@ -60,7 +60,7 @@ fn alone() -> Vec<Vec<Choice>> {
     (0..REQUESTS).map(run).collect()
 }
 
-/// All requests from 64 threads, every seventh of them cancelled on its way.
+/// All requests from 64 threads; every seventh is cancelled while it runs.
 fn together(options: &LoadOptions, want: &[Vec<Choice>]) -> Stats {
     let model = load(options);
     let next = AtomicUsize::new(0);
@@ -114,14 +114,14 @@ fn copied_weights_give_the_same_text_and_outlive_their_file() {
     let (before, after) = (mapped.memory(), copied.memory());
     assert!(before.mapped_bytes > 0 && after.mapped_bytes == 0);
     assert_eq!(before.total_bytes(), after.total_bytes());
-    // Of a mapped file, this would be the end of the process.
+    // If the file were mapped, this would end the process.
     std::fs::File::create(folder.path().join("model.safetensors")).unwrap();
     let options = GenerateOptions { seed: Some(3), ..GenerateOptions::greedy(40) };
     let text = |model: &Model| model.generate("床前明月光，", &options).unwrap();
     assert_eq!(text(&copied), text(&mapped));
 }
 
-/// The pins that C, C++, Python and its command line have to meet as well.
+/// The pinned texts, which C, C++, Python and the command line must give, too.
 #[test]
 fn greedy_tokens_of_the_small_model_are_pinned() {
     let model = load(&LoadOptions::default());
@@ -269,7 +269,7 @@ fn echo_logprobs_score_and_logits_agree() {
         let want = log_probs[(i - 1) * model.config().vocab_size + token.id as usize];
         assert!((f64::from(token.logprob.unwrap()) - want).abs() < 1e-4);
     }
-    // One token, which nothing precedes: nothing is computed, and the answer comes all the same.
+    // A prompt of one token, which has no token before it: nothing is computed, but there is an answer.
     let one = model.generate("，", &options).unwrap();
     assert_eq!((one.text(), one.choices[0].tokens.len()), ("，", 1));
     // Thirty continuations: more than one window, and equal ones score equally, cached or not.
@@ -312,7 +312,7 @@ fn options_and_limits() {
     let end = model.token_id(written).unwrap();
     assert!(model.is_special(end) && model.token_bytes(end).is_empty() && !model.is_special(500));
 
-    // A sequence depends on its own index, not on how many there are; seeds are reported and hold.
+    // A sequence depends on its own index, not on how many there are. The reported seed gives the same text again.
     let three = GenerateOptions { n: 3, max_tokens: 20, logprobs: Some(1), ..GenerateOptions::default() };
     let drawn = model.generate("春", &three).unwrap();
     let five = GenerateOptions { n: 5, seed: Some(drawn.seed), ..three.clone() };
@@ -338,7 +338,7 @@ fn a_long_prompt_delays_others_by_one_chunk_at_most() {
     assert!(tokens >= steps, "{tokens} tokens in {steps} steps");
 }
 
-/// In a process of its own, where nothing else computes.
+/// Runs in a process of its own, in which nothing else computes.
 #[test]
 #[cfg(target_os = "linux")]
 fn without_a_request_no_time_is_used() {

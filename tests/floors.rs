@@ -1,8 +1,10 @@
-//! Modules lie on floors: imports run downwards, and no two import each other, however indirectly.
+//! Checks that the modules of each crate are layers, which we call floors: a module imports only from lower floors, and
+//! imports form no circles.
 //!
-//! Each crate's `lib.rs` lists its floors, the lowest first. What counts as an import is a `use` and every other path from
-//! `crate`, `super` or `self`, outside of tests. A path through a re-export leads to where the item comes from. Between a
-//! module and those inside it anything goes; among the modules inside one, imports have no circles.
+//! Each crate's `lib.rs` lists its floors, the lowest first. An import is a `use`, or any other path from `crate`,
+//! `super` or `self`, outside of tests. A path through a re-export counts as an import from the module that defines the
+//! item. A module and the modules inside it may import each other freely. Among the modules inside one, imports must
+//! not form circles.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -17,12 +19,12 @@ const CIRCLES: [(&str, &str); 1] = [(
 
 type Module = Vec<String>;
 
-/// What is read of one module.
+/// The imports of one module.
 #[derive(Default)]
 struct Source {
     /// Each `use` and inline path, as it is written.
     paths: Vec<Vec<String>>,
-    /// What the names that `use` brings stand for.
+    /// The paths of the names that `use` imports.
     names: HashMap<String, Vec<String>>,
     /// Modules in files of their own.
     files: Vec<String>,
@@ -211,7 +213,7 @@ fn circle(imports: &Imports) -> Option<Vec<String>> {
     imports.keys().find_map(|(from, _)| walk(imports, &mut vec![from.clone()], &mut done))
 }
 
-/// The floors that the documentation of a root lists: the block after the line that speaks of them.
+/// The floors in the documentation of a root: the block after the line with "imports only from lower ones".
 fn floors(root: &str) -> Vec<Vec<String>> {
     let lines = root.lines().skip_while(|line| !line.contains("imports only from lower ones"));
     let block = lines.skip_while(|line| *line != "//! ```text").skip(1).take_while(|line| *line != "//! ```");

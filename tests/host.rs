@@ -1,5 +1,5 @@
-//! What the process around the engine may do, and what its limits are: an answer or a typed error, and never a process
-//! that ends or hangs.
+//! Tests of the engine in a process with limits, forks and signals. There is always an answer or a typed error; the
+//! process never ends or hangs.
 //!
 //! A limit is for ever, and so are a fork and a signal, so each case is a process of its own: this program again, which
 //! runs the test [`child`] alone and prints a line with `RESULT`.
@@ -21,7 +21,7 @@ use welm_core::{
 };
 use welm_tests::{fixture, nano, pins};
 
-/// On the CPU, whose limits these are, with two threads on any machine.
+/// On the CPU, because the limits are for it, with two threads on any machine.
 fn options() -> LoadOptions {
     LoadOptions { device: Device::Cpu, threads: Some(2), cache_tokens: Some(1024), ..LoadOptions::default() }
 }
@@ -39,7 +39,7 @@ fn again(around: &[&str], what: &[&str]) -> Command {
     command
 }
 
-/// Runs it; not for ever.
+/// Runs a command, with a time limit.
 fn run(mut command: Command) -> Output {
     use std::process::Stdio;
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -54,7 +54,7 @@ fn run(mut command: Command) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// What it printed after `RESULT`. It must have ended well, and without a word on stderr.
+/// The text after `RESULT` in its output. It must have ended well, with nothing on stderr.
 fn result(output: &Output, what: &str) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && err.is_empty(), "{what}: {}\n{out}{err}", output.status);
@@ -169,7 +169,7 @@ fn control_groups_limit_what_is_there_without_the_page_cache() {
         let Some(got) = load(folder, files) else { return };
         assert_eq!(got, want, "{folder} {files:?}");
     }
-    // A limit above the process's own group, which has none.
+    // A limit of the parent of the process's own cgroup, which itself has no limit.
     let script = format!(
         "mount -t tmpfs none /sys/fs/cgroup; mkdir /sys/fs/cgroup/app; cd /sys/fs/cgroup; echo max > app/memory.max; \
          echo 0 > app/memory.current; echo {} > memory.max; echo 0 > memory.current; echo 0::/app > own; \
@@ -199,7 +199,7 @@ fn a_truncated_file_is_an_error_of_its_requests() {
     for how in ["plain", "blocked", "loading", "quantizing", "ignored"] {
         assert_eq!(ask(&["truncate", how]), "ok", "{how}");
     }
-    // All else is as before.
+    // The normal behaviour is unchanged in these cases.
     for how in ["declined", "elsewhere", "sent"] {
         let output = run(again(&[], &["truncate", how]));
         assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{how}: {output:?}");
@@ -322,7 +322,7 @@ fn limited(task: &str, path: &Path, resource: &str, limit: u64) -> String {
         drop(model);
         return refused;
     }
-    // All is taken, and so many megabytes and a few more given back.
+    // All memory is taken, and then this many megabytes and a few more are freed.
     set_limit(resource, 128);
     let mut taken: Vec<Vec<u8>> = Vec::with_capacity(1 << 20);
     let mut piece = Vec::new();
@@ -377,7 +377,7 @@ fn forks() -> String {
     assert!(stream.next().unwrap().is_ok());
     let mut polled = model.stream("床", &long).unwrap();
     let mut poll = || polled.poll_next(&mut Context::from_waker(Waker::noop()));
-    while poll().is_ready() {} // somebody is to be woken while it forks
+    while poll().is_ready() {} // so that a waker is waiting while the process forks
     let mut model = Some(model);
     for round in 0..20 {
         // SAFETY: the child calls what is promised to work there, and ends.
@@ -415,7 +415,7 @@ fn forks() -> String {
                 own.generate(&pin.prompt, &greedy).unwrap().text() == pin.text
             };
             let good = good && (round % 10 != 0 || own());
-            // As a process ends, with all that runs then.
+            // A normal end, with all exit handlers.
             std::process::exit(if good { 7 } else { 8 });
         }
         let mut status = 0;
@@ -487,7 +487,7 @@ fn truncated(how: &str) -> String {
         "once" => before(handler as *const () as usize, libc::SA_RESETHAND),
         "ignored" => before(libc::SIG_IGN, 0),
         "sent" => before(libc::SIG_DFL, 0),
-        // As hosts do on the threads that are not to get their signals.
+        // As programs do on threads that must not get their signals.
         // SAFETY: local variables.
         "blocked" => unsafe {
             let mut all = zeroed();

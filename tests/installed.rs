@@ -1,4 +1,4 @@
-//! The installed C library, and how programs are built against it: what the tests of C and of C++ share.
+//! Code that the tests of C and of C++ share: where the installed library is, and how programs are built with it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub static PREFIX: LazyLock<PathBuf> = LazyLock::new(|| {
     prefix.canonicalize().unwrap()
 });
 
-/// How a program has the library.
+/// How a program is linked with the library.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Linkage {
     /// As `libwelm.so`.
@@ -44,7 +44,7 @@ pub fn libdir(prefix: &Path) -> PathBuf {
     all.find(|dir| dir.join("libwelm.a").exists()).expect("libwelm.a is installed")
 }
 
-/// Runs to the end; what it printed, if it went well.
+/// Runs a command to its end, which must be a success, and gives its output.
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -64,7 +64,7 @@ pub fn linking(linkage: Linkage) -> Vec<String> {
     }
 }
 
-/// The soname is in a program where it is linked so, and only there.
+/// Checks that a program has the soname if it is linked with the shared library, and only then.
 pub fn check_linkage(program: &Path, linkage: Linkage) {
     let needed = run(Command::new("readelf").arg("-d").arg(program)).contains("[libwelm.so.0.1]");
     assert_eq!(needed, linkage == Linkage::Shared, "{}", program.display());

@@ -1,4 +1,4 @@
-//! What the test files share: where fixtures are, and how references are read.
+//! Code that the test files share: where fixtures are, and how references are read.
 
 pub mod emulator;
 pub mod installed;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use safetensors::{Dtype, SafeTensors};
 use welm_core::{CacheDtype, LoadOptions, Model, Stats};
 
-/// A file or folder of the repository; of a copy of it with `WELM_TEST_DATA`, for tests that run elsewhere
+/// A file or folder of the repository. `WELM_TEST_DATA` names a copy of it, for tests that run elsewhere
 /// (`benches/gpu/make`).
 pub fn data(path: &str) -> PathBuf {
     let root = std::env::var_os("WELM_TEST_DATA").map(PathBuf::from);
@@ -27,14 +27,14 @@ pub fn nano() -> PathBuf {
     data("examples/welm-nano")
 }
 
-/// A prompt and what greedy decoding makes of it with the small model, whatever the language: an entry of
-/// `tests/fixtures/nano_greedy.json`.
+/// A prompt and the result of greedy decoding with the small model, which must be the same from every programming
+/// language: an entry of `tests/fixtures/nano_greedy.json`.
 pub struct Pin {
     /// The prompt.
     pub prompt: String,
     /// The tokens, without an end.
     pub ids: Vec<u32>,
-    /// Those that follow if the end token is ignored.
+    /// The tokens that follow if the end token is ignored.
     pub beyond: Vec<u32>,
     /// The text of `ids`.
     pub text: String,
@@ -108,7 +108,7 @@ pub fn log_softmax(logits: &[f32], vocab: usize) -> Vec<f64> {
     logits.chunks_exact(vocab).flat_map(row).collect()
 }
 
-/// Waits until the engine is at rest; a second is a thousand steps.
+/// Waits until the engine is at rest, for 20 s at most.
 pub fn at_rest(model: &Model) -> Stats {
     let until = Instant::now() + Duration::from_secs(20);
     loop {

@@ -1,7 +1,7 @@
-//! Against transformers in f32: every family, variant and file kind, on small random models.
+//! Compares every family, variant and file kind with transformers in f32, on small random models.
 //!
-//! The references come from `reference/make_fixtures.py`. A wrong epsilon moves these log-probabilities by
-//! 1e-3, a wrong GELU by 2e-3, a wrong rotation by 0.2 and more; the bar is 1e-4.
+//! The references come from `reference/make_fixtures.py`. A wrong epsilon changes these log-probabilities by 1e-3, a
+//! wrong GELU by 2e-3, a wrong rotation by 0.2 and more. The tolerance is 1e-4.
 
 use welm_core::{Dtype, GenerateOptions, LoadOptions, Model};
 use welm_tests::{Reference, exact, fixture, log_softmax};

@@ -1,4 +1,5 @@
-//! What would be published, as far as it shows without compiling: `.release/make` makes and tries all of it.
+//! Tests of the packages that would be published, as far as possible without compiling. `.release/make` builds and
+//! tries all of them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +19,7 @@ fn below(root: &Path, folder: &str) -> Vec<String> {
     files.collect()
 }
 
-/// A crate's archive holds its sources, what says what it is and its licences, and nothing else.
+/// Checks that a crate's archive has its sources, its description and its licences, and nothing else.
 fn check_archive(name: &str, folders: &[&str], most: u64) {
     let root = data(name);
     let mut cargo = Command::new(env!("CARGO"));
@@ -67,7 +68,8 @@ fn all_that_is_linked_in_may_be_given_away_and_has_its_licence() {
             assert!(crates.contains(&format!("\n    {name} ")), "{package}: {name}");
             assert!(texts.contains(&format!("\n{name} ")), "{package}: the text of {name}");
         }
-        // Regular expressions' tables have a licence of their own; no test's crate, build script's or macro's is here.
+        // The tables of regular expressions have a licence of their own. Crates of tests, build scripts and macros are
+        // not listed.
         assert!(texts.contains(": LICENSE-UNICODE"), "{package}");
         for name in ["tempfile", "cbindgen", "syn", "serde_derive", "version_check", "welm-core"] {
             assert!(!crates.contains(&format!("\n    {name} ")), "{package}: {name}");

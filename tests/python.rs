@@ -1,4 +1,4 @@
-//! The Python package: its tests, its types, its style. They run in the virtual environment that
+//! Runs the tests, type checkers and linters of the Python package, in the virtual environment that
 //! `tests/python/install` makes; `WELM_PYTHON` is its python.
 
 use std::path::Path;
@@ -16,7 +16,7 @@ fn run(module: &str, arguments: &[&str]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut command = Command::new(&python);
     command.current_dir(root).args(["-m", module]).args(arguments);
-    // A virtual environment of the caller, such as the one with the CUDA compiler, is not the one meant.
+    // The caller may have another virtual environment, such as the one with the CUDA compiler.
     command.env_remove("VIRTUAL_ENV").env_remove("PYTHONPATH");
     let output = command.output().unwrap_or_else(|e| panic!("{python}: {e}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

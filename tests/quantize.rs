@@ -1,8 +1,8 @@
-//! [`quantize`] against what ends it half-way: whoever looks at the target finds the old model or the new one, whole, and
+//! Tests that [`quantize`] may be stopped at any moment: the target is then either the old model or the new one, and
 //! the source is never changed.
 //!
-//! A process is killed, or its disk gets full, at each of its calls that change files. Those are counted by a small library
-//! that is loaded before the C library (`quantize/faults.c`).
+//! A process is killed, or its disk gets full, at each of its calls that change files. A small library that is loaded
+//! before the C library counts these calls (`quantize/faults.c`).
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use welm_core::{Device, Error, LoadOptions, Message, Model, quantize};
 use welm_tests::fixture;
 
-/// All files below a folder, with what they hold; folders that hold none are not seen.
+/// All files below a folder, with their contents; empty folders are ignored.
 type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
 fn tree(folder: &Path) -> Tree {
@@ -24,7 +24,7 @@ fn tree(folder: &Path) -> Tree {
         for entry in fs::read_dir(folder).unwrap() {
             let entry = entry.unwrap();
             let name = below.join(entry.file_name());
-            // Links are followed, as by who reads the model.
+            // Links are followed, as when the model is loaded.
             match entry.path().is_dir() {
                 true => walk(&entry.path(), &name, all),
                 false => _ = all.insert(name, fs::read(entry.path()).unwrap()),
@@ -102,7 +102,7 @@ fn hidden(folder: &Path) -> usize {
     names.filter(|name| name.as_encoded_bytes().starts_with(b".")).count()
 }
 
-/// What was at the target before.
+/// The content of the target before.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Before {
     Nothing,
@@ -136,14 +136,14 @@ fn prepare(before: Before, from: &Path, old: &Path, to: &Path) {
     }
 }
 
-/// What is in a folder, drafts left out.
+/// The files in a folder, without drafts.
 fn visible(folder: &Path) -> Tree {
     let mut tree = tree(folder);
     tree.retain(|name, _| !name.as_os_str().as_encoded_bytes().starts_with(b"."));
     tree
 }
 
-/// Has every call fail, one after the other. Gives how many there are.
+/// Makes every call fail, one after the other. Gives how many there are.
 fn at_every_call(before: Before, full: bool) -> usize {
     let scratch = tempfile::tempdir().unwrap();
     let library = compiled(scratch.path());
@@ -180,10 +180,10 @@ fn at_every_call(before: Before, full: bool) -> usize {
         let drafts = || hidden(&at("place")) + if to.exists() { hidden(&to) } else { 0 };
         if output.status.signal() == Some(libc::SIGKILL) {
             assert!(!full, "{what}");
-            // What it left is no hindrance, and goes.
+            // Leftovers do no harm, and are removed by the next run.
             match quantize(&from, &to, |_| true) {
                 Ok(()) => assert_eq!((visible(&to), drafts()), (new.clone(), 0), "{what}"),
-                // The few moments in which files are moved up.
+                // Except in the short time when files are moved from the draft to the target.
                 Err(Error::InvalidOption { option: "to", .. }) => assert_eq!(before, Before::Empty, "{what}"),
                 Err(error) => panic!("{what}: {error}"),
             }
@@ -218,7 +218,7 @@ fn a_full_disk_leaves_the_old_model() {
     }
 }
 
-/// Several write to one place while others load from there: each load gets one of the models.
+/// Several processes write to one target while others load from it. Each load gets one of the models.
 #[test]
 fn those_who_write_at_the_same_time_do_not_mix() {
     let scratch = tempfile::tempdir().unwrap();
@@ -246,7 +246,7 @@ fn those_who_write_at_the_same_time_do_not_mix() {
                 loads += 1;
             }
         });
-        // The reader ends with them, whatever came of them.
+        // The reader ends when the writers do, even if they failed.
         let ends: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
         writing.store(false, Ordering::Relaxed);
         ends.into_iter().for_each(Result::unwrap);
@@ -263,7 +263,7 @@ fn ask(folder: &Path) -> (Vec<f32>, String) {
     (model.logits(&vec![1, 2, 3], 0).unwrap(), prompt)
 }
 
-/// What is not quantize's own is not replaced.
+/// A folder that quantize did not write is not replaced.
 #[test]
 fn a_folder_with_anything_else_is_refused() {
     let scratch = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! What a request may ask for, and how it ends: every pair and triple of options, ends by tokens, choices that are left,
-//! logits that are no numbers, salts.
+//! Tests of requests: every pair and triple of options, ends by tokens, biases that leave few tokens, logits that are
+//! not finite, salts, scores, chats.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ fn ids(choice: &Choice) -> Vec<u32> {
     choice.tokens.iter().map(|token| token.id).collect()
 }
 
-/// The numbers of an engine that does nothing, to be seen as soon as an answer is.
+/// Checks the counters of an idle engine, which must be right as soon as the answer is there.
 fn assert_at_rest(model: &Model, what: &str) {
     let s = model.stats();
     assert_eq!((s.open, s.blocks_used, s.queue_depth, s.running), (0, 0, 0, 0), "{what}");
@@ -90,7 +90,7 @@ fn cases() -> Vec<(String, Vec<u32>, GenerateOptions)> {
     cases
 }
 
-/// What must be true of an answer, whatever it says.
+/// Checks what must be true of every answer.
 fn assert_right(model: &Model, prompt: &[u32], o: &GenerateOptions, got: &Generation, what: &str) {
     assert_eq!(got.choices.len(), o.n, "{what}");
     assert_eq!(got.usage.prompt_tokens, prompt.len(), "{what}");
@@ -101,7 +101,7 @@ fn assert_right(model: &Model, prompt: &[u32], o: &GenerateOptions, got: &Genera
     for choice in &got.choices {
         let all = ids(choice);
         if interrupted {
-            // Nothing is computed for it, but what needs no computing is there.
+            // Nothing is computed, but the parts that need no computing are there.
             let computed = o.max_tokens > 0 || (o.echo && o.logprobs.is_some() && prompt.len() > 1);
             let want = match (computed, &o.cancel) {
                 (false, _) => FinishReason::Length,
@@ -170,13 +170,13 @@ fn all_pairs_and_triples_of_options_alone_in_pieces_and_in_company() {
     }
     println!("{} cases, {reasons:?}", cases.len());
     assert!(reasons.len() == 5 && reasons.values().all(|&n| n > 50), "{reasons:?}");
-    // The first sequence is what it would be if it were the only one.
+    // The first sequence is the same as if it were the only one.
     for ((what, prompt, options), whole) in cases.iter().zip(&answers).filter(|(case, _)| case.2.n > 1) {
         let one = model.generate(prompt, &GenerateOptions { n: 1, ..options.clone() }).unwrap();
         assert_eq!(one.choices[0], whole.choices[0], "{what}");
     }
 
-    // A cache that holds a few of them, so that sequences are preempted.
+    // A small cache, so that sequences are preempted.
     let small =
         load(&LoadOptions { cache_tokens: Some(160), context_tokens: Some(64), ..LoadOptions::default() });
     let next = AtomicUsize::new(0);
@@ -284,7 +284,7 @@ fn stop_tokens_end_a_sequence_as_end_tokens_do() {
         assert_eq!(run(vec![9, 402], ignore_eos, vec![]), (all[..2].to_vec(), Stop, Some(402)));
         assert_eq!(run(vec![400], ignore_eos, vec![]), (vec![], Stop, Some(400)));
     }
-    // Its text is no part of what is generated, so it completes no stop string.
+    // Its text is not part of the generated text, so it does not complete a stop string.
     let text = |ids: &[u32]| model.detokenize(ids);
     let stop = vec![text(&[401, 402]), text(&[402])];
     let both = GenerateOptions { stop, stop_token_ids: vec![402], ..base.clone() };
@@ -312,7 +312,7 @@ fn stop_tokens_end_a_sequence_as_end_tokens_do() {
     assert_eq!(bare.generate(&[1u32][..], &options).unwrap().choices[0].end_token, Some(5));
 }
 
-/// Ends by tokens, several sequences, salts, sampling: what is preempted goes on as it would have.
+/// Stop tokens, several sequences, salts, sampling: a preempted sequence goes on as if it had not been preempted.
 #[test]
 fn stop_tokens_salts_and_siblings_do_not_notice_preemption() {
     let request = |i: usize| {
@@ -399,7 +399,7 @@ fn where_bias_rules_all_tokens_out_that_is_an_error() {
         let got = model.generate("床", &one).unwrap();
         assert!(got.choices.iter().all(|c| !c.tokens.is_empty() && c.tokens.iter().all(|t| t.id == 0)));
     }
-    // The end token alone is left.
+    // Only the end token is left.
     let mut bias = ruled_out(0);
     bias.remove(1);
     let got = model.generate("床", &GenerateOptions { logit_bias: bias, ..Default::default() }).unwrap();
@@ -472,17 +472,17 @@ fn logits_that_are_no_numbers_end_their_request_alone() {
         });
         let stats = at_rest(&model);
         assert_eq!((stats.open, stats.blocks_used, stats.queue_depth), (0, 0, 0));
-        // Log-probabilities and logits of given tokens: those before are sound, those after are not.
+        // Log-probabilities and logits of given tokens: those before it are finite, those after it are not.
         let echo = GenerateOptions { echo: true, logprobs: Some(1), max_tokens: 0, n: 2, ..options.clone() };
         assert_eq!(position(model.generate(&bad(1), &echo).unwrap_err(), "echo").0, 21);
         assert_eq!(position(model.logits(&bad(1), 0).unwrap_err(), "logits").0, 21);
         assert_eq!(model.logits(&prompt(1), 0).unwrap(), sound.logits(&prompt(1), 0).unwrap());
         assert_at_rest(&model, "after errors");
-        // What it has computed is not found by others.
+        // Other requests do not find its results in the prefix cache.
         let twice = || model.generate(&bad(2), &GenerateOptions::greedy(1)).unwrap_err();
         assert_eq!((twice(), model.stats().prefix_hit_tokens), (twice(), model.stats().prefix_hit_tokens));
 
-        // A layer, and the output projection, which hit everything.
+        // A layer, and the output projection, which affect all tokens.
         for (tensor, at, began) in [
             ("model.layers.0.mlp.down_proj.weight", 7, "in layer 0, at position 0"),
             // Of the last layer, only rows whose logits are wanted are computed to the end.
@@ -495,7 +495,7 @@ fn logits_that_are_no_numbers_end_their_request_alone() {
             let text = error.to_string();
             let (at, origin) = position(error, tensor);
             assert_eq!(origin, began, "{tensor} {value}");
-            // A weight of -inf gives one token -inf, which is no fault of the row, or +inf, which is one.
+            // A weight of -inf gives one token a logit of -inf, which is allowed, or of +inf, which is an error.
             assert!(
                 at == 20 || (tensor == "lm_head.weight" && value == f32::NEG_INFINITY),
                 "{tensor} {value}"
@@ -563,7 +563,7 @@ fn every_token_of_a_continuation_is_scored() {
         let own = model.tokenize(prompt, false).unwrap();
         let all = model.tokenize(&format!("{prompt}{continuation}"), false).unwrap();
         let shared = own.iter().zip(&all).take_while(|(a, b)| a == b).count();
-        // With nothing in common, the start token is all that precedes.
+        // With nothing in common, only the start token is before it.
         let tokens = if shared == 0 { [vec![start], all].concat() } else { all };
         let given = shared.max(1);
         assert_eq!(score.tokens[..], echoed(&tokens)[given..], "{prompt:?} {continuation:?}");
@@ -589,7 +589,7 @@ fn every_token_of_a_continuation_is_scored() {
     let same = model.score("", &[model.detokenize(&[first.id])]).unwrap().remove(0);
     assert_eq!((same.tokens[0].id, same.tokens[0].logprob), (first.id, first.logprob));
 
-    // Nothing is certain; what has no tokens and is not nothing is an error that names it.
+    // An empty continuation has probability 1. Another one without tokens is an error that names it.
     let nothing = model.score("", &["", "春"]).unwrap();
     assert_eq!((nothing[0].logprob, nothing[0].tokens.len(), nothing[1].tokens.len()), (0.0, 0, 1));
     assert!(model.score("春", &[] as &[&str]).unwrap().is_empty());
@@ -628,7 +628,7 @@ fn scores_without_a_start_token_or_without_tokens_are_errors() {
     assert!(error.to_string().ends_with(r#"none that starts a text, got "b""#), "{error}");
     let empty = model.score("", &["a"]).unwrap_err();
     assert!(matches!(empty, Error::InvalidOption { option: "continuations", .. }), "{empty}");
-    // The end token starts a text where no other does.
+    // The end token starts a text if no other token does.
     let folder = tempfile::tempdir().unwrap();
     let model = two_letters(folder.path(), "null", &[("eos_token_id", 7)]);
     for (prompt, continuation, tokens) in
@@ -642,7 +642,7 @@ fn scores_without_a_start_token_or_without_tokens_are_errors() {
         );
         assert!((score.logprob - from_logits(&model, tokens, 1)).abs() < 1e-4);
     }
-    // A continuation that the normalizer takes away has no probability, and is not certain either.
+    // A continuation that the normalizer removes has no probability; it is an error.
     let folder = tempfile::tempdir().unwrap();
     let strip = r#"{"type": "Strip", "strip_left": true, "strip_right": true}"#;
     let model = two_letters(folder.path(), strip, &[("eos_token_id", 7)]);
@@ -661,7 +661,7 @@ fn scored(model: &Model, pairs: &[(&str, &str)]) -> Vec<Score> {
 
 #[test]
 fn many_pairs_score_as_one_by_one_to_the_bit() {
-    // Questions that begin with the same examples, answers to each; texts of their own, equal pairs, nothing.
+    // Questions that begin with the same examples, with answers; other texts, equal pairs, and empty texts.
     let examples = "问：白日依山尽？答：黄河入海流。\n".repeat(4);
     let questions: Vec<String> = (0..30).map(|i| format!("{examples}问：第{i}句？答：")).collect();
     let answers = ["疑是地上霜。", "黄河", "", "处处闻啼鸟。"];
@@ -679,7 +679,7 @@ fn many_pairs_score_as_one_by_one_to_the_bit() {
     let settings = [
         LoadOptions::default(),
         LoadOptions { prefix_cache: false, ..LoadOptions::default() },
-        // A queue that is shorter than what is scored together, a cache that holds few prompts, small chunks.
+        // A queue shorter than the number of pairs that are scored together, a small cache, small chunks.
         LoadOptions { queue_limit: 2, max_running: 1, ..LoadOptions::default() },
         LoadOptions { cache_tokens: Some(512), chunk_tokens: Some(16), ..LoadOptions::default() },
     ];
@@ -732,7 +732,7 @@ fn tokens_and_conversations_are_scored() {
     assert_eq!(model.score(&chat, &[continuation]).unwrap(), std::slice::from_ref(&want));
     assert_eq!(model.score(&prompt_ids, &[continuation]).unwrap(), [want]);
 
-    // Ids are taken as they are, where texts would merge: these two stay two tokens.
+    // As texts these two would merge into one token. As ids they stay two tokens.
     let (bright, moon) = (ids("明"), ids("月"));
     assert_ne!([&bright[..], &moon[..]].concat(), ids("明月"));
     for pair in [(Prompt::Tokens(&bright), Prompt::Text("月")), (Prompt::Text("明"), Prompt::Tokens(&moon))]
@@ -740,7 +740,7 @@ fn tokens_and_conversations_are_scored() {
         let score = model.score_pairs(&[pair], &options).unwrap().remove(0);
         assert_eq!(score.tokens.iter().map(|t| t.id).collect::<Vec<_>>(), moon);
     }
-    // No tokens before: the token that starts a text is the context. No tokens after: nothing is certain.
+    // With no tokens before, the context is the token that starts a text. With no tokens after, the probability is 1.
     let nothing = model.score_pairs(&[(Prompt::Tokens(&[]), Prompt::Tokens(&moon))], &options).unwrap();
     assert_eq!(nothing, model.score("", &["月"]).unwrap());
     let empty = model.score_pairs(&[(Prompt::Text("t"), Prompt::Tokens(&[]))], &options).unwrap();
@@ -751,7 +751,7 @@ fn tokens_and_conversations_are_scored() {
     let score = bare.score_pairs(&[(Prompt::Tokens(&[3, 4]), Prompt::Tokens(&[5]))], &options).unwrap();
     assert!((score[0].logprob - from_logits(&bare, &[3, 4, 5], 2)).abs() < 1e-4);
 
-    // What cannot be scored is named; nothing of the others is left.
+    // A pair that cannot be scored is named, and the others leave nothing open.
     let vocab = model.config().vocab_size as u32;
     let wrong: [(Prompt<'_>, Prompt<'_>, &str); 5] = [
         (
@@ -816,7 +816,7 @@ fn a_chat_is_what_its_tokens_give() {
         assert_eq!((&streamed.choices, &requested.choices), (&got.choices, &got.choices), "{options:?}");
         assert_eq!(got.usage.prompt_tokens, tokens.len());
         if options.echo {
-            // A prompt of tokens has no text of its own for special ones.
+            // In the text of a prompt of tokens, special tokens are left out.
             for choice in &mut got.choices {
                 let rest =
                     choice.text.strip_prefix(prompt.as_str()).expect("the text begins with the prompt");
@@ -850,7 +850,7 @@ fn a_chat_is_what_its_tokens_give() {
     assert_eq!(whole.finish_reason(), Some(FinishReason::EndOfText));
     assert!(whole.choices[0].end_token.is_some());
 
-    // Cancelled before and while it runs; late.
+    // Cancelled before it runs, cancelled while it runs, and after a deadline.
     let cancel = CancelToken::new();
     let endless = GenerateOptions {
         cancel: Some(cancel.clone()),
@@ -869,7 +869,7 @@ fn a_chat_is_what_its_tokens_give() {
     let late = model.chat(&messages, &late).unwrap();
     assert_eq!((late.finish_reason(), late.text()), (Some(FinishReason::Deadline), prompt.as_str()));
 
-    // What is wrong with a conversation, and with a request.
+    // Errors of a conversation, and of a request.
     let options = GenerateOptions::greedy(4);
     let none = model.chat(&[], &options).unwrap_err();
     assert!(matches!(none, Error::InvalidOption { option: "messages", .. }), "{none}");

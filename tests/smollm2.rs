@@ -1,4 +1,4 @@
-//! A real model: SmolLM2-135M-Instruct, from its GGUF file in Q4_1.
+//! Tests with a real model: SmolLM2-135M-Instruct, from its GGUF file in Q4_1.
 //!
 //! The file is not in the repository; `tests/run` fetches it (93 MB) and sets `WELM_SMOLLM2`. References
 //! come from `reference/smollm2.py` (transformers in f32 over the dequantised weights, and llama.cpp's
@@ -30,11 +30,11 @@ fn log_probabilities_and_greedy_tokens_of_transformers() {
 
 #[test]
 fn four_bit_weights_as_stored_have_the_greedy_tokens_of_transformers() {
-    // The weights are exact; 16-bit activations are what differs from f32.
+    // The weights are exact; only the 16-bit activations differ from f32.
     as_transformers(&LoadOptions { dtype: Dtype::Auto, activations: Activations::Int16, ..exact() }, 0.03);
 }
 
-/// Log-probabilities within `bound`, and greedy tokens, of all prompts.
+/// Compares log-probabilities, within `bound`, and greedy tokens of all prompts.
 fn as_transformers(options: &LoadOptions, bound: f64) {
     let model = Model::load(model_file(), options).unwrap();
     let vocab = model.config().vocab_size;
@@ -83,7 +83,7 @@ fn token_ids_of_llama_cpp() {
 /// An engine's answer for all windows.
 struct Rows {
     logits: Vec<f32>, // (positions, vocab)
-    /// Of each row the likeliest token, and the logarithm of the sum of exponentials.
+    /// For each row the likeliest token, and the logarithm of the sum of exponentials.
     sums: Vec<(usize, f64)>,
 }
 
@@ -132,7 +132,7 @@ impl Truth {
                 let at = row * vocab..(row + 1) * vocab;
                 let (p, q) = (&truth.logits[at.clone()], &other.logits[at.clone()]);
                 let ((p_max, p_sum), (q_max, q_sum)) = (truth.sums[row], other.sums[row]);
-                // What the logarithms of both differ in is the same for all tokens.
+                // The difference of both logarithms of sums is the same for all tokens.
                 let terms = probabilities[at].iter().zip(p).zip(q);
                 let mean = terms.map(|((&w, &p), &q)| f64::from(w) * f64::from(p - q)).sum::<f64>();
                 kl.push(mean - (p_sum - q_sum));
@@ -195,7 +195,7 @@ fn int8_is_no_less_true_than_q8_0_of_llama_cpp() {
     int8_default.line("welm int8, bf16 cache");
     let f32_cache = ours(&LoadOptions { cache_dtype: CacheDtype::F32, ..int8.clone() });
     f32_cache.line("welm int8, f32 cache");
-    // The difference is large, so that it shows on a part of the text.
+    // The difference is large, so a part of the text is enough.
     let part = &windows[..3];
     let wide = of(part, &Rows::run(part, &LoadOptions { activations: Activations::Int16, ..int8.clone() }));
     wide.line("welm int8, 16-bit activations, bf16 cache, part of the text");
@@ -246,7 +246,7 @@ fn every_token_of_a_continuation_is_scored() {
     let model = Model::load(model_file(), &exact()).unwrap();
     let (start, vocab) = (model.config().bos_token_id.unwrap(), model.config().vocab_size);
     let echo = GenerateOptions { echo: true, logprobs: Some(0), ..GenerateOptions::greedy(0) };
-    // `Hel` and `lo` meet inside the token `Hello`, as do `The` and `re`: nothing but the start token precedes it.
+    // `Hel` and `lo` merge into the token `Hello`, and `The` and `re` into `There`: only the start token is before it.
     for (prompt, continuation, shares) in [
         ("Hel", "lo", false),
         ("Hel", " there", true),

@@ -1,5 +1,5 @@
-//! Streamed text: whole characters, no stop string and none of its beginnings. And streams that are polled: who waits is
-//! woken when there is something, and at no other time.
+//! Tests of streamed text: it has whole characters, and no part of the stop string that ends it. Also tests of streams
+//! that are polled: a waiting task is woken when something has come, and at no other time.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -44,14 +44,14 @@ fn five_hundred_streams() {
         replaced += usize::from(whole.text.contains('\u{FFFD}'));
         from_bytes += usize::from(bytes.iter().any(|b| b.len() == 1 && b[0] >= 0x80));
 
-        // Stop strings of several characters, cut from the text wherever tokens happen to meet.
+        // Stop strings of several characters, cut from the text without regard to tokens.
         let chars: Vec<char> = whole.text.chars().collect();
         let cut = |from: usize, len: usize| chars.iter().skip(from).take(len).collect::<String>();
         let stop: Vec<String> = [cut(i % 17 + 3, 2 + i % 4), cut(i % 29 + 5, 3), "永不出现".into()]
             .into_iter()
             .filter(|s| !s.is_empty())
             .collect();
-        // The one that is complete first, the longest of those; the text ends before it.
+        // The stop string that is complete first counts; if there are several, the longest. The text ends before it.
         let ends = stop.iter().filter_map(|s| whole.text.find(s.as_str()).map(|at| (at + s.len(), at)));
         let want = ends.min().map_or(whole.text.as_str(), |(_, at)| &whole.text[..at]);
 
@@ -72,7 +72,7 @@ fn five_hundred_streams() {
     assert!(from_bytes > 50 && replaced > 20 && stopped > 300, "the sample is not what it should be");
 }
 
-/// The smallest executor: a thread that sleeps until it is woken, and knows how often it was.
+/// A minimal executor: a thread that sleeps until it is woken, and counts how often that happens.
 struct Sleeper {
     thread: Thread,
     woken: AtomicUsize,
@@ -99,7 +99,7 @@ impl Sleeper {
         Pin::new(stream).poll_next(&mut Context::from_waker(&waker))
     }
 
-    /// The next piece. It looks when it is woken, and never because time has passed.
+    /// The next piece. It polls only when it is woken, never because time has passed.
     fn next(self: &Arc<Self>, stream: &mut Stream) -> Option<Result<Piece>> {
         loop {
             let before = self.woken();
@@ -190,7 +190,8 @@ fn a_polled_stream_that_is_dropped_is_cancelled_and_the_ends_of_others_wake() {
     canceller.join().unwrap();
 }
 
-/// As the waker of an executor that has gone may be the last to hold a task, with all that is in it.
+/// A waker that owns a task. If an executor has gone, its waker may have the last reference to a task and all its
+/// values.
 #[test]
 fn a_waker_may_drop_the_last_handle_of_the_model() {
     struct Holds {
@@ -209,7 +210,7 @@ fn a_waker_may_drop_the_last_handle_of_the_model() {
         let (dropped, is_dropped) = channel();
         let holds = Arc::new(Holds { task: Mutex::new(None), dropped: Mutex::new(dropped) });
         let waker = Waker::from(Arc::clone(&holds));
-        // Held while it looks, so that the engine cannot wake it before there is a task.
+        // Locked while it polls, so that the engine cannot wake it before there is a task.
         let mut task = holds.task.lock().unwrap();
         while stream.poll_next(&mut Context::from_waker(&waker)).is_ready() {}
         *task = Some((model, stream));

@@ -1,5 +1,5 @@
-//! The soname of `libwelm.so`, which names the versions that are compatible: as long as the first number is 0, the
-//! second one says so.
+//! Sets the soname of `libwelm.so`. Versions with the same soname are compatible. As long as the first number of the
+//! version is 0, the second one decides.
 
 use std::env;
 

@@ -1,13 +1,13 @@
 //! Compiles `cuda/*.cu` for the feature `fatbin`; without it there is nothing to do.
 //!
-//! `fatbin-if-found` is for packages whose features nobody chooses, such as a wheel that pip builds: where a
-//! compiler is found it is `fatbin`, and where none is, a warning and the crate without device code.
+//! `fatbin-if-found` is for packages whose features nobody chooses, such as a wheel that pip builds. If a compiler is
+//! found, it is the same as `fatbin`. If none is found, it warns and builds the crate without device code.
 //!
 //! Every `.cu` file becomes a fatbin of its own. `code.rs` in OUT_DIR is a table of them (`include_bytes!`), which
 //! `src/cuda/code.rs` includes.
 //!
-//! Why not one linked fatbin: the kernels of `sm_90a` need whole-program compilation; a change compiles one file
-//! again instead of all; and the driver loads only the modules that are used.
+//! There are three reasons not to link one fatbin. The kernels of `sm_90a` need whole-program compilation. After a
+//! change only one file is compiled again. And the driver loads only the modules that are used.
 //!
 //! OUT_DIR has three files for each `.cu` file. With `WELM_CUDA_TRAP=1` they are in the folder `trap` there.
 //!
@@ -248,12 +248,12 @@ pub(crate) fn parse_trap(value: Option<&str>) -> Result<bool, String> {
 /// The flags of every file.
 pub(crate) fn flags(archs: &Archs, release: (u32, u32), trap: bool) -> Vec<String> {
     let common = ["-std=c++17", "-O3", "--fatbin", "-lineinfo", "-Xptxas=-v"];
-    // A warning means, for instance, that launch bounds are ignored or that wgmma runs one at a time: an error. That
-    // an architecture is deprecated is no reason to fail.
+    // Warnings are errors, because a warning can mean that launch bounds are ignored or that wgmma is serialised. A
+    // deprecated architecture is no reason to fail.
     let warnings = ["-Werror=all-warnings", "-Wno-deprecated-gpu-targets"];
     let mut flags: Vec<_> = common.into_iter().chain(warnings).map(str::to_owned).collect();
-    // A fifth of the default's size. Drivers can read it from CUDA 12.4 on. Code of nvcc 12.x also runs on older
-    // drivers, which this flag would shut out.
+    // The files are a fifth of the default's size. Drivers can read them from CUDA 12.4 on. Code of nvcc 12.x also runs
+    // on older drivers, so it is compiled without this flag.
     if release.0 >= 13 {
         flags.push("--compress-mode=size".to_owned());
     }

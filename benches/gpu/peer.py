@@ -21,7 +21,7 @@ import sys
 COLD_BYTES = 384 << 20  # larger than any L2 cache
 SECONDS = 0.05  # of a sample
 SAMPLES = 7
-# What each is to reach, and of what: a limit, or the best of PyTorch.
+# The goals: the fraction that each kernel should reach, of a limit or of PyTorch's best time.
 AIMS = {
     "attention_decode": "0.85 of copy",
     "product few": "0.85 of copy",
@@ -42,7 +42,7 @@ class Clock:
         self.torch = torch
 
     def replayed(self, launches, sets):
-        """The launches as one graph, or one by one where PyTorch cannot record them."""
+        """The launches as one CUDA graph, or one by one if PyTorch cannot record them."""
         torch = self.torch
         try:
             graph = torch.cuda.CUDAGraph()
@@ -69,7 +69,7 @@ class Clock:
         return begin.elapsed_time(end) * 1e-3
 
     def us(self, launch, sets=1):
-        """The middle of some samples of launch(set), over all sets in turn."""
+        """The median time of launch(set), over all sets in turn."""
         self.launch = launch
         for i in range(sets):
             launch(i)
@@ -169,13 +169,13 @@ def attention(torch, clock, sizes):
     for name, backend in backends.items():
         tries[f"sdpa {name}"] = lambda backend=backend: measure(backend, False)
         if heads != kv_heads:
-            # Keys and values repeated beforehand, for backends that know no groups: more bytes than are needed.
+            # Keys and values are repeated first, for backends without grouped heads. They read more bytes than needed.
             tries[f"sdpa {name}, repeated"] = lambda backend=backend: measure(backend, True)
     return attempts(torch, tries)
 
 
 def attempts(torch, tries):
-    """Times of what runs, and what the others say."""
+    """Times of the backends that run, and error messages of the others."""
     us, failed = {}, {}
     for name, measure in tries.items():
         try:
@@ -214,7 +214,7 @@ def measure_torch(results, device):
 
 
 def merge(device, results, peer):
-    """One record: what it ran on, its limits, and each result beside them and beside PyTorch's."""
+    """One record: the device, its limits, and each result compared with them and with PyTorch's."""
     copy = max(device["copy_gb_per_s"], peer.get("copy_gb_per_s", 0))
     rates = {
         "copy_gb_per_s": copy,
@@ -320,7 +320,7 @@ def main():
     args = parser.parse_args()
 
     with open(args.bench) as file:
-        # The last one is cut where the benchmark was stopped.
+        # If the benchmark was stopped, the last line is incomplete.
         lines = [json.loads(line) for line in file if line.endswith("\n")]
     devices = [line for line in lines if line["record"] == "device"]
     if len(devices) != 1:

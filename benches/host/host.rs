@@ -1,6 +1,6 @@
-//! What a step costs beside its tensors: choosing a token, making text, planning a step; and what a request costs
-//! before its first step: tokens of a prompt, a chat template. `cargo bench -p welm-benches-host` takes about a minute,
-//! and compares with the run before.
+//! Times the work of a step outside of the model: choosing a token, making text, scheduling. Also times the work of a
+//! request before its first step: tokenizing a prompt, rendering a chat template. `cargo bench -p welm-benches-host`
+//! takes about a minute, and compares with the previous run.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ fn prose() -> String {
     std::fs::read_to_string(file("tests/fixtures/nano_greedy.json")).expect("a text of this repository")
 }
 
-/// A row of WeLM's vocabulary, of which few logits are large.
+/// Samples from a row of logits as long as WeLM's vocabulary, of which few are large.
 fn sampler(c: &mut Criterion) {
     const VOCAB: usize = 62_080;
     let mut group = c.benchmark_group("sampler");
@@ -47,7 +47,7 @@ fn sampler(c: &mut Criterion) {
     group.finish();
 }
 
-/// A thousand tokens of text, shown token by token.
+/// A thousand tokens of text, one token at a time.
 fn text(c: &mut Criterion) {
     let model = nano();
     let tokens = model.tokenize(&prose(), false).expect("it has a tokenizer");
@@ -55,7 +55,7 @@ fn text(c: &mut Criterion) {
     let mut group = c.benchmark_group("text");
     group.throughput(Throughput::Elements(bytes.len() as u64));
     for n in [0, 1, 16] {
-        // They begin as the text does now and then, and never end.
+        // Parts of the text match their beginnings, but never all of a string.
         let stop: Vec<String> = (0..n).map(|i| format!("， {i} never")).collect();
         group.bench_with_input(BenchmarkId::new("stop strings", n), &stop, |b, stop| {
             b.iter(|| {

@@ -1,4 +1,4 @@
-"""What the peers' measurements share: their command line, and their records, which are those of `welm-bench-cpu run`.
+"""Code that the peers' measurements share: the command line, and the records, as those of `welm-bench-cpu run`.
 
 An engine is a class with `load(args, need)`, which returns it ready to compute, where `need` is (sequences, tokens of
 each); `prefill(n)`, the seconds of a prompt of n random tokens up to what the next token is chosen from; and
@@ -44,7 +44,7 @@ def emit(record):
 
 
 def run(engine, args):
-    # The interpreter is not the engine's: its memory before loading is reported beside the peak.
+    # The memory of the interpreter does not count for the engine. So the memory before loading is reported, too.
     before = memory("VmRSS")
     lengths = [n + 8 for n in args.prefill] + [c + args.tokens + 8 for c in args.context if args.decode]
     start = time.perf_counter()

@@ -1,5 +1,5 @@
-"""Models of one shape in the formats of several engines, of random weights: what an engine's int8 products and memory
-accesses take does not depend on the values.
+"""Models of one shape with random weights, in the formats of several engines. The time of an engine's int8 products and
+memory accesses does not depend on the values.
 
     python3 models.py gguf SHAPE FILE           Q8_0, for llama.cpp
     python3 models.py ctranslate2 SHAPE FOLDER  int8, for CTranslate2
@@ -48,7 +48,7 @@ class Shape:
         return self.arch == "gptneox"
 
 
-# The same as `welm-bench-cpu write` knows; smollm2's shape serves an engine that cannot read the real weights' file.
+# The shapes of `welm-bench-cpu write`. smollm2 is for an engine that cannot read the file with the real weights.
 SHAPES = {
     "welm-medium": Shape("gptneox", 24, 2048, 16, 16, 8192, 62_080, 2048, False),
     "qwen-0.5b": Shape("qwen2", 24, 896, 14, 2, 4864, 151_936, 32_768, True, 1e6),
@@ -71,7 +71,7 @@ class Random:
         return np.tile(self.int8, repeats)[self.next : self.next + rows * cols].reshape(rows, cols)
 
     def scales(self, n, cols):
-        """n scales with which products of `cols` columns keep the size of what they multiply"""
+        """n scales with which products over `cols` columns have values of the same size as their inputs"""
         return (self.rng.random(n, dtype=np.float32) + 0.5) / 73.0 / np.float32(cols) ** 0.5
 
 
@@ -163,7 +163,7 @@ def requantize(source, path):
 
 
 def write_ctranslate2(shape, folder):
-    """As its converters for GPT-NeoX and Qwen2 fill the specification, with weights that are int8 already."""
+    """Fills the specification as its converters for GPT-NeoX and Qwen2 do, with weights that are int8 already."""
     from ctranslate2.specs import common_spec, transformer_spec
 
     s, random = shape, Random()
@@ -183,7 +183,7 @@ def write_ctranslate2(shape, folder):
 
     def matrix(spec, rows, cols, bias=False):
         spec.weight = random.matrix(rows, cols)
-        spec.weight_scale = 1 / random.scales(rows, cols)  # what values were multiplied with
+        spec.weight_scale = 1 / random.scales(rows, cols)  # the factor that made the values int8
         if bias:
             spec.bias = np.full(rows, 0.01, dtype=np.float32)
 
@@ -206,7 +206,7 @@ def write_ctranslate2(shape, folder):
             matrix(layer.ffn.linear_0_noact, s.hidden, s.dim)
         matrix(layer.ffn.linear_1, s.dim, s.hidden, s.neox)
     if s.tied:
-        decoder.projection.weight = np.zeros((), dtype=np.int8)  # until it has been checked that nothing is missing
+        decoder.projection.weight = np.zeros((), dtype=np.int8)  # only for the check that nothing is missing
     else:
         matrix(decoder.projection, s.vocab, s.dim)
     spec.register_vocabulary([f"t{i}" for i in range(s.vocab)])

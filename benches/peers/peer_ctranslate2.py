@@ -28,7 +28,7 @@ class CTranslate2:
             args.model, device="cpu", compute_type="int8", inter_threads=1, intra_threads=args.threads
         )
         with open(os.path.join(args.model, "vocabulary.json")) as vocabulary:
-            # Tokens are called t0, t1, ...: their number is that of the quotation marks, halved.
+            # Tokens are called t0, t1, ..., each in two quotation marks.
             self.vocab = vocabulary.read().count('"') // 2
         set_ = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith("CT2_")]
         self.settings = ", ".join(set_) or "default"
@@ -57,7 +57,7 @@ class CTranslate2:
         return self.generate([self.prompt(n)], 1)
 
     def decode(self, batch, context, tokens):
-        last = {}  # when the last sequence had its token of a step
+        last = {}  # for each step, the time when its last sequence had its token
 
         def came(result):
             last[result.step] = time.perf_counter()

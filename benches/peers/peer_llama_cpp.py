@@ -1,4 +1,4 @@
-"""llama.cpp, through the C functions that llama-cpp-python exposes, so that no Python is in a step but one call.
+"""llama.cpp, through the C functions that llama-cpp-python exposes, so that a step is only one call from Python.
 
     python3 peer_llama_cpp.py MODEL.gguf --threads 2 --prefill 512 --decode 1,8 --context 128 [--flash on]
 
@@ -54,7 +54,7 @@ class LlamaCpp:
         self.settings = f"flash attention {args.flash}"
 
     def compute(self, places):
-        """One step of (sequence, position, whether logits are wanted), of random tokens."""
+        """One step with random tokens; rows are (sequence, position, whether logits are wanted)."""
         batch = self.batch
         for i, (sequence, position, logits) in enumerate(places):
             batch.token[i] = random.randrange(self.vocab)
@@ -84,7 +84,7 @@ class LlamaCpp:
             self.compute([(sequence, context + step, True) for sequence in range(batch)])
             for step in range(tokens + 1)
         ]
-        return steps[1:]  # the first one has the copying to do
+        return steps[1:]  # the first one also copies the cache
 
 
 def main():

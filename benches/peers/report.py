@@ -2,13 +2,13 @@
 
     python3 report.py results.json [--table table.md] [--chart chart.svg]
 
-For each engine the setting that was its best counts. A limit is what this machine could do at most with what welm
-reads and computes, from what was measured right before welm was: bytes of a step over bandwidth or
-operations of its products over their peak, whichever takes longer; for a prompt, operations over the peak. Operations
-of weights in 8 bits or less count against the int8 peak, others against that of f32. "Of limit" is the middle of each
-measurement's share of its own limit; that and the ratios are those of the fastest welm column.
+The best setting of each engine counts. A limit is the best that this machine could do with the bytes and operations of
+welm, from rates that were measured right before welm. For a step it is the longer of bytes / bandwidth and operations
+of the products / peak rate; for a prompt it is operations / peak rate. Weights in 8 bits or less count against the int8
+peak, others against that of f32. "Of limit" is the median of each measurement's share of its own limit. That and the
+ratios are those of the fastest welm column.
 
-The chart needs matplotlib, the table nothing.
+The chart needs matplotlib; the table needs nothing.
 """
 
 import argparse
@@ -22,8 +22,8 @@ def middle(values):
 
 
 def best_setting(samples):
-    """(tok/s, setting, samples) of the setting with the best median, among those that were measured in most rounds: one
-    lucky sample of a setting that was tried once is no median."""
+    """(tok/s, setting, samples) of the setting with the best median, among those that were measured in most rounds. A
+    setting that was tried once could win by luck."""
     by_setting = {}
     for sample in samples:
         by_setting.setdefault(sample["setting"], []).append(sample)
@@ -116,7 +116,7 @@ def table(results):
         for engine in engines:
             processes = [s["records"] for s in results["samples"] if (s["shape"], s["engine"]) == (shape, engine)]
             loads = [records[0] for records in processes]
-            # What an interpreter takes before anything is loaded is not the engine's.
+            # The memory of an interpreter before loading does not count for the engine.
             peak = max((r[-1].get("peak_rss_bytes") or 0) - (r[-1].get("rss_before_bytes") or 0) for r in processes)
             seconds = [middle([load[key] for load in loads]) for key in ("seconds", "ready_seconds")]
             lines.append(f"| {engine} | {seconds[0]:.2f} | {seconds[1]:.2f} | {peak / 1e6:.0f} |")

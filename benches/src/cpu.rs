@@ -1,13 +1,13 @@
-//! A model on the CPU, asked through the engine's public interface as a program would ask it.
+//! Times a model on the CPU through the engine's public interface, as a program would use it.
 //!
-//! Prompts are random tokens, other ones each time, so that no two requests share a beginning, and the prefix cache is
-//! off. End tokens are ignored. A prompt's time is that of a request for one token, the choice of it included.
+//! Prompts are random tokens, new ones each time, so that no two requests share a beginning, and the prefix cache is
+//! off. End tokens are ignored. A prompt's time is that of a request for one token, with the choice of the token.
 //!
-//! The rate of `batch` sequences is taken while all of them run and nothing else does, which begins with the second
-//! token of the one that was last to begin. It is the mean time between two tokens of a sequence by the engine's own
-//! clock: this program's threads are woken when the system likes. Alternatives: the difference of a long and of a short
-//! run is off by the steps in which sequences that began early share a step with others' prompts; one request for `n`
-//! sequences would read one prompt's keys and values for all of them.
+//! The rate of `batch` sequences is measured while all of them run and nothing else does. That begins with the second
+//! token of the sequence that began last. The rate is the mean time between two tokens of a sequence by the engine's
+//! own clock, because the system may wake this program's threads late. Two other ways were rejected. The difference of
+//! a long and a short run is wrong, because sequences that began early share steps with the prompts of others. And one
+//! request for `n` sequences would read the keys and values of one prompt for all of them.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -17,7 +17,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use welm_core::{GenerateOptions, LoadOptions, Model, Stats, Stream};
 
-/// Random numbers, other ones in each process (splitmix64).
+/// Random numbers, different ones in each process (splitmix64).
 pub struct Random(u64);
 
 impl Default for Random {
@@ -41,7 +41,8 @@ impl Random {
     }
 }
 
-/// Loads a model, and reads every page of it once, with a short request; the seconds of the first and of both.
+/// Loads a model, and reads every page of it once, with a short request. Gives the seconds of loading, and those of
+/// both.
 ///
 /// # Errors
 /// Whatever the model meets.
@@ -80,18 +81,19 @@ pub fn prefill(model: &Model, n: usize, random: &mut Random) -> Result<f64> {
 pub struct Steps {
     /// Mean seconds of a step, by the engine's clock.
     pub seconds: f64,
-    /// The same by the clock of whoever waits for the tokens.
+    /// The same by the clock of this program, which waits for the tokens.
     pub heard_seconds: f64,
     /// Tokens that were timed, of all sequences.
     pub tokens: u64,
-    /// Positions before a sequence's token, over sequences and steps in the middle.
+    /// Mean number of positions before a sequence's token, over all sequences and steps.
     pub mean_context: f64,
 }
 
-/// Times that a measurement is tried: this program's thread may be woken too late even for that, if steps are short.
+/// How often a measurement is tried. If steps are short, this program's thread may be woken too late in spite of the
+/// slack.
 const TRIES: usize = 5;
 
-/// What is asked of a model to time its steps.
+/// A measurement of a model's steps.
 #[derive(Debug, Clone, Copy)]
 pub struct Request {
     /// Sequences.
@@ -102,15 +104,15 @@ pub struct Request {
     pub tokens: usize,
     /// Prompt tokens of a step.
     pub chunk_tokens: usize,
-    /// Tokens beyond these, for steps that go on before this program learns of the last one.
+    /// Extra tokens, for steps that go on until this program hears of the last timed one.
     pub slack: usize,
     /// Most tokens of a sequence.
     pub max_context: usize,
 }
 
 impl Request {
-    /// Tokens that each sequence must be asked for, so that it still runs when the last to begin has had its steps:
-    /// while others' prompts are computed, a chunk a step, those that have begun go on.
+    /// Tokens to ask for in each sequence, so that it still runs at the end of the timed steps: sequences that have
+    /// begun go on while the prompts of others are computed, one chunk in each step.
     pub fn tokens_asked(&self) -> usize {
         let waiting = ((self.batch - 1) * self.context).div_ceil(self.chunk_tokens);
         let needed = self.tokens + waiting + self.batch;
@@ -136,8 +138,8 @@ pub fn decode(model: &Model, request: Request, random: &mut Random) -> Result<St
     bail!("expected sequences to run together until that was heard of, {request:?}: the machine is too busy")
 }
 
-/// Waits for the second token of the last sequence and until the engine has counted the tokens of so many more steps,
-/// then cancels all. Nothing if a sequence had ended before that was heard of.
+/// Waits for the second token of the last sequence, then until the engine has counted the tokens of the timed steps,
+/// then cancels all. Nothing if a sequence ended before that.
 fn listen(model: &Model, mut streams: Vec<Stream>, request: Request) -> Result<Option<Steps>> {
     let Request { batch, context, tokens, .. } = request;
     // Prompts are served in the order in which they came.
@@ -149,7 +151,7 @@ fn listen(model: &Model, mut streams: Vec<Stream>, request: Request) -> Result<O
     let (before, begin) = (model.stats(), Instant::now());
     let timed = |stats: &Stats| stats.time_between_tokens.count() - before.time_between_tokens.count();
     let mut after = before.clone();
-    // Pieces that had come before anyone listened do not count as steps, so that it is the counter that decides.
+    // The engine's counter decides when it is enough, not the pieces that come: some pieces had come before.
     while timed(&after) < (batch * tokens) as u64 {
         let Some(piece) = last.next() else { return Ok(None) };
         generated += piece?.tokens.len();
@@ -173,7 +175,7 @@ fn listen(model: &Model, mut streams: Vec<Stream>, request: Request) -> Result<O
     }))
 }
 
-/// The most memory that this process has had resident, in bytes, mapped files included; on Linux only.
+/// The peak resident memory of this process in bytes, mapped files included; on Linux only.
 pub fn peak_resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -193,7 +195,7 @@ mod tests {
         assert_eq!(asked(1, 1536, 8192), 32 + 1 + 64);
         // Seven prompts, 4900 tokens, are 20 chunks.
         assert_eq!(asked(8, 700, 8192), 32 + 20 + 8 + 64);
-        // What the model has room for, but never fewer than are needed.
+        // Limited by the room in the model, but never fewer than are needed.
         assert_eq!(asked(8, 700, 800), 100);
         assert_eq!(asked(8, 700, 710), 32 + 20 + 8);
     }

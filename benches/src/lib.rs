@@ -13,9 +13,9 @@
 //! | [`limits`] | what this CPU and its memory can do |
 //!
 //! The first four take any [`welm_kernels::Device`], so that tests can run them on the emulator, where their figures
-//! mean nothing. A figure of a GPU stands beside that GPU's own limits: the bandwidth of a copy is measured here, the
-//! rates of large matrix products by `gpu/peer.py`, through PyTorch, in the same run. A figure of a CPU stands beside
-//! [`limits`], and those of other engines.
+//! have no meaning. Figures of a GPU are compared with that GPU's own limits, measured in the same run: the bandwidth
+//! of a copy is measured here, the rates of large matrix products by `gpu/peer.py`, with PyTorch. Figures of a CPU are
+//! compared with [`limits`], and with those of other engines.
 
 pub mod cases;
 pub mod cpu;

@@ -1,10 +1,10 @@
-//! The machine's own limits, beside which a figure means something: bytes read in a second from memory, and int8 and
-//! f32 operations in a second from registers.
+//! Measures the machine's own limits, with which other figures are compared: bytes read from memory in a second, and
+//! int8 and f32 operations on registers in a second.
 //!
-//! Reading: every thread adds up its own part of a buffer that is much larger than the last cache, with the widest
-//! vectors there are, as one stream of addresses or as several at once; the better of these counts. Huge pages are
-//! asked for. Computing: independent chains of multiply-adds, enough of them to hide the instruction's latency, on
-//! operands that never leave registers. A multiplication and an addition are two operations.
+//! Reading: every thread adds up its own part of a buffer that is much larger than the last-level cache, with the
+//! widest vectors of the machine, as one stream of addresses or as several at once; the better one counts. Huge pages
+//! are requested. Computing: independent chains of multiply-adds on operands in registers, with enough chains to hide
+//! the instruction's latency. A multiplication and an addition are two operations.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
@@ -23,16 +23,16 @@ const ROUNDS: usize = 1 << 16;
 /// A rate in units of 10^9 a second.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
-    /// Of the fastest pass.
+    /// The rate of the fastest pass.
     pub best: f64,
-    /// Of the middle one.
+    /// The median.
     pub median: f64,
     /// How it was reached.
     pub how: &'static str,
 }
 
 impl Rate {
-    /// Of passes that each did `work`.
+    /// From the times of passes that each did `work`.
     fn of(how: &'static str, work: f64, mut seconds: Vec<f64>) -> Rate {
         seconds.sort_by(f64::total_cmp);
         let rate = |s: f64| work / s / 1e9;
@@ -47,7 +47,7 @@ impl Rate {
 /// What was measured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// The processor as it calls itself.
+    /// The name of the processor.
     pub cpu: String,
     /// Threads that worked.
     pub threads: usize,
@@ -113,8 +113,8 @@ fn cpu_name() -> String {
     name.and_then(|line| Some(line.split_once(':')?.1.trim().to_string())).unwrap_or_else(|| "unknown".into())
 }
 
-/// Seconds that `work(thread)` takes on all threads at once, from the moment the last is ready to the moment the last
-/// is done, for each pass; a pass before these is not counted.
+/// For each pass, the seconds that `work(thread)` takes on all threads at once, from the moment when the last is ready
+/// to the moment when the last is done. A first pass is not counted.
 fn passes_on(threads: usize, passes: usize, work: impl Fn(usize) + Sync) -> Vec<f64> {
     let (ready, work) = (Barrier::new(threads), &work);
     // Each pass of each thread: when it began and when it was done.
@@ -144,12 +144,12 @@ fn passes_on(threads: usize, passes: usize, work: impl Fn(usize) + Sync) -> Vec<
 
 // ---- reading ------------------------------------------------------------------------------------------------
 
-/// Streams of addresses times bytes of an unrolled step, so that a thread's part has no rest.
+/// Parts are multiples of this: the number of streams of addresses times the bytes of an unrolled step.
 const PART_MULTIPLE: usize = 4 * 512;
 /// Two megabytes: a huge page on x86-64 and on most others.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Bytes on huge pages, where the system gives them.
+/// Bytes on huge pages, if the system gives any.
 struct Buffer {
     start: *mut u8,
     layout: Layout,
@@ -171,15 +171,7 @@ impl Buffer {
         unsafe {
             libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE)
         };
-        // Untouched pages would all be the one page of zeros. Not 0: memory need not be read to know it.
-        // SAFETY: `bytes` bytes from `start` are this allocation.
-        unsafe { std::ptr::write_bytes(start, 0x5a, bytes) };
-        Buffer { start, layout }
-    }
-
-    /// Part `i`, of `bytes` bytes.
-    fn part(&self, i: usize, bytes: usize) -> &[u8] {
-        assert!((i + 1) * bytes <= self.layout.size());
+        // Untouched pages would all be one shared page of zeros. The value is not 0, so that nothing can avoid the reads.
         // SAFETY: within the allocation, which is initialised and which nothing writes any more.
         unsafe { std::slice::from_raw_parts(self.start.add(i * bytes), bytes) }
     }
@@ -218,7 +210,7 @@ fn readers() -> Vec<Reader> {
     vec![("portable", read_portable)]
 }
 
-/// As wide as the compiler makes it.
+/// With vectors as wide as the compiler chooses.
 fn read_portable(bytes: &[u8]) -> u64 {
     let mut sums = [0u64; 16];
     for block in bytes.as_chunks::<128>().0 {
@@ -271,12 +263,12 @@ fn f32_chains() -> Vec<Chains> {
     ways
 }
 
-/// As wide as the compiler makes it.
+/// With vectors as wide as the compiler chooses.
 fn int8_portable(rounds: usize) {
     let (a, b) = (black_box([3i8; 64]), black_box([-5i8; 64]));
     let mut sums = [0i32; 64];
     for _ in 0..rounds {
-        // Opaque, else the product would be computed once.
+        // black_box, because the compiler would compute the product only once.
         let a = black_box(&a);
         for i in 0..64 {
             sums[i] = sums[i].wrapping_add(i32::from(i16::from(a[i]) * i16::from(b[i])));
@@ -285,7 +277,7 @@ fn int8_portable(rounds: usize) {
     black_box(sums);
 }
 
-/// As wide as the compiler makes it, without fusing.
+/// With vectors as wide as the compiler chooses, without fused multiply-adds.
 fn f32_portable(rounds: usize) {
     let (a, b) = (black_box([0.999f32; 64]), black_box([0.001f32; 64]));
     let mut sums = [0f32; 64];
@@ -355,7 +347,7 @@ mod x86 {
         unsafe { inner::<S>(bytes) }
     }
 
-    /// Sixteen chains: the latency of four or five cycles times two a cycle, and some to spare.
+    /// Sixteen chains: a latency of four or five cycles, with two instructions a cycle, needs ten.
     pub(super) fn int8_avx512vnni(rounds: usize) {
         #[target_feature(enable = "avx512f,avx512vnni")]
         fn inner(rounds: usize) {
@@ -398,8 +390,8 @@ mod x86 {
             let mut sums = [_mm256_setzero_si256(); 8];
             for _ in 0..rounds {
                 for sum in &mut sums {
-                    // SAFETY: no instruction at all; it only hides that the operand stays the same, else the product
-                    // would be computed once.
+                    // SAFETY: there is no instruction. It hides from the compiler that the operand stays the same,
+                    // because the product would then be computed only once.
                     unsafe { asm!("/* {} */", inout(ymm_reg) a, options(nomem, nostack, preserves_flags)) };
                     let pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones);
                     *sum = _mm256_add_epi32(*sum, pairs);

@@ -1,7 +1,7 @@
 //! Models of random weights in the engine's own int8 format, of any shape.
 //!
-//! What such a model says is noise, but finite, and its products are as dense as those of any other: neither the
-//! speed of int8 arithmetic nor that of memory depends on the values.
+//! The output of such a model is noise, but finite. Its speed is that of a real model, because neither int8 arithmetic
+//! nor memory accesses depend on the values.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -15,16 +15,16 @@ use safetensors::tensor::{Dtype as Stored, View};
 use serde_json::{Value, json};
 use welm_core::{Activation, ModelConfig, ModelSizes, NormKind, Rope};
 
-/// Bytes of a random pattern that tensors repeat: prime, so that rows do not line up.
+/// Bytes of a random pattern that tensors repeat. It is prime, so that rows are not equal.
 const PERIOD: usize = 1_048_573;
 
-/// The names that [`shape`] knows.
+/// The names of the shapes.
 pub const SHAPES: [&str; 4] = ["welm-medium", "welm-large", "welm-xl", "qwen-0.5b"];
 
 /// A shape by name.
 ///
-/// `qwen-0.5b` is Qwen2.5-0.5B's, with one difference: this engine's Llama family has a bias on the attention's output
-/// as well, `dim` values a layer, where it has any.
+/// `qwen-0.5b` is that of Qwen2.5-0.5B, with one difference: if a model of this engine's Llama family has biases in the
+/// attention, it also has one on the attention's output, `dim` values a layer.
 pub fn shape(name: &str) -> Option<ModelConfig> {
     Some(match name {
         "welm-medium" => ModelConfig::welm_medium(),
@@ -86,7 +86,7 @@ fn describe(c: &ModelConfig) -> Result<Value> {
     Ok(Value::Object(all))
 }
 
-/// A tensor of a file, made when it is written.
+/// A tensor of a file. Its values are made when it is written.
 struct Tensor<'a> {
     dtype: Stored,
     shape: Vec<usize>,
@@ -121,7 +121,7 @@ impl View for &Tensor<'_> {
 /// The format that [`write`] writes.
 const FORMAT: &str = "welm-int8-2";
 
-/// Whether a file of weights is there and of this format, by its first bytes.
+/// Whether there is a file of weights in this format, by its first bytes.
 fn is_current(file: &Path) -> bool {
     let mut head = [0; 256];
     let read = fs::File::open(file).and_then(|mut file| file.read_exact(&mut head));
@@ -149,9 +149,10 @@ pub fn write(folder: &Path, config: &ModelConfig) -> Result<()> {
         state ^= state >> 27;
         state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33
     };
-    // 128 stands for zero, and -128 is no value.
+    // A byte of 128 is the value 0. The value -128 is not used.
     let weights: Vec<u8> = (0..PERIOD).map(|_| (bits() % 255) as u8 + 1).collect();
-    // Products of `cols` columns keep the size of what they multiply; int8 has a deviation of 73.
+    // With these scales, products over `cols` columns have the size of their inputs. Random int8 values have a standard
+    // deviation of 73.
     let mut scales = |cols: usize| -> Vec<u8> {
         let size = 1.0 / 73.0 / (cols as f32).sqrt();
         let mut scale = || f16::from_f32(size * (0.5 + bits() as f32 / (1u64 << 31) as f32));
@@ -165,11 +166,11 @@ pub fn write(folder: &Path, config: &ModelConfig) -> Result<()> {
     let vector = |name: String, len, pattern| {
         (name, Tensor { dtype: Stored::F32, shape: vec![len], pattern, first: 0 })
     };
-    // As `welm_core::quantize` names and shapes them.
+    // With the names and shapes of `welm_core::quantize`.
     let mut matrix = |name: &str, rows: usize, cols: usize, bias: bool| {
         let (down, across) = (rows.div_ceil(16), cols.div_ceil(32));
         let groups = if cols.is_multiple_of(64) { cols.div_ceil(128) } else { across };
-        let first = tensors.len() * 104_729 % PERIOD; // another beginning for each
+        let first = tensors.len() * 104_729 % PERIOD; // each tensor begins elsewhere in the pattern
         let weight =
             Tensor { dtype: Stored::U8, shape: vec![down, across, 8, 16, 4], pattern: &weights, first };
         let scale =
@@ -201,6 +202,6 @@ pub fn write(folder: &Path, config: &ModelConfig) -> Result<()> {
     let tensors = tensors.iter().map(|(name, tensor)| (name, tensor));
     safetensors::serialize_to_file(tensors, Some(metadata), &file)
         .with_context(|| file.display().to_string())?;
-    // Last: with it the folder counts as complete.
+    // This file is written last: with it the folder counts as complete.
     fs::write(&described, description).with_context(|| described.display().to_string())
 }

@@ -1,5 +1,4 @@
-//! Results as lines of JSON, written as they come, so that what ends early leaves what it has. `gpu/peer.py` reads
-//! them.
+//! Results as lines of JSON, written at once, so that they are not lost if a run ends early. `gpu/peer.py` reads them.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,12 +13,12 @@ use crate::cases::{Limit, Shape};
 use crate::timing::Times;
 use crate::whole::Whole;
 
-/// A file of lines; or nothing.
+/// A file of lines, or no file.
 #[derive(Debug)]
 pub struct Lines(Option<File>);
 
 impl Lines {
-    /// Begins a file anew.
+    /// Creates a file, or empties it.
     ///
     /// # Errors
     /// Those of the file system.
@@ -28,7 +27,7 @@ impl Lines {
         Ok(Lines(path.map(create).transpose()?))
     }
 
-    /// Writes one.
+    /// Writes a line.
     ///
     /// # Errors
     /// Those of the file system.
@@ -40,7 +39,7 @@ impl Lines {
     }
 }
 
-/// What is measured on, and its bandwidth in bytes per second.
+/// The device, and its bandwidth in bytes per second.
 pub fn device(device: &Device, copy_bandwidth: f64) -> Value {
     let info = device.info();
     let (major, minor) = info.capability;
@@ -51,7 +50,8 @@ pub fn device(device: &Device, copy_bandwidth: f64) -> Value {
     })
 }
 
-/// A kernel, with the fraction of its limit that was predicted for an H100; or why there are no times of it.
+/// A kernel with its times, or the reason why there are none, and the fraction of its limit that is predicted for an
+/// H100.
 pub fn kernel(shape: &Shape, times: Result<Times, String>, copy_bandwidth: f64) -> Value {
     let mut record = json!({
         "record": "kernel", "group": shape.group(), "variant": shape.variant(), "sizes": shape.sizes(),
@@ -64,7 +64,7 @@ pub fn kernel(shape: &Shape, times: Result<Times, String>, copy_bandwidth: f64) 
     record
 }
 
-/// A whole model in two records, with what it computes prompts with.
+/// A whole model in two records; `variant` is the form of activations in prompts.
 pub fn whole(config: &ModelConfig, variant: &str, prompt: usize, whole: &Whole, copy: f64) -> [Value; 2] {
     let record = |group: &str, limit: Limit, sizes: Value, measured: Value| {
         let mut record = json!({
@@ -91,7 +91,7 @@ pub fn whole(config: &ModelConfig, variant: &str, prompt: usize, whole: &Whole, 
     ]
 }
 
-/// Times, and the rates that follow; no rate of what is 0.
+/// Times, and the rates that follow from them. There is no rate for 0 bytes or operations.
 fn timed(times: Times, bytes: u64, ops: u64, copy_bandwidth: f64) -> Value {
     let seconds = times.us * 1e-6;
     let mut record = json!({
@@ -115,7 +115,7 @@ fn extend(record: &mut Value, more: Value) {
     }
 }
 
-/// Four digits.
+/// Rounds to four digits.
 fn round(x: f64) -> f64 {
     if x == 0.0 || !x.is_finite() {
         return x;
@@ -124,7 +124,7 @@ fn round(x: f64) -> f64 {
     (x * factor).round() / factor
 }
 
-/// A record for the eye, on one line.
+/// A record as text, on one line.
 pub fn text(record: &Value) -> String {
     let word = |key: &str| record[key].as_str().unwrap_or_default();
     let sizes = record["sizes"].as_object().into_iter().flatten();

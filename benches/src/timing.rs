@@ -1,9 +1,9 @@
 //! How long a launch takes.
 //!
-//! Launches are recorded as one CUDA graph, as the engine's decode steps are, and the graph is repeated between two
-//! synchronisations: what the host does for a launch is not in the time. A kernel that memory bounds must find
-//! nothing in the L2 cache, so that a case has several sets of buffers, together larger than any L2 cache, and a
-//! launch takes the next.
+//! Launches are recorded as one CUDA graph, as the engine's decode steps are. The graph is repeated between two
+//! synchronisations, so that the time does not include the work of the host. A kernel that is bound by memory must find
+//! nothing in the L2 cache. So a case has several sets of buffers, together larger than any L2 cache, and each launch
+//! uses the next set.
 
 use std::time::Instant;
 
@@ -14,30 +14,30 @@ const MAX_RECORDED: usize = 1024;
 /// Most repetitions of a recording in a sample.
 const MAX_REPEATS: usize = 100_000;
 
-/// How much is spent on a measurement.
+/// How long a measurement takes.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
-    /// Times that are measured; the middle one is reported.
+    /// Number of samples; the median is reported.
     pub samples: usize,
-    /// How long one of them takes at least, unless a launch takes longer.
+    /// Seconds of a sample at least; a single launch may take longer.
     pub sample_seconds: f64,
-    /// How many bytes the sets of a case read in all at least, to find nothing in the L2 cache.
+    /// Bytes that the sets of a case read together at least, so that nothing is in the L2 cache.
     pub cold_bytes: u64,
 }
 
 impl Effort {
-    /// For figures that are kept.
+    /// For figures that are recorded.
     pub fn full() -> Effort {
         // The largest L2 cache so far has 126 MB.
         Effort { samples: 7, sample_seconds: 0.05, cold_bytes: 384 << 20 }
     }
 
-    /// For figures that are soon there.
+    /// For quick figures.
     pub fn quick() -> Effort {
         Effort { samples: 3, sample_seconds: 0.005, ..Effort::full() }
     }
 
-    /// Sets of `bytes` each that are cold.
+    /// Number of sets, of `bytes` each, so that none is in the L2 cache when it is used again.
     pub fn sets(&self, bytes: u64) -> usize {
         self.cold_bytes.div_ceil(bytes.max(1)).clamp(1, MAX_RECORDED as u64) as usize
     }
@@ -46,7 +46,7 @@ impl Effort {
 /// Times of a launch in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Times {
-    /// The middle one of the samples.
+    /// The median of the samples.
     pub us: f64,
     /// The least.
     pub least_us: f64,
@@ -57,7 +57,7 @@ pub struct Times {
 }
 
 impl Times {
-    /// Of samples of `launches` launches each, in seconds.
+    /// From samples of `launches` launches each, in seconds.
     pub fn of(mut seconds: Vec<f64>, launches: usize) -> Times {
         seconds.sort_by(f64::total_cmp);
         let us = |s: f64| s * 1e6 / launches as f64;
@@ -66,7 +66,7 @@ impl Times {
     }
 }
 
-/// The time of `launch(set)`, over all sets in turn.
+/// Measures the time of `launch(set)`, over all sets in turn.
 ///
 /// # Errors
 /// Whatever `launch` returns, or the driver.
@@ -85,7 +85,7 @@ pub fn time(
     all(device)?;
     let pass = start.elapsed().as_secs_f64();
 
-    // Long enough that the start of a graph does not show, short enough that many fit a sample.
+    // A graph is long enough to make its start negligible, and short enough that many fit into a sample.
     let passes = (effort.sample_seconds / 4.0 / pass).ceil() as usize;
     let passes = passes.clamp(1, (MAX_RECORDED / sets).max(1));
     let graph =
@@ -97,7 +97,7 @@ pub fn time(
         device.synchronize()?;
         Result::Ok(start.elapsed().as_secs_f64())
     };
-    // The clocks of an idle device are low: it works for a sample's time before the first one.
+    // The clocks of an idle device are low, so it works for the time of a sample before the first one.
     let (mut repeats, start) = (1, Instant::now());
     let seconds = loop {
         let seconds = repeat(repeats)?;

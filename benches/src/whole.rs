@@ -1,4 +1,5 @@
-//! A whole model: WeLM's 10 billion parameters, int8, of random weights, through the engine as a program uses it.
+//! Times a whole model: WeLM with 10 billion parameters, with random int8 weights, through the engine's public
+//! interface.
 
 use std::path::Path;
 use std::time::Instant;
@@ -18,27 +19,27 @@ pub fn welm_xl() -> ModelConfig {
     config
 }
 
-/// How much is asked of a model.
+/// A measurement of a model.
 #[derive(Debug, Clone, Copy)]
 pub struct Request {
     /// Tokens of the prompt that is timed.
     pub prompt: usize,
     /// Generated tokens that are timed.
     pub tokens: usize,
-    /// Times that are measured; the middle one is reported.
+    /// Number of samples; the median is reported.
     pub samples: usize,
 }
 
-/// What a whole model takes.
+/// The times and sizes of a whole model.
 #[derive(Debug, Clone, Copy)]
 pub struct Whole {
-    /// Of one generated token of one sequence.
+    /// Time of one generated token of one sequence.
     pub decode: Times,
-    /// Bytes that this reads: the weights, but the embedding, and the keys and values.
+    /// Bytes that this reads: the weights, without the embedding, and the keys and values.
     pub decode_bytes: u64,
-    /// Of a prompt, the first generated token included.
+    /// Time of a prompt, with the first generated token.
     pub prefill: Times,
-    /// Operations of that.
+    /// Operations of the prompt.
     pub prefill_ops: u64,
     /// Bytes of all weights on the device.
     pub weight_bytes: u64,
@@ -46,11 +47,11 @@ pub struct Whole {
     pub load_seconds: f64,
 }
 
-/// Tokens of the short prompt before the generated ones, and of these the first, which are not timed.
+/// Tokens of the short prompt, and as many of the first generated tokens, which are not timed.
 const LEAD: usize = 8;
 
-/// Loads a folder of [`crate::random_model::write`] onto a device, and times it. A prompt is cut into chunks as it is
-/// for everybody who leaves that to the engine.
+/// Loads a folder of [`crate::random_model::write`] onto a device, and times it. Prompts are cut into chunks of the
+/// engine's default size.
 ///
 /// # Errors
 /// Whatever the model meets.
@@ -79,7 +80,7 @@ pub fn measure(folder: &Path, device: &Device, activations: Activations, request
         Ok(seconds)
     };
     let samples = 0..request.samples.max(1);
-    // The same prompt with a few tokens and with many: the difference is the many.
+    // The same prompt is run with few new tokens and with many; the difference is the time of the many.
     let pair = |seed| Ok(run(LEAD, LEAD + request.tokens, seed)? - run(LEAD, LEAD, seed)?);
     pair(0)?;
     let decode = samples.clone().map(pair).collect::<Result<Vec<_>>>()?;

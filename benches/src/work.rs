@@ -1,8 +1,8 @@
-//! What a model's work is made of: operations of a prompt, bytes of a step.
+//! The work of a model: operations of a prompt, bytes of a step.
 
 use welm_core::{Estimate, ModelConfig};
 
-/// Operations of the layers' matrix products for one token: a multiplication and an addition a weight.
+/// Operations of the layers' matrix products for one token: a multiplication and an addition for each weight.
 pub fn product_ops(c: &ModelConfig) -> u64 {
     let layer = c.dim * (c.qkv_dim() + c.n_heads * c.head_dim + c.up_dim() + c.hidden_dim);
     2 * (c.n_layers * layer) as u64
@@ -18,8 +18,8 @@ pub fn output_ops(c: &ModelConfig) -> u64 {
     2 * (c.vocab_size * c.dim) as u64
 }
 
-/// Bytes that a step with no context reads: all weights, but of an embedding that is not the output, too, only some
-/// rows. Biases and norms, less than a thousandth, are left out; all matrices have one element type here.
+/// Bytes that a step with no context reads: all weights, except the embedding, unless it is also the output. Biases and
+/// norms, less than a thousandth, are left out. All matrices have one element type here.
 pub fn weight_bytes_read(c: &ModelConfig, memory: &Estimate) -> u64 {
     let all = memory.mapped_bytes + memory.converted_bytes;
     if c.tied_output {

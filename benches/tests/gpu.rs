@@ -1,5 +1,5 @@
-//! The benchmark on the emulator, where its figures mean nothing but everything that makes them runs; and
-//! `gpu/peer.py` and `gpu/run` with stand-ins for what only a machine with a GPU has.
+//! Tests of the benchmark on the emulator: its figures have no meaning there, but all of its code runs. Also tests of
+//! `gpu/peer.py` and `gpu/run`, with fake programs for what only a machine with a GPU has.
 
 #[path = "gpu/script.rs"]
 mod script;
@@ -97,7 +97,7 @@ fn no_memory_is_no_failure() {
     assert_eq!(record::kernel(&shape, Err("no memory".into()), 1.0)["skipped"], "no memory");
 }
 
-/// The fewest bytes and operations, by hand.
+/// The fewest bytes and operations, computed by hand.
 #[test]
 fn what_is_counted() {
     let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 64 };
@@ -146,7 +146,7 @@ fn what_is_measured() {
     }
 }
 
-/// Fractions of a limit, as the formula has them.
+/// Fractions of a limit, as in the formula.
 #[test]
 fn what_is_predicted() {
     for shape in Shape::all() {
@@ -159,7 +159,7 @@ fn what_is_predicted() {
     let bytes = (4 + 8 + 2) as f64 * 5120.0;
     let seconds = 1.5e-6 + 2.0 * 0.8e-6 + bytes / (12.0 * 5120.0 / 0.8e-6);
     assert!((norm.predicted() - bytes / 3.0e12 / seconds).abs() < 1e-9, "{}", norm.predicted());
-    // More sequences fill the device, more rows fill tiles, and scales inside a product cost more than it.
+    // More sequences fill the device, more rows fill tiles, and scales inside a product cost more than the product.
     let heads = Heads { n_heads: 32, n_kv_heads: 8, head_dim: 128 };
     let decode = |batch| Shape::Decode { heads, batch, kv_len: 2048 }.predicted();
     assert!(decode(1) < decode(8) && decode(8) < decode(64));
@@ -192,7 +192,8 @@ fn a_whole_model_is_timed() {
         let request = Request { prompt: 40, tokens: 6, samples: 1 };
         let device = Emulator::device((8, 0));
         let whole = whole::measure(folder.path(), &device, activations, request).unwrap();
-        // 2 x (3 + 1 + 2 + 2) x 128 x 128 weights in layers, 300 x 128 before and behind.
+        // 2 x (3 + 1 + 2 + 2) x 128 x 128 weights in layers, and 300 x 128, padded to 384, in each of embedding and
+        // output.
         let weights = 2 * 8 * 128 * 128 + 2 * 384 * 128;
         assert!(whole.weight_bytes > weights && whole.weight_bytes < weights * 9 / 8, "{whole:?}");
         assert!(whole.decode_bytes < whole.weight_bytes && whole.decode_bytes > weights / 2, "{whole:?}");
@@ -203,7 +204,7 @@ fn a_whole_model_is_timed() {
     }
 }
 
-/// The model that is timed on a GPU, of which only the description is made here.
+/// The model that is timed on a GPU. Only its description is made here, not its weights.
 #[test]
 fn the_model_is_welm_xl() {
     let config = whole::welm_xl();
@@ -218,7 +219,7 @@ fn said(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text)).concat()
 }
 
-/// A record of every kind on some device, and what PyTorch could say of the same shapes.
+/// A record of every kind on an invented device, and possible results of PyTorch for the same shapes.
 fn canned() -> (String, Value) {
     let times = |us: f64| Times { us, least_us: us, most_us: us, launches: 10 };
     let heads = Heads { n_heads: 40, n_kv_heads: 40, head_dim: 128 };
@@ -268,7 +269,7 @@ fn results_and_peers_make_one_table() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let (lines, peer) = canned();
-    // The last line is cut, as by a benchmark that is stopped.
+    // The last line is incomplete, as if the benchmark was stopped.
     fs::write(at("bench.jsonl"), lines + "{\"record\": \"kernel\", \"group\"").unwrap();
     fs::write(at("torch.json"), peer.to_string()).unwrap();
     let merge = |more: &[&str]| {

@@ -1,5 +1,5 @@
-//! The CPU benchmark on small random models, where its figures mean little but everything that makes them runs; and
-//! `peers/report.py` on canned results.
+//! Tests of the CPU benchmark on small random models: its figures mean little there, but all of its code runs. Also
+//! tests of `peers/report.py` on fixed results.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use welm_benches::random_model;
 use welm_core::{LayerConfig, ModelConfig};
 
-/// A shape of a known family, made small.
+/// A small model of a family.
 fn small(family: &str) -> ModelConfig {
     let mut config = random_model::shape(family).unwrap();
     (config.vocab_size, config.dim, config.n_layers, config.hidden_dim) = (300, 128, 4, 1024);
@@ -54,7 +54,7 @@ fn models_of_both_families_are_timed() {
         // 4 layers of 128 x (q, k, v + att + up + hidden) weights, and the output; each is multiplied and added.
         let layer = 128 * (config.qkv_dim() + 128 + config.up_dim() + 1024) as u64;
         assert_eq!(records[1]["product_ops"], 2 * (20 * 4 * layer + 300 * 128), "{}", records[1]);
-        // Three sequences beyond their prompts of 40, none longer than what was asked of it.
+        // Three sequences, longer than their prompts of 40, and no longer than they were asked for.
         let three = &records[6];
         assert_eq!((&three["batch"], &three["context"]), (&json!(3), &json!(40)));
         assert!(three["tokens"].as_array().unwrap().iter().all(|n| n.as_u64() >= Some(18)), "{three}");
@@ -70,7 +70,7 @@ fn models_of_both_families_are_timed() {
     }
 }
 
-/// The logits are numbers: each token's probability is.
+/// The logits are finite numbers, because the probability of each token is.
 #[test]
 fn random_models_say_something() {
     use welm_core::{Device, GenerateOptions, LoadOptions, Model};
@@ -113,7 +113,7 @@ fn peers(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(file)
 }
 
-/// Three rounds on some machine: 1,000 int8 GOP/s, and memory that is 50 to 100 GB/s fast, for welm as for nobody else.
+/// Three rounds on an invented machine with 1,000 int8 GOP/s and memory of 50 to 100 GB/s.
 fn canned() -> Value {
     let limit = |read: f64| {
         json!({"record": "limits", "cpu": "Canned", "threads": 2, "read_gb_per_s": {"best": read},
@@ -147,7 +147,7 @@ fn canned() -> Value {
             sample("welm int8", "default", "p100", 0, 250.0, prompt.clone()),
             sample("welm int8", "default", "p100", 1, 350.0, prompt.clone()),
             sample("welm int8", "default", "p100", 2, 400.0, prompt),
-            // The other setting was a little worse in the first round, and not tried again.
+            // The other setting was a little worse in the first round, so it was not tried again.
             sample("llama.cpp Q8_0", "flash attention auto", "p100", 0, 145.0, peer.clone()),
             sample("llama.cpp Q8_0", "flash attention off", "p100", 0, 150.0, peer.clone()),
             sample("llama.cpp Q8_0", "flash attention off", "p100", 1, 140.0, peer.clone()),
@@ -190,7 +190,7 @@ fn results_make_one_table() {
     );
 }
 
-/// Every engine's half of the comparison has the same shapes.
+/// The shapes are the same for every engine.
 #[test]
 fn peers_have_the_same_shapes() {
     let models = fs::read_to_string(peers("models.py")).unwrap();

@@ -1,5 +1,5 @@
-// What a client asks for: JSON, read as it comes. Nothing is built but the fields that there are, so that a body costs
-// little more than its own size, however deep and of whatever it is.
+// Parses a client's request, which is JSON, with a streaming parser. Only the known fields are stored, so that a body
+// takes little more memory than its own size, whatever it contains and however deep it is nested.
 
 #ifndef ASK_HPP
 #define ASK_HPP
@@ -20,7 +20,7 @@
 
 using json = nlohmann::json;
 
-/// JSON of what may hold bytes of a client: those that are no UTF-8 are replaced.
+/// A value as JSON text. It may have bytes from a client; those that are not UTF-8 are replaced.
 inline std::string dump(const json& value) {
     return value.dump(-1, ' ', false, json::error_handler_t::replace);
 }
@@ -44,7 +44,7 @@ private:
     class Reader;
 };
 
-/// Takes what the parser finds, in its order.
+/// The callbacks of the parser.
 class Ask::Reader : public nlohmann::json_sax<json> {
 public:
     explicit Reader(Ask& ask) : ask_(ask) {}
@@ -58,7 +58,7 @@ public:
     bool binary(json::binary_t&) override { return false; } // not in JSON
 
     bool start_object(std::size_t) override {
-        if (in_object_) take(json::object()); // which no field is
+        if (in_object_) take(json::object()); // an error, because no field is an object
         return in_object_ = true;
     }
     bool key(std::string& name) override {
@@ -166,7 +166,7 @@ private:
     }
 
     Ask& ask_;
-    std::string name_; // of the field whose value comes
+    std::string name_; // of the field whose value comes next
     std::set<std::string> seen_;
     bool in_object_ = false, in_list_ = false;
 };

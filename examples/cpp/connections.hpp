@@ -1,5 +1,5 @@
-// The open connections of a server, each with a time limit. A client costs a thread and a socket whether or not it asks
-// for something, so nobody may keep one for nothing.
+// The open connections of a server, each with a time limit. Each connection takes a thread and a socket, even if its
+// client asks for nothing, so an idle one must not stay open for ever.
 
 #ifndef CONNECTIONS_HPP
 #define CONNECTIONS_HPP
@@ -21,22 +21,22 @@ using Clock = std::chrono::steady_clock;
 
 class Connections {
 public:
-    /// So many more, so that something is answered though all others are busy.
+    /// This many connections more than the limit, so that new clients get an answer (503) when all others are busy.
     static constexpr std::size_t spare = 16;
 
-    /// A connection waits for its client's next request, or answers one.
+    /// A connection, which either waits for its client's next request or answers one.
     struct Connection {
         int socket = -1;
         bool waits = true;
         bool begun = false; ///< The head of its request has come.
         bool shut = false;
-        Clock::time_point since{}; ///< It waits or answers.
-        Clock::time_point until{}; ///< Then it is shut down.
-        Clock::time_point last{};  ///< Never later than this.
+        Clock::time_point since{}; ///< When it began to wait or to answer.
+        Clock::time_point until{}; ///< When it is shut down.
+        Clock::time_point last{};  ///< `until` is never later than this.
     };
 
-    /// Beyond `most` connections, those that wait make room. A client has `patience` for a whole request; to one whose
-    /// body takes longer is said `late`.
+    /// If there are more than `most` connections, one that waits is closed. A client has the time `patience` to send a
+    /// whole request. If its body takes longer, it gets the answer `late`.
     Connections(std::size_t most, std::chrono::seconds patience, std::string late)
         : most_(most), patience_(patience), late_(std::move(late)) {
         watch_ = std::thread([this] { watch(); });
@@ -52,7 +52,7 @@ public:
         watch_.join();
     }
 
-    /// Waits until there may be one more connection; false when there may be none any more.
+    /// Waits until one more connection is allowed; false if the server is ending.
     bool wait_for_room() {
         std::unique_lock lock(mutex_);
         for (bool asked = false; !draining_; asked = true) {
@@ -76,45 +76,45 @@ public:
         return all_.at(socket);
     }
 
-    /// The last word about a connection, before its socket is closed.
+    /// To be called last for a connection, before its socket is closed.
     void closed(int socket) {
         const std::lock_guard lock(mutex_);
         all_.erase(socket);
         changed_.notify_all();
     }
 
-    /// Its last request is answered.
+    /// To be called when a request is answered: the connection waits for the next one.
     void waits(Connection& connection) {
         const std::lock_guard lock(mutex_);
         wait(connection);
         changed_.notify_all();
     }
 
-    /// The head of its request has arrived.
+    /// To be called when the head of a request has arrived.
     void begun(Connection& connection) {
         const std::lock_guard lock(mutex_);
         connection.begun = true;
     }
 
-    /// Its request has arrived; the whole answer may take this long.
+    /// To be called when the whole request has arrived; the whole answer may take as long as `limit`.
     void answers(Connection& connection, std::chrono::seconds limit) {
         const std::lock_guard lock(mutex_);
         begin(connection, false, limit);
     }
 
-    /// The step of the answer that begins may take this long.
+    /// To be called at the beginning of a step of the answer, which may take as long as `limit`.
     void limit(Connection& connection, std::chrono::seconds limit) {
         const std::lock_guard lock(mutex_);
         connection.until = std::min(Clock::now() + limit, connection.last);
     }
 
-    /// Whether more requests are being answered than there may be connections.
+    /// Whether more requests are being answered than the limit of connections.
     bool too_many_answers() {
         const std::lock_guard lock(mutex_);
         return answering() > most_;
     }
 
-    /// From now on a connection ends with its answer; returns when no request is being answered.
+    /// From now on, a connection is closed after its answer. Returns when no request is being answered.
     void drain() {
         std::unique_lock lock(mutex_);
         draining_ = true;
@@ -123,7 +123,7 @@ public:
         changed_.wait(lock, [&] { return answering() == 0; });
     }
 
-    /// All connections end within this time.
+    /// Makes all connections end within this time.
     void end_within(std::chrono::seconds limit) {
         const std::lock_guard lock(mutex_);
         last_ = Clock::now() + limit;
@@ -152,8 +152,8 @@ private:
         return n;
     }
 
-    /// Shuts down the connection that has waited longest, if that is a while. Where the client has sent what is unread,
-    /// the server is slow and not the client.
+    /// Shuts down the connection that has waited longest, if it has waited for some time. If there are unread bytes, it
+    /// does not count as waiting: then the server is slow, not the client.
     void make_room() {
         Connection* longest = nullptr;
         const auto recent = Clock::now() - std::chrono::milliseconds(50);
@@ -166,7 +166,7 @@ private:
         if (longest) shut(*longest);
     }
 
-    /// Its thread then finds the connection at its end, and closes it.
+    /// Shuts a connection down. Its thread then reads the end of the connection, and closes it.
     static void shut(Connection& connection) {
         connection.shut = true;
         ::shutdown(connection.socket, SHUT_RDWR);

@@ -1,4 +1,5 @@
-// Continues a prompt: text on stdout as it comes, figures on stderr. Ctrl-C ends the answer, a second one the program.
+// Continues a prompt: text on stdout as it comes, figures on stderr. Ctrl-C ends the answer; a second Ctrl-C ends the
+// program.
 //
 //     generate --model ../welm-nano 床前明月光，
 
@@ -32,7 +33,7 @@ template <class T>
 T number(const std::string& name, const std::string& text) {
     std::istringstream in(text);
     T value{};
-    // Streams take "-1" for an unsigned number.
+    // C++ streams read "-1" as an unsigned number without an error.
     if (!(in >> value) || !in.eof() || text[0] == '-')
         throw std::invalid_argument(name + ": expected a number, got " + text);
     return value;

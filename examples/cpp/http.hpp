@@ -1,5 +1,6 @@
-// A small HTTP server over libmicrohttpd: a thread for each connection, and a limit for all that a client can send or
-// fail to do. The library bounds the head of a request (431, 414) and answers what is no HTTP with 400.
+// A small HTTP server based on libmicrohttpd. It has a thread for each connection, and limits for everything that a
+// client can send or keep waiting. The library limits the head of a request (431, 414), and answers with 400 if it is
+// not HTTP.
 
 #ifndef HTTP_HPP
 #define HTTP_HPP
@@ -33,9 +34,9 @@ struct Limits {
     std::size_t connections = 128;    ///< At once; a thread each.
     std::size_t body = 1 << 20;       ///< Bytes of a request's body.
     std::chrono::seconds client{10};  ///< For a client to send a whole request, or to take a part of an answer.
-    std::chrono::seconds answer{300}; ///< For the server to have the next part of an answer.
+    std::chrono::seconds answer{300}; ///< For the server to compute the next part of an answer.
 
-    /// Memory of a connection for heads, which bounds them too.
+    /// Bytes of memory that a connection has for the heads of requests, which also limits their size.
     static constexpr std::size_t head = 32 << 10;
 };
 
@@ -44,7 +45,7 @@ class Client {
 public:
     enum State {
         present,
-        quiet, ///< Sends nothing any more: has gone, or only closed its half. To write something tells them apart.
+        quiet, ///< Sends nothing any more: it has gone, or has closed its half only. A write shows which.
         gone,
     };
 
@@ -63,7 +64,7 @@ private:
 struct Request {
     std::string body;
     Client client;
-    bool one_too_many; ///< More requests are being answered than there may be connections.
+    bool one_too_many; ///< More requests are being answered than the limit of connections.
 };
 
 struct Reply {
@@ -73,15 +74,15 @@ struct Reply {
     /// Appends the next part of a reply of unknown length, waiting for it; false at the end. Cuts the connection if it
     /// throws.
     std::function<bool(std::string& part)> more{};
-    std::string allow{}; ///< The methods that there are, for a 405.
+    std::string allow{}; ///< The allowed methods, for a 405.
 };
 
 class Server {
 public:
     using Handler = std::function<Reply(Request)>;
-    /// What is answered where a handler throws.
+    /// Makes the reply if a handler throws.
     using OnError = std::function<Reply(std::exception_ptr)>;
-    /// What is answered where the server itself refuses.
+    /// Makes the reply if the server itself refuses a request.
     using Refusal = std::function<Reply(unsigned status, const std::string& reason)>;
 
     Server(const Limits& limits, OnError on_error, Refusal refusal)
@@ -92,7 +93,7 @@ public:
     void get(const std::string& path, Handler handler) { routes_[path] = {{"GET", "HEAD"}, std::move(handler)}; }
     void post(const std::string& path, Handler handler) { routes_[path] = {{"POST"}, std::move(handler)}; }
 
-    /// Takes an address, with any free port for 0, and returns its URL. Nobody can connect yet.
+    /// Binds an address, with any free port for 0, and returns its URL. Nobody can connect yet.
     std::string bind(const std::string& host, int port) {
         addrinfo hints = {}, *found = nullptr;
         hints.ai_socktype = SOCK_STREAM;
@@ -102,7 +103,7 @@ public:
                                         gai_strerror(error));
         const std::unique_ptr<addrinfo, void (*)(addrinfo*)> address(found, freeaddrinfo);
         socket_ = ::socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        const int yes = 1, kept = 256 << 10; // of an answer, by the system, for each client
+        const int yes = 1, kept = 256 << 10; // bytes of an answer that the system buffers for each client
         sockaddr_in6 bound = {}; // the port is at the same place in each family's
         socklen_t size = sizeof bound;
         setsockopt(socket_, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
@@ -114,7 +115,7 @@ public:
         return url_ = "http://" + (colons ? "[" + host + "]" : host) + ":" + std::to_string(ntohs(bound.sin6_port));
     }
 
-    /// Begins to serve at the address of `bind`.
+    /// Starts to serve at the address of `bind`.
     void start() {
         if (::listen(socket_, SOMAXCONN) != 0) throw cannot_listen(url_);
         const std::string late =
@@ -131,7 +132,7 @@ public:
         running_ = true;
     }
 
-    /// Returns some time after `stop`, when the requests have ended that were being answered.
+    /// Waits for `stop`, and then until all running requests have ended.
     void wait() {
         stopped_.get_future().wait();
         ::shutdown(socket_, SHUT_RDWR); // ends `accept`
@@ -142,9 +143,9 @@ public:
     }
 
     bool running() const { return running_; }
-    /// Once.
+    /// Ends the server. To be called once.
     void stop() { stopped_.set_value(); }
-    /// After `stop`: clients that do not take their answers are waited for no longer than this.
+    /// After `stop`, limits how long to wait for clients that do not read their answers.
     void end_within(std::chrono::seconds limit) { connections_->end_within(limit); }
 
 private:
@@ -166,9 +167,9 @@ private:
         const Route* route = nullptr;
         std::string body{};
         Reply reply{};
-        bool refused = false;    ///< Answered before its end.
-        bool ended = false;      ///< `reply.more` has said so.
-        std::size_t written = 0; ///< Of `reply.body`.
+        bool refused = false;    ///< Answered before the whole request has come.
+        bool ended = false;      ///< `reply.more` has returned false.
+        std::size_t written = 0; ///< Bytes of `reply.body` that are written.
     };
 
     void accept_all() {
@@ -177,7 +178,7 @@ private:
             socklen_t size = sizeof address;
             const int socket =
                 ::accept4(socket_, reinterpret_cast<sockaddr*>(&address), &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
-            if (socket < 0) { // the client has gone; or the system lacks something, which time mends
+            if (socket < 0) { // the client has gone; or the system has no resources, and may have some later
                 if (errno != ECONNABORTED && errno != EINTR) std::this_thread::sleep_for(std::chrono::milliseconds(20));
                 continue;
             }
@@ -203,7 +204,7 @@ private:
     static void on_completed(void* self, MHD_Connection*, void** state, MHD_RequestTerminationCode) {
         const std::unique_ptr<Exchange> exchange(static_cast<Exchange*>(*state));
         Connections::Connection& connection = exchange->connection;
-        exchange->reply.more = nullptr; // what it holds ends first
+        exchange->reply.more = nullptr; // frees what it holds first
         static_cast<Server*>(self)->connections_->waits(connection);
     }
 
@@ -231,12 +232,12 @@ private:
         }
     }
 
-    /// What a head says of its body.
+    /// What the head of a request says about its body.
     struct Framing {
-        std::size_t lengths = 0, codings = 0; ///< Headers that say where it ends.
+        std::size_t lengths = 0, codings = 0; ///< Number of headers that say where the body ends.
         std::string length{}, coding{};
         bool packed = false;
-        bool spaced = false; ///< A name with a space, which some ignore.
+        bool spaced = false; ///< There is a header name with a space, which some programs ignore.
     };
 
     static MHD_Result on_header(void* cls, MHD_ValueKind, const char* name, const char* value) {
@@ -260,7 +261,8 @@ private:
             exchange.reply.allow = allowed;
             if (has_body || odd) answer_now(exchange);
         };
-        // Where two readers may disagree about the end of a request, something on the way can be led to read two.
+        // If a proxy and this server disagree about the end of a request, one of them reads two requests (request
+        // smuggling).
         if (odd)
             return refuse(400, "expected one Content-Length, or Transfer-Encoding: chunked");
         const auto route = routes_.find(path);
@@ -300,8 +302,8 @@ private:
                line(MHD_HTTP_HEADER_CONNECTION, "close") + "\r\n" + reply.body;
     }
 
-    /// Answers before the body has come. What still comes is read and thrown away: to close a connection with bytes
-    /// unread would take the answer back.
+    /// Answers before the body has come. The rest of the body is read and thrown away: if a connection is closed with
+    /// unread bytes, the client may lose the answer.
     static void answer_now(Exchange& exchange) {
         const std::string text = written(exchange.reply);
         ::send(exchange.connection.socket, text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -309,7 +311,7 @@ private:
         exchange.refused = true;
     }
 
-    /// The time that a client has for so many bytes.
+    /// The time that a client has to read this many bytes.
     std::chrono::seconds to_take(std::size_t bytes) const { return limits_.client + std::chrono::seconds(bytes >> 16); }
 
     MHD_Result answer(Exchange& exchange, MHD_Connection* connection) {

@@ -1,4 +1,4 @@
-// A small HTTP service: one model, a request per thread, answers whole or streamed.
+// A small HTTP service: one model, a thread for each request, answers whole or streamed.
 //
 //     serve --model ../welm-nano --port 8080
 //     curl localhost:8080/v1/completions -d '{"prompt": "床前明月光，", "max_tokens": 24, "stream": true}'
@@ -34,12 +34,12 @@ namespace {
 
 using namespace std::chrono_literals;
 
-/// Bytes of an answer that is kept until its end; a longer one has to be streamed.
+/// Most bytes of an answer that is not streamed; a longer one has to be streamed.
 constexpr std::size_t kMostKept = 2 << 20;
-/// Bytes of a stream that a slow client may have left untaken; with more its connection is cut.
+/// Most bytes of a stream that a slow client has not read yet; with more its connection is closed.
 constexpr std::size_t kMostUntaken = 2 << 20;
 
-/// A fault that is the service's, or the client's, with its HTTP status.
+/// An error of the service or of the client, with its HTTP status.
 struct Refused : std::runtime_error {
     unsigned status;
     std::string type;
@@ -92,7 +92,7 @@ std::string event(const json& data) {
     return "data: " + dump(data) + "\n\n";
 }
 
-/// An answer on its way to a client: the pieces as they come, or all of them together.
+/// An answer to a client: piece by piece, or whole.
 class Answer {
 public:
     Answer(const welm::Model& model, const Ask& ask, const http::Client& client)
@@ -111,7 +111,7 @@ public:
 
     bool streamed() const { return streamed_; }
 
-    /// Appends what comes next, waiting for it; false at the end, also when the client has gone.
+    /// Waits for the next part and appends it; false at the end, or if the client has gone.
     bool next(std::string& out) {
         try {
             return take(out);
@@ -120,13 +120,13 @@ public:
             out += streamed_ ? event(body) : dump(body);
             return false;
         } catch (const std::exception& error) {
-            std::cerr << "serve: " << error.what() << std::endl; // the connection is cut
+            std::cerr << "serve: " << error.what() << std::endl; // the connection is closed
             throw;
         }
     }
 
 private:
-    /// All that is there goes out together.
+    /// Appends all pieces that have come.
     bool take(std::string& out) {
         for (std::size_t pieces = 0;; ++pieces) {
             const welm::Waited waited = stream_.next_for(out.empty() ? 50ms : 0ms);
@@ -134,7 +134,8 @@ private:
                 look_ = Clock::now() + 50ms;
                 const auto client = client_.state();
                 if (client == http::Client::gone) return false;
-                // Something that means nothing. A client that has gone answers it with a reset.
+                // A comment of server-sent events, which has no effect. If the client has gone, its system answers with
+                // a reset.
                 if (client == http::Client::quiet && Clock::now() > probe_) {
                     probe_ = Clock::now() + 1s;
                     out += streamed_ ? ": \n\n" : " ";
@@ -197,7 +198,7 @@ private:
         out += "]," + dump(end).substr(1);
     }
 
-    /// As it grows. As JSON values the log-probabilities would be many times their text.
+    /// A choice so far. Log-probabilities are kept as text, because JSON values would take many times the memory.
     struct Choice {
         std::string text{}, logprobs{};
         welm::FinishReason finish_reason = WELM_FINISH_NONE;
@@ -212,8 +213,8 @@ private:
     Clock::time_point look_{}, probe_{};
 };
 
-/// So many at a time, the smallest of those that wait first. To read a request and tokenize its prompt takes a core,
-/// and memory of many times its size.
+/// Lets a limited number of threads work at a time; of those that wait, the one with the smallest request is next.
+/// Parsing a request and tokenizing its prompt takes a core, and memory of many times its size.
 class Turns {
 public:
     explicit Turns(unsigned n) : free_(n) {}
@@ -269,7 +270,7 @@ http::Reply error_reply(unsigned status, const std::string& type, const std::str
     return {status, dump(error_json(type, message))};
 }
 
-/// The answer that tells what went wrong.
+/// The reply for an error.
 http::Reply error_reply(std::exception_ptr thrown) {
     try {
         std::rethrow_exception(thrown);
@@ -300,8 +301,8 @@ void run(const Arguments& arguments) {
     const welm::Model model = welm::Model::load(arguments.model);
     Turns turns(std::max(1u, std::thread::hardware_concurrency()));
 
-    // What can be wrong with a request shows before the first byte is written, as an HTTP status; only a fault of the
-    // engine may come later, as an error in the body.
+    // Errors of a request are found before the first byte is written, and are an HTTP status. Only errors of the engine
+    // can come later; they are an error in the body.
     server.post("/v1/completions", [&](const http::Request& request) {
         if (request.one_too_many) throw Refused(503, "busy", "as many requests are being answered as may be at once");
         const auto answer = turns.with(request.body.size(), [&] {
@@ -327,8 +328,8 @@ void run(const Arguments& arguments) {
 } // namespace
 
 int main(int argc, char** argv) {
-    std::signal(SIGPIPE, SIG_IGN);        // who reads our output may go
-    mallopt(M_MMAP_THRESHOLD, 128 << 10); // what is large goes back to the system when it is freed
+    std::signal(SIGPIPE, SIG_IGN);        // the reader of our output may end first
+    mallopt(M_MMAP_THRESHOLD, 128 << 10); // large blocks are returned to the system when they are freed
     try {
         const Arguments arguments = parse(argc, argv);
         if (arguments.help) std::cout << usage();

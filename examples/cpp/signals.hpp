@@ -1,4 +1,4 @@
-// Ctrl-C and SIGTERM as ordinary calls on a thread of their own, where anything may be done.
+// Turns Ctrl-C and SIGTERM into ordinary calls on a thread of their own, where all functions may be called.
 
 #ifndef SIGNALS_HPP
 #define SIGNALS_HPP
@@ -9,8 +9,8 @@
 #include <thread>
 #include <utility>
 
-/// Calls a function for each SIGINT and SIGTERM. Make it before other threads start: they inherit that these two
-/// are blocked.
+/// Calls a function for each SIGINT and SIGTERM. Make it before other threads start, because they must inherit that
+/// these two signals are blocked.
 class Signals {
 public:
     explicit Signals(std::function<void()> call) {

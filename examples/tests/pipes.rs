@@ -1,4 +1,4 @@
-//! The example programs where nobody reads what they write, or it cannot be written.
+//! The example programs with an output that nobody reads, or that cannot be written.
 
 #![cfg(target_os = "linux")] // for /dev/full
 

@@ -8,7 +8,7 @@
     python train.py export    --work W --out FOLDER     # Hugging Face folder, float weights
     python train.py eval      --work W                  # held-out loss per character
     python train.py sample    --work W --prompt '床前明月光，'
-    python train.py scan      --work W                  # how much of what it writes is verse
+    python train.py scan      --work W                  # how much of its output is verse
 
 DIR holds `<source>.txt.xz` files: UTF-8, documents separated by one blank line.
 W is a scratch folder. The model is a GPT-NeoX decoder with sequential residuals and full rotary
@@ -103,7 +103,7 @@ def load_docs(path):
 # 2. Tokenizer
 # ----------------------------------------------------------------------------------------------
 VOCAB = 7040          # a multiple of 32
-CHARACTERS = 5900     # so many single characters; 259 control and byte tokens; the rest are merges
+CHARACTERS = 5900     # single characters; there are also 259 control and byte tokens; the rest are merges
 UNK, EOT, PAD = "<unk>", "<|endoftext|>", "<pad>"
 EOT_ID, PAD_ID = 1, 2
 
@@ -332,7 +332,7 @@ class Layer(nn.Module):
 
 
 def rotate(x, cos, sin):
-    """Rotary positions, half-split pairing: component i turns with component i + head_dim/2."""
+    """Rotary positions, half-split pairing: component i is rotated with component i + head_dim/2."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
@@ -376,8 +376,8 @@ class Nano(nn.Module):
 # ----------------------------------------------------------------------------------------------
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is replaced by the nearest (half-)orthogonal matrix, for the matrices
-    inside the layers (K. Jordan et al., 2024). Learns from fewer tokens than AdamW, which matters
-    when tokens are what there is no time for. query_key_value is treated as three matrices."""
+    inside the layers (K. Jordan et al., 2024). Needs fewer tokens than AdamW, which matters here,
+    because training time is short. query_key_value is treated as three matrices."""
 
     def __init__(self, named, heads, lr=0.02, momentum=0.95, weight_decay=0.01):
         super().__init__([p for _, p in named], dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
@@ -467,7 +467,7 @@ def stage_train(a):
         if stop or left <= 0 or (a.bench and state["step"] >= a.bench):
             break
         begin = time.time()
-        # Warm-up, then straight down to (nearly) nothing.
+        # Warm-up, then linear decay to 1 % of the rate.
         factor = min(1.0, (state["step"] + 1) / 100) * max(0.01, 1 - progress)
         muon.param_groups[0]["lr"] = a.lr * factor
         muon.param_groups[0]["momentum"] = 0.85 + 0.10 * min(1.0, state["step"] / 300)

@@ -1,5 +1,5 @@
-//! The service of examples/cpp and clients that mean it no good: each is answered as it should be or cut, others are
-//! answered meanwhile, and memory stays within what examples/cpp/README.md states.
+//! The service of examples/cpp with hostile clients. Each of them gets the right answer, or its connection is closed.
+//! Other clients are answered meanwhile, and memory stays within the limit in examples/cpp/README.md.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -21,7 +21,7 @@ const BODY: usize = 256 << 10;
 const CONNECTIONS: usize = 24;
 const OPTIONS: [&str; 6] = ["--max-body", "262144", "--connections", "24", "--client-timeout", "1"];
 
-/// What the clients may cost in KiB, by the README.
+/// The most memory in KiB that clients can take, from the README.
 fn stated_kib() -> usize {
     let cores = std::thread::available_parallelism().unwrap().get();
     ((CONNECTIONS + 16) * (2 * BODY + (4 << 20)) + cores * 200 * BODY) >> 10
@@ -111,7 +111,7 @@ fn its_arguments(folder: &Path) {
         assert!(out.contains(&format!("\n  {option}")), "{option} in {out}");
     }
 
-    // More connections than the process may have files.
+    // More connections than the process may have open files.
     let serve = folder.join("serve");
     let script = format!("ulimit -n 200; exec {} --model nowhere --connections 500", serve.display());
     let output = Command::new("bash").args(["-c", &script]).output().unwrap();
@@ -122,14 +122,14 @@ fn its_arguments(folder: &Path) {
     );
     assert_eq!(output.status.code(), Some(2));
 
-    // A port that another has.
+    // A port that another process uses.
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port();
     let (code, _, err) = run(&["--model", nano().to_str().unwrap(), "--port", &port.to_string()]);
     assert!(code == 1 && err.contains(&format!("port {port}: Address already in use")), "{err}");
 }
 
-/// Each of these has one right answer, at once.
+/// Each of these requests has one right answer, which comes at once.
 fn hostile_requests_have_their_answer(folder: &Path) {
     let service = Service::start(folder, &nano(), &OPTIONS);
     let (pin, before) = (&pin_arguments()[0], service.peak_kib());
@@ -295,7 +295,8 @@ fn hostile_requests_have_their_answer(folder: &Path) {
         assert_eq!(service.json("GET", "/health", ""), (200, json!({"status": "ok"})), "{name}");
     }
     ordinary(&service, pin);
-    // One of them at a time: a little more than its body, and what its prompt needs until it is refused.
+    // Only one is processed at a time. It takes a little more than its body, and what its prompt needs until it is
+    // refused.
     let used = service.peak_kib() - before;
     assert!(used < stated_kib() / 2, "{used} KiB");
 }
@@ -326,7 +327,7 @@ fn nobody_is_waited_for(folder: &Path) {
     assert_eq!(service.json("GET", "/health", "").0, 200);
     ordinary(&service, pin);
     within(5.0, start, "with all connections taken");
-    // Nor do those last: within a second they have their answer, or had to make room.
+    // The slow clients do not stay either: within a second they have an answer, or were closed to make room.
     let dripping = Instant::now();
     while slow.iter_mut().any(|c| c.write_all(b" ").is_ok()) {
         within(20.0, dripping, "dripping clients");
@@ -343,7 +344,7 @@ fn nobody_is_waited_for(folder: &Path) {
     client.write_all(&get("/health")).unwrap();
     assert_eq!(read_all(client).matches("HTTP/1.1 200 OK").count(), 10);
 
-    // A client that says that it has no more to say is answered, however long that takes; HTTP/1.0 too.
+    // A client that closes its half of the connection is answered, however long that takes; with HTTP/1.0, too.
     let long = json!({"prompt": "甲：你好", "n": 16, "max_tokens": 400, "seed": 4}).to_string();
     for (version, end) in [("HTTP/1.1", "\r\n0\r\n\r\n"), ("HTTP/1.0", "}}")] {
         let mut client = connect(&service);
@@ -358,7 +359,7 @@ fn nobody_is_waited_for(folder: &Path) {
         assert!(answer.contains("\"completion_tokens\""), "{}", shortened(&answer));
     }
 
-    // Clients that take nothing: of a stream, and of more answers than the system keeps for them.
+    // Clients that read nothing: of a stream, and of more answers than the system buffers for them.
     let stream = json!({"prompt": "甲：你好", "n": 128, "max_tokens": 400, "logprobs": 100, "stream": true});
     let deaf = service.ask(stream);
     service.wait("a start", |stats| stats["running"].as_u64() > Some(0));
@@ -372,7 +373,7 @@ fn nobody_is_waited_for(folder: &Path) {
     within(40.0, start, "clients that take nothing");
     drop((deaf, flood));
 
-    // No file for another connection: those that come wait until there is one.
+    // No file descriptor is left: new connections wait until there is one.
     let files = |soft| {
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         let pid = service.process.id() as libc::pid_t;
@@ -384,7 +385,7 @@ fn nobody_is_waited_for(folder: &Path) {
         }
     };
     files(3);
-    assert_eq!(service.json("GET", "/health", "").0, 200); // its file was already there
+    assert_eq!(service.json("GET", "/health", "").0, 200); // it still had a file descriptor
     let mut waiting = connect(&service);
     waiting.write_all(&get("/health")).unwrap();
     waiting.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
@@ -392,7 +393,7 @@ fn nobody_is_waited_for(folder: &Path) {
     files(200);
     assert_eq!(status(&read_all(waiting)), Some(200));
 
-    // SIGTERM: those that have not asked yet are not waited for.
+    // At SIGTERM, the service does not wait for clients that have not sent a request.
     let idle = connect(&service);
     let mut slow = connect(&service);
     slow.write_all(head.as_bytes()).unwrap();
@@ -404,7 +405,8 @@ fn nobody_is_waited_for(folder: &Path) {
     assert_eq!((read_all(idle).as_str(), status(&read_all(slow))), ("", None));
 }
 
-/// With as many answers under way as there may be connections, others are told so; and SIGTERM twice ends them.
+/// If as many requests are being answered as there may be connections, other clients get a 503. A second SIGTERM ends
+/// all.
 fn more_than_it_can_answer(folder: &Path) {
     let mut service = Service::start(folder, &nano(), &["--connections", "2"]);
     let long = json!({"prompt": "甲：你好", "n": 24, "max_tokens": 400, "seed": 4, "stream": true});
@@ -431,7 +433,7 @@ fn more_than_it_can_answer(folder: &Path) {
     }
 }
 
-/// Kinds of hostile clients, each of which does what it does once and is called again and again.
+/// Kinds of hostile clients. Each function acts once, and is called again and again.
 const HOSTILE: [fn(&Service); 12] = [
     |s| drop(s.raw(&post("", "[".repeat(100_000).as_bytes()))),
     |s| drop(s.raw(&post("", &prompt(&"a ".repeat(BODY / 2 - 20))))),
@@ -439,7 +441,7 @@ const HOSTILE: [fn(&Service); 12] = [
     |s| drop(s.raw(&post("Content-Encoding: gzip\r\n", &[31; 300_000]))),
     |s| drop(s.raw(&chunked(&vec![b' '; 8 << 20]))),
     |s| drop(s.raw(&[HEAD.as_bytes(), &vec![b'a'; 1 << 20]].concat())),
-    // Bodies that nearly end, held as long as they may be.
+    // Bodies that stop just before their end, held as long as possible.
     |s| {
         let mut clients: Vec<_> = (0..16).map(|_| connect(s)).collect();
         let body = prompt(&"a".repeat(BODY - 50));
@@ -456,7 +458,7 @@ const HOSTILE: [fn(&Service); 12] = [
             sleep(Duration::from_millis(100));
         }
     },
-    // Many that come and say nothing.
+    // Many connections that send nothing.
     |s| {
         let clients: Vec<_> = (0..100).map(|_| connect(s)).collect();
         sleep(Duration::from_millis(10));
@@ -469,14 +471,14 @@ const HOSTILE: [fn(&Service); 12] = [
         sleep(Duration::from_secs(2));
         drop(clients);
     },
-    // Whole answers of the greatest size, left before their end.
+    // Whole answers of the greatest size, closed before their end.
     |s| {
         let ask = json!({"prompt": "甲：你好", "n": 4, "max_tokens": 80, "logprobs": 100});
         let clients: Vec<_> = (0..3).map(|_| s.ask(ask.clone())).collect();
         sleep(Duration::from_millis(500));
         drop(clients);
     },
-    // Answers that nobody takes.
+    // Answers that nobody reads.
     |s| {
         let mut client = connect(s);
         client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();

@@ -50,7 +50,7 @@ impl Service {
         read_all(stream)
     }
 
-    /// The memory that the process has had at most, in KiB.
+    /// The peak memory of the process, in KiB.
     pub(crate) fn peak_kib(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("a process that runs");
@@ -70,7 +70,7 @@ impl Service {
         self.json("GET", "/stats", "").1
     }
 
-    /// Waits for this; not for ever.
+    /// Waits until the condition holds, but not for ever.
     pub(crate) fn wait(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
@@ -95,7 +95,7 @@ impl Drop for Service {
     }
 }
 
-/// All that comes, however the connection ends; not for ever.
+/// Reads all that comes until the connection ends in any way, but not for ever.
 pub(crate) fn read_all(mut stream: TcpStream) -> String {
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let mut bytes = Vec::new();

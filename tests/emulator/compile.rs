@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-/// Compiles `source` with the headers of `cuda` (the kernels' own folder, or a changed copy) to `library`, optimised as
-/// `-O<level>` says: `2` for what runs long, `g` for what is compiled to run once.
+/// Compiles `source` with the headers of `cuda` (the kernels' own folder, or a changed copy) to `library`, with
+/// `-O<level>`: `2` for kernels that run often, `g` for kernels that run once.
 ///
 /// Misaligned accesses, and accesses out of the bounds of local arrays, end in a trap. Unlike nvcc, the compiler does not
 /// fuse a product and a sum where the source has no `fmaf`. So source whose bits matter has to write `fmaf`.
@@ -16,7 +16,7 @@ pub fn compile(
     level: &str,
 ) -> Result<(), String> {
     let mut gxx = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "g++".into()));
-    // The emulator's headers first: its ptx.cuh stands in for the kernels'.
+    // The emulator's headers come first, because its ptx.cuh replaces that of the kernels.
     gxx.arg("-I").arg(emulator).arg("-I").arg(cuda);
     gxx.args(["-x", "c++", "-std=c++17", "-g1", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden"]);
     gxx.arg(format!("-O{level}"));

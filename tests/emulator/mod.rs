@@ -4,7 +4,7 @@
 //! - A buffer lies between two inaccessible pages and ends at most 15 bytes before the second one, so that an access
 //!   outside of it is caught. For this reason it is aligned to 16 bytes only, unlike on a GPU.
 //! - New memory is NaN, as f32 and as bf16.
-//! - What CUDA refuses while a graph is recorded is refused here, too.
+//! - Calls that CUDA refuses while a graph is recorded are refused here, too.
 //! - Faults can be planned, to test how an engine handles them.
 //!
 //! | variable | |
@@ -34,7 +34,7 @@ const CANARY: u8 = 0xc5;
 /// Marks a tensor map; see `ptx.cuh`.
 const TENSOR_MAP: u64 = 0x7e50_0a11;
 
-/// What is emulated.
+/// Options of the emulated device.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Compute capability; kernels for sm_90a run on `(9, 0)` only.
@@ -43,11 +43,11 @@ pub struct Options {
     pub multiprocessors: u32,
     /// Memory, in bytes.
     pub memory_bytes: u64,
-    /// Orders of threads and blocks.
+    /// Seed of the random order of threads and blocks.
     pub seed: u64,
     /// Whether products of bf16 are added as by a tensor core; see `sums.h`.
     pub aligned_sums: bool,
-    /// Files that take the place of the stock kernels', by stem: a shared library each.
+    /// Shared libraries that replace those of the normal kernels, by the stem of the `.cu` file.
     pub libraries: HashMap<String, PathBuf>,
 }
 
@@ -73,13 +73,13 @@ impl Default for Options {
 /// A failure at a planned time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The launch (or the launch of a graph) after so many more fails; the device stays usable.
+    /// After this many more launches (of kernels or graphs), the next one fails. The device stays usable.
     Launch(u32),
     /// As above, and the context is lost with it.
     ContextLost(u32),
 }
 
-/// What a device was used for.
+/// A record of how a device was used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Used {
     /// Kernels that were launched, graphs' included.
@@ -97,7 +97,7 @@ pub struct Emulator {
 }
 
 struct Buffer {
-    map: usize, // of the first, inaccessible page
+    map: usize, // address of the first page, which is inaccessible
     map_bytes: usize,
     bytes: usize,
 }
@@ -122,8 +122,8 @@ struct Inner {
     lost: bool,
 }
 
-/// Only one launch runs at a time in the whole process, as signal handlers are the process's. The value is the memory of
-/// launches: addresses of stacks and of shared memory.
+/// Only one launch runs at a time in the whole process, because signal handlers belong to the process. The value is the
+/// memory of launches: addresses of stacks and of shared memory.
 static LAUNCHING: Mutex<[usize; 2]> = Mutex::new([0; 2]);
 
 #[repr(C)]
@@ -208,7 +208,7 @@ impl Emulator {
         lock(&self.inner).next_graph
     }
 
-    /// What it was used for so far.
+    /// How the device was used so far.
     pub fn used(&self) -> Used {
         lock(&self.inner).used.clone()
     }
@@ -223,7 +223,7 @@ impl Emulator {
         if inner.lost { Err(Error::ContextLost("a planned fault".into())) } else { Ok(inner) }
     }
 
-    /// As [`Emulator::enter`], for what cannot be recorded.
+    /// As [`Emulator::enter`], for calls that cannot be recorded.
     fn enter_now(&self, call: &str) -> Result<MutexGuard<'_, Inner>> {
         let inner = self.enter()?;
         if inner.capture.is_some() {
@@ -397,7 +397,7 @@ unsafe impl Driver for Emulator {
         let mut inner = lock(&self.inner);
         let buffer = inner.buffers.remove(&at).expect("a buffer is freed once");
         inner.used_bytes -= buffer.bytes as u64;
-        // SAFETY: ours, and used no more.
+        // SAFETY: ours, and not used any more.
         unsafe { libc::munmap(buffer.map as *mut c_void, buffer.map_bytes) };
     }
 

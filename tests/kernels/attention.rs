@@ -1,4 +1,4 @@
-//! Attention against the formula in f64, and row by row: a row keeps its bits whatever lies beside it.
+//! Tests attention against the formula in f64. Also tests that the bits of a row do not depend on the other rows.
 
 use std::ops::Range;
 
@@ -11,12 +11,12 @@ use welm_kernels::{Buffer, Device};
 
 use crate::sums::within;
 
-/// What stands in output columns that no kernel may write.
+/// The value of output columns that no kernel may write.
 const UNTOUCHED: u16 = 0x7fc1;
 /// Lengths around the 16 keys of a block, the 64 of a prefill step and the 512 of a decode split.
 const LENGTHS: [usize; 9] = [1, 15, 16, 17, 63, 64, 65, 200, 513];
 
-/// Columns of a head, of which each makes a kernel of its own.
+/// Columns of a head; each has kernels of its own.
 const HEAD_DIMS: [usize; 4] = [64, 80, 96, 128];
 
 struct Rng(u64);
@@ -48,7 +48,7 @@ struct Shape {
     n_heads: usize,
     n_kv_heads: usize,
     window: usize,
-    /// Of the usual scale.
+    /// Factor of the usual scale.
     factor: f32,
     soft_cap: Option<f32>,
 }
@@ -134,8 +134,8 @@ impl Text {
     }
 }
 
-/// A cache that holds the given positions of some texts in blocks out of order. All else in it is NaN, and
-/// table entries of blocks without such a position lead nowhere.
+/// A cache with the given positions of some texts, in blocks in random order. All else in it is NaN, and table entries
+/// of blocks without such a position are outside of the cache.
 struct Cache {
     k: Buffer<bf16>,
     v: Buffer<bf16>,
@@ -204,7 +204,7 @@ fn upload_qkv(device: &Device, shape: Shape, rows: &[Option<(&Text, usize)>]) ->
     device.upload(&qkv).unwrap()
 }
 
-/// The rows written, without their padding, which is checked, as is that nothing else was.
+/// The rows that were written, without their padding. Checks the padding, and that nothing else was written.
 fn download_out(shape: Shape, out: &Buffer<bf16>, written: impl Fn(usize) -> bool) -> Vec<Vec<u16>> {
     let out: Vec<u16> = out.to_vec().unwrap().iter().map(|x| x.to_bits()).collect();
     let mut rows = vec![];
@@ -258,7 +258,7 @@ fn run_decode(
     let len = (rows.len() + 1) * shape.out_stride();
     let mut out = device.upload(&vec![bf16::from_bits(UNTOUCHED); len]).unwrap();
     let attention = cache.attention(shape, &qkv);
-    // In two parts, the second one first: rows do not know of each other.
+    // In two parts, the second one first, because rows must not depend on each other.
     for part in [rows.len() / 2..rows.len(), 0..rows.len() / 2] {
         attention_decode(device, &attention, part, &positions, &table_starts, max, &mut scratch, &mut out)
             .unwrap();
@@ -293,7 +293,7 @@ pub(crate) fn prefill_lengths(device: &Device) {
 fn lengths_of(device: &Device, head_dim: usize) {
     let shapes = [shape(64, 2, 2, 0), shape(80, 3, 1, 0), shape(96, 4, 1, 0), shape(128, 8, 1, 0)];
     for shape in shapes.into_iter().filter(|shape| shape.head_dim == head_dim) {
-        // The longest only where it is cheap.
+        // The longest only for small heads, where it is fast.
         let lengths = &LENGTHS[..if head_dim < 96 { 9 } else { 8 }];
         let texts: Vec<Text> = lengths.iter().map(|&len| Text::new(shape, len, 1.0)).collect();
         let chunks: Vec<_> = texts.iter().zip(lengths).map(|(text, &len)| (text, 0..len)).collect();
@@ -341,7 +341,7 @@ pub(crate) fn prefill_far(device: &Device) {
     }
 }
 
-/// Scores of which the softmax leaves little but the largest.
+/// Large scores, with which the softmax is nearly 0 for all but the largest.
 pub(crate) fn prefill_large(device: &Device) {
     for logits in [100.0, 3000.0] {
         let shape = shape(128, 2, 1, 0);
@@ -469,7 +469,7 @@ pub(crate) fn decode_of(device: &Device, head_dim: usize) {
     }
 }
 
-/// Scores of which the softmax leaves little but the largest.
+/// Large scores, with which the softmax is nearly 0 for all but the largest.
 fn decode_large(device: &Device) {
     for logits in [100.0, 3000.0] {
         let shape = shape(128, 4, 1, 0);
@@ -575,7 +575,7 @@ pub(crate) fn errors(device: &Device) {
     assert_eq!(operand(decode(&two, &two, &mut less, 600)), "scratch");
     assert_eq!(operand(decode(&two, &two, &mut scratch, 1 << 26)), "grid");
 
-    // Contents that make no sense stay inside the buffers.
+    // Wrong contents cause no access outside of the buffers.
     let wild = device.upload(&[u32::MAX, 1 << 31]).unwrap();
     decode(&wild, &wild, &mut scratch, 600).unwrap();
     let wild_spans = [

@@ -11,7 +11,7 @@ use welm_tests::emulator::{Emulator, Options, Used};
 
 use crate::{attention, gemm};
 
-/// What a check uses of a device of a capability, with a hash of everything that it reads back.
+/// How a check uses a device of a capability, with a hash of everything that it reads back.
 fn used(capability: (u32, u32), as_it_is: bool, check: fn(&Device)) -> Used {
     let emulator = Emulator::new(Options { capability, ..Options::default() });
     let device = Device::with_driver(emulator.clone());
@@ -22,7 +22,8 @@ fn used(capability: (u32, u32), as_it_is: bool, check: fn(&Device)) -> Used {
     emulator.used()
 }
 
-/// The kernels of every other device, and their bits; no tensor map.
+/// A Hopper device without its own kernels uses the kernels of other devices, gives their bits, and makes no tensor
+/// map.
 fn as_any_other(check: fn(&Device)) {
     let own = used((9, 0), true, check);
     assert!(own.tensor_maps > 0 && own.kernels.iter().any(|name| name.contains("_sm90")), "{own:?}");

@@ -19,19 +19,19 @@ use crate::{attention, gemm, norm, rope, sample};
 
 const SM80: (u32, u32) = (8, 0);
 const SM90: (u32, u32) = (9, 0);
-/// Orders of threads, of which one must show the fault.
+/// Number of random orders of threads that are tried. One of them must show the fault.
 const SEEDS: u64 = 8;
 
-/// A change of the source, and what must notice it.
+/// A change of the source, and the check that must notice it.
 struct Fault {
     library: &'static str,
     capability: (u32, u32),
-    /// Only kernels with one of these in their name are compiled, as compiling takes most of the time; if there are none
-    /// here, all. (Kernels of more than one line are always compiled.) A check that gets as far as launching another
-    /// kernel has not noticed the fault.
+    /// Only kernels with one of these in their name are compiled, because compiling takes most of the time. An empty
+    /// list means all. (Kernels of more than one line are always compiled.) If a check gets as far as launching another
+    /// kernel, it has not noticed the fault.
     kernels: &'static [&'static str],
     check: fn(&Device),
-    /// A file, text that is in it once, and what takes its place.
+    /// A file, a text that is in it once, and the text that replaces it.
     change: Option<(&'static str, &'static str, &'static str)>,
 }
 
@@ -63,7 +63,7 @@ impl Fault {
         let keep = |text: String| text.lines().filter(wanted).flat_map(|line| [line, "\n"]).collect();
         let source = rewrite(&format!("{}.cu", self.library), &keep);
         let library = source.with_extension("so");
-        // Little of it runs before the check fails.
+        // Optimised for a fast build, because little of it runs before the check fails.
         compile(&source, folder.path(), &root.join("emulator"), &library, "g").unwrap();
 
         let first = Options::default().seed;
@@ -74,7 +74,7 @@ impl Fault {
             let panic = catch_unwind(AssertUnwindSafe(|| (self.check)(&device))).err()?;
             let message = message(&*panic);
             assert!(!message.contains(&library.display().to_string()), "it does not load: {message}");
-            // A kernel that was not compiled: up to there nothing has noticed the fault.
+            // The check got as far as a kernel that was not compiled, so it has not noticed the fault.
             (!message.contains("no such kernel")).then_some((message, seed))
         })
     }
@@ -127,7 +127,7 @@ fn no_fault() {
     }
 }
 
-/// One product with all columns of V is as good as two.
+/// One product with all columns of V gives the same result as two.
 #[test]
 fn sm90_attention_whole_columns() {
     let (find, replace) = ("constexpr bool SPLIT_COLUMNS = true;", "constexpr bool SPLIT_COLUMNS = false;");

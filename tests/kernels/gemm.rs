@@ -1,4 +1,4 @@
-//! Products against the formula in f64. And their rows against each other: a row has the same bits in every kernel.
+//! Tests products against the formula in f64. Also tests that a row has the same bits in every kernel.
 //!
 //! The file is long, because three formats of weights share the references and the rows of x.
 
@@ -16,12 +16,12 @@ use welm_kernels::{Buffer, Device};
 use crate::random::Random;
 use crate::sums::within;
 
-/// What no kernel has written.
+/// The value of elements that no kernel has written.
 const UNTOUCHED: f32 = -77.0;
 /// Numbers of rows at and around the limits between kernels.
 const ROWS_OF_X: [usize; 10] = [1, 7, 8, 9, 16, 17, 33, 64, 65, 150];
 
-/// [`welm_kernels::gemm::gemm`] with as much scratch memory as it says that it needs.
+/// [`welm_kernels::gemm::gemm`] with the scratch memory that it needs.
 fn gemm(
     device: &Device,
     x: Input,
@@ -35,7 +35,7 @@ fn gemm(
     welm_kernels::gemm::gemm(device, x, rows, w, out, out_stride, arithmetic, &mut scratch)
 }
 
-/// Of a weight.
+/// The format of a weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Kind {
     Int8,
@@ -43,7 +43,7 @@ pub(crate) enum Kind {
     Rotated,
 }
 
-/// All of them.
+/// All formats.
 pub(crate) const KINDS: [Kind; 3] = [Kind::Int8, Kind::Bf16, Kind::Rotated];
 
 impl Kind {
@@ -69,10 +69,10 @@ fn packed_row(row: usize, rows: usize, order: RowOrder) -> usize {
     }
 }
 
-/// The value of a packed row in a column, of tiles of int8.
+/// The value in a row and column of packed int8 tiles.
 fn packed_value(q: &[i8], k: usize, row: usize, col: usize) -> i8 {
     let (tile, col) = (row / 16 * (k / GROUP) + col / GROUP, col % GROUP);
-    // The four columns 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of 16, and which of them.
+    // A lane has the columns 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of 16; `which` counts them.
     let (half, t, which) = (col / 16, col % 8 / 2, col % 16 / 8 * 2 + col % 2);
     q[(tile * 32 + row % 8 * 4 + t) * 16 + half * 8 + row % 16 / 8 * 4 + which]
 }
@@ -271,7 +271,7 @@ pub(crate) fn split_along_k_of(device: &Device, kinds: &[Kind]) {
     }
 }
 
-/// So many columns that the ring of prefetched weights of the kernels for few rows is filled more than twice.
+/// Enough columns to fill the ring of prefetched weights, in the kernels for few rows, more than twice.
 pub(crate) fn long_segments(device: &Device) {
     for kind in KINDS {
         let w = Plain::new(device, kind, (20, 4500), RowOrder::Plain, false, 0.2);
@@ -285,8 +285,8 @@ pub(crate) fn long_segments(device: &Device) {
     }
 }
 
-/// So many rows of weights that the launcher takes tiles of 256 tokens, and fewer rows of x, for which it takes tiles of
-/// 128 tokens: the same bits.
+/// Products for which the launcher takes tiles of 256 tokens, and the same weight with fewer rows of x, for which it
+/// takes tiles of 128 tokens. Both have the same bits.
 pub(crate) fn tiles_by_waves(device: &Device) {
     let rows = 128 * (device.info().multiprocessors as usize / 2 + 1);
     for kind in KINDS {
@@ -305,8 +305,8 @@ pub(crate) fn tiles_by_waves(device: &Device) {
     }
 }
 
-/// Every weight by itself, from rows of x that are 1 in one column: an error that is small beside a sum is large beside a
-/// single weight.
+/// Checks every weight by itself, with rows of x that are 1 in one column. An error that is small compared with a sum
+/// is large compared with a single weight.
 pub(crate) fn weights_alone(device: &Device) {
     weights_alone_of(device, &KINDS);
 }
@@ -421,8 +421,9 @@ pub(crate) fn functions_of(device: &Device, kinds: &[Kind]) {
     edges(device);
 }
 
-/// Every kind of `out`, stored four columns at a time and one at a time (bf16: two), has the same bits. Strides are odd or
-/// no multiple of 4, the last column is in the middle of four, the first row is odd, and tiles are not full.
+/// Every kind of `out` has the same bits, whether it is stored four columns at a time or one (bf16: two) at a time.
+/// Strides are odd or not multiples of 4, the last column is in the middle of four, the first row is odd, and tiles are
+/// not full.
 pub(crate) fn edges(device: &Device) {
     for kind in KINDS {
         let x = Rows::new(device, 150, kind.width(40), 1.0);
@@ -508,7 +509,7 @@ fn position(c: usize) -> usize {
     c / GROUP * GROUP + half * 16 + c16 % 8 / 2 * 4 + c16 / 8 * 2 + c16 % 2
 }
 
-/// int8 activations: the product of what they stand for.
+/// int8 activations: compares with the product of the values that they represent.
 pub(crate) fn int8_activations(device: &Device) {
     for (rows, cols, n) in [(40, 32, 1), (130, 200, 17), (128, 128, 64), (300, 640, 70), (128, 1000, 140)] {
         let w = Plain::new(device, Kind::Int8, (rows, cols), RowOrder::Plain, true, 0.2);
@@ -584,14 +585,14 @@ pub(crate) fn rotated_weights() {
             assert!(scale[row] == 0.0 && (0..k).all(|c| packed_value(&q, k, row, c) == 0), "padding");
         }
     }
-    // Ties go to even, nothing is clipped.
+    // Ties are rounded to even, and nothing is clipped.
     let row = |_: usize, to: &mut [f32]| to[..2].copy_from_slice(&[127.0 * 4.0 + 2.0, 127.0 * 4.0 - 2.0]);
     let Packed::Rotated { q, scale } = Packed::rotated(1, 2, RowOrder::Plain, 1, row).unwrap() else {
         panic!("another kind")
     };
     let values: Vec<i8> = (0..4).map(|c| packed_value(&q, 128, 0, c)).collect();
     assert_eq!((scale[0], &values[..]), (1.0, &[127, 0, 127, 0][..]));
-    // What is not finite, or does not stay so, is refused.
+    // Values that are not finite, or are not after the rotation, are refused.
     for bad in [[f32::NAN; 64], [f32::NEG_INFINITY; 64], [f32::MAX; 64]] {
         let row = |row: usize, to: &mut [f32]| match row {
             7 | 12 => to.copy_from_slice(&bad),
@@ -627,7 +628,7 @@ impl Int8Rows {
     }
 }
 
-/// Rotated int8 activations: one exact sum, to the bit; the same from every kernel.
+/// Rotated int8 activations: the sum is exact, and every kernel gives the same bits.
 pub(crate) fn rotated_int8(device: &Device) {
     for (rows, cols, n) in
         [(40, 32, 1), (130, 200, 17), (128, 128, 64), (300, 1150, 70), (128, 1000, 140), (100, 300, 261)]
@@ -674,7 +675,7 @@ pub(crate) fn rotated_int8(device: &Device) {
     }
 }
 
-/// The largest sum of rotated int8 that there is.
+/// The largest possible sum of rotated int8.
 pub(crate) fn largest_sum(device: &Device) {
     let k = 131_072;
     let packed = Packed::Rotated { q: vec![127; 128 * k], scale: vec![1.0; 128] };
@@ -686,8 +687,8 @@ pub(crate) fn largest_sum(device: &Device) {
     assert_eq!(out.to_vec().unwrap(), [-127.0 * 127.0 * k as f32]);
 }
 
-/// A rotation changes only the rounding: the product against that of the values before the rotation, of which some columns
-/// of x are large. Both epilogues, and rows of both forms of activations in one buffer.
+/// A rotation changes only the rounding: compares with the product of the values before the rotation, where some
+/// columns of x are large. With both epilogues, and with both forms of activations as rows of one buffer.
 pub(crate) fn rotated_is_the_same(device: &Device) {
     for (rows, cols, order) in [(96, 300, RowOrder::Plain), (150, 512, RowOrder::Gated)] {
         let (n, first_generated) = (40, 33);

@@ -1,5 +1,5 @@
-//! Every kernel against the formula, through the public launchers. The checks run on the emulator. On a GPU the same checks
-//! run with `WELM_TEST_GPU=<ordinal>` and the feature `gpu`, without which there is no device code.
+//! Tests every kernel against its formula, through the public launchers. The checks run on the emulator. With the
+//! feature `gpu`, which compiles device code, and `WELM_TEST_GPU=<ordinal>` the same checks run on a GPU.
 
 mod attention;
 mod device;
@@ -112,8 +112,8 @@ mod gpu {
         };
     }
 
-    // What is likeliest to work comes first: plain kernels, then mma.sync, then wgmma and bulk copies. Last are the values
-    // of head_dim that are no multiple of 64, the columns of a wgmma atom.
+    // The likeliest to work come first: plain kernels, then mma.sync, then wgmma and bulk copies. Last are the values
+    // of head_dim that are not multiples of 64, the columns of a wgmma atom.
     on_gpu! {
         s01_norm_formulas: norm::formulas;
         s02_norm_rows: |d| { norm::magnitudes(d); norm::neighbours(d); norm::ranges(d) };

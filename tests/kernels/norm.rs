@@ -1,4 +1,5 @@
-//! Norms and the embedding against their formulas in f64, int8 and rotated rows against their definition to the bit.
+//! Tests norms and the embedding against their formulas in f64, and int8 and rotated rows against their definition, bit
+//! by bit.
 
 use std::ops::Range;
 
@@ -11,13 +12,13 @@ use welm_kernels::{Buffer, Device};
 
 use crate::random::Random;
 
-/// Around the columns of a pair, a lane, a group, a warp, a block and two.
+/// Dims at and around the columns of a pair, a lane, a group, a warp, a block and two blocks.
 const DIMS: [usize; 17] = [1, 2, 3, 7, 31, 32, 33, 63, 64, 65, 127, 640, 1023, 1024, 1025, 1100, 2050];
-/// Around the widest rows that each kernel keeps in registers.
+/// Dims at and around the widest rows that each kernel keeps in registers.
 const WIDE: [usize; 9] = [640, 2048, 2050, 2052, 5120, 5124, 8192, 8196, 9001];
 /// Columns that are rotated together.
 const ROTATED: usize = 64;
-/// What no kernel has written.
+/// The value of elements that no kernel has written.
 const UNTOUCHED: u16 = 0x7fc1;
 const UNTOUCHED_Q: i8 = -128;
 const UNTOUCHED_SCALE: f32 = -1.0;
@@ -37,7 +38,7 @@ pub(crate) fn check(device: &Device) {
     errors(device);
 }
 
-/// Rows in every form: `(n, stride)` and what belongs to it.
+/// Rows in every form, `(n, stride)`, with their scales.
 #[derive(Debug, PartialEq)]
 struct Forms {
     out: Vec<u16>,
@@ -48,7 +49,7 @@ struct Forms {
     rotated_scale: Vec<u32>, // (n)
 }
 
-/// Where they go on the device; nothing is written yet.
+/// Buffers for them on the device; nothing is written yet.
 struct Targets {
     n: usize,
     stride: usize,
@@ -97,13 +98,13 @@ impl Targets {
         ]
     }
 
-    /// What is written; it must be these rows and no others.
+    /// Reads the rows that were written. They must be these rows and no others.
     fn read(&self, rows: Range<usize>) -> Forms {
         let Targets { n, stride, .. } = *self;
         let part = |len: usize| rows.start * len..rows.end * len;
         let bits = |x: &Buffer<bf16>| x.to_vec().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let scale_bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        // Scales lie side by side by groups.
+        // Scales of all rows are stored group by group.
         let scale = self.scale.to_vec().unwrap();
         let by_row: Vec<f32> = (0..n).flat_map(|row| scale.chunks(n).map(move |group| group[row])).collect();
         Forms {
@@ -142,7 +143,7 @@ fn assert_bits(got: u32, want: f32, what: &str) {
     assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{what}: {got} for {want}");
 }
 
-/// Values that share a scale, by the definition, in f32 as it is meant.
+/// Compares values that share a scale with the definition, computed in f32.
 fn assert_int8(x: &[f32], q: &[i8], scale: u32, what: &str) {
     let largest = f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap());
     assert_bits(scale, largest / 127.0, what);
@@ -155,7 +156,7 @@ fn assert_int8(x: &[f32], q: &[i8], scale: u32, what: &str) {
     }
 }
 
-/// 64 columns times the Walsh-Hadamard matrix, an eighth of it, in the order of the kernels.
+/// 64 columns times the Walsh-Hadamard matrix, divided by 8, in the order of the kernels.
 fn rotated(x: &[f32]) -> Vec<f32> {
     let mut z: Vec<f32> = x.iter().map(|x| x * 0.125).collect();
     for bit in [1, 8, 2, 4, 16, 32] {
@@ -167,7 +168,7 @@ fn rotated(x: &[f32]) -> Vec<f32> {
 }
 
 impl Forms {
-    /// The other forms are made of the first.
+    /// Checks that the other forms follow from the first.
     fn assert_definitions(&self, stride: usize, what: &str) {
         for (i, x) in self.out.chunks_exact(stride).enumerate() {
             let (x, row) = (f32s_of(x), i * stride..(i + 1) * stride);
@@ -204,7 +205,7 @@ impl Forms {
     }
 }
 
-/// A norm with everything uploaded, in every form; a row more must stay as it is.
+/// Uploads and runs a norm, in every form. One further row must stay unchanged.
 fn run(device: &Device, case: &Case, source: Option<&[u32]>, rows: Range<usize>, stride: usize) -> Forms {
     let weight = device.upload(&case.weight).unwrap();
     let bias = case.bias.as_ref().map(|bias| device.upload(bias).unwrap());
@@ -251,7 +252,7 @@ impl Case {
         let value = |c: usize| {
             let y = (x[c] - mean) / deviation * f64::from(self.weight[c]);
             let bias = self.bias.as_ref().map_or(0.0, |bias| f64::from(bias[c]));
-            // The mean itself is only known to f32.
+            // The mean itself is only exact to f32.
             let blur = mean.abs() * 2e-7 / deviation * f64::from(self.weight[c].abs());
             (y + bias, y.abs() + bias.abs() + blur * 256.0)
         };
@@ -290,7 +291,7 @@ pub(crate) fn formulas(device: &Device) {
             case.assert_close(0, &got.out, "the other bias");
         }
     }
-    // Rows that are not there count as the last.
+    // A row number past the end means the last row.
     let case = Case::new(70, 2, false, 1.0, 0.0);
     let got = run(device, &case, Some(&[u32::MAX, 2, 1]), 0..3, 128);
     assert!(got.out.chunks_exact(128).all(|row| row == &got.out[256..]));
@@ -306,15 +307,15 @@ pub(crate) fn widths(device: &Device) {
             for row in 0..2 {
                 case.assert_close(row, &got.out[row * stride..], "wide");
             }
-            // A stride that another kernel takes changes no bit.
+            // A larger stride, for which another kernel is used, changes no bit.
             let wider = run(device, &case, Some(&[1]), 0..1, stride + 1024);
             assert_eq!(wider.out[..dim], got.out[stride..][..dim], "dim {dim}: the stride shows");
         }
     }
 }
 
-/// The mean, in the order in which it is defined: 256 threads take four columns in turn, sums of a thread are added by
-/// halves of a warp, those of the warps one after another.
+/// The mean in its defined order of summation: 256 threads take four columns in turn, the sums of a warp's threads are
+/// added by halves, and those of the warps one after another.
 fn mean_in_order(x: &[f32]) -> f32 {
     let value = |c: usize| x.get(c).copied().unwrap_or(0.0);
     let mut sums = [0f32; 256];
@@ -328,8 +329,8 @@ fn mean_in_order(x: &[f32]) -> f32 {
     sums.iter().step_by(32).fold(0.0, |sum, warp| sum + warp) / x.len() as f32
 }
 
-/// The order of summation is one for all widths and batches. It shows where large values cancel, and zeros are what is
-/// left of the mean.
+/// The order of summation is the same for all widths and batches. Large values that cancel show it: with the right
+/// order the mean is 0.
 pub(crate) fn summation(device: &Device) {
     for dim in WIDE {
         let mut random = Random::new(dim as u64);
@@ -353,7 +354,7 @@ pub(crate) fn summation(device: &Device) {
     }
 }
 
-/// Large and small values, a mean that dwarfs the variance, zeros, NaN.
+/// Large and small values, a mean much larger than the variance, zeros, NaN.
 pub(crate) fn magnitudes(device: &Device) {
     for dim in [5, 64, 1100] {
         for (size, mean) in [(1e16, 0.0), (1e-12, 0.0), (1.0, 3000.0), (1e-3, -200.0)] {
@@ -396,7 +397,7 @@ pub(crate) fn neighbours(device: &Device) {
     }
 }
 
-/// Some rows of many: they go where all would.
+/// Some rows of many are written to the same places as in a call with all rows.
 pub(crate) fn ranges(device: &Device) {
     let case = Case::new(100, 9, true, 2.0, 1.0);
     let source: Vec<u32> = vec![8, 0, 3, 3, 1, 7];
@@ -483,14 +484,14 @@ pub(crate) fn conversions(device: &Device) {
             }
         }
         convert(device, &x, 0..n, stride);
-        // Everything next to nothing, or subnormal.
+        // All values tiny, or subnormal.
         for size in [1e-36, 1e-39] {
             let small: Vec<bf16> =
                 x.iter().map(|x| bf16::from_f32(x.to_f32().clamp(-4.0, 4.0) * size)).collect();
             convert(device, &small, 0..n, stride);
         }
     }
-    // What is not finite stays visible in the scale: in no other group, but, rotated, in all of its row.
+    // A value that is not finite stays visible in the scale: only in its own group, but in all of the row if rotated.
     let mut x = vec![bf16::ONE; 3 * 128];
     (x[5], x[64], x[65]) = (bf16::NAN, bf16::NEG_INFINITY, bf16::MAX);
     x[128 + 70] = bf16::INFINITY;
@@ -527,7 +528,7 @@ pub(crate) fn rotation(device: &Device) {
                 assert!(close, "stride {stride}, block {block}, column {i}: {z} for {want}");
             }
         }
-        // Twice is nothing, but for the rounding between.
+        // Rotating twice gives the original, except for the rounding in between.
         let z: Vec<bf16> = got.rotated.iter().map(|&z| bf16::from_bits(z)).collect();
         let back = convert(device, &z, 0..n, stride);
         for (block, (x, y)) in x.chunks_exact(ROTATED).zip(back.rotated.chunks_exact(ROTATED)).enumerate() {
@@ -546,7 +547,7 @@ pub(crate) fn embedding(device: &Device) {
     for (vocab, dim) in [(1usize, 1usize), (130, 3), (17, 64), (40, 65), (9, 1030), (256, 96)] {
         let (rows, groups) = (vocab.next_multiple_of(128), dim.next_multiple_of(128) / GROUP);
         let size = rows * groups * GROUP;
-        // Padding is never read into a result: it is as random as the rest.
+        // Padding has random values, too, because it must have no effect.
         let q: Vec<i8> = (0..size).map(|_| (random.bits() % 255) as i8).collect();
         let scale: Vec<f16> = random.f32s(size / GROUP, 0.1).into_iter().map(f16::from_f32).collect();
         let wide = random.bf16s(size, 3.0);

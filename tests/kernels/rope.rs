@@ -1,4 +1,4 @@
-//! The rotation against its formula in f64, and where q, k and v end up.
+//! Tests the rotation against its formula in f64, and the places to which q, k and v are written.
 
 use half::bf16;
 use welm_kernels::attention::BLOCK_KEYS;
@@ -8,7 +8,7 @@ use welm_kernels::{Buffer, Device};
 
 use crate::random::Random;
 
-/// What no kernel has written.
+/// The value of elements that no kernel has written.
 const UNTOUCHED: u16 = 0x7fc1;
 /// A slot that is not in the cache.
 const NOWHERE: u32 = u32::MAX;
@@ -234,6 +234,6 @@ fn errors(device: &Device) {
     }
     assert_eq!(operand(call(&good, usize::MAX, 64, lens)), "qkv");
     call(&good, 0, 64, [0; 6]).unwrap();
-    call(&good, 3, 64, [192, 12, 12, 3, 0, 0]).unwrap(); // no slot is in no cache
+    call(&good, 3, 64, [192, 12, 12, 3, 0, 0]).unwrap(); // with an empty cache, no slot is valid
     device.synchronize().unwrap();
 }

@@ -1,4 +1,4 @@
-//! Tokens against a full sort, sums and draws against f64.
+//! Tests top-k and argmax against a full sort, and sums and draws against f64.
 
 use std::cmp::Ordering;
 
@@ -158,7 +158,7 @@ pub(crate) fn odd_values(device: &Device) {
         (row[5], row[1029], row[2053]) = ([f32::MAX, INF][i], [INF, f32::MAX][i], INF);
     }
     rows_of(device, &mixed, &[2], "infinities");
-    // Chunks with nothing in them, beside one with something; one NaN among many numbers.
+    // Chunks of -inf only, with one that has a number; one NaN among many numbers.
     let mut sparse = [vec![-INF; 3 * 8192], vec![f32::NAN; 3 * 8192], vec![0.5; 3 * 8192]];
     (sparse[0][8192], sparse[0][9000], sparse[1][0]) = (-3.0, 2.0, 1.0);
     sparse[2][20_001] = f32::NAN;
@@ -251,7 +251,7 @@ pub(crate) fn draws(device: &Device) {
     let tokens = draw(device, &vec![row.clone(); n], 16, &(0..n).map(s).collect::<Vec<_>>());
     let weights: Vec<f64> = row.iter().map(|&x| f64::from(x).exp()).collect();
     for (token, weight) in weights.iter().enumerate() {
-        // Evenly spread numbers: every share is met up to one draw at either end.
+        // The random numbers are evenly spread, so each share is exact up to one draw at both ends.
         let count = tokens.iter().filter(|&&t| t == token as u32).count() as f64;
         let want = weight / weights.iter().sum::<f64>() * n as f64;
         assert!((count - want).abs() <= 1.01, "{token}: {count} for {want}");

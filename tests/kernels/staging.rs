@@ -23,7 +23,7 @@ fn arrays_go_in_one_copy() {
     assert_eq!(ids.to_vec().unwrap(), [5, 6, 9]);
     assert_eq!(angles.to_vec().unwrap(), [&[0.5; 99][..], &[-1.0]].concat());
     assert_eq!(table.to_vec().unwrap(), [&[1, 2][..], &[0; 68]].concat());
-    // The next filling lies at the same places, and leaves what is past the last array as it was.
+    // Filled again, the arrays have the same addresses, and bytes past the last array are unchanged.
     let places = [ids.ptr(), angles.ptr(), table.ptr()];
     drop((ids, angles, table));
     let (ids, angles, table) = fill(&[], &[], &[7]);
@@ -34,7 +34,7 @@ fn arrays_go_in_one_copy() {
     for full in [staging.push(&[1u32, 2], 0, 1), staging.push(&[0u32], 0, 1), staging.push_last(&[0u32], 1)] {
         assert!(matches!(full, Err(Error::Shape { .. })), "{full:?}");
     }
-    // The memory goes with the last array.
+    // The memory is freed with the last array.
     drop((staging, ids, angles));
     assert_eq!(emulator.used_bytes(), bytes as u64);
     drop(table);

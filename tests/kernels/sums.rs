@@ -1,4 +1,4 @@
-//! A record of how much of a tolerance is used; and tests of the model of tensor cores' sums (`sums.h`), by cases that can
+//! Records how much of a tolerance is used. Also tests the model of tensor cores' sums (`sums.h`) with cases that can
 //! be computed by hand.
 
 use std::collections::BTreeMap;
@@ -49,12 +49,12 @@ fn tensor_cores_add_a_block_at_once() {
     let ulp = power(-23);
     assert_eq!(both(2.0, &[(3.0, 5.0), (-4.0, 0.5)]), [15.0; 2]);
     assert_eq!(both(0.0, &[(0.0, 5.0), (0.0, 0.0)]), [0.0; 2]);
-    // Two halves of an ulp are one; one after another, each is rounded away.
+    // Two halves of an ulp make one ulp. Added one after another, each would be rounded away.
     assert_eq!(both(0.0, &and(&one, 2, -24)), [1.0 + ulp; 2]);
     // Quarters: an A100 keeps one bit below the ulp, an H100 two.
     assert_eq!(both(0.0, &and(&one, 4, -25)), [1.0, 1.0 + ulp]);
     assert_eq!(both(0.0, &and(&one, 7, -26)), [1.0; 2]);
-    // The sum so far is a term as any other.
+    // The sum so far is a term like any other.
     assert_eq!(both(1024.0, &and(&[], 2, -14)), [1024.0 + power(-13); 2]);
     assert_eq!(both(power(-25), &and(&one, 3, -25)), [1.0, 1.0 + ulp]);
 }
@@ -71,10 +71,10 @@ fn tensor_cores_add_blocks_of_8_and_16() {
 #[test]
 fn tensor_cores_cut_towards_zero() {
     let ulp = power(-23);
-    // One and a half ulps; to nearest it would be two.
+    // One and a half ulps are truncated to one; rounding to nearest would give two.
     assert_eq!(both(1.0, &[(1.5, ulp)]), [1.0 + ulp; 2]);
     assert_eq!(both(-1.0, &[(-1.5, ulp)]), [-1.0 - ulp; 2]);
-    // 1 - 2^-26: the small term is cut to nothing before it is taken away.
+    // 1 - 2^-26: the small term is truncated to 0 before it is subtracted.
     assert_eq!(both(1.0, &[(-power(-26), 1.0)]), [1.0; 2]);
     // 1 - 2^-25, which an H100 keeps: cut to f32 below 1, whose ulp is 2^-24.
     assert_eq!(both(1.0, &[(-power(-25), 1.0)]), [1.0, 1.0 - power(-24)]);

@@ -817,7 +817,7 @@ def test_chat_in_a_terminal(talker: Path, tmp_path: Path) -> None:
 
     first = said(("user", "春"))
     ask("春\n", first.splitlines()[0])
-    ask("/nonsense\n", "/reset        forgets the conversation")
+    ask("/nonsense\n", "/reset        starts a new conversation")
     since = len(terminal.seen)
     terminal.type("half a line")
     terminal.wait_for("half a line", since)

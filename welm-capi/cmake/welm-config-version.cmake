@@ -1,5 +1,5 @@
-# As long as the first number is 0, the second one says what is compatible. Who names the first alone, or a range, takes
-# what he named.
+# As long as the first number is 0, versions are compatible if the second one is the same. A program that asks for the
+# first number only, or for a range, gets any version that matches.
 set(PACKAGE_VERSION "0.1.0")
 if(PACKAGE_FIND_VERSION_RANGE)
     if(PACKAGE_VERSION VERSION_GREATER_EQUAL PACKAGE_FIND_VERSION_MIN

@@ -1,11 +1,11 @@
 # find_package(welm): the targets welm::shared and welm::static, and welm::welm, which is the shared one unless
 # WELM_USE_STATIC is set before or there is no other.
 #
-# Targets are those of the folder that found them and of the folders below it, where they cannot be changed. Below it
-# another find_package gives the same ones, and does not find welm if it asks for others: for welm::welm of the other
-# kind, or for an installation in another place.
+# Targets are visible in the folder that found them and in the folders below it, and cannot be changed there. Another
+# find_package below it gives the same targets. It fails if it asks for others: for welm::welm of the other kind, or for
+# an installation in another place.
 #
-# Everything is found from where this file lies, PREFIX/share/cmake/welm, so that an installation can be moved.
+# Everything is found relative to this file, PREFIX/share/cmake/welm, so that an installation can be moved.
 
 get_filename_component(_welm_prefix "${CMAKE_CURRENT_LIST_DIR}/../../.." REALPATH)
 set(_welm_lib_dirs lib lib64)
@@ -13,7 +13,7 @@ if(CMAKE_LIBRARY_ARCHITECTURE)
     list(APPEND _welm_lib_dirs "lib/${CMAKE_LIBRARY_ARCHITECTURE}")
 endif()
 
-# Of this installation, whatever an earlier run or another prefix had.
+# Forget what an earlier run found, perhaps under another prefix.
 unset(WELM_INCLUDE_DIR CACHE)
 unset(WELM_SHARED_LIBRARY CACHE)
 unset(WELM_STATIC_LIBRARY CACHE)
@@ -45,8 +45,8 @@ if(WELM_SHARED_LIBRARY AND NOT TARGET welm::shared)
 endif()
 
 if(WELM_STATIC_LIBRARY AND NOT TARGET welm::static)
-    # What Rust's own library needs of the system: rustc --print native-static-libs, but for gcc_s, which the compiler
-    # names by itself, and which a program that is linked with -static has under another name.
+    # The system libraries that Rust's standard library needs: rustc --print native-static-libs, without gcc_s. The
+    # compiler adds gcc_s by itself, and with -static it has another name.
     if(APPLE)
         set(_welm_system "-framework CoreFoundation;iconv;System;c;m")
     elseif(UNIX)

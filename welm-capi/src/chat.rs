@@ -13,15 +13,15 @@ use crate::stream::{start, welm_stream};
 use crate::text::{WELM_NUL_TERMINATED, array, text, welm_string};
 use crate::tokens::welm_tokens;
 
-/// One message of a conversation. What it points to needs to live only while the function runs that takes it.
+/// One message of a conversation. What it points to needs to live only until the function that takes it returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct welm_message {
-    /// Who speaks: "system", "user" or "assistant", and whatever else the template knows; UTF-8, NUL-terminated.
+    /// Who speaks: "system", "user", "assistant", or another role that the template knows; UTF-8, NUL-terminated.
     pub role: *const c_char,
-    /// What is said, in UTF-8.
+    /// The message's text, in UTF-8.
     pub content: *const c_char,
-    /// Bytes of it, or `WELM_NUL_TERMINATED`.
+    /// Bytes of the text, or `WELM_NUL_TERMINATED`.
     pub content_len: usize,
 }
 
@@ -41,7 +41,7 @@ unsafe fn conversation(messages: *const welm_message, n: usize) -> Result<Vec<Me
     messages.iter().enumerate().map(one).collect()
 }
 
-/// Whether a model comes with a chat template. One that is not valid shows only when it is used.
+/// Whether a model has a chat template. Whether the template is valid is known only when it is used.
 ///
 /// - ownership: nothing to free.
 /// - threads: any number at once on one model.
@@ -52,19 +52,19 @@ pub unsafe extern "C" fn welm_model_has_chat_template(model: *const welm_model) 
     value(false, || unsafe { welm_model::get(model) }.is_ok_and(|m| m.has_chat_template()))
 }
 
-/// The text of a conversation, by the model's own template. With `add_generation_prompt` it ends where the
+/// The text of a conversation, made by the model's own chat template. With `add_generation_prompt` it ends where the
 /// assistant's answer begins.
 ///
-/// The template is a program of the model's author. It runs with bounds on steps, memory and depth, and sees nothing
-/// but the messages, the special tokens and the time.
+/// The template is a program by the author of the model. It runs with limits on steps, memory and depth, and can read
+/// only the messages, the special tokens and the time.
 ///
 /// - ownership: `*prompt` is the caller's, to be freed with `welm_string_free`. Nothing of the messages is kept.
 /// - threads: any number at once on one model.
-/// - NULL: `model` and `prompt` must not be, nor the texts of a message; `messages` may be, if `n` is 0; `error` may
-///   be.
+/// - NULL: not allowed for `model` and `prompt` or the texts of a message; allowed for `messages` if `n` is 0;
+///   allowed for `error`.
 /// - encoding: UTF-8.
-/// - errors: `WELM_CHAT_TEMPLATE` if the model has none, or it fails; `WELM_IO`, `WELM_INVALID_FILE` if its file cannot
-///   be read; `WELM_INVALID_OPTION` without a message; those of any function.
+/// - errors: `WELM_CHAT_TEMPLATE` if the model has none, or it fails; `WELM_IO`, `WELM_INVALID_FILE` if its file
+///   cannot be read; `WELM_INVALID_OPTION` without a message; the general errors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_chat_prompt(
     model: *const welm_model,
@@ -89,16 +89,17 @@ pub unsafe extern "C" fn welm_model_chat_prompt(
     unsafe { status(error, body) }
 }
 
-/// The tokens of what `welm_model_chat_prompt` gives, to be continued by way of `welm_prompt_tokens`: special tokens
-/// are parsed, and none is put in front, since the template names the one that starts a text.
+/// The tokens of the text that `welm_model_chat_prompt` gives. Give them to `welm_prompt_tokens` to continue them.
+/// Spellings of special tokens become these tokens. None is added in front, because the template writes the token that
+/// starts a text.
 ///
-/// Special tokens that are written in a message, such as `<|im_end|>`, are parsed too: who may write a message can
-/// end it and begin another one in any role. Where messages are not trusted, look for such texts before.
+/// This includes special tokens in the text of a message, such as `<|im_end|>`. So the writer of a message can end it
+/// and begin another one in any role. If messages are not trusted, look for such texts first.
 ///
 /// - ownership: `*tokens` is the caller's, to be freed with `welm_tokens_free`. Nothing of the messages is kept.
 /// - threads: any number at once on one model.
-/// - NULL: `model` and `tokens` must not be, nor the texts of a message; `messages` may be, if `n` is 0; `error` may
-///   be.
+/// - NULL: not allowed for `model` and `tokens` or the texts of a message; allowed for `messages` if `n` is 0;
+///   allowed for `error`.
 /// - encoding: UTF-8.
 /// - errors: as `welm_model_chat_prompt`, and `WELM_TOKENIZER`.
 #[unsafe(no_mangle)]
@@ -125,8 +126,8 @@ pub unsafe extern "C" fn welm_model_chat_tokens(
     unsafe { status(error, body) }
 }
 
-/// As `welm_model_chat_prompt`, of a JSON object: messages with all the keys that a template may ask for, and what
-/// else transformers' `apply_chat_template` takes.
+/// As `welm_model_chat_prompt`, for a JSON object. Messages may have all keys that a template reads, and there are the
+/// other arguments of `apply_chat_template` in transformers.
 ///
 /// ```json
 /// {"messages": [{"role": "user", "content": "Hello"},
@@ -134,20 +135,20 @@ pub unsafe extern "C" fn welm_model_chat_tokens(
 ///  "tools": [{"type": "function", ...}], "enable_thinking": false}
 /// ```
 ///
-/// - `messages`: objects with any keys; those that are null are as if they were not there.
-/// - `add_generation_prompt`: `true` unless it is given, or a message is to be continued.
-/// - `continue_final_message`: `true`, or the key of the last message that the model is to go on with.
-/// - `tools`, `documents`: lists of objects; templates see `none` without them. With tools, the model's template named
+/// - `messages`: objects with any keys. A key whose value is null is left out.
+/// - `add_generation_prompt`: by default `true`, but `false` with `continue_final_message`.
+/// - `continue_final_message`: `true`, or the key of the last message whose text the model continues.
+/// - `tools`, `documents`: lists of objects; without them templates get `none`. With tools, the model's template named
 ///   `tool_use` is taken if it has one.
-/// - `chat_template`: the name of one of several templates that the model has, or the source of another one.
+/// - `chat_template`: the name of one of the model's templates if it has several, or the source of another one.
 /// - All other keys are variables of the template.
 ///
 /// - ownership: `*prompt` is the caller's, to be freed with `welm_string_free`. Nothing of the request is kept.
 /// - threads: any number at once on one model.
-/// - NULL: `model`, `request` and `prompt` must not be; `error` may be.
-/// - encoding: UTF-8; `len` bytes, or `WELM_NUL_TERMINATED`.
-/// - errors: as `welm_model_chat_prompt`; `WELM_INVALID_OPTION` for what is no JSON, or has a wrong value, which the
-///   message names.
+/// - NULL: not allowed for `model`, `request` and `prompt`; allowed for `error`.
+/// - encoding: UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
+/// - errors: as `welm_model_chat_prompt`; `WELM_INVALID_OPTION` if `request` is not JSON, or has a wrong value; the
+///   message says which.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_chat_prompt_json(
     model: *const welm_model,
@@ -171,12 +172,12 @@ pub unsafe extern "C" fn welm_model_chat_prompt_json(
     unsafe { status(error, body) }
 }
 
-/// The tokens of what `welm_model_chat_prompt_json` gives, as `welm_model_chat_tokens` makes them.
+/// The tokens of the text that `welm_model_chat_prompt_json` gives, made as by `welm_model_chat_tokens`.
 ///
 /// - ownership: `*tokens` is the caller's, to be freed with `welm_tokens_free`. Nothing of the request is kept.
 /// - threads: any number at once on one model.
-/// - NULL: `model`, `request` and `tokens` must not be; `error` may be.
-/// - encoding: UTF-8; `len` bytes, or `WELM_NUL_TERMINATED`.
+/// - NULL: not allowed for `model`, `request` and `tokens`; allowed for `error`.
+/// - encoding: UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
 /// - errors: as `welm_model_chat_prompt_json`, and `WELM_TOKENIZER`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_chat_tokens_json(
@@ -201,20 +202,19 @@ pub unsafe extern "C" fn welm_model_chat_tokens_json(
     unsafe { status(error, body) }
 }
 
-/// The model's answer to a conversation, by its own chat template; returns when all `n` sequences of the options have
-/// ended.
+/// The model's answer to a conversation, with the model's own chat template. Returns when all `n` sequences of the
+/// options have ended.
 ///
-/// It is what `welm_model_generate` gives for the tokens of `welm_model_chat_tokens`, with the beginning of the
-/// answer, and ends at the model's end tokens, of which a chat model has one for the end of a turn. With `echo` the
-/// text begins with that of `welm_model_chat_prompt`. Special tokens that are written in a message are parsed; see
-/// `welm_model_chat_tokens`.
+/// It is what `welm_model_generate` gives for the tokens of `welm_model_chat_tokens` with `add_generation_prompt`. It
+/// ends at the model's end tokens; a chat model has one for the end of a turn. With `echo` the text begins with that of
+/// `welm_model_chat_prompt`. Special tokens in the text of a message are parsed; see `welm_model_chat_tokens`.
 ///
 /// - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of messages and
 ///   options is kept.
 /// - threads: any number at once on one model; their requests are computed together.
-/// - NULL: `model` and `generation` must not be, nor the texts of a message; `messages` may be, if `n` is 0;
-///   `options` may be, for the defaults; `error` may be.
-/// - encoding: of messages and stop strings UTF-8.
+/// - NULL: not allowed for `model` and `generation` or the texts of a message; allowed for `messages` if `n` is 0;
+///   allowed for `options`, for the defaults; allowed for `error`.
+/// - encoding: messages and stop strings are UTF-8.
 /// - errors: as `welm_model_generate` and `welm_model_chat_prompt`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_chat(
@@ -235,14 +235,15 @@ pub unsafe extern "C" fn welm_model_chat(
     unsafe { status(error, body) }
 }
 
-/// As `welm_model_chat`, of a JSON object as for `welm_model_chat_prompt_json`: with tools, documents, and what else
-/// templates ask for.
+/// As `welm_model_chat`, for a JSON object as `welm_model_chat_prompt_json` takes it: with tools, documents, and other
+/// variables of the template.
 ///
 /// - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of the request and
 ///   options is kept.
 /// - threads: any number at once on one model; their requests are computed together.
-/// - NULL: `model`, `request` and `generation` must not be; `options` may be, for the defaults; `error` may be.
-/// - encoding: UTF-8; of the request `len` bytes, or `WELM_NUL_TERMINATED`.
+/// - NULL: not allowed for `model`, `request` and `generation`; allowed for `options`, for the defaults; allowed
+///   for `error`.
+/// - encoding: the request is UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
 /// - errors: as `welm_model_generate` and `welm_model_chat_prompt_json`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_chat_json(
@@ -266,11 +267,11 @@ pub unsafe extern "C" fn welm_model_chat_json(
 /// As `welm_model_chat`, piece by piece, as `welm_model_stream` gives them.
 ///
 /// - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of messages and options is
-///   kept. `model` may be freed while the stream lives.
+///   kept. `model` may be freed before the stream.
 /// - threads: any number at once on one model; their requests are computed together.
-/// - NULL: `model` and `stream` must not be, nor the texts of a message; `messages` may be, if `n` is 0;
-///   `options` may be, for the defaults; `error` may be.
-/// - encoding: of messages and stop strings UTF-8.
+/// - NULL: not allowed for `model` and `stream` or the texts of a message; allowed for `messages` if `n` is 0;
+///   allowed for `options`, for the defaults; allowed for `error`.
+/// - encoding: messages and stop strings are UTF-8.
 /// - errors: as `welm_model_chat`; those of the engine come from `welm_stream_next`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_chat_stream(
@@ -291,13 +292,14 @@ pub unsafe extern "C" fn welm_model_chat_stream(
     unsafe { status(error, body) }
 }
 
-/// As `welm_model_chat_stream`, of a JSON object as for `welm_model_chat_prompt_json`.
+/// As `welm_model_chat_stream`, for a JSON object as `welm_model_chat_prompt_json` takes it.
 ///
 /// - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of the request and options
-///   is kept. `model` may be freed while the stream lives.
+///   is kept. `model` may be freed before the stream.
 /// - threads: any number at once on one model; their requests are computed together.
-/// - NULL: `model`, `request` and `stream` must not be; `options` may be, for the defaults; `error` may be.
-/// - encoding: UTF-8; of the request `len` bytes, or `WELM_NUL_TERMINATED`.
+/// - NULL: not allowed for `model`, `request` and `stream`; allowed for `options`, for the defaults; allowed for
+///   `error`.
+/// - encoding: the request is UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
 /// - errors: as `welm_model_chat_json`; those of the engine come from `welm_stream_next`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_chat_stream_json(

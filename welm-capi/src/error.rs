@@ -1,4 +1,4 @@
-//! What a program reads of an error.
+//! Functions that read an error.
 
 use std::ffi::c_char;
 
@@ -21,9 +21,9 @@ pub unsafe extern "C" fn welm_error_code(error: *const welm_error) -> welm_statu
     })
 }
 
-/// What happened, in one line: which file, option or argument, what was expected and what came.
+/// What happened, in one line: which file, option or argument, what was expected and what was found.
 ///
-/// - ownership: belongs to `error`, and lives as long.
+/// - ownership: belongs to `error`; valid until `error` is freed.
 /// - threads: any number at once on one error.
 /// - NULL: an empty text for a NULL `error`; never returns NULL.
 /// - encoding: UTF-8, NUL-terminated.
@@ -37,7 +37,7 @@ pub unsafe extern "C" fn welm_error_message(error: *const welm_error) -> *const 
 
 /// Frees an error.
 ///
-/// - ownership: takes `error`; its message goes with it.
+/// - ownership: takes `error`, and frees its message, too.
 /// - threads: once, when nobody reads it any more.
 /// - NULL: does nothing.
 #[unsafe(no_mangle)]
@@ -46,7 +46,7 @@ pub unsafe extern "C" fn welm_error_free(error: *mut welm_error) {
     unsafe { free(error) }
 }
 
-/// A status as the header spells it: `WELM_QUEUE_FULL`; `unknown status` for any other number.
+/// The name of a status as in this header, such as `WELM_QUEUE_FULL`; `unknown status` for any other number.
 ///
 /// - ownership: a constant; never freed.
 /// - threads: any, at any time.

@@ -10,13 +10,13 @@ use crate::sized::Growing;
 pub struct welm_estimate {
     /// `sizeof(welm_estimate)`.
     pub struct_size: usize,
-    /// Weights that are read from the mapped file where they lie; the system can drop and reread them.
+    /// Weights that are used directly from the mapped file; the system can drop them from memory and read them again.
     pub mapped_bytes: u64,
     /// Weights that are converted or quantised into memory.
     pub converted_bytes: u64,
     /// The KV cache.
     pub cache_bytes: u64,
-    /// Activations, logits and whatever else a step needs.
+    /// Activations, logits and all else that a step needs.
     pub scratch_bytes: u64,
     /// Everything together.
     pub total_bytes: u64,

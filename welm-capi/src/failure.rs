@@ -1,10 +1,10 @@
-//! What a function that fails has to say: a status, and an error that says more.
+//! What a function returns if it fails: a status, and an error with a message.
 
 use std::ffi::{CStr, CString};
 
 use welm_core::Error;
 
-/// What a function returns. Those from 16 on are the engine's own errors.
+/// What a function returns. Values from 16 on are errors of the engine.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum welm_status {
@@ -12,7 +12,7 @@ pub enum welm_status {
     WELM_OK = 0,
     /// The stream has ended; no error.
     WELM_END = 1,
-    /// An argument is NULL that must not be.
+    /// An argument is NULL that must not be NULL.
     WELM_NULL_POINTER = 2,
     /// An argument is impossible; the message names it.
     WELM_INVALID_ARGUMENT = 3,
@@ -20,7 +20,7 @@ pub enum welm_status {
     WELM_INVALID_UTF8 = 4,
     /// There is no such token.
     WELM_NOT_FOUND = 5,
-    /// A fault inside the library, caught; the message says which. Please report it.
+    /// A fault inside the library, which was caught; the message says which. Please report it.
     WELM_PANIC = 6,
     /// An error that has no status of its own yet; the message says which.
     WELM_OTHER = 7,
@@ -32,21 +32,21 @@ pub enum welm_status {
     WELM_INVALID_FILE = 17,
     /// The model's configuration asks for something that is unknown or not supported.
     WELM_CONFIG = 18,
-    /// A tensor is absent, or has another shape or element type than the configuration asks for.
+    /// A tensor is missing, or has another shape or element type than the configuration asks for.
     WELM_TENSOR = 19,
-    /// The tokenizer cannot be built, is absent, or failed on a text.
+    /// The tokenizer cannot be built, is missing, or failed on a text.
     WELM_TOKENIZER = 20,
-    /// An option is outside its domain.
+    /// An option has a value that is not allowed.
     WELM_INVALID_OPTION = 21,
     /// Prompt and `max_tokens` together do not fit the model's context or the KV cache.
     WELM_TOO_LONG = 22,
     /// The prompt has no token, and the model has no token to start an empty text with.
     WELM_EMPTY_PROMPT = 23,
-    /// The request was turned away because too many are waiting.
+    /// The request was refused because too many are waiting.
     WELM_QUEUE_FULL = 24,
     /// The model, or the answer to a request, does not fit in memory; the message has the numbers.
     WELM_OUT_OF_MEMORY = 25,
-    /// The device, instruction set or thread that was asked for is not there.
+    /// The device, instruction set or thread that was asked for is not available.
     WELM_UNAVAILABLE = 26,
     /// The device failed in a step; the requests of that step end with this, later ones are served.
     WELM_DEVICE = 27,
@@ -56,7 +56,7 @@ pub enum welm_status {
     WELM_ENGINE_STOPPED = 29,
     /// The progress callback asked to stop.
     WELM_LOAD_CANCELLED = 30,
-    /// The model has no chat template, or it cannot be read, is not valid, or ended with an error of its own.
+    /// The model has no chat template, or the template cannot be read, is not valid, or raised an error.
     WELM_CHAT_TEMPLATE = 31,
     /// The model gave logits that are not finite numbers: its weights, or the device, are at fault. Only this request ends.
     WELM_NOT_FINITE = 32,
@@ -68,7 +68,7 @@ pub enum welm_status {
 
 use welm_status::*;
 
-/// Each status as the header spells it.
+/// The names of the statuses, as in the header.
 pub(crate) const NAMES: [(welm_status, &CStr); 28] = [
     (WELM_OK, c"WELM_OK"),
     (WELM_END, c"WELM_END"),
@@ -116,7 +116,7 @@ impl Failure {
         Failure::new(WELM_NULL_POINTER, format!("`{argument}` is NULL"))
     }
 
-    /// What a stream says that has no piece, which is no error.
+    /// `WELM_END` or `WELM_PENDING`: a stream has no piece, which is no error.
     pub(crate) fn no_piece(status: welm_status) -> Self {
         Failure::new(status, "")
     }
@@ -150,9 +150,9 @@ impl From<Error> for Failure {
     }
 }
 
-/// An error with its message. Functions that can fail take a `welm_error **` last; where that is not NULL, and
-/// the status not `WELM_OK`, `WELM_END` or `WELM_PENDING`, a new error is written there, which the caller frees. What it held
-/// before is neither looked at nor freed.
+/// An error with its message. The last argument of functions that can fail is a `welm_error **`. If it is not NULL and
+/// the status is an error, a new error is written there, which the caller frees. The old value is neither read nor
+/// freed.
 ///
 /// An error never changes, so that any number of threads may read it at once.
 pub struct welm_error {
@@ -162,7 +162,7 @@ pub struct welm_error {
 
 impl welm_error {
     pub(crate) fn new(failure: Failure) -> Box<Self> {
-        // A file's name or a token may hold a NUL; the message ends for C where it stands.
+        // A file's name or a token may contain a NUL. For C the message would end there.
         let message = CString::new(failure.message.replace('\0', "\u{FFFD}")).unwrap_or_default();
         Box::new(welm_error { status: failure.status, message })
     }

@@ -1,4 +1,4 @@
-//! Answers at once, and by a callback.
+//! Answers that are returned as a whole, or piece by piece through a callback.
 
 use std::ffi::{c_char, c_void};
 use std::ptr;
@@ -18,18 +18,18 @@ use crate::text::Text;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct welm_choice {
-    /// The text, in UTF-8, with a NUL after it; with `echo`, after the prompt.
+    /// The text, in UTF-8, with a NUL after it; with `echo`, the prompt is in front of it.
     pub text: *const c_char,
     /// Bytes of the text.
     pub text_len: usize,
-    /// Its tokens; with `echo`, after the prompt's.
+    /// Its tokens; with `echo`, those of the prompt are in front of them.
     pub tokens: *const welm_token,
     /// Number of them.
     pub n_tokens: usize,
     /// Why it ended.
     pub finish_reason: welm_finish_reason,
-    /// The token that ended it by itself, if `has_end_token`: an end token of the model, or one of `stop_token_ids`. It is
-    /// no part of text and tokens.
+    /// The token that ended the sequence, if `has_end_token`: an end token of the model, or one of `stop_token_ids`. It
+    /// is not part of text and tokens.
     pub end_token: u32,
     /// Whether such a token ended it.
     pub has_end_token: bool,
@@ -47,8 +47,8 @@ pub struct welm_usage {
     pub cached_tokens: usize,
 }
 
-/// The answer to a request. It never changes, so that any number of threads may read it at once; what its functions
-/// return lives as long as it does.
+/// The answer to a request. It never changes, so that any number of threads may read it at once. What its functions
+/// return is valid until it is freed.
 pub struct welm_generation {
     choices: Vec<ChoiceBox>,
     usage: welm_usage,
@@ -92,16 +92,16 @@ impl welm_generation {
 
 /// Continues a prompt; returns when all `n` sequences have ended.
 ///
-/// Cancelling and deadlines are no errors: the sequences end with that reason and what they have.
+/// Cancelling and deadlines are no errors: the sequences end with that reason and with the text so far.
 ///
 /// - ownership: `*generation` is the caller's, to be freed with `welm_generation_free`. Nothing of prompt and
 ///   options is kept.
 /// - threads: any number at once on one model; their requests are computed together.
-/// - NULL: `model` and `generation` must not be; `options` may be, for the defaults; `error` may be.
-/// - encoding: of prompt and stop strings UTF-8.
+/// - NULL: not allowed for `model` and `generation`; allowed for `options`, for the defaults; allowed for `error`.
+/// - encoding: prompt and stop strings are UTF-8.
 /// - errors: `WELM_INVALID_OPTION`, `WELM_TOO_LONG`, `WELM_EMPTY_PROMPT`, `WELM_TOKENIZER`; `WELM_QUEUE_FULL` if
-///   too many wait; `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; those of
-///   any function: `WELM_NULL_POINTER`, `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
+///   too many wait; `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; the general
+///   errors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_generate(
     model: *const welm_model,
@@ -119,7 +119,7 @@ pub unsafe extern "C" fn welm_model_generate(
     unsafe { status(error, body) }
 }
 
-/// Writes the answer to a prompt, which is read after the options.
+/// Writes the answer to a prompt. The prompt is read after the options.
 ///
 /// # Safety
 /// `options` and `generation` are NULL or the caller's.
@@ -140,8 +140,8 @@ pub(crate) unsafe fn generate<'p, P: Into<Prompt<'p>>>(
     Ok(())
 }
 
-/// Takes the pieces of an answer as they come; returning `false` ends the request. `piece` and what it points to
-/// live until the callback returns. It must not throw, nor `longjmp` out.
+/// Takes the pieces of an answer as they come; returning `false` ends the request. `piece` and what it points to are
+/// valid until the callback returns. It must not throw, and must not `longjmp` out.
 pub type welm_piece_callback =
     Option<unsafe extern "C" fn(data: *mut c_void, piece: *const welm_piece) -> bool>;
 
@@ -150,9 +150,9 @@ pub type welm_piece_callback =
 ///
 /// - ownership: nothing to free. Nothing of prompt and options is kept.
 /// - threads: any number at once on one model. `callback` runs on the thread of this call, and may use the model.
-/// - NULL: `model` and `callback` must not be; `options`, `data` and `error` may be.
-/// - encoding: of prompt and stop strings UTF-8.
-/// - errors: as `welm_model_generate`; pieces may have come before.
+/// - NULL: not allowed for `model` and `callback`; allowed for `options`, `data` and `error`.
+/// - encoding: prompt and stop strings are UTF-8.
+/// - errors: as `welm_model_generate`; `callback` may have got pieces before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_generate_with(
     model: *const welm_model,
@@ -178,7 +178,7 @@ pub unsafe extern "C" fn welm_model_generate_with(
     unsafe { status(error, body) }
 }
 
-/// How many sequences an answer has: the `n` of its options.
+/// How many sequences an answer has: the `n` of the request's options.
 ///
 /// - ownership: nothing to free.
 /// - threads: any number at once on one answer.
@@ -189,12 +189,12 @@ pub unsafe extern "C" fn welm_generation_n_choices(generation: *const welm_gener
     value(0, || unsafe { generation.as_ref() }.map_or(0, |g| g.choices.len()))
 }
 
-/// One of the sequences, from 0.
+/// One of the sequences, counted from 0.
 ///
-/// - ownership: belongs to `generation`, and lives as long.
+/// - ownership: belongs to `generation`; valid until `generation` is freed.
 /// - threads: any number at once on one answer.
-/// - NULL: returned for a NULL `generation`, and where there is no such sequence.
-/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
+/// - NULL: returned for a NULL `generation`, and if there is no such sequence.
+/// - encoding: its text is UTF-8: `text_len` bytes, then a NUL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_generation_choice(
     generation: *const welm_generation,
@@ -225,7 +225,7 @@ pub unsafe extern "C" fn welm_generation_finish_reason(
 
 /// The tokens that a request used.
 ///
-/// - ownership: belongs to `generation`, and lives as long.
+/// - ownership: belongs to `generation`; valid until `generation` is freed.
 /// - threads: any number at once on one answer.
 /// - NULL: returned for a NULL `generation`.
 #[unsafe(no_mangle)]
@@ -247,7 +247,7 @@ pub unsafe extern "C" fn welm_generation_seed(generation: *const welm_generation
 
 /// Frees an answer.
 ///
-/// - ownership: takes `generation`; all that its functions returned goes with it.
+/// - ownership: takes `generation`, and frees all that its functions returned, too.
 /// - threads: once, when nobody reads it any more.
 /// - NULL: does nothing.
 #[unsafe(no_mangle)]

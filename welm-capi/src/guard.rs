@@ -1,14 +1,14 @@
-//! The border: no panic gets over it.
+//! Guards that catch panics, so that none unwinds into C.
 //!
-//! Every exported function runs inside one of these three. In this crate's own tests, each of them panics when it
-//! is told to, so that a test can have any function fail from within.
+//! Every exported function runs inside `status`, `value` or `free`. In this crate's own tests, each of them panics when
+//! it is told to, so that a test can make any function fail inside.
 
 use welm_core::catch_quietly;
 
 use crate::failure::welm_status::{WELM_END, WELM_OK, WELM_PANIC, WELM_PENDING};
 use crate::failure::{Failure, welm_error, welm_status};
 
-/// Runs what can fail; says so by status, and through `error` if that is not NULL.
+/// Runs a function that can fail. Returns its status, and writes the error to `error` if that is not NULL.
 ///
 /// # Safety
 /// `error` is NULL or may be written to.
@@ -29,12 +29,12 @@ pub(crate) unsafe fn status(
     status
 }
 
-/// Runs what has no way to fail but a fault of ours; then it is `otherwise`.
+/// Runs a function that cannot fail. If it panics, which is a bug of ours, returns `otherwise`.
 pub(crate) fn value<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     caught(body).unwrap_or(otherwise)
 }
 
-/// Drops what the caller gives back.
+/// Frees an object that the caller gives back.
 ///
 /// # Safety
 /// `object` is NULL, or came from `Box::into_raw` and is not used after this.
@@ -48,7 +48,7 @@ pub(crate) unsafe fn free<T>(object: *mut T) {
 }
 
 fn caught<T>(body: impl FnOnce() -> T) -> Result<T, String> {
-    // What a panic leaves behind is either dropped on the way or guarded by the engine's own locks.
+    // Unwind safety: after a panic, all values are either dropped or guarded by the engine's own locks.
     catch_quietly(|| {
         #[cfg(test)]
         tests::panic_if_told();
@@ -69,7 +69,7 @@ pub(crate) mod tests {
         assert!(!PANIC.replace(false), "a test asked for this");
     }
 
-    /// Has the next entry point of this thread panic.
+    /// Makes the next exported function that this thread calls panic.
     pub(crate) fn panicking<T>(call: impl FnOnce() -> T) -> T {
         PANIC.set(true);
         let result = call();

@@ -1,18 +1,19 @@
 //! The C interface of the welm engine: `libwelm`, declared in `include/welm.h`.
 //!
-//! Nothing is decided here. Each function turns C's pointers into what `welm-core` takes, calls it, and turns the
-//! answer into something that C can hold:
+//! Nothing is decided here. Each function converts C's pointers to the types of `welm-core`, calls it, and converts the
+//! result to types that C can use:
 //!
 //! ```text
 //! load, model     a model and what is known of it          request            prompt, options, cancelling
 //! generate        an answer at once, or by a callback      stream             an answer, piece by piece
 //! tokens, chat    text, tokens and conversations           score              likelihoods and logits
-//! stats, log      what an operator looks at                version            which library this is
-//! error, failure  statuses and messages                    guard              no panic gets out
-//! estimate        the memory of a model                    text, sized, list  values that cross the border
+//! stats, log      counters and log messages                version            which library this is
+//! error, failure  statuses and messages                    guard              catches panics
+//! estimate        the memory of a model                    text, sized, list  values between C and Rust
 //! ```
 //!
-//! Modules lie on floors, the lowest first; each imports only from lower ones (`tests/floors.rs` reads this list):
+//! Modules are layers, which we call floors. This list has the lowest first.
+//! Each module imports only from lower ones (`tests/floors.rs` reads the list):
 //!
 //! ```text
 //! failure, list, version
@@ -27,11 +28,11 @@
 //! ```
 //!
 //! The comments of public items are the documentation of `welm.h`, which cbindgen makes from them
-//! (`tests/header.rs`), so they speak of C: who owns what, which threads may call, what may be NULL.
+//! (`tests/header.rs`). So they are written for C: who owns what, which threads may call, what may be NULL.
 
 // Names are those of the header.
 #![allow(non_camel_case_types)]
-// What makes a call safe is said in C's words, under `ownership`, `threads` and `NULL`.
+// What makes a call safe is in the lists of the comments, under `ownership`, `threads` and `NULL`.
 #![allow(clippy::missing_safety_doc)]
 
 #[cfg(panic = "abort")]

@@ -2,7 +2,7 @@
 
 use welm_core::{FinishReason, Token};
 
-/// One of the likeliest tokens at a place.
+/// One of the likeliest tokens at a position.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct welm_alternative {
@@ -20,11 +20,11 @@ pub struct welm_token {
     pub id: u32,
     /// Natural logarithm of its probability under the model, before temperature and truncation, if `has_logprob`.
     pub logprob: f32,
-    /// The likeliest tokens at this place, likeliest first; as many as were asked for.
+    /// The likeliest tokens at this position, likeliest first; as many as were asked for.
     pub alternatives: *const welm_alternative,
     /// Number of them.
     pub n_alternatives: usize,
-    /// False where none was asked for, and for the first token of an echoed prompt, which nothing precedes.
+    /// False if none was asked for, and for the first token of an echoed prompt, which has no token before it.
     pub has_logprob: bool,
 }
 
@@ -44,7 +44,7 @@ pub enum welm_finish_reason {
     WELM_FINISH_CANCELLED = 4,
     /// The deadline passed.
     WELM_FINISH_DEADLINE = 5,
-    /// For a reason that has no number of its own yet.
+    /// Any other reason.
     WELM_FINISH_OTHER = 6,
 }
 
@@ -74,8 +74,8 @@ impl TokenList {
         let alternatives: Vec<_> = pairs.map(|&(id, logprob)| welm_alternative { id, logprob }).collect();
         let mut rest = &alternatives[..];
         let tokens = tokens.iter().map(|t| {
-            let (own, behind) = rest.split_at(t.alternatives.len());
-            rest = behind;
+            let (own, after) = rest.split_at(t.alternatives.len());
+            rest = after;
             welm_token {
                 id: t.id,
                 logprob: t.logprob.unwrap_or(0.0),
@@ -84,7 +84,7 @@ impl TokenList {
                 has_logprob: t.logprob.is_some(),
             }
         });
-        // The vector is moved, what it holds stays where it is.
+        // The vector is moved, but its elements stay where they are, so that the pointers stay valid.
         TokenList { tokens: tokens.collect(), _alternatives: alternatives }
     }
 

@@ -1,4 +1,4 @@
-//! Loading a model, planning for one, and writing a smaller one.
+//! Loading a model, estimating its memory, and writing an int8 model.
 
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use crate::model::welm_model;
 use crate::sized::{self, Growing, flag};
 use crate::text::{optional, path};
 
-/// Told while weights are read, on the thread that loads: bytes that are ready, and bytes in all. Returning `false`
-/// ends the loading with `WELM_LOAD_CANCELLED`. It must not throw, nor `longjmp` out.
+/// Called while weights are read, on the thread that loads, with the bytes that are ready and the bytes in all.
+/// Returning `false` ends the loading with `WELM_LOAD_CANCELLED`. It must not throw, and must not `longjmp` out.
 pub type welm_progress_callback =
     Option<unsafe extern "C" fn(data: *mut c_void, done_bytes: u64, total_bytes: u64) -> bool>;
 
 /// How a model is loaded. `welm_load_options_init` sets the defaults, which are right for most programs.
 ///
-/// Texts are UTF-8, NUL-terminated, and need to live only while the function runs that takes them; NULL is their
-/// default. So is 0, of the numbers.
+/// Texts are UTF-8, NUL-terminated, and need to live only until the function that takes them returns. A text that is
+/// NULL, or a number that is 0, means the default.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct welm_load_options {
@@ -30,7 +30,7 @@ pub struct welm_load_options {
     /// Where the model runs; auto is the first CUDA device that can run it, else the CPU (auto, cpu, cuda or cuda:N;
     /// default: auto).
     ///
-    /// The log says which it is.
+    /// The log says which device was chosen.
     pub device: *const c_char,
     /// Element type of the weights in memory; auto is never less exact than the file (auto, f32, bf16 or int8;
     /// default: auto).
@@ -77,13 +77,13 @@ pub struct welm_load_options {
     /// Whether a mapped file that is truncated while in use is an error instead of the end of the process (default:
     /// true).
     ///
-    /// The error is `WELM_INVALID_FILE`, for all requests of the model. For that a handler of SIGBUS is installed, once in
-    /// a process. Faults outside of welm's maps go to the handler that was there before. It costs nothing until there is a
-    /// fault. Linux only.
+    /// The error is `WELM_INVALID_FILE`, for all requests of the model. A handler of SIGBUS is installed for this, once
+    /// in a process. Faults outside of welm's maps go to the handler that was there before. It costs nothing until
+    /// there is a fault. Linux only.
     pub guard_mapped_files: flag,
     /// Whether a model may have tensors that nothing reads, such as heads for other tasks (default: false).
     pub allow_unread_tensors: flag,
-    /// Zeros.
+    /// Must be zeros.
     pub reserved: [u8; 6],
 }
 
@@ -118,7 +118,7 @@ impl Default for welm_load_options {
     }
 }
 
-/// A callback with its data, as closures need it.
+/// A callback with its data, so that a closure can hold both.
 #[derive(Clone, Copy)]
 struct Progress {
     callback: unsafe extern "C" fn(*mut c_void, u64, u64) -> bool,
@@ -132,7 +132,7 @@ unsafe impl Sync for Progress {}
 
 impl Progress {
     fn call(&self, p: LoadProgress) -> bool {
-        // SAFETY: the caller gave the function for this; it does not unwind, as its type's comment asks.
+        // SAFETY: the caller gave the function for this use; it does not unwind, as its type's comment asks.
         unsafe { (self.callback)(self.data, p.done_bytes, p.total_bytes) }
     }
 }
@@ -182,12 +182,12 @@ impl welm_load_options {
     }
 }
 
-/// Sets every option to its default, and `struct_size` to the size given: `sizeof(welm_load_options)`.
+/// Sets every option to its default, and `struct_size` to the argument, which is `sizeof(welm_load_options)`.
 ///
 /// - ownership: nothing to free.
 /// - threads: any, each with a struct of its own.
-/// - NULL: `options` must not be.
-/// - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, and nothing is written.
+/// - NULL: not allowed for `options`.
+/// - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, then nothing is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_load_options_init(
     options: *mut welm_load_options,
@@ -201,17 +201,16 @@ pub unsafe extern "C" fn welm_load_options_init(
 
 /// Loads a Hugging Face folder, an int8 folder of `welm_quantize`, or a GGUF file, and starts its engine.
 ///
-/// Files are mapped: they must not be changed while the model lives (`guard_mapped_files`). A folder without tokenizer gives a model that
-/// takes and returns tokens only.
+/// Files are mapped: they must not be changed until the model is freed (see `guard_mapped_files`). A folder without a
+/// tokenizer gives a model that takes and returns tokens only.
 ///
 /// - ownership: `*model` is the caller's, to be freed with `welm_model_free`. Nothing of `options` is kept.
 /// - threads: any, also several at once.
-/// - NULL: `path` and `model` must not be; `options` may be, for the defaults; `error` may be.
-/// - encoding: `path` is NUL-terminated; on Unix any bytes that name a file, elsewhere UTF-8.
+/// - NULL: not allowed for `path` and `model`; allowed for `options`, for the defaults; allowed for `error`.
+/// - encoding: `path` is NUL-terminated. On Unix it may be any bytes that name a file, on other systems it is UTF-8.
 /// - errors: `WELM_IO`, `WELM_INVALID_FILE`, `WELM_CONFIG`, `WELM_TENSOR`, `WELM_TOKENIZER` for files that are
-///   absent, damaged or not supported; `WELM_OUT_OF_MEMORY` before anything is read, if it cannot fit;
-///   `WELM_INVALID_OPTION`, `WELM_UNAVAILABLE`, `WELM_LOAD_CANCELLED`; those of any function: `WELM_NULL_POINTER`,
-///   `WELM_INVALID_ARGUMENT`, `WELM_INVALID_UTF8`, `WELM_PANIC`.
+///   missing, damaged or not supported; `WELM_OUT_OF_MEMORY` if the model does not fit, before weights are read;
+///   `WELM_INVALID_OPTION`, `WELM_UNAVAILABLE`, `WELM_LOAD_CANCELLED`; the general errors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_load(
     path: *const c_char,
@@ -236,14 +235,14 @@ pub unsafe extern "C" fn welm_model_load(
     unsafe { status(error, body) }
 }
 
-/// Memory that `welm_model_load` with these options would take, from the headers of the files: the device's with
-/// the device "cuda", which need not be there, otherwise the CPU's.
+/// Memory that `welm_model_load` with these options would take, computed from the headers of the files. With the device
+/// "cuda" it is memory of the device, which need not be there; otherwise it is memory of the CPU.
 ///
 /// - ownership: nothing to free.
 /// - threads: any, also several at once.
-/// - NULL: `path` and `estimate` must not be; `options` may be, for the defaults; `error` may be.
+/// - NULL: not allowed for `path` and `estimate`; allowed for `options`, for the defaults; allowed for `error`.
 /// - encoding: `path` as for `welm_model_load`.
-/// - errors: as `welm_model_load`, without the ones about memory.
+/// - errors: as `welm_model_load`, without those about memory.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_estimate(
     path: *const c_char,
@@ -263,16 +262,17 @@ pub unsafe extern "C" fn welm_model_estimate(
     unsafe { status(error, body) }
 }
 
-/// Writes an int8 folder from the Hugging Face folder `from`. `to` is made, or is an empty folder, or one that this
-/// function wrote before, whose place the new one takes in one step (Linux): whoever loads it finds the old model or the
-/// new one, whole. `progress` is called after each matrix and may stop it; nothing unfinished is left then.
+/// Writes an int8 folder from the Hugging Face folder `from`. `to` is a new folder, an empty one, or one that this
+/// function wrote before. Such a folder is replaced in one step (Linux): a program that loads it meanwhile gets either
+/// the old model or the new one. `progress` is called after each matrix and may stop the work; then no unfinished files
+/// are left.
 ///
 /// - ownership: nothing to free.
 /// - threads: any, also several at once.
-/// - NULL: `from` and `to` must not be; `progress`, its `data` and `error` may be.
+/// - NULL: not allowed for `from` and `to`; allowed for `progress`, its `data` and `error`.
 /// - encoding: paths as for `welm_model_load`.
-/// - errors: those of files of `welm_model_load`; `WELM_IO` if `to` cannot be written; `WELM_INVALID_OPTION` if it is
-///   an empty text, or holds what is not to be replaced; `WELM_LOAD_CANCELLED`.
+/// - errors: those of `welm_model_load` about files; `WELM_IO` if `to` cannot be written; `WELM_INVALID_OPTION` if `to`
+///   is an empty text, or has files that this function did not write; `WELM_LOAD_CANCELLED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_quantize(
     from: *const c_char,

@@ -1,11 +1,12 @@
-//! The engine's log, to a callback.
+//! Sends the engine's log to a callback.
 //!
-//! Events come from `tracing`, whose subscriber is one for the whole library and for ever. Ours looks up the callback
-//! at each event, and counts who is inside: when `welm_log_set_callback` returns, the callback before is not running and
-//! is never called again, so that what it uses can go.
+//! Events come from `tracing`, which allows one subscriber, for all of the library and for ever. Ours looks up the
+//! callback at each event, and counts the calls that are running. So when `welm_log_set_callback` returns, the previous
+//! callback is not running and is never called again, and what it uses can be freed.
 //!
-//! There is no lock, which a callback that waits for the engine would hold against it, and a forked child for ever. So
-//! callbacks that were set stay in a list, some forty bytes each: who has just looked one up may still look at it.
+//! There is no lock. A callback that waits for the engine would hold it while the engine waits for it, and in a forked
+//! child it could stay locked for ever. Without a lock, a thread may still read a callback that was just replaced. So
+//! no callback is ever freed: all stay in a list, some forty bytes each.
 
 use std::ffi::{CString, c_char, c_void};
 use std::fmt::{Debug, Write};
@@ -30,25 +31,26 @@ use welm_log_level::*;
 pub enum welm_log_level {
     /// Nothing.
     WELM_LOG_OFF = 0,
-    /// Faults.
+    /// Errors.
     WELM_LOG_ERROR = 1,
-    /// What should be looked at.
+    /// Things that somebody should look at.
     WELM_LOG_WARN = 2,
-    /// What happens seldom: a model was loaded, and where it runs.
+    /// Rare events, for instance that a model was loaded, and where it runs.
     WELM_LOG_INFO = 3,
-    /// What helps to find a fault.
+    /// Details that help to find an error.
     WELM_LOG_DEBUG = 4,
     /// Everything.
     WELM_LOG_TRACE = 5,
 }
 
-/// Takes a message: where it comes from, and what it says, with its values after it, `model loaded path=...`. Texts
-/// are UTF-8, NUL-terminated, and live until the callback returns. It must not throw, nor `longjmp` out.
+/// Takes a message. `target` says where it comes from. `message` is its text, with its values at the end:
+/// `model loaded path=...`. Both are UTF-8, NUL-terminated, and valid until the callback returns. It must not throw,
+/// and must not `longjmp` out.
 ///
-/// It is called on the thread that logs, also on several at once. What is logged while it runs, on its thread, is
-/// dropped, and so is what models that it loads log as long as they live. So it may call other functions of this library,
-/// except `welm_log_set_callback`. That thread may be the model's own, when a step has failed or the model ends: what is
-/// logged as a warning or about an end must not be answered by a request to the same model.
+/// It is called on the thread that logs, perhaps on several threads at once. Messages that are logged on its thread
+/// while it runs are dropped, and so are all messages of models that it loads. So it may call other functions of this
+/// library, except `welm_log_set_callback`. The thread may be the model's own, when a step has failed or the model
+/// ends: a callback must not answer a warning, or a message about an end, with a request to the same model.
 pub type welm_log_callback = Option<
     unsafe extern "C" fn(
         data: *mut c_void,
@@ -58,17 +60,17 @@ pub type welm_log_callback = Option<
     ),
 >;
 
-/// Sets the one callback that the log goes to, in place of the one before; with NULL, the log goes nowhere. When the
-/// function returns, the callback before is not running and is never called again.
+/// Sets the callback that gets the log, and replaces the previous one; with NULL, the log goes nowhere. When the
+/// function returns, the previous callback is not running and is never called again.
 ///
-/// A library that is linked statically into a Rust program that has set a global `tracing` subscriber cannot take its
-/// place: that is `WELM_UNAVAILABLE`, and messages go where those of the program go.
+/// If the library is linked statically into a Rust program that has set a global `tracing` subscriber, this function
+/// fails with `WELM_UNAVAILABLE`, and messages go to that subscriber.
 ///
 /// - ownership: `data` stays the caller's; it has to live until another callback is set.
-/// - threads: any, at any time, but not from inside a callback, which is `WELM_INVALID_ARGUMENT`.
-/// - NULL: `callback`, `data` and `error` may be.
-/// - errors: `WELM_INVALID_ARGUMENT` if `max_level` is no `welm_log_level`; `WELM_UNAVAILABLE`; those of any
-///   function.
+/// - threads: any, at any time, but not from inside a callback: that gives `WELM_INVALID_ARGUMENT`.
+/// - NULL: allowed for `callback`, `data` and `error`.
+/// - errors: `WELM_INVALID_ARGUMENT` if `max_level` is no `welm_log_level`; `WELM_UNAVAILABLE`; the general
+///   errors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_log_set_callback(
     max_level: i32,
@@ -104,11 +106,11 @@ pub unsafe extern "C" fn welm_log_set_callback(
     unsafe { status(error, body) }
 }
 
-/// The callback now.
+/// The callback that is set.
 static SINK: AtomicPtr<Sink> = AtomicPtr::new(null_mut());
-/// All that there were.
+/// All callbacks that were ever set, as a linked list.
 static ALL: AtomicPtr<Sink> = AtomicPtr::new(null_mut());
-/// Whether the log comes to us.
+/// Whether our subscriber gets the log.
 static SUBSCRIBED: OnceLock<bool> = OnceLock::new();
 
 fn subscribe() -> bool {
@@ -119,14 +121,15 @@ struct Sink {
     callback: unsafe extern "C" fn(*mut c_void, welm_log_level, *const c_char, *const c_char),
     data: *mut c_void,
     max_level: u8,
-    /// Process in the upper half, calls under way in the lower: those of the parent are not in a forked child.
+    /// The process id in the upper half, the number of running calls in the lower half. With the id, a forked child
+    /// does not count the calls of its parent.
     running: AtomicU64,
     /// The next of [`ALL`].
     next: *mut Sink,
 }
 
 impl Sink {
-    /// A new one, for ever.
+    /// Makes a callback, which is never freed.
     fn keep(
         callback: unsafe extern "C" fn(*mut c_void, welm_log_level, *const c_char, *const c_char),
         data: *mut c_void,
@@ -151,7 +154,7 @@ impl Sink {
         sink
     }
 
-    /// The callback now, which does not count as ended until [`Sink::leave`].
+    /// The callback that is set. It counts as running until [`Sink::leave`].
     fn enter() -> Option<&'static Sink> {
         loop {
             let now = SINK.load(Ordering::SeqCst);
@@ -186,7 +189,7 @@ impl Sink {
 
 const LOWER: u64 = 0xFFFF_FFFF;
 
-/// The least important level that anybody listens to.
+/// The least important level that the callback gets.
 fn max_level() -> u8 {
     // SAFETY: NULL, or one of those that are never freed.
     unsafe { SINK.load(Ordering::Acquire).as_ref() }.map_or(0, |sink| sink.max_level)
@@ -211,18 +214,18 @@ impl Subscriber for Log {
     }
 
     fn event(&self, event: &Event<'_>) {
-        // Inside the callback, and on the threads of models that it loads.
+        // Quiet already: inside the callback, and on the threads of models that it loads.
         if set_quiet(true) {
             return;
         }
         let level = level_of(event.metadata().level());
         if let Some(sink) = Sink::enter() {
-            // An event that passed `enabled` may meet the callback that was set meanwhile.
+            // Since `enabled` was asked, another callback may have been set.
             if level as u8 <= sink.max_level {
                 let mut line = Line::default();
                 event.record(&mut line);
                 let (target, message) = (c_text(event.metadata().target()), c_text(&line.text()));
-                // SAFETY: the caller gave the function for this; it does not unwind, as its type's comment asks.
+                // SAFETY: the caller gave the function for this use; it does not unwind, as its type's comment asks.
                 unsafe { (sink.callback)(sink.data, level, target.as_ptr(), message.as_ptr()) };
             }
             sink.leave();

@@ -1,4 +1,4 @@
-//! The handle of a model, and what is known of it.
+//! The handle of a model, its configuration and its memory.
 
 use std::ffi::c_char;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use crate::text::Text;
 
 /// A loaded model. Any number of threads may use one handle at once: their requests are computed together.
 ///
-/// The engine behind it ends when the last handle and the last stream are freed; freeing a handle while streams of
-/// it are open is safe. Only the call that frees a handle must be the last one with it.
+/// The engine ends when the last handle and the last stream are freed. Freeing a handle while streams of it are open is
+/// safe, but no other call may use the handle then or later.
 pub struct welm_model(Arc<Shared>);
 
 struct Shared {
@@ -29,7 +29,7 @@ unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
-/// What a model is. It belongs to the handle that it came from.
+/// Settings of a model. It belongs to the handle that it came from.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct welm_config {
@@ -51,13 +51,13 @@ pub struct welm_config {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Width of the feed-forward half.
+    /// Width of the hidden layer of the feed-forward network.
     pub hidden_dim: usize,
-    /// Most tokens of a sequence that the model was made for; `welm_model_memory` has what this handle allows.
+    /// Most tokens of a sequence that the model was made for; `welm_model_memory` says how many this handle allows.
     pub max_context: usize,
-    /// Tokens that end a text, `n_eos` of them.
-    pub eos_token_ids: *const u32,
     /// Tokens that end a text.
+    pub eos_token_ids: *const u32,
+    /// Number of `eos_token_ids`.
     pub n_eos: usize,
     /// The token that starts a text, if `has_bos`.
     pub bos_token_id: u32,
@@ -101,7 +101,7 @@ impl welm_model {
     }
 }
 
-/// Another handle of the same engine, for a part of a program that is to free its own. Costs nothing.
+/// Another handle of the same engine, for a part of a program that frees its own handle. The model is not copied.
 ///
 /// - ownership: the result is the caller's, to be freed with `welm_model_free`.
 /// - threads: any number at once on one model.
@@ -115,10 +115,10 @@ pub unsafe extern "C" fn welm_model_clone(model: *const welm_model) -> *mut welm
     })
 }
 
-/// Frees a handle. With the last one, and when no stream is open, the engine ends and its memory is given back.
+/// Frees a handle. When the last handle and all streams are freed, the engine ends and its memory is freed.
 ///
-/// - ownership: takes `model`; streams, answers and other handles live on.
-/// - threads: once, when no other call with this handle is under way.
+/// - ownership: takes `model`; streams, answers and other handles stay valid.
+/// - threads: once, when no other call with this handle is running.
 /// - NULL: does nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_free(model: *mut welm_model) {
@@ -126,9 +126,9 @@ pub unsafe extern "C" fn welm_model_free(model: *mut welm_model) {
     unsafe { free(model) }
 }
 
-/// Shape and settings of a model, and where it runs.
+/// Shapes and settings of a model, and where it runs.
 ///
-/// - ownership: belongs to `model`, and lives as long.
+/// - ownership: belongs to `model`; valid until `model` is freed.
 /// - threads: any number at once on one model.
 /// - NULL: returned for a NULL `model`.
 #[unsafe(no_mangle)]
@@ -143,8 +143,8 @@ pub unsafe extern "C" fn welm_model_config(model: *const welm_model) -> *const w
 ///
 /// - ownership: nothing to free.
 /// - threads: any number at once on one model.
-/// - NULL: `model` and `memory` must not be; `error` may be.
-/// - errors: those of any function.
+/// - NULL: not allowed for `model` and `memory`; allowed for `error`.
+/// - errors: only the general errors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_memory(
     model: *const welm_model,

@@ -1,4 +1,4 @@
-//! What a request is made of: prompt, options, and the token that cancels it.
+//! The parts of a request: prompt, options, and the token that cancels it.
 
 use std::ffi::c_char;
 use std::ptr;
@@ -12,16 +12,16 @@ use crate::guard::{free, status, value};
 use crate::sized::{self, Growing, flag};
 use crate::text::{WELM_NUL_TERMINATED, array, text, texts};
 
-/// A prompt, as text or as tokens; see `welm_prompt_text` and `welm_prompt_tokens`. It is passed by value, and what
-/// it points to needs to live only while the function runs that takes it.
+/// A prompt, as text or as tokens; see `welm_prompt_text` and `welm_prompt_tokens`. It is passed by value. What it
+/// points to needs to live only until the function that takes it returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct welm_prompt {
-    /// The text, in UTF-8, where `tokens` is NULL.
+    /// The text, in UTF-8, if `tokens` is NULL.
     pub text: *const c_char,
     /// The tokens.
     pub tokens: *const u32,
-    /// Bytes of the text, or `WELM_NUL_TERMINATED`; number of tokens.
+    /// Bytes of the text, or `WELM_NUL_TERMINATED`; for tokens their number.
     pub len: usize,
 }
 
@@ -49,13 +49,13 @@ impl welm_prompt {
     }
 }
 
-/// A prompt of text. The model tokenizes it, and puts the token that starts a text in front where its tokenizer does.
+/// A prompt of text. The model tokenizes it, and adds the token that starts a text if its tokenizer does so.
 ///
 /// - ownership: only points to `text`.
 /// - threads: any, at any time.
-/// - NULL: `text` may be, if `len` is 0.
-/// - encoding: UTF-8, of `len` bytes or, with `WELM_NUL_TERMINATED`, up to its NUL; looked at by the function that
-///   takes the prompt.
+/// - NULL: allowed for `text` if `len` is 0.
+/// - encoding: UTF-8, of `len` bytes or, with `WELM_NUL_TERMINATED`, up to its NUL; checked by the function that takes
+///   the prompt.
 #[unsafe(no_mangle)]
 pub extern "C" fn welm_prompt_text(text: *const c_char, len: usize) -> welm_prompt {
     welm_prompt { text, tokens: ptr::null(), len }
@@ -65,16 +65,16 @@ pub extern "C" fn welm_prompt_text(text: *const c_char, len: usize) -> welm_prom
 ///
 /// - ownership: only points to `tokens`.
 /// - threads: any, at any time.
-/// - NULL: `tokens` may be, if `n_tokens` is 0.
+/// - NULL: allowed for `tokens` if `n_tokens` is 0.
 #[unsafe(no_mangle)]
 pub extern "C" fn welm_prompt_tokens(tokens: *const u32, n_tokens: usize) -> welm_prompt {
-    // No tokens are tokens, too, so there has to be a pointer.
+    // A NULL `tokens` would mean a text, so an empty prompt of tokens needs a pointer, too.
     static NONE: u32 = 0;
     let tokens = if tokens.is_null() && n_tokens == 0 { &raw const NONE } else { tokens };
     welm_prompt { text: ptr::null(), tokens, len: n_tokens }
 }
 
-/// What is added to the logit of one token.
+/// A number that is added to the logit of one token.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct welm_logit_bias {
@@ -86,7 +86,7 @@ pub struct welm_logit_bias {
 
 /// How a prompt is continued. `welm_generate_options_init` sets the defaults.
 ///
-/// What it points to needs to live only while the function runs that takes it.
+/// What it points to needs to live only until the function that takes it returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct welm_generate_options {
@@ -115,32 +115,32 @@ pub struct welm_generate_options {
     pub presence_penalty: f32,
     /// Added to the logits of these tokens; -infinity rules a token out (-100 to 100, or -infinity; default: none).
     ///
-    /// There are `n_logit_bias` of them. They are added before the penalties; those of a token that is here several times
-    /// add up.
+    /// There are `n_logit_bias` of them. They are added before the penalties. If a token is here several times, its
+    /// biases add up.
     pub logit_bias: *const welm_logit_bias,
     /// Number of biases.
     pub n_logit_bias: usize,
     /// Strings that end a sequence; they are never part of the text (at most 256, each of 1 to 256 bytes; default:
     /// none).
     ///
-    /// There are `n_stop` of them, in UTF-8. One may spell special tokens, which texts leave out: `<|im_end|>` ends a
-    /// sequence at that token.
+    /// There are `n_stop` of them, in UTF-8. A stop string may also name a special token, although texts do not contain
+    /// these: `<|im_end|>` ends a sequence at that token.
     pub stop: *const *const c_char,
-    /// Bytes of each stop string; NULL where all are NUL-terminated.
+    /// Bytes of each stop string; NULL if all are NUL-terminated.
     pub stop_lens: *const usize,
     /// Number of stop strings.
     pub n_stop: usize,
     /// Seed of the random numbers; the same request with the same seed gives the same text (default: drawn, and
     /// reported with the result).
     ///
-    /// It counts where `has_seed` is set.
+    /// It is used only if `has_seed` is set.
     pub seed: u64,
     /// How many of the likeliest tokens are reported at each place, with log-probabilities (at most 100; default:
     /// none is reported).
     ///
-    /// -1 reports nothing, 0 the log-probability of the chosen token alone.
+    /// -1 reports nothing, 0 only the log-probability of the chosen token.
     pub logprobs: i32,
-    /// Whether `seed` counts.
+    /// Whether `seed` is used.
     pub has_seed: flag,
     /// Whether the prompt is part of the text, and of the log-probabilities if those are asked for (default: false).
     pub echo: flag,
@@ -155,20 +155,20 @@ pub struct welm_generate_options {
     pub deadline_ms: u64,
     /// Token that ends the request from another thread (default: none).
     ///
-    /// The request holds a share of it: the token may be freed at once.
+    /// The request keeps a reference: you may free the token while the request runs.
     pub cancel: *const welm_cancel_token,
     /// Tokens that end a sequence as the model's own end tokens do (at most 256; default: none).
     ///
-    /// There are `n_stop_token_ids` of them. The sequence ends with `WELM_FINISH_STOP`, with `ignore_eos`, too. They are
-    /// part of neither text nor tokens.
+    /// There are `n_stop_token_ids` of them. The sequence ends with `WELM_FINISH_STOP`, even with `ignore_eos`. They
+    /// are part of neither text nor tokens.
     pub stop_token_ids: *const u32,
     /// Number of these tokens.
     pub n_stop_token_ids: usize,
     /// Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
     /// all that have none).
     ///
-    /// In UTF-8. A secret for each tenant keeps tenants from finding out each other's prompts by time or by
-    /// `cached_tokens`.
+    /// In UTF-8. Give each tenant a secret of its own. Then tenants cannot find out each other's prompts from response
+    /// times or from `cached_tokens`.
     pub cache_salt: *const c_char,
     /// Bytes of the salt, or `WELM_NUL_TERMINATED`, the default.
     pub cache_salt_len: usize,
@@ -262,12 +262,12 @@ impl welm_generate_options {
     }
 }
 
-/// Sets every option to its default, and `struct_size` to the size given: `sizeof(welm_generate_options)`.
+/// Sets every option to its default, and `struct_size` to the argument, which is `sizeof(welm_generate_options)`.
 ///
 /// - ownership: nothing to free.
 /// - threads: any, each with a struct of its own.
-/// - NULL: `options` must not be.
-/// - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, and nothing is written.
+/// - NULL: not allowed for `options`.
+/// - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, then nothing is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_generate_options_init(
     options: *mut welm_generate_options,
@@ -279,20 +279,21 @@ pub unsafe extern "C" fn welm_generate_options_init(
     unsafe { status(ptr::null_mut(), body) }
 }
 
-/// Ends requests from outside: every one whose options held it. Any number of threads may use it at once.
+/// Ends requests from another thread: all requests that have it in their options. Any number of threads may use it at
+/// once.
 pub struct welm_cancel_token(pub(crate) CancelToken);
 
-/// A token that is not cancelled.
+/// Makes a token that is not cancelled.
 ///
 /// - ownership: the result is the caller's, to be freed with `welm_cancel_token_free`.
 /// - threads: any, at any time.
-/// - NULL: returned only after a fault inside the library.
+/// - NULL: returned only for a fault inside the library.
 #[unsafe(no_mangle)]
 pub extern "C" fn welm_cancel_token_new() -> *mut welm_cancel_token {
     value(ptr::null_mut(), || Box::into_raw(Box::new(welm_cancel_token(CancelToken::new()))))
 }
 
-/// Asks every request that holds this token to stop, within one step. It stays cancelled.
+/// Asks every request that has this token to stop, within one step. It stays cancelled.
 ///
 /// - ownership: nothing changes.
 /// - threads: any number at once on one token.
@@ -318,10 +319,10 @@ pub unsafe extern "C" fn welm_cancel_token_is_cancelled(token: *const welm_cance
     value(false, || unsafe { token.as_ref() }.is_some_and(|t| t.0.is_cancelled()))
 }
 
-/// Frees a token. Requests that hold it run on.
+/// Frees a token. Requests that have it go on.
 ///
 /// - ownership: takes `token`.
-/// - threads: once, when no other call with this token is under way.
+/// - threads: once, when no other call with this token is running.
 /// - NULL: does nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_cancel_token_free(token: *mut welm_cancel_token) {

@@ -20,7 +20,7 @@ use crate::text::{array, put, text, texts};
 pub struct welm_score {
     /// Sum of the tokens' log-probabilities, natural logarithm.
     pub logprob: f64,
-    /// The continuation's tokens with theirs.
+    /// The continuation's tokens, each with its log-probability.
     pub tokens: *const welm_token,
     /// Number of them.
     pub n_tokens: usize,
@@ -42,16 +42,16 @@ impl welm_scores {
 
 /// Log-likelihoods of given continuations of a prompt.
 ///
-/// A continuation's tokens are those of prompt and continuation together, after the longest beginning that they
-/// share with the prompt's own, and each of them has a probability. If nothing is shared, since the prompt is empty or
-/// the two meet inside its only token, the context is the token that starts a text, or else the first end token. An empty
-/// continuation has no tokens, and the logarithm 0 of a certainty. Memory is bounded however many continuations there
-/// are.
+/// Prompt and continuation are tokenized together. The longest beginning that these tokens have in common with those of
+/// the prompt alone is the context; the tokens after it are scored. If there is no such beginning, because the prompt
+/// is empty or its only token merged with the continuation, the context is the token that starts a text, or else the
+/// first end token. An empty continuation has no tokens, and log-probability 0. Memory is bounded, however many
+/// continuations there are.
 ///
 /// - ownership: `*scores` is the caller's, to be freed with `welm_scores_free`. Nothing of the texts is kept.
 /// - threads: any number at once on one model.
-/// - NULL: `model` and `scores` must not be; `prompt` may be, if `prompt_len` is 0, `continuations`, if `n` is 0;
-///   `lens` may be, where all continuations are NUL-terminated; `error` may be.
+/// - NULL: not allowed for `model` and `scores`; allowed for `prompt` if `prompt_len` is 0, `continuations`, if `n`
+///   is 0; `lens` may be, where all continuations are NUL-terminated; allowed for `error`.
 /// - encoding: UTF-8; `prompt_len` and each of `lens` in bytes, or `WELM_NUL_TERMINATED`.
 /// - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` for a continuation that is not empty and has no tokens, or
 ///   for which there is no context.
@@ -118,12 +118,12 @@ impl welm_score_options {
     }
 }
 
-/// Sets every option to its default, and `struct_size` to the size given: `sizeof(welm_score_options)`.
+/// Sets every option to its default, and `struct_size` to the argument, which is `sizeof(welm_score_options)`.
 ///
 /// - ownership: nothing to free.
 /// - threads: any, each with a struct of its own.
-/// - NULL: `options` must not be.
-/// - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, and nothing is written.
+/// - NULL: not allowed for `options`.
+/// - errors: `WELM_NULL_POINTER`; `WELM_INVALID_ARGUMENT` for an impossible size, then nothing is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_score_options_init(
     options: *mut welm_score_options,
@@ -137,16 +137,16 @@ pub unsafe extern "C" fn welm_score_options_init(
 
 /// Log-likelihoods of many continuations, each after its own prompt: the same bits as `welm_model_score` gives for each.
 ///
-/// Pairs are computed together, some dozens at a time. Equal beginnings are computed once if the prefix cache is on; give
-/// pairs of the same prompt one after another. Tokens are taken as they are: where one of the two is tokens, nothing is
-/// merged where they meet. Memory is bounded however many pairs there are.
+/// Pairs are computed together, some dozens at a time. Equal beginnings are computed once if the prefix cache is on, so
+/// give pairs of the same prompt one after another. If prompt or continuation is given as tokens, the two are not
+/// tokenized together. Memory is bounded, however many pairs there are.
 ///
 /// - ownership: `*scores` is the caller's, to be freed with `welm_scores_free`. Nothing of prompts, continuations and
 ///   options is kept.
 /// - threads: any number at once on one model.
-/// - NULL: `model` and `scores` must not be; `prompts` and `continuations` may be, if `n` is 0; `options` may be, for the
-///   defaults; `error` may be.
-/// - encoding: of texts UTF-8.
+/// - NULL: not allowed for `model` and `scores`; allowed for `prompts` and `continuations` if `n` is 0; allowed for
+///   `options`, for the defaults; allowed for `error`.
+/// - encoding: texts are UTF-8.
 /// - errors: as `welm_model_score`; `WELM_INTERRUPTED` if it was cancelled, or the deadline passed. What was computed until
 ///   then is lost.
 #[unsafe(no_mangle)]
@@ -192,11 +192,11 @@ pub unsafe extern "C" fn welm_scores_len(scores: *const welm_scores) -> usize {
     value(0, || unsafe { scores.as_ref() }.map_or(0, |s| s.0.len()))
 }
 
-/// The score of a continuation, from 0.
+/// The score of a continuation, counted from 0.
 ///
-/// - ownership: belongs to `scores`, and lives as long.
+/// - ownership: belongs to `scores`; valid until `scores` is freed.
 /// - threads: any number at once on the same scores.
-/// - NULL: returned for NULL `scores`, and where there is no such continuation.
+/// - NULL: returned for NULL `scores`, and if there is no such continuation.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_scores_get(scores: *const welm_scores, index: usize) -> *const welm_score {
     value(ptr::null(), || {
@@ -208,7 +208,7 @@ pub unsafe extern "C" fn welm_scores_get(scores: *const welm_scores, index: usiz
 
 /// Frees scores.
 ///
-/// - ownership: takes `scores`; all that its functions returned goes with it.
+/// - ownership: takes `scores`, and frees all that its functions returned, too.
 /// - threads: once, when nobody reads them any more.
 /// - NULL: does nothing.
 #[unsafe(no_mangle)]
@@ -223,13 +223,13 @@ pub struct welm_logits {
     cols: usize,
 }
 
-/// Logits after each token of a prompt from position `from` on. For measuring; a caller bounds the memory by the
-/// positions it asks for.
+/// Logits after each token of a prompt, from position `from` on. The result has `vocab_size` floats for each of these
+/// positions, so ask for no more of them than you need.
 ///
 /// - ownership: `*logits` is the caller's, to be freed with `welm_logits_free`. Nothing of the prompt is kept.
 /// - threads: any number at once on one model.
-/// - NULL: `model` and `logits` must not be; `error` may be.
-/// - encoding: of the prompt UTF-8.
+/// - NULL: not allowed for `model` and `logits`; allowed for `error`.
+/// - encoding: the prompt is UTF-8.
 /// - errors: as `welm_model_generate`; `WELM_INVALID_OPTION` if `from` is after the prompt.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_logits(
@@ -253,11 +253,11 @@ pub unsafe extern "C" fn welm_model_logits(
     unsafe { status(error, body) }
 }
 
-/// The values, one row after another: `*rows`, one for each token, of `*cols`, the model's `vocab_size`.
+/// The values, one row after another: `*rows` rows, one for each token, of `*cols` values, the model's `vocab_size`.
 ///
-/// - ownership: belongs to `logits`, and lives as long.
+/// - ownership: belongs to `logits`; valid until `logits` is freed.
 /// - threads: any number at once on the same logits.
-/// - NULL: returned for NULL `logits`, with 0 rows and columns. `rows` and `cols` may be.
+/// - NULL: returned for NULL `logits`, with 0 rows and columns; allowed for `rows` and `cols`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_logits_data(
     logits: *const welm_logits,
@@ -277,7 +277,7 @@ pub unsafe extern "C" fn welm_logits_data(
 
 /// Frees logits.
 ///
-/// - ownership: takes `logits`; their values go with them.
+/// - ownership: takes `logits`, and frees their values, too.
 /// - threads: once, when nobody reads them any more.
 /// - NULL: does nothing.
 #[unsafe(no_mangle)]

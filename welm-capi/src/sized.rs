@@ -1,15 +1,15 @@
 //! Structs that may grow: their first field says how large they were when the caller was compiled.
 //!
-//! A caller that is older than the library has a smaller struct: only so much is read or written, the rest is at
-//! its default. One that is newer has a larger one: what lies past its end has to be zero, so that nothing that
-//! was asked for is passed over in silence; an output is filled up with zeros.
+//! A caller that is older than the library has a smaller struct. Only this much is read or written; the other fields
+//! have their defaults. A caller that is newer has a larger struct. The bytes that this library does not know have to
+//! be zero, so that no option is ignored silently. In an output, such bytes are set to zero.
 
 use std::ptr;
 
 use crate::error::Failure;
 use crate::error::welm_status::WELM_INVALID_ARGUMENT;
 
-/// No struct will be larger; whoever says so has not set the size.
+/// No struct will ever be larger. With a larger number, the caller has not set the size.
 const MAX_SIZE: usize = 4096;
 
 /// A `bool` of a struct that the caller fills: any byte is valid.
@@ -34,8 +34,8 @@ impl From<bool> for flag {
 /// A struct that may grow at its end.
 ///
 /// # Safety
-/// It is `repr(C)`, its first field is `struct_size: usize`, any bytes are a valid value of it, and its last field
-/// ends where it ends: a field that is added later must not fall onto padding that older callers never wrote.
+/// It is `repr(C)`, its first field is `struct_size: usize`, and any bytes are a valid value of it. There is no padding
+/// after the last field, because a field that is added later must not use padding that older callers never wrote.
 pub(crate) unsafe trait Growing: Copy {}
 
 /// The size that the caller knows.
@@ -54,7 +54,7 @@ unsafe fn known_size<T: Growing>(argument: &str, object: *const T) -> Result<usi
     Ok(size)
 }
 
-/// What the caller set, over the defaults; those alone for NULL.
+/// The defaults, overwritten by what the caller set; only the defaults for NULL.
 ///
 /// # Safety
 /// `from` is NULL, or `from->struct_size` bytes of it may be read.
@@ -79,7 +79,7 @@ pub(crate) unsafe fn read<T: Growing>(argument: &str, from: *const T, mut defaul
     Ok(defaults)
 }
 
-/// Writes as much as the caller knows, and zeros after what we know; `struct_size` stays.
+/// Writes as much as the caller's struct holds, and zeros after the fields that we know; `struct_size` stays.
 ///
 /// # Safety
 /// `to` is NULL, or `to->struct_size` may be read and as many bytes written.

@@ -1,4 +1,4 @@
-//! What an operator wants to know.
+//! Counters of the engine, for monitoring.
 
 use welm_core::{Histogram, Stats};
 
@@ -35,21 +35,21 @@ impl From<&Histogram> for welm_histogram {
 pub struct welm_stats {
     /// `sizeof(welm_stats)`.
     pub struct_size: usize,
-    /// Requests taken into the queue.
+    /// Requests accepted into the queue.
     pub requests: u64,
-    /// Requests turned away because the queue was full.
+    /// Requests refused because the queue was full.
     pub rejected: u64,
     /// Requests that are not finished.
     pub open: u64,
-    /// Sequences that wait for their first admission.
+    /// Sequences that wait in the queue and have not started.
     pub queue_depth: usize,
     /// Sequences in the current step.
     pub running: usize,
-    /// Sequences that gave their memory back to others and were computed again.
+    /// How often a sequence lost its part of the KV cache to others, and was computed again.
     pub preemptions: u64,
     /// Steps of the engine.
     pub steps: u64,
-    /// Prompt tokens computed or found.
+    /// Prompt tokens, computed or found in the prefix cache.
     pub prompt_tokens: u64,
     /// Prompt tokens found in the prefix cache.
     pub prefix_hit_tokens: u64,
@@ -57,9 +57,9 @@ pub struct welm_stats {
     pub completion_tokens: u64,
     /// Blocks of the KV cache.
     pub blocks_total: usize,
-    /// Blocks that sequences hold.
+    /// Blocks that sequences use.
     pub blocks_used: usize,
-    /// Blocks that none holds but a prefix may hit.
+    /// Blocks that no sequence uses, kept because a later prompt may begin with the same tokens.
     pub blocks_cached: usize,
     /// From submission to the first token of each sequence.
     pub time_to_first_token: welm_histogram,
@@ -97,8 +97,8 @@ impl From<Stats> for welm_stats {
 ///
 /// - ownership: nothing to free.
 /// - threads: any number at once on one model; requests do not wait for it.
-/// - NULL: `model` and `stats` must not be; `error` may be.
-/// - errors: those of any function.
+/// - NULL: not allowed for `model` and `stats`; allowed for `error`.
+/// - errors: only the general errors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_stats(
     model: *const welm_model,
@@ -111,8 +111,8 @@ pub unsafe extern "C" fn welm_model_stats(
     unsafe { status(error, body) }
 }
 
-/// Upper bound, in seconds, of the bucket in which the share `q` (0 to 1) of the observations is reached; 0 when
-/// there are none.
+/// The quantile `q` (0 to 1): the upper bound, in seconds, of the bucket in which this share of the observations is
+/// reached; 0 if there are none.
 ///
 /// - ownership: nothing to free.
 /// - threads: any number at once on one histogram.

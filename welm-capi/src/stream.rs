@@ -1,4 +1,4 @@
-//! Answers piece by piece.
+//! Answers that the caller reads piece by piece.
 
 use std::ffi::c_char;
 use std::sync::{Mutex, TryLockError};
@@ -22,8 +22,8 @@ use crate::text::Text;
 pub struct welm_piece {
     /// Which of the `n` sequences it belongs to, from 0.
     pub index: usize,
-    /// Text that follows what came before, in UTF-8, with a NUL after it; may be empty while a character or a stop
-    /// string is undecided.
+    /// The next part of the text, in UTF-8, with a NUL after it. It may be empty while a character is incomplete, or
+    /// while the text could be the beginning of a stop string.
     pub text: *const c_char,
     /// Bytes of the text.
     pub text_len: usize,
@@ -31,13 +31,13 @@ pub struct welm_piece {
     pub tokens: *const welm_token,
     /// Number of them.
     pub n_tokens: usize,
-    /// On the last piece of a sequence why it ended; otherwise `WELM_FINISH_NONE`.
+    /// On the last piece of a sequence: why it ended. Otherwise `WELM_FINISH_NONE`.
     pub finish_reason: welm_finish_reason,
     /// On the last piece: tokens generated, the end token not counted.
     pub completion_tokens: usize,
     /// On the last piece: prompt tokens that were found in the prefix cache.
     pub cached_tokens: usize,
-    /// On the last piece: the token that ended the sequence by itself, if `has_end_token`; see `welm_choice`.
+    /// On the last piece: the token that ended the sequence, if `has_end_token`; see `welm_choice`.
     pub end_token: u32,
     /// Whether such a token ended it.
     pub has_end_token: bool,
@@ -75,7 +75,7 @@ impl PieceBox {
     }
 }
 
-/// An answer that is under way. One thread at a time may ask for its pieces; any thread may cancel it meanwhile.
+/// An answer that is being generated. One thread at a time may ask for its pieces; any thread may cancel it meanwhile.
 pub struct welm_stream {
     pull: Mutex<Pull>,
     cancel: Box<dyn Fn() + Send + Sync>,
@@ -85,7 +85,7 @@ pub struct welm_stream {
 
 struct Pull {
     stream: Stream,
-    /// The last one, which the caller reads.
+    /// The last piece, which the caller reads.
     piece: Option<Box<PieceBox>>,
 }
 
@@ -98,13 +98,14 @@ impl welm_stream {
     }
 }
 
-/// As `welm_model_generate`, piece by piece, at the caller's pace: what is not asked for yet waits in memory.
+/// As `welm_model_generate`, but the caller asks for one piece after another. Pieces that it has not asked for yet wait
+/// in memory.
 ///
 /// - ownership: `*stream` is the caller's, to be freed with `welm_stream_free`. Nothing of prompt and options is
-///   kept. `model` may be freed while the stream lives.
+///   kept. `model` may be freed before the stream.
 /// - threads: any number at once on one model.
-/// - NULL: `model` and `stream` must not be; `options` may be, for the defaults; `error` may be.
-/// - encoding: of prompt and stop strings UTF-8.
+/// - NULL: not allowed for `model` and `stream`; allowed for `options`, for the defaults; allowed for `error`.
+/// - encoding: prompt and stop strings are UTF-8.
 /// - errors: as `welm_model_generate`; those of the engine come from `welm_stream_next`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_stream(
@@ -123,7 +124,7 @@ pub unsafe extern "C" fn welm_model_stream(
     unsafe { status(error, body) }
 }
 
-/// Writes the stream of the answer to a prompt, which is read after the options.
+/// Writes the stream of the answer to a prompt. The prompt is read after the options.
 ///
 /// # Safety
 /// `options` and `stream` are NULL or the caller's.
@@ -144,17 +145,18 @@ pub(crate) unsafe fn start<'p, P: Into<Prompt<'p>>>(
     Ok(())
 }
 
-/// Waits for the next piece. `WELM_END` says that all sequences have ended, with nothing written and no error.
+/// Waits for the next piece. `WELM_END` means that all sequences have ended; then nothing is written, and it is no
+/// error.
 ///
-/// The texts of one sequence's pieces make its final text; none ends inside a character, and none shows a stop
-/// string or its beginning.
+/// The texts of one sequence's pieces, one after another, are its final text. None ends inside a character, and none
+/// has any part of the stop string that ended the sequence.
 ///
-/// - ownership: `*piece` belongs to `stream`, and lives until the next piece or `welm_stream_free`.
+/// - ownership: `*piece` belongs to `stream`; valid until the next piece or `welm_stream_free`.
 /// - threads: one at a time on one stream; a second one is refused with `WELM_INVALID_ARGUMENT`.
-/// - NULL: `stream` and `piece` must not be; `error` may be.
-/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
+/// - NULL: not allowed for `stream` and `piece`; allowed for `error`.
+/// - encoding: its text is UTF-8: `text_len` bytes, then a NUL.
 /// - errors: `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults, after which the stream has ended;
-///   those of any function.
+///   the general errors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_stream_next(
     stream: *const welm_stream,
@@ -165,14 +167,14 @@ pub unsafe extern "C" fn welm_stream_next(
     unsafe { pull(stream, piece, error, |stream| Poll::Ready(stream.next())) }
 }
 
-/// As `welm_stream_next`, but waits no longer than `timeout_ms` milliseconds: `WELM_PENDING` says that no piece came,
-/// with nothing written and no error. So one thread can look at something else meanwhile: whether a client has hung
-/// up, or at another stream.
+/// As `welm_stream_next`, but waits no longer than `timeout_ms` milliseconds. `WELM_PENDING` means that no piece came;
+/// then nothing is written, and it is no error. So a thread can look at other things meanwhile: whether a client has
+/// hung up, or at another stream.
 ///
 /// - ownership: `*piece` belongs to `stream`, as that of `welm_stream_next`.
-/// - threads: one at a time on one stream, of both functions together.
-/// - NULL: `stream` and `piece` must not be; `error` may be.
-/// - encoding: of its text UTF-8; `text_len` bytes, and a NUL after them.
+/// - threads: one at a time on one stream, in either of these two functions.
+/// - NULL: not allowed for `stream` and `piece`; allowed for `error`.
+/// - encoding: its text is UTF-8: `text_len` bytes, then a NUL.
 /// - errors: as `welm_stream_next`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_stream_next_timeout(
@@ -222,7 +224,7 @@ unsafe fn pull(
     unsafe { status(error, body) }
 }
 
-/// Ends the request; pieces that are under way still come, then the last ones, with `WELM_FINISH_CANCELLED`.
+/// Ends the request. Pieces that are already generated still come, then the last ones, with `WELM_FINISH_CANCELLED`.
 ///
 /// - ownership: nothing changes; the stream is still to be freed.
 /// - threads: any number at once on one stream, also while another waits in `welm_stream_next`.
@@ -259,10 +261,10 @@ pub unsafe extern "C" fn welm_stream_prompt_tokens(stream: *const welm_stream) -
     value(0, || unsafe { stream.as_ref() }.map_or(0, |s| s.prompt_tokens))
 }
 
-/// Frees a stream, and ends its request if that is under way.
+/// Frees a stream, and ends its request if that is still running.
 ///
-/// - ownership: takes `stream`; its last piece goes with it.
-/// - threads: once, when no other call with this stream is under way.
+/// - ownership: takes `stream`, and frees its last piece, too.
+/// - threads: once, when no other call with this stream is running.
 /// - NULL: does nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_stream_free(stream: *mut welm_stream) {

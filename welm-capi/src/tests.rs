@@ -141,7 +141,7 @@ fn calls() -> Vec<Call> {
     [&frees[..], &looks, &tries, &inits, &others].concat()
 }
 
-/// Those that nothing can go wrong in.
+/// Functions that cannot fail.
 const PLAIN: [&str; 4] = ["welm_version", "welm_abi_version", "welm_prompt_text", "welm_prompt_tokens"];
 
 #[test]

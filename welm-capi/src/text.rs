@@ -1,4 +1,4 @@
-//! Texts, both ways.
+//! Texts from C and to C.
 
 use std::ffi::{CStr, c_char};
 use std::path::PathBuf;
@@ -86,7 +86,7 @@ pub(crate) unsafe fn texts<'a>(
     data.iter().enumerate().map(one).collect()
 }
 
-/// A path: on Unix whatever bytes the system takes, elsewhere UTF-8.
+/// A path: on Unix any bytes that the system takes, on other systems UTF-8.
 ///
 /// # Safety
 /// `data` is NULL or ends with a NUL.
@@ -106,7 +106,7 @@ pub(crate) unsafe fn path(argument: &str, data: *const c_char) -> Result<PathBuf
     unsafe { text(argument, data, WELM_NUL_TERMINATED) }.map(PathBuf::from)
 }
 
-/// A text for C: a NUL stands after it that does not count.
+/// A text for C, with a NUL after it that is not part of it.
 #[derive(Debug)]
 pub(crate) struct Text(String);
 
@@ -137,10 +137,10 @@ impl welm_string {
 
 /// The text itself.
 ///
-/// - ownership: belongs to `string`, and lives as long.
+/// - ownership: belongs to `string`; valid until `string` is freed.
 /// - threads: any number at once on one string.
-/// - NULL: returned for a NULL `string`, with the length 0. `len` may be NULL.
-/// - encoding: UTF-8; `*len` bytes, and a NUL after them. A text may hold NULs of its own.
+/// - NULL: returned for a NULL `string`, with the length 0; allowed for `len`.
+/// - encoding: UTF-8: `*len` bytes, then a NUL. A text may contain NULs, too.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_string_data(string: *const welm_string, len: *mut usize) -> *const c_char {
     value(std::ptr::null(), || {
@@ -154,7 +154,7 @@ pub unsafe extern "C" fn welm_string_data(string: *const welm_string, len: *mut 
 
 /// Frees a string.
 ///
-/// - ownership: takes `string`; its text goes with it.
+/// - ownership: takes `string`, and frees its text, too.
 /// - threads: once, when nobody reads it any more.
 /// - NULL: does nothing.
 #[unsafe(no_mangle)]
@@ -163,7 +163,7 @@ pub unsafe extern "C" fn welm_string_free(string: *mut welm_string) {
     unsafe { free(string) }
 }
 
-/// Writes an output that the caller may not want.
+/// Writes an output, unless the caller gave NULL for it.
 ///
 /// # Safety
 /// `to` is NULL or may be written to.

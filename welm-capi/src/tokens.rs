@@ -1,4 +1,4 @@
-//! Between text and tokens.
+//! Text to tokens and back.
 
 use std::ffi::c_char;
 use std::ptr;
@@ -18,14 +18,14 @@ impl welm_tokens {
     }
 }
 
-/// The tokens of a text, without any that would be added in front of a prompt. With `parse_special`, special tokens
-/// that are written in the text, `<|endoftext|>`, are special; otherwise they are text.
+/// The tokens of a text, without the token that starts a text. With `parse_special`, spellings of special tokens in the
+/// text, such as `<|endoftext|>`, become these tokens; otherwise they are ordinary text.
 ///
 /// - ownership: `*tokens` is the caller's, to be freed with `welm_tokens_free`. Nothing of the text is kept.
 /// - threads: any number at once on one model.
-/// - NULL: `model` and `tokens` must not be; `text` may be, if `len` is 0; `error` may be.
+/// - NULL: not allowed for `model` and `tokens`; allowed for `text` if `len` is 0; allowed for `error`.
 /// - encoding: UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
-/// - errors: `WELM_TOKENIZER` if the model has no tokenizer, or that fails; those of any function.
+/// - errors: `WELM_TOKENIZER` if the model has no tokenizer, or the tokenizer fails; the general errors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_tokenize(
     model: *const welm_model,
@@ -51,9 +51,9 @@ pub unsafe extern "C" fn welm_model_tokenize(
 
 /// The tokens themselves.
 ///
-/// - ownership: belongs to `tokens`, and lives as long.
+/// - ownership: belongs to `tokens`; valid until `tokens` is freed.
 /// - threads: any number at once on the same tokens.
-/// - NULL: returned for NULL `tokens`, with the length 0. `len` may be NULL.
+/// - NULL: returned for NULL `tokens`, with the length 0; allowed for `len`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_tokens_data(tokens: *const welm_tokens, len: *mut usize) -> *const u32 {
     value(ptr::null(), || {
@@ -77,14 +77,14 @@ pub unsafe extern "C" fn welm_tokens_free(tokens: *mut welm_tokens) {
     unsafe { free(tokens) }
 }
 
-/// The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing. Empty for a model without
+/// The text of tokens. Bytes that are not UTF-8 become U+FFFD; special tokens are left out. Empty for a model without a
 /// tokenizer.
 ///
 /// - ownership: `*text` is the caller's, to be freed with `welm_string_free`. Nothing of the tokens is kept.
 /// - threads: any number at once on one model.
-/// - NULL: `model` and `text` must not be; `tokens` may be, if `n_tokens` is 0; `error` may be.
-/// - encoding: of the text UTF-8.
-/// - errors: those of any function.
+/// - NULL: not allowed for `model` and `text`; allowed for `tokens` if `n_tokens` is 0; allowed for `error`.
+/// - encoding: the text is UTF-8.
+/// - errors: only the general errors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_detokenize(
     model: *const welm_model,
@@ -107,12 +107,12 @@ pub unsafe extern "C" fn welm_model_detokenize(
     unsafe { status(error, body) }
 }
 
-/// The bytes that a token stands for, `*len` of them; none for a special one, or one that there is not.
+/// The bytes of a token, `*len` of them; none for a special token, or for one that does not exist.
 ///
-/// - ownership: belongs to `model`, and lives as long.
+/// - ownership: belongs to `model`; valid until `model` is freed.
 /// - threads: any number at once on one model.
-/// - NULL: returned for a NULL `model`, with the length 0. `len` may be NULL.
-/// - encoding: any bytes, perhaps a part of a character; no NUL after them.
+/// - NULL: returned for a NULL `model`, with the length 0; allowed for `len`.
+/// - encoding: any bytes, perhaps only a part of a character, and no NUL after them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_token_bytes(
     model: *const welm_model,
@@ -129,13 +129,13 @@ pub unsafe extern "C" fn welm_model_token_bytes(
     })
 }
 
-/// The id of a token as the vocabulary spells it, special ones included.
+/// The id of a token, special or not, from its name in the vocabulary.
 ///
 /// - ownership: nothing to free.
 /// - threads: any number at once on one model.
-/// - NULL: `model` and `id` must not be; `token` may be, if `len` is 0; `error` may be.
+/// - NULL: not allowed for `model` and `id`; allowed for `token` if `len` is 0; allowed for `error`.
 /// - encoding: UTF-8, of `len` bytes or `WELM_NUL_TERMINATED`.
-/// - errors: `WELM_NOT_FOUND` if there is no such token; those of any function.
+/// - errors: `WELM_NOT_FOUND` if there is no such token; the general errors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_token_id(
     model: *const welm_model,
@@ -159,7 +159,7 @@ pub unsafe extern "C" fn welm_model_token_id(
     unsafe { status(error, body) }
 }
 
-/// Whether a token is a control token, which is no part of a text.
+/// Whether a token is a control token, which is not part of a text.
 ///
 /// - ownership: nothing to free.
 /// - threads: any number at once on one model.

@@ -8,7 +8,7 @@ pub const WELM_VERSION_MAJOR: u32 = 0;
 pub const WELM_VERSION_MINOR: u32 = 1;
 /// Third number.
 pub const WELM_VERSION_PATCH: u32 = 0;
-/// Changes whenever a program that was compiled with an older header would no longer run as it did.
+/// Changes whenever a program that was compiled with an older header would no longer work.
 pub const WELM_ABI_VERSION: u32 = 1;
 
 /// The version of the library that runs, as text: `0.1.0`.
@@ -22,7 +22,8 @@ pub extern "C" fn welm_version() -> *const c_char {
     const { concat!(env!("CARGO_PKG_VERSION"), "\0") }.as_ptr().cast()
 }
 
-/// The `WELM_ABI_VERSION` of the library that runs; a program that loads it by itself compares the two.
+/// The `WELM_ABI_VERSION` of the library that runs. A program that loads the library itself (`dlopen`) should compare
+/// the two.
 ///
 /// - ownership: nothing to free.
 /// - threads: any, at any time.

@@ -1,4 +1,4 @@
-//! `include/welm.h` is what cbindgen makes of this crate, and says of each function what a caller must know.
+//! `include/welm.h` is what cbindgen makes of this crate. The comment of each function says what a caller must know.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ fn generated() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml is valid");
     let mut source = cbindgen::Builder::new().with_config(config);
-    // The sources by name, in the order of the header: no cargo is needed, and nothing of other crates gets in.
+    // The sources by name, in the order of the header. So cbindgen needs no cargo, and adds nothing of other crates.
     for file in SOURCES {
         source = source.with_src(root.join("src").join(format!("{file}.rs")));
     }

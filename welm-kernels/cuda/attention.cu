@@ -6,7 +6,7 @@
 // over the keys j of the row's sequence with pos - window < j <= pos (window 0: 0 <= j <= pos). Key j of a
 // sequence is slot j % 16 of the cache block block_tables[table_start + j / 16].
 //
-//     qkv             (n_rows, qkv_stride) bf16, q of head h at column h * head_dim, rotated
+//     qkv             (n_rows, qkv_stride) bf16, q of head h at column h * head_dim, after the rotary embedding
 //     k, v            (n_blocks, n_kv_heads, 16, head_dim) bf16, the rows' own keys already in it
 //     block_tables    (table_len) u32, the tables of all sequences one after another
 //     out             (n_rows, out_stride) bf16, head h at column h * head_dim; further columns become zero
@@ -38,7 +38,7 @@ template <int HD> DEVICE void prefill(const PrefillParams &p) {
     const Keys keys = tile.keys;
     const uint32_t first_step = tile.first_step, last_step = tile.last_step;
 
-    // Of these the warp's own, at first_pos..last_pos; a lane's are g and g + 8.
+    // The warp has 16 of the tile's rows, at first_pos..last_pos; a lane has parts of rows g and g + 8 of these.
     const uint32_t warp_row = 16 * warp, lane_row = warp_row + lane / 4;
     const bool idle = warp_row >= n;
     const uint32_t first_pos = pos + warp_row, last_pos = pos + min(warp_row + 16, n) - 1;
@@ -53,7 +53,7 @@ template <int HD> DEVICE void prefill(const PrefillParams &p) {
     Rows<HD> rows;
     start(rows);
 
-    // The table entry of this warp's block of the step with the same remainder modulo 32 as the lane.
+    // Table entries of this warp's cache blocks: lane l has that of step index / 32 * 32 + l.
     uint32_t entries = 0;
     auto copy_step = [&](uint32_t index) {
         if (index == first_step || index % 32 == 0) {
@@ -122,13 +122,14 @@ struct DecodeParams {
     float c, cap_c;
 };
 
-// A split is SPLIT_KEYS keys, aligned to key 0. A row has the splits from that of its first key to that of its last one,
-// numbered from 0.
+// A split is SPLIT_KEYS keys, aligned to key 0. The splits of a row are numbered from 0: the first has the first key
+// that the row sees, the last has the last one.
 DEVICE uint32_t splits_of(Keys seen) { return seen.last / SPLIT_KEYS - seen.first / SPLIT_KEYS + 1; }
 
-// Block (row, kv head and up to 16 of its heads, split). The heads of one row are the rows of a step. Of the split's 32
-// cache blocks warp w takes w, w + 4, ..., through STAGES buffers of its own. The results of the four warps are merged in
-// their order. If no row can have a second split, the block writes `out` itself; otherwise attention_combine does.
+// Block (row, kv head and up to 16 of its query heads, split). These query heads take the place of the 16 rows of a
+// step. The split has 32 cache blocks; warp w takes w, w + 4, ..., through STAGES buffers of its own. The results of
+// the four warps are merged in their order. If no row can have a second split, the block writes `out` itself; otherwise
+// attention_combine does.
 // Shared memory: per warp STAGES of K, V (16 keys, HD) bf16, after the last step acc (16 rows, HD + 8) f32, where the 8
 // more columns avoid bank conflicts; then max and sum, (4 warps, 16 rows) f32 each.
 template <int HD> DEVICE void decode(const DecodeParams &p) {
@@ -151,7 +152,7 @@ template <int HD> DEVICE void decode(const DecodeParams &p) {
     Rows<HD> rows;
     start(rows);
 
-    // Slot i of the warp is cache block 4 i + warp of the split. Those with visible keys follow each other.
+    // Slot i of the warp is cache block 4 i + warp of the split. The slots with visible keys are consecutive.
     const uint32_t split_key = (keys.first / SPLIT_KEYS + split) * SPLIT_KEYS;
     const Keys seen[2] = {keys, keys};
     auto slot_key = [&](uint32_t slot) { return split_key + (slot * WARPS + warp) * BLOCK_KEYS; };

@@ -10,7 +10,7 @@
 //
 // The result of a row depends on that row only:
 //
-//   - Steps are aligned to key 0. So a row takes the same keys in the same steps, whatever the other rows of the tile.
+//   - Steps are aligned to key 0. So a row takes the same keys in the same steps, whatever other rows the tile has.
 //   - A step in which a row sees no key does not change a bit of it: masked scores give p = 0, and the maximum, which
 //     starts at the finite LOWEST, stays the same (the factor is 2^0 = 1). So a warp may skip such a step, or compute it
 //     because another of its rows needs it.
@@ -24,9 +24,9 @@ namespace attention {
 
 constexpr int BLOCK_KEYS = 16;       // keys of a cache block
 constexpr float MASKED = -3.0e38f;   // the score of a key that a row does not see
-constexpr float LOWEST = -1.0e30f;   // the maximum of no scores
+constexpr float LOWEST = -1.0e30f;   // the maximum before the first score
 
-// A range of keys, both ends in it.
+// A range of keys, `first` and `last` included.
 struct Keys {
     uint32_t first, last;
 };
@@ -52,10 +52,12 @@ DEVICE bool in_tables(uint32_t table_start, uint32_t last_key, uint32_t table_le
 DEVICE uint32_t cache_block(uint32_t entry, uint32_t n_blocks) { return min(entry, n_blocks - 1); }
 
 // Shared memory holds keys as a cache block does, (keys, HD) bf16 without padding; only the 16-byte pieces of a row are
-// swizzled. ldmatrix reads one piece of each of 8 rows at once. To be in different banks they must be at different places
-// modulo 8 pieces. Rows have 8, 10, 12 or 16 pieces; so rows that are 1, 4, 2 or 1 apart begin at the same place. Such rows
-// differ in `row / REPEAT % GROUP`. This number, xored to the index of a piece, swaps pieces within groups of GROUP.
-// Bytes from the start of the tile:
+// swizzled. ldmatrix reads one piece of each of 8 rows at once. To be in different banks, the 8 pieces must be at
+// different places modulo 8 pieces. Rows have 8, 10, 12 or 16 pieces; so rows that are 1, 4, 2 or 1 apart begin at the
+// same place. Such rows differ in `row / REPEAT % GROUP`. The index of a piece is xored with this number, which swaps
+// pieces within groups of GROUP.
+//
+// offset() is the place of a piece, in bytes from the start of the tile.
 template <int HD> DEVICE int offset(int row, int piece) {
     constexpr int PIECES = HD / 8;
     constexpr int GROUP = PIECES % 8 == 0 ? 8 : PIECES % 4 == 0 ? 4 : 2;
@@ -214,7 +216,7 @@ template <int HD> DEVICE void finish(Rows<HD> &rows) {
 
 // ---- tiles of prefill -----------------------------------------------------------------------------------
 
-// `n_rows` rows of one sequence, from row `first_row` on, at positions `first_pos`..
+// `n_rows` rows of one sequence: `first_row` and the rows after it, at position `first_pos` and the positions after it.
 struct Span {
     uint32_t first_row, n_rows, first_pos, table_start, reserved;
 };
@@ -223,7 +225,7 @@ struct PrefillParams {
     const uint16_t *qkv, *k, *v;
     const uint32_t *block_tables;
     const Span *spans;
-    const uint32_t *tiles;  // (n_tiles, 2): a span, and the first of its rows, from 0
+    const uint32_t *tiles;  // (n_tiles, 2): a span's index, and the tile's first row, counted from the span's first row
     uint16_t *out;
     uint32_t qkv_stride, out_stride, n_rows, table_len, n_blocks, n_spans;
     uint32_t n_heads, n_kv_heads, window;
@@ -231,14 +233,14 @@ struct PrefillParams {
     uint32_t reserved;
 };
 
-// Rows row..row + n - 1, at positions from pos on; what they see, and the steps it lies in.
+// A tile: rows row..row + n - 1 at positions from pos on, the keys that they see, and the steps that have these keys.
 struct Tile {
     uint32_t row, n, pos, table_start;
     Keys keys;
     uint32_t first_step, last_step;
 };
 
-// False if it does not lie within the buffers, whatever spans and tiles hold.
+// Finds the tile of this block. False if it does not lie within the buffers, which wrong spans or tiles can cause.
 template <uint32_t ROWS, uint32_t STEP> DEVICE bool find_tile(const PrefillParams &p, Tile &tile) {
     const uint32_t span_index = p.tiles[2 * blockIdx.y], row_in_span = p.tiles[2 * blockIdx.y + 1];
     if (span_index >= p.n_spans) return false;
@@ -282,7 +284,7 @@ DEVICE void store_divided(uint16_t *out, const Merged &from) {
     *(uint2 *)out = {ptx::pack_bf16(x, y), ptx::pack_bf16(z, w)};
 }
 
-// Columns n_columns.. of `n_rows` rows, to the end of the row: zeros, by the `threads` threads of a block.
+// Writes zeros to the columns from `n_columns` to the end of `n_rows` rows. `threads` threads of the block do it.
 DEVICE void zero_padding(uint16_t *out, uint32_t out_stride, uint32_t n_columns, uint32_t n_rows,
                          int threads) {
     const uint32_t padding = out_stride - n_columns;

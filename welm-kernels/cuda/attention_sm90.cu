@@ -2,9 +2,9 @@
 // run on wgmma, and the copy engine (TMA) reads the cache.
 //
 // Block (head, tile): 128 rows of one head, 64 for each of two consumer warpgroups. Four more warps, the producers, start
-// the copies. A step is 128 keys, aligned to key 0, so that a row takes the same keys in the same steps whatever the other
-// rows. A row also takes steps in which it sees no key, if another row needs them; attention.cuh says why these change no
-// bit.
+// the copies. A step is 128 keys, aligned to key 0, so that a row takes the same keys in the same steps, whatever other
+// rows the tile has. A row also takes steps in which it sees no key, if another row needs them; attention.cuh says why
+// these change no bit.
 //
 // - q is the A operand, from registers, and is loaded once. p is the A operand of the second product, from registers, too:
 //   the accumulators of 16 keys, rounded, are its fragments. The cache has head_dim contiguous. That is K contiguous for
@@ -14,9 +14,9 @@
 // - K and V have STAGES buffers each. K of a step is freed when its scores are computed, V one step later.
 //
 // Cache slots without a key may hold NaN, and the copy engine copies whole blocks. For K this does no harm, because masked
-// scores are selected, not multiplied. For V it does, as 0 * NaN is NaN. So a block in which some keys are outside the
-// tile's range is copied row by row, and for those keys a row outside of the matrix is asked for, which the engine fills
-// with zeros. Blocks that are wholly outside are filled in the same way; their table entries are not read. The
+// scores are replaced, not multiplied. For V it does, as 0 * NaN is NaN. So a block in which some keys are outside the
+// tile's range is copied row by row. For the keys outside, the copy asks for a row outside of the matrix, and the
+// engine writes zeros. Blocks that are wholly outside are filled in the same way; their table entries are not read. The
 // alternative, to overwrite such rows in shared memory, would need a barrier between the copy and both warpgroups.
 #include "attention.cuh"
 
@@ -28,15 +28,15 @@ constexpr uint32_t GROUP_ROWS = 64, GROUPS = 2, ROWS = GROUPS * GROUP_ROWS;
 constexpr uint32_t CONSUMERS = 128 * GROUPS;  // threads, before those of the producers' warpgroup
 constexpr uint32_t STEP = 128, STEP_BLOCKS = STEP / BLOCK_KEYS;
 constexpr uint32_t STAGES = 3;
-// 64 columns of a key are a row of 128 bytes; those of a step are a piece.
+// 64 columns of a key are a row of 128 bytes. 64 columns of all keys of a step are a piece.
 constexpr uint32_t ROW_BYTES = 128, BLOCK_BYTES = BLOCK_KEYS * ROW_BYTES, PIECE_BYTES = STEP * ROW_BYTES;
 // Whether V of 80 or 96 columns is multiplied in two products, one of 64 columns and one of the rest. Then no product goes
-// from one piece into the next. One product would be an instruction less, but would use only a part of its second piece.
-// The PTX ISA does not mention that, and no known code does it. The bits are the same.
+// from one piece into the next. A single product would save an instruction, but would use only a part of its second
+// piece. The PTX ISA does not say whether that is allowed, and no known code does it. The bits are the same.
 constexpr bool SPLIT_COLUMNS = true;
 // Warps that copy K, and as many that copy V. Each copies a share of the blocks of every step.
 constexpr uint32_t PRODUCERS = 2, SHARE = STEP_BLOCKS / PRODUCERS;
-// The number of a row that is outside every tensor map, as are the 16 rows from it on.
+// A row number that is outside every tensor map. A box of 16 rows from it on is outside, too, and is copied as zeros.
 constexpr int NOWHERE = -(int)BLOCK_KEYS;
 
 struct Sm90Params {
@@ -59,8 +59,8 @@ struct Stage {
 };
 
 struct Barriers {
-    ptx::Barrier k_full[STAGES], v_full[STAGES];    // every producer, and the bytes
-    ptx::Barrier k_empty[STAGES], v_empty[STAGES];  // every warp that computes
+    ptx::Barrier k_full[STAGES], v_full[STAGES];    // wait for every producer, and for the bytes
+    ptx::Barrier k_empty[STAGES], v_empty[STAGES];  // wait for every warp that computes
 };
 
 // K: (STAGES, pieces, 128 keys, 64 columns) bf16, swizzled; V likewise; barriers.
@@ -90,7 +90,7 @@ template <int HD, bool V> DEVICE void produce(const Sm90Params &all, const Tile 
     int row = NOWHERE;
 #pragma unroll 1
     for (uint32_t index = tile.first_step; index <= tile.last_step; ++index, stage.next()) {
-        // Where the cache blocks of this and the next three steps are, one to a lane.
+        // Each lane reads where one cache block is, of the 32 of this step and the next three.
         if (index == tile.first_step || index % 4 == 0) {
             const uint32_t block = index / 4 * 32 + lane;
             row = NOWHERE;
@@ -161,8 +161,8 @@ DEVICE void start_product(float (&acc)[HD / 2], const uint32_t (&p)[STEP_BLOCKS]
     ptx::wgmma_commit();
 }
 
-// Turns scores into p. The sums so far have to be multiplied by `factor`. A lane has parts of two rows, of each the keys
-// 8j + 2t and 8j + 2t + 1.
+// Turns scores into p. The caller multiplies the products so far by `factor`. A lane has parts of two rows: keys 8j +
+// 2t and 8j + 2t + 1 of each.
 DEVICE void softmax(float (&s)[STEP / 2], float (&max)[2], float (&sum)[2], float (&factor)[2], float c) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -219,7 +219,7 @@ template <int HD> DEVICE void consume(const PrefillParams &p, const Tile &tile, 
 #pragma unroll
     for (int i = 0; i < HD / 2; ++i) acc[i] = 0.0f;
 
-    // What scores become before the softmax.
+    // The soft cap and the mask, before the softmax.
     auto mask = [&](uint32_t index) {
         if (p.cap_c != 0.0f) {
 #pragma unroll
@@ -267,8 +267,8 @@ template <int HD> DEVICE void consume(const PrefillParams &p, const Tile &tile, 
         release(&barriers.k_empty[stage.index]);
         mask(index);
         softmax(s, max, sum, factor, p.c);
-        // For the next product. It stands here, because the loop in it keeps ptxas from moving the wait for the previous
-        // product up, to before the softmax.
+        // V of the next product. The wait is here for a reason: it contains a loop, and over a loop ptxas does not move
+        // the wait for the previous product up, to before the softmax.
         ptx::barrier_wait(&barriers.v_full[stage.index], stage.parity);
         ptx::wgmma_wait<0>();
         release(&barriers.v_empty[before]);

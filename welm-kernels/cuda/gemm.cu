@@ -1,7 +1,7 @@
 // Matrix products on mma.sync: up to 64 rows of a decode step, which are bound by memory, and tiles of many rows.
 //
-// W8A16, W16A16 and R8A16 have one order of summation, in every kernel of this file. A row of x has the same bits
-// however many other rows there are. The order is this:
+// W8A16, W16A16 and R8A16 are summed in the same order by every kernel of this file. So the result of a row of x has
+// the same bits, however many other rows there are. The order is this:
 //
 //   - K is cut into 8 segments of whole groups of 32 columns.
 //   - Inside a segment the groups are added in order. A group is two mma_bf16. With a scale for each group they start
@@ -9,17 +9,19 @@
 //     weights) they add to the sum itself.
 //   - The sums of the segments are added in order, starting from zero.
 //
-//     up to 32 rows   "few". A block has one or two strips; each of its 8 warps computes one segment. One warp for all
-//                     of K would be too few: a weight of 5,120 rows has 320 strips, which do not keep memory busy.
-//     33 to 64 rows   "split", if the weight has few tiles (src/gemm.rs). A block is a tile of one segment, so that
-//                     there are 8 times as many blocks. Sums of segments go to memory; "sum" adds them.
+//     up to 32 rows   "few". A block has one or two strips; each of its 8 warps computes one segment. With one warp for
+//                     all of K there would be too few warps: a weight of 5,120 rows has 320 strips, and the loads of
+//                     320 warps do not use all of the memory bandwidth.
+//     33 to 64 rows   "split", if the weight has few tiles (src/gemm/choice.rs). A block is a tile of one segment, so
+//                     that there are 8 times as many blocks. Sums of segments go to memory; "sum" adds them.
 //     more            "tile". A block is a tile of all of K, and computes the segments one after another.
 //
 // W8A8: a group is one mma_s8 from zero, times the scales of weight and activation, in the order of K. Only tiles.
 // R8A8: one int32 sum, which is exact. Only tiles.
 //
-// Tried on paper for 33 to 64 rows and left: "few" with more rows a block. Each block reads all of x for its one or two
-// strips. With 64 rows of x that is 4 to 8 times the bytes of its weights, from the L2 cache, which then bounds it.
+// Considered for 33 to 64 rows and not written: "few" with more rows a block. Each block reads all of x for its one or
+// two strips. With 64 rows of x that is 4 to 8 times the bytes of its weights. They come from the L2 cache, whose
+// bandwidth would then be the limit.
 #include "gemm.cuh"
 
 using namespace gemm;
@@ -179,8 +181,8 @@ template <Mode MODE, int TOKENS> struct Stage {
 // swizzled, piece ^ token % 8, so that ldmatrix reads 8 rows without bank conflicts. Shared memory: STAGES stages; after
 // the last product (TOKENS, PITCH) f32.
 //
-// PART: only the groups of segment blockIdx.z. Its sums go to `parts`, (8 segments, n, part_rows). A segment may begin
-// in the middle of a stage of the whole K, and its own last stage may have one group only.
+// PART: the block computes only the groups of segment blockIdx.z. Its sums go to `parts`, (8 segments, n, part_rows).
+// Stages are counted from the start of the segment. Its last stage may have one group only.
 template <Mode MODE, int TOKENS, int STAGES, bool PART = false>
 DEVICE void tile(const Params &p, float *parts = nullptr, uint64_t part_rows = 0) {
     typedef Stage<MODE, TOKENS> S;
@@ -195,7 +197,7 @@ DEVICE void tile(const Params &p, float *parts = nullptr, uint64_t part_rows = 0
     uint8_t *shared = ptx::shared();
 
     auto copy_stage = [&](uint32_t index) {
-        // Whether piece i, of so many in a stage, belongs to a group that is there.
+        // Whether piece i of a stage, which has `pieces` of them, belongs to a group that exists.
         auto exists = [&](uint32_t i, uint32_t pieces) {
             return !PART || index * GROUPS + i / (pieces / GROUPS) < n_groups;
         };
@@ -230,7 +232,7 @@ DEVICE void tile(const Params &p, float *parts = nullptr, uint64_t part_rows = 0
             }
             if (MODE == W8A8 && threadIdx.x < GROUPS * TOKENS / 4) {
                 const uint32_t group = threadIdx.x / (TOKENS / 4), token = threadIdx.x % (TOKENS / 4) * 4;
-                // The stride and the first row are multiples of 4. So if the first of four is inside, all are.
+                // The stride and the first row are multiples of 4. So if the first of four is in the array, all are.
                 const bool inside = first_token + token < p.n;
                 const float *from = p.q_scale + (size_t)(index * GROUPS + group) * p.q_scale_stride + first_token;
                 ptx::cp_async_16(b_scales + threadIdx.x * 16, inside ? from + token : p.q_scale, inside);
@@ -264,7 +266,7 @@ DEVICE void tile(const Params &p, float *parts = nullptr, uint64_t part_rows = 0
         copy_stage(index + STAGES - 1);
         const uint8_t *a = shared + index % STAGES * S::BYTES, *scales = a + S::A;
         const uint8_t *b = scales + S::SCALES, *b_scales = b + S::B;
-        // Int8 has four groups. Unrolled four times, their addresses would need too many registers.
+        // Int8 has four groups. If all four were unrolled, their addresses would need too many registers.
 #pragma unroll 2
         for (uint32_t group = 0; group < GROUPS; ++group) {
             if (PART && index * GROUPS + group == n_groups) break;
@@ -384,8 +386,8 @@ struct SplitParams {
     uint64_t rows;  // of the packed weight
 };
 
-// Block (8 rows of x, 128 rows of W): a thread has four of the sums, and asks for those of all segments at once. Shared
-// memory: (8, PITCH) f32.
+// Block (8 rows of x, 128 rows of W). A thread adds four of the sums. It issues the loads of all segments before it
+// adds. Shared memory: (8, PITCH) f32.
 template <Mode MODE> DEVICE void add_segments(const SplitParams &split) {
     constexpr uint32_t TOKENS = THREADS * 4 / TILE_ROWS;
     constexpr int PITCH = TILE_ROWS + 4;

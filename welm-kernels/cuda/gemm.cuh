@@ -1,7 +1,7 @@
 // Shared by the matrix products: the layout of packed weights, how they are unpacked, and the epilogue.
 //
-//     out = f(x W^T + b),    W (rows, cols) int8 with a scale for 32 columns of a row, or bf16;
-//                            or x R (W R)^T, the same, W R int8 with one scale for a row
+//     out = f(x W^T + b),    W (rows, cols) bf16, or int8 with one scale for every 32 columns of a row;
+//                            or the same as x R (W R)^T, W R int8 with one scale for each row
 //
 // Weights are the A operand of the tensor cores and are packed as its fragments: one 16-byte load gives a lane its part
 // of 16 rows and 32 columns (int8), or of 16 rows and 16 columns (bf16). So weights can go from memory to registers
@@ -17,8 +17,8 @@
 //
 // R is H / 8 for every 64 columns, where H is the Walsh-Hadamard matrix; R R^T = 1. It spreads a large value in one column
 // over 64 columns (arXiv 2404.00456). Then one scale for a row of W R and one for a row of x R are enough, and one int32
-// sum runs through all of K: the int8 tensor cores wait for nothing else. With a scale for every 32 columns, scaling the
-// sums costs more than the products.
+// sum runs through all of K, and the loop over K has nothing but int8 products. With a scale for every 32 columns,
+// scaling the sums costs more than the products.
 #pragma once
 #include <ptx.cuh>
 
@@ -28,7 +28,7 @@ constexpr uint32_t STRIP = 16, GROUP = 32, TILE_ROWS = 128, STRIPS = TILE_ROWS /
 
 // The types of weights and activations. Int8 activations are made by norm.cu. R: weights and activations are rotated.
 enum Mode { W8A16, W16A16, W8A8, R8A16, R8A8 };
-// Weights have a scale for 32 columns.
+// Whether weights have a scale for every 32 columns.
 template <Mode MODE> constexpr bool GROUP_SCALES = MODE == W8A16 || MODE == W8A8;
 template <Mode MODE> constexpr bool INT8_X = MODE == W8A8 || MODE == R8A8;
 
@@ -48,7 +48,7 @@ enum Epilogue {
     SWIGLU_BF16,    // g / (1 + exp(-g)) u: of 16 rows 8 are gates, 8 are ups           (arXiv 2002.05202)
     GEGLU_BF16,     // gelu_tanh(g) u, likewise
 };
-// Whether two columns make one.
+// Whether a column of `out` is made of two rows of W, a gate and an up.
 template <Epilogue KIND> constexpr bool GATED = KIND == SWIGLU_BF16 || KIND == GEGLU_BF16;
 
 template <Epilogue KIND> struct OutOf {
@@ -76,13 +76,13 @@ struct Params {
 
 // ---- weights --------------------------------------------------------------------------------------------
 
-// Bytes of a strip's 32 columns.
+// Bytes of 32 columns of a strip.
 template <Mode MODE> constexpr uint32_t TILE_BYTES = MODE == W16A16 ? 1024 : 512;
 constexpr uint32_t SCALE_BYTES = 32;
 
 // Four int8 as two pairs of bf16, exactly: q = (low 7 bits) - 128 * (sign bit). With 0x43 as the upper byte, the low 7
 // bits make the bf16 number 128 + (low 7 bits), and the sign bit alone makes 128 or 256. The difference of the two is q.
-// A mask is one instruction (LOP3), which has room for one constant.
+// Each mask is one LOP3 instruction with its one constant.
 DEVICE void unpack_int8(uint32_t q, uint32_t &low, uint32_t &high) {
     const uint32_t a = ptx::byte_perm(q, 0x43, 0x4140), b = ptx::byte_perm(q, 0x43, 0x4342);
     low = ptx::sub_bf16x2(a & 0xff7fff7f, a & 0xff80ff80);
@@ -182,13 +182,13 @@ template <bool WHOLE> DEVICE void store_four(uint16_t *out, const float (&y)[4],
     }
 }
 
-// The epilogue of four neighbouring columns of `out`. They come from four rows of W; for SwiGLU from four gates and four
-// ups.
+// The epilogue of four neighbouring columns of `out`. They come from four rows of W, or from four gates and four ups if
+// the epilogue is gated.
 template <Mode MODE, Epilogue KIND> struct Columns {
     static constexpr uint32_t PARTS = GATED<KIND> ? 2 : 1;
     float bias[PARTS][4], w_scale[PARTS][4];
 
-    // Of rows `row` to `row` + 3; for SwiGLU also of those 8 rows further on.
+    // Loads bias and scales of rows `row` to `row` + 3; if gated also of the four rows 8 further on, the ups.
     DEVICE_MEMBER Columns(const Params &p, uint32_t row) {
 #pragma unroll
         for (uint32_t i = 0; i < PARTS; ++i) {
@@ -207,7 +207,8 @@ template <Mode MODE, Epilogue KIND> struct Columns {
             load_four(x[i], sums + 8 * i);
 #pragma unroll
             for (uint32_t j = 0; j < 4; ++j) {
-                // Written as fmaf, so that the compiler does not choose: otherwise two kernels could differ in a bit.
+                // An explicit fmaf: the compiler could fuse in one kernel and not in another, and their bits would
+                // differ.
                 if constexpr (MODE == R8A16) x[i][j] = fmaf(x[i][j], w_scale[i][j], bias[i][j]);
                 else if constexpr (MODE == R8A8) x[i][j] = fmaf(x[i][j] * w_scale[i][j], x_scale, bias[i][j]);
                 else x[i][j] += bias[i][j];

@@ -13,11 +13,11 @@
 //                     are f32.
 //     W8A8            128 tokens, stages of 128 columns. The sums of a group of 32 are int32, exactly; then times the
 //                     scales of weight and activation, in f32, in the order of K.
-//     R8A8            256 tokens, or 128, stages of 128 columns. One int32 sum, exactly: nothing but products.
+//     R8A8            256 tokens, or 128, stages of 128 columns. One exact int32 sum over all of K.
 //
-// "few" are tiles of 128 tokens, for products that have too few tiles of 256 tokens for the multiprocessors
-// (`narrow_tiles` in src/gemm.rs). A row's bits depend on that row only: it is one column of B, and all blocks go through
-// K in the same order.
+// Kernels named "few" have tiles of 128 tokens. They are for products with too few tiles of 256 tokens to keep all
+// multiprocessors busy (`narrow_tiles` in src/gemm/choice.rs). The result of a row depends on that row only: it is one
+// column of B, and all blocks go through K in the same order.
 #include "gemm.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

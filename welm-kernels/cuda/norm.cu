@@ -5,9 +5,9 @@
 //     int8:      scale = max |y| / 127 over a group of 32 columns,  q = round(y * (127 / max |y|))
 //     rotated:   z = y H / 8 for each 64 columns, H the Walsh-Hadamard matrix   (arXiv 2404.00456)
 //     both:      z as int8, with one scale for all of the row
-//     added:     s + y, to a row s of f32
+//     added:     s + y, where s is a row of f32
 //
-// In every case but the last y is first rounded to bf16. z is not rounded before it becomes int8.
+// y is first rounded to bf16, except where it is added. z is not rounded before it becomes int8.
 //
 // The variance is computed around the mean, in a second pass: mean(x^2) - mean^2 would lose all digits if the mean is
 // large. The second pass is cheap, as the row is in registers or in shared memory.
@@ -15,11 +15,12 @@
 // A thread has four columns, in one of two orders:
 //
 //     side by side    columns 4 i .. 4 i + 3 for thread i: one instruction loads or stores them
-//     paired          c, c + 1, c + 8, c + 9 with c = 16 s + 2 t, t < 4: what a lane of a matrix instruction holds of
-//                     16 columns, and so the order of every sum
+//     paired          c, c + 1, c + 8, c + 9 with c = 16 s + 2 t, t < 4: the part of 16 columns that a lane of a matrix
+//                     instruction holds. Every sum here is added in this order
 //
-// Lanes whose numbers differ by 2 exchange a pair to get from one order to the other (`exchange`). The lanes of four
-// then have t = 0, 2, 1, 3. Paired columns lie side by side in every layout here:
+// Lanes whose numbers differ by 2 exchange a pair to get from one order to the other (`exchange`). Of four neighbouring
+// lanes, the first then has t = 0, the others t = 2, 1, 3. In these layouts the four paired columns of a thread lie
+// side by side:
 //
 //     q               (n, stride) int8, permuted: bytes 16 s + 4 t .. + 3 are columns c, c + 1, c + 8, c + 9
 //     scale           (stride / 32, scale_stride) f32: rows side by side, as the products read them; rotated: (n)
@@ -41,8 +42,8 @@ struct alignas(16) Four {
 DEVICE uint32_t column_of(uint32_t i) { return 4 * i; }
 DEVICE uint32_t position_of(uint32_t i) { return 16 * (i / 4) + 8 * (i % 2) + 4 * (i / 2 % 2); }
 
-// From side by side to paired, and back. The whole warp calls this. The lower lane of two gives its second pair, the upper
-// one its first pair.
+// From side by side to paired, and back. The whole warp calls this. Of two lanes, the lower one gives its second pair,
+// the upper one its first pair.
 template <typename T> DEVICE void exchange(T &first, T &second) {
     const bool upper = threadIdx.x & 2;
     const T other = ptx::shfl_xor(upper ? first : second, 2);
@@ -80,7 +81,8 @@ DEVICE Four unpack(uint2 x) {
     return {{ptx::bf16_lo(x.x), ptx::bf16_hi(x.x), ptx::bf16_lo(x.y), ptx::bf16_hi(x.y)}};
 }
 
-// Paired; the whole warp calls these, and lanes `inside` have columns of the row.
+// Load or store four columns in the paired order. The whole warp calls these; `inside` says whether the columns of this
+// lane are in the row.
 DEVICE Four load_bf16(const uint16_t *row, uint32_t column, bool inside) {
     uint2 x = inside ? *(const uint2 *)(row + column) : uint2{0, 0};
     exchange(x.x, x.y);
@@ -103,8 +105,8 @@ DEVICE uint32_t largest_of(const Four &x) {
     return largest;
 }
 
-// The four values as bytes. If 127 / largest overflows (zeros and very small values) or is NaN, they are 0. The scale
-// (scale_of) then still shows what was there.
+// The four values as bytes. If 127 / largest overflows (zeros and very small values) or is NaN, they are 0. A NaN or an
+// infinity is then still visible in the scale (scale_of).
 DEVICE uint32_t quantize(const Four &x, uint32_t largest) {
     const float factor = 127.0f / ptx::from_bits(largest);
     const bool usable = factor > 0.0f && factor <= 3.4028235e38f;
@@ -168,7 +170,7 @@ DEVICE void rotate(Four &x) {
 
 // Every thread gets the sum over the block, added in a fixed order. `partials`: (WARPS) f32 that nothing else uses.
 DEVICE float block_sum(float x, float *partials) {
-    constexpr int MASKS[5] = {16, 8, 4, 1, 2};  // halves of a warp in the order of positions, in which lane 1 comes after lane 2
+    constexpr int MASKS[5] = {16, 8, 4, 1, 2};  // in the order of positions, where lane 2 comes before lane 1
 #pragma unroll
     for (int i = 0; i < 5; ++i) x += ptx::shfl_xor(x, MASKS[i]);
     if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = x;
@@ -194,7 +196,7 @@ DEVICE uint32_t block_max(uint32_t x, uint32_t *partials) {
 
 struct ConvertParams {
     const uint16_t *x;  // (n, stride) bf16
-    uint16_t *out;      // (n, stride) bf16; of these two one is null
+    uint16_t *out;      // (n, stride) bf16; either out or q is null
     int8_t *q;          // (n, stride)
     float *scale;       // of q
     uint32_t stride, scale_stride;
@@ -219,9 +221,9 @@ KERNEL(rotate_rows, ConvertParams, 256, 6) {
     store_bf16(p.out + row, column, inside, x);
 }
 
-// Block: a row. The rotation is computed twice, first for the largest value, then to be stored. So the row need not be
-// kept in shared memory. The widest rows, those of a feed-forward layer, would fill it, and a multiprocessor would run
-// only one block. Shared memory: (WARPS) u32.
+// Block: a row. The rotation is computed twice, first for the largest value, then for the values to store. So the row
+// need not be kept in shared memory. The widest rows, those of a feed-forward layer, would fill it, and a
+// multiprocessor would run only one block. Shared memory: (WARPS) u32.
 KERNEL(rotate_rows_int8, ConvertParams, 256, 4) {
     const size_t row = (size_t)blockIdx.x * p.stride;
     auto rotated = [&](uint32_t column) {
@@ -246,10 +248,10 @@ KERNEL(rotate_rows_int8, ConvertParams, 256, 4) {
 
 struct NormParams {
     const float *x;          // (n_rows, dim)
-    const uint32_t *source;  // (m): which row of x; null: the same
+    const uint32_t *source;  // (m): the row of x for each row of the result; null: the same row
     const float *weight;     // (dim)
     const float *bias;       // (dim) or null
-    void *out;               // (m, stride) bf16, or (m, dim) f32 that is added to; of these two one is null
+    void *out;               // (m, stride) bf16, or (m, dim) f32 that y is added to; either out or q is null
     int8_t *q;               // (m, stride)
     float *scale;            // of q
     uint32_t n_rows, dim, stride, layernorm, scale_stride;
@@ -259,8 +261,8 @@ struct NormParams {
 // The form of the result. Columns from dim on are zero before they are rotated.
 enum Finish { BF16, INT8, ROTATED, ROTATED_INT8, ADD };
 
-// Calls f(round, columns before it) until a block has gone through the whole row. All lanes of a warp make the same number
-// of rounds.
+// Calls f(round, first column of the round) until the block has gone through the whole row. All lanes of a warp make
+// the same number of rounds.
 template <uint32_t ROUNDS, typename F> DEVICE void rounds(uint32_t stride, F f) {
     if constexpr (ROUNDS > 0) {
 #pragma unroll
@@ -273,8 +275,8 @@ template <uint32_t ROUNDS, typename F> DEVICE void rounds(uint32_t stride, F f) 
 // Block: a row.
 //
 //   ROUNDS > 0   for rows of at most ROUNDS * 1,024 columns, if dim is a multiple of four. The row stays in registers, and
-//                all loads of x, weight and bias are issued before the first wait. A generated token has one row, and its
-//                time depends on how often the block waits for memory.
+//                all loads of x, weight and bias are issued before the first wait. In a decode step a norm has few
+//                rows, and its time depends on how often a block waits for memory.
 //   ROUNDS = 0   for any row that fits in shared memory.
 //
 // The order of summation is the same in both: 256 threads take the columns in turn.
@@ -364,7 +366,7 @@ template <Finish FINISH, uint32_t ROUNDS> DEVICE void norm_row(const NormParams 
         }
     });
     if constexpr (FINISH == ROTATED_INT8) {
-        largest = block_max(largest, (uint32_t *)partials);  // all have read the mean's
+        largest = block_max(largest, (uint32_t *)partials);  // all threads have read the partial sums of the mean
         rounds<ROUNDS>(p.stride, [&](uint32_t round, uint32_t start) {
             const uint32_t position = start + position_of(threadIdx.x);
             if (position < p.stride) *(uint32_t *)(p.q + out + position) = quantize(row(round), largest);
@@ -373,7 +375,7 @@ template <Finish FINISH, uint32_t ROUNDS> DEVICE void norm_row(const NormParams 
     }
 }
 
-// The number in a name is the widest row.
+// The number in a name is the widest row that the kernel takes.
 KERNEL(norm_bf16_2048, NormParams, 256, 4) { norm_row<BF16, 2>(p); }
 KERNEL(norm_bf16_5120, NormParams, 256, 3) { norm_row<BF16, 5>(p); }
 KERNEL(norm_bf16_8192, NormParams, 256, 2) { norm_row<BF16, 8>(p); }

@@ -132,16 +132,18 @@ DEVICE void ldmatrix_x4_trans(uint32_t (&d)[4], const void *row) {
                  : "memory");
 }
 
-// D (16, 8) f32 += A (16, 16) bf16 B (16, 8) bf16. a: rows g, g+8, g, g+8, columns 2t.. twice, 2t+8.. twice;
-// b: k 2t.., 2t+8.. of column g; d: rows g, g, g+8, g+8, columns 2t, 2t+1 twice.
+// D (16, 8) f32 += A (16, 16) bf16 B (16, 8) bf16. A register of a or b has two values: a has rows g, g+8, g, g+8, of
+// which the first two have columns 2t, 2t+1, the others 2t+8, 2t+9; b has k 2t, 2t+1, then 2t+8, 2t+9, of column g.
+// d: rows g, g, g+8, g+8, columns 2t, 2t+1, 2t, 2t+1.
 DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                  "{%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// D (16, 8) s32 += A (16, 32) s8 B (32, 8) s8. a: rows g, g+8, g, g+8, columns 4t.. twice, 4t+16.. twice;
-// b: k 4t.., 4t+16.. of column g; d as above.
+// D (16, 8) s32 += A (16, 32) s8 B (32, 8) s8. A register of a or b has four values: a has rows g, g+8, g, g+8, of
+// which the first two have columns 4t..4t+3, the others 4t+16..4t+19; b has k 4t..4t+3, then 4t+16..4t+19, of column g.
+// d as above.
 DEVICE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                  "{%0, %1, %2, %3};"
@@ -169,7 +171,7 @@ DEVICE bool elect_one() {
 DEVICE void barrier_init(Barrier *b, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(b)), "r"(arrivals) : "memory");
 }
-// After all barrier_init of the block, before sync_block.
+// To be called after all barrier_init of the block, before sync_block.
 DEVICE void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 DEVICE void barrier_arrive(Barrier *b) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(b)) : "memory");
@@ -216,14 +218,14 @@ DEVICE void barrier_wait(Barrier *b, uint32_t parity) {
 // Ordinary stores to shared memory become visible to wgmma and to the copy engine; then a barrier.
 DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// The box of the map at column x, row y; zeros where it lies outside. Completes on `b`.
+// Copies the box of the map at column x, row y; zeros where it lies outside the matrix. Completes on `b`.
 DEVICE void tma_load_2d(void *shared, const TensorMap *map, int x, int y, Barrier *b) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%2, %3}], [%4];" ::"r"(address(shared)),
                  "l"(map), "r"(x), "r"(y), "r"(address(b))
                  : "memory");
 }
-// `bytes` in a row, a multiple of 16, both ends aligned to 16. Completes on `b`.
+// Copies `bytes` contiguous bytes, a multiple of 16; both addresses are aligned to 16. Completes on `b`.
 DEVICE void bulk_load(void *shared, const void *global, uint32_t bytes, Barrier *b) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                      address(shared)),
@@ -231,7 +233,7 @@ DEVICE void bulk_load(void *shared, const void *global, uint32_t bytes, Barrier 
                  : "memory");
 }
 
-// Registers a thread of this warpgroup may have from here on.
+// Raises or lowers to N the registers that a thread of this warpgroup may have from here on.
 template <int N> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 

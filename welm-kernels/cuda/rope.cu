@@ -7,11 +7,11 @@
 // normalised: x / sqrt(mean(x^2) + eps) * w. All arithmetic is f32.
 //
 //     qkv             (n, stride) bf16: n_heads heads of q, n_kv_heads of k, n_kv_heads of v, head_dim each.
-//                     q is turned in place; k and v are left as they are
+//                     q is rotated in place; k and v are left as they are
 //     k, v            (n_blocks, n_kv_heads, 16, head_dim) bf16; a row goes to slot block * 16 + offset
 //     cos, sin        (n, rotary_dim / 2) f32
 //
-// A warp computes one head of a row, lane l the pairs l, l + 32, ... Loads and stores have 2 bytes. That is enough, because
+// A warp computes one head of a row, lane l the pairs l, l + 32, ... Loads and stores are only 2 bytes wide, because
 // this is a small part of a layer's memory traffic.
 #include <ptx.cuh>
 

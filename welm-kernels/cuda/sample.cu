@@ -17,8 +17,8 @@
 // top_k: a block keeps 8,192 logits in registers and writes the k largest of them. A second kernel chooses the k largest
 // of these. So logits are read once, and one row can use up to 128 multiprocessors.
 //
-// A block finds the k-th largest by binary search, bit by bit. Logit and index are packed into one integer, so that all
-// are different; then there is a threshold that exactly k of them reach, whatever logits are equal.
+// A block finds the k-th largest by binary search, bit by bit. Logit and index are packed into one integer, a key. All
+// keys are different, even if logits are equal. So there always is a threshold that exactly k of them reach.
 #include <ptx.cuh>
 
 constexpr float LOG2E = 1.44269504f;
@@ -61,7 +61,7 @@ struct Best {
     uint32_t index;
 };
 
-// -inf is no candidate; its index is NO_TOKEN.
+// -inf is not a candidate; its index is NO_TOKEN.
 DEVICE Best better(Best a, Best b) {
     return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
 }
@@ -107,7 +107,7 @@ KERNEL(argmax, ArgmaxParams, 1024, 1) {
 constexpr uint32_t THREADS = 512, WARPS = THREADS / 32, VALUES = 16, CHUNK = THREADS * VALUES, MAX_K = 64;
 
 // A key is 32 bits of logit, then 20 bits of index, stored so that a lower index gives a larger key. The larger of two
-// keys comes first. 0 is no key.
+// keys comes first. 0 means that there is no key.
 constexpr int INDEX_BITS = 20, KEY_BITS = 32 + INDEX_BITS;
 constexpr uint32_t LAST_INDEX = (1u << INDEX_BITS) - 1;
 
@@ -162,8 +162,9 @@ DEVICE uint32_t count_from(const uint64_t (&keys)[VALUES], uint64_t threshold) {
 // always the same, but not sorted. Every thread can read them on return.
 DEVICE void choose(const uint64_t (&keys)[VALUES], uint32_t k, Shared &shared) {
     if (threadIdx.x < MAX_K) shared.chosen[threadIdx.x] = 0;
-    // Searched is the largest threshold that k keys reach. Any threshold that exactly k keys reach will do, and so does 1
-    // if there are no more than k. `counts` of a round may be overwritten after the barrier of the next round.
+    // Searches for the largest threshold that at least k keys reach, and stops early at one that exactly k reach. If
+    // there are no more than k keys, the threshold is 1. `counts` of a round may be overwritten after the barrier of
+    // the next round.
     uint64_t threshold = 1;
     if (block_sum(count_from(keys, threshold), shared.counts[2]) > k) {
         threshold = 0;
@@ -175,7 +176,7 @@ DEVICE void choose(const uint64_t (&keys)[VALUES], uint32_t k, Shared &shared) {
         }
     }
 
-    // Where a key goes: after the keys of lower warps, then of lower lanes, then of lower i.
+    // A key is written after the keys of lower warps, of lower lanes of its warp, and of lower i of its lane.
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t own = count_from(keys, threshold);
     uint32_t upto = own;

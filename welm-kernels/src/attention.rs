@@ -22,8 +22,9 @@ const TILE: u32 = 64;
 const TILE_SM90: u32 = 128;
 /// Prefill steps on Hopper whose keys and values are in shared memory.
 const STAGES_SM90: u32 = 3;
-/// Keys of a decode split. It is the same in every launch, because each of four warps sums a quarter of a split: if few
-/// blocks had shorter splits, sums would round differently, and a row's bits would depend on the rest of the batch.
+/// Keys of a decode split. It is the same in every launch, because each of four warps sums a quarter of a split. If
+/// splits were shorter for small batches, sums would round differently, and a row's bits would depend on the rest of
+/// the batch.
 const SPLIT_KEYS: usize = 512;
 /// Query heads of a decode block.
 const PASS_HEADS: usize = 16;
@@ -42,20 +43,20 @@ pub struct Span {
     pub n_rows: u32,
     /// Position of the first row.
     pub first_pos: u32,
-    /// Where the block table of the sequence begins in the concatenated ones.
+    /// Where the block table of the sequence begins in `Attention::block_tables`.
     pub table_start: u32,
     /// Not used.
     pub reserved: u32,
 }
 
-/// The operands that prefill and decode share.
+/// The operands that [`attention_prefill`] and [`attention_decode`] have in common.
 ///
 /// The block table of a sequence maps its keys to the cache: key `j` is slot `j % 16` of block
 /// `block_tables[table_start + j / 16]`. The keys and values of the rows themselves are in the cache already.
 /// Slots and table entries of keys that no row sees are not read; what they hold does not matter.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
-    /// Query heads, a multiple of `n_kv_heads`; consecutive ones share a key-value head.
+    /// Query heads, a multiple of `n_kv_heads`; `n_heads / n_kv_heads` consecutive ones share a key-value head.
     pub n_heads: usize,
     /// Key-value heads.
     pub n_kv_heads: usize,
@@ -65,9 +66,10 @@ pub struct Attention<'a> {
     pub window: u32,
     /// Factor of `q . k`, usually 1 / sqrt(head_dim).
     pub scale: f32,
-    /// `cap`, if scores become `cap tanh(score / cap)`.
+    /// With a soft cap, scores become `cap tanh(score / cap)`.
     pub soft_cap: Option<f32>,
-    /// `(n_rows, qkv_stride)`: rotated q of head `h` at column `h * head_dim`; further columns are not read.
+    /// `(n_rows, qkv_stride)`: q of head `h`, after the rotary embedding, at column `h * head_dim`. Further columns are
+    /// not read.
     pub qkv: &'a Buffer<bf16>,
     /// Columns of a row of `qkv`, a multiple of 64.
     pub qkv_stride: usize,
@@ -187,12 +189,13 @@ impl Attention<'_> {
         Ok((Kernel { file: "attention", name }, n_blocks as u32))
     }
 
-    /// `scale * log2(e)`: the kernels raise 2, not e, to a power. Scores with a soft cap are in units of it.
+    /// The factor of scores before the exponential: `scale * log2(e)`, because the kernels raise 2, not e, to a power.
+    /// With a soft cap scores are the tanh, and the cap takes the place of `scale`.
     fn c(&self) -> f32 {
         self.soft_cap.unwrap_or(self.scale) * std::f32::consts::LOG2_E
     }
 
-    /// `2 log2(e) scale / cap`: what a score is multiplied with for its tanh; 0 for none.
+    /// The factor of scores before the tanh: `2 log2(e) scale / cap`; 0 without a soft cap.
     fn cap_c(&self) -> f32 {
         self.soft_cap.map_or(0.0, |cap| 2.0 * std::f32::consts::LOG2_E * self.scale / cap)
     }
@@ -219,10 +222,10 @@ pub fn prefill_tiles(device: &Device, spans: &[Span]) -> Vec<[u32; 2]> {
 }
 
 /// Attention of the rows of `spans`: to `out`, `(n_rows, out_stride)`, head `h` at column `h * head_dim`.
-/// Rows of no span are left alone.
+/// Rows that are in no span are left unchanged.
 ///
-/// `tiles` are those of [`prefill_tiles`] for the same spans; the first `n_tiles` are done. Spans, tiles and
-/// block tables that do not belong together make wrong results, but no access outside of the buffers.
+/// `tiles` are those of [`prefill_tiles`] for the same spans; the first `n_tiles` are computed. Spans, tiles and
+/// block tables that do not belong together give wrong results, but no access outside of the buffers.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for another `head_dim`; [`Error::Shape`] for a buffer that is too short, a stride
@@ -315,7 +318,7 @@ fn prefill_sm90(
     unsafe { device.launch(Kernel { file: "attention_sm90", name }, grid, &params) }
 }
 
-/// Most splits that a row with up to `max_kv_len` keys has.
+/// Most splits that a row with up to `max_kv_len` keys can have.
 fn n_splits(max_kv_len: usize, window: u32) -> usize {
     let all = max_kv_len.div_ceil(SPLIT_KEYS).max(1);
     if window == 0 { all } else { all.min((window as usize - 1).div_ceil(SPLIT_KEYS) + 1) }
@@ -334,9 +337,9 @@ pub fn decode_scratch_len(n_rows: usize, n_heads: usize, head_dim: usize, max_kv
 /// `h` at column `h * head_dim`. Other rows are left alone.
 ///
 /// Every position has to be less than `max_kv_len`. This number only decides how many blocks are started, and no bit of a
-/// row depends on it; so a recorded launch can be repeated with any other positions below it. `scratch` has
-/// [`decode_scratch_len`] elements for so many rows. Wrong positions and tables give wrong results, but no access outside
-/// of the buffers.
+/// row depends on it. So a recorded launch can be repeated with any other positions below it. `scratch` has
+/// [`decode_scratch_len`] elements for this number of rows. Wrong positions and tables give wrong results, but no
+/// access outside of the buffers.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for another `head_dim`; [`Error::Shape`] for a buffer that is too short, a stride

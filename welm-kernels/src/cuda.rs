@@ -5,8 +5,8 @@
 //! * Memory comes from `cuMemAlloc`. It is slow, but everything is allocated when a model is loaded. The pool of
 //!   `cuMemAllocAsync` would keep freed memory, and the plan for a model needs to know how much is really free.
 //!   `cuMemFree` waits for the work that is queued, so that no queued kernel loses its memory.
-//! * Uploads go through pinned memory and return at once. From pageable memory the driver promises only that an
-//!   asynchronous copy "may" have read it on return. Waiting for it would stop the device for each small upload.
+//! * Uploads go through pinned memory and return at once. An asynchronous copy from pageable memory may still be
+//!   reading it when the call returns. Waiting for that would stop the device for each small upload.
 //! * The first error that destroys the context is kept, and every later call returns it. The call that reports an error
 //!   is often a later one than the call that caused it.
 //! * If the calling thread had another context, it is current again when a call returns.
@@ -31,7 +31,7 @@ use self::kernels::Loaded;
 use crate::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result};
 
-/// Pinned memory for uploads; larger ones go without it. The tables of a step are far smaller.
+/// Bytes of pinned memory for uploads. Larger uploads do not use it. The tables of a step are far smaller.
 const STAGING_BYTES: usize = 4 << 20;
 
 /// A device, its primary context and a stream of it.
@@ -42,16 +42,16 @@ pub(crate) struct Cuda {
     info: DeviceInfo,
     /// CUDA version of the driver.
     version: (u32, u32),
-    /// The first error that cost the context.
+    /// The first error that destroyed the context.
     lost: OnceLock<String>,
     host: Mutex<Host>,
     loaded: Mutex<Loaded>,
     graphs: Mutex<Graphs>,
 }
 
-/// State of the calls that depend on whether a recording is made.
+/// State of the calls that work differently during a recording.
 struct Host {
-    /// Pinned, `STAGING_BYTES`; copies under way may read the first `used`.
+    /// Pinned, `STAGING_BYTES`; copies in progress may read the first `used` bytes.
     staging: *mut u8,
     used: usize,
     recording: bool,
@@ -92,7 +92,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Cuda {
-    /// See [`crate::Device::open`]; `hopper` says whether the kernels of `sm_90a` will be asked for where they run.
+    /// See [`crate::Device::open`]; `hopper` says whether the kernels of `sm_90a` will be used on a device of
+    /// capability 9.0.
     pub(crate) fn open(ordinal: usize, hopper: bool) -> Result<Cuda> {
         probe::find_library().map_err(Error::NoDevice)?;
         // SAFETY: the first call, and it has no other conditions.
@@ -147,7 +148,7 @@ impl Cuda {
         let result = unsafe { sys::cuMemHostAlloc(&mut staging, STAGING_BYTES, 0) };
         self.check("cuMemHostAlloc", result)?;
         lock(&self.host).staging = staging.cast();
-        // Fails here, and not in the middle of a model, if the driver cannot read the code.
+        // If the driver cannot read the device code, `open` fails, and not a step of a model later.
         if let Some((file, _)) = CODE.files.iter().min_by_key(|(_, fatbin)| fatbin.0.len()) {
             self.module(&mut lock(&self.loaded).modules, file)?;
         }
@@ -336,7 +337,7 @@ unsafe impl Driver for Cuda {
         };
         let _current = self.enter()?;
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        // Columns come first, for they are contiguous.
+        // Columns come first, because they are contiguous.
         let (sizes, row_bytes) = ([shape.cols, shape.rows], [shape.row_bytes]);
         let (box_sizes, steps) = ([shape.box_cols, shape.box_rows], [1, 1]);
         // SAFETY: reads two sizes, one stride, two box sizes and two steps; nothing at the address.
@@ -352,7 +353,7 @@ unsafe impl Driver for Cuda {
                 steps.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
                 sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                // The next box of a row is the neighbour of this one.
+                // 256 bytes, because the next box of a row is read soon after this one.
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE, // zeros
             )
@@ -391,7 +392,7 @@ unsafe impl Driver for Cuda {
         let mut executable = null_mut();
         // SAFETY: gives an executable graph.
         let result = unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) };
-        // SAFETY: ours, and of no more use.
+        // SAFETY: ours, and not used any more.
         let _ = unsafe { sys::cuGraphDestroy(graph) };
         self.check("cuGraphInstantiate", result)?;
         let mut graphs = lock(&self.graphs);
@@ -415,7 +416,7 @@ unsafe impl Driver for Cuda {
     fn free_graph(&self, graph: u64) {
         let Some(executable) = lock(&self.graphs).executables.remove(&graph) else { return };
         let Ok(_current) = self.enter() else { return };
-        // SAFETY: ours, and of no more use; if it is running, the driver waits with it.
+        // SAFETY: ours, and not used any more; if it is running, the driver frees it afterwards.
         let _ = unsafe { sys::cuGraphExecDestroy(executable) };
     }
 }
@@ -423,9 +424,9 @@ unsafe impl Driver for Cuda {
 impl Drop for Cuda {
     fn drop(&mut self) {
         let mut previous = null_mut();
-        // Of a lost context some of it fails, which changes nothing: what it had goes with it.
-        // SAFETY: all of it is ours and used no more. The last call ends the context, if nobody else in the
-        // process has it, so it is current no longer.
+        // With a lost context some of these calls fail. That does no harm: its memory is freed with it.
+        // SAFETY: all of it is ours and not used any more. The last call ends the context if nobody else in the process
+        // has it, so the context must not stay current.
         unsafe {
             let _ = sys::cuCtxGetCurrent(&mut previous);
             let _ = sys::cuCtxSetCurrent(self.context);

@@ -9,11 +9,11 @@ use bytemuck::Pod;
 use crate::driver::{DeviceInfo, Driver, Grid, Kernel, Ptr, TensorMap, TensorShape};
 use crate::error::{Error, Result, expect};
 
-/// The environment variable that makes [`Device::open`] treat a Hopper device as [`Device::without_hopper`] does, if its
-/// value is `1`. `0` and an empty value change nothing.
+/// An environment variable. If it is `1`, [`Device::open`] treats a Hopper device as [`Device::without_hopper`] does.
+/// `0` and an empty value change nothing.
 pub const NO_HOPPER: &str = "WELM_NO_HOPPER";
 
-/// A device with one stream. Clones are handles of the same.
+/// A device with one stream. Clones are handles of the same device.
 #[derive(Clone)]
 pub struct Device {
     driver: Arc<dyn Driver>,
@@ -27,7 +27,7 @@ pub struct Device {
 #[derive(Default)]
 struct Graphs {
     alive: usize,
-    given_up: Vec<Ptr>,
+    given_up: Vec<Ptr>, // to be freed
 }
 
 impl fmt::Debug for Device {
@@ -79,10 +79,10 @@ impl Device {
         Device { driver, info, hopper, graphs: Arc::default() }
     }
 
-    /// The same device without the kernels of `sm_90a`: launchers choose those that every other device has.
-    /// [`Device::info`] does not change. With this those kernels can be tested on a Hopper, and a faulty kernel of
-    /// `sm_90a` can be avoided. The bits of prompts change. All operations of a model must be given the same one of the
-    /// two devices.
+    /// The same device without the kernels of `sm_90a`: launchers choose those that all other devices use.
+    /// [`Device::info`] does not change. This is for tests of the other kernels on a Hopper, and to avoid a faulty
+    /// kernel of `sm_90a`. The bits of prompts change. All operations of a model must use this device, or all must use
+    /// the original one.
     pub fn without_hopper(self) -> Device {
         Device { hopper: false, ..self }
     }
@@ -110,7 +110,7 @@ impl Device {
         self.driver.free_bytes()
     }
 
-    /// Waits until everything has run; the errors of earlier launches surface here.
+    /// Waits until everything has run. Errors of earlier launches are reported here.
     ///
     /// # Errors
     /// [`Error::Driver`], [`Error::ContextLost`].
@@ -129,7 +129,7 @@ impl Device {
         Ok(buffer)
     }
 
-    /// `len` elements that are not initialised: each has some value. For outputs.
+    /// `len` elements that are not initialised, for outputs.
     ///
     /// # Errors
     /// As [`Device::zeros`].
@@ -233,8 +233,8 @@ pub(crate) fn switch(name: &'static str, value: Option<std::ffi::OsString>) -> R
     }
 }
 
-/// A recording of launches, which can be run again as one launch. The memory that it uses is kept while there is a
-/// recording, even if its buffers are dropped.
+/// A recording of launches (a CUDA graph), which can be run again as one launch. The memory that it uses is kept while
+/// there is a recording, even if its buffers are dropped.
 #[derive(Debug)]
 pub struct Graph {
     device: Device,
@@ -276,7 +276,7 @@ impl Drop for Memory {
         if graphs.alive > 0 {
             return graphs.given_up.push(self.ptr);
         }
-        // SAFETY: ours, and gone after this.
+        // SAFETY: this allocation is ours, and nothing uses it any more.
         unsafe { self.device.driver.free(self.ptr) };
     }
 }
@@ -311,12 +311,12 @@ impl<T: Element> Buffer<T> {
         (self.len * size_of::<T>()) as u64
     }
 
-    /// Where it lies.
+    /// Its address.
     pub fn ptr(&self) -> Ptr {
         self.ptr
     }
 
-    /// The device it lies on.
+    /// The device that it is on.
     pub fn device(&self) -> &Device {
         &self.memory.device
     }

@@ -4,7 +4,7 @@
 //! repository's tests, which runs the same kernels as C++ on the CPU. A program that already has a context and a stream
 //! can write its own.
 //!
-//! One driver is one device, one context and one stream: calls take effect in the order they are made.
+//! One driver is one device, one context and one stream. Calls take effect in the order in which they are made.
 
 use crate::error::Result;
 pub use crate::kernel::Kernel;
@@ -77,32 +77,32 @@ pub unsafe trait Driver: Send + Sync {
     /// Gives memory back.
     ///
     /// # Safety
-    /// `at` comes from [`Driver::alloc`] and is used no more.
+    /// `at` comes from [`Driver::alloc`] and is not used any more.
     unsafe fn free(&self, at: Ptr);
     /// Copies to the device; `from` can be changed when the call returns.
     ///
     /// # Safety
-    /// `to` has room.
+    /// There is room for `from` at `to`.
     unsafe fn upload(&self, to: Ptr, from: &[u8]) -> Result<()>;
     /// Copies from the device, after everything before it has run.
     ///
     /// # Safety
-    /// `from` has so many bytes.
+    /// There are `to.len()` bytes at `from`.
     unsafe fn download(&self, to: &mut [u8], from: Ptr) -> Result<()>;
     /// Copies on the device; the two do not overlap.
     ///
     /// # Safety
-    /// Both have so many bytes.
+    /// Both have `bytes` bytes.
     unsafe fn copy(&self, to: Ptr, from: Ptr, bytes: u64) -> Result<()>;
     /// Sets every byte.
     ///
     /// # Safety
-    /// `at` has so many bytes.
+    /// `at` has `bytes` bytes.
     unsafe fn fill(&self, at: Ptr, byte: u8, bytes: u64) -> Result<()>;
     /// Starts a kernel whose only parameter is the struct `params`.
     ///
     /// # Safety
-    /// `params` is what the kernel takes, and every address in it is good for what the kernel does with it.
+    /// `params` is what the kernel takes. Every address in it is valid for what the kernel reads and writes there.
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, params: &[u8]) -> Result<()>;
     /// Waits until everything has run.
     fn synchronize(&self) -> Result<()>;
@@ -110,13 +110,13 @@ pub unsafe trait Driver: Send + Sync {
     fn tensor_map(&self, at: Ptr, shape: TensorShape) -> Result<TensorMap>;
     /// From here on launches, fills and copies on the device are recorded instead of run.
     fn begin_capture(&self) -> Result<()>;
-    /// Ends the recording and names it.
+    /// Ends the recording and returns its number.
     fn end_capture(&self) -> Result<u64>;
     /// Runs a recording.
     ///
     /// # Safety
-    /// `graph` comes from [`Driver::end_capture`], and all memory it uses is still there.
+    /// `graph` comes from [`Driver::end_capture`], and all memory that it uses is still allocated.
     unsafe fn launch_graph(&self, graph: u64) -> Result<()>;
-    /// Forgets a recording.
+    /// Deletes a recording.
     fn free_graph(&self, graph: u64);
 }

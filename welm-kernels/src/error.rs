@@ -12,7 +12,7 @@ pub enum Error {
     /// libcuda, or a device, is missing, or the driver is too old.
     #[error("no CUDA device: {0}")]
     NoDevice(String),
-    /// An environment variable has a value that means nothing.
+    /// An environment variable has a value that is not allowed.
     #[error("environment variable {name}: expected {expected}, got {got:?}")]
     Variable {
         /// Its name.
@@ -53,7 +53,7 @@ pub enum Error {
         /// What came.
         got: String,
     },
-    /// No kernel is written for this.
+    /// There is no kernel for this.
     #[error("{operation}: {reason}")]
     Unsupported {
         /// The launcher.

@@ -1,7 +1,7 @@
 //! Matrix products with packed weights, `out = f(x W^T + b)` (`cuda/gemm.cu`, `cuda/gemm_sm90.cu`).
 //!
-//! There are two arithmetics. In both, the bits of a row depend on that row of `x` only, not on how many others are
-//! computed with it.
+//! There are two kinds of arithmetic. In both, the bits of a row depend on that row of `x` only, not on how many others
+//! are computed with it.
 //!
 //! - [`Arithmetic::Exact`]: activations are bf16, the f16 scales of int8 weights are not rounded, and sums are f32 in one
 //!   order.
@@ -9,10 +9,10 @@
 //!
 //! With int8 activations both are the same.
 //!
-//! Int8 activations with a scale for 32 columns ([`Input::Int8`]) are the slow form of int8: each sum of 32 columns is
-//! converted to f32 and scaled. On Hopper this is predicted to take longer than the products themselves, and longer than
-//! the same product with bf16 activations. The rotated form ([`Input::RotatedInt8`]) scales once, at the end. Neither was
-//! measured on a GPU yet.
+//! Int8 activations with a scale for every 32 columns ([`Input::Int8`]) are the slow form of int8: each sum of 32
+//! columns is converted to f32 and scaled. On Hopper this is predicted to take longer than the products themselves, and
+//! longer than the same product with bf16 activations. The rotated form ([`Input::RotatedInt8`]) scales once, at the
+//! end. Neither was measured on a GPU yet.
 //!
 //! A rotated weight gives the same product as `(x R) (W R)^T`. R spreads a large value in one column over 64 columns, so
 //! that int8 needs only one scale for a row. Its activations are rotated as well ([`crate::norm::rotate`]): as bf16 they
@@ -39,7 +39,7 @@ use self::packed::{packed_rows, source_row};
 
 const STRIP: usize = 16;
 const TILE_ROWS: usize = 128;
-/// Columns whose sum of int8 products fits int32: `127 * 127 * 131,072 < 2^31`.
+/// Most columns whose sum of int8 products fits int32: `127 * 127 * 131,072 < 2^31`.
 const MAX_INT8_K: usize = 131_072;
 
 #[derive(Debug)]
@@ -162,7 +162,7 @@ impl Weight {
 /// Activations.
 #[derive(Debug, Clone, Copy)]
 pub enum Input<'a> {
-    /// `(n, K)`, columns past those of the weight being zero.
+    /// `(n, K)`. Columns past those of the weight are zero.
     Bf16(&'a Buffer<bf16>),
     /// As [`crate::norm::Quantized`] describes; for int8 weights.
     Int8 {
@@ -195,7 +195,7 @@ impl Input<'_> {
     }
 }
 
-/// The function `f` of a product; others than `Identity` are for feed-forward layers.
+/// The function `f` of a product. All but `Identity` are for feed-forward layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Function {
     /// Nothing.
@@ -204,7 +204,8 @@ pub enum Function {
     Gelu,
     /// `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`.
     GeluTanh,
-    /// `g / (1 + exp(-g)) u` of gates and ups ([`RowOrder::Gated`]), half as many columns (arXiv 2002.05202).
+    /// `g / (1 + exp(-g)) u` of gates and ups ([`RowOrder::Gated`]). The result has half as many columns as the weight
+    /// has rows (arXiv 2002.05202).
     SwiGlu,
     /// `g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) / 2 u` of gates and ups, likewise.
     GeGlu,
@@ -258,13 +259,13 @@ struct SplitParams {
 
 const OPERATION: &str = "gemm";
 
-/// Multiplies rows `rows` of `x` by `w`; they go to the same rows of `out`, `(.., out_stride)`. `scratch` has
-/// [`scratch_len`] elements for so many rows and this weight; what is in it does not matter.
+/// Multiplies rows `rows` of `x` by `w`; the results go to the same rows of `out`, `(.., out_stride)`. `scratch` has
+/// [`scratch_len`] elements for this number of rows and this weight; what is in it does not matter.
 ///
 /// # Errors
 /// [`Error::Shape`] for a buffer that is too short, a stride that does not hold the result or, for bf16, is odd or
 /// exceeds the packed rows of the weight, or a function that does not go with the order of the rows;
-/// [`Error::Unsupported`] for int8 activations before bf16 weights, for a rotated operand beside one that is not, and
+/// [`Error::Unsupported`] for int8 activations with bf16 weights, for a rotated operand with one that is not, and
 /// for rotated int8 of more than 131,072 columns; [`Error::Driver`], [`Error::ContextLost`].
 pub fn gemm(
     device: &Device,
@@ -323,7 +324,7 @@ fn holds(end: usize, stride: usize, len: usize) -> bool {
     end.checked_mul(stride).is_some_and(|need| need <= len)
 }
 
-/// Checks the rows of x, and where they are.
+/// Checks the rows of x and sets their addresses.
 fn take_x(params: &mut Params, x: Input, rows: &Range<usize>, k: usize) -> Result<()> {
     let check_x =
         |len| expect(holds(rows.end, k, len), OPERATION, "x", format!("{} rows of {k}", rows.end), len);
@@ -364,7 +365,7 @@ fn take_x(params: &mut Params, x: Input, rows: &Range<usize>, k: usize) -> Resul
     Ok(())
 }
 
-/// Checks the room for the result, and how it is written there.
+/// Checks the room for the result, and sets its address and the epilogue.
 fn take_out(params: &mut Params, out: &Output, rows: &Range<usize>, w: &Weight) -> Result<()> {
     let out_stride = params.out_stride as usize;
     let gated = matches!(out, Output::Bf16(_, Function::SwiGlu | Function::GeGlu));
@@ -423,7 +424,7 @@ struct Sm90Params {
     params: Params,
 }
 
-/// Launches what computes a product whose operands are checked.
+/// Launches the kernels of a product whose operands are checked.
 fn launch(
     device: &Device,
     params: Params,

@@ -12,7 +12,8 @@
 //! | [`rope`] | rotary position embedding with the write to the cache |
 //! | [`sample`] | logits to tokens |
 //!
-//! Modules lie on floors, the lowest first; each imports only from lower ones (`tests/floors.rs` reads this list):
+//! Modules are layers, which we call floors. This list has the lowest first.
+//! Each module imports only from lower ones (`tests/floors.rs` reads the list):
 //!
 //! ```text
 //! kernel                              a kernel's name
@@ -28,8 +29,8 @@
 //! [`Device::open`], not by the linker, so that one binary serves machines with and without a GPU. Without the
 //! feature the crate has no device code, and a [`Device`] needs another [`driver::Driver`].
 //!
-//! Hopper (capability 9.0) has kernels of its own. [`Device::without_hopper`], or `WELM_NO_HOPPER=1` in the environment,
-//! has it run those of every other device.
+//! Hopper (capability 9.0) has kernels of its own. With [`Device::without_hopper`], or with `WELM_NO_HOPPER=1` in the
+//! environment, it runs the kernels of all other devices instead.
 //!
 //! ```
 //! use welm_kernels::norm::{Norm, Rows, norm};

@@ -1,6 +1,6 @@
 //! Norms, int8 and rotated activations, and the embedding (`cuda/norm.cu`).
 //!
-//! A product takes its activations in one of four forms ([`crate::gemm::Input`]). [`norm`] writes any of them;
+//! A matrix product takes its activations in one of four forms ([`crate::gemm::Input`]). [`norm`] writes any of them;
 //! [`quantize`] and [`rotate`] convert bf16 rows. All of them work on a range of rows and do not touch the others, so that
 //! the rows of one batch can have different forms. The bits of a row depend on that row only.
 
@@ -12,7 +12,7 @@ use crate::device::{Buffer, Device, Element};
 use crate::driver::{Grid, Kernel, Ptr};
 use crate::error::{Error, Result, expect};
 
-/// Columns of a weight, and of the activations before it, are rounded up to a multiple of this.
+/// Columns of a weight, and of the activations that it multiplies, are rounded up to a multiple of this.
 pub const ALIGN: usize = 128;
 /// Columns that share a scale.
 pub const GROUP: usize = 32;
@@ -74,7 +74,7 @@ pub enum Rows<'a> {
     Rotated(Rotated<'a>),
 }
 
-/// A packed table of rows: `K` is dim rounded up to 128, as are rows.
+/// A packed embedding table. `K` is `dim` rounded up to 128; the rows are rounded up to 128, too.
 #[derive(Debug, Clone, Copy)]
 pub enum Table<'a> {
     /// `(rows / 16, K / 32, 2, 32, 8)`, tiles as `cuda/gemm.cuh` describes.
@@ -130,7 +130,7 @@ struct EmbedParams {
     factor: f32,
 }
 
-/// Where a range of rows goes: addresses of its first.
+/// Where a range of rows is written: the addresses of its first row.
 struct Target {
     out: Ptr,
     q: Ptr,
@@ -188,8 +188,8 @@ fn check_rows(operation: &'static str, rows: &Range<usize>) -> Result<()> {
 /// Normalises rows of `x`, `(n, dim)`, and writes them as rows `rows` of `out`, `(.., stride)`; columns from `dim`
 /// on become zero (before they are rotated).
 ///
-/// Row `i` of `out` is made of row `source[i]` of `x`, or of row `i` without `source`; a row that is not there
-/// counts as the last.
+/// Row `i` of `out` is made of row `source[i]` of `x`, or of row `i` without `source`. A `source[i]` past the end of
+/// `x` means its last row.
 ///
 /// # Errors
 /// [`Error::Shape`] for a buffer that is too short, a weight or a bias that is not `(dim)`, or a stride that
@@ -245,8 +245,8 @@ pub fn norm_add(
     launch(device, OPERATION, norm, x, dim, None, rows, dim.next_multiple_of(64), target, names)
 }
 
-/// The launch of a norm of rows, after its checks; `names` are of the kernel for every width, and of those that keep rows
-/// in registers.
+/// Checks a norm of rows and launches it. `names` are the kernel for every width, and those that keep rows in
+/// registers.
 fn launch(
     device: &Device,
     operation: &'static str,
@@ -275,7 +275,7 @@ fn launch(
     check_sizes(operation, &[n_rows, stride])?;
     let width = if dim.is_multiple_of(4) { stride.div_ceil(BLOCK_COLUMNS) } else { usize::MAX };
     let kept = KEPT_ROUNDS.iter().position(|&rounds| width <= rounds);
-    // Rows that registers do not keep are in shared memory, in whole rounds of a block.
+    // Rows that are not kept in registers are in shared memory, in whole rounds of a block.
     let row_len = if kept.is_some() { 0 } else { stride.next_multiple_of(BLOCK_COLUMNS) };
     let shared_bytes = (row_len + 2 * THREADS as usize / 32) * size_of::<f32>();
     let most = device.info().shared_bytes as usize;
@@ -287,7 +287,7 @@ fn launch(
         return Ok(());
     }
     let params = NormParams {
-        // A source counts from the first row of x.
+        // `source` has row numbers that count from the first row of x.
         x: if source.is_some() { x.ptr() } else { row_ptr(x, rows.start, dim) },
         source: source.map_or(0, |source| row_ptr(source, rows.start, 1)),
         weight: norm.weight.ptr(),
@@ -375,8 +375,8 @@ fn convert(
     unsafe { device.launch(Kernel { file: "norm", name }, grid, &params) }
 }
 
-/// Writes the rows `tokens[..n]` of `table`, which has `vocab` rows, times `factor`, to `x`, `(n, dim)`. A token that is
-/// not in the table counts as its last.
+/// Writes the rows `tokens[..n]` of `table`, which has `vocab` rows, times `factor`, to `x`, `(n, dim)`. A token past
+/// the end of the table gets its last row.
 ///
 /// # Errors
 /// [`Error::Shape`] for a buffer that is too short, a table that is not packed from `(vocab, dim)`, or a factor that is

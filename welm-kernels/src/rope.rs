@@ -7,7 +7,7 @@ use crate::device::{Buffer, Device};
 use crate::driver::{Grid, Kernel, Ptr};
 use crate::error::{Result, expect};
 
-/// Heads of a block of threads.
+/// Heads that a block of threads computes.
 const WARPS: u32 = 4;
 
 /// Which two columns of a head are rotated as a pair, of `n` pairs.
@@ -28,15 +28,15 @@ pub struct Rope<'a> {
     pub n_kv_heads: usize,
     /// Columns of a head.
     pub head_dim: usize,
-    /// Columns of a head that turn, from the first on; even, and 0 for none.
+    /// Columns of a head that are rotated, from the first on; even, and 0 for none.
     pub rotary_dim: usize,
-    /// Which of them turn together.
+    /// Which of them are rotated as pairs.
     pub pairing: Pairing,
-    /// `(head_dim)`: weight of an rmsnorm of q before it is turned.
+    /// `(head_dim)`: weight of an rmsnorm of q before it is rotated.
     pub q_norm: Option<&'a Buffer<f32>>,
-    /// `(head_dim)`: weight of an rmsnorm of k before it is turned.
+    /// `(head_dim)`: weight of an rmsnorm of k before it is rotated.
     pub k_norm: Option<&'a Buffer<f32>>,
-    /// Of these norms.
+    /// Added to the mean of the squares in these norms.
     pub eps: f32,
 }
 
@@ -61,12 +61,12 @@ struct RopeParams {
     eps: f32,
 }
 
-/// Turns q of `n` rows of `qkv`, `(n, stride)`, in place, and writes turned k, and v, to the cache.
+/// Rotates q of `n` rows of `qkv`, `(n, stride)`, in place, and writes rotated k, and v, to the cache.
 ///
 /// A row is `n_heads` heads of q, `n_kv_heads` of k and `n_kv_heads` of v, `head_dim` columns each; its k and
 /// v stay as they are, as do further columns. `cos` and `sin` are `(n, rotary_dim / 2)`. `k` and `v` are
-/// `(n_blocks, n_kv_heads, 16, head_dim)`, and row `i` goes to slot `slot_mapping[i]`, that is `block * 16 +
-/// offset`; with a slot that is not in the cache, nowhere. Slots differ from each other.
+/// `(n_blocks, n_kv_heads, 16, head_dim)`. Row `i` goes to slot `slot_mapping[i]`, that is `block * 16 + offset`. If
+/// that slot is outside of the cache, k and v of the row are not written. No two rows may have the same slot.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::error::Error::Shape) for a buffer that is too short, a row that does not hold the

@@ -13,7 +13,7 @@ use crate::error::{Result, expect};
 pub const MAX_TOP_K: usize = 64;
 /// Largest vocabulary of [`top_k`].
 pub const MAX_VOCAB: usize = 1 << 20;
-/// The id of a candidate that is not there.
+/// The id where a row has fewer candidates than `k`.
 pub const NO_TOKEN: u32 = u32::MAX;
 /// Logits of a block of [`top_k`].
 const CHUNK: usize = 8_192;
@@ -96,9 +96,9 @@ impl TopK {
 pub struct Sampling {
     /// Divides the logits; 0 takes the largest.
     pub temperature: f32,
-    /// Keeps as few of the largest as have together this probability; 1 keeps all.
+    /// Keeps the fewest of the largest whose probabilities sum to at least this; 1 keeps all.
     pub top_p: f32,
-    /// Keeps so many of the `k` candidates; 0 keeps all.
+    /// Keeps this many of the `k` candidates; 0 keeps all.
     pub top_k: u32,
     /// A random number in `[0, 1)`.
     pub uniform: f32,
@@ -157,7 +157,7 @@ struct SoftCapParams {
     reserved: u32,
 }
 
-/// Makes `cap * tanh(l / cap)` of each logit `l` of `n` rows of `logits`, `(n, vocab)`.
+/// Replaces each logit `l` of `n` rows of `logits`, `(n, vocab)`, by `cap * tanh(l / cap)`.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::error::Error::Shape) for a buffer that is too short, no vocabulary, a cap that is not more
@@ -204,7 +204,8 @@ pub fn argmax(
     unsafe { device.launch(Kernel { file: "sample", name: "argmax" }, grid, &params) }
 }
 
-/// Finds the largest logits of each of `n` rows of `logits`, `(n, vocab)`, and their sum.
+/// Finds the largest logits of each of `n` rows of `logits`, `(n, vocab)`, and the logarithm of the sum of the
+/// exponentials of all logits of the row.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::error::Error::Shape) for a buffer that is too short, or more rows or logits than

@@ -6,15 +6,15 @@ use crate::error::{Result, expect};
 /// Every array begins at a multiple of this many bytes, as an allocation of its own would.
 const ALIGN: usize = 256;
 
-/// Arrays one after another in one piece of device memory. They are added one by one and copied together.
+/// Arrays that lie one after another in one piece of device memory. They are added one by one and copied together.
 ///
 /// The address of an array depends only on the lengths of the arrays before it. So a recording that reads these arrays can
 /// be repeated for other values, as long as the lengths are the same.
 #[derive(Debug)]
 pub struct Staging {
     memory: Buffer<u8>,
-    host: Vec<u8>, // what the device gets
-    end: usize,    // of the arrays so far, whole or not
+    host: Vec<u8>, // the bytes to copy
+    end: usize,    // where the last array ends, with the elements for which there are no values
 }
 
 impl Staging {
@@ -23,7 +23,7 @@ impl Staging {
         (len * size_of::<T>()).next_multiple_of(ALIGN)
     }
 
-    /// Room for arrays of `bytes` together, as [`Staging::bytes_of`] counts them.
+    /// Room for arrays of `bytes` bytes together, as [`Staging::bytes_of`] counts them.
     ///
     /// # Errors
     /// As [`Device::zeros`].
@@ -37,8 +37,8 @@ impl Staging {
         self.end = 0;
     }
 
-    /// Adds an array of `len` elements: `values`, then `rest` in all elements after them. The device has it after
-    /// [`Staging::upload`].
+    /// Adds an array of `len` elements: `values`, then `rest` in all elements after them. [`Staging::upload`] copies it
+    /// to the device.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if there are more values than elements, or no room for them.
@@ -68,7 +68,7 @@ impl Staging {
         Ok(array)
     }
 
-    /// Copies all arrays in one copy.
+    /// Copies all arrays to the device, in one copy.
     ///
     /// # Errors
     /// [`Error::Driver`](crate::Error::Driver), [`Error::ContextLost`](crate::Error::ContextLost).

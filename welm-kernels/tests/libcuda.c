@@ -1,6 +1,6 @@
 // A libcuda for the tests of src/cuda.rs: one device whose memory is the host's, and one kernel, argmax.
 //
-// It runs work as late, and refuses as much, as the real driver may:
+// It runs work as late as the real driver may, and refuses what the real driver may refuse:
 //
 // - Copies, fills, launches and graphs wait in a queue until the stream is synchronised. So memory that is reused too
 //   early is found.
@@ -94,7 +94,7 @@ Result cuDevicePrimaryCtxRelease_v2(int device) {
     if (device != 40) return INVALID_VALUE;
     if (--n_retained > 0) return SUCCESS;
     int left = n_streams + n_modules + n_pinned + n_allocated + n_graphs + n_executables;
-    // What a lost context has goes with it.
+    // The memory of a lost context is freed with it.
     fprintf(stderr, "\nlibcuda: left %d, current %d\n", lost == SUCCESS ? left : 0, current == &context);
     return SUCCESS;
 }

@@ -1,9 +1,9 @@
-//! One argument of a call, as the type that it should have: the only way in which this package looks at one.
+//! Converts one argument of a call to the type that it should have. All arguments of this package go through here.
 //!
-//! What a caller may get wrong is a `TypeError` that names the argument, what was expected and the type that came, or
-//! `welm.InvalidOption` with its domain and the value that came. Conversions of PyO3 and CPython know neither, so their
-//! messages never go out. Nothing is allocated by the length that an object claims to have: elements are taken one after
-//! another, and no more of them than make sense.
+//! A wrong type is a `TypeError` that names the argument, the expected type and the given one. A wrong value is
+//! `welm.InvalidOption` with the allowed values and the given one. Conversions of PyO3 and CPython do not know these,
+//! so their messages are never shown. An object may claim any length, so no memory is allocated by that number:
+//! elements are taken one after another, and no more of them than make sense.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -17,7 +17,7 @@ use pyo3::types::{PyBool, PyByteArray, PyBytes, PyFloat, PyInt, PyMapping, PyStr
 use crate::error::{OrRaise, invalid_option};
 use crate::exit::detached;
 
-/// Elements after which other threads may run, and signals are looked at: some milliseconds.
+/// After this many elements, which take some milliseconds, other threads may run and signal handlers are called.
 const LOOK: usize = 1 << 16;
 
 /// Most characters of a value that a message shows.
@@ -34,7 +34,7 @@ pub(crate) struct Argument<'a, 'py> {
 pub(crate) enum Elements<T> {
     /// All of them.
     All(Vec<T>),
-    /// More than were asked for: so many at least, and as many as it claims to have.
+    /// More than were asked for: at least this many. If the sequence claims to have more, that number.
     TooMany(usize),
 }
 
@@ -58,8 +58,8 @@ impl<'a, 'py> Argument<'a, 'py> {
         invalid_option(self.value.py(), self.name, reason)
     }
 
-    /// The value of a conversion that knows neither argument nor what is expected. What an object's own methods raise
-    /// goes on.
+    /// Converts with PyO3, and replaces its errors by ours. Exceptions that an object's own methods raise are passed
+    /// on.
     fn convert<T: FromPyObject<'a, 'py>>(self, expected: &str, outside: &str) -> PyResult<T> {
         let py = self.value.py();
         self.value.extract::<T>().map_err(|error| match error.into() {
@@ -72,7 +72,7 @@ impl<'a, 'py> Argument<'a, 'py> {
         })
     }
 
-    /// A number of things. A bool is none: `logprobs=True` would ask for one.
+    /// A number of things. A bool is refused: `logprobs=True` would mean 1.
     pub(crate) fn count<T>(self) -> PyResult<T>
     where
         T: FromPyObject<'a, 'py> + Bounded,
@@ -103,7 +103,7 @@ impl<'a, 'py> Argument<'a, 'py> {
         if self.value.is_none() { Ok(None) } else { self.truth().map(Some) }
     }
 
-    /// A real number, which may be infinite, or none at all: its domain is for who takes it to know.
+    /// A real number, which may be infinite or NaN. The caller checks its range.
     pub(crate) fn real(self) -> PyResult<f64> {
         if self.value.is_instance_of::<PyBool>() {
             return Err(self.not("float"));
@@ -111,7 +111,7 @@ impl<'a, 'py> Argument<'a, 'py> {
         self.convert("float", "-1.7e308 to 1.7e308")
     }
 
-    /// A real number, as the engine holds it.
+    /// A real number as f32, which the engine uses.
     pub(crate) fn number(self) -> PyResult<f32> {
         let number = self.real()?;
         if number.is_finite() && (number as f32).is_infinite() {
@@ -120,18 +120,18 @@ impl<'a, 'py> Argument<'a, 'py> {
         Ok(number as f32)
     }
 
-    /// A value that the core knows by name.
+    /// A value that the core parses from its name.
     pub(crate) fn named_value<T: FromStr<Err = welm_core::Error>>(self) -> PyResult<T> {
         self.text()?.parse().or_raise(self.value.py())
     }
 
-    /// Numbers of tokens, of a mapping.
+    /// A mapping of token ids to numbers, as pairs.
     pub(crate) fn by_token(self) -> PyResult<Vec<(u32, f32)>> {
         if self.value.cast::<PyMapping>().is_err() || !self.value.hasattr("items")? {
             return Err(self.not("a mapping of token ids to numbers"));
         }
         let items = self.value.call_method0("items")?;
-        // A mapping has no more keys than there are.
+        // No limit is needed: a mapping is already in memory.
         let expected = "a mapping of token ids to numbers";
         let pairs = self.elements(&items, expected, usize::MAX, |item| {
             let pair: PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> = item.extract();
@@ -141,7 +141,7 @@ impl<'a, 'py> Argument<'a, 'py> {
         self.all(pairs, usize::MAX, "tokens")
     }
 
-    /// `None`, or seconds, or a `timedelta`. Those that no clock reaches are as good as none.
+    /// `None`, or seconds, or a `timedelta`. Very long times become the longest `Duration`.
     pub(crate) fn duration(self) -> PyResult<Option<Duration>> {
         const EXPECTED: &str = "seconds or a timedelta";
         if self.value.is_none() {
@@ -191,7 +191,7 @@ impl<'a, 'py> Argument<'a, 'py> {
         if self.value.is_callable() { Ok(self.value.clone().unbind()) } else { Err(self.not("a callable")) }
     }
 
-    /// Texts, of a sequence that is no text itself.
+    /// Texts, from a sequence that is not a text itself.
     pub(crate) fn texts(self, expected: &str, most: usize) -> PyResult<Vec<String>> {
         let texts = self.sequence(expected, most, |element| {
             if !element.is_instance_of::<PyString>() {
@@ -202,7 +202,7 @@ impl<'a, 'py> Argument<'a, 'py> {
         self.all(texts, most, "strings")
     }
 
-    /// Numbers of tokens, of a sequence: `most` of them.
+    /// Token ids, from a sequence: at most `most` of them.
     pub(crate) fn tokens(self, expected: &str, most: usize) -> PyResult<Elements<u32>> {
         self.sequence(expected, most, |element| {
             let number =
@@ -246,7 +246,7 @@ impl<'a, 'py> Argument<'a, 'py> {
         ))
     }
 
-    /// What can be iterated, up to `most` elements.
+    /// The elements of an iterable, up to `most` of them.
     fn elements<T>(
         self,
         value: &Bound<'py, PyAny>,
@@ -257,7 +257,7 @@ impl<'a, 'py> Argument<'a, 'py> {
         let py = value.py();
         let mut taken = Vec::new();
         let items = value.try_iter().map_err(|error| {
-            // Such as an array without dimensions, or a class that has the method for its objects.
+            // For instance an array without dimensions, or a class, whose objects but not itself can be iterated.
             if error.is_instance_of::<PyTypeError>(py) { self.not(expected) } else { error }
         })?;
         for item in items {
@@ -300,7 +300,7 @@ pub(crate) fn kind(value: &Bound<'_, PyAny>) -> String {
 
 /// A value in a message, as Python writes it.
 fn shown(value: &Bound<'_, PyAny>) -> String {
-    // One of thousands of digits cannot be written, and nobody counts those of a shorter one.
+    // Python refuses to print an int of thousands of digits, and shorter long ones are not readable either.
     const WRITTEN_BITS: usize = 128;
     if value.is_instance_of::<PyInt>() {
         let bits = value.call_method0("bit_length").and_then(|bits| bits.extract::<usize>());

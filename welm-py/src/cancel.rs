@@ -4,8 +4,8 @@ use pyo3::prelude::*;
 
 /// Ends requests from another thread.
 ///
-/// One token may be given to several requests. A request that is cancelled is no error: it ends with the finish
-/// reason ``"cancelled"`` and what it has.
+/// One token may be given to several requests. Cancelling a request is no error: it ends with the finish reason
+/// ``"cancelled"`` and the text so far.
 ///
 /// >>> cancel = welm.CancelToken()
 /// >>> cancel.cancelled
@@ -23,7 +23,7 @@ impl CancelToken {
         CancelToken(welm_core::CancelToken::new())
     }
 
-    /// Asks every request that holds this token to stop; takes effect within one step of the engine.
+    /// Asks every request that has this token to stop, within one step of the engine.
     fn cancel(&self) {
         self.0.cancel();
     }

@@ -9,15 +9,15 @@ use crate::argument::{Argument, kind};
 use crate::error::{OrRaise, invalid_option};
 use crate::options::generate_options;
 
-/// How deep values may lie in each other, as in the core: a value that holds itself ends here.
+/// How deep values may be nested, as in the core. This also stops at a value that contains itself.
 const MAX_DEPTH: usize = 100;
-/// Most values of a request: a sequence that never ends does here.
+/// Most values of a request. This also stops at a sequence that never ends.
 const MAX_VALUES: usize = 1 << 24;
 
 /// Reads values; an error names where the wrong one is.
 struct Reader<'a> {
     option: &'static str,
-    /// The argument as the caller spells it.
+    /// The argument's name as in the call.
     argument: &'a str,
     path: String,
     values: usize,
@@ -28,12 +28,12 @@ impl<'a> Reader<'a> {
         Reader { option, argument: option, path: option.into(), values: 0 }
     }
 
-    /// Of a variable of the template, which is an argument of its own.
+    /// For a variable of the template, which is an argument of its own.
     fn of_variable(name: &'a str) -> Self {
         Reader { option: "variables", argument: name, path: name.into(), values: 0 }
     }
 
-    /// Where in the argument; nothing for the argument itself.
+    /// Where we are in the argument; nothing for the argument itself.
     fn place(&self) -> String {
         if self.path == self.argument { String::new() } else { format!("{}: ", self.path) }
     }
@@ -47,7 +47,7 @@ impl<'a> Reader<'a> {
         PyTypeError::new_err(format!("argument '{argument}': {place}expected {expected}, got {got}"))
     }
 
-    /// Reads something inside, with a name for errors.
+    /// Reads a part of the value; `part` names it in errors.
     fn within<T>(&mut self, part: &str, read: impl FnOnce(&mut Self) -> PyResult<T>) -> PyResult<T> {
         let length = self.path.len();
         self.path.push_str(part);
@@ -68,7 +68,7 @@ impl<'a> Reader<'a> {
         if value.is_none() {
             return Ok(Json::Null);
         }
-        // Before int, of which it is one.
+        // Before int, because a bool is an int, too.
         if let Ok(value) = value.cast::<PyBool>() {
             return Ok(Json::Bool(value.is_true()));
         }
@@ -101,7 +101,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What it says of its length is not asked for.
+    /// A list. Its length is not asked for, because an object may claim any.
     fn list(&mut self, value: &Bound<'_, PyAny>, depth: usize) -> PyResult<Vec<Json>> {
         let mut items = Vec::new();
         for (i, item) in value.try_iter()?.enumerate() {
@@ -198,7 +198,7 @@ pub(crate) fn conversation(messages: &Bound<'_, PyAny>) -> PyResult<core::ChatRe
     Ok(request)
 }
 
-/// What `chat_prompt` and `chat_tokens` take: all keywords that are no arguments are variables of the template.
+/// The arguments of `chat_prompt` and `chat_tokens`. All other keywords are variables of the template.
 pub(crate) fn request(
     messages: &Bound<'_, PyAny>,
     add_generation_prompt: Option<&Bound<'_, PyAny>>,
@@ -221,7 +221,7 @@ pub(crate) fn request(
     Ok(request)
 }
 
-/// What `chat` takes: arguments of the conversation, and options of a request.
+/// The arguments of `chat`: those of the conversation, and options of a request.
 pub(crate) fn request_and_options(
     call: &str,
     messages: &Bound<'_, PyAny>,

@@ -1,8 +1,8 @@
-//! How the binding holds what belongs to an engine, and how it waits for it.
+//! How the binding keeps models and streams, and how it waits for an engine.
 //!
-//! Three things are Python's own and no concern of the core: the GIL, which must not be held while anything waits;
-//! signals, which Python looks at between bytecodes only, so that whoever waits must ask for them; and `fork`, after
-//! which the child has the memory of an engine but not its threads.
+//! Three things are special to Python. The GIL must not be held while a call waits. Python runs signal handlers only
+//! between bytecodes, so a call that waits must run them itself. And after `fork` the child has the memory of an engine
+//! but not its threads.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::task::Poll;
@@ -15,13 +15,13 @@ use welm_core::{CancelToken, Error, Generation, Result, Stream};
 use crate::error::{OrRaise, forked};
 use crate::exit::detached;
 
-/// How long a signal may go unseen.
+/// Longest time until a signal is handled.
 pub(crate) const TICK: Duration = Duration::from_millis(20);
 
-/// Something of an engine: a model or a stream.
+/// Something that belongs to an engine: a model or a stream.
 ///
-/// Letting the last one go joins the engine's thread, so the GIL is released for it. In a forked child that thread
-/// does not exist; there the value can be neither used nor dropped.
+/// Dropping the last one joins the engine's thread, so the GIL is released for that. In a forked child that thread does
+/// not exist; there the value is neither used nor dropped.
 pub(crate) struct Owned<T: Send> {
     value: Option<T>,
     pid: u32,
@@ -51,7 +51,7 @@ impl<T: Send> Drop for Owned<T> {
             return;
         }
         let mut value = Some(value);
-        // Where the interpreter is gone, there is no GIL to release, and `value` is dropped after this.
+        // If the interpreter is gone, there is no GIL to release, and `value` is dropped at the end of this function.
         Python::try_attach(|py| {
             let value = value.take();
             detached(py, move || drop(value));
@@ -89,8 +89,8 @@ pub(crate) fn collect(py: Python<'_>, mut stream: Stream) -> PyResult<Generation
     }
 }
 
-/// Waits for work of the core that has no end of its own, on a thread aside. A signal handler that raises ends the
-/// waiting and sets the token, which the work looks at when it can; so does the caller's token, if there is one.
+/// Runs work of the core on another thread, and waits for it. A signal handler that raises ends the waiting and sets
+/// the token, which the work checks now and then. The caller's token, if there is one, sets it, too.
 pub(crate) fn wait_aside<T: Send + 'static>(
     py: Python<'_>,
     cancel: Option<&CancelToken>,
@@ -100,7 +100,7 @@ pub(crate) fn wait_aside<T: Send + 'static>(
     let stop = cancel.map_or_else(CancelToken::new, CancelToken::child);
     let stopped = stop.clone();
     let worker = thread::Builder::new().name("welm-wait".into()).spawn(move || {
-        let _ = done.send(work(&stopped)); // nobody listens any more if it was stopped
+        let _ = done.send(work(&stopped)); // fails if the waiting has ended
     });
     let worker = worker
         .map_err(|e| Error::Unavailable { what: "thread".into(), reason: e.to_string() })

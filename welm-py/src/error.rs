@@ -1,12 +1,12 @@
-//! `welm_core::Error` as an exception of `welm._errors`: the class that fits, the same message, the fields that a
-//! program may want as attributes.
+//! Converts `welm_core::Error` to an exception of `welm._errors`: the class for this kind of error, the same message,
+//! and attributes for the fields that a program may want.
 
 use pyo3::IntoPyObjectExt;
 use pyo3::panic::PanicException;
 use pyo3::prelude::*;
 use welm_core::Error;
 
-/// A result whose error is the core's, on its way to Python.
+/// Converts a result of the core to one with a Python exception.
 pub(crate) trait OrRaise<T> {
     /// The value, or the exception.
     fn or_raise(self, py: Python<'_>) -> PyResult<T>;
@@ -18,7 +18,7 @@ impl<T> OrRaise<T> for welm_core::Result<T> {
     }
 }
 
-/// The exception that stands for an error.
+/// The exception for an error.
 pub(crate) fn exception(py: Python<'_>, error: &Error) -> PyErr {
     build(py, error).unwrap_or_else(|failed| failed)
 }
@@ -73,7 +73,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             set("available", available.into_py_any(py)?)?;
             set("fitting_cache_tokens", fitting_cache_tokens.into_py_any(py)?)?;
         }
-        // Of a single piece of memory, whose size is all that is known.
+        // For a single allocation only the size is known.
         Error::Allocation { bytes, .. } => {
             set("required", bytes.into_py_any(py)?)?;
             for name in ["weights", "cache", "scratch", "available", "fitting_cache_tokens"] {
@@ -95,8 +95,8 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
 
 /// Makes a panic an error of this package: `welm.InternalError`.
 ///
-/// PyO3 turns a panic in any function, its conversions of arguments included, into its `PanicException`, which is no
-/// `Exception`. This library has that class to itself, and gives it another base and a name.
+/// PyO3 turns a panic in any function, its conversions of arguments included, into its `PanicException`, which is not
+/// an `Exception`. Each extension module has a class of its own for this, so we may change its base and its name.
 pub(crate) fn start(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let class = py.get_type::<PanicException>();
@@ -114,14 +114,14 @@ fn raised<'py>(py: Python<'py>, class: &str, message: &str) -> PyResult<Bound<'p
     py.import("welm._errors")?.getattr(class)?.call1((message,))
 }
 
-/// Use of what the parent process loaded.
+/// The error for using something that the parent process loaded.
 pub(crate) fn forked(py: Python<'_>) -> PyErr {
     let message = "this was made before os.fork(), and its engine runs in the parent process only: load the model \
                    in the process that uses it (multiprocessing: start method `spawn` or `forkserver`)";
     raised(py, "ForkError", message).map_or_else(|failed| failed, PyErr::from_value)
 }
 
-/// An option outside its domain that the core's types cannot hold.
+/// The error for an option whose value the core's types cannot hold.
 pub(crate) fn invalid_option(py: Python<'_>, option: &'static str, reason: String) -> PyErr {
     exception(py, &Error::InvalidOption { option, reason })
 }

@@ -1,13 +1,13 @@
-//! The end of the interpreter, for threads that are in this library at that time.
+//! Keeps threads in this library from crashing when the interpreter ends.
 //!
-//! When Python ends, it does not wait for daemon threads: the next time that one asks for the GIL, CPython up to 3.13
-//! ends the thread with `pthread_exit`. That unwinds its stack, and through Rust it cannot: the process aborts.
+//! When Python ends, it does not wait for daemon threads. The next time that such a thread asks for the GIL, CPython up
+//! to 3.13 ends it with `pthread_exit`. That unwinds its stack, which is not possible through Rust: the process aborts.
 //! A thread that asks with `PyGILState_Ensure` may find no interpreter at all, and crashes.
 //!
-//! So no thread may be in Rust code, and have the GIL or ask for it, once the interpreter has begun to end. Threads
-//! in that state are counted, and an exit handler lets them finish, and no other one begin. Who comes later waits
-//! without the GIL, until the process is gone. A call counts from [`enter`] to its end, but for what it does
-//! [`detached`]; calls that neither let go of the GIL nor call Python need not say so.
+//! So once the interpreter begins to end, no thread in Rust code may have the GIL or ask for it. Threads that do are
+//! counted. An exit handler waits until they have finished, and lets no new ones begin. Threads that come later wait
+//! without the GIL until the process ends. A call is counted from [`enter`] to its end, except while it is
+//! [`detached`]. Calls that neither release the GIL nor call Python need not be counted.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,23 +22,25 @@ use pyo3::types::{PyCFunction, PyDict, PyTuple};
 /// Threads that have the GIL in a call, or ask for it.
 static INSIDE: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether the interpreter ends: no thread may become one of those.
+/// Whether the interpreter is ending: no more threads may be counted.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Longest wait of the exit handler: a callback of loading may hang.
+/// Longest wait of the exit handler. There is a limit, because a progress callback may hang.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// After this long, the interpreter still being there, another exit handler runs that may wait for this very thread.
+/// If the interpreter still exists after this time, another exit handler runs, which may be waiting for this very
+/// thread.
 const OTHER_HANDLERS: Duration = Duration::from_secs(3);
 
-/// The interpreter that this library is in, by the address of its `sys.modules`; there is one of everything here, such
-/// as of the classes that results have.
+/// The interpreter that loaded this library, as the address of its `sys.modules`. There can be only one, because
+/// statics here, such as the classes of results, belong to one interpreter.
 static HOME: Mutex<Option<usize>> = Mutex::new(None);
 
 thread_local! {
     /// Whether this thread is counted.
     static COUNTED: Cell<bool> = const { Cell::new(false) };
-    /// Whether it may use the interpreter to the end: it is the one that ends it, or has waited for that in vain.
+    /// Whether this thread may use the interpreter although it is ending: it runs the exit handlers, or has waited for
+    /// `OTHER_HANDLERS`.
     static GOES_ON: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -46,7 +48,7 @@ fn home() -> MutexGuard<'static, Option<usize>> {
     HOME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Arranges for all this.
+/// Registers the handlers for the interpreter's end and for `fork`.
 pub(crate) fn start(py: Python<'_>) -> PyResult<()> {
     let here = py.import("sys")?.getattr("modules")?.as_ptr() as usize;
     if *home().get_or_insert(here) != here {
@@ -80,7 +82,7 @@ fn end(py: Python<'_>) {
     });
 }
 
-/// Counts this thread, unless the interpreter ends.
+/// Counts this thread, unless the interpreter is ending.
 fn count() -> bool {
     INSIDE.fetch_add(1, Ordering::SeqCst);
     let may = !ENDING.load(Ordering::SeqCst) || GOES_ON.get();
@@ -97,7 +99,7 @@ fn uncount() {
     INSIDE.fetch_sub(1, Ordering::SeqCst);
 }
 
-/// Counts this thread, which does not have the GIL. If the interpreter ends, it does not come back.
+/// Counts this thread, which does not have the GIL. If the interpreter ends, this does not return.
 fn count_or_wait() {
     if count() {
         return;
@@ -113,12 +115,12 @@ fn count_or_wait() {
     COUNTED.set(true);
 }
 
-/// This thread is in a call. The count ends with the outermost.
+/// While this value exists, this thread is counted. Calls may be nested; the outermost one ends the count.
 pub(crate) struct Inside {
     outermost: bool,
 }
 
-/// A call begins that calls Python, or lets go of the GIL.
+/// To be called at the beginning of a call that calls Python or releases the GIL.
 pub(crate) fn enter(py: Python<'_>) -> Inside {
     let outermost = !COUNTED.get();
     if outermost && !count() {
@@ -135,7 +137,8 @@ impl Drop for Inside {
     }
 }
 
-/// `work` without the GIL: what `Python::detach` is, but that it does not ask for the GIL of an interpreter that ends.
+/// Runs `work` without the GIL, as `Python::detach` does, but does not ask for the GIL again if the interpreter is
+/// ending.
 pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {
     /// Counts again also if the work panics.
     struct Back;
@@ -155,8 +158,8 @@ pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send)
     })
 }
 
-/// `call` with the GIL, from work that was [`detached`], or from a thread of this library; `None` if the interpreter
-/// ends.
+/// Runs `call` with the GIL, from work that was [`detached`], or from a thread of this library; `None` if the
+/// interpreter is ending.
 pub(crate) fn attached<T>(call: impl FnOnce(Python<'_>) -> T) -> Option<T> {
     let outermost = !COUNTED.get();
     if outermost && !count() {

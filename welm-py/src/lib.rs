@@ -1,8 +1,8 @@
 //! Python interface of the welm engine: `welm._welm`, the part of the package `welm` that is Rust.
 //!
-//! Nothing is decided here. Arguments become the core's options, results become dataclasses, errors become
-//! exceptions; what is Python's own, the GIL, signals, `fork`, `asyncio` and the interpreter's end, is in `engine`,
-//! `request` and `exit`.
+//! Nothing is decided here. Arguments become the core's options, results become dataclasses, errors become exceptions.
+//! `engine`, `request` and `exit` have what is special to Python: the GIL, signals, `fork`, `asyncio`, and the end of
+//! the interpreter.
 
 mod argument;
 mod cancel;
@@ -57,7 +57,7 @@ mod _welm {
     #[allow(non_upper_case_globals, reason = "a name of Python's")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
-    /// Options of loading, and those of a request; ``welm._cli.arguments`` says what a row is.
+    /// The options of loading, and those of a request, as tables; ``welm._cli.arguments`` says what a row is.
     #[pyfunction]
     fn option_tables(py: Python<'_>) -> PyResult<(Vec<Row<'_>>, Vec<Row<'_>>)> {
         Ok((rows(py, LoadOptions::table())?, rows(py, GenerateOptions::table())?))
@@ -65,10 +65,11 @@ mod _welm {
 
     /// Writes an int8 folder from any Hugging Face folder that :class:`Model` takes.
     ///
-    /// ``dst`` is a new or empty folder, or one that this function wrote before, whose place the new one takes in one step
-    /// (Linux): whoever loads it finds the old model or the new one, whole. Anything else there is refused. Configuration
-    /// and tokenizer files are copied beside the weights. ``progress`` is called with the bytes done and in all; ``False``
-    /// ends it with :class:`welm.Cancelled`, and nothing unfinished is left.
+    /// ``dst`` is a new folder, an empty one, or one that this function wrote before; another folder is an error. A
+    /// folder that it wrote before is replaced in one step (Linux): a program that loads it meanwhile gets either the
+    /// old model or the new one. Configuration and tokenizer files are copied, too. ``progress`` is called with the
+    /// bytes done and the bytes in all; ``False`` from it ends the work with :class:`welm.Cancelled`, and no unfinished
+    /// files are left.
     #[pyfunction]
     #[pyo3(signature = (src, dst, /, *, progress = None))]
     fn quantize(

@@ -1,7 +1,7 @@
-//! The engine's log, to Python's `logging`: the logger `welm`.
+//! Passes the engine's log to Python's `logging`, to the logger `welm`.
 //!
-//! Events are kept until a call that has the GIL anyway hands them on, at the end of a loading and with an error:
-//! the engine's thread never waits for Python, nor calls into an interpreter that ends.
+//! Events are kept until a call that has the GIL passes them on, for instance at the end of loading and with an error.
+//! So the engine's thread never waits for Python, and never calls into an interpreter that is ending.
 
 use std::collections::VecDeque;
 use std::fmt::{Debug, Write};
@@ -14,25 +14,27 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Most events that are kept; a device that fails in every step tells enough with these.
+/// Most events that are kept. A device that fails in every step makes many, and these are enough.
 const KEPT: usize = 100;
 
 static EVENTS: Mutex<VecDeque<(Level, String)>> = Mutex::new(VecDeque::new());
 
 struct Log;
 
-/// Keeps events from here on. Where something else in this library's copy of `tracing` does already, it stays.
+/// Starts to keep events. If this library's copy of `tracing` has another subscriber already, that one stays.
 pub(crate) fn start() {
     let _ = tracing::subscriber::set_global_default(Log);
 }
 
-/// Hands on what was kept.
+/// Passes on the events that were kept.
 pub(crate) fn flush(py: Python<'_>) -> PyResult<()> {
-    // Held by another thread, which may be one that did not follow into a forked child: later, or never.
+    // If another thread has the lock, the events stay. In a forked child that thread may not exist, so we must not
+    // wait.
     let Ok(events) = EVENTS.try_lock().map(|mut events| std::mem::take(&mut *events)) else { return Ok(()) };
     for (level, message) in events {
         let urgent = level <= Level::WARN;
-        // Who has not imported logging has not asked for information; it takes a third of this package's import.
+        // A program that has not imported logging does not want information. Importing it would add a third to the time
+        // of this package's import.
         if !urgent && !py.import("sys")?.getattr("modules")?.cast::<PyDict>()?.contains("logging")? {
             continue;
         }

@@ -22,12 +22,12 @@ use crate::stream::Stream;
 
 /// A loaded model.
 ///
-/// Any number of threads may use one at the same time; their requests are computed together, and none changes the
-/// text of another.
+/// Any number of threads may use one at the same time. Their requests are computed together, and none changes the text
+/// of another.
 ///
-/// ``path`` is a Hugging Face folder, an int8 folder of :func:`welm.quantize`, or a GGUF file; without one it is the
-/// small model in this package, which writes verse. Files are mapped: they must not change while the model lives.
-/// What was loaded, and where it runs, goes to the logger ``welm`` of :mod:`logging`.
+/// ``path`` is a Hugging Face folder, an int8 folder of :func:`welm.quantize`, or a GGUF file. Without it, the small
+/// model in this package is loaded, which writes verse. Files are mapped: they must not change as long as the model
+/// exists. What was loaded, and where it runs, is logged by the logger ``welm`` of :mod:`logging`.
 ///
 /// >>> import welm
 /// >>> model = welm.Model()
@@ -69,7 +69,7 @@ pub(crate) struct Model {
     core: Owned<core::Model>,
 }
 
-/// The last keyword argument of loading.
+/// Takes `progress`, which is no option of the core, out of the keyword arguments.
 fn take_progress(options: Option<&Bound<'_, PyDict>>) -> PyResult<Progress> {
     let Some(options) = options else { return Progress::new(None) };
     let call = options.get_item("progress")?;
@@ -107,9 +107,9 @@ impl Model {
 
     /// Continues a prompt, or several together.
     ///
-    /// A prompt is a text, a sequence of token ids to which nothing is added, or a list of messages, which is what
-    /// :meth:`chat` takes. A list of prompts gives a list of generations, each what it would be alone; if one fails, the
-    /// others are cancelled.
+    /// A prompt is a text, a sequence of token ids to which nothing is added, or a list of messages as for
+    /// :meth:`chat`. A list of prompts gives a list of generations. Each is the same as if its prompt were alone. If
+    /// one fails, the others are cancelled.
     ///
     /// >>> a, b = model.generate(["春眠不觉晓，", "白日依山尽，"], max_tokens=8, temperature=0)
     /// >>> b.text == model.generate("白日依山尽，", max_tokens=8, temperature=0).text
@@ -185,7 +185,7 @@ impl Model {
         }
     }
 
-    /// As :meth:`generate`, piece by piece.
+    /// As :meth:`generate`, but returns the text piece by piece.
     ///
     /// >>> for piece in model.stream("床前明月光，", max_tokens=20, seed=7):
     /// ...     print(piece.text, end="", flush=True)  # doctest: +SKIP
@@ -274,15 +274,15 @@ impl Model {
         py.import("welm._aio")?.getattr("AsyncStream")?.call1((submit,))
     }
 
-    /// The model's answer to a conversation, by its own chat template.
+    /// The model's answer to a conversation, with its own chat template.
     ///
     /// Messages, ``tools``, ``documents``, ``add_generation_prompt``, ``continue_final_message`` and ``chat_template`` are
     /// those of :meth:`chat_prompt`; ``variables`` is a dict of further variables of the template, such as
     /// ``{"enable_thinking": False}``. All other options are those of :meth:`generate`. The answer is what
-    /// :meth:`generate` gives for :meth:`chat_tokens`, and ends at the model's end tokens, of which a chat model has one
-    /// for the end of a turn. With ``echo`` the text begins with :meth:`chat_prompt`.
+    /// :meth:`generate` gives for :meth:`chat_tokens`. It ends at the model's end tokens; a chat model has one for the
+    /// end of a turn. With ``echo`` the text begins with that of :meth:`chat_prompt`.
     ///
-    /// A list of conversations goes to :meth:`generate`.
+    /// For several conversations, give a list of them to :meth:`generate`.
     ///
     /// >>> template = "{% for m in messages %}{{ m.content }}{% endfor %}"  # this model has none of its own
     /// >>> answer = model.chat([{"role": "user", "content": "床前明月光，"}], chat_template=template, seed=7)
@@ -310,7 +310,7 @@ impl Model {
         whole(py, &OnePrompt::Chat(request), model, &options)
     }
 
-    /// As :meth:`chat`, piece by piece.
+    /// As :meth:`chat`, but returns the text piece by piece.
     ///
     /// >>> messages = [{"role": "user", "content": "床前明月光，"}]
     /// >>> template = "{{ messages[0].content }}"
@@ -366,7 +366,7 @@ impl Model {
         py.import("welm._aio")?.getattr("generate")?.call1((submit,))
     }
 
-    /// As :meth:`chat_stream`, for ``asyncio``: ``async for piece in model.chat_stream_async(messages)``, as of
+    /// As :meth:`chat_stream`, for ``asyncio``: ``async for piece in model.chat_stream_async(messages)``. It works as
     /// :meth:`stream_async`.
     ///
     /// >>> async def text(messages):
@@ -396,21 +396,22 @@ impl Model {
         py.import("welm._aio")?.getattr("AsyncStream")?.call1((submit,))
     }
 
-    /// Log-likelihoods of given continuations of a prompt, in their order; of many prompts, a list for each.
+    /// Log-likelihoods of given continuations of a prompt, in their order. For a list of prompts, a list for each.
     ///
-    /// A continuation's tokens are those of prompt and continuation together after what they share with the prompt's
-    /// own; each has a probability. If nothing is shared, since the prompt is empty or the two meet inside its only token,
-    /// the context is the token that starts a text, or else the first end token. An empty continuation has no tokens, and
-    /// the logarithm 0 of a certainty; another one without tokens is :class:`welm.InvalidOption`.
+    /// Prompt and continuation are tokenized together. The longest beginning that these tokens have in common with
+    /// those of the prompt alone is the context; the tokens after it are scored. If there is no such beginning, because
+    /// the prompt is empty or its only token merged with the continuation, the context is the token that starts a text,
+    /// or else the first end token. An empty continuation has no tokens, and log-probability 0. Another continuation
+    /// without tokens raises :class:`welm.InvalidOption`.
     ///
-    /// A prompt may be text, token ids or a list of messages, a continuation text or token ids. Ids are taken as they are:
-    /// where one of the two is ids, nothing is merged where they meet.
+    /// A prompt may be text, token ids or a list of messages; a continuation may be text or token ids. If either is
+    /// ids, the two are not tokenized together.
     ///
     /// With a list of prompts, ``continuations`` is a list that is scored after every prompt, or a list of lists, one for
     /// each prompt. All are computed together, and equal beginnings once, so one call is much faster than many.
     ///
-    /// ``deadline`` is in seconds, or a ``timedelta``, ``cancel`` a :class:`welm.CancelToken`; either ends the scoring with
-    /// :class:`welm.Cancelled`. So does Ctrl-C, with ``KeyboardInterrupt``.
+    /// ``deadline`` is in seconds, or a ``timedelta``; ``cancel`` is a :class:`welm.CancelToken`. Both end the scoring
+    /// with :class:`welm.Cancelled`. Ctrl-C ends it with ``KeyboardInterrupt``.
     ///
     /// >>> likely, unlikely = model.score("白日依山尽，", ["黄河入海流。", "黄河入电脑。"])
     /// >>> likely.logprob < 0
@@ -470,7 +471,7 @@ impl Model {
     }
 
     /// Logits after each token of a prompt from position ``from_`` on: a numpy array of ``float32``,
-    /// ``(prompt_tokens - from_, vocab_size)``. Needs numpy, which the rest of the package does not.
+    /// ``(prompt_tokens - from_, vocab_size)``. Only this method needs numpy.
     ///
     /// >>> model.logits("床前明月光，").shape[1] == model.config.vocab_size
     /// True
@@ -505,7 +506,7 @@ impl Model {
         flat.call_method1("reshape", ((logits.len() / vocab_size, vocab_size),))
     }
 
-    /// The tokens of a text, without any that would be added in front of a prompt.
+    /// The tokens of a text, without the token that starts a text.
     ///
     /// >>> model.detokenize(model.tokenize("床前明月光，"))
     /// '床前明月光，'
@@ -526,7 +527,7 @@ impl Model {
         detached(py, || model.tokenize(&text, parse_special)).or_raise(py)
     }
 
-    /// The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing.
+    /// The text of tokens. Bytes that are not UTF-8 become U+FFFD; special tokens are left out.
     #[pyo3(signature = (tokens, /))]
     fn detokenize(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<String> {
         let _inside = enter(py);
@@ -535,22 +536,24 @@ impl Model {
         Ok(detached(py, || model.detokenize(&tokens)))
     }
 
-    /// Whether the model comes with a chat template.
+    /// Whether the model has a chat template.
     #[getter]
     fn has_chat_template(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.core.get(py)?.has_chat_template())
     }
 
-    /// The text of a conversation, by the model's own template: what transformers' ``apply_chat_template`` gives, or
-    /// an error that names what is not supported.
+    /// The text of a conversation, made by the model's own chat template. It is the same as from
+    /// ``apply_chat_template`` of transformers. If the template uses something that is not supported, the error names
+    /// it.
     ///
-    /// Messages are dicts with all the keys that the template may ask for, their values as JSON has them (a tuple is
-    /// a list); those that are ``None`` are as if they were not there. ``tools`` and ``documents`` are lists of dicts.
-    /// ``chat_template`` is the name of one of several templates that the model has, or the source of another one.
-    /// All other keywords are variables of the template, such as ``enable_thinking``.
+    /// Messages are dicts with all the keys that the template reads. Values are those of JSON (a tuple is a list); a
+    /// key whose value is ``None`` is left out. ``tools`` and ``documents`` are lists of dicts. ``chat_template`` is
+    /// the name of one of the model's templates if it has several, or the source of another one. All other keywords are
+    /// variables of the template, such as ``enable_thinking``.
     ///
-    /// With ``add_generation_prompt`` the text ends where the assistant's answer begins; so it does without, unless
-    /// ``continue_final_message`` is ``True``, or the key of the last message that the model is to go on with.
+    /// By default the text ends where the assistant's answer begins (``add_generation_prompt``). To have the model
+    /// continue the last message instead, set ``continue_final_message`` to ``True``, or to the key of the message with
+    /// the text.
     ///
     /// >>> model.chat_prompt([{"role": "user", "content": "你好"}])  # this model has no template
     /// Traceback (most recent call last):
@@ -577,11 +580,11 @@ impl Model {
         detached(py, || model.chat_request_prompt(&request)).or_raise(py)
     }
 
-    /// The tokens of :meth:`chat_prompt`, which :meth:`chat` goes on with: special tokens are parsed, and none is put in
-    /// front, since the template names the one that starts a text.
+    /// The tokens of :meth:`chat_prompt`, which :meth:`chat` continues. Spellings of special tokens become these
+    /// tokens. None is added in front, because the template writes the token that starts a text.
     ///
-    /// Special tokens that are written in a message, such as ``<|im_end|>``, are parsed too, as in transformers: who
-    /// may write a message can end it and begin another one in any role.
+    /// As in transformers, this includes special tokens in the text of a message, such as ``<|im_end|>``. So the writer
+    /// of a message can end it and begin another one in any role.
     #[pyo3(
         signature = (messages, /, add_generation_prompt = None, **arguments),
         text_signature = "($self, messages, /, add_generation_prompt=None, *, tools=None, documents=None, \
@@ -600,21 +603,21 @@ impl Model {
         detached(py, || model.chat_request_tokens(&request)).or_raise(py)
     }
 
-    /// The bytes that a token stands for; none for a special one.
+    /// The bytes of a token; none for a special one.
     #[pyo3(signature = (token, /))]
     fn token_bytes<'py>(&self, py: Python<'py>, token: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let model = self.core.get(py)?;
         Ok(PyBytes::new(py, model.token_bytes(Argument::new("token", token).count()?)))
     }
 
-    /// The id of a token as the vocabulary spells it, special ones included; ``None`` if there is none.
+    /// The id of a token, special or not, from its name in the vocabulary; ``None`` if there is none.
     #[pyo3(signature = (token, /))]
     fn token_id(&self, py: Python<'_>, token: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
         let model = self.core.get(py)?;
         Ok(model.token_id(&Argument::new("token", token).text()?))
     }
 
-    /// Whether a token is a control token, which is no part of a text.
+    /// Whether a token is a control token, which is not part of a text.
     #[pyo3(signature = (token, /))]
     fn is_special(&self, py: Python<'_>, token: &Bound<'_, PyAny>) -> PyResult<bool> {
         let model = self.core.get(py)?;
@@ -627,7 +630,7 @@ impl Model {
         output::stats(py, self.core.get(py)?.stats())
     }
 
-    /// What a model's files hold, whether they can be loaded or not, and if not, why.
+    /// What a model's files contain, and whether they can be loaded; if not, why.
     ///
     /// >>> files = welm.Model.describe()
     /// >>> files.format, files.family, files.unsupported
@@ -641,7 +644,7 @@ impl Model {
         output::description(py, &description)
     }
 
-    /// Memory that loading with these options would take, from the headers of the files.
+    /// Memory that loading with these options would take, computed from the headers of the files.
     ///
     /// >>> welm.Model.estimate(cache_tokens=1024).cache_tokens
     /// 1024
@@ -664,21 +667,21 @@ impl Model {
         output::estimate(py, &estimate)
     }
 
-    /// Shape and settings.
+    /// Shapes and settings of the model.
     #[getter]
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let _inside = enter(py);
         output::config(py, self.core.get(py)?.config())
     }
 
-    /// The memory it takes.
+    /// The memory that the model takes.
     #[getter]
     fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let _inside = enter(py);
         output::estimate(py, &self.core.get(py)?.memory())
     }
 
-    /// Where it runs: device, threads, instruction set.
+    /// Where the model runs: device, threads, instruction set.
     #[getter]
     fn backend(&self, py: Python<'_>) -> PyResult<&str> {
         Ok(self.core.get(py)?.backend())
@@ -691,8 +694,8 @@ impl Model {
     }
 }
 
-/// Several prompts at once. They wait in the engine's queue like any others; when it is full, the first are
-/// collected before the next are sent. What ends this early drops the streams, which cancels them.
+/// Sends several prompts at once. They wait in the engine's queue like any others. When the queue is full, the first
+/// answers are collected before the next prompts are sent. An error drops the streams, which cancels them.
 fn batch(
     py: Python<'_>,
     model: &core::Model,
@@ -732,7 +735,7 @@ fn whole<'py>(
     output::generation(py, model, &collect(py, stream)?)
 }
 
-/// The answer to one prompt as it comes.
+/// The answer to one prompt, piece by piece.
 fn pieces(
     py: Python<'_>,
     prompt: &OnePrompt,
@@ -742,7 +745,7 @@ fn pieces(
     Ok(Stream::new(model.clone(), send(py, prompt, model, options)?))
 }
 
-/// Sends a request; what the log says of it is handed on.
+/// Sends a request, and passes on what was logged.
 fn send(
     py: Python<'_>,
     prompt: &OnePrompt,
@@ -754,7 +757,8 @@ fn send(
     Ok(stream)
 }
 
-/// A request that is still to be sent: tokenizing a long text takes time that an event loop does not have.
+/// A request that is not sent yet. `send` runs on another thread than the event loop's, because tokenizing a long text
+/// takes too long for an event loop.
 #[pyclass(frozen, module = "welm._welm")]
 pub(crate) struct Submit {
     model: Owned<core::Model>,
@@ -764,7 +768,7 @@ pub(crate) struct Submit {
 }
 
 impl Submit {
-    /// `whole`: its pieces are wanted as one generation.
+    /// With `whole`, its pieces are returned as one generation.
     fn new(model: core::Model, prompt: OnePrompt, options: core::GenerateOptions, whole: bool) -> Self {
         Submit { model: Owned::new(model), prompt, options, whole }
     }

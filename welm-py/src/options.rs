@@ -1,7 +1,7 @@
 //! Keyword arguments to the core's options.
 //!
-//! Options are taken as a dict, so that their names are spelled once for all methods that take them, and their
-//! defaults and domains stay the core's. The signatures that a reader sees stand beside the methods; a test of the core
+//! Options are taken as a dict. So their names are written once for all methods that take them, and their defaults and
+//! allowed values stay in the core. The signatures that users see are at the methods; a test of the core
 //! (`welm-core/tests/options.rs`) writes them.
 
 use std::path::PathBuf;
@@ -19,8 +19,8 @@ use crate::engine::TICK;
 use crate::error::exception;
 use crate::exit;
 
-/// Calls `set` for every keyword argument. It tells whether there is an option of that name; if not, that is a
-/// `TypeError`.
+/// Calls `set` for every keyword argument. `set` returns whether there is an option of that name; if not, the call
+/// fails with a `TypeError`.
 fn each(
     call: &str,
     table: &[OptionInfo],
@@ -98,7 +98,7 @@ pub(crate) fn generate_options(call: &str, given: Option<&Bound<'_, PyDict>>) ->
     Ok(options)
 }
 
-/// How a model is loaded, but for the progress.
+/// The options of loading, without `progress`.
 pub(crate) fn load_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyResult<LoadOptions> {
     let mut options = LoadOptions::default();
     each(call, &LoadOptions::table(), given, |name, argument| {
@@ -127,12 +127,12 @@ pub(crate) fn load_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> PyR
     Ok(options)
 }
 
-/// A row of a table of options: name, sentence, default, what holds without one, name of the type, and the values: the
-/// least and the most, or names and aliases.
+/// A row of a table of options: name, sentence, default, what holds if there is no default, name of the type, and the
+/// allowed values: the least and the most, or names and aliases.
 pub(crate) type Row<'py> =
     (&'static str, &'static str, Option<String>, &'static str, &'static str, Bound<'py, PyTuple>);
 
-/// A table of the core's, for the command line.
+/// A table of options of the core, for the command line.
 pub(crate) fn rows(py: Python<'_>, table: Vec<OptionInfo>) -> PyResult<Vec<Row<'_>>> {
     let row = |option: OptionInfo| {
         let OptionInfo { name, doc, default, unset, domain, .. } = option;
@@ -141,7 +141,7 @@ pub(crate) fn rows(py: Python<'_>, table: Vec<OptionInfo>) -> PyResult<Vec<Row<'
             Domain::Switch => ("switch", none),
             Domain::Whole(least, u64::MAX) => ("whole", (least, py.None()).into_pyobject(py)?),
             Domain::Whole(least, most) => ("whole", (least, most).into_pyobject(py)?),
-            // The number as it is written, not as the nearest f32.
+            // As text, because an f32 as a Python float would show all digits of its rounding.
             Domain::Real(least, most) => ("real", (format!("{least}"), format!("{most}")).into_pyobject(py)?),
             Domain::Named { names, aliases } => {
                 ("named", (PyTuple::new(py, names)?, PyTuple::new(py, aliases)?).into_pyobject(py)?)
@@ -168,8 +168,8 @@ pub(crate) fn model_path(py: Python<'_>, path: Option<&Bound<'_, PyAny>>) -> PyR
     }
 }
 
-/// Reports of loading go to a Python callable, and to whatever signals wait; what either raises is kept for
-/// the caller, and the loading ends.
+/// Passes reports of loading to a Python callable, and runs signal handlers. If either raises, the exception is kept
+/// for the caller, and the loading ends.
 #[derive(Clone)]
 pub(crate) struct Progress {
     call: Option<Arc<Py<PyAny>>>,
@@ -199,10 +199,10 @@ impl Progress {
             py.check_signals()?;
             let Some(call) = &self.call else { return Ok(true) };
             let answer = call.bind(py).call1((progress.done_bytes, progress.total_bytes))?;
-            // Any value but False goes on: a progress bar's update returns what it likes.
+            // Only False ends it, because the update method of a progress bar may return anything.
             Ok(!answer.is_exact_instance_of::<PyBool>() || answer.is_truthy()?)
         });
-        // Nobody waits for the model when the interpreter ends.
+        // If the interpreter is ending, nobody waits for the model.
         answer.unwrap_or(Ok(false)).unwrap_or_else(|error: PyErr| {
             *self.raised.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
             false
@@ -215,7 +215,7 @@ impl Progress {
         Arc::new(move |progress| this.report(progress))
     }
 
-    /// The result, or what was raised on the way to it.
+    /// The result, or the exception that was kept.
     pub(crate) fn finish<T>(&self, py: Python<'_>, result: welm_core::Result<T>) -> PyResult<T> {
         let raised = self.raised.lock().unwrap_or_else(|e| e.into_inner()).take();
         match (result, raised) {
@@ -226,7 +226,7 @@ impl Progress {
     }
 }
 
-/// Token ids, however many.
+/// Token ids, any number of them.
 pub(crate) fn tokens(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     let argument = Argument::new(name, value);
     argument.all(argument.tokens("a sequence of token ids", usize::MAX)?, usize::MAX, "tokens")

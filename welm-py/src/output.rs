@@ -1,7 +1,8 @@
-//! The core's results as the dataclasses of `welm._output`.
+//! Converts the core's results to the dataclasses of `welm._output`.
 //!
-//! Dataclasses rather than classes of this module: their types are their source, and equality, pickling, `match` and
-//! `dataclasses.asdict` come with them. One costs about a microsecond, a token of a small model hundreds.
+//! These are dataclasses and not classes of this module, because type checkers can read their source, and equality,
+//! pickling, `match` and `dataclasses.asdict` come with them. Making one takes about a microsecond; a token of a small
+//! model takes hundreds.
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -155,7 +156,7 @@ pub(crate) fn stats<'py>(py: Python<'py>, s: core::Stats) -> Object<'py> {
 }
 
 pub(crate) fn config<'py>(py: Python<'py>, c: &core::ModelConfig) -> Object<'py> {
-    // The first, which is the only one of every family so far.
+    // The first; no family has more than one so far.
     let rope = &c.ropes[0];
     record!(py, "ModelConfig" {
         family: &c.family,
@@ -212,7 +213,7 @@ impl Histogram {
         Ok(Histogram(core::Histogram { counts, sum_s: Argument::new("sum", sum).real()? }))
     }
 
-    /// Observations per bucket.
+    /// Observations in each bucket.
     #[getter]
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, self.0.counts)
@@ -236,8 +237,8 @@ impl Histogram {
         self.0.count()
     }
 
-    /// Upper bound, in seconds, of the bucket in which the share ``q`` of the observations is reached; 0 when there
-    /// are none.
+    /// The quantile ``q`` (0 to 1): the upper bound, in seconds, of the bucket in which this share of the observations
+    /// is reached; 0 if there are none.
     fn quantile(&self, q: &Bound<'_, PyAny>) -> PyResult<f64> {
         Ok(self.0.quantile_s(Argument::new("q", q).real()?))
     }

@@ -9,11 +9,11 @@ use welm_core::{ChatRequest, GenerateOptions, Model, Prompt, Result, Stream};
 use crate::argument::{Argument, Elements};
 use crate::chat::conversation;
 
-/// One prompt, held so that the GIL can be released.
+/// One prompt, in a form that can be read without the GIL.
 pub(crate) enum OnePrompt {
     Text(PyBackedStr),
     Tokens(Vec<u32>),
-    /// So many tokens that they cannot fit; they were not looked at.
+    /// More tokens than can fit; only their number is kept.
     TooLong(usize),
     Chat(ChatRequest),
 }
@@ -27,12 +27,12 @@ impl OnePrompt {
         Self::text_or_tokens(model, prompt, "str, a sequence of token ids or a list of messages")
     }
 
-    /// What is no conversation.
+    /// A prompt that is not a conversation.
     pub(crate) fn text_or_tokens(model: &Model, prompt: Argument<'_, '_>, expected: &str) -> PyResult<Self> {
         if prompt.is_text() {
             return prompt.text().map(OnePrompt::Text);
         }
-        // The end of a longer one is the end of the context: `max_tokens` may be 0.
+        // A prompt may fill the whole context, because `max_tokens` may be 0.
         Ok(match prompt.tokens(expected, model.context().0)? {
             Elements::All(tokens) => OnePrompt::Tokens(tokens),
             Elements::TooMany(count) => OnePrompt::TooLong(count),
@@ -59,7 +59,7 @@ impl OnePrompt {
     }
 }
 
-/// What `generate` takes: one prompt, or several.
+/// The first argument of `generate`: one prompt, or several.
 pub(crate) enum Prompts {
     One(OnePrompt),
     Many(Vec<OnePrompt>),
@@ -93,13 +93,13 @@ fn is_mapping(value: &Bound<'_, PyAny>) -> bool {
     value.cast::<PyMapping>().is_ok()
 }
 
-/// Whether it is a sequence of messages: of mappings.
+/// Whether it is a sequence of messages, that is, of mappings.
 fn is_conversation(value: &Bound<'_, PyAny>) -> bool {
     let is_sequence = !is_text(value) && !is_mapping(value) && has_len(value);
     is_sequence && value.get_item(0).is_ok_and(|first| is_mapping(&first))
 }
 
-/// Whether it has a length, which may be more than can be counted.
+/// Whether it has a length, which may be larger than an integer can hold.
 pub(crate) fn has_len(value: &Bound<'_, PyAny>) -> bool {
     value.len().map_or_else(|error| error.is_instance_of::<PyOverflowError>(value.py()), |_| true)
 }

@@ -1,8 +1,9 @@
-//! What `welm._aio` builds its coroutines on: requests that one thread waits for, however many there are.
+//! Requests for the coroutines of `welm._aio`. One thread waits for all of them.
 //!
-//! An engine's thread never asks for the GIL: a step must not wait for Python, and Python may be about to end, after which
-//! nobody may ask (see [`crate::exit`]). So it calls no event loop. It rings a [`Bell`], which is Rust's alone, and one
-//! thread of Python's sleeps in [`Selector::wait`] until a bell rings, and hands to the event loops what has come.
+//! An engine's thread never asks for the GIL: a step must not wait for Python, and if the interpreter is ending, no
+//! thread may ask for it (see [`crate::exit`]). So the engine's thread calls no event loop. It rings a [`Bell`], which
+//! needs no Python. One Python thread sleeps in [`Selector::wait`] until a bell rings, and passes new pieces to the
+//! event loops.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,21 +18,21 @@ use crate::error::exception;
 use crate::exit::{detached, enter};
 use crate::output;
 
-/// What the event loop asks of a request.
+/// What the event loop wants of a request.
 #[derive(Default)]
 struct Flags {
-    /// End it, and tell what there is.
+    /// End it, and return what there is.
     cancel: AtomicBool,
-    /// End it, nobody listens.
+    /// End it; nobody waits for it any more.
     abandon: AtomicBool,
-    /// Of the selector that has taken it.
+    /// Set by the selector that takes the request.
     bell: OnceLock<Arc<Bell>>,
 }
 
 /// A submitted request.
 #[pyclass(frozen, module = "welm._welm")]
 pub(crate) struct Request {
-    /// Until a selector takes it.
+    /// Set until a selector takes it.
     open: Owned<Mutex<Option<Open>>>,
     flags: Arc<Flags>,
     seed: u64,
@@ -39,7 +40,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// `whole`: its pieces are wanted as one generation.
+    /// With `whole`, its pieces are returned as one generation.
     pub(crate) fn new(model: core::Model, stream: core::Stream, whole: bool) -> Self {
         let (seed, prompt_tokens) = (stream.seed(), stream.prompt_tokens());
         let flags = Arc::<Flags>::default();
@@ -49,7 +50,7 @@ impl Request {
         Request { open: Owned::new(Mutex::new(Some(open))), flags, seed, prompt_tokens }
     }
 
-    /// Has the waiting thread look at the flags; in a forked child there is none.
+    /// Makes the waiting thread look at the flags; in a forked child there is no such thread.
     fn ring(&self) {
         if let Some(bell) = self.flags.bell.get().filter(|_| self.open.is_here()) {
             bell.ring();
@@ -59,7 +60,7 @@ impl Request {
 
 #[pymethods]
 impl Request {
-    /// Ends the request; what there is still comes.
+    /// Ends the request; what is already generated still comes.
     fn cancel(&self) {
         self.flags.cancel.store(true, Ordering::Relaxed);
         self.ring();
@@ -82,25 +83,25 @@ impl Request {
     }
 }
 
-/// A request that is waited for.
+/// A request that the selector waits for.
 struct Open {
     model: core::Model,
     stream: core::Stream,
     collected: Option<core::Generation>,
     listener: Option<Py<PyAny>>,
     flags: Arc<Flags>,
-    told: bool, // of its cancelling
+    told: bool, // the stream was told to cancel
     ended: bool,
 }
 
 impl Drop for Request {
-    /// Nobody can ask for what comes any more.
+    /// Nobody can read the pieces any more.
     fn drop(&mut self) {
         self.abandon();
     }
 }
 
-/// Something for a listener; all but a piece are the last.
+/// Something for a listener. All but a piece are the last item of their request.
 enum Item {
     Piece(core::Piece),
     Whole(core::Generation),
@@ -109,7 +110,7 @@ enum Item {
 }
 
 impl Open {
-    /// What has come; `Ready(None)` if it is not for the listener. `Pending` has the bell ring when more comes.
+    /// The next item; `Ready(None)` if it is not for the listener. After `Pending` the bell rings when more comes.
     fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
         self.stream.poll_next(cx).map(|piece| match (piece, &mut self.collected) {
             (Some(Err(error)), _) => Some(Item::Failed(error)),
@@ -122,7 +123,7 @@ impl Open {
         })
     }
 
-    /// Adds all that has come to the events.
+    /// Adds all items that have come to the events.
     fn look(&mut self, number: u64, events: &mut Events) {
         if self.ended {
             return;
@@ -142,7 +143,7 @@ impl Open {
     }
 }
 
-/// Rung for one request: by the engine when something comes, by Python when a flag is set.
+/// The bell of one request. The engine rings it when something comes, Python when it sets a flag.
 struct Bell {
     request: u64,
     calls: Arc<Calls>,
@@ -152,7 +153,7 @@ impl Bell {
     fn ring(&self) {
         let mut calls = lock(&self.calls.list);
         calls.rung.push(self.request);
-        // The thread is told once of all that ring before it looks.
+        // One notification is enough for all bells that ring before the thread looks.
         if calls.rung.len() == 1 {
             self.calls.changed.notify_one();
         }
@@ -165,8 +166,8 @@ impl Wake for Bell {
     }
 }
 
-/// What the waiting thread has to look at. The lock is held for moments: by threads that have the GIL and by the
-/// engines', so nobody may ask for the GIL or call an engine with it.
+/// What the waiting thread has to look at. Threads that have the GIL take the lock, and so do engines' threads. So it
+/// is only held for a moment, and nobody who holds it may ask for the GIL or call an engine.
 #[derive(Default)]
 struct Calls {
     list: Mutex<List>,
@@ -180,7 +181,7 @@ struct List {
     rung: Vec<u64>,
     /// The thread that waits, or is about to.
     thread: Option<Thread>,
-    /// Threads and requests so far.
+    /// Number of threads and requests so far.
     threads: u64,
     requests: u64,
 }
@@ -194,13 +195,13 @@ struct Thread {
 #[pyclass(frozen, module = "welm._welm")]
 pub(crate) struct Selector {
     calls: Owned<Arc<Calls>>,
-    open: Owned<Mutex<BTreeMap<u64, Open>>>, // the waiting thread's
+    open: Owned<Mutex<BTreeMap<u64, Open>>>, // only the waiting thread uses it
 }
 
-/// What came, with the number of its request.
+/// Items that came, each with the number of its request.
 type Events = Vec<(u64, Item)>;
 
-/// The same for Python: listeners, and what is for them.
+/// The same for Python: listeners, each with its item.
 type Told<'py> = Vec<(Py<PyAny>, Bound<'py, PyAny>)>;
 
 /// Sleeps until something comes; `None` when no request is left, or another thread waits.
@@ -219,7 +220,7 @@ fn wait(calls: &Calls, open: &mut BTreeMap<u64, Open>, number: u64) -> Option<Ev
     Some(events)
 }
 
-/// Takes in the requests that have arrived, and sleeps until a bell rings: those that it rang for.
+/// Takes in the requests that have arrived, and sleeps until a bell rings. Gives the requests whose bells rang.
 fn next_rung(calls: &Calls, open: &mut BTreeMap<u64, Open>, number: u64) -> Option<Vec<u64>> {
     let mut list = lock(&calls.list);
     loop {
@@ -244,8 +245,8 @@ impl Selector {
         Selector { calls: Owned::new(Arc::default()), open: Owned::new(Mutex::default()) }
     }
 
-    /// Adds a request; its listener is handed back by :meth:`wait` with what comes. The number of the thread that has
-    /// to be started for it, if none waits.
+    /// Adds a request; :meth:`wait` returns its listener with each item. If no thread waits, gives the number of the
+    /// thread that has to be started.
     fn add(&self, py: Python<'_>, request: &Request, listener: Py<PyAny>) -> PyResult<Option<u64>> {
         let Some(mut open) = lock(request.open.get(py)?).take() else { return Ok(None) };
         open.listener = Some(listener);
@@ -262,7 +263,7 @@ impl Selector {
             list.thread = Some(Thread { number: list.threads, has_begun: false });
         }
         drop(list);
-        request.flags.bell.get_or_init(|| bell).ring(); // a first look, after which the engine rings
+        request.flags.bell.get_or_init(|| bell).ring(); // the thread looks once; after that the engine rings
         Ok(to_start)
     }
 
@@ -271,7 +272,7 @@ impl Selector {
     fn wait<'py>(&self, py: Python<'py>, number: u64) -> PyResult<Option<Told<'py>>> {
         let _inside = enter(py);
         let (calls, open) = (self.calls.get(py)?, self.open.get(py)?);
-        // Nobody may ask for the GIL with this lock: the next thread may begin before this one has gone.
+        // While this lock is held, the GIL must not be asked for: the next thread may begin before this one has ended.
         let Some(events) = detached(py, || wait(calls, &mut lock(open), number)) else { return Ok(None) };
         let mut open = lock(open);
         let mut told = Vec::with_capacity(events.len());
@@ -295,13 +296,13 @@ impl Selector {
             }
         }
         drop(open);
-        // The engine's end is waited for without the GIL.
+        // Dropping the last stream may wait for the engine to end. That is done without the GIL.
         detached(py, move || drop(ended));
         Ok(Some(told))
     }
 
-    /// The thread cannot be started: takes its requests back, and gives their listeners. None if it has begun after
-    /// all; if not, it will find that it is not waited for.
+    /// To be called if the thread cannot be started: takes its requests back, and gives their listeners. If the thread
+    /// has begun after all, nothing is taken back. If it begins later, it ends at once.
     fn give_up(&self, py: Python<'_>, number: u64) -> PyResult<Vec<Py<PyAny>>> {
         let _inside = enter(py);
         let mut list = lock(&self.calls.get(py)?.list);

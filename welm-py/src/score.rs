@@ -1,4 +1,4 @@
-//! Scoring: prompts with their continuations, and what `welm._aio` waits for.
+//! Scoring: prompts with their continuations, and the class that `welm._aio` uses.
 
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -19,7 +19,7 @@ const ONE: &str = "a sequence of str, or of sequences of token ids";
 pub(crate) struct Pairs {
     prompts: Vec<OnePrompt>,
     continuations: Continuations,
-    /// Whether there is one prompt, whose scores are not in a list of their own.
+    /// Whether one prompt was given, not a list. Then its scores are not in a list of lists.
     is_one: bool,
 }
 
@@ -109,7 +109,7 @@ fn has_lists(continuations: &Bound<'_, PyAny>) -> bool {
     if is_text(continuations) || is_text(&first) || !has_len(&first) {
         return false;
     }
-    // Numbers have no length; a list of nothing is one of no continuations.
+    // Token ids have no length. An empty list counts as a list of continuations.
     first.get_item(0).map_or(true, |element| is_text(&element) || has_len(&element))
 }
 
@@ -153,7 +153,7 @@ impl Scoring {
         self.pairs.shaped(py, model, &scores)
     }
 
-    /// Ends it; nobody waits for the scores any more.
+    /// Ends the scoring; nobody waits for the scores any more.
     fn cancel(&self) {
         self.stop.cancel();
     }

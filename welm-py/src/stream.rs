@@ -12,10 +12,10 @@ use crate::error::OrRaise;
 use crate::exit::{detached, enter};
 use crate::output;
 
-/// Pieces of a request as they come; what :meth:`Model.stream` returns.
+/// The pieces of a request, which :meth:`Model.stream` returns.
 ///
-/// The texts of one sequence's pieces make its final text; none ends inside a character, and none shows the
-/// beginning of a stop string that later completes. Leaving a ``with`` block, or dropping the stream, cancels
+/// The texts of one sequence's pieces, one after another, are its final text. None ends inside a character, and none
+/// has any part of the stop string that ended the sequence. Leaving a ``with`` block, or deleting the stream, cancels
 /// the request.
 ///
 /// >>> with model.stream("床前明月光，", max_tokens=20, temperature=0) as stream:
@@ -61,7 +61,7 @@ impl Stream {
         }
     }
 
-    /// Ends the request; pieces that are under way still come, and then the last ones, with the finish reason
+    /// Ends the request. Pieces that are already generated still come, and then the last ones, with the finish reason
     /// ``"cancelled"``. Any thread may call this.
     fn cancel(&self, py: Python<'_>) -> PyResult<()> {
         let _inside = enter(py);

@@ -1,4 +1,4 @@
-//! Times a model on the CPU, and the machine it runs on. `peers/run` calls it; results are lines of JSON.
+//! Times a model on the CPU, and measures the limits of the machine. `peers/run` calls it; results are lines of JSON.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,7 +25,7 @@ enum Command {
     Write {
         /// welm-medium, welm-large, welm-xl or qwen-0.5b
         shape: String,
-        /// Where to
+        /// Folder to write
         folder: PathBuf,
     },
     /// Loads a model and times it
@@ -37,7 +37,7 @@ struct LimitsArgs {
     /// Threads that read and compute
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Size of what is read, in MiB, in all: much more than the last cache
+    /// MiB that all threads together read: much more than the last-level cache
     #[arg(long, default_value_t = 2048)]
     mib: usize,
     /// Times that each is measured
@@ -85,7 +85,7 @@ struct RunArgs {
     /// Steps that are timed
     #[arg(long, default_value_t = 32)]
     tokens: usize,
-    /// Steps that sequences may go on before this program's thread is woken; the cache has room for them
+    /// Extra steps that fit the cache, because sequences go on until this program's thread is woken
     #[arg(long, default_value_t = 64)]
     slack: usize,
     /// Times that each is measured; the middle one is the result
@@ -205,7 +205,7 @@ fn run(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-/// A line at once, so that whoever reads sees how far it is.
+/// Prints a line and flushes, so that a reader sees the progress.
 fn print(record: Value) {
     println!("{record}");
 }

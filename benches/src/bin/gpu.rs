@@ -15,7 +15,7 @@ use welm_benches::whole::{self, Request};
 use welm_core::Activations;
 use welm_kernels::Device;
 
-/// Times the CUDA kernels beside the device's own copy bandwidth.
+/// Times the CUDA kernels, and the device's own copy bandwidth.
 #[derive(Debug, Parser)]
 struct Args {
     /// Number of the CUDA device
@@ -24,16 +24,16 @@ struct Args {
     /// File for the results, a line of JSON each
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Only kernels in whose line of the table this stands, such as "product w8a16"
+    /// Only kernels whose line of the table contains this, such as "product w8a16"
     #[arg(long, default_value = "")]
     only: String,
-    /// The few that tell most, in short measurements
+    /// Only the few most important kernels, in short measurements
     #[arg(long)]
     quick: bool,
     /// Also the whole model; a folder with room for 11.4 GB, where its random weights are written, and stay
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Says which device it is, and ends
+    /// Prints the device, and ends
     #[arg(long)]
     info: bool,
 }
@@ -63,7 +63,7 @@ fn run(args: Args) -> Result<()> {
     let mut failed = 0;
     for shape in if args.quick { Shape::quick() } else { Shape::all() } {
         let name = record::text(&record::kernel(&shape, Err(String::new()), copy));
-        // Without the spaces that fill its columns.
+        // Without the spaces between the columns.
         if !name.split_whitespace().collect::<Vec<_>>().join(" ").contains(&args.only) {
             continue;
         }

@@ -1,4 +1,4 @@
-//! Attention over caches whose blocks are in no order, as an engine's are after a while.
+//! Attention over caches whose blocks are in random order, as in an engine that has run for some time.
 
 use half::bf16;
 use welm_kernels::attention::{
@@ -34,7 +34,7 @@ impl Operands {
         })
     }
 
-    /// The launchers' description, and the result.
+    /// The operands in the form that the launchers take, and the result.
     fn parts(&mut self) -> (Attention<'_>, &mut Buffer<bf16>) {
         let Heads { n_heads, n_kv_heads, head_dim } = self.heads;
         let attention = Attention {

@@ -1,8 +1,8 @@
-//! What is timed: a kernel's launcher on random operands of one shape.
+//! The cases that are timed: a kernel's launcher on random operands of one shape.
 //!
-//! Bytes and operations are the fewest that the formula needs: every operand read once, every result written once,
-//! keys that a row does not see not counted. What a kernel moves or computes beyond that makes it slower in the
-//! figures, as it should.
+//! Bytes and operations are the fewest that the formula needs: every operand is read once, every result is written
+//! once, and keys that a row does not see are not counted. If a kernel moves or computes more, its figures are worse,
+//! as they should be.
 
 mod attention;
 mod noise;
@@ -17,7 +17,7 @@ use welm_kernels::{Buffer, Device, Element, Error, Result};
 
 use crate::timing::{Effort, Times, time};
 
-/// Elements of an output that are looked at.
+/// Elements of an output that are checked.
 const LOOKED_AT: usize = 1 << 16;
 
 /// The heads of an attention.
@@ -38,14 +38,14 @@ impl Heads {
     }
 }
 
-/// What a product multiplies: weights, activations.
+/// The types of a product's weights and activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operands {
     /// int8 in groups of 32, bf16.
     W8A16,
     /// bf16, bf16.
     W16A16,
-    /// int8 in groups of 32, likewise.
+    /// int8 in groups of 32, int8 in groups of 32.
     W8A8,
     /// Rotated int8, rotated bf16.
     R8A16,
@@ -82,7 +82,7 @@ pub enum Form {
 pub enum Shape {
     /// Attention of `batch` generated tokens, each at the end of its own `kv_len` keys.
     Decode {
-        /// Of the attention.
+        /// Heads of the attention.
         heads: Heads,
         /// Sequences.
         batch: usize,
@@ -91,7 +91,7 @@ pub enum Shape {
     },
     /// Attention of a prompt.
     Prefill {
-        /// Of the attention.
+        /// Heads of the attention.
         heads: Heads,
         /// Tokens.
         n: usize,
@@ -111,7 +111,7 @@ pub enum Shape {
     },
     /// A layernorm.
     Norm {
-        /// Of its result.
+        /// Form of the result.
         form: Form,
         /// Rows.
         n: usize,
@@ -120,7 +120,7 @@ pub enum Shape {
     },
     /// bf16 rows to another form.
     Convert {
-        /// Which.
+        /// Form of the result.
         form: Form,
         /// Rows.
         n: usize,
@@ -129,7 +129,7 @@ pub enum Shape {
     },
     /// Rotary embedding and the write to the cache.
     Rope {
-        /// Of the row.
+        /// Heads of a row.
         heads: Heads,
         /// Rows.
         n: usize,
@@ -145,7 +145,7 @@ pub enum Shape {
     },
 }
 
-/// What a kernel is measured against.
+/// The limit that a kernel is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
     /// The bandwidth of a copy.
@@ -157,7 +157,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// As records name it.
+    /// The name in records.
     pub fn name(self) -> &'static str {
         match self {
             Limit::Copy => "copy",
@@ -181,7 +181,7 @@ struct Case {
 }
 
 impl Shape {
-    /// The kernel, as records name it.
+    /// The name of the kernel in records.
     pub fn group(&self) -> &'static str {
         match self {
             Shape::Decode { .. } => "attention_decode",
@@ -246,11 +246,11 @@ impl Shape {
         sizes
     }
 
-    /// What bounds it.
+    /// The limit of its speed.
     pub fn limit(&self) -> Limit {
         match self {
             Shape::Prefill { .. } => Limit::Bf16,
-            // A weight that is read once for so few rows takes longer than their products.
+            // For this few rows, reading the weight takes longer than the products.
             Shape::Product { n, .. } if *n <= product::FEW => Limit::Copy,
             Shape::Product { operands: Operands::W8A8 | Operands::R8A8, .. } => Limit::Int8,
             Shape::Product { .. } => Limit::Bf16,
@@ -258,7 +258,7 @@ impl Shape {
         }
     }
 
-    /// Operations, a multiplication and an addition being two; 0 where they do not matter.
+    /// Operations, where a multiplication and an addition are two; 0 if they do not matter.
     pub fn ops(&self) -> u64 {
         let ops = match *self {
             Shape::Decode { heads, batch, kv_len } => 4 * batch * kv_len * heads.n_heads * heads.head_dim,
@@ -269,9 +269,9 @@ impl Shape {
         ops as u64
     }
 
-    /// Bytes that are read and written at least.
+    /// The fewest bytes that have to be read and written.
     pub fn bytes(&self) -> u64 {
-        /// Of `n` rows of `cols` in a form.
+        /// Bytes of `n` rows of `cols` columns in a form.
         fn rows(form: Form, n: usize, cols: usize) -> usize {
             match form {
                 Form::Bf16 | Form::Rotated => 2 * n * cols,
@@ -285,7 +285,7 @@ impl Shape {
             }
             Shape::Prefill { heads: h, n } => 2 * n * h.head_dim * (2 * h.n_kv_heads + 2 * h.n_heads),
             Shape::Product { operands, epilogue, n, cols, rows: out } => {
-                // int8 with an f16 for 32, bf16, int8 with an f32 for a row.
+                // int8 with an f16 scale for every 32; bf16; int8 with an f32 scale for a row.
                 let (w8, w16, r8) = (out * cols * 17 / 16, 2 * out * cols, out * (cols + 4));
                 let (weight, x) = match operands {
                     Operands::W8A16 => (w8, Form::Bf16),
@@ -299,7 +299,7 @@ impl Shape {
             }
             Shape::Norm { form, n, dim } => 4 * n * dim + 8 * dim + rows(form, n, dim),
             Shape::Convert { form, n, dim } => 2 * n * dim + rows(form, n, dim),
-            // q there and back, k and v to the cache, cosines and sines.
+            // q is read and written, k and v are read and written to the cache, cosines and sines are read.
             Shape::Rope { heads: h, n } => {
                 n * (4 * h.n_heads * h.head_dim + 8 * h.n_kv_heads * h.head_dim + 4 * h.head_dim)
             }
@@ -329,7 +329,7 @@ impl Shape {
         Ok(Case { sets, work })
     }
 
-    /// Its time; none if the device has no memory for it.
+    /// Measures its time; none if the device has not enough memory.
     ///
     /// # Errors
     /// What the driver reports; a result that is not finite, or nothing but zeros.
@@ -346,7 +346,7 @@ impl Shape {
         Ok(Some(times))
     }
 
-    /// What is measured: WeLM's 10 billion parameters, and grouped-query attention beside its own.
+    /// All shapes that are measured: those of WeLM with 10 billion parameters, and grouped-query attention.
     pub fn all() -> Vec<Shape> {
         let (dim, hidden, vocab) = (5120, 20_480, 62_080);
         let welm = Heads { n_heads: 40, n_kv_heads: 40, head_dim: 128 };
@@ -380,7 +380,7 @@ impl Shape {
                 shapes.extend([256, 512, 2048].map(many));
             }
         }
-        // The forms beside one another.
+        // All forms, to compare them.
         for operands in [Operands::W8A16, Operands::W16A16, Operands::W8A8, Operands::R8A8] {
             for rows in [dim, hidden] {
                 shapes.push(Shape::Product { operands, epilogue: Epilogue::Bf16, n: 2048, cols: dim, rows });
@@ -399,8 +399,8 @@ impl Shape {
         shapes
     }
 
-    /// Those of [`Shape::all`] that tell most: what a token and a prompt spend their time on, one of each kernel.
-    /// `gpu/run` profiles the first of a name.
+    /// The most important of [`Shape::all`]: one shape of each kernel that takes much of the time of a token or a
+    /// prompt. `gpu/run` profiles the first one of each name.
     pub fn quick() -> Vec<Shape> {
         let (dim, hidden, vocab) = (5120, 20_480, 62_080);
         let welm = Heads { n_heads: 40, n_kv_heads: 40, head_dim: 128 };

@@ -1,9 +1,9 @@
-//! Random operands, quickly: some random values, over and over.
+//! Random operands that are made fast: some random values are repeated.
 
 use half::{bf16, f16};
 use welm_kernels::{Buffer, Device, Element, Result};
 
-/// Values of a repetition: prime, so that rows do not line up.
+/// Number of values that are repeated. It is prime, so that rows are not equal.
 const PERIOD: usize = 1_048_573;
 
 /// xorshift64* (Vigna).
@@ -90,7 +90,7 @@ pub(super) fn host_f32_scales(len: usize, size: f32, seed: u64) -> Vec<f32> {
     on_host(len, &values(len, seed, |r| (1.0 + r.uniform() / 2.0) * size))
 }
 
-/// `0..n` in any order.
+/// `0..n` in random order.
 pub(super) fn order(n: usize, seed: u64) -> Vec<u32> {
     let mut random = Random((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut order: Vec<u32> = (0..n as u32).collect();

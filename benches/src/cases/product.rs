@@ -1,4 +1,5 @@
-//! Products of random activations and random weights, whose results are of the size of the activations.
+//! Products of random activations and random weights. Weights are scaled so that results have the size of the
+//! activations.
 
 use half::bf16;
 use welm_kernels::gemm::{
@@ -10,7 +11,8 @@ use welm_kernels::{Buffer, Device, Result};
 
 use super::{Epilogue, Operands, Work, beginning, bf16_beginning, noise};
 
-/// Rows up to which a product is timed as that of generated tokens, one order of summation; more are a prompt's.
+/// Rows up to which a product is timed as one of generated tokens (`Arithmetic::Exact`); with more it is one of a
+/// prompt.
 pub(super) const FEW: usize = 64;
 
 enum X {
@@ -22,7 +24,7 @@ enum X {
 
 impl X {
     fn new(device: &Device, operands: Operands, n: usize, k: usize) -> Result<X> {
-        // int8 has a deviation of 73.
+        // Random int8 values have a standard deviation of 73.
         let size = 1.0 / 73.0;
         Ok(match operands {
             Operands::W8A16 | Operands::W16A16 => X::Bf16(noise::bf16s(device, n * k, 1.7, 1)?),
@@ -108,11 +110,11 @@ impl Work for Product {
     }
 }
 
-/// A weight whose products keep the size of what they multiply. Which value is in which place of the packed form is
-/// all the same.
+/// A random weight whose products have the size of the activations. The order of the values in the packed form does not
+/// matter.
 fn random(operands: Operands, rows: usize, cols: usize) -> Packed {
     let size = 1.0 / (cols as f32).sqrt();
-    // Bytes of a packed weight, of which an int8 one is 16 / 17 values.
+    // Bytes of a packed weight; of an int8 one, 16 of 17 bytes are values.
     let len = bf16_bytes(rows, cols, RowOrder::Plain) as usize / 2;
     debug_assert_eq!(int8_bytes(rows, cols, RowOrder::Plain) as usize, len + len / 16);
     match operands {

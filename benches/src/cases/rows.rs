@@ -1,4 +1,4 @@
-//! What is done to rows one by one. Each set has rows and results of its own.
+//! Kernels that work on single rows. Each set has rows and results of its own.
 
 use half::bf16;
 use welm_kernels::attention::BLOCK_KEYS;
@@ -122,7 +122,7 @@ impl Work for Converted {
     }
 }
 
-/// Rotary embedding of queries and keys, which stay as large as they are however often they turn.
+/// Rotary embedding of queries and keys. A rotation does not change their size, however often it is repeated.
 pub(super) struct Turned {
     heads: Heads,
     n: usize,

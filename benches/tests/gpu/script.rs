@@ -1,4 +1,4 @@
-//! `gpu/run` with stand-ins for the programs and tools that it starts: they fail, hang and die where they are told to.
+//! Tests of `gpu/run` with fake programs and tools, which fail, hang and die when a test tells them to.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::{canned, gpu, said};
 
-/// What the stand-in for the kernels' tests lists.
+/// The tests in the list of the fake program of the kernels' tests.
 const TESTS: [&str; 8] = [
     "s01_norm",
     "s02_rope",
@@ -23,7 +23,7 @@ const TESTS: [&str; 8] = [
     "s70_norm_ptx",
 ];
 
-/// A folder as `make` leaves it, of programs that only say what they were asked.
+/// A folder as from `make`, with programs that only print their arguments.
 struct Rehearsal(TempDir);
 
 impl Rehearsal {
@@ -81,7 +81,7 @@ impl Rehearsal {
             echo "copy: 2500 GB/s"
             while [ $# -gt 0 ]; do case $1 in --json) cp "$BENCH" "$2"; shift ;; esac; shift; done"#,
         );
-        // A sanitizer that finds something in one test, and one that has nothing to say of another.
+        // A sanitizer that finds an error in one test, and prints nothing for another.
         program(
             &at("tools/compute-sanitizer"),
             r#"while [ $# -gt 0 ]; do case $1 in --tool) tool=$2; shift ;; */bin/*) break ;; esac; shift; done
@@ -124,7 +124,7 @@ impl Rehearsal {
         fs::read_to_string(self.out(file)).unwrap_or_default()
     }
 
-    /// The first words of the lines in `results`, by the step.
+    /// For each step, the first word of its line in `results`.
     fn results(&self) -> HashMap<String, String> {
         let line = |line: &str| {
             let (what, step) = line.split_once(' ').filter(|(what, _)| !what.is_empty())?;
@@ -177,7 +177,8 @@ fn all_steps_in_their_order() {
         assert!(rehearsal.out(file).is_file(), "{file}");
     }
 
-    // What each was told. A failure points at its kernel, and nothing slows a measurement down.
+    // The environment of each program. A failure names its kernel, and measurements have no variables that slow them
+    // down.
     let log = rehearsal.read("log");
     let core = |test| rehearsal.out(&format!("core.gpu__{test}")).display().to_string();
     for (test, hopper_and_ptx) in [
@@ -233,7 +234,7 @@ fn what_failed_is_told() {
     }
 }
 
-/// One test hangs and ignores a signal, one dies: all others have their results, in time.
+/// One test hangs and ignores a signal, another dies: all others still have their results, in time.
 #[test]
 fn a_hang_and_a_death_cost_no_other_result() {
     let rehearsal = Rehearsal::new();
@@ -261,7 +262,7 @@ fn a_hang_and_a_death_cost_no_other_result() {
     assert!(rehearsal.read("log").contains("s03_sample hangs"), "{text}");
 }
 
-/// A process in a call of the driver that does not return, which is one that timeout(1) waits for.
+/// A process whose call of the driver never returns. timeout(1) would wait for it.
 #[test]
 fn a_process_that_does_not_die_is_left_behind() {
     let rehearsal = Rehearsal::new();
@@ -278,7 +279,7 @@ fn a_process_that_does_not_die_is_left_behind() {
     assert!(text.contains("ok      kernels gpu::s10_few"), "{text}");
 }
 
-/// What no longer fits is named, and that is no success.
+/// Steps that no longer fit the time are named, and the script does not succeed.
 #[test]
 fn a_budget_is_kept() {
     let rehearsal = Rehearsal::new();
@@ -309,7 +310,7 @@ fn a_budget_is_kept() {
     }
 }
 
-/// What a device that is lost would say of the rest is worth nothing.
+/// After the device is lost, no other step runs.
 #[test]
 fn nothing_is_asked_of_a_lost_device() {
     let rehearsal = Rehearsal::new();
@@ -326,7 +327,7 @@ fn nothing_is_asked_of_a_lost_device() {
     }
 }
 
-/// Killed from outside: what it has is on disk. Asked to end: the test under way ends, too.
+/// If the script is killed, its results are on disk. If it is asked to end, the running test ends, too.
 #[test]
 fn results_outlive_the_script() {
     let rehearsal = Rehearsal::new();

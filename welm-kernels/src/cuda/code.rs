@@ -25,7 +25,7 @@ pub(super) struct Code {
     pub(super) files: &'static [(&'static str, &'static Aligned<[u8]>)],
 }
 
-/// The driver reads a fatbin as structs; bytes alone would be aligned to 1.
+/// Aligned bytes. The driver reads a fatbin as structs; plain bytes would be aligned to 1.
 #[repr(C, align(64))]
 pub(super) struct Aligned<T: ?Sized>(pub(super) T);
 
@@ -111,7 +111,7 @@ mod tests {
         assert!(narrow.check((8, 6), (13, 0), true).is_err());
     }
 
-    /// 10.x and 12.x are two generations, of which neither runs the other's machine code.
+    /// 10.x and 12.x are two generations. Neither runs the machine code of the other.
     #[test]
     fn cubins_of_blackwell_need_no_ptx() {
         let code = code((13, 4), NEWER, false);
@@ -148,7 +148,7 @@ mod tests {
             (code((13, 0), ALL, false), (10, 0), "no device code for compute capability 10.0"),
             (code((13, 0), &["86"], false), (8, 0), "no device code for compute capability 8.0"),
             (code((13, 0), &["90a"], false), (9, 1), "no device code for compute capability 9.1"),
-            // PTX would load, but not have what the launchers ask for.
+            // PTX would load, but does not have the kernels that the launchers choose.
             (code((13, 0), &["80", "89"], true), (9, 0), "needs sm_90a"),
         ];
         for (code, capability, reason) in cases {

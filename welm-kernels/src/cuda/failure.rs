@@ -27,8 +27,8 @@ pub(super) fn describe(result: CUresult) -> String {
 /// those that say that the context is gone, and for the unknown error (CUDA_ERROR_UNKNOWN), to be on the safe side.
 pub(super) fn is_fatal(result: CUresult) -> bool {
     use CUresult::*;
-    // A match, not a comparison of numbers: a newer driver may return what the type does not know, and a
-    // conversion lets the compiler assume that it can't.
+    // A match, not a conversion to numbers: a newer driver may return a value that the type does not have, and a
+    // conversion would let the compiler assume that it has it.
     matches!(
         result,
         CUDA_ERROR_DEINITIALIZED
@@ -69,7 +69,7 @@ pub(super) fn is_foreign_code(result: CUresult) -> bool {
     )
 }
 
-/// A step on the way to a context.
+/// Checks a call that is made before there is a context: a failure means that there is no usable device.
 pub(super) fn reached(call: &str, result: CUresult) -> Result<()> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),

@@ -13,15 +13,16 @@ use super::{Cuda, lock, probe};
 use crate::driver::Kernel;
 use crate::error::{Error, Result};
 
-/// Dynamic shared memory that a kernel has without asking.
+/// Bytes of dynamic shared memory that a kernel may have without asking for more.
 const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 
-/// From so many bytes on, a kernel asks for the largest carve-out of shared memory. Such kernels copy their operands to
-/// shared memory, and a multiprocessor holds several of their blocks only with the largest carve-out (three of 32 KiB, or
-/// two of 97 KiB). Kernels with less shared memory read through the L1 cache, which the carve-out makes smaller.
+/// From this many bytes on, a kernel asks for the largest carve-out of shared memory. Such kernels copy their operands
+/// to shared memory, and a multiprocessor holds several of their blocks only with the largest carve-out (three of 32
+/// KiB, or two of 97 KiB). Kernels with less shared memory read through the L1 cache, which the carve-out makes
+/// smaller.
 const STAGED_BYTES: u32 = 32 << 10;
 
-/// By the files' stems.
+/// Modules by the stem of their file.
 pub(super) type Modules = HashMap<&'static str, sys::CUmodule>;
 
 /// What has been loaded.
@@ -33,11 +34,11 @@ pub(super) struct Loaded {
 
 struct Function {
     handle: sys::CUfunction,
-    /// Bytes of its only parameter, if the driver tells.
+    /// Bytes of its only parameter, if the driver can say.
     param_bytes: Option<usize>,
     /// Whether it may have more than `DEFAULT_SHARED_BYTES`.
     raised: bool,
-    /// Whether it has asked for the largest share.
+    /// Whether it has asked for the largest carve-out.
     staged: bool,
 }
 
@@ -94,7 +95,7 @@ impl Cuda {
         }
         self.check(kernel, result)?;
         let mut param_bytes = None;
-        // Of CUDA 12.4.
+        // Since CUDA 12.4.
         if probe::has("cuFuncGetParamInfo") {
             let (mut offset, mut bytes) = (0, 0);
             // SAFETY: gives two numbers.

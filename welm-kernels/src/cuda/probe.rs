@@ -1,4 +1,4 @@
-//! What is asked before there is a context: where libcuda is, and what the device is.
+//! Questions that are asked before there is a context: whether there is a usable libcuda, and what the device is.
 //!
 //! cudarc panics if libcuda or one of its functions is missing. So both are checked first.
 
@@ -11,7 +11,7 @@ use super::failure::reached;
 use crate::driver::DeviceInfo;
 use crate::error::{Error, Result};
 
-/// The functions of libcuda that are called without asking first whether they exist.
+/// The functions of libcuda that must exist.
 const FUNCTIONS: &[&str] = &[
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
@@ -125,7 +125,7 @@ mod tests {
             let end = name.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(name.len());
             called.insert(format!("cu{}", &name[..end]));
         }
-        // The library itself, and what is asked for where it is called.
+        // The library itself, and a function whose existence is checked where it is called.
         assert!(called.remove("culib") && called.remove("cuFuncGetParamInfo"));
         assert_eq!(called, FUNCTIONS.iter().map(|name| name.to_string()).collect());
     }

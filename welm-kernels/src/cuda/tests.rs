@@ -101,7 +101,7 @@ mod with_fake {
         let output = process.output().unwrap();
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
-        // What was retained was given back, with all that belonged to it.
+        // The context was released, with everything in it.
         let ends: Vec<_> = text.lines().filter(|line| line.starts_with("libcuda: left")).collect();
         assert!(ends.iter().all(|line| *line == "libcuda: left 0, current 0"), "{text}");
         let opens = !settings.contains("no device");
@@ -113,7 +113,7 @@ mod with_fake {
         (cuda.clone(), Device::with_driver(cuda))
     }
 
-    /// What `argmax` takes, at addresses that it never gets to see.
+    /// Launches with parameters like those of `argmax`, whose addresses are never used.
     fn launch(cuda: &Cuda, kernel: Kernel, params: &[u8]) -> Result<()> {
         let grid = Grid { blocks: [1, 1, 1], threads: 1024, shared_bytes: 256 };
         // SAFETY: the tests that call this expect an error, or a graph or a queue that never runs.
@@ -154,7 +154,7 @@ mod with_fake {
             assert_eq!(device.free_bytes().unwrap(), (1 << 30) - 6 * 4 - 2 * 8);
             assert!(device.upload::<u8>(&[]).unwrap().to_vec().unwrap().is_empty());
 
-            // From another thread, and with more shared memory than comes without asking.
+            // From another thread, and with more shared memory than a kernel has by default.
             std::thread::spawn(move || {
                 let grid = Grid { blocks: [2, 1, 1], threads: 1024, shared_bytes: 231_424 };
                 let mut params = [logits.ptr(), tokens.ptr()].map(u64::to_ne_bytes).concat();
@@ -221,12 +221,12 @@ mod with_fake {
             cuda.free_graph(0);
             // SAFETY: an error.
             assert!(refusal(unsafe { cuda.launch_graph(0) }).contains("no such recording"));
-            // A recording whose making failed leaves nothing behind, and the next one is good.
+            // After a recording fails, nothing of it is left, and the next one works.
             let error = device.capture(|| Err::<(), _>(Error::NoCode)).unwrap_err();
             assert_eq!(error, Error::NoCode);
             device.capture(|| argmax(&device, &logits, 1, 3, &mut tokens)).unwrap();
             refusal(cuda.end_capture());
-            // One that is never freed goes with the driver.
+            // A recording that is never freed is freed with the driver.
             cuda.begin_capture().unwrap();
             cuda.end_capture().unwrap();
         });
@@ -297,8 +297,8 @@ mod with_fake {
         run("an_unknown_error_loses_the_context", "fail=cuStreamSynchronize:999:1", stays_lost);
     }
 
-    /// The libcuda refuses a block of as much shared memory without the largest share, one of less with it, and
-    /// asking again.
+    /// The libcuda of these tests refuses three things: a block with this much shared memory without the largest
+    /// carve-out, a block with less and with that carve-out, and asking for it twice.
     #[test]
     fn kernels_that_stage_operands_ask_for_shared_memory() {
         run("kernels_that_stage_operands_ask_for_shared_memory", "carveout=32768", || {
@@ -352,7 +352,7 @@ mod with_fake {
             let _ = unsafe { sys::cuCtxSetCurrent(theirs) };
             device.zeros::<u8>(1).unwrap();
             assert_eq!(current(), theirs);
-            // One context for all of the process: the other one's end is not its end.
+            // All of the process shares one context. It does not end when another user of it ends.
             Cuda::open(0, true).map(drop).unwrap();
             device.synchronize().unwrap();
             drop((cuda, device));

@@ -28,15 +28,15 @@ pub fn scratch_len(max_rows: usize, rows: usize) -> usize {
 /// No bit of a result depends on it.
 ///
 /// 33 to 64 rows are one tile of tokens. A weight of 5,120 rows then has 40 tiles, and so 40 blocks for 132
-/// multiprocessors, each with few bytes on their way. A block for each of the 8 segments of K keeps all of them busy,
-/// at the price of writing and reading the sums of the segments. It pays where at least half of the multiprocessors
-/// would have nothing to do.
+/// multiprocessors. Most would be idle, and the others would have too few loads in flight. With a block for each of the
+/// 8 segments of K all are busy, but the sums of the segments have to be written and read. That is worth it where at
+/// least half of the multiprocessors would have nothing to do.
 pub fn split_along_k(n: usize, rows: usize, multiprocessors: usize) -> bool {
     FEW < n && n <= SPLIT && rows.div_ceil(TILE_ROWS) <= (multiprocessors / 2).min(SPLIT_TILES)
 }
 
-/// The kernel of `gemm_sm90.cu` for `n` rows of x and so many packed ones of the weight, if there is one, and the
-/// rows of a box of x.
+/// The kernel of `gemm_sm90.cu` for `n` rows of x and a weight of `rows` packed rows, if there is one; its grid; and
+/// the rows of a box of x.
 pub(super) fn kernel_sm90(
     mode: Mode,
     arithmetic: Arithmetic,
@@ -70,14 +70,15 @@ pub(super) fn kernel_sm90(
 ///
 /// Wide tiles read weights half as often. A multiprocessor runs one tile at a time, and a narrow one is expected to take
 /// half as long. Narrow tiles are taken in two cases: if wide ones would be half empty; or if there are fewer than 1.5 wide
-/// tiles for each multiprocessor and the narrow tiles are done earlier.
+/// tiles for each multiprocessor and narrow tiles finish earlier.
 pub fn narrow_tiles(n: usize, rows: usize, multiprocessors: usize) -> bool {
     let tiles = |tokens: usize| n.div_ceil(tokens) * rows.div_ceil(TILE_ROWS);
     let rounds = |tokens| tiles(tokens).div_ceil(multiprocessors);
     n <= 128 || 2 * tiles(256) < 3 * multiprocessors && rounds(128) < 2 * rounds(256)
 }
 
-/// The types of weights and activations: int8 or bf16 weights, R for rotated ones.
+/// The types of weights and activations: `W8A16` has int8 weights and bf16 activations. `R` is for rotated int8
+/// weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     W8A16,
@@ -113,10 +114,10 @@ pub(super) fn split_kernels(
     }
 }
 
-/// Tiles of `tokens` rows of x by 128 of the weight, in so many stages.
+/// The grid for tiles of `tokens` rows of x by 128 of the weight, with `stages` buffers in shared memory.
 fn tile_grid(mode: Mode, n: usize, rows: usize, tokens: usize, stages: usize) -> Grid {
-    // A stage has the weights and scales of 128 rows; a group is 32 columns. Of a row of x it has 128 bytes and, for
-    // int8, 4 scales.
+    // A stage has the weights of 128 rows, with their scales if there is one for every 32 columns. Of a row of x it has
+    // 128 bytes and, for W8A8, 4 scales.
     let stage = match mode {
         Mode::W8A16 => 2 * (TILE_ROWS * GROUP + 2 * TILE_ROWS) + tokens * 128,
         Mode::W16A16 => 2 * (2 * TILE_ROWS * GROUP) + tokens * 128,
@@ -129,7 +130,7 @@ fn tile_grid(mode: Mode, n: usize, rows: usize, tokens: usize, stages: usize) ->
     Grid { blocks, threads: THREADS, shared_bytes: (stages * stage).max(sums) as u32 }
 }
 
-/// The kernel of `gemm.cu` for `n` rows of x and so many packed ones of the weight.
+/// The kernel of `gemm.cu` for `n` rows of x and a weight of `rows` packed rows.
 pub(super) fn kernel(mode: Mode, n: usize, rows: usize) -> (&'static str, Grid) {
     // Shared memory is for the sums of all segments, (8, tokens, rows + 4) f32.
     let few = |name, tokens: usize, strips: usize| {
@@ -169,12 +170,12 @@ mod tests {
 
     #[test]
     fn tiles_by_waves() {
-        // Of 132 multiprocessors: tokens, rows of the weight, and whether tiles of 128 tokens are through earlier.
+        // On 132 multiprocessors: tokens, rows of the weight, and whether tiles of 128 tokens finish earlier.
         let cases = [
-            (128, 128 * 1000, true), // nothing but padding in the other half
-            (256, 128 * 40, true),   // 40 tiles, or 80
+            (128, 128 * 1000, true), // half of a wide tile would be padding
+            (256, 128 * 40, true),   // 40 wide tiles, or 80 narrow ones
             (256, 128 * 66, true),   // 66, or 132
-            (256, 128 * 67, false),  // 67 in one round, or 134 in two of half the length
+            (256, 128 * 67, false),  // 67 in one round, or 134 in two rounds of half the length
             (256, 128 * 132, false), // one full round, or two
             (256, 128 * 133, true),  // two rounds, or three
             (256, 128 * 197, true),
@@ -194,13 +195,13 @@ mod tests {
             (32, 5120, false), // no tiles
             (33, 5120, true),
             (64, 128 * 64, true),
-            (64, 128 * 64 + 1, false), // of the most that any device splits
+            (64, 128 * 64 + 1, false), // more tiles than SPLIT_TILES
             (65, 5120, false),         // two tiles of tokens
         ];
         for (n, rows, split) in cases {
             assert_eq!(split_along_k(n, rows, 132), split, "{n} of {rows}");
         }
-        // 40 tiles leave half of 80 multiprocessors idle, and less of 79.
+        // 40 tiles leave half of 80 multiprocessors idle, and less than half of 79.
         assert!(split_along_k(64, 5120, 80) && !split_along_k(64, 5120, 79));
     }
 

@@ -10,7 +10,7 @@ use super::{ALIGN, STRIP, TILE_ROWS};
 use crate::error::{Error, Result};
 use crate::norm::GROUP;
 
-/// The column of value `i` of a lane: of 16 columns a lane has `2 t, 2 t + 1, 2 t + 8, 2 t + 9`.
+/// The column of value `i` of a lane: of 16 columns a lane has `2 t, 2 t + 1, 2 t + 8, 2 t + 9`, where `t = lane % 4`.
 fn column(lane: usize, i: usize) -> usize {
     lane % 4 * 2 + i % 2 + i / 2 * 8
 }
@@ -20,7 +20,8 @@ fn column(lane: usize, i: usize) -> usize {
 pub enum RowOrder {
     /// As they are.
     Plain,
-    /// For [`super::Function::SwiGlu`] and `GeGlu`: the first half are gates, the second half ups; packed 8 gates, then their 8 ups.
+    /// For [`super::Function::SwiGlu`] and `GeGlu`. The first half of the rows are gates, the second half ups. They are
+    /// packed as 8 gates, then their 8 ups.
     Gated,
 }
 
@@ -32,7 +33,7 @@ pub(super) fn packed_rows(rows: usize, order: RowOrder) -> usize {
     }
 }
 
-/// The row that packed row `i` holds; none for padding.
+/// The row of the weight that packed row `i` holds; none for padding.
 pub(super) fn source_row(i: usize, rows: usize, order: RowOrder) -> Option<usize> {
     let row = match order {
         RowOrder::Plain => i,
@@ -83,9 +84,9 @@ fn rotate(values: &mut [f32]) {
     }
 }
 
-/// The scale of a row as int8, and its values; none if one is not finite.
+/// Writes a row as int8 to `q` and gives its scale; none if a value is not finite.
 fn quantize(values: &[f32], q: &mut [i8]) -> Option<f32> {
-    // Compared as bits, NaN and infinity are larger than any number.
+    // As bits, NaN and infinity are larger than any finite number.
     let largest = f32::from_bits(values.iter().fold(0, |largest, x| largest.max(x.abs().to_bits())));
     if !largest.is_finite() {
         return None;
@@ -116,8 +117,8 @@ fn pack_row(strip: &mut [i8], r: usize, row: &[i8]) {
     }
 }
 
-/// Calls `f(strip, its values, its scales)` for each strip, on up to `threads` threads; if the system refuses to start
-/// some, on fewer.
+/// Calls `f(strip, its values, its scales)` for each strip, on up to `threads` threads. If the system refuses to start
+/// some of them, the others do all the work.
 fn each_strip<T: Send, S: Send>(
     threads: usize,
     n_strips: usize,
@@ -172,8 +173,8 @@ pub enum Packed {
 }
 
 impl Packed {
-    /// Packs an int8 weight `(rows, cols)` on some threads. `row(i, q, scale)` fills in row `i`: `cols` values, and
-    /// a scale for each 32 of them. What it does not write is zero.
+    /// Packs an int8 weight `(rows, cols)` on up to `threads` threads. `row(i, q, scale)` fills in row `i`: `cols`
+    /// values, and a scale for each 32 of them. What it does not write is zero.
     pub fn int8(
         rows: usize,
         cols: usize,
@@ -201,7 +202,8 @@ impl Packed {
         Packed::Int8 { q, scale }
     }
 
-    /// Packs a bf16 weight `(rows, cols)` on some threads; `row(i, values)` fills in `cols` values of row `i`.
+    /// Packs a bf16 weight `(rows, cols)` on up to `threads` threads; `row(i, values)` fills in `cols` values of row
+    /// `i`.
     pub fn bf16(
         rows: usize,
         cols: usize,
@@ -229,8 +231,8 @@ impl Packed {
         Packed::Bf16(values)
     }
 
-    /// Rotates, quantises and packs a weight `(rows, cols)` on some threads. `row(i, values)` fills in `cols` values
-    /// of row `i`. What it does not write is zero.
+    /// Rotates, quantises and packs a weight `(rows, cols)` on up to `threads` threads. `row(i, values)` fills in
+    /// `cols` values of row `i`. What it does not write is zero.
     ///
     /// # Errors
     /// [`Error::Unsupported`], with the number of the row, if a value is not finite, before or after the rotation.

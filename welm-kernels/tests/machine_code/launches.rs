@@ -14,13 +14,13 @@ use welm_kernels::rope::{Pairing, Rope, rope_and_cache};
 use welm_kernels::sample::{Sampling, TopK, argmax, sample_top, soft_cap, top_k};
 use welm_kernels::{Buffer, Device, Result};
 
-/// Columns of rows that are normalised: one of every kind of kernel. The last is too wide for registers, so that its
-/// row is in shared memory.
+/// Widths of normalised rows, one for every kind of kernel. The last is too wide for registers, so that its row is in
+/// shared memory.
 pub(crate) const WIDTHS: [usize; 4] = [2048, 5120, 8192, 9216];
-/// Rows of products, likewise: the last are more tiles of one strip than fit a device at once.
+/// Rows of x in products, likewise. The last gives more tiles than a device can run at once.
 const ROWS: [usize; 9] = [1, 8, 16, 32, 48, 64, 128, 256, 1 << 16];
 
-/// By the name of the kernel, the grid with the most shared memory.
+/// For the name of each kernel, the grid with the most shared memory.
 pub(crate) type Launches = BTreeMap<&'static str, Grid>;
 
 /// The launches of all launchers on devices of capability 8.0 and 9.0.
@@ -85,7 +85,7 @@ fn heads(device: &Device, head_dim: usize) -> Result<()> {
     let spans = [Span { n_rows: 1, ..Span::default() }];
     let tiles = device.upload(&prefill_tiles(device, &spans))?;
     attention_prefill(device, &attention, &device.upload(&spans)?, &tiles, tiles.len(), &mut out)?;
-    // So many keys are split among several blocks.
+    // This many keys are split among several blocks.
     let keys = 1 << 16;
     let mut scratch = device.zeros(decode_scratch_len(n_rows, 1, head_dim, keys))?;
     attention_decode(device, &attention, 0..1, &one, &one, keys, &mut scratch, &mut out)

@@ -1,6 +1,6 @@
-//! Tests of the kernels' machine code, which nvcc makes for `sm_80` and `sm_90a` and cuobjdump lists. They check what must
-//! hold for every kernel, and keep a record of its resources, `benches/record/cuda-kernels.md`. No GPU is needed: this is
-//! what a kernel is compiled to, not how fast it runs.
+//! Tests of the kernels' machine code, which nvcc makes for `sm_80` and `sm_90a` and cuobjdump lists. They check rules
+//! for every kernel, and compare its resources with a record, `benches/record/cuda-kernels.md`. No GPU is needed: the
+//! tests look at the compiled code, not at its speed.
 //!
 //! After a change to a kernel,
 //!
@@ -96,7 +96,7 @@ fn compare(kernels: &[Kernel]) {
         let differs = || old.lines().zip(new.lines()).find(|(old, new)| old != new);
         assert!(old == new, "{RECORD} is out of date, from {:?} on; see the head of this test", differs());
     } else {
-        // Another compiler makes other code; what must hold of it does.
+        // Another compiler makes other code. The rules were checked all the same.
         println!("not compared: {RECORD} is of another release than {:?}", title());
     }
 }
@@ -191,7 +191,7 @@ impl Kernel {
         };
         let memory = [code.stack, code.local, (code.count("LDL") + code.count("STL")) as u32];
         check(memory == [0; 3], format!("{memory:?} bytes of stack, bytes of local memory, accesses to it"));
-        // The system's own on sm_90, of a kernel that uses shared memory.
+        // On sm_90 the system adds 1 KiB to a kernel that uses shared memory.
         let system = if self.arch == "80" { 0 } else { 1024 };
         check(code.shared <= system, format!("{} bytes of static shared memory", code.shared));
         let promised = self.promised;
@@ -213,7 +213,8 @@ impl Kernel {
             check(given == [24], format!("producers keep {given:?} registers, not 24"));
             let producers = code.producer_registers();
             check(producers.is_some_and(|n| n <= 24), format!("producers use {producers:?} registers"));
-            // Who takes waits until they are there: more than there are would be for ever.
+            // A warpgroup that takes registers waits until they are free. If it takes more than there are, it waits for
+            // ever.
             let groups = self.threads / 128;
             let most = taken.iter().max().map_or(u32::MAX, |take| 24 + (groups - 1) * take);
             let there = groups * self.registers;
@@ -224,7 +225,7 @@ impl Kernel {
         wrong
     }
 
-    /// What is known to be not as it should: copies in election loops, blocks that are promised and do not fit.
+    /// Counts of two flaws: copies in election loops, and blocks that are promised but do not fit.
     fn flaws(&self) -> [u32; 2] {
         [self.elections as u32, self.promised.saturating_sub(self.blocks)]
     }
@@ -255,7 +256,7 @@ fn worse(known: &BTreeMap<(String, String), [u32; 2]>, kernels: &[Kernel]) -> Ve
     worse
 }
 
-/// The flaws that a record knows.
+/// The flaws that are in a record, by architecture and kernel.
 fn known(record: &str) -> BTreeMap<(String, String), [u32; 2]> {
     let (mut known, mut arch) = (BTreeMap::new(), "");
     for line in record.lines() {

@@ -22,13 +22,13 @@ impl Limits {
         Limits { threads: 2048, blocks: 32, registers: 65_536, shared_bytes }
     }
 
-    /// Blocks by registers and threads, and by shared memory too.
+    /// Blocks that fit by registers and threads, and blocks that also fit by shared memory.
     pub(crate) fn blocks(&self, threads: u32, registers: u32, shared_bytes: u32) -> (u32, u32) {
         let warps = threads.div_ceil(32);
         let of_a_warp = (registers * 32).next_multiple_of(256);
         let held = self.registers / 4 / of_a_warp * 4;
         let by_registers = (held / warps).min(self.threads / (32 * warps)).min(self.blocks);
-        // 1 KiB of each block is the system's.
+        // The system uses 1 KiB of each block.
         let of_a_block = (shared_bytes + 1024).next_multiple_of(128);
         (by_registers, by_registers.min(self.shared_bytes / of_a_block))
     }

@@ -82,8 +82,8 @@ impl Code {
         self.instructions.iter().filter(fits).count()
     }
 
-    /// Copies by the copy engine that lie in a loop of the compiler, which elects one thread after another where it
-    /// cannot prove that there is only one.
+    /// Copies by the copy engine that are in an election loop. The compiler adds this loop, over the threads of a warp,
+    /// where it cannot prove that only one thread starts the copy.
     pub(crate) fn copies_in_elections(&self) -> usize {
         let loops = self.instructions.iter().filter(|i| i.name() == "BRA" && i.is("ANY"));
         let loops: Vec<_> = loops.filter_map(|i| Some(i.target()?..i.address)).collect();
@@ -91,7 +91,7 @@ impl Code {
         copies.filter(|copy| loops.iter().any(|range| range.contains(&copy.address))).count()
     }
 
-    /// What the warpgroups take (`true`) and give back of registers, in the order of the code.
+    /// How many registers the warpgroups take (`true`) and give back, in the order of the code.
     pub(crate) fn moved_registers(&self) -> Vec<(bool, u32)> {
         let moves = self.instructions.iter().filter(|i| i.name() == "USETMAXREG");
         moves.map(|i| (i.is("TRY_ALLOC"), i.immediate().expect("a number of registers"))).collect()
@@ -107,7 +107,7 @@ impl Code {
         while let Some(i) = open.pop() {
             let Some(instruction) = self.instructions.get(i).filter(|_| seen.insert(i)) else { continue };
             highest = highest.max(instruction.highest_register());
-            // A jump whose condition is an operand has that first.
+            // If the condition of a jump is an operand, it is the first operand.
             let ends = !instruction.predicated
                 && match instruction.name() {
                     "BRA" | "JMP" => instruction.operands.starts_with("0x"),

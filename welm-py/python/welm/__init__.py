@@ -4,8 +4,8 @@
 >>> model = welm.Model()  # the small model in this package; or the path of another
 >>> print(model.generate("床前明月光，", max_tokens=48, seed=7).text)  # doctest: +SKIP
 
-One :class:`Model` serves any number of threads and ``asyncio`` tasks: their requests are computed together, and the
-same request with the same seed gives the same text, whatever else is computed at the time.
+Any number of threads and ``asyncio`` tasks may use one :class:`Model`: their requests are computed together. The same
+request with the same seed gives the same text, whatever else is computed at the same time.
 """
 
 import os as _os
@@ -104,7 +104,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # asyncio and typing take longer to import than all the rest, and not every program needs them.
+    # Importing asyncio and typing takes longer than all the rest, and not every program needs them.
     if name == "AsyncStream":
         from welm._aio import AsyncStream
 

@@ -1,11 +1,11 @@
 """Requests for ``asyncio``.
 
-One daemon thread of the process sleeps until an engine has something for one of the open requests, and hands it to
-the event loop of that request; it ends when none is open. Engines do not call event loops themselves: their threads
-never ask for the GIL, which may be held for long, or be gone with the interpreter.
+One daemon thread of the process sleeps until an engine has something for one of the open requests, and passes it to the
+event loop of that request. The thread ends when no request is open. Engines do not call event loops themselves: their
+threads never ask for the GIL, because others may hold it for long, or the interpreter may be gone.
 
-The thread keeps nothing alive: who waits is held by its event loop, a stream by who iterates it. When nobody holds a
-request any more, it ends.
+The thread has only weak references. A waiting task is kept alive by its event loop, a stream by the code that iterates
+it. A request ends when nobody has a reference to it any more.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from welm._welm import Request, Scoring, Submit
 
 _LONG = 1e8
-"""Seconds, more than anybody waits."""
+"""Seconds; longer than anybody waits."""
 
 
 class _Inbox:
-    """A request, and what has come for it and was not taken yet. Whoever drops it ends the request."""
+    """A request, and the items that have come for it and were not taken yet. The request ends when this is deleted."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -54,7 +54,7 @@ class _Inbox:
             raise ForkError("this was made before os.fork(), and its engine runs in the parent process only")
         if not self._items:
             self._arrival = self.loop.create_future()
-            # An event loop holds its tasks by what will wake them, and a timer is what this one knows of.
+            # An event loop keeps a strong reference only to what will wake a task. So a timer keeps this one alive.
             held = self.loop.call_later(_LONG, self.put, None)
             try:
                 await self._arrival
@@ -72,7 +72,7 @@ class _Inbox:
 
 
 class _Waiter:
-    """Starts and is the thread that waits."""
+    """Starts the thread that waits, and runs in it."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -95,7 +95,7 @@ class _Waiter:
             pass
 
     def _wait(self, number: int) -> bool:
-        # A function of its own: what has come is not held while the next is waited for.
+        # A function of its own, so that `events` is freed before the next wait.
         events = self._selector.wait(number)
         if events is None:
             return False
@@ -136,7 +136,7 @@ async def _send(submit: Submit) -> _Inbox:
     inbox = _Inbox()
     try:
         sending = inbox.loop.run_in_executor(None, submit.send)
-    except RuntimeError:  # there is no pool any more, as when the main thread has ended
+    except RuntimeError:  # there is no pool any more, for instance because the main thread has ended
         inbox.request = submit.send()
     else:
         inbox.request = await sending
@@ -160,7 +160,7 @@ async def generate(submit: Submit) -> Generation:
 
 
 async def generate_all(submits: Sequence[Submit]) -> list[Generation]:
-    """A batch: when the engine's queue is full, its next prompt waits until one of it has ended."""
+    """A batch. When the engine's queue is full, the next prompt waits until another one of the batch has ended."""
     tasks: list[asyncio.Task[Generation]] = []
     try:
         for submit in submits:
@@ -183,7 +183,7 @@ async def generate_all(submits: Sequence[Submit]) -> list[Generation]:
 
 
 async def score(scoring: Scoring) -> list[Score] | list[list[Score]]:
-    """One scoring, on a thread of its own: the loop's pool is for what takes less time."""
+    """One scoring, on a thread of its own, because it may take too long for the loop's pool."""
     inbox = _Inbox()
 
     def work() -> None:
@@ -206,13 +206,13 @@ async def score(scoring: Scoring) -> list[Score] | list[list[Score]]:
 
 
 class AsyncStream:
-    """Pieces of a request as they come; what :meth:`Model.stream_async` returns.
+    """The pieces of a request, which :meth:`Model.stream_async` returns.
 
-    Cancelling the task that iterates, leaving an ``async with`` block, or dropping the stream cancels the request.
+    Cancelling the task that iterates, leaving an ``async with`` block, or deleting the stream cancels the request.
     """
 
     def __init__(self, submit: Submit) -> None:
-        """Of a request that is not sent yet."""
+        """Makes a stream of a request that is not sent yet."""
         self._submit = submit
         self._inbox: _Inbox | None = None
         self._busy = False
@@ -234,20 +234,20 @@ class AsyncStream:
         return self._request and self._request.prompt_tokens
 
     def cancel(self) -> None:
-        """Ends the request; pieces that are under way still come, and then the last ones."""
+        """Ends the request; pieces that are already generated still come, and then the last ones."""
         self._cancelled = True
         if self._request:
             self._request.cancel()
 
     async def aclose(self) -> None:
-        """Ends the request; no piece comes any more. A task that waits for one has reached the end."""
+        """Ends the request; no piece comes any more. For a task that waits for one, the iteration ends."""
         self._ended = True
         if self._inbox:
             self._inbox.abandon()
             self._inbox.put(None)
 
     async def _next(self, wanted: bool) -> Piece | None:
-        """Sends the request if that is still to be done; the next piece, if it is wanted."""
+        """Sends the request if it is not sent yet; gives the next piece, if it is wanted."""
         if self._busy:
             raise RuntimeError("another task waits for this stream")
         self._busy = True

@@ -1,6 +1,7 @@
-"""Arrays of any kind to lists, and back: nested lists, numpy's arrays, torch's tensors, without importing either.
+"""Converts arrays of any kind to lists and back: nested lists, numpy's arrays, torch's tensors, importing neither.
 
-What is no array of whole numbers is :class:`welm.InvalidOption` with the argument's name, whatever the object raises.
+Anything else than an array of whole numbers is :class:`welm.InvalidOption` with the argument's name, whatever the
+object raises.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from welm._errors import InvalidOption
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Rows, and numbers of a row; no model's context is as long. And numbers of all rows.
+# Most rows, and most numbers of a row, which is more than any model's context. Most numbers of all rows together.
 MOST = 1 << 22
 MOST_OF_ALL = 1 << 26
 
-# Of a value in a message, the most characters.
+# Most characters of a value in a message.
 _SHOWN = 60
 
 
 def refuse(option: str, reason: str) -> InvalidOption:
-    """The error of an argument."""
+    """The error for an argument."""
     error = InvalidOption(f"option `{option}`: {reason}")
     error.option = option
     return error
@@ -48,7 +49,7 @@ def shown(value: Any) -> str:
 
 
 def whole(option: str, value: Any, expected: str) -> int:
-    """A whole number, also one of numpy or torch. Neither ``True`` nor ``1.0`` is one."""
+    """A whole number, also one of numpy or torch. ``True`` and ``1.0`` are refused."""
     try:
         if not (isinstance(value, bool) or type(value).__name__ == "bool"):  # numpy's, too
             return operator.index(value)
@@ -58,7 +59,7 @@ def whole(option: str, value: Any, expected: str) -> int:
 
 
 def rows_of(option: str, value: Any, expected: str) -> tuple[list[list[Any]], bool]:
-    """Rows, and whether it was just one; ``expected`` says what stands in them."""
+    """Rows, and whether just one was given; ``expected`` says what they contain."""
     listed = list_of(option, value, f"rows of {expected}, or one row")
     plain: list[Any] = []
     count = 0
@@ -89,12 +90,12 @@ def list_of(option: str, value: Any, expected: str) -> list[Any]:
 
 
 def is_array(value: Any) -> bool:
-    """Whether it is meant for several values, and not for one."""
+    """Whether it means several values, and not one."""
     return isinstance(_plain("", value), list)
 
 
 def _plain(option: str, value: Any) -> Any:
-    """A list, of what is an array or sequence, or the value itself.
+    """A list if the value is an array or sequence, or else the value itself.
 
     Nothing is allocated by the length that an object claims to have.
     """
@@ -120,7 +121,7 @@ def _plain(option: str, value: Any) -> Any:
 
 
 def as_kind(option: str, like: Any, rows: Sequence[Any]) -> Any:
-    """Lists as what ``like`` is. A number that its elements cannot hold is an error, and does not become another."""
+    """Converts lists to the type of ``like``. A number that its elements cannot hold is an error; it is not changed."""
     try:
         array = _as_kind(like, rows)
         if array is rows or array.tolist() == rows:

@@ -1,7 +1,7 @@
-"""What can go wrong: one class for each kind of the engine's errors, with what a program may want as attributes.
+"""The exceptions: one class for each kind of the engine's errors, with attributes for what a program may want to know.
 
-Every message says which file, tensor, setting or option is at fault, what was expected and what came. Where Python
-has a class for the kind, it is a base too: ``except ValueError`` catches an option outside its domain.
+Every message says which file, tensor, setting or option is at fault, what was expected and what was found. Where Python
+has a fitting class, that is a base class, too: ``except ValueError`` catches an option with a wrong value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Error(Exception):
 
 
 class InvalidOption(Error, ValueError):
-    """An option is outside its domain."""
+    """An option has a value that is not allowed."""
 
     option: str
     """The option's name."""
@@ -55,11 +55,11 @@ class ConfigError(Error):
     """The model's configuration asks for something that is unknown or not supported."""
 
     setting: str
-    """The key as the file spells it."""
+    """The key, as in the file."""
 
 
 class TensorError(Error):
-    """A tensor is absent, or has another shape or element type than the configuration asks for."""
+    """A tensor is missing, or has another shape or element type than the configuration asks for."""
 
     tensor: str
     """The tensor's name in the file."""
@@ -70,13 +70,13 @@ class TokenizerError(Error):
 
 
 class ChatTemplateError(Error):
-    """The model has no chat template, or it is not valid, or ended with an error of its own."""
+    """The model has no chat template, or the template is not valid, or it raised an error."""
 
 
 class OutOfMemory(Error, MemoryError):
-    """The model would not fit in memory, which is found out before anything is read; or an answer would not.
+    """The model does not fit in memory, which is checked before weights are read; or an answer does not fit.
 
-    Of an answer only ``required`` is known. All figures are bytes.
+    For an answer only ``required`` is known. All figures are bytes.
     """
 
     required: int
@@ -94,7 +94,7 @@ class OutOfMemory(Error, MemoryError):
 
 
 class QueueFull(Error):
-    """The request was turned away because too many are waiting."""
+    """The request was refused because too many are waiting."""
 
     waiting: int
     """Sequences that were waiting."""
@@ -103,7 +103,7 @@ class QueueFull(Error):
 
 
 class Unavailable(Error):
-    """The device or instruction set that was asked for is not there."""
+    """The device or instruction set that was asked for is not available."""
 
     what: str
     """Device or instruction set."""
@@ -113,9 +113,9 @@ class NotFinite(Error):
     """The model gave logits that are not finite numbers: its weights, or the device, are at fault."""
 
     position: int
-    """The token after which it was, counted from 0 at the start of the prompt."""
+    """The position of the token whose logits these are, counted from 0 at the start of the prompt."""
     got: str
-    """What came, and for which token."""
+    """The value, and for which token."""
     began: str
     """Where in the model: ``"in layer 3, at position 0"``, ``"in the embedding, ..."``, ``"after the last layer"``."""
 
@@ -133,9 +133,9 @@ class EngineStopped(Error):
 
 
 class Cancelled(Error):
-    """A progress callback stopped its work; or a scoring was cancelled, or its deadline passed.
+    """A progress callback stopped the work; or a scoring was cancelled, or its deadline passed.
 
-    A generation that is cancelled is no error: it ends with that finish reason and what it has.
+    Cancelling a generation is no error: it ends with that finish reason and the text so far.
     """
 
     reason: str

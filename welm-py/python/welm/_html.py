@@ -23,8 +23,8 @@ def html_of(generation: Generation) -> str | None:
 def _choice(choice: Choice) -> str:
     spans = list(_whole_characters(choice.tokens))
     shown = "".join(text for text, _ in spans)
-    # Tokens after a stop string's beginning are no part of the text. Where the text is not what its tokens say,
-    # as with special tokens in an echoed prompt, all of them are shown.
+    # Tokens from a stop string's beginning on are not part of the text. If the text is not that of its tokens, for
+    # instance because of special tokens in an echoed prompt, all tokens are shown.
     left = len(choice.text) if shown.startswith(choice.text) else len(shown)
     html: list[str] = []
     for text, tokens in spans:
@@ -35,7 +35,7 @@ def _choice(choice: Choice) -> str:
 
 
 def _whole_characters(tokens: tuple[Token, ...]) -> Iterator[tuple[str, list[Token]]]:
-    """Texts with their tokens: one token each, or the several that make a character between them."""
+    """Texts with their tokens: one token each, or several that make up one character."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = ""
     members: list[Token] = []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LoadOptions(TypedDict, total=False):
-    """Options of :class:`welm.Model` but ``progress``, and of ``welm.Model.estimate``."""
+    """Options of :class:`welm.Model`, without ``progress``, and of ``welm.Model.estimate``."""
 
     device: str
     dtype: Literal["auto", "f32", "bf16", "int8", "float32", "bfloat16"]

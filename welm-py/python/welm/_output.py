@@ -1,4 +1,4 @@
-"""What comes back: frozen dataclasses, to be compared, pickled, matched, or made by hand in a test."""
+"""The types of results: frozen dataclasses. They can be compared, pickled, matched, and made by hand in a test."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Token:
     """Its number in the vocabulary."""
     logprob: float | None = None
     """Natural logarithm of its probability under the model, before temperature and truncation; ``None`` if not
-    asked for, and for the first token of an echoed prompt, which nothing precedes."""
+    asked for, and for the first token of an echoed prompt, which has no token before it."""
     alternatives: tuple[Token, ...] = ()
-    """The likeliest tokens at this place, likeliest first; as many as ``logprobs`` asked for."""
+    """The likeliest tokens at this position, likeliest first; as many as ``logprobs`` asked for."""
     bytes: builtins.bytes = b""
-    """What it stands for, which may be part of a character; nothing for a special token."""
+    """Its bytes, which may be part of a character; none for a special token."""
 
     @property
     def text(self) -> str:
@@ -49,8 +49,8 @@ class Finish:
     cached_tokens: int
     """Prompt tokens that were found in the prefix cache."""
     end_token: int | None = None
-    """The token that ended it by itself: an end token of the model, or one of ``stop_token_ids``. It is no part of text
-    and tokens. ``None`` if it ended otherwise."""
+    """The token that ended it: an end token of the model, or one of ``stop_token_ids``. It is not part of text and
+    tokens. ``None`` if it ended otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,8 @@ class Piece:
     index: int
     """Which of the ``n`` sequences it belongs to."""
     text: str
-    """Text that follows what came before; may be empty while a character or a stop string is undecided."""
+    """The next part of the text. It may be empty while a character is incomplete, or while the text could be the
+    beginning of a stop string."""
     tokens: tuple[Token, ...] = field(default=(), repr=False)
     """Tokens generated since the last piece; with ``echo``, the first piece has the prompt's."""
     finish: Finish | None = None
@@ -72,13 +73,13 @@ class Choice:
     """One generated sequence."""
 
     text: str
-    """The text; with ``echo``, after the prompt."""
+    """The text; with ``echo``, the prompt is in front of it."""
     tokens: tuple[Token, ...] = field(default=(), repr=False)
-    """Its tokens; with ``echo``, after the prompt's."""
+    """Its tokens; with ``echo``, those of the prompt are in front of them."""
     finish_reason: FinishReason = "length"
     """Why it ended."""
     end_token: int | None = None
-    """The token that ended it by itself; see :class:`Finish`."""
+    """The token that ended it; see :class:`Finish`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +115,11 @@ class Generation:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the first sequence ended; ``None`` only where there is none, as in a value made by hand."""
+        """Why the first sequence ended; ``None`` only if there is none, for instance in a value made by hand."""
         return self.choices[0].finish_reason if self.choices else None
 
     def _repr_html_(self) -> str | None:
-        """Notebooks show this; without log-probabilities there is nothing to colour, and they show the repr."""
+        """HTML for notebooks. ``None`` without log-probabilities: then notebooks show the repr."""
         from welm._html import html_of
 
         return html_of(self)
@@ -131,7 +132,7 @@ class Score:
     logprob: float
     """Sum of the tokens' log-probabilities, natural logarithm."""
     tokens: tuple[Token, ...] = field(default=(), repr=False)
-    """The continuation's tokens with theirs."""
+    """The continuation's tokens, each with its log-probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +142,13 @@ class Estimate:
     total_bytes: int
     """Everything together."""
     mapped_bytes: int
-    """Weights that are read from the mapped file where they lie; the system can drop and reread them."""
+    """Weights that are used directly from the mapped file; the system can drop them from memory and read them again."""
     converted_bytes: int
     """Weights that are converted or quantised into memory."""
     cache_bytes: int
     """The KV cache."""
     scratch_bytes: int
-    """Activations, logits and whatever else a step needs."""
+    """Activations, logits and all else that a step needs."""
     context_tokens: int
     """Most tokens of one sequence."""
     cache_tokens: int
@@ -159,7 +160,7 @@ class TypeCount:
     """How many tensors of a model have a type."""
 
     name: str
-    """As the file format names it, such as ``Q4_K`` or ``BF16``."""
+    """The name of the type in the file format, such as ``Q4_K`` or ``BF16``."""
     tensors: int
     """Tensors of this type."""
     elements: int
@@ -168,12 +169,12 @@ class TypeCount:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a model's files hold, whether they can be loaded or not."""
+    """What a model's files contain, whether they can be loaded or not."""
 
     format: Literal["gguf", "safetensors"]
     """The format of the files."""
     family: str | None
-    """As the file spells it, such as ``llama``."""
+    """The family, as named in the file, such as ``llama``."""
     elements: int
     """Elements of all tensors."""
     types: tuple[TypeCount, ...]
@@ -189,21 +190,21 @@ class Stats:
     """Counters of an engine at one moment."""
 
     requests: int
-    """Requests taken into the queue."""
+    """Requests accepted into the queue."""
     rejected: int
-    """Requests turned away because the queue was full."""
+    """Requests refused because the queue was full."""
     open: int
     """Requests that are not finished."""
     queue_depth: int
-    """Sequences that wait for their first admission."""
+    """Sequences that wait in the queue and have not started."""
     running: int
     """Sequences in the current step."""
     preemptions: int
-    """Sequences that gave their memory back to others and were computed again."""
+    """How often a sequence lost its part of the KV cache to others, and was computed again."""
     steps: int
     """Steps of the engine."""
     prompt_tokens: int
-    """Prompt tokens computed or found."""
+    """Prompt tokens, computed or found in the prefix cache."""
     prefix_hit_tokens: int
     """Prompt tokens found in the prefix cache."""
     completion_tokens: int
@@ -211,9 +212,9 @@ class Stats:
     blocks_total: int
     """Blocks of the KV cache."""
     blocks_used: int
-    """Blocks that sequences hold."""
+    """Blocks that sequences use."""
     blocks_cached: int
-    """Blocks that none holds but a prefix may hit."""
+    """Blocks that no sequence uses, kept because a later prompt may begin with the same tokens."""
     time_to_first_token: Histogram
     """From submission to the first token."""
     time_between_tokens: Histogram
@@ -222,10 +223,10 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The shape of a model and what its arithmetic depends on."""
+    """The shapes of a model, and the settings that its arithmetic depends on."""
 
     family: str
-    """As the file spells it: ``welm``, ``gpt_neox``, ``llama``."""
+    """The family, as named in the file: ``welm``, ``gpt_neox``, ``llama``."""
     n_params: int
     """Parameters."""
     vocab_size: int
@@ -241,7 +242,7 @@ class ModelConfig:
     head_dim: int
     """Width of a head."""
     hidden_dim: int
-    """Width of the feed-forward half."""
+    """Width of the hidden layer of the feed-forward network."""
     max_context: int
     """Most tokens of a sequence."""
     norm: Literal["layernorm", "rmsnorm"]
@@ -251,13 +252,13 @@ class ModelConfig:
     activation: Literal["gelu", "gelu_tanh", "swiglu", "geglu"]
     """Nonlinearity."""
     rotary_dim: int
-    """Leading values of each head that the rotary embedding turns."""
+    """Leading values of each head that the rotary embedding rotates."""
     rope_base: float
-    """Base of its frequencies."""
+    """Base of the rotary embedding's frequencies."""
     rope_scaling: Literal["linear", "llama3", "per_frequency"] | None
-    """How its frequencies are stretched for long contexts."""
+    """How the rotary embedding's frequencies are scaled for long contexts."""
     parallel_residual: bool
-    """Whether both halves of a layer read the same input."""
+    """Whether attention and feed-forward network of a layer read the same input."""
     tied_output: bool
     """Whether the output projection is the embedding."""
     attention_bias: bool

@@ -30,7 +30,7 @@ __all__ = [
 
 __version__: Final[str]
 
-# Lists, tuples, arrays of the standard library or of numpy.
+# Lists, tuples, and arrays of the standard library or of numpy.
 _Tokens: TypeAlias = SupportsLenAndGetItem[SupportsIndex]
 _Messages: TypeAlias = Sequence[Mapping[str, Any]]
 _Prompt: TypeAlias = str | _Tokens | _Messages
@@ -500,7 +500,7 @@ class Model:
     @property
     def backend(self) -> str: ...
 
-# What `welm._aio` is built on.
+# Classes that `welm._aio` uses.
 
 @final
 class Submit:

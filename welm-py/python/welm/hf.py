@@ -5,23 +5,24 @@
 >>> model.generate([[3989, 3414, 2896]], max_new_tokens=2, do_sample=False)
 [[3989, 3414, 2896, 3302, 3099]]
 
-What is the same as in transformers: the arguments' names, meanings and defaults, ``generation_config.json`` included;
-the order of the sampling filters; that ids come back after the prompt's, with the end token, padded with
-``pad_token_id``; that greedy decoding of the same weights in f32 with ``cache_dtype="f32"`` gives the same ids.
+These things are the same as in transformers: the arguments' names, meanings and defaults, also those from
+``generation_config.json``; the order of the sampling filters; the result, which is the prompt's ids and then the new
+ones, with the end token, padded with ``pad_token_id``. Greedy decoding of the same weights in f32 with
+``cache_dtype="f32"`` gives the same ids.
 
-What differs:
+These things differ:
 
-- ``from_pretrained`` takes a local folder or GGUF file and downloads nothing; its options are those of
-  :class:`welm.Model`, and ``torch_dtype`` and ``device_map`` for the ones that have an equal there.
-- Sampling draws other random numbers: reproducible by the argument ``seed``, not by ``torch.manual_seed``. With a seed,
-  rows that have the same prompt are the same; ``num_return_sequences`` gives different ones.
-- Arguments that the engine has no equal for are refused with :class:`welm.InvalidOption`, never ignored; so are
-  those that come from a generation config.
+- ``from_pretrained`` takes a local folder or GGUF file and downloads nothing. Its options are those of
+  :class:`welm.Model`, and ``torch_dtype`` and ``device_map`` in place of ``dtype`` and ``device``.
+- Sampling draws other random numbers. The argument ``seed`` makes them reproducible, ``torch.manual_seed`` does not.
+  With a seed, rows that have the same prompt are the same; ``num_return_sequences`` gives different ones.
+- Arguments that the engine does not have are refused with :class:`welm.InvalidOption`, never ignored; so are those that
+  come from a generation config.
 - ``stop_strings`` needs no ``tokenizer``.
 - ``attention_mask`` may mark padding in front of a prompt or after it, but no holes.
-- ids may be nested lists, a numpy array or a torch tensor, in rows or just one; the same kind comes back. This module
-  imports neither numpy nor torch. What is no array of ids, and every value of another kind than its argument's, is
-  :class:`welm.InvalidOption`, a ``ValueError``, with the argument's name.
+- ids may be nested lists, a numpy array or a torch tensor, several rows or just one; the result is of the same kind.
+  This module imports neither numpy nor torch. A value of the wrong kind is :class:`welm.InvalidOption`, a
+  ``ValueError``, with the argument's name.
 - Any number of threads may call ``generate`` at the same time.
 """
 
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["CausalLM", "from_pretrained"]
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    # What cannot be done, with the values that do not ask for it; None, False and what is empty never do.
+    # Arguments that are not supported, with the values that ask for nothing and so are allowed. None, False and empty
+    # values are always allowed.
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "length_penalty": (1.0,),
@@ -140,7 +142,7 @@ _INSTEAD = {
     "watermarking_config": "leave it out",
     "compile_config": "nothing is compiled",
 }
-# Of a generation config, and nothing that a generation depends on here.
+# Keys of a generation config that have no effect here.
 _NO_MATTER = (
     "transformers_version",
     "_from_model_config",
@@ -150,7 +152,7 @@ _NO_MATTER = (
 )
 
 
-# Options of the engine, as they are called here.
+# Options of the engine, with their names in this module.
 _NAMES = {
     "prompt": "input_ids",
     "max_tokens": "max_new_tokens",
@@ -161,8 +163,8 @@ _NAMES = {
     "stop_token_ids": "eos_token_id",
 }
 
-# Options of loading: the value that is met anyway, as are None, False and what is empty, and what would do in place of
-# others.
+# Options of loading that are not supported: the value that is allowed, as are None, False and empty values, and what to
+# do instead of others.
 _LOADING: dict[str, tuple[bool | str, str]] = {
     "load_in_8bit": (False, 'use dtype="int8"'),
     "load_in_4bit": (False, "use a GGUF file in Q4_0 or Q4_1"),
@@ -207,7 +209,7 @@ def _device(device_map: Any) -> str:
 
 
 def _dtype(dtype: Any) -> str:
-    """As the engine calls it."""
+    """The name of a dtype, as the engine takes it."""
     name = str(dtype).removeprefix("torch.")
     if not isinstance(dtype, str) and name == str(dtype):  # such as numpy's
         raise refuse("dtype", f'expected a name such as "float32", or a dtype of torch, got {shown(dtype)}')
@@ -241,7 +243,7 @@ def from_pretrained(folder: str | os.PathLike[str], **options: Any) -> CausalLM:
 
 
 def _generation_config(folder: str) -> dict[str, Any]:
-    """What ``generation_config.json`` says, if there is one."""
+    """The settings in ``generation_config.json``, if there is one."""
     path = os.path.join(folder, "generation_config.json")
     if not os.path.isfile(path):
         return {}
@@ -262,10 +264,10 @@ def _generation_config(folder: str) -> dict[str, Any]:
 
 
 class CausalLM:
-    """A loaded model with transformers' ``generate``; what :func:`from_pretrained` returns."""
+    """A loaded model with the ``generate`` of transformers, which :func:`from_pretrained` returns."""
 
     def __init__(self, model: welm.Model, generation_config: Mapping[str, Any] | None = None) -> None:
-        """Around a model; ``generation_config`` has defaults for :meth:`generate`."""
+        """Wraps a model; ``generation_config`` has defaults for :meth:`generate`."""
         self.model = model
         """The engine's own interface: stream, score, logits, stats."""
         self.generation_config: dict[str, Any] = dict(generation_config or {})
@@ -273,7 +275,7 @@ class CausalLM:
 
     @property
     def config(self) -> welm.ModelConfig:
-        """Shape and settings."""
+        """Shapes and settings of the model."""
         return self.model.config
 
     @property
@@ -282,17 +284,17 @@ class CausalLM:
         return "cpu"
 
     def eval(self) -> CausalLM:
-        """Itself: it is never in training."""
+        """Returns itself: the model is never in training mode."""
         return self
 
     def generate(self, input_ids: Any, generation_config: Any = None, **arguments: Any) -> Any:
-        """Continues prompts; gives prompts and new tokens, in rows of equal length, as the kind that ``input_ids`` is.
+        """Continues prompts; gives prompts and new tokens, in rows of equal length, of the same kind as ``input_ids``.
 
-        ``input_ids`` are rows of ids, or one. ``generation_config``, a mapping or transformers' object, stands in
-        place of the one from the model's folder; arguments go before either:
+        ``input_ids`` are rows of ids, or one row. ``generation_config``, a mapping or an object of transformers,
+        replaces the one from the model's folder. Arguments override both:
 
         - ``max_new_tokens``, or ``max_length`` with the prompt counted in (default 20);
-        - ``do_sample``: ``False``, the default, is greedy, whatever the next ones say;
+        - ``do_sample``: ``False``, the default, is greedy, whatever the temperature and the filters are;
         - ``temperature`` (1.0), ``top_k`` (50), ``top_p`` (1.0), ``min_p`` (none), ``repetition_penalty`` (1.0);
         - ``suppress_tokens``: ids that are never generated;
         - ``num_return_sequences`` (1): rows for each prompt, next to each other;
@@ -302,8 +304,8 @@ class CausalLM:
         - ``eos_token_id``: one or several ids that end a row, and are part of it, in place of the model's own;
         - ``seed``: of the random numbers; ``None`` draws one.
 
-        Raises :class:`welm.InvalidOption`, a ``ValueError``, for what is not offered, with what would do instead,
-        and what :meth:`welm.Model.generate` raises.
+        Raises :class:`welm.InvalidOption`, a ``ValueError``, for an argument that is not supported, and says what to
+        use instead. Also raises what :meth:`welm.Model.generate` raises.
         """
         values = {**self._defaults(generation_config), **arguments}
         mask, seed = values.pop("attention_mask", None), values.pop("seed", None)
@@ -314,9 +316,9 @@ class CausalLM:
             if not 0 <= token < vocab_size:
                 raise refuse("input_ids", f"expected ids of 0 to {vocab_size - 1}, got {token}")
         pad = self._pad(values.get("pad_token_id"), values.get("eos_token_id"))
-        as_kind("input_ids", input_ids, [vocab_size - 1, pad])  # what may come has room
+        as_kind("input_ids", input_ids, [vocab_size - 1, pad])  # fails now if elements cannot hold every id
         options = self._options(values, max(map(len, rows), default=0))
-        # What the model's own file says beyond that, transformers does not look at either.
+        # Other settings in the model's own file are ignored, as in transformers.
         _check_rest(values, {*arguments, *(values if generation_config is not None else ())})
 
         try:
@@ -343,7 +345,7 @@ class CausalLM:
             raise refuse("generation_config", reason) from None
 
     def _options(self, values: dict[str, Any], prompt_len: int) -> dict[str, Any]:
-        """Those of :meth:`welm.Model.generate`; what is understood is taken out of ``values``."""
+        """The options of :meth:`welm.Model.generate`; arguments that are used are taken out of ``values``."""
         max_new, max_length = _count(values, "max_new_tokens"), _count(values, "max_length")
         if max_new is None:
             length = 20 if max_length is None else max_length
@@ -368,14 +370,14 @@ class CausalLM:
         options["stop"], options["deadline"] = _texts(values, "stop_strings"), _real(values, "max_time")
         never = values.pop("suppress_tokens", None)
         if never is not None and never is not False:
-            # As transformers, which knows no id beyond the vocabulary here.
+            # Ids outside the vocabulary are ignored, as in transformers.
             ids = set(_some_ids("suppress_tokens", never))
             options["logit_bias"] = dict.fromkeys(ids & set(range(self.config.vocab_size)), -math.inf)
         own = set(self.config.eos_token_ids)
         if (end := values.pop("eos_token_id", None)) is not None:
             asked = _some_ids("eos_token_id", end)
             if set(asked) != own:
-                # As transformers, where an id beyond the vocabulary, such as -1, never comes.
+                # An id outside the vocabulary, such as -1, never comes, as in transformers.
                 known = set(asked) & set(range(self.config.vocab_size))
                 options["stop_token_ids"], options["ignore_eos"] = sorted(known), True
         return options
@@ -447,7 +449,7 @@ def _asks_nothing(value: Any, neutral: tuple[object, ...]) -> bool:
     """Whether a value is ``None``, ``False``, empty, or one of the ``neutral`` ones."""
     try:
         plain = value.tolist() if hasattr(value, "tolist") else value
-        # By type first: what an object says to == may be anything.
+        # Types are checked first, because == of an object may return anything.
         if plain is None or isinstance(plain, (int, float, str)):
             return plain is None or plain is False or plain == "" or plain in neutral
         return len(plain) == 0
@@ -470,7 +472,7 @@ def _check_rest(values: Mapping[str, Any], asked: Collection[str]) -> None:
 
 
 def _raise_as_here(error: Exception) -> NoReturn:
-    """An error of the engine's arguments with their names of this module."""
+    """Raises an error of the engine's arguments again, with the names of this module."""
     found = re.match(r"(?:option `|argument ')(\w+)[`']: (.*)", str(error), re.DOTALL)
     if not found:
         raise error
@@ -478,7 +480,7 @@ def _raise_as_here(error: Exception) -> NoReturn:
 
 
 def _ids(value: Any) -> tuple[list[list[int]], bool]:
-    """Rows of ids, and whether it was just one."""
+    """Rows of ids, and whether just one was given."""
     if isinstance(value, Mapping):
         reason = "expected rows of token ids, or one row, got a mapping"
         raise refuse("input_ids", f"{reason}; unpack what a tokenizer gives: generate(**inputs)")

@@ -1,13 +1,13 @@
 """A plugin for ``llm`` (https://llm.datasette.io): ``llm -m welm "床前明月光，"``.
 
-Another model than the small one in this package by the option ``path``::
+The option ``path`` chooses another model than the small one in this package::
 
     llm -m welm -o path smollm2.gguf "Write a short poem about the sea."
     llm -c "And of Italy?"
     llm models options set welm path /models/smollm2.gguf
 
-A conversation stays with its model until it is given another path. With a chat template it goes through that;
-without one the model continues its text. This module is loaded by ``llm`` alone, which finds it by an entry point.
+A conversation keeps its model until it is given another path. If the model has a chat template, that is used; if not,
+the model continues the conversation's text. Only ``llm`` loads this module, by an entry point.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def register_models(register: Callable[[llm.Model], None]) -> None:
 
 
 class Welm(llm.Model):
-    """Any model that the engine takes; loaded when it is first asked."""
+    """Any model that the engine can load; it is loaded at the first prompt."""
 
     model_id = "welm"
     can_stream = True
 
     class Options(llm.Options):  # pyright: ignore[reportIncompatibleVariableOverride]  # as all plugins do
-        """As those of :meth:`welm.Model.generate`, with the engine's defaults; see there."""
+        """Options of :meth:`welm.Model.generate`, with the engine's defaults."""
 
         path: str | None = None
         """Hugging Face folder, int8 folder or GGUF file; the small model of the package if none."""
         max_tokens: int | None = None
-        """With a chat template all that the context has room for, else the engine's default."""
+        """Default: with a chat template as many as the context has room for, without one the engine's default."""
         temperature: float | None = None
         top_p: float | None = None
         top_k: int | None = None
@@ -62,13 +62,13 @@ class Welm(llm.Model):
             return path and os.path.abspath(path)
 
     def __init__(self) -> None:
-        """Nothing is loaded yet."""
+        """Makes the model without loading it."""
         self._loaded: tuple[str | None, welm.Model] | None = None
 
     def _model(self, path: str | None) -> welm.Model:
         loaded = self._loaded
         if loaded is None or loaded[0] != path:
-            self._loaded = loaded = None  # lets the memory go first
+            self._loaded = loaded = None  # frees the memory of the old model first
             self._loaded = loaded = (path, welm.Model(path))
         return loaded[1]
 
@@ -92,7 +92,7 @@ class Welm(llm.Model):
             options.setdefault("max_tokens", max(model.memory.context_tokens - len(tokens), 1))
         else:
             tokens = "".join(message["content"] for message in messages)
-        # `llm` keeps this with the answer, and gives it back with the conversation; of options it does not.
+        # `llm` stores this with the answer, and gives it back with the conversation. It does not do so with options.
         kept = {"welm": {"path": path}}
         finish: welm.Finish | None = None
         is_empty = True
@@ -101,7 +101,7 @@ class Welm(llm.Model):
                 yield StreamEvent(type="text", chunk=piece.text, provider_metadata=kept)
                 is_empty = is_empty and not piece.text
                 finish = piece.finish or finish
-            if is_empty:  # of a text that is empty nothing is kept
+            if is_empty:  # `llm` stores nothing for an empty text
                 yield StreamEvent(type="reasoning", chunk="", provider_metadata=kept)
             if finish:
                 response.set_usage(  # pyright: ignore[reportUnknownMemberType]
@@ -113,7 +113,7 @@ class Welm(llm.Model):
 def _path_of(prompt: llm.Prompt, asked: str | None) -> str | None:
     """The path asked for, else the one of the conversation's last answer.
 
-    The user's default for new conversations is not asked for, though ``llm`` passes it in the same way.
+    The user's default for new conversations does not count as asked for, although ``llm`` passes it in the same way.
     """
     for message in reversed(prompt.messages):
         for part in message.parts:

@@ -1,10 +1,11 @@
-"""The command line, ``python -m welm`` or ``welm``: a program of the package's public API, and its first user.
+"""The command line, ``python -m welm`` or ``welm``. It uses the package's public API.
 
-One module a command, each with ``SUMMARY``, ``EXAMPLES``, ``add_arguments(parser)`` and ``run(args)``. Only the
-command that is asked for is imported, since a short answer takes less time than the imports of all.
+Each command is a module with ``SUMMARY``, ``EXAMPLES``, ``add_arguments(parser)`` and ``run(args)``. Only the module of
+the command that is used is imported, because importing all takes longer than a short answer.
 
-Exit codes: 0; 1, an error; 2, wrong usage; either is told in one line on stderr; 130, Ctrl-C; 141, whoever read the
-output has gone; 143, SIGTERM. With ``WELM_TRACEBACK=1`` in the environment an error shows its traceback, too.
+Exit codes: 0, success; 1, an error; 2, wrong usage; 130, Ctrl-C; 141, the reader of the output has gone; 143, SIGTERM.
+Errors and wrong usage are one line on stderr. With ``WELM_TRACEBACK=1`` in the environment an error shows its
+traceback, too.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ HELP = """\
 usage: {prog} PROMPT [OPTION...]
        {prog} COMMAND [ARGUMENT...]
 
-Runs language models. A first argument that is no command is a prompt for `generate`; write `{prog} generate chat`
-for a prompt that is one, or nearly. Without --model it is the small model in this package, which writes Chinese verse.
+Runs language models. If the first argument is not a command, it is a prompt for `generate`. For a prompt that is the
+name of a command, or similar to one, write `{prog} generate chat`. Without --model the small model in this package is
+used, which writes Chinese verse.
 
 commands:
   generate   continues a text
-  chat       talks, with models that have a chat template
-  score      tells how likely given continuations of a text are
+  chat       holds a conversation, with models that have a chat template
+  score      shows how likely given continuations of a text are
   quantize   writes an int8 copy of a model
-  info       tells a model's shape, and the memory that it takes; of any file what is in it
+  info       shows a model's shape, the memory that it takes, and what is in its files
   bench      measures tokens a second
 
-  {prog} COMMAND --help tells the options of one; {prog} --version the version.
+  {prog} COMMAND --help shows the options of a command; {prog} --version shows the version.
 
 examples:
   {prog} "床前明月光，"
@@ -51,7 +53,7 @@ examples:
 
 
 class Command(Protocol):
-    """What a command's module has."""
+    """The attributes of a command's module."""
 
     SUMMARY: str
     """One sentence."""
@@ -62,18 +64,18 @@ class Command(Protocol):
         """Adds flags and positional arguments."""
 
     def run(self, args: Namespace, /) -> int:
-        """Does it; gives the exit code."""
+        """Runs the command; gives the exit code."""
         ...
 
 
 def program() -> str:
-    """The program's name as it was called."""
+    """The name with which the program was started."""
     name = os.path.basename(sys.argv[0])
     return name if name == "welm" else "python -m welm"
 
 
 class Terminated(BaseException):
-    """SIGTERM: what is begun is cleaned up."""
+    """Raised by SIGTERM, so that the program cleans up before it ends."""
 
 
 def terminate(_number: int, _frame: FrameType | None) -> None:
@@ -82,13 +84,13 @@ def terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line, by default the process's; gives the exit code."""
+    """Runs a command line, by default that of the process; gives the exit code."""
     line = list(sys.argv[1:] if argv is None else argv)
     prepare()
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         if on_term is signal.SIG_DFL:
-            with suppress(ValueError):  # of a thread that is not the main one
+            with suppress(ValueError):  # not in the main thread
                 signal.signal(signal.SIGTERM, terminate)
         code = run(line)
         sys.stdout.flush()
@@ -148,9 +150,10 @@ def run(line: list[str]) -> int:
 
 
 def refuse_misspelt(prompt: str, *, first: bool = True) -> None:
-    """Refuses a prompt that was meant for a command: its name, or a word that is nearly one.
+    """Refuses a prompt that was probably meant as a command: its name, or a similar word.
 
-    A word of another first letter is none, unless two letters changed places: there are `that` and `what`.
+    A word with another first letter does not count, unless it has the same letters as the command: `that` is a prompt,
+    and not a misspelt `chat`.
     """
     import difflib
 

@@ -1,4 +1,4 @@
-"""A request's stream on its way to the user: as text, as one JSON object, or as a JSON line a piece."""
+"""Writes the stream of a request for the user: as text, as one JSON object, or as a JSON line for each piece."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def ctrl_c_cancels(stream: Stream) -> Generator[None]:
     """Ctrl-C ends the request instead of raising: its last pieces still come, as ``"cancelled"``. A second one raises.
 
-    In threads, and where the caller has turned Ctrl-C off, nothing is changed.
+    In other threads than the main one, and if the caller has changed the handler of Ctrl-C, this does nothing.
     """
     previous = signal.getsignal(signal.SIGINT)
     if (
@@ -44,7 +44,7 @@ def ctrl_c_cancels(stream: Stream) -> Generator[None]:
 
 
 def print_json(value: object) -> None:
-    """One line."""
+    """Prints a value as one line of JSON."""
     import json
 
     ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
@@ -58,7 +58,7 @@ def json_of_tokens(tokens: tuple[Token, ...], *, logprobs: bool) -> dict[str, An
 
 
 def json_of_token(token: Token) -> dict[str, Any]:
-    """A token; its bytes too, since it may be part of a character."""
+    """A token. Its bytes are included, because it may be part of a character."""
     value: dict[str, Any] = {
         "id": token.id,
         "text": token.text,
@@ -71,10 +71,10 @@ def json_of_token(token: Token) -> dict[str, Any]:
 
 
 class Sequence:
-    """What has come of one sequence."""
+    """The part of one sequence that has come."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
+        """Makes an empty sequence."""
         self.texts: list[str] = []
         self.tokens: list[Token] = []
         self.finish_reason: FinishReason | None = None
@@ -87,10 +87,10 @@ class Sequence:
 
 
 class Answer:
-    """What has come of a request, and when."""
+    """The part of an answer that has come, with times."""
 
     def __init__(self, stream: Stream, n: int = 1) -> None:
-        """Of a request that was just sent."""
+        """Starts the clock of a request that was just sent."""
         self.sequences = [Sequence() for _ in range(n)]
         self.seed, self.prompt_tokens = stream.seed, stream.prompt_tokens
         self.completion_tokens = self.cached_tokens = 0
@@ -98,7 +98,7 @@ class Answer:
         self._first: float | None = None
 
     def add(self, piece: Piece) -> None:
-        """Takes a piece."""
+        """Adds a piece."""
         self._last = time.perf_counter()
         if self._first is None:
             self._first = self._last
@@ -125,11 +125,11 @@ class Answer:
 
     @property
     def cancelled(self) -> bool:
-        """Whether Ctrl-C ended it: nothing else here cancels."""
+        """Whether Ctrl-C ended it; nothing else here cancels a request."""
         return any(sequence.finish_reason == "cancelled" for sequence in self.sequences)
 
     def summary(self, load_s: float) -> dict[str, Any]:
-        """What is told of the request as a whole."""
+        """Figures of the request as a whole."""
         return {
             "seed": self.seed,
             "usage": {
@@ -159,7 +159,7 @@ class Answer:
 
 
 class Printer:
-    """Writes texts as they come, one sequence after another: the others wait for their turn."""
+    """Writes texts as they come. Sequences are written one after another: the text of later ones has to wait."""
 
     def __init__(self, n: int = 1, *, shaded: bool = False) -> None:
         """For ``n`` sequences; ``shaded`` colours them if stdout has colours."""

@@ -1,7 +1,7 @@
-"""Flags that several commands have, and what the package's functions want of them.
+"""Flags that several commands have, and their conversion to arguments of the package's functions.
 
-Flags of options are made of the engine's own tables: names, domains, defaults, help. A flag that is not given is not
-passed on, so that the defaults are the engine's.
+Flags of options are made from the engine's own tables: names, allowed values, defaults, help. A flag that is not given
+is not passed on, so that the engine's defaults are used.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class Flag(NamedTuple):
     option: str
     """The keyword argument's name; the flag has dashes."""
     type: Callable[[str], Any] | None
-    """Reads the value; a switch has none."""
+    """Reads the value; ``None`` for a switch."""
     metavar: str
-    """What the help calls the value."""
+    """The name of the value in the help."""
     help: str
-    """What it is, with its default."""
+    """What the option does, with its default."""
     action: str
-    """What argparse does with it."""
+    """The action of argparse."""
 
     @property
     def names(self) -> list[str]:
-        """As one types it."""
-        # One that is given several times is named for one value.
+        """The flag as one types it."""
+        # A flag that may be given several times has one value each time, so its name is in the singular.
         name = self.option.removesuffix("s") if self.option == "stop_token_ids" else self.option
         no = "no-" if self.action == "store_false" else ""
         short = ["-n"] if self.option == "n" else []
@@ -47,16 +47,17 @@ class Flag(NamedTuple):
 
 
 def wrong(expected: str, value: str, more: str = "", *, quoted: bool = True) -> argparse.ArgumentTypeError:
-    """A value outside its domain; a number needs no quotes."""
+    """The error for a value that is not allowed; a number needs no quotes."""
     got = shown(value) if quoted else shown(value)[1:-1]
     return argparse.ArgumentTypeError(f"expected {expected}, got {got}{more}")
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Whole numbers of a domain, which is the engine's.
+    """Whole numbers in a range, which is that of the engine.
 
-    It is told before a model is loaded, and of numbers that the engine's types cannot hold, such as -1.
+    It is checked here, too, so that errors come before a model is loaded, and also for numbers that the engine's types
+    cannot hold, such as -1.
     """
 
     least: int
@@ -80,7 +81,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Real:
-    """Numbers of a domain, which is the engine's."""
+    """Numbers in a range, which is that of the engine."""
 
     least: float
     most: float = math.inf
@@ -96,7 +97,7 @@ class Real:
             number = float(value)
         except ValueError:
             raise wrong(f"a number, {self.domain}", value) from None
-        if not self.least <= number <= self.most:  # nan is in no domain
+        if not self.least <= number <= self.most:  # also refuses nan
             raise wrong(self.domain, value, quoted=False)
         return number
 
@@ -107,7 +108,7 @@ class Named:
 
     names: tuple[str, ...]
     aliases: tuple[str, ...] = ()
-    """Taken, but not told."""
+    """Names that are accepted, but not shown in the help."""
 
     @property
     def domain(self) -> str:
@@ -123,7 +124,7 @@ class Named:
 
 
 def device(value: str) -> str:
-    """`cuda:3` and the like."""
+    """A device, such as `cuda:3`."""
     kind, _, number = value.partition(":")
     if kind == "cuda" and number.isascii() and number.isdigit():
         return value
@@ -144,7 +145,7 @@ def text(value: str) -> str:
 
 
 def bias(value: str) -> tuple[int, float]:
-    """A token's id and what is added to its logit, as `40=-2.5`."""
+    """A token's id and the number that is added to its logit, as `40=-2.5`."""
     token, _, number = value.partition("=")
     try:
         pair = int(token), float(number)
@@ -204,14 +205,14 @@ _READERS: dict[str, tuple[Callable[..., Callable[[str], Any]], str, str]] = {
     "bytes": (lambda: size, "BYTES", "store"),
     "duration": (lambda: Real(0), "SECONDS", "store"),
 }
-"""Of each type: what makes the reader of its values, what the help calls a value, what argparse does with it."""
+"""For each type: what makes the reader of its values, the name of a value in the help, the action of argparse."""
 
 _MORE = {
     "device": ": auto, cpu, cuda or cuda:N",
     "memory_limit": ", such as 8G",
-    "logprobs": "; colours the text on a terminal, and is told with --json",
+    "logprobs": "; colours the text on a terminal, and is printed with --json",
 }
-"""What the help says beside the engine's sentence."""
+"""Additions of the help to the engine's sentences."""
 
 
 def _flag(
@@ -219,7 +220,8 @@ def _flag(
 ) -> Flag | None:
     """The flag of a row of the engine's table; ``None`` if only a program can give the option.
 
-    ``doc`` is a sentence, ``unset`` what holds without a default, ``kind`` the type, ``values`` what it may be.
+    ``doc`` is a sentence, ``unset`` says what holds if there is no default, ``kind`` is the type, ``values`` are the
+    allowed values.
     """
     about = doc.rstrip(".") if doc[:2].isupper() else doc[0].lower() + doc[1:].rstrip(".")
     if kind == "switch":
@@ -248,7 +250,7 @@ def most(option: str) -> int | None:
 
 
 def add_flags(add: Callable[..., object], flags: Iterable[Flag], without: Collection[str] = ()) -> None:
-    """Adds flags, but for some."""
+    """Adds flags, except those ``without``."""
     for flag in flags:
         if flag.option in without:
             continue
@@ -257,7 +259,7 @@ def add_flags(add: Callable[..., object], flags: Iterable[Flag], without: Collec
 
 
 def add_loading(parser: ArgumentParser, *, path: bool = True) -> None:
-    """Adds the flags of loading a model; without ``path`` another argument is the model, too."""
+    """Adds the flags of loading a model. Without ``path`` the command has another argument for the model, too."""
     group = parser.add_argument_group("model")
     about = "Hugging Face folder, int8 folder or GGUF file (default: the small model in this package)"
     group.add_argument("--model", metavar="PATH", default=None, help=about if path else "the same as PATH")
@@ -276,7 +278,7 @@ def add_json(parser: ArgumentParser, about: str) -> None:
 
 
 def loading(args: Namespace) -> dict[str, Any]:
-    """Keyword arguments of :class:`welm.Model`, but for the path."""
+    """Keyword arguments of :class:`welm.Model`, without the path."""
     return {flag.option: getattr(args, flag.option) for flag in LOADING if hasattr(args, flag.option)}
 
 
@@ -296,7 +298,7 @@ def load(args: Namespace, **more: Any) -> welm.Model:
 
 
 def read_text(value: str) -> str:
-    """The text of an argument, or of stdin for ``-``: all of it but for a last line's end."""
+    """The text of an argument, or of stdin for ``-``: all of it except the end of the last line."""
     if value != "-":
         return value
     return read_stdin()

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 SUMMARY = """Measures tokens a second.
 
-Prefill is a prompt of random tokens up to the first token after it. Decode is the steps of several sequences
-together, each after a prompt of 16 tokens, by the engine's own clock. Each is done once unmeasured, then --rounds
-times; the median is told, with the least and the most."""
+Prefill is the time from a prompt of random tokens to the first token after it. Decode is the time of the steps of
+several sequences together, each after a prompt of 16 tokens, by the engine's own clock. Each is run once without
+measuring, then --rounds times. The table has the median, the least and the most."""
 EXAMPLES = (
     "bench",
     "bench --model smollm2.gguf --prompt-tokens 128,1024 --sequences 1,4,16 --rounds 5 --json",
@@ -62,12 +62,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def random_prompt(model: Model, length: int, source: random.Random) -> list[int]:
-    """Tokens that no prompt before began with."""
+    """Random tokens, so that no earlier prompt began with the same ones."""
     return [source.randrange(model.config.vocab_size) for _ in range(length)]
 
 
 def prefill(model: Model, length: int, source: random.Random) -> float:
-    """Tokens a second of a prompt."""
+    """Tokens a second of the prefill of a prompt."""
     prompt = random_prompt(model, length, source)
     started = time.perf_counter()
     model.generate(prompt, max_tokens=1, temperature=0, ignore_eos=True)
@@ -75,7 +75,7 @@ def prefill(model: Model, length: int, source: random.Random) -> float:
 
 
 def decode(model: Model, sequences: int, new_tokens: int, source: random.Random) -> float:
-    """Tokens a second of all sequences together."""
+    """Tokens a second of the decode of all sequences together."""
     prompts = [random_prompt(model, DECODE_PROMPT, source) for _ in range(sequences)]
     before = model.stats().time_between_tokens
     model.generate(prompts, max_tokens=new_tokens, temperature=0, ignore_eos=True)
@@ -84,7 +84,7 @@ def decode(model: Model, sequences: int, new_tokens: int, source: random.Random)
 
 
 def peak_resident_bytes() -> int | None:
-    """The most memory that this process has had resident, mapped files included."""
+    """The peak resident memory of this process, mapped files included."""
     try:
         import resource
     except ImportError:
@@ -94,7 +94,7 @@ def peak_resident_bytes() -> int | None:
 
 
 def run(args: Namespace) -> int:
-    """Does it; gives the exit code."""
+    """Runs the command; gives the exit code."""
     more: dict[str, Any] = {"prefix_cache": False}
     for option, least in (("max_running", 64), ("queue_limit", 1024)):
         if not hasattr(args, option):
@@ -146,6 +146,6 @@ def run(args: Namespace) -> int:
     )
     if model.stats().preemptions:
         put(
-            "sequences were preempted for want of cache, so decode is slower than it could be: see --cache-tokens"
+            "sequences were preempted because the cache was full, so decode could be faster: see --cache-tokens"
         )
     return 0

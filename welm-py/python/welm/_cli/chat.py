@@ -1,4 +1,4 @@
-"""``chat``: talks, with models that have a chat template."""
+"""``chat``: holds a conversation, with models that have a chat template."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from welm._cli.terminal import BOLD, OFF, Spinner, columns, has_colours, remark,
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-SUMMARY = """Talks, with models that have a chat template.
+SUMMARY = """Holds a conversation, with models that have a chat template.
 
-Each line is a message. Ctrl-C stops an answer and keeps what came of it; Ctrl-D leaves. If stdin is no terminal, its
-lines are the messages, and nothing but the answers is printed."""
+Each line is a message. Ctrl-C stops an answer and keeps its text so far; Ctrl-D leaves. If stdin is not a terminal, its
+lines are the messages, and only the answers are printed."""
 EXAMPLES = (
     "chat --model smollm2.gguf",
     'chat --model smollm2.gguf --system "You are a pirate." --temperature 0.7',
@@ -27,10 +27,10 @@ EXAMPLES = (
 )
 
 HELP = """\
-/system TEXT  sets the system prompt, and begins anew; without TEXT, without one
-/reset        forgets the conversation, but for the system prompt
+/system TEXT  sets the system prompt and starts a new conversation; without TEXT there is no system prompt
+/reset        starts a new conversation with the same system prompt
 /save FILE    writes the conversation as JSON
-/help         this; Ctrl-C stops an answer, Ctrl-D leaves"""
+/help         shows this; Ctrl-C stops an answer, Ctrl-D leaves"""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -71,11 +71,11 @@ class Chat:
                 raise welm.ChatTemplateError(f"{error}; {hint}") from None
 
     def system(self, prompt: str) -> None:
-        """Begins anew with this system prompt."""
+        """Starts a new conversation with this system prompt."""
         self._messages = [{"role": "system", "content": prompt}] if prompt else []
 
     def reset(self) -> None:
-        """Begins anew."""
+        """Starts a new conversation with the same system prompt."""
         self._messages = [message for message in self._messages[:1] if message["role"] == "system"]
 
     def save(self, path: str) -> None:
@@ -91,7 +91,7 @@ class Chat:
             raise
 
     def say(self, message: str, *, waiting: bool = False) -> None:
-        """Answers a message, ``waiting`` with a spinner; one that fails is forgotten."""
+        """Answers a message, with a spinner if ``waiting``. A message that fails is removed from the conversation."""
         messages = [*self._messages, {"role": "user", "content": message}]
         tokens = self._model.chat_tokens(messages)
         context = self._model.memory.context_tokens
@@ -129,7 +129,7 @@ class Chat:
 
 
 def obey(chat: Chat, line: str) -> None:
-    """Does what a line that begins with a slash asks for."""
+    """Runs a line that begins with a slash."""
     command, _, rest = line.partition(" ")
     rest = rest.strip()
     if command == "/reset" and not rest:
@@ -143,7 +143,7 @@ def obey(chat: Chat, line: str) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Does it; gives the exit code."""
+    """Runs the command; gives the exit code."""
     chat = Chat(args)
     chat.check()
     if not sys.stdin.isatty():
@@ -156,13 +156,13 @@ def run(args: Namespace) -> int:
     with contextlib.suppress(ImportError):
         import readline  # input() then edits lines
 
-        # In a locale that knows ASCII only it would take bytes of UTF-8 for keys.
+        # In an ASCII locale it would take bytes of UTF-8 for keys.
         for setting in ("input-meta on", "output-meta on", "convert-meta off"):
             readline.parse_and_bind(f"set {setting}")
         if has_colours(sys.stdout):
-            # \x01 and \x02 tell readline that what is between takes no room.
+            # \x01 and \x02 tell readline that the text between them has no width.
             prompt = f"\x01{BOLD}\x02> \x01{OFF}\x02"
-    remark("/help tells the commands; Ctrl-C stops an answer, Ctrl-D leaves")
+    remark("/help shows the commands; Ctrl-C stops an answer, Ctrl-D leaves")
     while True:
         try:
             while turn(chat, prompt):
@@ -174,7 +174,7 @@ def run(args: Namespace) -> int:
 
 
 def turn(chat: Chat, prompt: str) -> bool:
-    """A line and what it asks for; ``False`` at the end of the input. No error of a turn ends the conversation."""
+    """Reads a line and answers it; ``False`` at the end of the input. An error does not end the conversation."""
     try:
         line = ask(prompt)
     except EOFError:

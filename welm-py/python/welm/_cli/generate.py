@@ -14,11 +14,11 @@ from welm._cli.terminal import remark
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-SUMMARY = """Continues a text, which comes on stdout as it is generated.
+SUMMARY = """Continues a text, and writes it to stdout as it is generated.
 
-Several sequences (-n) come one after another, with their numbers in front. Ctrl-C ends the text with what there is.
-With --json it is one object: choices, seed, usage (tokens), timings (seconds); with --stream too, a line a piece,
-and at last one without the choices."""
+Several sequences (-n) are written one after another, with their numbers in front. Ctrl-C ends the text early. With
+--json the output is one object: choices, seed, usage (tokens), timings (seconds). With --json --stream it is a line for
+each piece, then a line with the other figures."""
 EXAMPLES = (
     '"床前明月光，"',
     'generate "床前明月光，" --max-tokens 48 --temperature 0 --logprobs 0',
@@ -35,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="?",
         default=None,
         metavar="PROMPT",
-        help="text to continue; - reads it from stdin, as does none where stdin is no terminal",
+        help="text to continue; - reads it from stdin, and so does no PROMPT if stdin is not a terminal",
     )
     parser.add_argument(
         "--tokens",
@@ -45,7 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_json(parser, "print one JSON object instead of the text")
     parser.add_argument(
-        "--stream", action="store_true", default=False, help="with --json, print a line a piece"
+        "--stream", action="store_true", default=False, help="with --json, print a line for each piece"
     )
     parser.add_argument(
         "-q",
@@ -60,7 +60,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Does it; gives the exit code."""
+    """Runs the command; gives the exit code."""
     if args.prompt is None and sys.stdin.isatty():
         args.fail("the following arguments are required: PROMPT")
     prompt: str | list[int] = read_text("-" if args.prompt is None else args.prompt)

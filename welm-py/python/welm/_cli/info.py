@@ -1,4 +1,4 @@
-"""``info``: tells a model's shape, and the memory that it takes."""
+"""``info``: shows a model's shape, and the memory that it takes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterable, Iterator
 
-SUMMARY = """Tells a model's shape, and the memory that it takes.
+SUMMARY = """Shows a model's shape, and the memory that it takes.
 
-Memory is what loading with these flags would take, from the headers of the files. For the rest the model is loaded with
-a cache of one block. Of files that cannot be loaded it tells what they hold, and why they cannot."""
+The memory is what loading with these flags would take, computed from the headers of the files. For the other figures
+the model is loaded with a cache of one block. For files that cannot be loaded it shows what they contain, and why they
+cannot be loaded."""
 EXAMPLES = ("info", "info smollm2.gguf", "info my-model --dtype int8 --cache-tokens 65536 --json")
 
 # The least that a model can be loaded with.
@@ -40,7 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Does it; gives the exit code."""
+    """Runs the command; gives the exit code."""
     if None not in (args.path, args.model):
         args.fail(f"expected one model, got {args.path} and {args.model}")
     path = args.path or args.model
@@ -76,7 +77,7 @@ def run(args: Namespace) -> int:
 
 
 def about(description: welm.Description) -> dict[str, Any]:
-    """What files hold, for ``--json``."""
+    """What files contain, for ``--json``."""
     names = ("format", "types", "unsupported")
     return {name: value for name, value in dataclasses.asdict(description).items() if name in names}
 
@@ -87,7 +88,7 @@ def types(description: welm.Description) -> str:
 
 
 def tell_unsupported(path: str, description: welm.Description, *, json: bool) -> None:
-    """What is in files that cannot be loaded, and why."""
+    """Shows what files contain that cannot be loaded, and why they cannot."""
     if json:
         value = {"path": path, "family": description.family, "n_params": description.elements}
         print_json({**value, **about(description), "settings": description.settings})

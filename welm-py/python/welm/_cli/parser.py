@@ -1,4 +1,4 @@
-"""Command lines to arguments: what is wrong is told in one line, with what may have been meant."""
+"""Parses command lines. An error is one line, with what may have been meant."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from welm._cli.terminal import columns, wrapped
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# argparse's own has no exponents, and would take -1e-3 for an option.
+# That of argparse does not know exponents, and would take -1e-3 for an option.
 _NEGATIVE_NUMBER = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """The word that was meant, as the end of a message; nothing if it is like none."""
+    """The word that was probably meant, as the end of a message; nothing if no word is similar."""
     import difflib
 
     known = {name.casefold(): name for name in words}
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are :class:`Usage`."""
 
     def __init__(self, prog: str, summary: str, examples: Iterable[str]) -> None:
-        """Of a command; examples are whole lines."""
+        """Makes the parser of a command; examples are whole lines."""
         super().__init__(
             prog=prog,
             description=summary,
@@ -39,11 +39,11 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             add_help=False,
-            # What is not given is left to the engine, whose defaults are the ones that the help tells.
+            # Flags that are not given are absent, so that the engine's defaults hold. The help shows these defaults.
             argument_default=argparse.SUPPRESS,
         )
         self.hint = ""
-        """What an argument too many may come from."""
+        """Added to the message about an unexpected argument: what the reason may be."""
         self._negative_number_matcher = _NEGATIVE_NUMBER
         self.add_argument("-h", "--help", action="store_true", help="show this and leave")
 
@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def _options(self, line: list[str]) -> Iterable[str]:
-        """What argparse takes for options."""
+        """The arguments that argparse takes for options."""
         for argument in line:
             if argument == "--":
                 return

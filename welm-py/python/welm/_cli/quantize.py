@@ -14,10 +14,10 @@ from welm._cli.terminal import Progress, megabytes, put
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-SUMMARY = """Writes an int8 copy of a model, which loads by mapping alone.
+SUMMARY = """Writes an int8 copy of a model. The copy loads fast, because its file only has to be mapped.
 
-Weights become int8, in the form that the CPU computes with; configuration and tokenizer files are copied beside them.
-Ctrl-C leaves no unfinished file."""
+Weights become int8, in the layout that the CPU computes with. Configuration and tokenizer files are copied, too. Ctrl-C
+leaves no unfinished file."""
 EXAMPLES = ("quantize my-model my-model-int8", "generate --model my-model-int8 PROMPT")
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Does it; gives the exit code."""
+    """Runs the command; gives the exit code."""
     started = time.perf_counter()
     with Progress("quantizing", quiet=args.json) as progress:
         welm.quantize(args.source, args.target, progress=progress)

@@ -1,4 +1,4 @@
-"""``score``: tells how likely given continuations of a text are."""
+"""``score``: shows how likely given continuations of a text are."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from welm._cli.terminal import put
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-SUMMARY = """Tells how likely given continuations of a text are.
+SUMMARY = """Shows how likely given continuations of a text are.
 
-Prints a table, the likeliest first: the sum of the tokens' log-probabilities (natural logarithm), the same for each
-token, how many tokens, the text. With --json an object, the continuations in the order in which they were given."""
+Prints a table, the likeliest first: the sum of the tokens' log-probabilities (natural logarithm), the mean for a token,
+the number of tokens, the text. With --json it prints an object, with the continuations in the order in which they were
+given."""
 EXAMPLES = (
     'score "床前明月光，" "疑是地上霜。" "地上霜疑是。" "今天买电脑。"',
     'score --model smollm2.gguf --json "The sky is" " blue" " green"',
@@ -25,7 +26,7 @@ EXAMPLES = (
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds flags and positional arguments."""
     parser.add_argument(
-        "prompt", type=text, metavar="PROMPT", help="what comes before; - reads it from stdin"
+        "prompt", type=text, metavar="PROMPT", help="the text before; - reads it from stdin"
     )
     parser.add_argument(
         "continuations", type=text, nargs="+", metavar="CONTINUATION", help="a text that may follow"
@@ -35,7 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Does it; gives the exit code."""
+    """Runs the command; gives the exit code."""
     prompt = read_text(args.prompt)
     continuations: list[str] = args.continuations
     scores = load(args).score(prompt, continuations)
@@ -54,7 +55,7 @@ def run(args: Namespace) -> int:
     put(f"{'logprob':>9}  {'a token':>8}  {'tokens':>6}  continuation", bold=True)
     for continuation, score in sorted(pairs, key=lambda pair: -pair[1].logprob):
         count = len(score.tokens)
-        logprob = score.logprob + 0.0  # of no token it is -0.0
+        logprob = score.logprob + 0.0  # without tokens it is -0.0
         each = logprob / max(count, 1)
         put(f"{logprob:9.3f}  {each:8.3f}  {count:6}  {one_line(continuation)}")
     return 0

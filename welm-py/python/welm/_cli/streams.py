@@ -1,7 +1,7 @@
 """The standard streams, which may be closed, full, or without a reader.
 
-What is meant for stdout comes out or is an error. What is said on stderr is for whoever sits there: where nobody can
-read it, the work goes on.
+A failed write to stdout is an error. A failed write to stderr is ignored: messages there are only for a user who reads
+them.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ import welm
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Of a message, the most characters of what came.
+# Most characters of a value in a message.
 _SHOWN = 60
 
 
 class Failure(Exception):
-    """What the command line cannot do: exit code 1."""
+    """An error of the command line itself: exit code 1."""
 
 
 class Usage(Failure):
     """A command line that is not understood: exit code 2."""
 
     def __init__(self, prog: str, reason: str) -> None:
-        """Of the program, or of one of its commands."""
+        """``prog`` is the program, or the program and a command."""
         super().__init__(reason)
         self.prog = prog
 
 
 def prepare() -> None:
     """Makes all three streams usable."""
-    # As GNU's programs do: a closed number would be taken by the next file that is opened, such as the model. Reading a
-    # closed stdin and writing to a closed stdout is still an error; a closed stderr is silent.
+    # As GNU's programs do: if a stream is closed, its file descriptor would be given to the next file that is opened,
+    # such as the model. Reading a closed stdin and writing to a closed stdout is still an error; writing to a closed
+    # stderr is not.
     for name, mode, access in (
         ("stdin", "r", os.O_WRONLY),
         ("stdout", "w", os.O_RDONLY),
@@ -47,7 +48,7 @@ def prepare() -> None:
         if getattr(sys, name) is None:
             number = os.open(os.devnull, access)
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
-    # A text that the terminal's encoding lacks is no reason to stop; a byte that is no text is told where it is used.
+    # A character that the terminal cannot show is not an error. A byte that is not text is an error where it is used.
     for stream, errors in (
         (sys.stdin, "surrogateescape"),
         (sys.stdout, "backslashreplace"),
@@ -58,7 +59,7 @@ def prepare() -> None:
 
 
 def settle() -> None:
-    """Drops what could not be written: Python would try again at its end, and change the exit code."""
+    """Drops output that could not be written. Python would try again at its end, and change the exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -78,7 +79,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def read_stdin() -> str:
-    """All of stdin but for a last line's end."""
+    """All of stdin except the end of the last line."""
     return _decoded(b"".join(_stdin_lines()), "stdin").removesuffix("\n").removesuffix("\r")
 
 
@@ -97,7 +98,7 @@ def _stdin_lines() -> Iterator[bytes]:
 
 
 def ask(prompt: str) -> str:
-    """A line of the terminal; raises :class:`EOFError` at its end. Bytes that are no text are surrogates in it."""
+    """A line from the terminal; raises :class:`EOFError` at its end. Bytes that are not text become surrogates."""
     try:
         if sys.stdout.isatty():
             return input(prompt)
@@ -112,11 +113,11 @@ def ask(prompt: str) -> str:
 
 
 def checked(line: str) -> str:
-    """A line that was typed, if it is text."""
+    """Returns a line that was typed if it is text; if not, raises."""
     try:
         line.encode()
     except UnicodeEncodeError:
-        # In a locale that knows ASCII only, UTF-8 comes in the same way.
+        # In an ASCII locale, UTF-8 comes as surrogates, too.
         encoding = sys.stdin.encoding or "utf-8"
         return _decoded(line.encode(encoding, "surrogateescape"), "this line")
     return line
@@ -131,7 +132,7 @@ def _decoded(data: bytes, what: str) -> str:
 
 
 def shown(value: str) -> str:
-    """What came, in a message: in quotes, as the engine does it."""
+    """A value in a message: in quotes, as in messages of the engine."""
     return f'"{value if len(value) <= _SHOWN else value[:_SHOWN] + "…"}"'
 
 
@@ -140,7 +141,7 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, (welm.Error, Failure)):
         text = str(error)
     elif isinstance(error, OSError) and error.strerror:
-        # Files are opened by name; what has none is stdout.
+        # Files are opened by name, so an error without a name is about stdout.
         name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "stdout"
         closed = error.errno == errno.EBADF and name in ("stdin", "stdout")
         text = f"{name}: {'is closed' if closed else error.strerror}"
@@ -152,7 +153,7 @@ def message_of(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text that stays in its line, and changes nothing else on a terminal: control characters are escaped."""
+    """The text as one line, with control characters escaped, so that it cannot change the terminal."""
     if text.isprintable():
         return text
     from unicodedata import category
@@ -163,7 +164,7 @@ def one_line(text: str) -> str:
 
 
 def show_traceback(error: BaseException) -> None:
-    """For those who look for a fault in the program: where an error comes from, with ``WELM_TRACEBACK=1``."""
+    """With ``WELM_TRACEBACK=1``, shows where an error comes from."""
     if os.environ.get("WELM_TRACEBACK", "0") not in ("", "0"):
         import traceback
 

@@ -1,4 +1,4 @@
-"""What a terminal gets and a file or pipe does not: colours, lines that fit, a progress bar, a spinner, remarks."""
+"""Output that only a terminal gets, not a file or pipe: colours, wrapped lines, a progress bar, a spinner, remarks."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from welm import Token
 
 BOLD, DIM, OFF = "\x1b[1m", "\x1b[2m", "\x1b[0m"
-# From improbable to probable: red, orange, ochre, olive, green, readable on dark and on light ground.
+# From improbable to probable: red, orange, ochre, olive, green; readable on dark and on light backgrounds.
 SHADES = (160, 166, 172, 142, 106, 34)
 CLEAR_LINE = "\r\x1b[K"
 
 
 def has_colours(stream: TextIO) -> bool:
-    """Whether colours may be written: to a terminal that knows them, unless ``NO_COLOR`` is set."""
+    """Whether colours may be written: the stream is a terminal that has them, and ``NO_COLOR`` is not set."""
     return obeys(stream) and not os.environ.get("NO_COLOR")
 
 
@@ -38,7 +38,7 @@ def obeys(stream: TextIO) -> bool:
 
 
 def columns(stream: TextIO) -> int | None:
-    """How wide a terminal is; ``None`` if it is none, or does not say."""
+    """The width of a terminal; ``None`` if the stream is not a terminal, or does not say."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError):
@@ -55,7 +55,7 @@ def width(text: str) -> int:
 
 
 def wrapped(text: str, most: int | None) -> str:
-    """The same with longer lines broken between words; what continues a line stands a little to the right."""
+    """The text with long lines broken between words; continued lines are indented a little."""
     return text if most is None else "\n".join(_broken(line, most) for line in text.split("\n"))
 
 
@@ -81,7 +81,7 @@ def put(text: str, *, bold: bool = False) -> None:
 
 
 def remark(line: str) -> None:
-    """A line about what is going on, for who sits there; nothing if stderr is no terminal."""
+    """Writes a line of information for the user; nothing if stderr is not a terminal."""
     if sys.stderr.isatty():
         line = wrapped(line, columns(sys.stderr))
         say(f"{DIM}{line}{OFF}" if has_colours(sys.stderr) else line)
@@ -93,9 +93,9 @@ def megabytes(count: int) -> str:
 
 
 class Progress:
-    """A progress callback: a bar on a terminal; elsewhere a line every tenth, or nothing if ``quiet``.
+    """A progress callback: a bar on a terminal; elsewhere a line for every tenth, or nothing if ``quiet``.
 
-    The bar comes up when the work has taken 0.3 seconds, and goes away with it.
+    The bar appears when the work has taken 0.3 seconds, and is cleared at its end.
     """
 
     def __init__(self, label: str, *, quiet: bool = False) -> None:
@@ -119,7 +119,7 @@ class Progress:
             say(f"{self._label}: {self._tenth * 10} % of {megabytes(total)}")
 
     def _line(self, share: float, total: int) -> str:
-        """The bar, or as much of what is told as one line has room for: a second one could not be cleared."""
+        """The bar, or as much as one line has room for: a second line could not be cleared."""
         room = (columns(sys.stderr) or 80) - 1
         full, rest = (
             ("█", "░") if (sys.stderr.encoding or "").lower().replace("-", "") == "utf8" else ("#", ".")
@@ -141,9 +141,9 @@ class Progress:
 
 
 class Spinner:
-    """Turns in the terminal's line until :meth:`stop`, and leaves nothing there.
+    """A spinner in the terminal's line, until :meth:`stop` clears it.
 
-    It comes up after 0.3 seconds, so that a quick answer has none.
+    It appears after 0.3 seconds, so that a quick answer has none.
     """
 
     def __init__(self, *, on: bool = True) -> None:
@@ -165,7 +165,7 @@ class Spinner:
             say(CLEAR_LINE, end="")
 
     def stop(self) -> None:
-        """Clears the line; what is written next stands at its beginning."""
+        """Clears the line; the next output is at its beginning."""
         self._stopped.set()
         if self._thread:
             self._thread.join()
@@ -183,9 +183,9 @@ class Spinner:
 class Shading:
     """Colours the text of a stream by the probability of its tokens.
 
-    A token's bytes may be part of a character, and text may come later than its tokens, while a stop string is
-    undecided: so tokens are queued as characters until the text has come. Text that is not what the tokens say, as
-    that of special tokens, is left without colour.
+    A token's bytes may be part of a character. And text may come later than its tokens, while it could be the beginning
+    of a stop string. So tokens are queued as characters until their text has come. Text that differs from that of the
+    tokens, such as that of special tokens, gets no colour.
     """
 
     def __init__(self) -> None:
@@ -205,7 +205,7 @@ class Shading:
 
     def shade(self, text: str) -> str:
         """The text of a piece, coloured."""
-        # A tokenizer's space in front of a text is in its first token and not in the text.
+        # Some tokenizers add a space in front of a text. It is in the first token, but not in the text.
         if text and self._queue and self._queue[0][0] == " " != text[0]:
             self._queue.popleft()
         out: list[str] = []
