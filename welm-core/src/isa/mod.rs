@@ -171,9 +171,9 @@ pub(crate) trait Simd: Copy + 'static {
 pub(crate) trait Kernel {
     /// What the kernel returns.
     type Out;
-    /// Whether it takes dot products of integers. The instruction sets for these differ in nothing else, so that other
-    /// kernels are compiled for one of them.
-    const DOTS: bool = false;
+    /// Whether it takes dot products of integers. Some instruction sets differ in nothing else; a kernel without
+    /// is compiled for one of them.
+    const DOTS: bool;
     /// The kernel, once for every instruction set.
     ///
     /// # Safety

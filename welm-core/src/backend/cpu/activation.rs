@@ -147,6 +147,7 @@ impl Part<'_> {
 
 impl Kernel for Part<'_> {
     type Out = ();
+    const DOTS: bool = false;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the instructions are there.

@@ -180,6 +180,7 @@ impl Unpack {
 
 impl Kernel for Unpack {
     type Out = ();
+    const DOTS: bool = false;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's promise.
@@ -376,6 +377,7 @@ impl CodedRows<'_> {
 
 impl Kernel for CodedRows<'_> {
     type Out = ();
+    const DOTS: bool = true;
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         assert!(self.room.len() >= self.units(), "a strip has room");

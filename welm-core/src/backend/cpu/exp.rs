@@ -65,6 +65,7 @@ mod tests {
 
     impl Kernel for Exp<'_> {
         type Out = ();
+        const DOTS: bool = false;
         #[inline(always)]
         unsafe fn run<S: Simd>(self) {
             for x in self.0.chunks_exact_mut(LANES) {

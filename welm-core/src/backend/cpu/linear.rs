@@ -190,6 +190,7 @@ impl<T: Element> Tile<'_, T> {
 
 impl<T: Element> Kernel for Tile<'_, T> {
     type Out = ();
+    const DOTS: bool = false;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: `matmul` gives outputs of its own to each task.

@@ -28,6 +28,7 @@ pub(crate) struct NormAddRow<'a> {
 
 impl Kernel for NormRow<'_> {
     type Out = ();
+    const DOTS: bool = false;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the instructions are there.
@@ -43,6 +44,7 @@ impl Kernel for NormRow<'_> {
 
 impl Kernel for NormAddRow<'_> {
     type Out = ();
+    const DOTS: bool = false;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the instructions are there.

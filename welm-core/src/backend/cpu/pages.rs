@@ -129,6 +129,7 @@ pub(crate) struct CacheRows<'a, T> {
 
 impl<T: CacheElement> Kernel for CacheRows<'_, T> {
     type Out = ();
+    const DOTS: bool = false;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Heads { n_heads, n_kv_heads, head_dim: d } = self.heads;

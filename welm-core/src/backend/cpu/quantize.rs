@@ -257,6 +257,7 @@ impl QuantizeRow<'_> {
 
 impl Kernel for QuantizeRow<'_> {
     type Out = ();
+    const DOTS: bool = false;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's promise.

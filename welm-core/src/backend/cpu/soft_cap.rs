@@ -62,6 +62,7 @@ struct Capped<'a> {
 
 impl Kernel for Capped<'_> {
     type Out = ();
+    const DOTS: bool = false;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         for at in (0..self.x.len()).step_by(LANES) {

@@ -284,6 +284,7 @@ struct Run<'a, T> {
 
 impl<T: CacheElement> Kernel for Run<'_, T> {
     type Out = ();
+    const DOTS: bool = false;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let len = Sums::len(self.task.step.heads);
