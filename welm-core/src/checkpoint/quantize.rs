@@ -14,6 +14,7 @@ use crate::options::LoadProgress;
 use crate::side_file::{ADDITIONAL_TEMPLATES, DESCRIPTIONS};
 use crate::weights::formats::int8::Grouping;
 use crate::weights::safetensors::SINGLE;
+use crate::weights::tensor::release;
 use crate::weights::tiles::int8::Int8Tiles;
 
 /// Writes an int8 folder from any model that [`crate::Model::load`] takes (GGUF files excepted, whose
@@ -76,6 +77,7 @@ pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -
         };
         let grouping = Grouping::of_cols(cols);
         let tiles = Int8Tiles::pack(&name, rows, cols, &segments, grouping, threads)?;
+        release(&segments);
         done_bytes += segments.iter().map(|s| (s.tensor.row_bytes(0).len() * s.n_rows) as u64).sum::<u64>();
         tensors.extend(int8_folder::matrix(&name, &tiles));
         tensors.extend(bias.map(|b| (format!("{name}.bias"), View::f32(&b))));

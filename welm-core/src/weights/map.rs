@@ -1,11 +1,13 @@
 //! A model's file, mapped: read where it lies, and told apart from zeros if it loses its end meanwhile.
 
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 
 use crate::error::{Error, Result};
 use crate::host::bus::{self, Watched};
@@ -39,6 +41,16 @@ impl FileMap {
         }
         let watched = Some(Watched::new(&map));
         Ok(Arc::new(FileMap { path: path.to_path_buf(), watched, map }))
+    }
+
+    /// Lets the pages of these bytes leave the process's memory. Whoever reads them again has them read from the file.
+    pub(crate) fn release(&self, bytes: Range<usize>) {
+        #[cfg(unix)]
+        // SAFETY: nothing writes to the map, so that a page that is read again has what it had.
+        let _ =
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
+        #[cfg(not(unix))]
+        let _ = bytes;
     }
 
     /// Whether what was read from the file was the file.
@@ -104,5 +116,33 @@ impl Files {
             self.seen = faults;
         }
         Ok(())
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Pages of files in this process's memory, in bytes.
+    fn resident() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    }
+
+    #[test]
+    fn released_bytes_leave_memory_and_stay_what_they_were() {
+        const LEN: usize = 64 << 20;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        std::fs::write(&path, (0..LEN).map(|i| (i / 999) as u8).collect::<Vec<_>>()).unwrap();
+        let map = FileMap::open(&path).unwrap();
+        let sum = || map.iter().map(|&x| u64::from(x)).sum::<u64>();
+        let before = sum();
+        let read = resident();
+        map.release(LEN / 4..LEN);
+        let released = resident();
+        assert!(read - released > LEN / 2, "{read} {released}");
+        assert_eq!(sum(), before);
     }
 }

@@ -194,6 +194,16 @@ impl Segment {
     }
 }
 
+/// Lets the memory of segments go that were converted: loading a model then takes what the model takes, and not the file's
+/// size as well.
+pub(crate) fn release(segments: &[Segment]) {
+    for segment in segments {
+        let bytes = segment.row_bytes() as usize;
+        let start = segment.tensor.range.start + segment.first_row * bytes;
+        segment.tensor.map.release(start..start + segment.n_rows * bytes);
+    }
+}
+
 /// Where each row of a matrix is: row `o` is row `rows[o].1` of the tensor of `rows[o].0`.
 pub(crate) fn rows_of(segments: &[Segment]) -> Vec<(&Segment, usize)> {
     segments.iter().flat_map(|s| (s.first_row..s.first_row + s.n_rows).map(move |r| (s, r))).collect()

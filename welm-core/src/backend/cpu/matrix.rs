@@ -10,7 +10,7 @@ use crate::weights::computed::Computed;
 use crate::weights::formats::StoredType;
 use crate::weights::formats::int8::Grouping;
 use crate::weights::slab::{Plain, Slab};
-use crate::weights::tensor::{Segment, rows_of};
+use crate::weights::tensor::{Segment, release, rows_of};
 use crate::weights::tiles::Tiled;
 use crate::weights::tiles::int8::Int8Tiles;
 
@@ -44,11 +44,15 @@ impl Matrix {
             (_, MatrixSource::Packed(tiles)) if copy => int8(tiles.copied()?),
             (_, MatrixSource::Packed(tiles)) => int8(tiles),
             (Computed::Blocks, MatrixSource::Stored(segments)) => {
-                Matrix::Quantized(Tiled::pack(&name, cols, &segments, threads)?)
+                let parts = Tiled::pack(&name, cols, &segments, threads)?;
+                release(&segments);
+                Matrix::Quantized(parts)
             }
             (Computed::Int8, MatrixSource::Stored(segments)) => {
                 let grouping = Int8Tiles::grouping_of(&segments, cols);
-                int8(Int8Tiles::pack(&name, rows, cols, &segments, grouping, threads)?)
+                let tiles = Int8Tiles::pack(&name, rows, cols, &segments, grouping, threads)?;
+                release(&segments);
+                int8(tiles)
             }
             (Computed::F16, MatrixSource::Stored(segments)) => {
                 Matrix::F16(parts(&segments, cols, f16::from_f32, copy, threads)?)
@@ -161,6 +165,7 @@ fn parts<T: Plain>(
         }
         true
     });
+    release(source);
     if !converted {
         return Err(Error::tensor(&source[0].tensor.name, "a weight is not a finite number"));
     }

@@ -36,7 +36,7 @@ use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::computed::{Computed, Kernels};
 use crate::weights::formats::int8::Grouping;
-use crate::weights::tensor::Segment;
+use crate::weights::tensor::{Segment, release};
 use crate::weights::tiles::int8::Int8Tiles;
 
 /// A normalisation on the device.
@@ -313,6 +313,9 @@ impl Backend for Cuda {
                 packed
             }
         };
+        if let MatrixSource::Stored(segments) = &matrix {
+            release(segments);
+        }
         let weight = Weight::upload(&self.device, rows, cols, order, &packed, bias.as_deref())?;
         self.all_fit &= kind == PartKind::Table || self.form.fits(&weight);
         Ok(weight)
