@@ -627,6 +627,18 @@ fn rotary_settings_of_gguf_files_are_those_of_llama_cpp() {
     assert_eq!(of(&|w| older(w, 2.0), &divisors(2.0)).unwrap(), scaled);
     assert_eq!(of(&|w| factor(none(w)), &divisors(4.0)).unwrap(), scaled);
 
+    // A window, of all layers or of those that the file marks.
+    let window = |w: Writer, n: u8| w.key("llama.attention.sliding_window", 4, &[n, 0, 0, 0]);
+    let marked =
+        |w: Writer, mark: u8| w.key("llama.attention.sliding_window_pattern", 9, &array(7, 1, &[mark]));
+    assert_eq!(of(&|w| window(w, 0), &llama()).unwrap(), plain);
+    assert_eq!(of(&|w| marked(window(w, 2), 0), &llama()).unwrap(), plain);
+    let slides = of(&|w| window(w, 2), &llama()).unwrap();
+    assert!(slides != plain && of(&|w| marked(window(w, 2), 1), &llama()).unwrap() == slides);
+    let two = |w: Writer| w.key("llama.attention.sliding_window_pattern", 9, &array(7, 2, &[1, 0]));
+    let error = of(&|w| two(window(w, 2)), &llama()).unwrap_err().to_string();
+    assert!(error.contains("expected one for each of 1 layers, got 2"), "{error}");
+
     for (key, type_id, value) in [
         ("llama.rope.scaling.type", 8, string("yarn")),
         ("llama.rope.scaling.type", 8, string("longrope")),
@@ -644,7 +656,6 @@ fn rotary_settings_of_gguf_files_are_those_of_llama_cpp() {
         ("llama.attention.scale", 6, f32(0.5).to_vec()),
         ("llama.attention.causal", 7, vec![0]),
         ("llama.attention.clamp_kqv", 6, f32(8.0).to_vec()),
-        ("llama.attention.sliding_window", 4, vec![8, 0, 0, 0]),
         ("llama.attention.some_new_key", 4, vec![8, 0, 0, 0]),
         ("llama.expert_count", 4, vec![2, 0, 0, 0]),
         ("llama.logit_scale", 6, f32(0.5).to_vec()),
