@@ -238,12 +238,12 @@ const CHANGES: [(&str, Change); 11] = [
         c.ropes.push(second_rope());
         c.layers[1].rope = Some(1);
     }),
-    ("no rotary embedding", |c| c.layers[1].rope = None),
-    ("norms of heads", |c| c.layers[0].qk_norm = Some(QkNorm::Head)),
     ("a part of each head in pairs of neighbours, with a factor", |c| {
         c.ropes[0] = second_rope();
         (c.ropes[0].attention_factor, c.logit_scale) = (1.5, 0.5);
     }),
+    ("no rotary embedding", |c| c.layers[1].rope = None),
+    ("norms of heads", |c| c.layers[0].qk_norm = Some(QkNorm::Head)),
     ("norms after each half", |c| c.layers.iter_mut().for_each(|layer| layer.post_norms = true)),
     ("gated gelu", |c| c.activation = Activation::GeGlu),
     ("soft cap of logits, scale of the embedding", |c| {

@@ -26,11 +26,21 @@ fn check(name: &str, path: &str, options: &LoadOptions) {
     assert_eq!(ids, reference.ints("greedy"), "{path}: greedy tokens");
 }
 
+/// Exact, and with the context that the reference is of, where frequencies follow it.
+fn of_folder(name: &str) -> LoadOptions {
+    let context_tokens = match name {
+        "llama_rope_dynamic" => Some(160),
+        "llama_rope_longrope_short" => Some(96),
+        _ => None,
+    };
+    LoadOptions { context_tokens, ..exact() }
+}
+
 macro_rules! folders {
     ($($name:ident),*) => {$(
         #[test]
         fn $name() {
-            check(stringify!($name), stringify!($name), &exact());
+            check(stringify!($name), stringify!($name), &of_folder(stringify!($name)));
         }
     )*};
 }
@@ -58,8 +68,26 @@ folders!(
     ministral,
     smollm3,
     olmo2,
-    hunyuan
+    hunyuan,
+    llama_rope_dynamic,
+    llama_rope_yarn,
+    llama_rope_longrope,
+    llama_rope_longrope_short,
+    phi3,
+    glm4,
+    glm,
+    granite,
+    minicpm,
+    internlm2
 );
+
+/// A longer context than a model states, where its rotary embedding can be stretched.
+#[test]
+fn a_context_can_be_stretched_so_far() {
+    let too_long = LoadOptions { context_tokens: Some(257), ..exact() };
+    let error = Model::load(fixture("llama_rope_dynamic"), &too_long).map(drop).unwrap_err();
+    assert!(error.to_string().contains("at most the model's 256, got 257"), "{error}");
+}
 
 #[test]
 fn configs_as_older_transformers_wrote_them() {
@@ -75,7 +103,7 @@ fn configs_as_older_transformers_wrote_them() {
             std::fs::copy(&file, old.path().join(file.file_name().unwrap())).unwrap();
         }
         std::fs::rename(old.path().join("config_v4.json"), old.path().join("config.json")).unwrap();
-        check(&name, old.path().to_str().unwrap(), &exact());
+        check(&name, old.path().to_str().unwrap(), &of_folder(&name));
     }
 }
 
@@ -94,7 +122,22 @@ fn gguf_files_of_every_type() {
 
 #[test]
 fn gguf_files_of_every_family() {
-    for family in ["neox_f32", "qwen2", "gemma3", "qwen3", "mistral3", "smollm3", "olmo2", "hunyuan"] {
+    for family in [
+        "neox_f32",
+        "qwen2",
+        "gemma3",
+        "qwen3",
+        "mistral3",
+        "smollm3",
+        "olmo2",
+        "hunyuan",
+        "llama_yarn",
+        "phi3",
+        "glm4",
+        "granite",
+        "minicpm",
+        "internlm2",
+    ] {
         let name = format!("gguf_{family}");
         check(&name, &format!("{name}/model.gguf"), &exact());
     }

@@ -149,7 +149,10 @@ def chart(results, path):
     if not shapes:
         return
     figure, axes = pyplot.subplots(len(shapes), 1, figsize=(11, 3.4 * len(shapes)), squeeze=False)
-    colors = {"welm": ["#0b6e4f", "#58b88f"], "llama.cpp": ["#c8553d", "#e79a86"], "CTranslate2": ["#4a6fa5"]}
+    colors = {
+        "welm": ["#0b6e4f", "#58b88f"], "llama.cpp": ["#c8553d", "#e79a86"], "CTranslate2": ["#4a6fa5"],
+        "mistral.rs": ["#8a6bbf"], "OpenVINO": ["#d9a441"],
+    }
     for axis, shape in zip(axes[:, 0], shapes):
         own = [row for row in rows if row["shape"] == shape]
         engines = ordered(engine for row in own for engine in row["engines"])

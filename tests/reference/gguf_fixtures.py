@@ -1,5 +1,8 @@
 """Writes tiny models as GGUF files in llama.cpp's conventions, with a byte-level BPE of 264 tokens."""
 
+import math
+from functools import partial
+
 import gguf
 import numpy as np
 import torch
@@ -47,6 +50,9 @@ ARCHITECTURES = {
     "smollm3": "smollm3",
     "olmo2": "olmo2",
     "hunyuan_v1_dense": "hunyuan-dense",
+    "phi3": "phi3",
+    "glm4": "glm4",
+    "granite": "granite",
 }
 
 
@@ -58,7 +64,7 @@ def add_settings(writer, arch, config):
     if head_dim is not None:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
-    if arch in ("mistral3", "smollm3"):  # these derive from Llama's
+    if arch in ("mistral3", "smollm3", "granite"):  # these derive from Llama's
         writer.add_vocab_size(config.vocab_size)
         writer.add_rope_dimension_count(head_dim or config.hidden_size // config.num_attention_heads)
     rope = config.rope_parameters
@@ -75,13 +81,46 @@ def add_settings(writer, arch, config):
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
     writer.add_rope_freq_base(base)
+    if arch in ("phi3", "glm4"):
+        width = head_dim or config.hidden_size // config.num_attention_heads
+        writer.add_rope_dimension_count(int(width * rope["partial_rotary_factor"]))
+    if arch == "phi3":
+        writer.add_sliding_window(config.sliding_window or 0)
+    if arch in ("granite", "minicpm"):
+        add_multipliers(writer, arch, config)
 
 
-def write(path, model, kind):
-    """A GGUF file of a model with 264 tokens."""
+def add_multipliers(writer, arch, config):
+    """Those of Granite, and of MiniCPM."""
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
+    if arch == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+
+
+def add_stretching(writer, arch, config):
+    """What depends on the context of the first training; the lists of divisors as tensors."""
+    rope = config.rope_parameters
+    original = rope["original_max_position_embeddings"]
+    writer.add_rope_scaling_orig_ctx_len(original)
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        return
+    scale = config.max_position_embeddings / original
+    usual = math.sqrt(1 + math.log(scale) / math.log(original))
+    writer.add_rope_scaling_attn_factors(rope.get("attention_factor", usual))
+    for kind in ("long", "short"):
+        factors = np.array(rope[f"{kind}_factor"], dtype=np.float32)
+        writer.add_tensor(f"rope_factors_{kind}.weight", factors)
+
+
+def write(path, model, kind, arch=None):
+    """A GGUF file of a model with 264 tokens, as of another architecture that computes the same, if there is one."""
     config = model.config
     assert config.vocab_size == len(TOKENS)
-    arch = ARCHITECTURES[config.model_type]
+    arch = arch or ARCHITECTURES[config.model_type]
     writer = GGUFWriter(path, arch)
     writer.add_name(f"tiny random {arch}")
     writer.add_file_type(KINDS[kind][1])
@@ -97,7 +136,7 @@ def write(path, model, kind):
         writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
     if arch not in ("llama", "gptneox"):
         add_settings(writer, arch, config)
-        to_gguf = relative_to_gguf
+        to_gguf = partial(relative_to_gguf, arch=arch)
     elif arch == "llama":
         writer.add_vocab_size(config.vocab_size)
         writer.add_head_count_kv(config.num_key_value_heads)
@@ -120,6 +159,8 @@ def write(path, model, kind):
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
 
+    if "original_max_position_embeddings" in rope:
+        add_stretching(writer, arch, config)
     state = {name: p.detach().numpy() for name, p in model.named_parameters()}  # a tied output once
     for name, value in to_gguf(state, config).items():
         dtype = KINDS[kind][0] if value.ndim == 2 else GGMLQuantizationType.F32

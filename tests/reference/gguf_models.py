@@ -6,7 +6,7 @@ Some layouts differ from Hugging Face's:
   (2 i, 2 i + 1), so within each head the rows are interleaved on the way to GGUF.
 - GPT-NeoX's fused qkv rows: transformers has q, k, v of head 0, then of head 1, and so on;
   llama.cpp has all of q, then all of k, then all of v. Its rotation is the same as transformers'.
-- Of Llama's relatives, Mistral and SmolLM3 have its order of rows, and the others that of transformers.
+- Of Llama's relatives, some have its order of rows (`PERMUTED`), and the others that of transformers.
 - Gemma's norms multiply by 1 + weight in transformers; llama.cpp stores the sum.
 """
 
@@ -80,15 +80,18 @@ def llama_to_gguf(state, config):
     return tensors
 
 
-def relative_to_gguf(state, config):
+# Relatives of Llama that have its order of the rows of q and k.
+PERMUTED = [gguf.MODEL_ARCH.MISTRAL3, gguf.MODEL_ARCH.SMOLLM3, gguf.MODEL_ARCH.GRANITE, gguf.MODEL_ARCH.MINICPM,
+            gguf.MODEL_ARCH.INTERNLM2]
+
+
+def relative_to_gguf(state, config, arch):
     """{HF name: f32 array} -> {GGUF name: f32 array}, with the names that the package gguf knows"""
-    arch = {"gemma3_text": "gemma3", "mistral": "mistral3", "hunyuan_v1_dense": "hunyuan-dense"}
-    arch = arch.get(config.model_type, config.model_type)
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors = {}
     for hf_name, value in state.items():
-        if arch in (gguf.MODEL_ARCH.MISTRAL3, gguf.MODEL_ARCH.SMOLLM3):
+        if arch in PERMUTED:
             for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
                 if f".{part}." in hf_name:
                     value = interleave(value, heads)

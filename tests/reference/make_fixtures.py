@@ -37,9 +37,11 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import (Gemma3TextConfig, GPTNeoXConfig, GPTNeoXForCausalLM, HunYuanDenseV1Config, LlamaConfig,
-                          MinistralConfig, MistralConfig, Olmo2Config, Qwen2Config, Qwen3Config, SmolLM3Config)
+from transformers import (Gemma3TextConfig, Glm4Config, GlmConfig, GPTNeoXConfig, GPTNeoXForCausalLM, GraniteConfig, HunYuanDenseV1Config, LlamaConfig,
+                          MinistralConfig, MistralConfig, Olmo2Config, Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+import converted
 import gguf_fixtures
 from gguf_models import llama_from_file, read_gguf, smollm_tokenizer
 
@@ -116,6 +118,51 @@ def gemma3(**changes):
 
 
 HUNYUAN_ROPE = dict(rope_type="dynamic", rope_theta=10000.0, alpha=50.0, factor=1.0)
+
+# Of a context that a dynamic embedding is computed for: that of prompt and continuation, and more.
+DYNAMIC_CONTEXT = 160
+DYNAMIC_PROMPT = 80
+
+
+def longrope(pairs, original):
+    """LongRoPE whose lists differ by far, from a context that is shorter than the prompts, or not."""
+    return dict(rope_type="longrope", rope_theta=10000.0, original_max_position_embeddings=original,
+                short_factor=[1.0 + i / 8 for i in range(pairs)], long_factor=[2.0 + i for i in range(pairs)])
+
+
+def phi3(original=16, **changes):
+    """Phi-3 with everything that it may have: parts of heads turned, LongRoPE, a window shorter than the prompt."""
+    base = dict(
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=12,
+        original_max_position_embeddings=original,
+        # The usual factor, of 1.5, would make float32 itself differ by more than it should.
+        rope_parameters=dict(longrope(6, original), partial_rotary_factor=0.75, attention_factor=1.1),
+        pad_token_id=None,
+    )
+    return like_llama(Phi3Config, **{**base, **changes})
+
+
+def glm(kind, **changes):
+    base = dict(
+        head_dim=16,
+        rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5),
+        pad_token_id=None,
+    )
+    return like_llama(kind, **{**base, **changes})
+
+
+def granite(**changes):
+    """Granite with a large epsilon, which its multiplier of residuals is a part of here."""
+    base = dict(rms_norm_eps=1e-2, embedding_multiplier=0.7, residual_multiplier=1.5, attention_multiplier=0.5,
+                logits_scaling=0.5)
+    return like_llama(GraniteConfig, **{**base, **changes})
+
+
+YARN_ROPE = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)
+WIDE_HEADS = dict(num_attention_heads=2, num_key_value_heads=1)
+MINICPM = dict(attention_multiplier=8 ** -0.5)
 
 LLAMA3_ROPE = dict(
     rope_type="llama3",
@@ -200,7 +247,34 @@ FOLDERS = {
         "Hunyuan, norms of turned heads, a base stretched by alpha",
         like_llama(HunYuanDenseV1Config, head_dim=16, rope_parameters=HUNYUAN_ROPE, pad_token_id=None,
                    eod_token_id=None), torch.float16),
+    "llama_rope_dynamic": (
+        "Llama, dynamic rope scaling, as of a context of 160 where 64 were trained on",
+        llama(max_position_embeddings=64, rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=4.0)),
+        torch.float16),
+    "llama_rope_yarn": (
+        "Llama, YaRN with a ramp that is not rounded and an attention factor of two settings",
+        llama(**WIDE_HEADS, rope_parameters=dict(YARN_ROPE, beta_fast=4.0, beta_slow=0.5, truncate=False, mscale=1.0,
+                                                 mscale_all_dim=0.5)), torch.float16),
+    "llama_rope_longrope": (
+        "Llama, LongRoPE beyond the context trained on, with an attention factor",
+        llama(**WIDE_HEADS, rope_parameters=longrope(8, 16)), torch.float16),
+    "llama_rope_longrope_short": (
+        "Llama, LongRoPE within the context trained on",
+        llama(**WIDE_HEADS, rope_parameters=longrope(8, 96)), torch.float16),
+    "phi3": (
+        "Phi-3, LongRoPE beyond the context trained on, three quarters of each head turned, a window of 12",
+        phi3(), torch.float16),
+    "glm4": ("GLM-4 0414, half of each head turned, norms after each half", glm(Glm4Config), torch.float16),
+    "glm": ("GLM-4 of 2024, half of each head turned", glm(GlmConfig), torch.float16),
+    "granite": ("Granite, four multipliers, tied embeddings", granite(tie_word_embeddings=True), torch.float16),
+    "minicpm": (
+        "MiniCPM, computed as Granite: three multipliers", granite(tie_word_embeddings=True, **MINICPM), torch.float16),
+    "internlm2": (
+        "InternLM2, computed as Llama: q, k and v group by group with biases, dynamic rope scaling that has no effect",
+        llama(attention_bias=True, tie_word_embeddings=False), torch.float16),
 }
+# These are stored as a relative, and then rewritten.
+CONVERTED = {"minicpm": converted.granite_as_minicpm, "internlm2": converted.llama_as_internlm2}
 # These store the weights of another fixture (before rounding).
 SAME_WEIGHTS_AS = {"llama_f16": "llama_gqa", "llama_bf16": "llama_gqa", "llama_sharded": "llama_gqa"}
 
@@ -243,7 +317,28 @@ GGUF_FOLDERS |= {
         like_llama(HunYuanDenseV1Config, head_dim=16, rope_parameters=HUNYUAN_ROPE, pad_token_id=None,
                    eod_token_id=None, **SMALL), "f16"),
 }
+GGUF_FOLDERS |= {
+    "gguf_llama_yarn": (
+        "Llama, YaRN, GGUF", llama(**WIDE_HEADS, **SMALL, rope_parameters=YARN_ROPE), "f16"),
+    "gguf_phi3": (
+        "Phi-3, LongRoPE beyond the context trained on, a window of 12, GGUF", phi3(8, **SMALL), "f16"),
+    "gguf_glm4": ("GLM-4 0414, GGUF", glm(Glm4Config, **SMALL), "f16"),
+    "gguf_granite": ("Granite, four multipliers, GGUF", granite(**SMALL), "f16"),
+    "gguf_minicpm": ("MiniCPM, computed as Granite, GGUF", granite(**SMALL, **MINICPM), "f16"),
+    "gguf_internlm2": ("InternLM2, computed as Llama, GGUF", llama(tie_word_embeddings=False, **SMALL), "f16"),
+}
 GGUF_TEXT = "the thin hen  then\nran 120 m, 在 там."
+
+
+def stretched(model):
+    """The model with a dynamic rotary embedding as of DYNAMIC_CONTEXT, once and for all: transformers itself would
+    compute it anew for each token, and leave the keys of its cache as they are."""
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "dynamic" and "alpha" not in rope:
+        rotary = model.model.rotary_emb
+        rotary.inv_freq, _ = ROPE_INIT_FUNCTIONS["dynamic"](model.config, seq_len=DYNAMIC_CONTEXT)
+        rotary.rope_type = "default"
+    return model
 
 
 def random_model(config, seed):
@@ -261,10 +356,12 @@ def random_model(config, seed):
             if name.startswith(("embed_out", "lm_head")) and p is not model.get_input_embeddings().weight:
                 noise *= 2.0  # untied output: spreads the logits about as far as tied ones are
             p.copy_(noise)
-    return model
+    return stretched(model)
 
 
 def random_prompt(config, seed, length=24, lowest=0):
+    if config.max_position_embeddings < DYNAMIC_PROMPT:
+        length = DYNAMIC_PROMPT
     generator = torch.Generator().manual_seed(seed + 1_000_003)
     return torch.randint(lowest, config.vocab_size, (length,), generator=generator)
 
@@ -369,6 +466,8 @@ def config_v4(v5):
     else:
         v4["rope_theta"] = theta
         v4["rope_scaling"] = None
+        if "partial_rotary_factor" in rope:
+            v4["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     if kind == "linear" and v5["model_type"] == "llama":
         v4["rope_scaling"] = {"type": kind, **rope}  # the key before it was called rope_type
     elif kind != "default":
@@ -385,7 +484,7 @@ def load_folder(folder, name):
     options = dict(dtype=torch.float32, attn_implementation="eager")
     if name != "welm":
         config = transformers.AutoConfig.from_pretrained(folder)
-        return model_class(config).from_pretrained(folder, **options).eval()
+        return stretched(model_class(config).from_pretrained(folder, **options).eval())
     stored = json.loads((folder / "config.json").read_text())
     config = neox(**{k: stored[k] for k in WELM_KEYS})
     return GPTNeoXForCausalLM.from_pretrained(folder, config=config, **options).eval()
@@ -429,6 +528,7 @@ def check_v4(folder, model, prompt):
     config = transformers.AutoConfig.for_model(**json.loads((folder / "config_v4.json").read_text()))
     other = model_class(config).from_pretrained(
         folder, config=config, dtype=torch.float32, attn_implementation="eager").eval()
+    stretched(other)
     assert torch.equal(other(input_ids=prompt[None]).logits, model(input_ids=prompt[None]).logits)
 
 
@@ -450,6 +550,8 @@ def make_folder(out, name, seeds):
     if (folder / "config_v4.json").exists():
         check_v4(folder, stored, prompt)
     save_file(tensors, folder / "expected.safetensors")
+    if name in CONVERTED:
+        CONVERTED[name](folder)
     for file in folder.iterdir():
         file.chmod(0o644)
     return {"about": about, "seed": seed, "stored_as": str(dtype).removeprefix("torch."), **facts}
@@ -462,8 +564,9 @@ def make_gguf_folder(out, name):
                               random_gguf_prompt, end_tokens)
     folder = out / name
     folder.mkdir(exist_ok=True)
-    gguf_fixtures.write(folder / "model.gguf", model, kind)
-    if config.model_type == "llama":
+    arch = {"gguf_minicpm": "minicpm", "gguf_internlm2": "internlm2"}.get(name)
+    gguf_fixtures.write(folder / "model.gguf", model, kind, arch)
+    if config is GGUF_LLAMA:
         stored, _ = llama_from_file(folder / "model.gguf")
     else:
         stored = gguf_fixtures.rounded(model, kind)

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use super::int8_folder::{self, FORMAT, FORMAT_PLAIN};
 use crate::config::ModelConfig;
-use crate::config::part::{ModelPart, PartKind, PartSpec};
+use crate::config::part::{LayerPart, ModelPart, PartKind, PartSpec};
 use crate::error::{Error, Result};
 use crate::families::{self, MODEL_TYPE, Names, StoredAs};
 use crate::options::Dtype;
@@ -119,7 +119,7 @@ impl Source {
     /// Tensors that nobody reads are an error, or with `allow_unread` a warning.
     pub(crate) fn open(path: &Path, gguf: Option<&Gguf>, allow_unread: bool) -> Result<Self> {
         let ((config, mut names), tensors) = match gguf {
-            Some(gguf) => (families::of_gguf(gguf)?, gguf.tensors.clone()),
+            Some(gguf) => (families::of_gguf(gguf, path)?, gguf.tensors.clone()),
             None => {
                 refuse_adapter(path, allow_unread)?;
                 let read = families::of_folder(path).map_err(|e| with_types(e, path))?;
@@ -273,11 +273,16 @@ impl Source {
             StoredAs::Each(stems) if stems.len() == blocks.len() => {
                 stems.into_iter().zip(blocks).map(|(stem, &rows)| (stem, vec![(0, rows)])).collect()
             }
-            StoredAs::HeadByHead(stem) if blocks.iter().all(|&rows| rows == blocks[0]) => {
-                let (n, rows) = (blocks.len(), self.config.head_dim);
-                let of_block =
-                    |block| (0..blocks[0] / rows).map(move |head| ((n * head + block) * rows, rows));
-                vec![(stem, (0..n).flat_map(of_block).collect())]
+            StoredAs::GroupByGroup(stem) if matches!(part, ModelPart::Layer(_, LayerPart::Qkv)) => {
+                let groups = self.config.n_kv_heads;
+                let in_group = spec.rows() / groups;
+                let starts = blocks.iter().scan(0, |next, &rows| {
+                    let start = *next;
+                    *next += rows / groups;
+                    Some((start, rows / groups))
+                });
+                let of_block = |(start, rows)| (0..groups).map(move |group| (group * in_group + start, rows));
+                vec![(stem, starts.flat_map(of_block).collect())]
             }
             other => return Err(unnamed(part, &other)),
         })

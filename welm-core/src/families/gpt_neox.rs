@@ -62,7 +62,7 @@ pub(super) fn names_in_folder(part: ModelPart) -> StoredAs {
     let name = |stem: &str| format!("gpt_neox.layers.{l}.{stem}");
     match part {
         LayerPart::AttnNorm => StoredAs::One(name("input_layernorm")),
-        LayerPart::Qkv => StoredAs::HeadByHead(name("attention.query_key_value")),
+        LayerPart::Qkv => StoredAs::GroupByGroup(name("attention.query_key_value")),
         LayerPart::Out => StoredAs::One(name("attention.dense")),
         LayerPart::FfnNorm => StoredAs::One(name("post_attention_layernorm")),
         LayerPart::Up => StoredAs::One(name("mlp.dense_h_to_4h")),

@@ -112,7 +112,7 @@ pub(super) fn read_plain_gguf(m: &Metadata, pairing: RopePairing) -> Result<Mode
 }
 
 /// A part has one name, whoever has it.
-fn names_in_gguf(part: ModelPart) -> StoredAs {
+pub(super) fn names_in_gguf(part: ModelPart) -> StoredAs {
     let (l, part) = match part {
         ModelPart::Embed => return StoredAs::One("token_embd".into()),
         ModelPart::FinalNorm => return StoredAs::One("output_norm".into()),

@@ -18,13 +18,20 @@
 //! `backend/`, or a part in `config/part.rs`. Neither belongs here.
 
 mod gemma3;
+mod glm;
+mod glm4;
 mod gpt_neox;
+mod granite;
 mod hunyuan;
+mod internlm2;
 mod llama;
+mod minicpm;
 mod mistral;
 mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod refused;
 mod settings;
 mod smollm3;
 #[cfg(test)]
@@ -43,12 +50,18 @@ use settings::{Fields, Metadata};
 /// All families, by name.
 static FAMILIES: &[Family] = &[
     gemma3::FAMILY,
+    glm::FAMILY,
+    glm4::FAMILY,
     gpt_neox::FAMILY,
+    granite::FAMILY,
     hunyuan::FAMILY,
+    internlm2::FAMILY,
     llama::FAMILY,
+    minicpm::FAMILY,
     mistral::MINISTRAL,
     mistral::FAMILY,
     olmo2::FAMILY,
+    phi3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
     smollm3::FAMILY,
@@ -96,8 +109,9 @@ pub(crate) enum StoredAs {
     One(String),
     /// Each of the matrices that it joins by itself: q, k and v; gate and up.
     Each(Vec<String>),
-    /// Together, but head by head: q, k and v of head 0, then those of head 1, ...
-    HeadByHead(String),
+    /// q, k and v together, but group by group: the heads of q that share head 0 of k, that head, head 0 of v, then those
+    /// of head 1, ...
+    GroupByGroup(String),
 }
 
 /// How the tensors of a file are called.
@@ -108,9 +122,25 @@ pub(crate) struct Names {
     pub(crate) biases_as_stored: bool,
 }
 
-/// The end of an error about a name that none of these is.
-fn none_of(known: impl Iterator<Item = &'static str>) -> String {
-    format!("is none of {}", known.collect::<Vec<_>>().join(", "))
+/// The error of a name that none of these is, and what else is not supported.
+fn unknown(
+    setting: &str,
+    name: &str,
+    file: &Path,
+    known: impl Iterator<Item = &'static str>,
+    too: &str,
+) -> Error {
+    let known = known.collect::<Vec<_>>().join(", ");
+    let reason = match refused::what(name) {
+        Some(what) => {
+            let file = file.display();
+            format!(
+                "`{name}` of {file} is {what}, which is not supported; supported are dense decoders: {known}{too}"
+            )
+        }
+        None => format!("`{name}` is none of {known}{too}"),
+    };
+    Error::config(setting, reason)
 }
 
 /// Reads the settings of a Hugging Face folder.
@@ -120,8 +150,7 @@ pub(crate) fn of_folder(folder: &Path) -> Result<(ModelConfig, Names)> {
     let known = || FAMILIES.iter().map(|family| &family.folder);
     let name = fields.text(MODEL_TYPE)?;
     let family = known().find(|family| family.model_type == name).ok_or_else(|| {
-        let none_of = none_of(known().map(|family| family.model_type));
-        Error::config(MODEL_TYPE, format!("`{name}` {none_of}"))
+        unknown(MODEL_TYPE, name, &folder.join(CONFIG.name), known().map(|family| family.model_type), "")
     })?;
     fields.refuse_foreign(family.classes)?;
     let mut config = (family.read)(&fields)?;
@@ -143,14 +172,13 @@ pub(crate) fn of_folder(folder: &Path) -> Result<(ModelConfig, Names)> {
     Ok((config, Names { of: family.names, biases_as_stored: false }))
 }
 
-/// Reads the settings of a GGUF file.
-pub(crate) fn of_gguf(file: &Gguf) -> Result<(ModelConfig, Names)> {
+/// Reads the settings of the GGUF file at `path`.
+pub(crate) fn of_gguf(file: &Gguf, path: &Path) -> Result<(ModelConfig, Names)> {
     let known = || FAMILIES.iter().filter_map(|family| family.gguf.as_ref());
     let name = file.str(ARCHITECTURE)?;
     let family = known().find(|family| family.architecture == name).ok_or_else(|| {
-        let none_of = none_of(known().map(|family| family.architecture));
         let types = file.tensors.unsupported_types_too();
-        Error::config(ARCHITECTURE, format!("`{name}` {none_of}{types}"))
+        unknown(ARCHITECTURE, name, path, known().map(|family| family.architecture), &types)
     })?;
     if let Some(kind) = file.opt_str("general.type")?.filter(|&kind| kind != "model") {
         return Err(Error::config("general.type", format!("expected model, got `{kind}`")));

@@ -8,6 +8,8 @@ use serde_json::{Value as Json, json};
 use super::*;
 use crate::config::RopeScaling;
 
+mod gguf;
+
 fn base(family: &str) -> Json {
     let mut config = json!({
         "model_type": family, "vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1,
@@ -412,7 +414,7 @@ fn every_part_of_a_family_has_names_of_its_own() {
             for spec in config.parts() {
                 let stems = match names(spec.part) {
                     StoredAs::Nowhere => panic!("{} of {}", spec.part, config.family),
-                    StoredAs::One(stem) | StoredAs::HeadByHead(stem) => vec![stem],
+                    StoredAs::One(stem) | StoredAs::GroupByGroup(stem) => vec![stem],
                     StoredAs::Each(stems) => {
                         assert_eq!(stems.len(), spec.blocks.len(), "{} of {}", spec.part, config.family);
                         stems

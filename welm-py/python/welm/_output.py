@@ -255,7 +255,7 @@ class ModelConfig:
     """Leading values of each head that the rotary embedding rotates."""
     rope_base: float
     """Base of the rotary embedding's frequencies."""
-    rope_scaling: Literal["linear", "llama3", "per_frequency"] | None
+    rope_scaling: Literal["linear", "dynamic", "yarn", "llama3", "longrope", "per_frequency"] | None
     """How the rotary embedding's frequencies are scaled for long contexts."""
     parallel_residual: bool
     """Whether attention and feed-forward network of a layer read the same input."""

@@ -408,7 +408,7 @@ fn tensors_that_nothing_reads_are_an_error_in_gguf_files_too() {
         ("blk.0.attn_q_norm.weight", random(1, &[8])),
         ("output_norm.bias", random(2, &[DIM])),
         ("blk.1.attn_norm.weight", random(2, &[DIM])),
-        ("rope_factors_long.weight", random(2, &[4])),
+        ("rope_factors.weight", random(2, &[4])),
         ("cls.weight", Stored(Dtype::F64, vec![4], vec![0; 32])),
     ] {
         let file = gguf_file(&with(llama(), name, tensor), |w| w);
@@ -640,10 +640,10 @@ fn rotary_settings_of_gguf_files_are_those_of_llama_cpp() {
     assert!(error.contains("expected one for each of 1 layers, got 2"), "{error}");
 
     for (key, type_id, value) in [
-        ("llama.rope.scaling.type", 8, string("yarn")),
+        ("llama.rope.scaling.type", 8, string("dynamic")),
         ("llama.rope.scaling.type", 8, string("longrope")),
         ("llama.rope.scaling.type", 8, string("")),
-        ("llama.rope.scaling.attn_factor", 6, f32(1.5).to_vec()),
+        ("llama.rope.scaling.attn_factor", 6, f32(-1.5).to_vec()),
         ("llama.rope.scaling.yarn_ext_factor", 6, f32(1.0).to_vec()),
         ("llama.rope.scaling.factor", 6, f32(f32::NAN).to_vec()),
         ("llama.rope.scaling.factor", 6, f32(-1.0).to_vec()),

@@ -186,7 +186,7 @@ impl Fields {
                 keys::Effect::None => {}
                 keys::Effect::Off(off) if off.is(value) => {}
                 keys::Effect::Off(off) => {
-                    return Err(self.wrong(key, &format!("{off} (not supported)"), value));
+                    return Err(self.wrong(key, &format!("{off} ({})", keys::unsupported(key)), value));
                 }
                 keys::Effect::Unknown => unknown.push(key.as_str()),
             }

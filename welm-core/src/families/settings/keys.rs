@@ -59,6 +59,22 @@ impl fmt::Display for Off {
     }
 }
 
+/// What a setting that is not off, by its name in either kind of file, makes of a model.
+pub(super) fn unsupported(key: &str) -> &'static str {
+    let has = |parts: &[&str]| parts.iter().any(|part| key.contains(part));
+    if has(&["expert", "moe"]) {
+        "a mixture of experts is not supported"
+    } else if has(&["vision", "audio"]) {
+        "a vision or audio tower is not supported"
+    } else if has(&["ssm", "wkv", "mamba", "recurrent"]) {
+        "state-space layers are not supported"
+    } else if has(&["lora_rank", "_mla"]) {
+        "latent attention is not supported"
+    } else {
+        "not supported"
+    }
+}
+
 /// Settings of `config.json` that say nothing about the arithmetic of generating text.
 #[rustfmt::skip]
 const WITHOUT_EFFECT: &[&str] = &[
@@ -144,10 +160,12 @@ const CHANGES: &[(&str, Off)] = &[
     ("num_kv_shared_layers", Off::Number(0.0)),
     ("text_config", Off::Absent), ("vision_config", Off::Absent), ("audio_config", Off::Absent),
     ("num_nextn_predict_layers", Off::Number(0.0)),
+    ("kv_lora_rank", Off::Absent), ("q_lora_rank", Off::Absent), ("sparse_config", Off::Absent),
     // Mixtures of experts.
     ("num_local_experts", Off::Number(0.0)), ("num_experts", Off::Number(0.0)),
     ("n_routed_experts", Off::Number(0.0)), ("n_shared_experts", Off::Number(0.0)),
     ("num_experts_per_tok", Off::Number(0.0)),
+    ("num_experts_per_token", Off::Number(0.0)), ("moe_num_experts", Off::Number(0.0)),
     ("moe_intermediate_size", Off::Absent), ("moe_layers", Off::Absent), ("moe", Off::Absent),
     ("shared_expert_intermediate_size", Off::Absent),
 ];
@@ -245,6 +263,20 @@ mod tests {
             assert_eq!(of_gguf(name), Effect::Off(Off::Number(0.0)), "{name}");
         }
         assert_eq!(of_gguf("favourite_colour"), Effect::Unknown);
+    }
+
+    #[test]
+    fn what_is_not_supported_has_a_name() {
+        for (key, word) in [
+            ("num_local_experts", "experts"),
+            ("expert_count", "experts"),
+            ("vision_config", "vision"),
+            ("ssm.inner_size", "state-space"),
+            ("kv_lora_rank", "latent"),
+        ] {
+            assert!(unsupported(key).contains(word), "{key}: {}", unsupported(key));
+        }
+        assert_eq!(unsupported("logit_scale"), "not supported");
     }
 
     #[test]

@@ -125,7 +125,8 @@ impl<'a> Metadata<'a> {
                 keys::Effect::None => {}
                 keys::Effect::Off(off) if self.file.to_json(value).is_some_and(|value| off.is(&value)) => {}
                 keys::Effect::Off(off) => {
-                    return Err(Error::config(key, format!("expected {off} (not supported), got {value}")));
+                    let why = keys::unsupported(name);
+                    return Err(Error::config(key, format!("expected {off} ({why}), got {value}")));
                 }
                 keys::Effect::Unknown => unknown.push(key),
             }

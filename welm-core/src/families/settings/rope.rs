@@ -57,9 +57,9 @@ pub(crate) fn of_section(
     // In double precision, as Python multiplies.
     let rotary_dim = (sizes.head_dim as f64 * part) as usize;
     let rope = Rope::new(rotary_dim, base as f32);
-    let Some(section) = section else { return Ok(rope) };
     // Also above the section, where it goes before what the section says.
     let outside = f.opt_number("original_max_position_embeddings")?;
+    let Some(section) = section else { return Ok(rope) };
     let (scaling, attention_factor) = Scaled { section, outside, sizes }.read()?;
     Ok(Rope { scaling, attention_factor: attention_factor as f32, ..rope })
 }
@@ -273,15 +273,16 @@ pub(crate) fn with_divisors(m: &Metadata, mut rope: Rope) -> Result<Rope> {
         tensor.expect_shape(&[pairs])?;
         Ok::<Vec<f32>, Error>(tensor.finite()?.into_iter().map(|d| d * factor).collect())
     };
-    let scaling = match (m.tensor(DIVISORS)?, m.tensor(SHORT_FACTORS)?.zip(m.tensor(LONG_FACTORS)?)) {
-        (None, None) => return Ok(rope),
-        (Some(divisors), None) => RopeScaling::PerFrequency(list(divisors)?),
-        (None, Some((short, long))) => {
+    let scaling = match (m.tensor(DIVISORS)?, m.tensor(SHORT_FACTORS)?, m.tensor(LONG_FACTORS)?) {
+        (None, None, None) => return Ok(rope),
+        (Some(divisors), None, None) => RopeScaling::PerFrequency(list(divisors)?),
+        (None, Some(short), Some(long)) => {
             let original_context = original_context(m)?;
             RopeScaling::LongRope { short: list(short)?, long: list(long)?, original_context }
         }
-        (Some(_), Some(_)) => {
-            return Err(Error::tensor(DIVISORS, format!("expected none beside `{LONG_FACTORS}`")));
+        _ => {
+            let expected = format!("expected `{DIVISORS}`, or this and `{SHORT_FACTORS}`, or none of them");
+            return Err(Error::tensor(LONG_FACTORS, expected));
         }
     };
     rope.scaling = scaling;

@@ -1,0 +1,164 @@
+//! Settings of GGUF files, what is refused in either kind of file, and multipliers in both.
+
+use serde_json::{Value as Json, json};
+
+use super::super::*;
+use super::{fault, with};
+use crate::config::RopeScaling;
+use crate::weights::gguf::tests::{Writer, string};
+
+/// A GGUF file of this architecture with sixteen values in two heads, and these settings and tensors beside.
+fn gguf(architecture: &str, more: impl Fn(Writer) -> Writer) -> Result<(ModelConfig, Names)> {
+    let number = |n: u32| n.to_le_bytes();
+    let mut file = Writer::default().key("general.architecture", 8, &string(architecture));
+    for (name, n) in [
+        ("embedding_length", 16),
+        ("attention.head_count", 2),
+        ("block_count", 1),
+        ("feed_forward_length", 12),
+        ("context_length", 64),
+    ] {
+        file = file.key(&format!("{architecture}.{name}"), 4, &number(n));
+    }
+    let file = file
+        .key(&format!("{architecture}.attention.layer_norm_rms_epsilon"), 6, &1e-5f32.to_le_bytes())
+        .tensor("token_embd.weight", &[16, 16], 0, &[0; 1024]);
+    of_gguf(&more(file).open().unwrap(), Path::new("folder/model.gguf"))
+}
+
+fn float(file: Writer, name: &str, value: f32) -> Writer {
+    file.key(name, 6, &value.to_le_bytes())
+}
+
+#[test]
+fn rotary_settings_of_gguf_files_are_those_of_llama_cpp() {
+    let rope =
+        |more: &dyn Fn(Writer) -> Writer| gguf("llama", more).map(|(config, _)| config.ropes[0].clone());
+    let kind = |file: Writer, kind: &str| file.key("llama.rope.scaling.type", 8, &string(kind));
+    let yarn = |file| float(kind(file, "yarn"), "llama.rope.scaling.factor", 4.0);
+    let list = |file: Writer, name: &str, values: &[f32]| {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        file.tensor(&format!("{name}.weight"), &[values.len() as u64], 0, &bytes)
+    };
+    // The usual one and that of `yarn_log_multiplier`; a factor of its own multiplies either.
+    let usual = 0.1 * 4f32.ln() + 1.0;
+    let close = |a: f32, b: f32| assert!((a - b).abs() < 1e-6, "{a}, {b}");
+    close(rope(&|file| yarn(file)).unwrap().attention_factor, usual);
+    let with = |name: &'static str, x: f32| rope(&move |file| float(yarn(file), name, x));
+    let of_both = with("llama.rope.scaling.yarn_log_multiplier", 0.5).unwrap().attention_factor;
+    close(of_both, usual / (0.05 * 4f32.ln() + 1.0));
+    close(with("llama.rope.scaling.attn_factor", 2.0).unwrap().attention_factor, 2.0 * usual);
+    assert_eq!(
+        with("llama.rope.scaling.yarn_beta_fast", 8.0).unwrap().scaling,
+        RopeScaling::Yarn {
+            factor: 4.0,
+            original_context: 64,
+            beta_fast: 8.0,
+            beta_slow: 1.0,
+            truncate: true
+        }
+    );
+    let long = rope(&|file| {
+        let file = float(file, "llama.rope.scaling.factor", 2.0).key(
+            "llama.rope.scaling.original_context_length",
+            4,
+            &16u32.to_le_bytes(),
+        );
+        list(list(file, "rope_factors_long", &[4.0; 4]), "rope_factors_short", &[1.0; 4])
+    });
+    let (short, long_list) = (vec![2.0; 4], vec![8.0; 4]);
+    let want = RopeScaling::LongRope { short, long: long_list, original_context: 16 };
+    assert_eq!(long.unwrap().scaling, want);
+
+    type Wrong<'a> = (&'a dyn Fn(Writer) -> Writer, &'a str);
+    let wrong: [Wrong; 10] = [
+        (&|file| list(file, "rope_factors_short", &[1.0; 4]), "or none of them"),
+        (&|file| kind(file, "longrope"), "`llama.rope.scaling.type`: longrope, and the file has no"),
+        (&|file| kind(file, "dynamic"), "`dynamic` is none of none, linear, yarn, longrope"),
+        (&|file| float(yarn(file), "llama.rope.scaling.yarn_ext_factor", 0.5), "expected 1 (not supported)"),
+        (&|file| float(kind(file, "yarn"), "llama.rope.scaling.factor", f32::NAN), "rope_scaling.factor"),
+        (&|file| float(file, "llama.rope.scaling.attn_factor", f32::INFINITY), "attention_factor"),
+        (&|file| list(yarn(file), "rope_freqs", &[1.0; 4]), "expected no divisors beside"),
+        (
+            &|file| list(list(file, "rope_factors_long", &[1.0; 3]), "rope_factors_short", &[1.0; 4]),
+            "rope_factors",
+        ),
+        (
+            &|file| list(list(file, "rope_factors_long", &[0.0; 4]), "rope_factors_short", &[1.0; 4]),
+            "long_factor",
+        ),
+        (
+            &|file| {
+                let file = list(file, "rope_freqs", &[1.0; 4]);
+                list(list(file, "rope_factors_long", &[1.0; 4]), "rope_factors_short", &[1.0; 4])
+            },
+            "or none of them",
+        ),
+    ];
+    for (more, part) in wrong {
+        let error = rope(more).unwrap_err().to_string();
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn a_refusal_says_what_a_model_is() {
+    let error = |result: Result<(ModelConfig, Names)>| result.map(drop).unwrap_err().to_string();
+    let refused = error(gguf("qwen2moe", |file| file));
+    let want = "config setting `general.architecture`: `qwen2moe` of folder/model.gguf is a mixture of experts, which is \
+                not supported; supported are dense decoders: gemma3, glm4, ";
+    assert!(refused.starts_with(want), "{refused}");
+    let experts = error(gguf("llama", |file| file.key("llama.expert_count", 4, &8u32.to_le_bytes())));
+    assert!(experts.contains("expected 0 (a mixture of experts is not supported), got 8"), "{experts}");
+    let unrotated = error(gguf("granite", |file| file.key("granite.rope.scaling.finetuned", 7, &[0])));
+    assert!(unrotated.contains("without a rotary embedding"), "{unrotated}");
+    let folder = |more: &Json| with("llama", more).unwrap_err().to_string();
+    for (more, what) in [
+        (json!({"model_type": "mamba"}), "config.json is a model with state-space or recurrent layers"),
+        (json!({"model_type": "llava"}), "config.json is a model with a vision or audio tower"),
+        (json!({"model_type": "bert"}), "config.json is an encoder"),
+        (json!({"model_type": "minicpm3"}), "config.json is a model with latent attention"),
+        (json!({"num_local_experts": 8}), "expected 0 (a mixture of experts is not supported), got 8"),
+        (
+            json!({"vision_config": {"depth": 2}}),
+            "expected nothing (a vision or audio tower is not supported)",
+        ),
+    ] {
+        let error = folder(&more);
+        assert!(error.contains(what), "{more}: {error}");
+    }
+}
+
+/// What the multipliers of Granite and MiniCPM come to, and the names of their settings in either kind of file.
+#[test]
+fn multipliers_are_folded_into_scales() {
+    let of = |config: &ModelConfig| {
+        [config.embed_scale, config.logit_scale, config.layers[0].scale, config.norm_eps]
+    };
+    let close = |got: [f32; 4], want: [f32; 4]| {
+        assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs()), "{got:?}, {want:?}");
+    };
+    let granite = json!({"embedding_multiplier": 12, "residual_multiplier": 0.5, "attention_multiplier": 0.25,
+        "logits_scaling": 8, "rms_norm_eps": 1e-5});
+    close(of(&with("granite", &granite).unwrap()), [24.0, 0.125, 0.25, 4e-5]);
+    let of_gguf = gguf("granite", |file| {
+        let file = float(float(file, "granite.embedding_scale", 12.0), "granite.residual_scale", 0.5);
+        float(float(file, "granite.attention.scale", 0.25), "granite.logit_scale", 8.0)
+    });
+    close(of(&of_gguf.unwrap().0), [24.0, 0.125, 0.25, 4e-5]);
+    let minicpm = json!({"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 4, "num_hidden_layers": 4,
+        "rms_norm_eps": 1e-5});
+    let usual = 1.0 / 8f32.sqrt();
+    close(of(&with("minicpm", &minicpm).unwrap()), [12.0 / 0.7, 0.25, usual, 1e-5 / 0.49]);
+    // Of one layer.
+    close(of(&gguf("minicpm", |file| file).unwrap().0), [12.0 / 1.4, 16.0, usual, 1e-5 / 1.96]);
+    for (key, value) in
+        [("residual_multiplier", 0.0), ("logits_scaling", 0.0), ("embedding_multiplier", -1.0)]
+    {
+        assert!(with("granite", &json!({key: value})).is_err(), "{key}");
+    }
+    for key in ["scale_depth", "dim_model_base", "scale_emb"] {
+        assert!(with("minicpm", &json!({key: 0})).is_err(), "{key}");
+    }
+    assert_eq!(fault("minicpm", &json!({"sparse_config": {"topk": 64}})), "sparse_config");
+}
