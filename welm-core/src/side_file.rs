@@ -34,6 +34,8 @@ pub(crate) const CONFIG: SideFile = SideFile::new("config.json", 1 << 20);
 pub(crate) const GENERATION_CONFIG: SideFile = SideFile::new("generation_config.json", 1 << 20);
 /// The tokenizer; the largest public ones have 35 MB.
 pub(crate) const TOKENIZER: SideFile = SideFile::new("tokenizer.json", 1 << 27);
+/// SentencePiece's tokenizer, where there is no [`TOKENIZER`]; the largest public ones have 5 MB.
+pub(crate) const TOKENIZER_MODEL: SideFile = SideFile::new("tokenizer.model", 1 << 25);
 /// Special tokens, added tokens, chat template.
 pub(crate) const TOKENIZER_CONFIG: SideFile = SideFile::new("tokenizer_config.json", 1 << 23);
 /// Special tokens.
@@ -48,8 +50,16 @@ pub(crate) const ADDITIONAL_TEMPLATES: TemplateFolder = TemplateFolder { name: "
 pub(crate) const INDEX: SideFile = SideFile::new("model.safetensors.index.json", 1 << 24);
 
 /// Everything that describes a model and is no weights: what is copied beside weights that are written anew.
-pub(crate) const DESCRIPTIONS: [SideFile; 7] =
-    [CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, CHAT_TEMPLATE];
+pub(crate) const DESCRIPTIONS: [SideFile; 8] = [
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER,
+    TOKENIZER_MODEL,
+    TOKENIZER_CONFIG,
+    SPECIAL_TOKENS_MAP,
+    ADDED_TOKENS,
+    CHAT_TEMPLATE,
+];
 
 impl SideFile {
     const fn new(name: &'static str, max_bytes: u64) -> Self {

@@ -10,7 +10,9 @@ use super::load::Source;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::host::memory::expect_room;
-use crate::side_file::{self, CONFIG, DESCRIPTIONS, INDEX, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG};
+use crate::side_file::{
+    self, CONFIG, DESCRIPTIONS, INDEX, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODEL,
+};
 use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use crate::weights::gguf::Gguf;
 use crate::weights::gguf::parts::is_later_part;
@@ -147,8 +149,13 @@ fn open_folder(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Result<
     if !with_tokenizer {
         return Ok(Opened { source, tokenizer: None, chat: None });
     }
-    let file = path.join(TOKENIZER.name);
-    let tokenizer = TOKENIZER.is_in(path)?.then(|| Tokenizer::from_json_file(&file)).transpose()?;
+    let tokenizer = if TOKENIZER.is_in(path)? {
+        Some(Tokenizer::from_json_file(&path.join(TOKENIZER.name))?)
+    } else if TOKENIZER_MODEL.is_in(path)? {
+        Some(Tokenizer::from_model_file(&path.join(TOKENIZER_MODEL.name))?)
+    } else {
+        None
+    };
     if let Some(tokenizer) = &tokenizer {
         name_begin_and_end(path, tokenizer, &mut source.config)?;
     }
@@ -244,34 +251,47 @@ fn gguf_templates(g: &Gguf) -> Result<Vec<(String, String)>> {
 }
 
 fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
-    let id = |key: &str| Ok::<_, Error>(g.opt_u64(key)?.and_then(|x| u32::try_from(x).ok()));
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let id = |name: &str| Ok::<_, Error>(g.opt_u64(&key(name))?.and_then(|x| u32::try_from(x).ok()));
+    let model = g.str("tokenizer.ggml.model")?.to_string();
     let pre = g.opt_str("tokenizer.ggml.pre")?;
-    if pre.is_none() && g.opt_str("tokenizer.ggml.model")? == Some("gpt2") {
+    if pre.is_none() && model == "gpt2" {
         tracing::warn!(
             "the file has no tokenizer.ggml.pre: text is split in the way `default`, which is wrong for most models"
         );
     }
     let pre = pre.unwrap_or("default").to_string();
-    let (n_types, n_tokens) =
-        ["token_type", "tokens"].map(|key| g.len_of(&format!("tokenizer.ggml.{key}"))).into();
-    if n_types.is_some() && n_types != n_tokens {
-        let (expected, got) = (n_tokens.unwrap_or(0), n_types.unwrap_or(0));
-        return Err(Error::Tokenizer(format!("expected a type for each of {expected} tokens, got {got}")));
+    // Before any of them is read: they may be many.
+    for name in ["token_type", "scores"] {
+        let (tokens, others) = (g.len_of(&key("tokens")).unwrap_or(0), g.len_of(&key(name)));
+        if let Some(others) = others.filter(|&others| others != tokens) {
+            let reason = format!("{name}: expected one for each of {tokens} tokens, got {others}");
+            return Err(Error::Tokenizer(reason));
+        }
     }
+    let name = g.opt_str("general.name")?.unwrap_or_default().to_ascii_lowercase();
+    let tokens = g.str_array("tokenizer.ggml.tokens")?;
+    let [bos, eos] = GgufVocab::default_ids(&model).map(|id| id.filter(|&id| (id as usize) < tokens.len()));
     Ok(GgufVocab {
-        model: g.str("tokenizer.ggml.model")?.to_string(),
-        tokens: g.str_array("tokenizer.ggml.tokens")?,
-        merges: g.str_array("tokenizer.ggml.merges")?,
+        tokens,
+        scores: g.opt_f32_array("tokenizer.ggml.scores")?.unwrap_or_default(),
+        merges: if model == "gpt2" { g.str_array("tokenizer.ggml.merges")? } else { Vec::new() },
         token_types: g.opt_i64_array("tokenizer.ggml.token_type")?.unwrap_or_default(),
-        bos: id("tokenizer.ggml.bos_token_id")?,
-        eos: id("tokenizer.ggml.eos_token_id")?,
+        bos: id("bos_token_id")?.or(bos),
+        eos: id("eos_token_id")?.or(eos),
+        unknown: id("unknown_token_id")?,
         fim_ends: ["pad", "rep", "sep"]
             .into_iter()
-            .map(|kind| id(&format!("tokenizer.ggml.fim_{kind}_token_id")))
+            .map(|kind| id(&format!("fim_{kind}_token_id")))
             .collect::<Result<_>>()?,
         add_bos: g
             .opt_bool("tokenizer.ggml.add_bos_token")?
-            .unwrap_or_else(|| GgufVocab::default_add_bos(&pre)),
+            .unwrap_or_else(|| GgufVocab::default_add_bos(&model, &pre)),
+        add_space_prefix: g.opt_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(model == "llama"),
+        remove_extra_whitespaces: g.opt_bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false),
+        charsmap: g.opt_bytes("tokenizer.ggml.precompiled_charsmap")?.unwrap_or_default().to_vec(),
+        strips_after: model == "llama" && (name.contains("phi-3") || name.contains("phi3")),
+        model,
         pre,
     })
 }

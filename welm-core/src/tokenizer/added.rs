@@ -56,10 +56,10 @@ pub(super) struct AddedToken {
     lstrip: bool,
     /// Takes the spaces after it.
     #[serde(default)]
-    rstrip: bool,
+    pub(super) rstrip: bool,
     /// Looked for in the normalized text.
     #[serde(default = "yes")]
-    normalized: bool,
+    pub(super) normalized: bool,
     /// A control token.
     #[serde(default)]
     pub(super) special: bool,
@@ -113,6 +113,22 @@ const NOT_TOKENS: &[&str] = &["add_bos_token", "add_eos_token"];
 impl SideFiles {
     fn has_decoder(&self) -> bool {
         self.tokenizer_config.get("added_tokens_decoder").is_some()
+    }
+
+    /// The tokens to which the files give ids, as far as they can be read; [`collect`] refuses the rest.
+    pub(super) fn names_of_ids(&self) -> HashMap<u32, &str> {
+        let decoder = self.tokenizer_config["added_tokens_decoder"].as_object();
+        let flagged = decoder.into_iter().flatten();
+        let flagged = flagged.filter_map(|(id, token)| Some((id.parse().ok()?, token["content"].as_str()?)));
+        let bare = self.added_tokens.as_object().into_iter().flatten();
+        let bare = bare.filter_map(|(token, id)| Some((u32::try_from(id.as_u64()?).ok()?, token.as_str())));
+        bare.chain(flagged).collect()
+    }
+
+    /// The token that the files call this, such as `bos_token`: none if no file does, and no token if one says so.
+    pub(super) fn token(&self, key: &str) -> Option<Option<&str>> {
+        let files = [&self.tokenizer_config, &self.special_tokens_map];
+        files.into_iter().find_map(|file| file.get(key)).map(spelled)
     }
 
     /// What the files name as control tokens: a text, or an object with flags.

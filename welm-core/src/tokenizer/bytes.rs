@@ -24,6 +24,8 @@ use serde_json::Value;
 
 use super::added::AddedToken;
 use super::byte_alphabet::from_byte_alphabet;
+use super::piece_kind::PieceKind;
+use super::sentencepiece::Piece;
 use super::stages::{Fields, shown};
 use crate::error::{Error, Result};
 
@@ -117,6 +119,26 @@ impl TokenBytes {
         Self::new(&tokens, special)
     }
 
+    /// The table of SentencePiece's pieces and of tokens that other files add to them, or put in their place.
+    pub(super) fn from_pieces(pieces: &[Piece], added: &[AddedToken]) -> Result<Self> {
+        let mut tokens: Vec<Vec<u8>> =
+            pieces.iter().map(|piece| piece_bytes(&piece.text, piece.kind)).collect();
+        let mut special: HashMap<u32, bool> =
+            pieces.iter().zip(0..).map(|(piece, id)| (id, piece.kind.is_special())).collect();
+        for token in added {
+            let id = token.id as usize;
+            if id >= MAX_VOCAB {
+                let content = &token.content;
+                let reason = format!("token {content:?}: expected an id below {MAX_VOCAB}, got {id}");
+                return Err(Error::Tokenizer(reason));
+            }
+            tokens.resize(tokens.len().max(id + 1), Vec::new());
+            tokens[id] = if token.special { Vec::new() } else { token.content.clone().into_bytes() };
+            special.insert(token.id, token.special);
+        }
+        Self::new(&tokens, special.into_iter().filter(|(_, special)| *special).map(|(id, _)| id).collect())
+    }
+
     pub(super) fn get(&self, id: u32) -> &[u8] {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else { return &[] };
@@ -138,6 +160,17 @@ pub(super) fn byte_token(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     let hex = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
     hex.then(|| u8::from_str_radix(digits, 16).ok())?
+}
+
+/// What a piece of SentencePiece's adds to a text.
+pub(super) fn piece_bytes(piece: &str, kind: PieceKind) -> Vec<u8> {
+    match kind {
+        PieceKind::Byte => byte_token(piece).into_iter().collect(),
+        PieceKind::Unknown | PieceKind::Control => Vec::new(),
+        PieceKind::Normal | PieceKind::UserDefined | PieceKind::Unused => {
+            piece.replace('▁', " ").into_bytes()
+        }
+    }
 }
 
 fn spell<'a>(token: &str, steps: impl Iterator<Item = &'a Step>) -> Vec<u8> {

@@ -1,6 +1,6 @@
-//! The tokenizer of a GGUF file: byte-level BPE, split the way llama.cpp splits.
+//! The tokenizer of a GGUF file: byte-level BPE, split the way llama.cpp splits, or SentencePiece's pieces.
 //!
-//! A GGUF file holds tokens and merges, but for the splitting of text into words only a name, `pre`; the
+//! For byte-level BPE a GGUF file holds tokens and merges, but for the splitting of text into words only a name, `pre`; the
 //! regular expressions behind the names are in llama.cpp (`src/llama-vocab.cpp`) and are repeated here in the
 //! order it applies them: each one splits what the ones before left, matches and gaps alike. Ids equal
 //! llama.cpp's, with these exceptions:
@@ -13,12 +13,24 @@
 //!
 //! * Bytes that the vocabulary has no token for (SmolLM2 lacks some control characters) are an error here; there they
 //!   are left out without a word.
+//!
+//! The models `llama` (BPE by scores) and `t5` (unigram) are SentencePiece's (sentencepiece/). As in llama.cpp, and not as in
+//! SentencePiece, control and user-defined tokens are found before the rest of the text is looked at, and what
+//! follows one gets a space in front if the file wants one. Further exceptions are:
+//!
+//! * The spelling of a control token never becomes that token but where special tokens are parsed; there merges may
+//!   lead to it.
+//! * What merges lead to an unused token is taken back, as in SentencePiece.
+//! * Sums of `t5` are SentencePiece's, in f32, and its spaces, too; there a text of spaces alone, or one in front, may
+//!   become other tokens. A character without a token becomes its bytes if the file has them.
 
 use std::collections::{HashMap, HashSet};
 
 use super::added::AddedToken;
 use super::byte_alphabet::from_byte_alphabet;
-use super::bytes::{MAX_VOCAB, TokenBytes, byte_token};
+use super::bytes::{MAX_VOCAB, TokenBytes, piece_bytes};
+use super::piece_kind::PieceKind;
+use super::sentencepiece::{Declared, Piece, WhiteSpace};
 use super::stages::{GPT2, PreTokenizers};
 use super::vocabulary::{Bpe, Vocabulary};
 use crate::error::{Error, Result};
@@ -26,21 +38,33 @@ use crate::error::{Error, Result};
 /// What a GGUF file's metadata says of its tokenizer, under `tokenizer.ggml.`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GgufVocab {
-    /// `model`: only `gpt2`, byte-level BPE, is supported.
+    /// `model`: `gpt2` (byte-level BPE), `llama` or `t5`.
     pub(crate) model: String,
     /// `pre`: the name of the way text is split into words. llama.cpp takes `default` for a file without it,
     /// and warns that this is wrong for most models.
     pub(crate) pre: String,
-    /// `tokens`, spelled in the byte alphabet.
+    /// `tokens`, spelled in the byte alphabet, or as SentencePiece spells them.
     pub(crate) tokens: Vec<String>,
+    /// `scores`, for pieces: one for each token.
+    pub(crate) scores: Vec<f32>,
     /// `merges`: two tokens with a space between, the most wanted first.
     pub(crate) merges: Vec<String>,
     /// `token_type`: one for each token, or none at all.
     pub(crate) token_types: Vec<i64>,
-    /// `bos_token_id`.
+    /// `bos_token_id`; where the file is silent, [`GgufVocab::default_ids`].
     pub(crate) bos: Option<u32>,
     /// `eos_token_id`.
     pub(crate) eos: Option<u32>,
+    /// `unknown_token_id`, for pieces; where the file is silent, their types say it.
+    pub(crate) unknown: Option<u32>,
+    /// `add_space_prefix`, for pieces; where the file is silent, whether `model` is `llama`.
+    pub(crate) add_space_prefix: bool,
+    /// `remove_extra_whitespaces`, for pieces.
+    pub(crate) remove_extra_whitespaces: bool,
+    /// `precompiled_charsmap`, for `t5`.
+    pub(crate) charsmap: Vec<u8>,
+    /// Whether control tokens take the spaces after them. No key says it; llama.cpp has it of Phi-3's name.
+    pub(crate) strips_after: bool,
     /// `fim_pad_token_id`, `fim_rep_token_id` and `fim_sep_token_id`, in this order.
     pub(crate) fim_ends: Vec<Option<u32>>,
     /// `add_bos_token`; where the file is silent, [`GgufVocab::default_add_bos`].
@@ -190,23 +214,24 @@ fn is_control_name(name: &str) -> bool {
     FIM_ENDS.iter().chain(&[ENDS, FIM]).any(|names| names.contains(&name))
 }
 
-/// The types of `token_type` that matter here; the others (unused, undefined) add nothing to a text.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
-    /// Spelled in the byte alphabet, reached by merges.
-    Normal,
-    /// Found in a text only where special tokens are parsed; adds nothing to a text.
-    Control,
-    /// Found in every text, before it is split; spelled as it stands.
-    UserDefined,
-    /// Spelled `<0xE4>`.
-    Byte,
-    Unused,
-}
+/// Tokens of Phi-3 that keep the spaces after them.
+const KEEP_SPACES: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 
 impl GgufVocab {
+    /// The tokens for the beginning and the end of a text where the file names none: llama.cpp's rule.
+    pub(crate) fn default_ids(model: &str) -> [Option<u32>; 2] {
+        match model {
+            "llama" => [Some(1), Some(2)],
+            "t5" => [None, Some(1)],
+            _ => [None; 2],
+        }
+    }
+
     /// Whether a text starts with the `bos` token where the file does not say: llama.cpp's rule.
-    pub(crate) fn default_add_bos(pre: &str) -> bool {
+    pub(crate) fn default_add_bos(model: &str, pre: &str) -> bool {
+        if model != "gpt2" {
+            return model == "llama";
+        }
         pre == "tekken" || PRES.iter().any(|p| p.names[0] == "llama-bpe" && p.names.contains(&pre))
     }
 
@@ -214,8 +239,9 @@ impl GgufVocab {
     pub(super) fn validate(&self) -> Result<()> {
         let refuse = |reason: String| Err(Error::Tokenizer(reason));
         let (n, n_types) = (self.tokens.len(), self.token_types.len());
-        if self.model != "gpt2" {
-            return refuse(format!("expected the model `gpt2` (byte-level BPE), got `{}`", self.model));
+        if !["gpt2", "llama", "t5"].contains(&self.model.as_str()) {
+            let expected = "the model `gpt2` (byte-level BPE), or `llama` or `t5` (SentencePiece)";
+            return refuse(format!("expected {expected}, got `{}`", self.model));
         }
         if n == 0 || n > MAX_VOCAB {
             return refuse(format!("expected 1 to {MAX_VOCAB} tokens, got {n}"));
@@ -223,28 +249,38 @@ impl GgufVocab {
         if n_types != 0 && n_types != n {
             return refuse(format!("expected a type for each of {n} tokens, got {n_types}"));
         }
-        for (name, id) in [("beginning", self.bos), ("end", self.eos)] {
+        for (name, id) in [
+            ("the beginning of a text", self.bos),
+            ("the end of a text", self.eos),
+            ("unknown text", self.unknown),
+        ] {
             if let Some(id) = id.filter(|&id| id as usize >= n) {
-                return refuse(format!("token for the {name} of a text: expected an id below {n}, got {id}"));
+                return refuse(format!("token for {name}: expected an id below {n}, got {id}"));
             }
         }
         if self.add_bos && self.bos.is_none() {
             return refuse("a token for the beginning of a text is to be added, but none is named".into());
         }
-        Pre::named(&self.pre).map(|_| ())
+        if self.is_byte_level() {
+            return Pre::named(&self.pre).map(|_| ());
+        }
+        match self.scores.len() {
+            scores if scores == n => Ok(()),
+            scores => refuse(format!("expected a score for each of {n} tokens, got {scores}")),
+        }
     }
 
-    fn kind(&self, id: usize) -> Kind {
-        let kind = match self.token_types.get(id) {
-            None | Some(1) => Kind::Normal,
-            Some(2 | 3) => Kind::Control, // 2: the unknown token
-            Some(4) => Kind::UserDefined,
-            Some(6) => Kind::Byte,
-            Some(_) => Kind::Unused,
-        };
+    /// Whether it is byte-level BPE; else it is SentencePiece's.
+    pub(super) fn is_byte_level(&self) -> bool {
+        self.model == "gpt2"
+    }
+
+    fn kind(&self, id: usize) -> PieceKind {
+        let number = self.token_types.get(id).map_or(1, |&number| u64::try_from(number).unwrap_or(0));
+        let kind = PieceKind::numbered(number).unwrap_or(PieceKind::Unused);
         let name = self.tokens[id].as_str();
-        let never_a_word = kind == Kind::UserDefined || name.contains(['|', '｜']);
-        if never_a_word && is_control_name(name) { Kind::Control } else { kind }
+        let never_a_word = kind == PieceKind::UserDefined || name.contains(['|', '｜']);
+        if never_a_word && is_control_name(name) { PieceKind::Control } else { kind }
     }
 
     /// Adds the tokens that end a text by their names to those that keys of the file name: llama.cpp's rule. A name of
@@ -257,7 +293,7 @@ impl GgufVocab {
             .tokens
             .iter()
             .enumerate()
-            .filter(|(id, token)| names.contains(token.as_str()) && self.kind(*id) == Kind::Control)
+            .filter(|(id, token)| names.contains(token.as_str()) && self.kind(*id).is_special())
             .map(|(id, token)| (token.as_str(), id as u32))
             .collect();
         let mut others: Vec<u32> = self.fim_ends.iter().flatten().chain(named.values()).copied().collect();
@@ -279,16 +315,14 @@ impl GgufVocab {
         let mut special = Vec::new();
         let mut tokens = Vec::with_capacity(self.tokens.len());
         for (id, token) in self.tokens.iter().enumerate() {
-            tokens.push(match self.kind(id) {
-                Kind::Normal => from_byte_alphabet(token),
-                Kind::UserDefined => token.as_bytes().to_vec(),
-                Kind::Byte => byte_token(token).into_iter().collect(),
-                Kind::Unused => Vec::new(),
-                Kind::Control => {
-                    special.push(id as u32);
-                    Vec::new()
-                }
+            let kind = self.kind(id);
+            tokens.push(match kind {
+                PieceKind::Unused => Vec::new(),
+                PieceKind::Normal if self.is_byte_level() => from_byte_alphabet(token),
+                PieceKind::UserDefined if self.is_byte_level() => token.as_bytes().to_vec(),
+                kind => piece_bytes(token, kind),
             });
+            special.extend(kind.is_special().then_some(id as u32));
         }
         TokenBytes::new(&tokens, special)
     }
@@ -302,12 +336,47 @@ impl GgufVocab {
     pub(super) fn added(&self) -> Vec<AddedToken> {
         let kinds = self.tokens.iter().enumerate().map(|(id, token)| (id as u32, token, self.kind(id)));
         kinds
-            .filter_map(|(id, token, kind)| match kind {
-                Kind::Control => Some(AddedToken::plain(id, token, true)),
-                Kind::UserDefined => Some(AddedToken::plain(id, token, false)),
-                _ => None,
+            .filter(|(_, token, kind)| {
+                (kind.is_special() || *kind == PieceKind::UserDefined) && !token.is_empty()
+            })
+            .map(|(id, token, kind)| {
+                let rstrip = self.strips_after && !KEEP_SPACES.contains(&token.as_str());
+                let mut added = AddedToken::plain(id, token, kind.is_special());
+                added.rstrip = rstrip;
+                added
             })
             .collect()
+    }
+
+    /// The pieces of a SentencePiece model.
+    pub(super) fn into_pieces(self) -> Declared {
+        let kinds: Vec<PieceKind> = (0..self.tokens.len()).map(|id| self.kind(id)).collect();
+        let has_bytes = kinds.iter().filter(|kind| **kind == PieceKind::Byte).count() >= 256;
+        let pieces = self.tokens.into_iter().zip(self.scores).zip(kinds).enumerate();
+        let pieces = pieces.map(|(id, ((text, score), kind))| Piece {
+            text: named_if_empty(text, id),
+            score,
+            // The key is right, not the type.
+            kind: match self.unknown {
+                Some(unknown) if unknown == id as u32 => PieceKind::Unknown,
+                Some(_) if kind == PieceKind::Unknown => PieceKind::Control,
+                _ => kind,
+            },
+        });
+        Declared {
+            pieces: pieces.collect(),
+            unigram: self.model == "t5",
+            byte_fallback: has_bytes,
+            charsmap: self.charsmap,
+            space: WhiteSpace {
+                add_dummy_prefix: self.add_space_prefix,
+                remove_extra_whitespaces: self.remove_extra_whitespaces,
+                escape_whitespaces: true,
+                treat_whitespace_as_suffix: false,
+            },
+            bos: self.bos,
+            eos: self.eos,
+        }
     }
 
     /// The model of this vocabulary.
@@ -315,8 +384,7 @@ impl GgufVocab {
         let pre = Pre::named(&self.pre)?;
         let mut vocab = HashMap::with_capacity(self.tokens.len());
         for (id, token) in self.tokens.into_iter().enumerate() {
-            // An unused place in the vocabulary; the name is llama.cpp's.
-            let token = if token.is_empty() { format!("[EMPTY_{id}]") } else { token };
+            let token = named_if_empty(token, id);
             if let Some(&other) = vocab.get(&token) {
                 let reason = format!("token {token:?} has two ids, {other} and {id}");
                 return Err(Error::Tokenizer(reason));
@@ -342,6 +410,11 @@ impl GgufVocab {
         };
         Vocabulary::bpe(bpe, true)
     }
+}
+
+/// A token of this text; an unused place in the vocabulary has none. The name is llama.cpp's.
+fn named_if_empty(token: String, id: usize) -> String {
+    if token.is_empty() { format!("[EMPTY_{id}]") } else { token }
 }
 
 #[cfg(test)]
@@ -398,7 +471,9 @@ mod tests {
         let n = names.len();
         names.dedup();
         assert_eq!(names.len(), n);
-        assert!(GgufVocab::default_add_bos("llama-bpe") && GgufVocab::default_add_bos("tekken"));
-        assert!(!GgufVocab::default_add_bos("qwen2") && !GgufVocab::default_add_bos(""));
+        assert!(
+            GgufVocab::default_add_bos("gpt2", "llama-bpe") && GgufVocab::default_add_bos("gpt2", "tekken")
+        );
+        assert!(!GgufVocab::default_add_bos("gpt2", "qwen2") && !GgufVocab::default_add_bos("t5", ""));
     }
 }

@@ -1,12 +1,16 @@
 //! Text to token ids and back.
 //!
 //! ```text
-//! text -> added tokens, normalizers (added.rs, stages.rs)
-//!      -> words: pre-tokenizers (stages.rs), expressions (onig.rs, dfa.rs)
-//!      -> model (vocabulary.rs) -> ids
+//! text -> added tokens (added.rs)
+//!      -> pipeline.rs: normalizers (stages.rs)
+//!           -> words: pre-tokenizers (stages.rs), expressions (onig.rs, dfa.rs)
+//!           -> model (vocabulary.rs) -> ids
+//!      or sentencepiece/ -> ids
 //! ```
 //!
-//! Ids are those of the `tokenizers` library, which is what the models' authors used: its normalizers and models run
+//! Files are `tokenizer.json`, without it SentencePiece's `tokenizer.model`, or a GGUF file (gguf.rs).
+//!
+//! Ids of a `tokenizer.json` are those of the `tokenizers` library, which is what the models' authors used: its normalizers and models run
 //! here, and what is not its own is tested against it. But a `tokenizer.json` is a program of somebody else. So the file is
 //! read here, every stage and field of it is known or refused by name, expressions run in linear time, the work for a text is
 //! bounded by its length, and in between it is asked whether to go on ([`Watch`]).
@@ -28,9 +32,14 @@ mod added;
 mod byte_alphabet;
 mod bytes;
 mod chat;
+mod cuts;
 mod dfa;
 mod gguf;
+mod model_file;
 mod onig;
+mod piece_kind;
+mod pipeline;
+mod sentencepiece;
 mod stages;
 mod vocabulary;
 mod watch;
@@ -40,18 +49,21 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::normalizer::Range;
-use tokenizers::{Encoding, NormalizedString, PostProcessor, PostProcessorWrapper, Token};
+use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, Token};
 
 use crate::error::{Error, Result};
 use crate::host::panics;
-use crate::side_file::{ADDED_TOKENS, SPECIAL_TOKENS_MAP, SideFile, TOKENIZER, TOKENIZER_CONFIG};
+use crate::side_file::{
+    ADDED_TOKENS, SPECIAL_TOKENS_MAP, SideFile, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODEL,
+};
 use added::{AddedToken, AddedTokens, Part, SideFiles};
 use bytes::TokenBytes;
 pub(crate) use chat::ChatTemplate;
 pub use chat::{ChatRequest, Json, Message};
 pub(crate) use gguf::GgufVocab;
-use stages::{Fields, Normalizers, PreTokenizers, Word};
+use pipeline::Pipeline;
+use sentencepiece::SentencePiece;
+use stages::{Fields, Normalizers, PreTokenizers};
 use vocabulary::Vocabulary;
 pub(crate) use watch::{Halt, Watch};
 
@@ -62,14 +74,22 @@ const MAX_PREFIX: usize = 64;
 /// library's own word cache, which cannot be told from outside.
 pub(crate) struct Tokenizer {
     added: AddedTokens,
-    normalizers: Normalizers,
-    pre_tokenizers: PreTokenizers,
-    vocabulary: Vocabulary,
+    encoder: Encoder,
     bytes: TokenBytes,
     /// What `add_bos` puts in front of a text.
     prefix: Vec<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
+}
+
+/// What makes ids of the text between added tokens.
+enum Encoder {
+    Pipeline(Box<Pipeline>),
+    Pieces {
+        model: Box<SentencePiece>,
+        /// Whether only the beginning of a text can get the model's space, and not what follows an added token.
+        prefix_once: bool,
+    },
 }
 
 /// A `tokenizer.json`. Keys that are not named here are the library's to ignore, too.
@@ -93,7 +113,20 @@ struct File {
 impl Tokenizer {
     /// Reads a `tokenizer.json` and what the files beside it say of its tokens.
     pub(crate) fn from_json_file(path: &Path) -> Result<Self> {
-        let json = TOKENIZER.require_path(path)?;
+        Self::from_file(TOKENIZER, path, Self::from_json)
+    }
+
+    /// The same of SentencePiece's `tokenizer.model`.
+    pub(crate) fn from_model_file(path: &Path) -> Result<Self> {
+        Self::from_file(TOKENIZER_MODEL, path, Self::from_model)
+    }
+
+    fn from_file(
+        file: SideFile,
+        path: &Path,
+        read: impl FnOnce(&[u8], &SideFiles) -> Result<Self>,
+    ) -> Result<Self> {
+        let bytes = file.require_path(path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let beside = |file: SideFile| Ok::<_, Error>(file.json(folder)?.unwrap_or_default());
         let files = SideFiles {
@@ -101,7 +134,7 @@ impl Tokenizer {
             special_tokens_map: beside(SPECIAL_TOKENS_MAP)?,
             added_tokens: beside(ADDED_TOKENS)?,
         };
-        Self::from_json(&json, &files)
+        read(&bytes, &files)
             .map_err(|reason| Error::Tokenizer(format!("{}: {}", path.display(), strip_label(reason))))
     }
 
@@ -124,7 +157,8 @@ impl Tokenizer {
             return Err(Error::Tokenizer(reason));
         }
         let bos = prefix.first().copied();
-        Ok(Tokenizer { added, normalizers, pre_tokenizers, vocabulary, bytes, prefix, bos, eos: None })
+        let encoder = Encoder::Pipeline(Box::new(Pipeline { normalizers, pre_tokenizers, vocabulary }));
+        Ok(Tokenizer { added, encoder, bytes, prefix, bos, eos: None })
     }
 
     /// Builds the tokenizer that a GGUF file describes; see [`GgufVocab`].
@@ -133,12 +167,18 @@ impl Tokenizer {
         let (bos, eos) = (vocab.bos, vocab.eos);
         let prefix = if vocab.add_bos { bos.into_iter().collect() } else { Vec::new() };
         let bytes = vocab.token_bytes()?;
-        let pre_tokenizers = vocab.pre_tokenizers()?;
         let normalizers = Normalizers::read(&Value::Null)?;
         let added = added::collect(vocab.added(), &SideFiles::default(), &Default::default())?;
         let added = AddedTokens::new(&added, &normalizers)?;
-        let vocabulary = vocab.into_vocabulary()?;
-        Ok(Tokenizer { added, normalizers, pre_tokenizers, vocabulary, bytes, prefix, bos, eos })
+        let encoder = if vocab.is_byte_level() {
+            let pre_tokenizers = vocab.pre_tokenizers()?;
+            let vocabulary = vocab.into_vocabulary()?;
+            Encoder::Pipeline(Box::new(Pipeline { normalizers, pre_tokenizers, vocabulary }))
+        } else {
+            let model = Box::new(SentencePiece::new(vocab.into_pieces())?);
+            Encoder::Pieces { model, prefix_once: false }
+        };
+        Ok(Tokenizer { added, encoder, bytes, prefix, bos, eos })
     }
 
     /// The ids of a text.
@@ -163,7 +203,16 @@ impl Tokenizer {
             match part {
                 Part::Token(id) => ids.push(id),
                 Part::Text(start, end) => {
-                    self.encode_between(&text[start..end], start, parse_special, &mut ids, watch)?;
+                    let (text, ids) = (&text[start..end], &mut ids);
+                    match &self.encoder {
+                        Encoder::Pipeline(pipeline) => {
+                            let normalized = &self.added.normalized;
+                            pipeline.encode(normalized, text, start, parse_special, ids, watch)?;
+                        }
+                        Encoder::Pieces { model, prefix_once } => {
+                            model.encode(text, start == 0 || !prefix_once, start, ids, watch)?;
+                        }
+                    }
                 }
             }
             watch.tokens(ids.len())?;
@@ -173,71 +222,6 @@ impl Tokenizer {
             return Err(Error::Tokenizer(format!("expected ids below {}, got {id}", self.bytes.len())).into());
         }
         Ok(ids)
-    }
-
-    /// The ids of a text between added tokens, which begins at byte `at` of the whole one.
-    fn encode_between(
-        &self,
-        text: &str,
-        at: usize,
-        parse_special: bool,
-        ids: &mut Vec<u32>,
-        watch: &mut Watch<'_>,
-    ) -> std::result::Result<(), Halt> {
-        // What certainly is too much is not looked at.
-        if !self.normalizers.shrinks && !self.pre_tokenizers.shrinks && self.added.normalized.is_empty() {
-            watch.tokens(ids.len() + self.vocabulary.at_least(text.len()))?;
-        }
-        if self.normalizers.is_empty() {
-            return self.encode_normalized(text, Some(at), &|_| Some(at == 0), parse_special, ids, watch);
-        }
-        // The library's text knows where it begins in the original one: at 0, or not.
-        let mut normalized = if at == 0 {
-            NormalizedString::from(text)
-        } else {
-            let longer = NormalizedString::from(format!(" {text}"));
-            let slice = longer.slice(Range::Original(1..text.len() + 1));
-            slice.ok_or_else(|| Error::Tokenizer("a text cannot be cut".into()))?
-        };
-        self.normalizers.run(&mut normalized, watch)?;
-        let first = |range: (usize, usize)| {
-            let slice = normalized.slice(Range::Normalized(range.0..range.1))?;
-            Some(slice.offsets_original().0 == 0)
-        };
-        self.encode_normalized(normalized.get(), None, &first, parse_special, ids, watch)
-    }
-
-    /// The ids of a normalized text; `at`, where it begins in the original one, if it is the same as there; `first` says
-    /// whether a part of it is the original's beginning.
-    fn encode_normalized(
-        &self,
-        text: &str,
-        at: Option<usize>,
-        first: &dyn Fn((usize, usize)) -> Option<bool>,
-        parse_special: bool,
-        ids: &mut Vec<u32>,
-        watch: &mut Watch<'_>,
-    ) -> std::result::Result<(), Halt> {
-        for part in self.added.normalized.split(text, parse_special, watch)? {
-            let (start, end) = match part {
-                Part::Token(id) => {
-                    ids.push(id);
-                    continue;
-                }
-                Part::Text(start, end) => (start, end),
-            };
-            let whole = at.is_some() && start != 0;
-            let first = self.pre_tokenizers.knows_first && !whole && first((start, end)).unwrap_or(false);
-            let word = Word { text: &text[start..end], at: start, first };
-            self.pre_tokenizers.run(word, watch, &mut |word, watch| {
-                let place = |offset: usize| match at {
-                    Some(at) => format!("near byte {} of the text", at + word.at + offset),
-                    None => format!("near byte {} of the normalized text", word.at + offset),
-                };
-                self.vocabulary.tokenize(word.text, ids, watch, &place)
-            })?;
-        }
-        Ok(())
     }
 
     /// The text of `ids`; bytes that are not UTF-8 become U+FFFD. A leading space stays.
@@ -271,15 +255,19 @@ impl Tokenizer {
 
     /// The id of a token as the file spells it, for names that a configuration gives.
     pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.added.id(token).or_else(|| self.vocabulary.ids.get(token).copied())
+        let ids = match &self.encoder {
+            Encoder::Pipeline(pipeline) => &pipeline.vocabulary.ids,
+            Encoder::Pieces { model, .. } => model.ids(),
+        };
+        self.added.id(token).or_else(|| ids.get(token).copied())
     }
 
-    /// The token that starts a text: the GGUF file's, or the first that `tokenizer.json` puts in front.
+    /// The token that starts a text: the GGUF file's or SentencePiece's, or the first that `tokenizer.json` puts in front.
     pub(crate) fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// The token that ends a text, from GGUF; `tokenizer.json` does not say, its model's configuration does.
+    /// The token that ends a text, from GGUF or SentencePiece; `tokenizer.json` does not say, its model's configuration does.
     pub(crate) fn eos(&self) -> Option<u32> {
         self.eos
     }

@@ -16,6 +16,7 @@ use tokenizers::{Model as _, ModelWrapper};
 
 use super::byte_alphabet::byte_of;
 use super::bytes::MAX_VOCAB;
+use super::cuts::Cuts;
 use super::guarded;
 use super::watch::{Halt, Watch};
 use crate::error::{Error, Result};
@@ -165,48 +166,18 @@ pub(super) struct Vocabulary {
     cuts: Option<Cuts>,
 }
 
-/// Where a word can be cut without a change of its tokens: between two characters that are tokens and stand side by
-/// side in no result of a merge, since no merge can then reach from one to the other. SentencePiece's vocabularies have
-/// `▁` at the beginnings of tokens only, so that a whole text, which is one word there, falls into its words.
-struct Cuts {
-    /// The characters that are tokens.
-    known: HashSet<char>,
-    /// Those that stand side by side in results of merges.
-    joined: HashSet<(char, char)>,
-}
-
-impl Cuts {
-    fn new(bpe: &Bpe) -> Option<Self> {
-        // These look at a word's ends, or at a word as a whole.
-        if bpe.continuing_subword_prefix.is_some() || bpe.end_of_word_suffix.is_some() || bpe.ignore_merges {
-            return None;
-        }
-        let single = |token: &String| {
-            let mut chars = token.chars();
-            chars.next().filter(|_| chars.next().is_none())
-        };
-        let mut joined = HashSet::new();
-        for (left, right) in &bpe.merges {
-            let chars = left.chars().chain(right.chars());
-            joined.extend(chars.clone().zip(chars.skip(1)));
-        }
-        Some(Cuts { known: bpe.vocab.keys().filter_map(single).collect(), joined })
+/// Where a word may be cut, if that is known.
+fn cuts(bpe: &Bpe) -> Option<Cuts> {
+    // These look at a word's ends, or at a word as a whole.
+    if bpe.continuing_subword_prefix.is_some() || bpe.end_of_word_suffix.is_some() || bpe.ignore_merges {
+        return None;
     }
-
-    /// The bytes of the first piece.
-    fn first(&self, word: &str) -> usize {
-        let mut chars = word.char_indices();
-        let Some((_, mut before)) = chars.next() else { return 0 };
-        let mut before_known = self.known.contains(&before);
-        for (at, c) in chars {
-            let known = self.known.contains(&c);
-            if before_known && known && !self.joined.contains(&(before, c)) {
-                return at;
-            }
-            (before, before_known) = (c, known);
-        }
-        word.len()
-    }
+    let single = |token: &String| {
+        let mut chars = token.chars();
+        chars.next().filter(|_| chars.next().is_none())
+    };
+    let known = bpe.vocab.keys().filter_map(single).collect();
+    Some(Cuts::new(Some(known), bpe.merges.iter().map(|(left, right)| left.chars().chain(right.chars()))))
 }
 
 /// What a BPE model is made of.
@@ -356,7 +327,7 @@ impl Vocabulary {
         check_ids(&bpe.vocab)?;
         let ids = bpe.vocab.clone();
         // Expressions have cut a text in the byte alphabet.
-        let cuts = if byte_level { None } else { Cuts::new(&bpe) };
+        let cuts = if byte_level { None } else { cuts(&bpe) };
         let vocab: Vocab = bpe.vocab.into_iter().collect();
         // A fused unknown token may stand for any number of characters, but where each byte is a token none is unknown.
         let all_bytes = || (0..=255u8).all(|byte| ids.contains_key(&format!("<{byte:#04X}>")));

@@ -263,6 +263,27 @@ impl Gguf {
         })
     }
 
+    /// The numbers at `key`, f32 or i32, if there are any.
+    pub(crate) fn opt_f32_array(&self, key: &str) -> Result<Option<Vec<f32>>> {
+        self.opt(key, "an array of f32 or i32", |value| {
+            let Value::Array(a) = value else { return None };
+            let numbers = self.map[a.elements.clone()].as_chunks().0.iter();
+            match a.type_id {
+                5 => Some(numbers.map(|b| i32::from_le_bytes(*b) as f32).collect()),
+                6 => Some(numbers.map(|b| f32::from_le_bytes(*b)).collect()),
+                _ => None,
+            }
+        })
+    }
+
+    /// The bytes at `key`, an array of u8 or i8, if there are any.
+    pub(crate) fn opt_bytes(&self, key: &str) -> Result<Option<&[u8]>> {
+        self.opt(key, "an array of bytes", |value| match value {
+            Value::Array(a) if matches!(a.type_id, 0 | 1) => Some(&self.map[a.elements.clone()]),
+            _ => None,
+        })
+    }
+
     /// Notes that a key has been dealt with.
     pub(crate) fn mark_read(&self, key: &str) {
         self.read.borrow_mut().insert(key.to_string());

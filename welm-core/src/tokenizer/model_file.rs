@@ -1,0 +1,75 @@
+//! SentencePiece's `tokenizer.model` in a folder without `tokenizer.json`, and what the files beside it say.
+//!
+//! ```text
+//! added_tokens_decoder, added_tokens.json   tokens that are found before the text is cut; one with the id of a piece
+//!                                           takes that piece's place and name
+//! bos_token, eos_token                      else those of tokenizer.model; `add_bos_token` is true where it is absent
+//! legacy                                    true: the text after an added token gets the model's space in front, too
+//! add_prefix_space                          false: no text gets it
+//! ```
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::added::{self, AddedToken, AddedTokens, SideFiles};
+use super::bytes::TokenBytes;
+use super::piece_kind::PieceKind;
+use super::sentencepiece::{Declared, SentencePiece};
+use super::stages::{Normalizers, shown};
+use super::{Encoder, Tokenizer};
+use crate::error::{Error, Result};
+
+/// These have `legacy` false where it is absent.
+const NOT_LEGACY: [&str; 2] = ["LlamaTokenizer", "LlamaTokenizerFast"];
+
+/// A true or false of tokenizer_config.json, if it is there.
+fn flag(config: &Value, key: &str) -> Result<Option<bool>> {
+    match &config[key] {
+        Value::Null => Ok(None),
+        Value::Bool(flag) => Ok(Some(*flag)),
+        other => {
+            let reason =
+                format!("tokenizer_config.json: {key}: expected true or false, got {}", shown(other));
+            Err(Error::Tokenizer(reason))
+        }
+    }
+}
+
+impl Tokenizer {
+    pub(super) fn from_model(file: &[u8], files: &SideFiles) -> Result<Self> {
+        let mut declared = Declared::from_proto(file)?;
+        let config = &files.tokenizer_config;
+        let named = files.names_of_ids();
+        for (piece, id) in declared.pieces.iter_mut().zip(0..) {
+            if let Some(name) = named.get(&id).filter(|name| **name != piece.text) {
+                piece.text = name.to_string();
+                piece.kind = if piece.kind == PieceKind::Unknown { piece.kind } else { PieceKind::Control };
+            }
+        }
+        let own = || declared.pieces.iter().zip(0..).filter(|(_, id)| !named.contains_key(id));
+        let controls = own().filter(|(piece, _)| piece.kind.is_special());
+        let controls = controls.map(|(piece, id)| AddedToken::plain(id, &piece.text, true)).collect();
+        let vocab: HashMap<String, u32> = own().map(|(piece, id)| (piece.text.clone(), id)).collect();
+        let mut added = added::collect(controls, files, &vocab)?;
+        // They are looked for in the text as it stands; there is no other one before the model has it.
+        added.iter_mut().for_each(|token| token.normalized = false);
+        let bytes = TokenBytes::from_pieces(&declared.pieces, &added)?;
+        let legacy = flag(config, "legacy")?;
+        let legacy = legacy
+            .unwrap_or_else(|| !config["tokenizer_class"].as_str().is_some_and(|c| NOT_LEGACY.contains(&c)));
+        declared.space.add_dummy_prefix &= flag(config, "add_prefix_space")?.unwrap_or(true);
+        let (bos, eos) = (declared.bos, declared.eos);
+        let model = Box::new(SentencePiece::new(declared)?);
+        let added = AddedTokens::new(&added, &Normalizers::read(&Value::Null)?)?;
+        let id = |key: &str, own: Option<u32>| match files.token(key) {
+            None => own,
+            Some(name) => name.and_then(|name| added.id(name).or_else(|| model.ids().get(name).copied())),
+        };
+        let (bos, eos) = (id("bos_token", bos), id("eos_token", eos));
+        let add_bos = flag(config, "add_bos_token")?.unwrap_or(true);
+        let prefix = bos.into_iter().filter(|_| add_bos).collect();
+        let encoder = Encoder::Pieces { model, prefix_once: !legacy };
+        Ok(Tokenizer { added, encoder, bytes, prefix, bos, eos })
+    }
+}

@@ -1,0 +1,212 @@
+//! SentencePiece: a whole text, spaces and all, to pieces.
+//!
+//! ```text
+//! text -> normalizer.rs -> unigram.rs, or merges.rs (BPE) -> ids
+//!         a character without a piece: its bytes' pieces (byte_fallback), or the unknown one, once for a run of them
+//! ```
+//!
+//! Ids are those of the library `sentencepiece`. Its models lie in `tokenizer.model` (`proto.rs`) and in GGUF files
+//! (`gguf.rs`). The crate `tokenizers` has all these parts, too, but for another order: its BPE merges by ranks of pairs,
+//! which a file of scores does not have, its unigram model adds in f64, and its table of rules works on clusters
+//! of characters. Each of the three gives other ids for some texts.
+//!
+//! In a text, control pieces are never found by their spelling; welm looks for them only where special tokens are parsed.
+
+mod merges;
+mod normalizer;
+mod proto;
+mod trie;
+mod unigram;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use super::bytes::MAX_VOCAB;
+use super::piece_kind::PieceKind;
+use super::watch::{Halt, Watch};
+use crate::error::{Error, Result};
+use merges::Merges;
+use normalizer::CharsMap;
+pub(super) use normalizer::WhiteSpace;
+use trie::Trie;
+use unigram::Unigram;
+
+/// The longest piece of a BPE model, in bytes.
+const MAX_PIECE: usize = 4_096;
+/// The same for a unigram model, which looks for every piece at every place.
+const MAX_UNIGRAM_PIECE: usize = 512;
+/// Bytes of the table of rules; that of `nmt_nfkc_cf` has 310,000.
+const MAX_CHARSMAP: usize = 1 << 24;
+
+/// One piece, as a file has it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Piece {
+    pub(super) text: String,
+    pub(super) score: f32,
+    pub(super) kind: PieceKind,
+}
+
+/// What a file says of its model.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Declared {
+    /// In the order of their ids.
+    pub(super) pieces: Vec<Piece>,
+    /// Else BPE.
+    pub(super) unigram: bool,
+    /// Whether unknown characters become their bytes' pieces.
+    pub(super) byte_fallback: bool,
+    /// The table of rules; empty for none.
+    pub(super) charsmap: Vec<u8>,
+    pub(super) space: WhiteSpace,
+    /// The pieces that begin and end a text.
+    pub(super) bos: Option<u32>,
+    pub(super) eos: Option<u32>,
+}
+
+/// Pieces by text and by id.
+struct Pieces {
+    ids: HashMap<String, u32>,
+    scores: Vec<f32>, // (vocab_size) f32
+    kinds: Vec<PieceKind>,
+}
+
+impl Pieces {
+    fn kind(&self, id: u32) -> PieceKind {
+        self.kinds[id as usize]
+    }
+
+    /// The piece that a text can lead to.
+    fn of_text(&self, text: &str) -> Option<u32> {
+        self.ids.get(text).copied().filter(|&id| self.kind(id).is_text())
+    }
+}
+
+/// A model that is ready to run.
+pub(super) struct SentencePiece {
+    pieces: Pieces,
+    model: Segmentation,
+    /// User-defined pieces.
+    defined: Trie,
+    table: Option<CharsMap>,
+    space: WhiteSpace,
+    unknown: Option<u32>,
+    /// The pieces of bytes, if unknown characters become them.
+    bytes: Option<Box<[u32; 256]>>,
+    /// Bytes of the longest piece; one token stands for no more, unless it is the unknown one.
+    longest: usize,
+}
+
+enum Segmentation {
+    Merges(Merges),
+    Unigram(Unigram),
+}
+
+fn refuse<T>(reason: String) -> Result<T> {
+    Err(Error::Tokenizer(reason))
+}
+
+impl SentencePiece {
+    pub(super) fn new(declared: Declared) -> Result<Self> {
+        let Declared { pieces: all, unigram, byte_fallback, charsmap, space, .. } = declared;
+        if all.is_empty() || all.len() > MAX_VOCAB {
+            return refuse(format!("expected 1 to {MAX_VOCAB} pieces, got {}", all.len()));
+        }
+        if charsmap.len() > MAX_CHARSMAP {
+            let got = charsmap.len();
+            return refuse(format!("precompiled_charsmap: expected at most {MAX_CHARSMAP} bytes, got {got}"));
+        }
+        let unknown = all.iter().position(|piece| piece.kind == PieceKind::Unknown).map(|id| id as u32);
+        let most = if unigram { MAX_UNIGRAM_PIECE } else { MAX_PIECE };
+        let mut pieces = Pieces {
+            ids: HashMap::with_capacity(all.len()),
+            scores: Vec::with_capacity(all.len()),
+            kinds: Vec::with_capacity(all.len()),
+        };
+        for (Piece { text, score, kind }, id) in all.into_iter().zip(0..) {
+            if text.is_empty() || text.len() > most {
+                let (start, got): (String, _) = (text.chars().take(20).collect(), text.len());
+                return refuse(format!("piece {id}, {start:?}...: expected 1 to {most} bytes, got {got}"));
+            }
+            if !score.is_finite() {
+                return refuse(format!("piece {id}, {text:?}: expected a finite score, got {score}"));
+            }
+            match pieces.ids.entry(text) {
+                Entry::Vacant(place) => drop(place.insert(id)),
+                Entry::Occupied(other) => {
+                    let (text, other) = (other.key(), other.get());
+                    return refuse(format!("piece {text:?} has two ids, {other} and {id}"));
+                }
+            }
+            pieces.scores.push(score);
+            pieces.kinds.push(kind);
+        }
+        let byte = |byte: u8| pieces.ids.get(&format!("<0x{byte:02X}>")).copied();
+        let bytes: Option<Vec<u32>> = if byte_fallback { (0..=255).map(byte).collect() } else { None };
+        if byte_fallback && bytes.is_none() {
+            return refuse("expected a piece for each of 256 bytes, got fewer".into());
+        }
+        let defined = pieces.ids.iter().filter(|(_, id)| pieces.kind(**id) == PieceKind::UserDefined);
+        Ok(SentencePiece {
+            model: match unigram {
+                true => Segmentation::Unigram(Unigram::new(&pieces)),
+                false => Segmentation::Merges(Merges::new(&pieces)),
+            },
+            defined: Trie::new(defined.map(|(text, &id)| (text.as_bytes(), id)).collect()),
+            table: CharsMap::read(&charsmap)?,
+            space,
+            unknown,
+            bytes: bytes.and_then(|bytes| bytes.try_into().ok()),
+            longest: pieces.ids.keys().map(String::len).max().unwrap_or(1),
+            pieces,
+        })
+    }
+
+    /// The ids of all pieces by their spelling.
+    pub(super) fn ids(&self) -> &HashMap<String, u32> {
+        &self.pieces.ids
+    }
+
+    /// The ids of a text, put at the end of `into`. `prefix` lets the model put its space in front, if it has one. `at` is
+    /// where the text begins, for messages.
+    pub(super) fn encode(
+        &self,
+        text: &str,
+        prefix: bool,
+        at: usize,
+        into: &mut Vec<u32>,
+        watch: &mut Watch<'_>,
+    ) -> std::result::Result<(), Halt> {
+        let normalized =
+            normalizer::normalize(text, self.space, prefix, self.table.as_ref(), &self.defined, watch)?;
+        let most = watch.most_tokens;
+        if self.bytes.is_some() {
+            watch.tokens(into.len() + normalized.len().div_ceil(self.longest))?;
+        }
+        // Whether the piece before was unknown.
+        let mut run = false;
+        let mut piece = |text: &str, id: Option<u32>| {
+            match (id, &self.bytes, self.unknown) {
+                (Some(id), ..) => into.push(id),
+                (None, Some(bytes), _) => into.extend(text.bytes().map(|byte| bytes[usize::from(byte)])),
+                (None, None, Some(_)) if run => {}
+                (None, None, Some(unknown)) => into.push(unknown),
+                (None, None, None) => {
+                    let reason =
+                        format!("the vocabulary has no token for {text:?} after byte {at} of the text");
+                    return Err(Error::Tokenizer(reason).into());
+                }
+            }
+            run = id.is_none();
+            if into.len() > most { Err(Halt::TooMany(into.len())) } else { Ok(()) }
+        };
+        match &self.model {
+            Segmentation::Merges(merges) => {
+                merges.segment(&self.pieces, &self.defined, &normalized, watch, &mut piece)
+            }
+            Segmentation::Unigram(unigram) => unigram.segment(&self.pieces, &normalized, watch, &mut piece),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
