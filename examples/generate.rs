@@ -56,7 +56,7 @@ struct Args {
     /// Seed of the random numbers [default: drawn, and reported]
     #[arg(long)]
     seed: Option<u64>,
-    /// Ends after so many seconds
+    /// Ends after this many seconds
     #[arg(long)]
     deadline: Option<f64>,
     /// Leaves the prompt out

@@ -2,7 +2,7 @@
 
 An engine is a class with `load(args, need)`, which returns it ready to compute, where `need` is (sequences, tokens of
 each); `prefill(n)`, the seconds of a prompt of n random tokens up to what the next token is chosen from; and
-`decode(batch, context, tokens)`, the seconds of each step of so many sequences.
+`decode(batch, context, tokens)`, the seconds of each step of `batch` sequences.
 """
 
 import argparse

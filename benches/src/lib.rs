@@ -23,5 +23,6 @@ pub mod limits;
 pub mod random_model;
 pub mod record;
 pub mod timing;
+pub mod truth;
 pub mod whole;
 pub mod work;

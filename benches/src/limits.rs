@@ -171,7 +171,15 @@ impl Buffer {
         unsafe {
             libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE)
         };
-        // Untouched pages would all be one shared page of zeros. The value is not 0, so that nothing can avoid the reads.
+        // Untouched pages would all be one shared page of zeros. The value is not 0, so that nothing can skip the reads.
+        // SAFETY: `bytes` bytes from `start` are this allocation.
+        unsafe { std::ptr::write_bytes(start, 0x5a, bytes) };
+        Buffer { start, layout }
+    }
+
+    /// Part `i`, of `bytes` bytes.
+    fn part(&self, i: usize, bytes: usize) -> &[u8] {
+        assert!((i + 1) * bytes <= self.layout.size());
         // SAFETY: within the allocation, which is initialised and which nothing writes any more.
         unsafe { std::slice::from_raw_parts(self.start.add(i * bytes), bytes) }
     }

@@ -729,7 +729,7 @@ def main():
     p.add_argument("--lr", type=float, default=0.02, help="train: Muon's learning rate (layer matrices)")
     p.add_argument("--adam-lr", type=float, default=0.003, help="train: AdamW's (embedding, norms, biases)")
     p.add_argument("--compile", action="store_true", help="train: torch.compile")
-    p.add_argument("--bench", type=int, default=0, help="train: so many steps, nothing saved")
+    p.add_argument("--bench", type=int, default=0, help="train: this many steps, nothing is saved")
     p.add_argument("--export", help="train: export here every ten minutes and at the end")
     p.add_argument("--out", help="export: folder")
     p.add_argument("--prompt", default="床前明月光，")
@@ -739,7 +739,7 @@ def main():
     p.add_argument("--top-p", type=float, default=0.9)
     p.add_argument("--top-k", type=int, default=50)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--documents", type=int, default=10**9, help="eval: at most so many of a source")
+    p.add_argument("--documents", type=int, default=10**9, help="eval: most documents of each source")
     a = p.parse_args()
     globals()["stage_" + a.stage](a)
 

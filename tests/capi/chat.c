@@ -1,4 +1,4 @@
-/* From conversations to prompts, on the model of this repository with a template beside it. */
+/* Tests of chats, with the model of this repository and a template. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 
@@ -30,7 +30,7 @@ static welm_model *with_template(const context *c, const char *name, const char 
     return model;
 }
 
-/* All that a stream says; frees it. */
+/* The whole text of a stream, which is freed. */
 static char *pieces(welm_stream *stream) {
     char *text = calloc(1, 1);
     const welm_piece *piece = NULL;
@@ -44,7 +44,7 @@ static char *pieces(welm_stream *stream) {
     return text;
 }
 
-/* Every way to chat gives the answer to the conversation's tokens; these messages need no escapes in JSON. */
+/* Every way to chat gives the same answer as the conversation's tokens. These messages need no escapes in JSON. */
 static void answers(const welm_model *model, const welm_message *messages, size_t n, const welm_generation *want) {
     const char *text = welm_generation_choice(want, 0)->text;
     welm_generate_options options = greedy(4);

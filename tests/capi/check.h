@@ -1,4 +1,4 @@
-/* What the C tests share. Every failure ends the program with the line that it happened on. */
+/* Code that the C tests share. Every failure ends the program and prints its line. */
 #ifndef CHECK_H
 #define CHECK_H
 
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A prompt with what greedy decoding makes of it, from tests/fixtures/nano_greedy.json. */
+/* A prompt with the result of greedy decoding, from tests/fixtures/nano_greedy.json. */
 typedef struct golden {
     const char *prompt;
     uint32_t ids[64];
@@ -29,7 +29,7 @@ typedef struct context {
     bool slow; /* under valgrind: the same, less often */
 } context;
 
-/* One a file, each a list of tests. */
+/* One function for each file, which runs its tests. */
 void test_load(const context *c);
 void test_log(const context *c);
 void test_tokens(const context *c);
@@ -39,7 +39,7 @@ void test_stream(const context *c);
 void test_threads(const context *c);
 void test_fork(const context *c);
 
-/* The options that tests load with: the defaults, and the threads that WELM_TEST_THREADS says. */
+/* The options that tests load with: the defaults, and the number of threads in WELM_TEST_THREADS. */
 welm_load_options load_options(void);
 welm_model *load(const char *path, const welm_load_options *options);
 welm_generate_options greedy(size_t max_tokens);
@@ -47,7 +47,7 @@ welm_generation *generate(const welm_model *model, const char *prompt, const wel
 welm_stats stats(const welm_model *model);
 /* A millisecond. */
 void short_sleep(void);
-/* Waits until no request is open and no block is held. */
+/* Waits until no request is open and no cache block is used. */
 void wait_for_rest(const welm_model *model);
 
 void check(bool condition, const char *what, const char *file, int line);
@@ -57,7 +57,7 @@ void check_fails(welm_status want, const char *text, welm_status got, welm_error
 
 #define CHECK(condition) check((condition), #condition, __FILE__, __LINE__)
 
-/* A call whose last argument is `&error`, and which succeeds. */
+/* Makes a call whose last argument is `&error`, and checks that it succeeds. */
 #define OK(call)                                                        \
     do {                                                                \
         welm_error *error = NULL;                                       \
@@ -65,7 +65,7 @@ void check_fails(welm_status want, const char *text, welm_status got, welm_error
         check_ok(got_, error, #call, __FILE__, __LINE__);               \
     } while (0)
 
-/* One that fails with this status and a message that holds this text. */
+/* Makes a call, and checks that it fails with this status and a message that contains this text. */
 #define FAILS(status, text, call)                                       \
     do {                                                                \
         welm_error *error = NULL;                                       \
@@ -73,7 +73,7 @@ void check_fails(welm_status want, const char *text, welm_status got, welm_error
         check_fails(status, text, got_, error, #call, __FILE__, __LINE__); \
     } while (0)
 
-/* An output that a failing call must leave alone. */
+/* The value of an output, which a failing call must not change. */
 #define UNTOUCHED ((void *)(uintptr_t)8)
 
 #define TEXT(text) welm_prompt_text((text), WELM_NUL_TERMINATED)

@@ -1,4 +1,4 @@
-/* A forked child has no engine: it is told so at once, and frees what it inherited in silence. */
+/* A forked child has no engine: calls return that error at once, and it may free the objects that it inherited. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 

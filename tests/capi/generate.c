@@ -1,4 +1,4 @@
-/* Answers at once: what they say, each option, and each way to ask for the impossible. */
+/* Tests of whole answers: their content, each option, and each kind of invalid request. */
 #include "check.h"
 
 #include <math.h>
@@ -19,7 +19,7 @@ static void pinned(const context *c) {
         CHECK(choice->finish_reason == WELM_FINISH_LENGTH);
         welm_generation_free(generation);
 
-        /* The same from tokens; the tokenizer of this model adds none in front. */
+        /* The same prompt as tokens; the tokenizer of this model adds none in front. */
         OK(welm_model_tokenize(c->model, g->prompt, WELM_NUL_TERMINATED, false, &tokens, &error));
         prompt = welm_tokens_data(tokens, &n);
         OK(welm_model_generate(c->model, welm_prompt_tokens(prompt, n), &options, &generation, &error));
@@ -56,7 +56,7 @@ static void defaults(const context *c) {
     welm_generation_free(generation);
     welm_generation_free(again);
 
-    /* Of an older caller's struct no more is read than it has. */
+    /* From the smaller struct of an older caller, only its own bytes are read. */
     options.struct_size = offsetof(welm_generate_options, top_k);
     options.max_tokens = 3;
     options.top_k = options.n = 1u << 30;
@@ -151,7 +151,7 @@ static void ends(const context *c) {
     welm_generation_free(generation);
     welm_generation_free(whole);
 
-    /* The end of the text is one, unless it is ignored. */
+    /* The model's end token ends the text, unless it is ignored. */
     options = greedy(400);
     generation = generate(c->model, "床前明月光，", &options);
     CHECK(welm_generation_choice(generation, 0)->finish_reason == WELM_FINISH_END_OF_TEXT);
@@ -166,7 +166,7 @@ static void ends(const context *c) {
     CHECK(!welm_generation_choice(generation, 0)->has_end_token);
     welm_generation_free(generation);
 
-    /* Tokens of one's own end it as end tokens do; a special token may be spelled in a stop string. */
+    /* Stop tokens end it as end tokens do; a stop string may name a special token. */
     const uint32_t stop_tokens[] = {9, fourth};
     options.stop_token_ids = stop_tokens;
     options.n_stop_token_ids = 2;
@@ -190,7 +190,7 @@ static void ends(const context *c) {
     welm_generation_free(generation);
     options.n_stop = options.n_logit_bias = 0;
 
-    /* A deadline and a cancelled token end with what there is. */
+    /* A deadline and a cancelled token end the request with the text so far. */
     options.max_tokens = 480;
     options.deadline_ms = 1;
     generation = generate(c->model, "床前明月光，", &options);
@@ -281,7 +281,7 @@ static void prompts_are_checked(const context *c) {
     FAILS(WELM_NULL_POINTER, "`generation` is NULL", welm_model_generate(c->model, TEXT("a"), NULL, NULL, &error));
     CHECK(generation == UNTOUCHED);
 
-    /* An empty prompt is one, as text and as tokens: it starts a text. */
+    /* An empty prompt is allowed, as text and as tokens: the answer starts a text. */
     OK(welm_model_generate(c->model, welm_prompt_text(NULL, 0), &options, &generation, &error));
     welm_generation_free(generation);
     OK(welm_model_generate(c->model, welm_prompt_tokens(NULL, 0), &options, &generation, &error));

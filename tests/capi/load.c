@@ -1,4 +1,4 @@
-/* Loading, its options and errors, and what a handle knows. */
+/* Tests of loading, its options and errors, and of the properties of a model. */
 #include "check.h"
 
 #include <sys/stat.h>
@@ -157,7 +157,7 @@ static void grown_options(const context *c) {
           welm_model_load(c->nano, &newer.o, &model, &error));
     CHECK(model == UNTOUCHED);
 
-    /* Behind its end, an older struct may hold anything. */
+    /* After the end of an older struct there may be any bytes. */
     older.struct_size = offsetof(welm_load_options, dtype);
     older.dtype = UNTOUCHED;
     older.progress_data = UNTOUCHED;
@@ -199,7 +199,7 @@ static void quantize(const context *c) {
     FAILS(WELM_INVALID_OPTION, "an empty path", welm_quantize(c->tokenless, "", NULL, NULL, &error));
     OK(welm_quantize(c->tokenless, path, count_progress, &state, &error));
     CHECK(state.calls > 1 && state.last == state.total);
-    /* What it wrote it replaces, and nothing else. */
+    /* It replaces a folder that it wrote, and no other. */
     OK(welm_quantize(c->tokenless, path, NULL, NULL, &error));
     write_file(c, "int8/notes.txt", "mine");
     FAILS(WELM_INVALID_OPTION, "which has notes.txt", welm_quantize(c->tokenless, path, NULL, NULL, &error));

@@ -1,4 +1,4 @@
-/* The log: messages arrive, and the callback can change under way. */
+/* Tests of the log: messages arrive, and the callback can be changed while they do. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 
@@ -41,7 +41,7 @@ static void messages_arrive(const context *c) {
     welm_model_free(load(c->nano, NULL));
     CHECK(h.loaded == 1 && h.above == 0);
 
-    /* The next one takes over; the one before is not called again. */
+    /* The new callback gets the messages; the previous one is not called again. */
     start(&later, WELM_LOG_WARN);
     h.alive = false;
     welm_model_free(load(c->nano, NULL));
@@ -151,7 +151,7 @@ static void a_callback_may_wait_for_the_engine(const context *c) {
     OK(welm_log_set_callback(WELM_LOG_OFF, NULL, NULL, &error));
 }
 
-/* The callback loads a model and frees it, whose end is logged, too. */
+/* The callback loads a model and frees it; the model's end is logged, too. */
 static struct {
     const context *c;
     pthread_mutex_t lock;

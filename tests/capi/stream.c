@@ -1,10 +1,10 @@
-/* Answers piece by piece: pulled, and by a callback. */
+/* Tests of answers piece by piece: from a stream, and with a callback. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 
 #include <pthread.h>
 
-/* What the pieces of up to four sequences add up to. */
+/* The sums of the pieces of up to four sequences. */
 typedef struct sums {
     char text[4][4096];
     uint32_t ids[4][512];
@@ -121,7 +121,7 @@ static void early_ends(const context *c) {
     sums s;
     memset(&s, 0, sizeof s);
 
-    /* Cancelled by hand: what is under way still comes. */
+    /* Cancelled by a call: pieces that are already generated still come. */
     OK(welm_stream_next(stream, &piece, &error));
     welm_stream_cancel(stream);
     welm_stream_cancel(stream);
@@ -130,7 +130,7 @@ static void early_ends(const context *c) {
     welm_stream_free(stream);
     wait_for_rest(c->model);
 
-    /* Waited for no longer than told: not every token is there at once, and each is some time. */
+    /* With a timeout: some waits end without a token, but every token comes in the end. */
     options.max_tokens = 40;
     stream = open_stream(c->model, "床前明月光，", &options);
     options = endless();
@@ -149,7 +149,7 @@ static void early_ends(const context *c) {
     welm_stream_free(stream);
     wait_for_rest(c->model);
 
-    /* Freed under way, at once or after a piece. */
+    /* Freed while it runs, at once or after a piece. */
     welm_stream_free(open_stream(c->model, "床前明月光，", &options));
     stream = open_stream(c->model, "床前明月光，", &options);
     OK(welm_stream_next(stream, &piece, &error));

@@ -1,4 +1,4 @@
-/* Between text and tokens; likelihoods and logits. */
+/* Tests of tokens, texts, likelihoods and logits. */
 #include "check.h"
 
 #include <math.h>
@@ -138,7 +138,7 @@ static void scores(const context *c) {
     welm_scores_free(none);
 }
 
-/* Each pair as alone, text or tokens; cancelled, late, and wrong. */
+/* Each pair has the same score as alone, as text or as tokens. Also cancelled, with a deadline, and with errors. */
 static void pairs(const context *c) {
     const char *const continuation[] = {"疑是地上霜。"};
     welm_tokens *tokens = NULL;

@@ -1,4 +1,4 @@
-// What the C++ tests share. Every failure ends the program with the line that it happened on.
+// Code that the C++ tests share. Every failure ends the program and prints its line.
 
 #ifndef CHECK_HPP
 #define CHECK_HPP
@@ -18,7 +18,7 @@
         }                                                                                   \
     } while (false)
 
-/// A prompt with what greedy decoding makes of it, from tests/fixtures.
+/// A prompt with the result of greedy decoding, from tests/fixtures.
 struct Golden {
     std::string prompt;
     std::vector<std::uint32_t> ids;

@@ -52,7 +52,7 @@ std::vector<std::uint32_t> ids(const welm::View<welm::Token>& tokens) {
     return all;
 }
 
-/// Everything that is told of an answer.
+/// All parts of an answer.
 struct Said {
     std::vector<std::string> texts;
     std::vector<welm::FinishReason> reasons;
@@ -98,7 +98,7 @@ void pinned(const welm::Model& model, const std::vector<Golden>& goldens) {
         model.generate_with(golden.prompt, options, [&](const welm::Piece& piece) { text += piece.text; });
         CHECK(text == golden.text);
 
-        // The same prompt as tokens; this model puts none in front of a text.
+        // The same prompt as tokens; the tokenizer of this model adds none in front.
         const std::vector<std::uint32_t> prompt = model.tokenize(golden.prompt);
         CHECK(prompt.size() == answer.usage().prompt_tokens);
         CHECK(model.generate(prompt, options).text() == golden.text);
@@ -173,7 +173,7 @@ void options_are_passed_on(const welm::Model& model) {
 
     options = greedy(500);
     options.ignore_eos = true;
-    options.deadline = -5ms; // has passed; 0 would be none
+    options.deadline = -5ms; // has passed already; in C, 0 means none
     const welm::Generation late = model.generate("床前明月光，", options);
     CHECK(late.choices()[0].finish_reason == WELM_FINISH_DEADLINE);
 }
@@ -205,7 +205,7 @@ void errors_have_codes(const welm::Model& model) {
     CHECK(right && right->choices().size() == 1 && (*right).usage().completion_tokens <= 16);
 }
 
-/// Thrown by callbacks; no child of std::exception.
+/// Thrown by callbacks; it is not derived from std::exception.
 struct Thrown {
     int value;
 };
@@ -354,7 +354,7 @@ void the_rest(const welm::Model& model, const std::string& path) {
     CHECK(failure([&] { model.chat_prompt_json("{"); }).code() == WELM_INVALID_OPTION);
     CHECK(failure([&] { model.chat_tokens_json("{}"); }).code() == WELM_INVALID_OPTION);
 
-    // An answer to it is that to its prompt.
+    // The answer is the same as for its prompt.
     welm::GenerateOptions few;
     few.max_tokens = 4;
     few.seed = 7;
@@ -378,7 +378,7 @@ void the_rest(const welm::Model& model, const std::string& path) {
     const std::vector<std::string> continuations = {"疑是地上霜。"};
     CHECK(model.score("床前明月光，", continuations).all()[0].logprob == scores.all()[0].logprob);
 
-    // Many prompts at once: each pair as alone, text or tokens.
+    // Many prompts at once: each pair has the same score as alone, as text or as tokens.
     const std::vector<std::uint32_t> ids = model.tokenize("疑是地上霜。");
     const welm::Scores pairs =
         model.score_pairs({{"床前明月光，", "疑是地上霜。"}, {"床前明月光，", ids}, {"春眠不觉晓，", "处处闻啼鸟。"}});
@@ -403,7 +403,7 @@ void the_rest(const welm::Model& model, const std::string& path) {
         const welm::Log log = welm::Log::start(WELM_LOG_INFO, [&](welm::LogLevel level, std::string_view target,
                                                                   std::string_view message) {
             heard += level <= WELM_LOG_INFO && !target.empty() && message.rfind("model loaded", 0) == 0;
-            throw Thrown{9}; // goes nowhere
+            throw Thrown{9}; // is dropped
         });
         welm::Model::load(path);
         CHECK(heard == 1);

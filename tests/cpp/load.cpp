@@ -2,9 +2,10 @@
 //
 //     load --model PATH --port PORT --pid PID [--seconds 60] [--connections 32] [--ratio 3]
 //
-// Rounds of one connection alone, and of many connections of which every third request hangs up early: on a stream
-// after some events, otherwise while it waits. Answers are compared with those of a model in this process, which is
-// gone before the first round. At the end no request may be open, no block used, and no memory lost.
+// There are rounds with one connection, and rounds with many connections. In the latter, every third request hangs up
+// early: on a stream after some events, otherwise while it waits. Answers are compared with those of a model in this
+// process, which is freed before the first round. At the end no request may be open, no cache block used, and no memory
+// lost.
 
 #include <algorithm>
 #include <atomic>
@@ -77,7 +78,7 @@ std::vector<Case> cases(const std::string& path) {
     return all;
 }
 
-/// What came back.
+/// The answer of the service.
 struct Answer {
     bool whole = false;
     std::vector<std::string> texts;
@@ -93,7 +94,7 @@ void add(Answer& answer, const json& body) {
     if (body.contains("usage")) answer.tokens = body["usage"]["completion_tokens"].get<std::size_t>();
 }
 
-/// Asks, and hangs up after so many events, if that is not 0; throws what should not be.
+/// Sends a request, and hangs up after this many events, if that is not 0. Throws for an unexpected answer.
 Answer ask(httplib::Client& client, const Case& request, std::size_t hang_up_after) {
     Answer answer;
     std::string pending;
@@ -157,7 +158,7 @@ double cpu_seconds(const std::string& pid) {
     return (std::stod(all.at(11)) + std::stod(all.at(12))) / double(sysconf(_SC_CLK_TCK));
 }
 
-/// Resident memory of a process that no file backs, in MiB.
+/// Resident memory of a process without that of mapped files, in MiB.
 double rss_mib(const std::string& pid) {
     std::ifstream in("/proc/" + pid + "/status");
     for (std::string name; in >> name;) {
@@ -236,7 +237,7 @@ void run(const Args& args) {
     const std::vector<Case> all = cases(args.model);
     const int rounds = args.seconds < 30 ? 2 : 6;
     const double share = args.seconds / rounds;
-    round(args, all, args.connections, true, std::max(1.0, share / 2)); // what is allocated once
+    round(args, all, args.connections, true, std::max(1.0, share / 2)); // allocates what is kept for ever
     at_rest(args);
     const double before = rss_mib(args.pid);
     Figures alone, together;

@@ -1,4 +1,4 @@
-// The header where there are no exceptions: compiled with -fno-exceptions -fno-rtti.
+// Tests the header without exceptions: compiled with -fno-exceptions -fno-rtti.
 //
 //     no_exceptions MODEL (PROMPT IDS TEXT)...
 

@@ -1,4 +1,4 @@
-// A second file of the same program: everything in the header may be in several.
+// A second file of the same program: the header may be included in several files.
 
 #include <welm.hpp>
 

@@ -155,7 +155,7 @@ fn stock(file: &str) -> PathBuf {
 pub fn aligned_sum(capability: (u32, u32), a: &[f32], b: &[f32], c: f32) -> f32 {
     assert_eq!(a.len(), b.len());
     let library = library(stock("gemm")).expect("the emulator's library");
-    // SAFETY: `sums.h` defines it so, and both have so many values.
+    // SAFETY: `sums.h` defines it so, and both have this many values.
     unsafe {
         type Sum = unsafe extern "C" fn(*const f32, *const f32, u32, f32, u32) -> f32;
         let sum: libloading::Symbol<Sum> = library.get(b"emulator_aligned_sum").expect("a function");

@@ -1,4 +1,4 @@
-// A CUDA launch on one CPU thread: every thread of a block is a fiber, blocks run one after another.
+// Runs a CUDA launch on one CPU thread: every thread of a block is a fiber, blocks run one after another.
 //
 // It is made to find faults:
 //
@@ -78,7 +78,7 @@ struct Fiber {
     const char *waits_for;             // null if it can run
     std::vector<Copy> copies;          // cp.async, not committed
     std::deque<std::vector<Copy>> groups;
-    std::vector<Copy> unseen;          // waited for, before a barrier
+    std::vector<Copy> unseen;          // waited for, but no barrier has come since
 };
 
 // One wgmma of one warp.
@@ -391,7 +391,7 @@ inline void run_launch(const Launch &launch) {
     }
 }
 
-// 0, or 1 and a text.
+// Returns 0, or 1 and a text in `error`.
 inline int launch(const Launch &launch, char *error, size_t error_bytes) {
     static uint8_t signal_stack[64 << 10];
     constexpr int SIGNALS[4] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};

@@ -1,7 +1,7 @@
-// How tensor cores add products of bf16, as published: F. A. Khattak and M. Mikaitis, "Accurate Models of NVIDIA Tensor
-// Cores" (arXiv 2512.07004), whose models for the A100 and the H100 agree with these in every bit on random vectors
-// (theirs went through `mma.sync`; that `wgmma` adds in the same way is assumed here). Nothing here was compared with a
-// GPU by us.
+// A model of how tensor cores add products of bf16, from F. A. Khattak and M. Mikaitis, "Accurate Models of NVIDIA
+// Tensor Cores" (arXiv 2512.07004). On random vectors, their models for the A100 and the H100 agree with these in every
+// bit. Theirs are for `mma.sync`; we assume that `wgmma` adds in the same way. We have not compared anything here with
+// a GPU.
 //
 // A block of products and the sum so far are added in one step:
 //
@@ -26,7 +26,7 @@ struct Unit {
 constexpr Unit AMPERE = {8, 1}, HOPPER = {16, 2};
 constexpr int NO_EXPONENT = -10000;
 
-// Of x = s * 2^e with 1 <= |s| < 2, or of the smallest normal number for those below; none for 0.
+// The exponent e of x = s * 2^e with 1 <= |s| < 2. Smaller numbers have that of the smallest normal number; 0 has none.
 inline int exponent(float x) {
     uint32_t b;
     memcpy(&b, &x, 4);
@@ -43,7 +43,7 @@ inline double power(int e) {
     return d;
 }
 
-// Towards zero, but to infinity past the largest.
+// Rounds towards zero, but to infinity past the largest f32.
 inline float cut_to_f32(double x) {
     float y = (float)x;
     if (!isinf(y) && fabs((double)y) > fabs(x)) y = nextafterf(y, 0.0f);
@@ -64,7 +64,7 @@ inline float aligned(Unit unit, const float *a, const float *b, int stride, int 
             finite = finite && isfinite(x) && isfinite(y);
             plain += x * y;
         }
-        // Infinities and NaNs are those of any order.
+        // With infinities or NaNs, the order does not matter.
         if (!finite) {
             c = plain;
             continue;

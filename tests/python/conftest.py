@@ -1,4 +1,4 @@
-"""What the tests share: the small model of the repository, and where its fixtures are."""
+"""Code that the tests share: the small model of the repository, and where its fixtures are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-# The first of the pins that all languages share: a prompt, and what greedy decoding makes of it, the end token ignored.
+# The first pinned text, which is the same for all languages: a prompt, and its greedy tokens with the end token
+# ignored.
 _FIRST = json.loads((FIXTURES / "nano_greedy.json").read_text("utf-8"))[0]
 PROMPT: str = _FIRST["prompt"]
 GREEDY: list[int] = _FIRST["ids"] + _FIRST["beyond"]
@@ -28,7 +29,7 @@ HUGE = 2**36
 
 
 class Liar(collections.abc.Sequence[Any]):
-    """Says that it has more than it has."""
+    """A sequence that claims to be longer than it is."""
 
     def __init__(self, *items: Any, claims: int = HUGE) -> None:
         self.items = items
@@ -42,7 +43,7 @@ class Liar(collections.abc.Sequence[Any]):
 
 
 class Endless(Liar):
-    """Never ends, whatever it says."""
+    """A sequence that never ends, whatever length it claims."""
 
     def __getitem__(self, at: Any) -> Any:
         return self.items[0]
@@ -75,7 +76,7 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def at_rest(model: welm.Model) -> welm.Stats:
-    """The counters when nothing is open any more."""
+    """Waits until nothing is open any more, and gives the counters."""
     until = time.monotonic() + 20
     while True:
         stats = model.stats()

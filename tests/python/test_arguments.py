@@ -1,4 +1,4 @@
-"""Arguments that are wrong: every one is named, nothing is allocated by a length that is only claimed."""
+"""Wrong arguments: errors name them, and a claimed length alone allocates nothing."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_a_mapping_that_claims_much(model: welm.Model) -> None:
 
 @pytest.mark.parametrize("count", [513, HUGE, 2**62, 2**64])
 def test_more_tokens_than_fit(model: welm.Model, count: int) -> None:
-    """They are not looked at: it takes no time, and the message has their number."""
-    known = count if count < 2**63 else 513  # more than a length can be; so many were counted
+    """The elements are not read: it takes no time, and the message has their number."""
+    known = count if count < 2**63 else 513  # a length cannot be larger; then the elements were counted
 
     def check(error: welm.TooLong, max_tokens: int) -> None:
         assert (error.prompt_tokens, error.requested, error.limit) == (known, known + max_tokens, 512)
@@ -260,7 +260,7 @@ def test_a_deadline_that_is_never(model: welm.Model, deadline: Any) -> None:
 
 
 class Panicking(Liar):
-    """Hands on a panic, in the middle of the conversion of an argument."""
+    """Raises a panic in the middle of the conversion of an argument."""
 
     def __getitem__(self, at: Any) -> Any:
         raise welm.InternalError("a panic of the test")
@@ -278,7 +278,8 @@ def panicking(done: int, total: int) -> None:
 def test_a_panic_is_an_error_of_this_package(
     model: welm.Model, capfd: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
-    """PyO3 resumes one that comes out of a callback, so that it goes through every function like one of its own."""
+    """PyO3 resumes a panic that comes out of a callback, so it passes every function like a panic of the function
+    itself."""
     any_: Any = model
     pairs: Any = PanickingPairs()
     calls: list[Callable[[], object]] = [

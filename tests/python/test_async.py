@@ -52,7 +52,7 @@ def test_a_hundred_requests_at_once(model: welm.Model) -> None:
 
 def test_a_long_prompt_does_not_block_the_loop(model: welm.Model) -> None:
     async def run() -> int:
-        # Tokenized to the end: the bytes of each could still fit, and their tokens do not.
+        # The prompt is tokenized to the end, because its bytes could fit, but its tokens do not.
         long = "床前明月光，疑是地上霜。\n" * 3_000
         tasks = [asyncio.ensure_future(model.generate_async(long)) for _ in range(100)]
         ticks = 0
@@ -98,7 +98,7 @@ def test_pieces_come_as_they_are_made(model: welm.Model) -> None:
 
 
 def waits() -> int:
-    """How often the thread that waits for all requests has gone to sleep so far."""
+    """How often the thread that waits for all requests has slept so far."""
     thread = next(thread for thread in threading.enumerate() if thread.name == "welm-asyncio")
     status = pathlib.Path(f"/proc/self/task/{thread.native_id}/status").read_text()
     found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)$", status, re.MULTILINE)
@@ -112,7 +112,7 @@ def test_nothing_wakes_up_for_an_idle_stream() -> None:
     one_at_a_time = welm.Model(max_running=1)
 
     async def run() -> None:
-        running = one_at_a_time.stream(PROMPT, **LONG)  # of no concern to the thread
+        running = one_at_a_time.stream(PROMPT, **LONG)  # not a request of that thread
         next(running)
         async with one_at_a_time.stream_async(PROMPT, max_tokens=40, ignore_eos=True) as stream:
             waiting = asyncio.ensure_future(anext(stream))
@@ -217,7 +217,7 @@ LONG: dict[str, Any] = {"max_tokens": 480, "n": 64, "ignore_eos": True}
 
 
 async def ended(model: welm.Model, before: int) -> None:
-    """Nothing is computed for nobody: the request ends long before its end."""
+    """A request without a listener is not computed to its end."""
     gc.collect()
     until = time.monotonic() + 1
     while model.stats().open and time.monotonic() < until:
@@ -286,12 +286,12 @@ async def drop_generator_around(model: welm.Model) -> None:
 
 async def drop_unread_pieces(model: welm.Model) -> None:
     stream = await begun(model)
-    await asyncio.sleep(0.05)  # pieces lie in it
+    await asyncio.sleep(0.05)  # now it has unread pieces
     del stream
 
 
 async def drop_waiting_task_with_its_loop(model: welm.Model) -> None:
-    """A loop that is stopped and forgotten, while a task of it waits for a piece."""
+    """A loop that is stopped and deleted, while one of its tasks waits for a piece."""
 
     def other() -> None:
         async def forever() -> None:
@@ -349,7 +349,7 @@ def test_a_dropped_request_ends(
 
 
 def test_a_task_that_nobody_holds_goes_on(model: welm.Model) -> None:
-    """Its loop holds it while it waits, as it does for a socket."""
+    """The loop keeps a waiting task alive, as it does for a socket."""
     got: list[str] = []
 
     async def one() -> None:
@@ -369,7 +369,7 @@ def test_a_task_that_nobody_holds_goes_on(model: welm.Model) -> None:
 
 
 class SlowPool(concurrent.futures.ThreadPoolExecutor):
-    """Hands a result over some time after it is there."""
+    """Returns a result some time after it has come."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         def slow() -> Any:
@@ -400,7 +400,7 @@ def test_cancelled_while_it_is_sent(model: welm.Model) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await asyncio.sleep(0.1)  # what is sent, is sent
+            await asyncio.sleep(0.1)  # requests that were being sent are sent now
             await ended(model, before)
         # A stream: closed, or cancelled, while it is sent.
         for end in ("aclose", "cancel"):
@@ -438,14 +438,14 @@ def test_cancelled_before_it_is_sent(model: welm.Model) -> None:
 
 def test_two_tasks_cannot_wait_for_one_stream(model: welm.Model) -> None:
     async def run() -> None:
-        # At the beginning, both would send it.
+        # At the beginning, both tasks would send the request.
         stream = model.stream_async(PROMPT, max_tokens=40, ignore_eos=True)
         requests = model.stats().requests
         first, second = (asyncio.ensure_future(anext(stream)) for _ in range(2))
         with pytest.raises(RuntimeError, match="another task waits for this stream"):
             await second
         assert (await first).index == 0
-        # The one that was first is not disturbed.
+        # The task that was first is not affected.
         assert sum(len(p.tokens) for p in [p async for p in stream]) >= 38
         assert model.stats().requests == requests + 1
 
@@ -457,7 +457,7 @@ def test_two_tasks_cannot_wait_for_one_stream(model: welm.Model) -> None:
         await asyncio.sleep(0.01)
         with pytest.raises(RuntimeError, match="another task waits for this stream"):
             await anext(stream)
-        await stream.aclose()  # who waits has come to the end
+        await stream.aclose()  # ends the iteration of the waiting task
         assert await asyncio.wait_for(waits, 5) is None
         await busy.aclose()
 
@@ -480,7 +480,8 @@ def test_event_loops_in_several_threads(model: welm.Model) -> None:
 
 
 def test_one_request_after_another() -> None:
-    """The thread that waits ends with the last request and begins with the next, also when both are at once."""
+    """The waiting thread ends with the last request and starts with the next one, even if both happen at the same
+    time."""
     script = """
 import asyncio, time, welm
 model = welm.Model()
@@ -496,13 +497,13 @@ async def run():
         assert (await model.generate_async("春", max_tokens=1)).usage.completion_tokens == 1
 asyncio.run(run())
 """
-    # In a process of its own, which can be killed if no thread can go on.
+    # In a process of its own, which can be killed if it hangs.
     subprocess.run([sys.executable, "-c", script], timeout=100, check=True)
 
 
 @pytest.mark.parametrize("end", ["loop.close()", "sys.exit(0)", "1 / 0"])
 def test_an_exit_with_open_requests(end: str) -> None:
-    """A loop that is left behind; the process ends, and soon."""
+    """A loop that is still running at the end: the process ends soon."""
     script = f"""
 import asyncio, sys, welm
 model = welm.Model()
@@ -534,7 +535,7 @@ def run_script(script: str, status: int = 0) -> str:
 
 
 def test_the_main_thread_may_end_first() -> None:
-    """A loop of a thread that is no daemon goes on: what it waits for, and what it sends after that."""
+    """A loop in a thread that is not a daemon goes on: its waiting requests, and those that it sends later."""
     out = run_script("""
 import asyncio, threading, time, welm
 model = welm.Model()
@@ -558,7 +559,7 @@ print("the main thread ends", flush=True)
 def test_no_thread_can_be_started(model: welm.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     start = threading.Thread.start
 
-    # The thread of the tests before may not have ended yet, and would serve these requests, too.
+    # The waiting thread of earlier tests may still run, and would serve these requests, too.
     until = time.monotonic() + 30
     while any(thread.name == "welm-asyncio" for thread in threading.enumerate()):
         assert time.monotonic() < until
@@ -596,7 +597,7 @@ def test_no_thread_can_be_started(model: welm.Model, monkeypatch: pytest.MonkeyP
 
 
 def test_no_pool(model: welm.Model) -> None:
-    """Without one, a request is sent by the loop's own thread."""
+    """Without a pool, the loop's own thread sends a request."""
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
@@ -637,7 +638,7 @@ asyncio.run(run())
 
 
 def test_a_subinterpreter_is_told() -> None:
-    """There is one of everything in a process; a second interpreter is an ImportError, and no more."""
+    """Only one interpreter of a process can import the package; a second one gets an ImportError."""
     out = run_script('''
 import asyncio, welm
 try:

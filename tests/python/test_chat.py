@@ -1,4 +1,4 @@
-"""Chat in one call: what `generate` gives for the conversation's tokens, whatever is asked of it."""
+"""Chat in one call gives the same as `generate` for the conversation's tokens, with all options."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_way_to_chat_is_the_same(chat: welm.Model, options: dict[str, Any]
     whole = chat.chat(MESSAGES, **options)
     assert whole.usage.prompt_tokens == len(tokens)
     for got, choice in zip(whole.choices, want, strict=True):
-        # A prompt of tokens has no text of its own for special ones.
+        # In the text of a prompt of tokens, special tokens are left out.
         rest = got.text.removeprefix(prompt) if options.get("echo") else got.text
         assert rest == (
             choice.text.removeprefix(chat.detokenize(tokens)) if options.get("echo") else choice.text

@@ -38,7 +38,7 @@ LONG = ("--max-tokens", "450", "-n", "60", "--ignore-eos", "--seed", "1", "--isa
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Without what a developer's own may say of colours."""
+    """An environment without a developer's own settings of colours."""
     kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM", "WELM_ISA")}
     return {**kept, "TERM": "xterm-256color", **more}
 
@@ -48,7 +48,7 @@ def command(*args: str | Path) -> list[str]:
 
 
 def run(*args: str | Path, stdin: str | bytes = b"", code: int = 0) -> tuple[str, str]:
-    """What it prints on stdout and stderr."""
+    """Runs a command line, and gives its stdout and stderr."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     done = subprocess.run(command(*args), input=data, capture_output=True, env=environment(), timeout=120)
     out, err = done.stdout.decode(), done.stderr.decode()
@@ -89,12 +89,12 @@ class Terminal:
         fcntl.ioctl(self._pty, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
 
     def echoes(self) -> bool:
-        """Whether it is as a shell leaves it: what is typed is shown, line by line."""
+        """Whether the terminal has a shell's settings: typed text is echoed, and read line by line."""
         flags = termios.tcgetattr(self._pty)[3]
         return bool(flags & termios.ECHO and flags & termios.ICANON)
 
     def is_silent(self, seconds: float) -> bool:
-        """Whether nothing comes for so long."""
+        """Whether nothing comes for this time."""
         return not select.select([self._pty], [], [], seconds)[0]
 
     def read(self) -> bool:
@@ -103,7 +103,7 @@ class Terminal:
         try:
             data = os.read(self._pty, 4096)
         except OSError as error:
-            if error.errno != errno.EIO:  # of Linux, when the last one there has gone
+            if error.errno != errno.EIO:  # Linux gives this after the last process has ended
                 raise
             data = b""
         self._bytes += data
@@ -118,7 +118,7 @@ class Terminal:
         os.write(self._pty, text.encode() if isinstance(text, str) else text)
 
     def end(self) -> tuple[int, str]:
-        """The exit code, and all that was to be seen."""
+        """The exit code, and all output."""
         while self.read():
             pass
         os.close(self._pty)
@@ -127,7 +127,7 @@ class Terminal:
 
 
 def _controlling(far: int) -> None:
-    """Makes the terminal the one whose Ctrl-C this process gets."""
+    """Makes this the controlling terminal of the process, so that it gets its Ctrl-C."""
     fcntl.ioctl(far, termios.TIOCSCTTY, 0)
 
 
@@ -346,7 +346,7 @@ def test_no_arguments_are_wrong_usage() -> None:
 
 
 def test_domains_are_the_engine_s(model: welm.Model) -> None:
-    """The command line tells them before a model is loaded, and of numbers that the engine's types cannot hold."""
+    """The command line checks values before a model is loaded, also numbers that the engine's types cannot hold."""
 
     def said(option: str, value: Any) -> str:
         call = welm.Model.estimate if flag in arguments.LOADING else partial(model.generate, PROMPT)
@@ -398,7 +398,7 @@ def test_after_two_dashes_all_is_text() -> None:
 
 
 def shell(line: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a shell's line, in which ``$W`` is the program."""
+    """Exit code, stdout and stderr of a line of shell, in which ``$W`` is the program."""
     more = {"W": " ".join(command()), **(env or {})}
     done = subprocess.run(
         ["bash", "-c", line],
@@ -407,7 +407,7 @@ def shell(line: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-# Each does its work and tells it on stdout; some read stdin.
+# Command lines that do some work and write to stdout; some read stdin.
 WORK = {
     "help": "--help",
     "version": "--version",
@@ -535,7 +535,7 @@ def test_a_prompt_may_be_a_command_s_name() -> None:
 @pytest.mark.parametrize("flags", [(), ("--json", "--stream")])
 def test_ctrl_c_ends_with_what_there_is(flags: tuple[str, ...]) -> None:
     line, pipe = command(PROMPT, *LONG, *flags), subprocess.PIPE
-    # Without a buffer: what was read ahead would be lost to `communicate`.
+    # Without a buffer, because `communicate` would not get bytes that were read ahead.
     with subprocess.Popen(line, stdout=pipe, stderr=pipe, env=environment(), bufsize=0) as process:
         assert process.stdout is not None
         begin = process.stdout.read(10)
@@ -554,7 +554,7 @@ def test_ctrl_c_ends_with_what_there_is(flags: tuple[str, ...]) -> None:
 
 
 def test_ctrl_c_ends_a_json_object() -> None:
-    """It is sent when the 200th piece comes: nothing is written before the end that could be waited for."""
+    """Ctrl-C is sent at the 200th piece, because the program writes nothing before its end that one could wait for."""
     program = f"""
 import os, signal, sys
 from welm._cli import answer, main
@@ -741,7 +741,7 @@ def test_info_of_what_is_not_supported(tmp_path: Path) -> None:
         for row in ("family          mamba", "types           1 Q3_K", f"not supported   {why}"):
             assert f"{row}\n" in out
         assert out.endswith("\n  general.architecture = mamba\n")
-        # What would load it says the same, in one line.
+        # Commands that load it print the same reason, in one line.
         _, err = run("generate", "--model", path, "x", code=1)
         assert (err.count("\n"), why in err) == (1, True)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
@@ -762,7 +762,7 @@ def test_bench() -> None:
 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model with a chat template: it says nothing sensible, but says it in turns."""
+    """The small model with a chat template. Its answers make no sense, but they come in turns."""
     folder = tmp_path_factory.mktemp("talker")
     shutil.copytree(welm.NANO, folder, dirs_exist_ok=True)
     template = json.loads((FIXTURES / "chat.json").read_text("utf-8"))["templates"]["nano"]
@@ -843,7 +843,7 @@ def test_chat_in_a_terminal(talker: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("locale", ["C.UTF-8", "POSIX", "C without UTF-8"])
 def test_bytes_that_are_no_text_do_not_end_a_chat(talker: Path, tmp_path: Path, locale: str) -> None:
-    """Typed or pasted, in a message or a command."""
+    """Bytes that are not text, typed or pasted, in a message or a command."""
     env = {"LC_ALL": locale.split()[0], "NO_COLOR": "1"}
     if "without" in locale:
         env |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -884,7 +884,7 @@ def test_a_line_of_a_pipe_that_is_no_text_is_named(talker: Path) -> None:
 
 
 def test_no_error_of_a_turn_ends_a_chat(talker: Path, tmp_path: Path) -> None:
-    """A fault of the program itself neither."""
+    """An error in the program itself does not end the conversation either."""
     program = f"""
 import sys
 from welm._cli import chat, main
@@ -1016,7 +1016,7 @@ def test_a_chat_in_a_terminal_that_is_resized(talker: Path) -> None:
         terminal.process.send_signal(signal.SIGWINCH)
         terminal.type("/help\n")
         terminal.wait_for("leaves", since)
-        # What is typed before it asks again may be lost.
+        # Text that is typed before the next prompt may be lost.
         terminal.wait_for(">", terminal.seen.index("leaves", since))
     terminal.type("\x04")
     assert terminal.end()[0] == 0

@@ -1,4 +1,4 @@
-"""Examples in docstrings and in the README run, and say what they give."""
+"""Examples in docstrings and in the README run, and give the results that they show."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_options_of_a_request(model: welm.Model, option: str, value: object, rea
         ("echo", 1),
         ("stop", 3),
         ("stop", [3]),
-        ("logprobs", True),  # of another API
+        ("logprobs", True),  # as in another API
         ("logprobs", "1"),
         ("n", True),
         ("temperature", True),
@@ -257,7 +257,7 @@ def test_a_progress_callback_ends_the_loading() -> None:
     welm.Model(progress=lambda *report: reports.append(report))  # None goes on
     assert reports[-1][0] == reports[-1][1] > 0
     assert [r[0] for r in reports] == sorted(r[0] for r in reports)
-    welm.Model(progress=lambda *_: 0)  # so does what is no answer, as of a progress bar's update
+    welm.Model(progress=lambda *_: 0)  # so does any other value, such as that of a progress bar's update
     with pytest.raises(welm.Cancelled, match="loading was cancelled"):
         welm.Model(progress=lambda *_: False)
 

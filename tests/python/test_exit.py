@@ -1,4 +1,4 @@
-"""The end of the interpreter, while daemon threads are in the package. Each in processes of their own."""
+"""The end of the interpreter while daemon threads are in the package. Each test runs in processes of its own."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_callback_that_hangs_does_not_hold_the_process() -> None:
 
 
 def test_exit_handlers_may_use_the_package() -> None:
-    """Those that come after the package's own, too, on whatever thread they wait for."""
+    """Other exit handlers may run after the package's own, and may wait for threads that use the package."""
     script = """
 import atexit, threading
 results = []

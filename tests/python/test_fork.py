@@ -1,4 +1,4 @@
-"""Processes: a forked child has no engine and is told so; one that loads its own is fine."""
+"""Processes: a forked child has no engine, and gets that error; it may load a model of its own."""
 
 from __future__ import annotations
 

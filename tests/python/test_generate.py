@@ -311,7 +311,7 @@ def test_without_a_tokenizer(bare: welm.Model) -> None:
 
 
 def test_company_changes_no_text(model: welm.Model) -> None:
-    """32 threads, half of them cancelled on their way."""
+    """32 threads; half of their requests are cancelled while they run."""
     prompts = [
         "床前明月光，",
         "春眠不觉晓，",
@@ -386,7 +386,7 @@ def test_the_gil_is_released(model: welm.Model) -> None:
         ):
             before, started = count, time.thread_time()
             call()
-            # A tenth of a millisecond of counting is a thousand; with the GIL held it would be none.
+            # A thread counts to a thousand in a tenth of a millisecond; with the GIL held it could not count at all.
             assert count - before > 1000, time.thread_time() - started
     finally:
         stop = True
@@ -410,7 +410,7 @@ def test_memory_does_not_grow(model: welm.Model) -> None:
 
 
 def test_models_come_and_go() -> None:
-    """Streams keep their model alive; the last one to go ends its engine."""
+    """Streams keep their model alive; the engine ends with the last one."""
     before = threading.active_count()
     for _ in range(20):
         stream = welm.Model(threads=1).stream(PROMPT, max_tokens=20, temperature=0)
@@ -438,7 +438,7 @@ def test_chat(model: welm.Model, tmp_path: Path) -> None:
     assert chat.chat_prompt(messages, add_generation_prompt=False) == "user：你好\n"
     assert chat.chat_tokens(messages) == chat.tokenize("user：你好\n乙：", parse_special=True)
     assert chat.generate(chat.chat_tokens(messages), max_tokens=2).usage.completion_tokens <= 2
-    # Other keys, parts, nothing: the template sees what there is.
+    # Other keys, lists of parts, missing content: the template gets all of it.
     assert chat.chat_prompt([{"role": "user"}], False) == "user：\n"
     assert chat.chat_prompt([{"role": "user", "content": None, "x": 1}], False) == "user：\n"
     assert chat.chat_prompt([{"role": "user", "content": [{"text": "a"}, 2**70]}], False) == (
@@ -447,7 +447,7 @@ def test_chat(model: welm.Model, tmp_path: Path) -> None:
 
 
 class Lying(Sequence[Any]):
-    """A message, said to be very many."""
+    """A list of messages that claims to be very long."""
 
     def __len__(self) -> int:
         return 2**36

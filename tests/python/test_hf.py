@@ -1,4 +1,4 @@
-"""``welm.hf``: transformers' arguments, what they mean there, and what is refused."""
+"""``welm.hf``: the arguments of transformers, with the same meaning, and the arguments that are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def prompt(causal: welm.hf.CausalLM) -> list[int]:
 
 
 class Tensor:
-    """What of a torch tensor is used: it is not imported."""
+    """The methods of a torch tensor that are used, because torch is not imported."""
 
     def __init__(self, rows: list[Any]) -> None:
         self.rows = rows
@@ -55,7 +55,7 @@ class Tensor:
 
 
 class Scalar:
-    """As a tensor without dimensions: it has a length, and asking for it is an error."""
+    """Like a tensor without dimensions: it has the method for a length, but calling it is an error."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -68,7 +68,7 @@ class Scalar:
 
 
 class Hostile:
-    """Raises whatever is asked."""
+    """Raises an exception in every method."""
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(name) if name in ("tolist", "shape", "keys", "dtype") else AttributeError(name)
@@ -92,7 +92,7 @@ class Hostile:
 
 
 class Wraps(Tensor):
-    """As torch's tensors of eight bits: larger numbers become others."""
+    """Like torch's tensors of eight bits: larger numbers wrap around."""
 
     dtype = "torch.uint8"
 
@@ -130,7 +130,7 @@ def test_other_end_tokens_take_the_place_of_the_models_own(
     options: dict[str, Any] = {"max_new_tokens": 30}
     assert plain.generate(prompt, eos_token_id=fourth, **options) == end
     assert plain.generate(prompt, eos_token_id=np.array([7039, fourth]), **options) == end
-    # Which of several it was, and the first as padding.
+    # With several end tokens, the one that came is in the result; the first one is the padding.
     rows = plain.generate([prompt, [*prompt, *GREEDY[:1]]], eos_token_id=[1, fourth], **options)
     assert rows == [end, end]
     assert plain.generate([prompt, [9]], eos_token_id=[fourth], max_new_tokens=4)[0][-1] == fourth
@@ -138,7 +138,7 @@ def test_other_end_tokens_take_the_place_of_the_models_own(
     assert short[: len(end)] == end
     assert set(short[len(end) :]) <= {fourth}
     assert len(short) == len(long)
-    # The model's own does not end it any more; one beyond the vocabulary never comes.
+    # The model's own end token does not end it any more; one outside the vocabulary never comes.
     beyond = plain.generate(prompt, eos_token_id=-1, max_new_tokens=len(GREEDY))
     assert beyond == [*prompt, *GREEDY]
     assert 1 in GREEDY
@@ -226,7 +226,7 @@ def test_sampling_is_the_engine_s(plain: welm.hf.CausalLM, prompt: list[int]) ->
     for row, choice in zip(got, want.choices, strict=True):
         ids = [token.id for token in choice.tokens]
         assert row[: len(prompt) + len(ids)] == [*prompt, *ids]
-    # transformers' defaults, not the engine's.
+    # The defaults are those of transformers, not those of the engine.
     (row,) = plain.generate([prompt], do_sample=True, max_new_tokens=9, seed=5)
     choice = plain.model.generate(prompt, temperature=1.0, top_k=50, top_p=1.0, seed=5, max_tokens=9).choices[
         0
@@ -236,7 +236,7 @@ def test_sampling_is_the_engine_s(plain: welm.hf.CausalLM, prompt: list[int]) ->
     assert suppressed[-1] != GREEDY[0]
     for nothing in (False, -1, [-1, 7040]):
         assert plain.generate(prompt, suppress_tokens=nothing, max_new_tokens=2) == [*prompt, *GREEDY[:2]]
-    # Greedy says nothing about temperatures, as there.
+    # With greedy decoding the temperature is ignored, as in transformers.
     assert plain.generate(prompt, temperature=5.0, max_new_tokens=3) == [*prompt, *GREEDY[:3]]
 
 
@@ -458,7 +458,7 @@ def test_what_an_argument_is_like_does_not_matter(plain: welm.hf.CausalLM, promp
 
 @pytest.mark.parametrize("nothing", [None, False, [], (), {}, set(), "", np.array([]), np.False_, Tensor([])])
 def test_nothing_asks_for_nothing(plain: welm.hf.CausalLM, prompt: list[int], nothing: Any) -> None:
-    """For every argument that is not offered."""
+    """Values that ask for nothing are allowed for every argument that is not supported."""
     asked = dict.fromkeys(welm.hf._INSTEAD, nothing)
     del asked["use_cache"]
     assert plain.generate(prompt, max_new_tokens=3, **asked) == [*prompt, *GREEDY[:3]]

@@ -78,7 +78,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ask(*args: str, cwd: Path | None = None) -> str:
-    """What ``llm`` answers, as a process: only its logs are between two calls."""
+    """Runs ``llm`` as a process, and gives its answer. Only its logs connect two calls."""
     line = [sys.executable, "-m", "llm", *args]
     done = subprocess.run(line, capture_output=True, cwd=cwd, timeout=120, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr.decode()
@@ -86,7 +86,7 @@ def ask(*args: str, cwd: Path | None = None) -> str:
 
 
 def copy_of(folder: Path, template: bool = True) -> welm.Model:
-    """The small model in another place; with a template it continues otherwise."""
+    """Copies the small model to another folder, with a template, so that its answers differ."""
     shutil.copytree(welm.NANO, folder)
     if template:
         text = json.loads((FIXTURES / "chat.json").read_text("utf-8"))["templates"]["nano"]
@@ -109,7 +109,7 @@ def test_a_conversation_stays_with_its_model(home: Path, tmp_path: Path, model: 
         )
         return said[-1]["content"]
 
-    # Its path is relative; the conversation goes on from elsewhere.
+    # The path is relative; the conversation is continued from another folder.
     assert ask("-m", "welm", "-o", "path", "talker", *flags, "春", cwd=tmp_path) == answer("春")
     assert ask("-c", *flags, "秋", cwd=tmp_path.parent) == answer("秋")
     assert ask("-c", *flags, "夏") == answer("夏")
@@ -124,7 +124,7 @@ def test_a_conversation_stays_with_its_model(home: Path, tmp_path: Path, model: 
     ask("models", "options", "set", "welm", "path", str(tmp_path / "talker"))
     want = model.generate(PROMPT + first + "，", max_tokens=9, temperature=0).text
     assert ask("-c", *flags, "，") == want
-    # Another path that is asked for goes first, and is kept from then on.
+    # Another path that is given replaces it, and is kept from then on.
     ask("models", "options", "clear", "welm")
     ask("-c", "-o", "path", str(tmp_path / "talker"), *flags, "春")
     assert home.exists()

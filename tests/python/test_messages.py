@@ -1,5 +1,5 @@
-"""Every argument of every function with everything that is wrong: an error names the argument, what was expected and
-what came, in this package's words. All that were raised are in the table tests/fixtures/messages.md, to be read.
+"""Every argument of every function with all kinds of wrong values. An error names the argument, what was expected and
+what was given, in this package's words. The table tests/fixtures/messages.md has all these errors, for people to read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TABLE = FIXTURES / "messages.md"
 UPDATE = "WELM_UPDATE_MESSAGES"
 
-# Of PyO3, CPython and Rust, whose messages know neither the argument nor what is expected of it.
+# Phrases of PyO3, CPython and Rust, whose messages know neither the argument nor what is expected.
 FOREIGN = re.compile(
     r"[Cc]an't|cannot|could not|failed to|while processing|must be|is not (an|a|iterable|subscriptable|callable)\b"
     r"|does not support|Some\(|None\)|codec|NoneType: None|too large to|PyErr|unhashable|\d{40}"
@@ -41,7 +41,7 @@ def generator() -> Iterator[int]:
 
 
 class Stubborn:
-    """Says of itself that it has no value at all."""
+    """An object whose repr raises."""
 
     def __index__(self) -> int:
         raise TypeError("my own words")
@@ -139,7 +139,7 @@ class Raised(NamedTuple):
 
 
 def tried(argument: str, value: object, call: Callable[[Any], object]) -> Raised | None:
-    """What an argument's value raised, if it was the argument's error: only what the package promises."""
+    """The error for an argument's value, if it is one. Checks that it is one that the package promises."""
     try:
         call(value)
     except TypeError as error:
@@ -172,7 +172,7 @@ OTHERS = (
     welm.OutOfMemory,
     welm.Cancelled,
 )
-"""Errors of values that are right in themselves."""
+"""Errors of values that have the right type and range."""
 
 CHAT = ["add_generation_prompt", "tools", "documents", "continue_final_message", "chat_template", "variables"]
 MESSAGES = [{"role": "user", "content": "x"}]
@@ -185,7 +185,7 @@ def options_of(call: Any) -> list[str]:
 
 
 def waited(method: Callable[..., Any]) -> Callable[..., object]:
-    """The method, and all that its result gives."""
+    """Calls the method, and reads its whole result."""
 
     async def whole(awaitable: Any) -> object:
         if isinstance(awaitable, welm.AsyncStream):
@@ -232,7 +232,7 @@ def calls(model: Any, tmp_path: Path) -> dict[tuple[str, str], Callable[[Any], o
         ("logits", "from_"): lambda v: model.logits([5, 6], v),
         ("tokenize", "text"): model.tokenize,
         ("tokenize", "parse_special"): lambda v: model.tokenize("a", v),
-        # Those two never end, and are no error.
+        # These two never end, and are not an error.
         ("detokenize", "tokens"): lambda v: None if isinstance(v, range | Endless) else model.detokenize(v),
         ("token_bytes", "token"): model.token_bytes,
         ("token_id", "token"): model.token_id,
@@ -266,7 +266,7 @@ def calls(model: Any, tmp_path: Path) -> dict[tuple[str, str], Callable[[Any], o
             given[name, option] = giving(waited(getattr(model, name)), "a", ["b"], option=option)
     for option in options_of(welm.Model.estimate):
         given["estimate", option] = giving(estimate, option=option, device="cpu")
-        # Each is read before the path is looked at.
+        # Options are read before the path is used.
         given["Model", option] = giving(load, tmp_path / "nowhere", option=option, device="cpu")
     return given
 
@@ -292,7 +292,7 @@ LIKE_ANOTHER = {
     *("stream", "generate_async", "stream_async", "chat_stream", "chat_async", "chat_stream_async"),
     *("score_async", "chat_tokens", "Model"),
 }
-"""Functions that look at their arguments as another one does, which gets all values."""
+"""Functions that read their arguments as another function does. They only get a few values."""
 FEW: list[Any] = [object(), -1, 2**70, "\ud800", b"x", [None]]
 
 
@@ -385,7 +385,7 @@ def table(raised: list[Raised], model: Any, bare: Any, tmp_path: Path) -> str:
             call()
         message = str(error.value).replace(str(tmp_path), "FOLDER").replace("|", "\\|")
         assert not FOREIGN.search(message), message
-        # What depends on the machine.
+        # Numbers that depend on the machine.
         message = re.sub(r"\d{6,}|(?<=cache_tokens )\d+", "N", message)
         if isinstance(error.value, welm.Unavailable):
             message = re.sub(r"(not available: ).*", r"\1...", message)

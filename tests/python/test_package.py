@@ -1,4 +1,4 @@
-"""The package: what it holds, how fast it is imported, that its signatures are what the core does."""
+"""The package: its content, the time of its import, and that its signatures are those of the core."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def test_the_small_model_is_the_repositorys() -> None:
 
 
 def test_the_source_distribution(tmp_path: Path) -> None:
-    """It holds all that the wheel is built from, the small model included; nothing has to be linked."""
+    """The source package has everything that the wheel is built from, also the small model, as files and not as
+    links."""
     command = [
         sys.executable,
         "-m",
@@ -93,7 +94,7 @@ def test_the_source_distribution(tmp_path: Path) -> None:
 
 
 def test_importing_takes_less_than_a_tenth_of_a_second() -> None:
-    """In processor time, so that what else the machine does is not counted."""
+    """Measured in processor time, so that other programs do not matter."""
     script = "import time; start = time.process_time(); import welm; print(time.process_time() - start)"
     best = min(float(python(script)) for _ in range(7))
     print(f"import welm: {best * 1e3:.1f} ms")
@@ -144,7 +145,7 @@ def test_names() -> None:
 
 
 def test_signatures_tell_the_defaults(model: welm.Model) -> None:
-    """What help() shows is what the core does when nothing is given."""
+    """The defaults that help() shows are those of the core."""
     signatures = [
         inspect.signature(f)
         for f in (welm.Model.generate, welm.Model.stream, welm.Model.generate_async, welm.Model.stream_async)

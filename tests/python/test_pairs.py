@@ -1,4 +1,4 @@
-"""Options together: every way of asking gives the same, whatever else is asked for."""
+"""Pairs of options: every kind of call gives the same text, whatever the other options are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IGNORE_EOS = (False, True)
 
 
 def joined(pieces: list[welm.Piece], n: int) -> list[welm.Choice]:
-    """The choices that pieces make."""
+    """The choices that result from pieces."""
     choices: list[welm.Choice] = []
     for index in range(n):
         own = [piece for piece in pieces if piece.index == index]
@@ -62,7 +62,7 @@ def test_all_ways_of_asking(model: welm.Model, n: int, max_tokens: int) -> None:
             "seed": 7,
         }
         want = model.generate(prompt, **options)
-        # The truth of it: the same sequences, asked for without anything else.
+        # The expected value: the same sequences, without other options.
         plain = model.generate(prompt, n=n, seed=7, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos)
         assert len(want.choices) == n, options
         head = len(prompt) if echo else 0

@@ -1,4 +1,4 @@
-"""What comes back: repr, equality, pickling, HTML."""
+"""Results: repr, equality, pickling, HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of many prompts: computed together, the same as one by one, and ended by whoever asked for them."""
+"""Scores of many prompts: they are computed together, are the same as one by one, and can be cancelled."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_many_prompts_score_as_one_by_one(options: dict[str, Any]) -> None:
         assert await model.score_async(PROMPTS, ANSWERS) == want
         assert await model.score_async(PROMPTS, own) == [[want[0][0]], [], [want[2][3], want[2][1]]]
         assert await model.score_async(PROMPT, ANSWERS) == want[0]
-        if "queue_limit" not in options:  # which one of them alone fills
+        if "queue_limit" not in options:  # one call alone fills such a short queue
             both = await asyncio.gather(*(model.score_async(prompt, ANSWERS) for prompt in PROMPTS))
             assert both == want
 
@@ -65,7 +65,7 @@ def test_tokens_and_messages(model: welm.Model, bare: welm.Model) -> None:
     any_: Any = model
     assert any_.score([ids, prompt], [answer, after]) == [want * 2, want * 2]
     assert any_.score([ids, ids], [[after], [answer, after]]) == [want, want * 2]
-    # Ids are taken as they are, where texts would merge: these two stay two tokens.
+    # As texts these two would merge into one token. As ids they stay two tokens.
     bright, moon = model.tokenize("明"), model.tokenize("月")
     assert bright + moon != model.tokenize("明月")
     for apart in (model.score(bright, ["月"]), model.score("明", [moon])):

@@ -1,4 +1,4 @@
-"""Ctrl-C: the request is cancelled, and `KeyboardInterrupt` comes soon. Each in a process of its own."""
+"""Ctrl-C: the request is cancelled, and `KeyboardInterrupt` comes soon. Each test runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ except Late:
 else:
     sys.exit("not raised")
 at_rest(model)
-# One that does not raise disturbs nothing.
+# A signal handler that does not raise changes nothing.
 signal.signal(signal.SIGALRM, lambda *_: None)
 want = model.generate(PROMPT, max_tokens=100, n=8, seed=1, ignore_eos=True)
 signal.setitimer(signal.ITIMER_REAL, 0.02, 0.005)

@@ -1,4 +1,4 @@
-"""Streams: whole characters, no stop string, the text of `generate`, cancelled when dropped."""
+"""Streams: they have whole characters, no stop string, and the text of `generate`; deleting one cancels its request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Types as checkers see them; running it checks that they are true."""
+"""Types for type checkers. Running this file checks that the values really have these types."""
 
 from __future__ import annotations
 

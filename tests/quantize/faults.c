@@ -17,7 +17,7 @@
 static int started;
 static long calls;
 
-/* Whether this call fails, for want of room. */
+/* Whether this call fails, because the disk is full. */
 static int fails(const char *name, int needs_room) {
     const char *at = getenv("WELM_FAULT_AT");
     if (name != NULL && strstr(name, ".unfinished-") != NULL) started = 1;
@@ -38,7 +38,7 @@ int rmdir(const char *path) { return fails(path, 0), REAL(rmdir)(path); }
 int unlink(const char *path) { return fails(path, 0), REAL(unlink)(path); }
 int unlinkat(int folder, const char *path, int flags) { return fails(path, 0), REAL(unlinkat)(folder, path, flags); }
 int fsync(int fd) { return fails(NULL, 1) ? -1 : REAL(fsync)(fd); }
-/* What goes to the terminal is no file. */
+/* Writes to stdout and stderr do not count. */
 ssize_t write(int fd, const void *bytes, size_t n) { return fd > 2 && fails(NULL, 1) ? -1 : REAL(write)(fd, bytes, n); }
 ssize_t writev(int fd, const struct iovec *parts, int n) {
     return fd > 2 && fails(NULL, 1) ? -1 : REAL(writev)(fd, parts, n);

@@ -1,11 +1,11 @@
-"""What transformers' chat templates render, for welm-core's to be compared with.
+"""Renders chat templates with transformers. Tests compare these texts with those of welm-core.
 
     pip install transformers jinja2
     python tests/reference/chat.py [--out tests/fixtures]
 
-The templates are written for this, in the manner of the models that they are named after, but for smollm2,
-which is the one in SmolLM2-135M-Instruct's file (Apache-2.0, Hugging Face). `language` goes through what templates
-use of the language; it is what no model has, so it has conversations of its own kind: roles are values.
+The templates are written for this file, in the style of the models that they are named after. Only smollm2 is the
+original, from the file of SmolLM2-135M-Instruct (Apache-2.0, Hugging Face). `language` uses all features of the
+language that templates use. No model has such a template, so it has special conversations, in which roles are values.
 
 chat.json   templates: name -> source; tokens: the special tokens that all see; conversations: lists of
             [role, content]; cases: template, conversation, add_generation_prompt and, of transformers, either `text`
@@ -193,7 +193,7 @@ NANO = "{% for m in messages %}{{ m.role }}：{{ m.content }}{{ eos_token }}{% e
 NANO_CONVERSATION = [["user", "床前明月光，"], ["assistant", "疑是<|endoftext|>地上霜"]]
 
 
-# What tools, parts and other keys of messages are for.
+# Templates that use tools, parts and other keys of messages.
 TOOL_TEMPLATES = {
     "calls": "{%- for m in messages %}[{{ m.role }}:{{ m.content }}|{{ m.tool_calls|length if m.tool_calls else 0 }} calls{% for k in m %} {{ k }}{% endfor %}]{% endfor %}",
     "none": "{{ tools is none }}{{ tools is defined }}{{ documents is none }}{% if tools is not none %}{{ tools | length }}{% endif %}{{ enable_thinking is defined }}{{ bos_token }}",
@@ -375,7 +375,7 @@ def apply(tokenizer, template, request):
             request["messages"], chat_template=template, tokenize=False, **{k: v for k, v in request.items() if k != "messages"}
         )
     except Exception as error:
-        # What transformers says is for people; that it refuses is for us.
+        # The message of transformers is for people; we only need to know that it is an error.
         assert not isinstance(error, (KeyError, ImportError)), error
         return None
 

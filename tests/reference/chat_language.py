@@ -1,4 +1,4 @@
-"""What transformers' Jinja2 makes of the language of templates, for welm-core's to be compared with.
+"""Renders pieces of the template language with transformers' Jinja2. Tests compare these texts with those of welm-core.
 
     pip install transformers jinja2
     python tests/reference/chat_language.py [--out tests/fixtures]     writes chat_language.json
@@ -6,9 +6,9 @@
 
 chat_language.json   variables: what all templates see; cases: [template, its text, or null where Python raises].
 
-The file has each function, filter, test and method, and statements. `--compare` goes through all pairs of values
-with all operators besides, and through all filters, tests and methods with all values, with all of which the text is
-the same, or welm names what it does not support.
+The file has each function, filter, test and method, and statements. `--compare` also tries all pairs of values with all
+operators, and all filters, tests and methods with all values. Each time the text must be the same, or welm must name
+what it does not support.
 """
 
 import argparse
@@ -671,7 +671,7 @@ b
 {{ strftime_now('') }}|{{ strftime_now('100%% %n%t') }}|{{ strftime_now('%Z%z') }}|{{ strftime_now('%Y') | length }}{{ strftime_now('%d %b %Y') | length }}{{ strftime_now('%H:%M:%S') | length }}
 """.strip("\n").split("\n----\n")
 
-# For --compare: each with each.
+# For --compare: all pairs of these.
 VALUES = [
     "0", "1", "-7", "2.5", "-0.0", "1e16", "true", "false", "none", "missing", "''", "'abc'", "'ABC 12'", "'é你'", "' x '",
     "[]", "[1, 'a']", "[3, 1]", "(1, 2)", "()", "{}", "{'a': 1}", "range(3)", "{'k': 'v'}.items()", "'%s'", "namespace(a=1)",
@@ -713,7 +713,7 @@ def render(template):
 def known():
     for expression in EXPRESSIONS:
         yield "{{ " + expression + " }}"
-        # One that raises hides those beside it.
+        # An expression that raises hides the others in its list.
         if render("{{ " + expression + " }}") is None and ", " in expression:
             parts = expression.split(", ")
             yield from ("{{ " + part + " }}" for part in parts)
@@ -728,18 +728,18 @@ def pairs():
         yield from ("{{ " + f"{a} | {call}" + " }}" for call in FILTER_CALLS)
         yield from ("{{ " + f"{a} is {call}" + " }}" for call in TEST_CALLS)
         yield from ("{{ " + f"({a}).{call}" + " }}" for call in METHOD_CALLS)
-        # Of a variable: Jinja2 takes an item of a constant by other rules, while it compiles.
+        # With a variable, because Jinja2 has other rules for items of constants, which it evaluates while it compiles.
         yield from ("{% set v = " + a + " %}{{ v" + call + " }}" for call in SUBSCRIPTS)
         yield from ("{% if " + a + " %}t{% endif %}", "{% for x in " + a + " %}{{ x }},{% endfor %}", "{{ " + a + " }}", "{{ [" + a + "] }}", "{{ -(" + a + ") }}")
 
 
 def has_address(text):
-    """Whether it shows where an object lies, which no two runs share."""
+    """Whether the text has the address of an object, which differs in each run."""
     return text is not None and (" at 0x" in text or "<function" in text or "<class" in text or "<built-in" in text)
 
 
 def compare(run):
-    """Prints what is neither the same nor named as not supported, and counts what is not supported."""
+    """Prints cases that are neither the same nor named as not supported, and counts those that are not supported."""
     templates = [*known(), *pairs()]
     wrong = unsupported = 0
     for template, (text, error) in zip(templates, run(templates), strict=True):

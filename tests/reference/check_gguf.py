@@ -1,11 +1,11 @@
-"""Runs the tiny GGUF fixtures through llama.cpp and compares with what transformers said.
+"""Runs the tiny GGUF fixtures with llama.cpp, and compares with the results of transformers.
 
     pip install llama-cpp-python safetensors numpy
     python tests/reference/check_gguf.py [--fixtures tests/fixtures]
 
 llama.cpp rounds activations (to 8 bits for quantised matrices) and takes GELU from a float16 table
-of its tanh form, so that only the float32 Llama agrees closely; what this shows is that the layout,
-the names and the metadata of the files are what llama.cpp expects.
+of its tanh form, so only the float32 Llama agrees closely. This shows that the layout, the names and
+the metadata of the files are those that llama.cpp expects.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Llama, GPT-NeoX and others between GGUF files (as llama.cpp lays them out) and transformers.
+"""Converts Llama, GPT-NeoX and others between GGUF files, in llama.cpp's layout, and transformers.
 
 Some layouts differ from Hugging Face's:
 
@@ -174,7 +174,7 @@ def llama_from_file(path):
     config = llama_config(metadata, tensors)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    rotary = type(model.model.rotary_emb)(config)  # its table is no weight: built on the real device
+    rotary = type(model.model.rotary_emb)(config)  # its table is not a weight, so it is built on the real device
     missing, unexpected = model.load_state_dict(
         llama_from_gguf(tensors, config), strict=False, assign=True)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)

@@ -1,4 +1,4 @@
-"""What each int8 format of weights and activations costs in truth: fake quantisation in float32.
+"""Measures how exact each int8 format of weights and activations is, with fake quantisation in float32.
 
     pip install gguf torch transformers
     python tests/reference/int8_modes.py SmolLM2-135M-Instruct.Q4_1.gguf SCRATCH [ROW ...]
@@ -7,17 +7,17 @@ Every matrix of the layers (not the embedding, which is also the output) is dequ
 transformers in float32 over the windows of running_text.json, each from an empty cache. The
 truth is that model as it is; each ROW runs it with the weights and the inputs of those matrices
 rounded the way the row says. Accumulation, attention, cache, norms and residuals stay float32,
-so a row shows the format alone. The figures are those of truth.py. SCRATCH/table.md and
-SCRATCH/results.jsonl gain one line per row as it comes; rows that stand there are skipped.
+so a row shows the effect of the format only. The figures are those of truth.py. Each row is added to
+SCRATCH/table.md and SCRATCH/results.jsonl at once; rows that are there already are skipped.
 
 A row is a list of words, the order is free:
 
-    w32 w64 w128 wrow     weights int8 in groups of so many along K, or one scale for the row;
+    w32 w64 w128 wrow     weights int8 in groups of this many along K, or one scale for the row;
                           scale = max / 127 as float16. Without: float32.
     a32 a64 a128 atok     activations likewise, scale float32. Without: bfloat16.
     stored32              the weights have been through w32 before (a model kept as int8)
     wbf16                 weights times scale rounded to bfloat16 (a bfloat16 product: W8A16)
-    h32 h64 h128 ...      both rotated along K by a Hadamard matrix in blocks of so many
+    h32 h64 h128 ...      both rotated along K by a Hadamard matrix in blocks of this size
     hmax                  the same with the largest power of two that divides K
     hall                  one Hadamard matrix over all of K (Paley times Sylvester)
     p64                   blocks of 64 whose channels are K / 64 apart
@@ -25,8 +25,8 @@ A row is a list of words, the order is free:
     signs signs2 ...      fixed random signs before the rotation; the number is the seed
     rbf16                 activations without a group are rounded to bfloat16 after the rotation too
     smooth                SmoothQuant, alpha 0.5, from the first window's maxima
-    gains                 the same without data: the gains of the norm before stand for the maxima
-                          (1 where no norm is before)
+    gains                 the same without data: the gains of the norm before are used as the maxima
+                          (1 if there is no norm before)
     qkv: o: gate: down:   the words that follow are for the inputs of these matrices only
                           (gate: stands for gate and up)
 
@@ -35,7 +35,7 @@ quantised in float32. Weights are smoothed and rotated from their float32 values
 nearest even.
 
 "rest" is the mean without the largest position: one position (window 5, second token) is so
-sensitive that any rounding throws it, by luck, between 0.01 and 7 nats, up to 0.0015 of the mean.
+sensitive that its value is between 0.01 and 7 nats by chance, with any rounding: up to 0.0015 of the mean.
 "step" in the table is the shortest stretch of K that can be summed in int32 before
 a scale must be applied, weights and activations together.
 """
@@ -117,7 +117,7 @@ def in_blocks(x, block):
 
 
 def spread(x, block):
-    """Brings channels that are K / block apart side by side."""
+    """Reorders channels so that those that are K / block apart are neighbours."""
     return x.reshape(*x.shape[:-1], block, -1).swapaxes(-1, -2).reshape(x.shape)
 
 
@@ -271,7 +271,7 @@ def logprobs(model, ids):
 
 
 class Tally:
-    """Gathers, window by window, what one row says beside the truth."""
+    """Collects, window by window, the results of one row and the true ones."""
 
     def __init__(self):
         self.nll, self.kl, self.same_top1 = [], [], []

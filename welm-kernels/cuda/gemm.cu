@@ -63,7 +63,7 @@ template <Mode MODE, int TOKENS, int STRIP_COUNT, int DEPTH> DEVICE void few(con
     uint32_t group = segment_start(warp, p.n_groups);
     const uint32_t end = segment_start(warp + 1, p.n_groups);
 
-    // Pointers to the current group. They are advanced, because computing the addresses anew costs more instructions.
+    // Pointers to the current group. They are advanced, because computing the addresses again takes more instructions.
     const uint8_t *w_at[STRIP_COUNT];
     const uint32_t *scales_at[STRIP_COUNT];
     const uint16_t *x_at[COLUMNS];

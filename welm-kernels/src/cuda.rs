@@ -259,7 +259,7 @@ unsafe impl Driver for Cuda {
         if from.len() > STAGING_BYTES - host.used {
             self.wait(&mut host)?;
         }
-        // SAFETY: within the staging memory, of which no copy under way reads this part.
+        // SAFETY: within the staging memory, and no copy in progress reads this part.
         let staged = unsafe { host.staging.add(host.used) };
         // SAFETY: as above, and `from` is not in it.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), staged, from.len()) };

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 use welm_benches::cpu::{self, Random, Request};
-use welm_benches::{limits, random_model, work};
+use welm_benches::{limits, random_model, truth, work};
 use welm_core::{Activations, CacheDtype, Device, Dtype, LoadOptions, Model};
 
 /// Times a model on the CPU, and the machine it runs on.
@@ -28,6 +28,8 @@ enum Command {
         /// Folder to write
         folder: PathBuf,
     },
+    /// How far a model's logits are from those in f32 of the same weights
+    Truth(TruthArgs),
     /// Loads a model and times it
     Run(RunArgs),
 }
@@ -46,6 +48,20 @@ struct LimitsArgs {
     /// Prints a line of JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct TruthArgs {
+    /// Folder or GGUF file
+    model: PathBuf,
+    /// Text whose first tokens are scored, by 512
+    text: PathBuf,
+    /// So many of them
+    #[arg(long, default_value_t = 2048)]
+    tokens: usize,
+    /// Compute threads
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
 }
 
 #[derive(Debug, Args)]
@@ -97,6 +113,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Limits(args) => limits_of(&args),
         Command::Write { shape, folder } => write(&shape, &folder),
+        Command::Truth(args) => truth_of(&args),
         Command::Run(args) => run(&args),
     };
     match result {
@@ -106,6 +123,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn truth_of(args: &TruthArgs) -> Result<()> {
+    let text = std::fs::read_to_string(&args.text).with_context(|| args.text.display().to_string())?;
+    let usual = LoadOptions { device: Device::Cpu, threads: Some(args.threads), ..LoadOptions::default() };
+    let exact = LoadOptions { dtype: Dtype::F32, cache_dtype: CacheDtype::F32, ..usual.clone() };
+    let wide = LoadOptions { activations: Activations::Int16, ..usual.clone() };
+    let ways = [("default", usual), ("int16 activations", wide)];
+    truth::measure(&args.model, &text, args.tokens, &exact, &ways)?.into_iter().for_each(print);
+    Ok(())
 }
 
 fn limits_of(args: &LimitsArgs) -> Result<()> {

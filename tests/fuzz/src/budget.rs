@@ -1,10 +1,10 @@
-//! An allocator that ends the process when an input makes it allocate beyond all measure.
+//! An allocator that ends the process if an input makes it allocate too much.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Most bytes at once, and of all that are allocated at a time. Targets ask for at most 64 MiB of weights, cache and
-/// scratch, and their inputs are below 1 MiB.
+/// Most bytes of one allocation, and of all together. Targets ask for at most 64 MiB of weights, cache and scratch, and
+/// their inputs are below 1 MiB.
 const MOST_AT_ONCE: usize = 128 << 20;
 const MOST: usize = 512 << 20;
 
@@ -13,12 +13,12 @@ static USED: AtomicUsize = AtomicUsize::new(0);
 /// The system's allocator with a limit.
 pub struct Budget;
 
-/// Counts an allocation. It ends the process, rather than answer with NULL: the Rust library ends it, too, then, but
-/// what fails should show here.
+/// Counts an allocation. If it is too much, it ends the process here. After a NULL the Rust library would end it, too,
+/// but then the place of the failure would not show.
 fn count(size: usize) {
     let used = USED.fetch_add(size, Relaxed) + size;
     if size > MOST_AT_ONCE || used > MOST {
-        // What prints would allocate.
+        // Printing allocates, too.
         USED.store(0, Relaxed);
         eprintln!("budget: {size} bytes at once, {used} bytes in use");
         std::process::abort();

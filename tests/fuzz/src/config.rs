@@ -1,4 +1,4 @@
-//! `config.json` and what stands beside it.
+//! Fuzzes `config.json` and the files beside it.
 
 use serde_json::json;
 
@@ -23,7 +23,7 @@ pub fn run(input: &[u8]) {
     try_model(folder.path(), "ab <s> 1");
 }
 
-/// Settings as models have them.
+/// Settings of real models.
 pub fn seeds() -> Vec<Vec<u8>> {
     let rows = BYTE_LEVEL_ROWS;
     let configs = [

@@ -1,4 +1,4 @@
-//! Models that are made for an input, in a folder of their own.
+//! Writes models for an input, each into a folder of its own.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use serde_json::{Value, json};
 use welm_core::{Error, GenerateOptions, LoadOptions, Message, Model};
 
-/// A folder for one input, gone when it is dropped. Under `TMPDIR`, which `tests/fuzz/run` puts into memory.
+/// A folder for one input, which is removed on drop. It is under `TMPDIR`, which `tests/fuzz/run` puts into memory.
 pub struct Folder(PathBuf);
 
 impl Folder {
@@ -44,7 +44,7 @@ pub fn repository(path: &str) -> Vec<u8> {
     std::fs::read(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// Little of everything.
+/// Options with small limits.
 pub fn small() -> LoadOptions {
     LoadOptions {
         threads: Some(1),
@@ -127,7 +127,7 @@ pub fn config(more: &Value) -> Value {
     config
 }
 
-/// Its tensors for a vocabulary of so many tokens.
+/// Its tensors, for a vocabulary of `rows` tokens.
 pub fn weights(rows: usize) -> Vec<u8> {
     safetensors(&[
         ("model.embed_tokens.weight", &[rows, 16]),
@@ -182,7 +182,7 @@ pub fn byte_level() -> Value {
     })
 }
 
-/// Rows that its model needs.
+/// Rows of the embedding for this tokenizer.
 pub const BYTE_LEVEL_ROWS: usize = 260;
 
 /// The parts of an input, with a byte that no UTF-8 has between them; the last one has the rest.

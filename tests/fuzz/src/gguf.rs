@@ -1,8 +1,8 @@
-//! GGUF: metadata, descriptions of tensors and tensors, with a tokenizer and a chat template in them.
+//! Fuzzes GGUF files: metadata, descriptions of tensors and tensors, with a tokenizer and a chat template.
 
 use super::files::{Folder, repository, try_model};
 
-/// Bytes that stand for the tensors' after a header.
+/// Bytes of zeros after a header, as the tensors.
 const TENSORS: usize = 160 << 10;
 
 /// The first byte says whether zeros for tensors follow; the others are the file.

@@ -1,4 +1,4 @@
-//! Folders that `quantize` writes.
+//! Fuzzes folders that `quantize` writes.
 
 use std::sync::OnceLock;
 
@@ -21,8 +21,8 @@ fn sound() -> &'static [Vec<u8>; 3] {
     })
 }
 
-/// `config.json`, 0xFF, the header of `model.safetensors`; what is empty is the sound one. Bytes after another 0xFF
-/// replace the first values.
+/// Input: `config.json`, 0xFF, the header of `model.safetensors`. If one is empty, the valid one is used. Bytes after
+/// another 0xFF replace the first values.
 pub fn run(input: &[u8]) {
     let [config, header, first] = parts(input);
     let [sound_config, sound_header, values] = sound();

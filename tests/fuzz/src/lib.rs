@@ -5,16 +5,17 @@
 //! tests/fuzz/run 60 gguf template     # these for one
 //! ```
 //!
-//! A target takes bytes and does what a caller would do with a file, a template or options made of them, through the
-//! public interface. What counts as a finding, besides a crash:
+//! A target takes bytes, makes a file, a template or options of them, and uses these as a caller would, through the
+//! public interface. Besides a crash, these are findings:
 //!
-//! * a panic that reaches the caller, and [`welm_core::Error::EngineStopped`], which is one that did not;
-//! * memory: [`Budget`] allows a target so much, as whole and at once, whatever lengths the input claims;
-//! * time: libFuzzer's limit for one input;
-//! * an answer that contradicts the target's own definition of it (`stop`, `options`).
+//! * a panic that reaches the caller, and [`welm_core::Error::EngineStopped`], which is a panic inside the engine;
+//! * too much memory: [`Budget`] limits each allocation and their sum, whatever lengths the input claims;
+//! * too much time: libFuzzer has a limit for one input;
+//! * an answer that differs from the target's own definition (`stop`, `options`).
 //!
-//! Panics of other libraries that welm catches are none. Inputs that were findings are in `tests/fuzz/regressions`, a
-//! folder for each target; `tests/fuzzed.rs` runs them, and the seeds, with every test run.
+//! Panics of other libraries that welm catches are not findings. Inputs of old findings are in
+//! `tests/fuzz/regressions`, with a folder for each target; `tests/fuzzed.rs` runs them, and the seeds, with every test
+//! run.
 
 mod budget;
 pub mod config;
@@ -29,7 +30,7 @@ pub mod tokenizer;
 
 pub use budget::Budget;
 
-/// What is run with bytes.
+/// A target, which is run with bytes.
 #[derive(Clone, Copy)]
 pub struct Target {
     /// Its name.
@@ -42,13 +43,13 @@ pub struct Target {
 
 macro_rules! targets {
     ($($name:ident),*) => {
-        /// All of them.
+        /// All targets.
         pub const TARGETS: &[Target] =
             &[$(Target { name: stringify!($name), seeds: $name::seeds, run: $name::run }),*];
     };
 }
 
-/// The program of a target; libFuzzer brings `main`.
+/// The program of a target; libFuzzer has `main`.
 #[macro_export]
 macro_rules! program {
     ($name:ident) => {

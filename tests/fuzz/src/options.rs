@@ -1,4 +1,4 @@
-//! Options, prompts and messages through the C interface.
+//! Fuzzes options, prompts and messages through the C interface.
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -39,7 +39,7 @@ enum Prompt {
     Tokens(Vec<u16>),
 }
 
-/// One byte in sixteen chooses what may be outside every domain, so that most requests are sound.
+/// True for one byte in sixteen: then a value may be invalid. So most requests are valid.
 fn wild(how: u8) -> bool {
     how >= 240
 }
@@ -85,7 +85,7 @@ struct Options {
     n: Size,
     reals: [Real; 6],
     logit_bias: Vec<(u16, Real)>,
-    /// Mostly of ASCII letters.
+    /// Stop strings, mostly of ASCII letters.
     stop: (u8, Vec<Vec<u8>>),
     stop_lens: bool,
     seed: Option<u64>,
@@ -121,7 +121,7 @@ impl Stored {
             stop.retain(|s| !s.is_empty());
         }
         let lens: Vec<usize> = stop.iter().map(Vec::len).collect();
-        // Without lengths they end at a NUL, of which the first counts.
+        // Without lengths they end at their first NUL.
         stop.iter_mut().for_each(|s| s.push(0));
         let pointers: Vec<*const c_char> = stop.iter().map(|s| s.as_ptr().cast()).collect();
         let cancel = from.cancel.map_or(ptr::null_mut(), |cancelled| {
@@ -166,7 +166,7 @@ impl Stored {
         options.struct_size = if wild(from.size.0) { from.size.1 % 4200 } else { options.struct_size };
         let mut memory = Box::new([options; 40]);
         if from.after & 1 == 0 {
-            // What lies after the end is zero.
+            // The bytes after the end are zero.
             let rest = memory[1..].as_mut_ptr();
             // SAFETY: any bytes are a valid value, and these 39 lie in the box.
             unsafe { ptr::write_bytes(rest, 0, 39) };
@@ -227,7 +227,7 @@ fn model() -> *mut welm_model {
     MODEL.get_or_init(load).0
 }
 
-/// What any call promises: no fault inside, an error exactly where there is no answer, and its status in it.
+/// Checks what holds for every call: no panic inside, an error exactly if there is no answer, and the status in it.
 fn check(status: welm_status, error: *mut welm_error, answered: bool) -> bool {
     let fault =
         matches!(status, WELM_PANIC | WELM_OTHER | WELM_DEVICE | WELM_DEVICE_LOST | WELM_ENGINE_STOPPED);
@@ -313,7 +313,7 @@ fn stream(prompt: welm_prompt, options: &Stored) -> Option<Answer> {
     Some(choices)
 }
 
-/// One call, or the same request in two ways.
+/// Makes one call, or the same request in two ways.
 pub fn run(input: &[u8]) {
     let Ok(input) = Input::arbitrary(&mut Unstructured::new(input)) else { return };
     let tokens: Vec<u32>;
@@ -405,7 +405,7 @@ pub fn run(input: &[u8]) {
     at_rest();
 }
 
-/// Waits until nothing is open; what stays open is lost.
+/// Waits until nothing is open. If something stays open, it is lost, and that is a finding.
 fn at_rest() {
     let until = Instant::now() + Duration::from_secs(5);
     loop {

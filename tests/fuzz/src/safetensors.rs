@@ -1,4 +1,4 @@
-//! safetensors: the header, or the whole file, and the index of several; the same through `quantize`.
+//! Fuzzes safetensors: the header, or the whole file, and the index of several files; also through `quantize`.
 
 use super::files::{Folder, config, expected, repository, try_model, weights};
 
@@ -7,13 +7,13 @@ fn file(kind: u8, input: &[u8]) -> Vec<u8> {
     if kind & 1 == 1 {
         return input.to_vec();
     }
-    // The values are not interesting: as many as the untouched file has, and the same ones.
+    // The values do not matter: they are those of the valid file.
     let sound = weights(8);
     let header = u64::from_le_bytes(sound[..8].try_into().expect("eight bytes")) as usize;
     [&(input.len() as u64).to_le_bytes(), input, &sound[8 + header..]].concat()
 }
 
-/// The first byte chooses what the others are.
+/// The first byte of the input chooses what the others are.
 pub fn run(input: &[u8]) {
     let Some((&kind, rest)) = input.split_first() else { return };
     let config = config(&serde_json::json!({})).to_string();

@@ -1,4 +1,4 @@
-//! Stop strings: the text that a request with stop strings gives is the one without, cut by the definition.
+//! Fuzzes stop strings. The text with stop strings must be the text without them, cut as the definition says.
 
 use std::sync::OnceLock;
 
@@ -16,13 +16,13 @@ struct Input {
     n: u8,
     echo: bool,
     stops: Vec<Stop>,
-    /// Places of tokens in the text that comes without stop strings.
+    /// Stop tokens, as positions in the text without stop strings.
     ids: Vec<u8>,
 }
 
 #[derive(Arbitrary)]
 enum Stop {
-    /// A part of the text that comes without stop strings: where it starts, and its length.
+    /// A part of the text without stop strings: where it starts, and its length.
     Own(u8, u8),
     Text(String),
 }
@@ -42,7 +42,7 @@ pub(crate) fn model() -> &'static Model {
     })
 }
 
-/// The shortest beginning that ends in a stop string, without it; and whether there is one.
+/// The text before the stop string that is complete first; and whether there is one.
 fn definition(bytes: &[u8], stops: &[String]) -> (String, bool) {
     let text = String::from_utf8_lossy(bytes).into_owned();
     for (end, _) in text.char_indices().skip(1).chain([(text.len(), ' ')]) {
@@ -53,7 +53,7 @@ fn definition(bytes: &[u8], stops: &[String]) -> (String, bool) {
     (text, false)
 }
 
-/// Characters `start..start + len` of a text, as far as they are there.
+/// Characters `start..start + len` of a text, or fewer if the text is shorter.
 fn part(text: &str, start: u8, len: u8) -> String {
     let n = text.chars().count().max(1);
     text.chars().skip(start as usize % n).take(len as usize).collect()
@@ -87,7 +87,7 @@ pub fn run(input: &[u8]) {
             Stop::Text(text) => text,
         })
         .collect();
-    // Names of special tokens are matched by the token, which the text does not show.
+    // Names of special tokens match the token, which is not in the text.
     let special = ["<unk>", "<s>", "</s>"];
     stops.retain(|s| !s.is_empty() && s.len() <= 256 && !special.iter().any(|name| s.contains(name)));
     let places = input.ids.iter().take(3).filter_map(|&i| free.choices[0].tokens.get(i as usize));
@@ -103,7 +103,7 @@ pub fn run(input: &[u8]) {
     let echo = if input.echo { model.detokenize(&prompt) } else { String::new() };
     let echoed = if input.echo { prompt.len() } else { 0 };
     for ((free, got), streamed) in free.choices.iter().zip(&stopped.choices).zip(streamed) {
-        // A stop token ends it, too, and is no part of it.
+        // A stop token ends it, too, and is not part of it.
         let end = free.tokens.iter().position(|t| options.stop_token_ids.contains(&t.id));
         let before = &free.tokens[..end.unwrap_or(free.tokens.len())];
         let (want, by_string) = definition(&bytes_of(before), &stops);

@@ -1,11 +1,11 @@
-//! Chat templates, and conversations for them.
+//! Fuzzes chat templates, and conversations for them.
 
 use serde_json::{Value, json};
 use welm_core::{ChatRequest, Message, Model};
 
 use super::files::{Folder, config, expected, join, parts, repository, small, weights};
 
-/// The template, 0xFF, a request as JSON.
+/// Input: the template, 0xFF, a request as JSON.
 pub fn run(input: &[u8]) {
     let [template, request] = parts(input);
     let request = expected(ChatRequest::from_json(&String::from_utf8_lossy(request)));

@@ -1,10 +1,10 @@
-//! `tokenizer.json`, and a text for it.
+//! Fuzzes `tokenizer.json`, with a text.
 
 use serde_json::{Value, json};
 
 use super::files::{BYTE_LEVEL_ROWS, Folder, byte_level, config, join, parts, try_model, weights};
 
-/// The file, 0xFF, the text.
+/// Input: the file, 0xFF, the text.
 pub fn run(input: &[u8]) {
     let [tokenizer, text] = parts(input);
     let config = config(&json!({"vocab_size": BYTE_LEVEL_ROWS})).to_string();

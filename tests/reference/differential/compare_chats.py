@@ -115,7 +115,7 @@ def reason(error):
 
 
 def cut(want, got):
-    """The two texts from a little before they part."""
+    """The two texts from a little before they differ."""
     at = next((i for i, (a, b) in enumerate(zip(want, got)) if a != b), min(len(want), len(got)))
     start = max(0, at - 30)
     return json.dumps(want[start:at + 60], ensure_ascii=False), json.dumps(got[start:at + 60], ensure_ascii=False)

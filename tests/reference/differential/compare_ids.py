@@ -20,12 +20,12 @@ import welm
 from texts import texts
 
 
-# Differences that are meant; welm-core/src/tokenizer/gguf.rs gives the reasons. Names of tokens: texts with them are
-# left out, and so are the tokens.
+# Intended differences; welm-core/src/tokenizer/gguf.rs gives the reasons. These are names of tokens: the tokens are
+# left out of the comparison, and so are texts with them.
 MEANT = {
     # Control tokens, as the file says. llama.cpp finds them in any text, so that a user can write a turn.
     "gguf-lenml-gptoss": ["<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|constrain|>"],
-    # A word, as the file says. llama.cpp makes a control token of it, and HTML loses it.
+    # An ordinary token, as the file says. llama.cpp makes it a control token, so texts of HTML lose it.
     "ggml-vocab-qwen2": ["</s>"],
     "ggml-vocab-qwen35": ["</s>"],
     "gguf-lenml-qwen3": ["</s>"],
@@ -49,12 +49,12 @@ class Gguf:
         return len(self.vocabulary.encode("a", special=False, add=True)) - len(self.encode("a", False))
 
     def more(self, model):
-        """What else is compared: (what, expected and not got, got and not expected)."""
+        """Further comparisons: (what, expected but not got, got but not expected)."""
         n = len(self.vocabulary)
         meant = {model.token_id(name) for name in self.meant}
         want = {i: self.vocabulary.piece(i) for i in range(n) if i not in meant}
         got = {i: model.token_bytes(i) for i in want}
-        # llama.cpp gives a message for tokens that are not spelled in the byte alphabet.
+        # For tokens that are not written in the byte alphabet, llama.cpp gives a message instead of bytes.
         wrong = [i for i in want if want[i] != got[i] and not want[i].startswith(b"[UNK_BYTE_")]
         yield "bytes of tokens", {i: want[i] for i in wrong[:5]}, {i: got[i] for i in wrong[:5]}
         controls = [i for i in range(n) if model.is_special(i)]

