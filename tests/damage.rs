@@ -92,6 +92,14 @@ fn every_file_of_a_model() {
             damage(folder.path(), &file, 200);
         }
     }
+    // SentencePiece's tokenizers, with a model of the rows of the smallest.
+    for name in ["unigram_folding", "bpe_gemma"] {
+        let folder = copy(&fixture("llama_gqa"));
+        std::fs::remove_file(folder.path().join("expected.safetensors")).unwrap();
+        let file = folder.path().join("tokenizer.model");
+        std::fs::copy(fixture(&format!("sentencepiece/{name}.model")), &file).unwrap();
+        damage(folder.path(), &file, 200);
+    }
     let folder = copy(&fixture("gguf_llama_q4_0"));
     let file = folder.path().join("model.gguf");
     damage(&file, &file, 300);

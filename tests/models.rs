@@ -21,19 +21,34 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-/// In f32: ids of the prompts, log-probabilities and greedy tokens.
+/// Each prompt with what transformers makes of it.
+fn cases(reference: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(fixture("models").join(reference)).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert_eq!(cases.len(), 8);
+    cases
+}
+
+/// Ids of the prompts, with the token that starts a text.
+fn ids_as_transformers(name: &str, reference: &str) {
+    let options = LoadOptions { context_tokens: Some(64), ..LoadOptions::default() };
+    let model = Model::load(file(name), &options).unwrap();
+    for case in cases(reference) {
+        let prompt = case["prompt"].as_str().unwrap();
+        let echo = GenerateOptions { echo: true, ..GenerateOptions::greedy(0) };
+        let answer = model.generate(prompt, &echo).unwrap();
+        let own: Vec<u32> = answer.choices[0].tokens.iter().map(|t| t.id).collect();
+        assert_eq!(own, ids(&case["ids"]), "{prompt:?}");
+    }
+}
+
+/// In f32: log-probabilities and greedy tokens.
 fn as_transformers(name: &str, reference: &str) {
     let options = LoadOptions { dtype: Dtype::F32, context_tokens: Some(256), ..exact() };
     let model = Model::load(file(name), &options).unwrap();
     let vocab = model.config().vocab_size;
-    let reference = std::fs::read_to_string(fixture("models").join(reference)).unwrap();
-    for case in serde_json::from_str::<Vec<Value>>(&reference).unwrap() {
+    for case in cases(reference) {
         let (prompt, tokens) = (case["prompt"].as_str().unwrap(), ids(&case["ids"]));
-        let echo = GenerateOptions { echo: true, ..GenerateOptions::greedy(0) };
-        let answer = model.generate(prompt, &echo).unwrap();
-        let own: Vec<u32> = answer.choices[0].tokens.iter().map(|t| t.id).collect();
-        assert_eq!(own, tokens, "{prompt:?}: ids");
-
         let rows = log_softmax(&model.logits(&tokens, 0).unwrap(), vocab);
         let theirs = case["logprobs"].as_array().unwrap().iter().enumerate();
         let of_prompt = theirs.map(|(i, p)| (rows[i * vocab + tokens[i + 1] as usize], p));
@@ -50,6 +65,16 @@ fn as_transformers(name: &str, reference: &str) {
         let got: Vec<u32> = answer.choices[0].tokens.iter().map(|t| t.id).collect();
         assert_eq!(got, ids(&case["greedy"]), "{prompt:?}: greedy tokens");
     }
+}
+
+#[test]
+fn gemma3_ids_are_those_of_transformers() {
+    ids_as_transformers(GEMMA3, "gemma3.json");
+}
+
+#[test]
+fn qwen0_5b_ids_are_those_of_transformers() {
+    ids_as_transformers(QWEN_0_5B, "qwen0.5b.json");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 """What transformers in f32 makes of a published GGUF file, for tests/models.rs.
 
-    pip install torch transformers gguf
+    pip install torch transformers accelerate gguf
     python tests/reference/real_models.py FILE.gguf tests/fixtures/models/NAME.json
 
 The weights are dequantised by the reader of transformers. Of each prompt: its ids, the log-probabilities of ids[1:], the

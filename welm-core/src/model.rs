@@ -298,7 +298,9 @@ impl Model {
     }
 
     fn tokenizer(&self) -> Result<&Tokenizer> {
-        let missing = || Error::Tokenizer("this model has none (no tokenizer.json); give tokens".into());
+        let missing = || {
+            Error::Tokenizer("this model has none (no tokenizer.json or tokenizer.model); give tokens".into())
+        };
         self.inner.tokenizer.as_deref().ok_or_else(missing)
     }
 

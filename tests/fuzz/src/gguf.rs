@@ -26,6 +26,40 @@ pub fn seeds() -> Vec<Vec<u8>> {
         let last = file.windows(7).rposition(|w| w == b".weight" || w == b"rm.bias").map_or(0, |at| at + 64);
         seeds.push([&[0], &file[..last.min(file.len())]].concat());
     }
-    seeds.push([&[1], &repository("tests/fixtures/gguf_llama_q4_0/model.gguf")[..]].concat());
+    let whole = repository("tests/fixtures/gguf_llama_q4_0/model.gguf");
+    for model in ["llama", "t5"] {
+        seeds.push([&[0], &with_pieces(&whole, model)[..]].concat());
+    }
+    seeds.push([&[1], &whole[..]].concat());
     seeds
+}
+
+/// The file with its tokenizer's model named otherwise, with a score for each token and a table of rules.
+fn with_pieces(file: &[u8], model: &str) -> Vec<u8> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let find =
+        |bytes: &[u8]| file.windows(bytes.len()).position(|w| w == bytes).expect("a key of the fixture");
+    let array = |key: &str, kind: u32, n: u64, elements: &[u8]| {
+        [&text(key)[..], &9u32.to_le_bytes(), &kind.to_le_bytes(), &n.to_le_bytes(), elements].concat()
+    };
+    let tokens = text("tokenizer.ggml.tokens");
+    let n = &file[find(&tokens) + tokens.len() + 8..];
+    let n = u64::from_le_bytes(*n.first_chunk().expect("a number of tokens"));
+    let scores: Vec<u8> = (0..n).flat_map(|i| (-(i as f32)).to_le_bytes()).collect();
+    // One rule: `a` becomes `b`.
+    let mut units = [0u32; 512];
+    (units[0x61], units[0x161]) = (0x61 | 1 << 8 | 0x100 << 10, 1 << 31);
+    let units: Vec<u8> = units.iter().flat_map(|unit| unit.to_le_bytes()).collect();
+    let table = [&2048u32.to_le_bytes()[..], &units, b"b\0"].concat();
+    let more = [
+        array("tokenizer.ggml.scores", 6, n, &scores),
+        array("tokenizer.ggml.precompiled_charsmap", 0, table.len() as u64, &table),
+    ]
+    .concat();
+    // After magic, version and number of tensors comes the number of keys.
+    let (head, keys) =
+        (&file[..16], u64::from_le_bytes(*file[16..].first_chunk().expect("a number of keys")) + 2);
+    let name = find(&text("gpt2"));
+    let after = &file[name + text("gpt2").len()..];
+    [head, &keys.to_le_bytes(), &more, &file[24..name], &text(model), after].concat()
 }

@@ -23,6 +23,7 @@ pub mod files;
 pub mod gguf;
 pub mod int8;
 pub mod options;
+pub mod pieces;
 pub mod safetensors;
 pub mod stop;
 pub mod template;
@@ -60,7 +61,7 @@ macro_rules! program {
     };
 }
 
-targets!(safetensors, gguf, config, tokenizer, template, int8, options, stop);
+targets!(safetensors, gguf, config, tokenizer, template, int8, options, pieces, stop);
 
 /// Makes a process ready to run a target; with `WELM_FUZZ_SEEDS`, writes the seeds into that folder instead, and ends.
 pub fn start(seeds: fn() -> Vec<Vec<u8>>) {

@@ -32,6 +32,11 @@ MEANT = {
 }
 
 
+def begin(ids, own):
+    """How many ids are in front of a text's own."""
+    return next(i for i in range(len(ids) + 1) if ids[i:i + len(own)] == own)
+
+
 class Gguf:
     """llama.cpp as the reference."""
 
@@ -46,7 +51,7 @@ class Gguf:
 
     def begin(self):
         """Tokens that are put in front of a text."""
-        return len(self.vocabulary.encode("a", special=False, add=True)) - len(self.encode("a", False))
+        return begin(self.vocabulary.encode("a", special=False, add=True), self.encode("a", False))
 
     def more(self, model):
         """Further comparisons: (what, expected but not got, got but not expected)."""
@@ -78,9 +83,7 @@ class Folder:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
 
     def begin(self):
-        ids = self.tokenizer("a")["input_ids"]
-        own = self.encode("a", False)
-        return next(i for i in range(len(ids) + 1) if ids[i:i + len(own)] == own)
+        return begin(self.tokenizer("a")["input_ids"], self.encode("a", False))
 
     def more(self, model):
         return []

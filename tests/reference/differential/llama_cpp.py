@@ -79,7 +79,8 @@ class Vocabulary:
         return [i for i in range(len(self)) if _is_eog(self.vocab, i)]
 
     def controls(self):
-        return [i for i in range(len(self)) if _is_control(self.vocab, i)]
+        """Control tokens, and the one for unknown text."""
+        return [i for i in range(len(self)) if _is_control(self.vocab, i) or _attributes(self.vocab, i) & 1]
 
     def special(self):
         """The texts of control and user-defined tokens."""

@@ -11,7 +11,7 @@
 //!    in `settings/keys.rs`, which refuses those that change the arithmetic. A relative of Llama starts from its readers.
 //! 2. Name every part, or say [`StoredAs::Nowhere`]; the compiler asks for each. Embedding and output always have a name.
 //!    What the configuration lists and the file lacks is an error, and so is what is in the file and not listed.
-//! 3. Add `mod <name>;` and a line to [`FAMILIES`] below.
+//! 3. Add `mod <name>;` and a line to [`FAMILIES`] below. If `refused.rs` has the name, take it out there.
 //! 4. Add a tiny model to `tests/reference/make_fixtures.py`, which records what transformers makes of it.
 //!
 //! A family that computes something new needs more: a field of [`ModelConfig`] or `LayerConfig` and its operation in

@@ -20,15 +20,16 @@
 //!
 //! * The spelling of a control token never becomes that token but where special tokens are parsed; there merges may
 //!   lead to it.
+//! * Phi-3's control tokens take any white space after them, as in transformers; there only ASCII's.
 //! * What merges lead to an unused token is taken back, as in SentencePiece.
-//! * Sums of `t5` are SentencePiece's, in f32, and its spaces, too; there a text of spaces alone, or one in front, may
-//!   become other tokens. A character without a token becomes its bytes if the file has them.
+//! * White space of `t5` is treated as in SentencePiece; there a text of spaces alone, or one in front, may become other
+//!   tokens. A character without a token becomes its bytes if the file has them.
 
 use std::collections::{HashMap, HashSet};
 
 use super::added::AddedToken;
 use super::byte_alphabet::from_byte_alphabet;
-use super::bytes::{MAX_VOCAB, TokenBytes, piece_bytes};
+use super::bytes::{MAX_VOCAB, TokenBytes, byte_token, piece_bytes};
 use super::piece_kind::PieceKind;
 use super::sentencepiece::{Declared, Piece, WhiteSpace};
 use super::stages::{GPT2, PreTokenizers};
@@ -98,6 +99,11 @@ const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r
 const DEEPSEEK_LLM_LETTERS: &str = r"\s?[A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}\x{38C}\x{38E}-\x{3A1}\x{3A3}-\x{3F5}\x{3F7}-\x{481}\x{48A}-\x{52F}\x{531}-\x{556}\x{10A0}-\x{10C5}\x{13A0}-\x{13F5}\x{13F8}-\x{13FD}\x{1C90}-\x{1CBA}\x{1CBD}-\x{1CBF}\x{1D00}-\x{1D2B}\x{1D6B}-\x{1D77}\x{1D79}-\x{1D9A}\x{1E00}-\x{1F15}\x{1F18}-\x{1F1D}\x{1F20}-\x{1F45}\x{1F48}-\x{1F4D}\x{1F50}-\x{1F57}\x{1F59}\x{1F5B}\x{1F5D}\x{1F5F}-\x{1F7D}\x{1F80}-\x{1FB4}\x{1FB6}-\x{1FBC}\x{1FBE}\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC}\x{1FD0}-\x{1FD3}\x{1FD6}-\x{1FDB}\x{1FE0}-\x{1FEC}\x{1FF2}-\x{1FF4}\x{1FF6}-\x{1FFC}\x{2102}\x{2107}\x{210A}-\x{2113}\x{2115}\x{2119}-\x{211D}\x{2124}\x{2126}\x{2128}\x{212A}-\x{212D}\x{212F}-\x{2134}\x{2139}\x{213C}-\x{213F}\x{2145}-\x{2149}\x{214E}\x{2183}\x{2184}\x{2C00}-\x{2C7B}\x{2C7E}-\x{2CE4}\x{2CEB}-\x{2CEE}\x{2CF2}\x{2CF3}\x{A640}-\x{A66D}\x{A680}-\x{A69B}\x{A722}-\x{A76F}\x{A771}-\x{A787}\x{A78B}-\x{A78E}\x{AB70}-\x{ABBF}\x{FB00}-\x{FB06}\x{FB13}-\x{FB17}\x{FF21}-\x{FF3A}\x{FF41}-\x{FF5A}\x{10400}-\x{1044F}\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}\x{118A0}-\x{118DF}\x{1E900}-\x{1E943}]+";
 const BAILINGMOE: &str = r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 const SEED_CODER: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
+const MINICPM5: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const YOUTU: &str = r"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\x{3040}-ゟ゠-ヿ]+";
+const GPT4O_ONE_DIGIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const EXAONE_MOE: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+";
+const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 
 /// Every name that is known, and what it stands for.
@@ -125,16 +131,41 @@ const PRES: &[Pre] = &[
         whole_words: false,
     },
     Pre {
-        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
+        names: &[
+            "smollm",
+            "starcoder",
+            "refact",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
+            "mellum2",
+        ],
         splits: &[r"\p{N}", GPT2],
         whole_words: false,
     },
     Pre {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+        names: &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+            "jina-v5-nano",
+        ],
         splits: &[LLAMA3],
         whole_words: true,
     },
-    Pre { names: &["dbrx", "smaug-bpe", "chatglm-bpe", "glm4"], splits: &[LLAMA3], whole_words: false },
+    Pre { names: &["glm4", "glm5"], splits: &[LLAMA3], whole_words: true },
+    Pre { names: &["dbrx", "smaug-bpe", "chatglm-bpe"], splits: &[LLAMA3], whole_words: false },
+    Pre { names: &["minicpm5"], splits: &[r"\p{N}{1,3}", MINICPM5], whole_words: true },
+    Pre { names: &["youtu"], splits: &[YOUTU, GPT4O_ONE_DIGIT], whole_words: true },
+    Pre { names: &["exaone-moe"], splits: &[EXAONE_MOE], whole_words: false },
+    Pre { names: &["laguna"], splits: &[r"[^\n]+|[\n]+", QWEN2], whole_words: false },
+    Pre { names: &["ufakzeka"], splits: &[UFAKZEKA], whole_words: false },
     Pre {
         names: &[
             "qwen2",
@@ -145,13 +176,18 @@ const PRES: &[Pre] = &[
             "hunyuan",
             "solar-open",
             "grok-2",
+            "f2llmv2",
         ],
         splits: &[QWEN2],
         whole_words: false,
     },
     Pre { names: &["qwen35"], splits: &[QWEN35], whole_words: false },
     Pre { names: &["tekken"], splits: &[TEKKEN], whole_words: true },
-    Pre { names: &["gpt-4o", "llama4", "kanana2", "minimax-m2"], splits: &[GPT4O], whole_words: false },
+    Pre {
+        names: &["gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"],
+        splits: &[GPT4O],
+        whole_words: false,
+    },
     Pre { names: &["bailingmoe", "bailingmoe2", "llada-moe"], splits: &[BAILINGMOE], whole_words: false },
     Pre { names: &["seed-coder"], splits: &[SEED_CODER], whole_words: false },
     Pre {
@@ -174,7 +210,7 @@ const PRES: &[Pre] = &[
         whole_words: false,
     },
     Pre {
-        names: &["deepseek-v3", "hunyuan-dense"],
+        names: &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
         splits: &[r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3],
         whole_words: false,
     },
@@ -351,7 +387,7 @@ impl GgufVocab {
     /// The pieces of a SentencePiece model.
     pub(super) fn into_pieces(self) -> Declared {
         let kinds: Vec<PieceKind> = (0..self.tokens.len()).map(|id| self.kind(id)).collect();
-        let has_bytes = kinds.iter().filter(|kind| **kind == PieceKind::Byte).count() >= 256;
+        let has_bytes = self.tokens.iter().filter(|token| byte_token(token).is_some()).count() >= 256;
         let pieces = self.tokens.into_iter().zip(self.scores).zip(kinds).enumerate();
         let pieces = pieces.map(|(id, ((text, score), kind))| Piece {
             text: named_if_empty(text, id),
@@ -366,6 +402,7 @@ impl GgufVocab {
         Declared {
             pieces: pieces.collect(),
             unigram: self.model == "t5",
+            single: false,
             byte_fallback: has_bytes,
             charsmap: self.charsmap,
             space: WhiteSpace {
@@ -450,6 +487,8 @@ mod tests {
             ("tekken", "I|'LL| pay| |1|2|3|4|5| €,\n\n| | don|'t|!| HelloÀ|B| 你好|。|  "),
             ("deepseek-llm", "I|'|LL| pay| |12345| |€|,|\n|\n| | don|'|t|!| Hello|À|B| |你好|。|  "),
             ("bailingmoe", "I|'LL| pay| |1|2|3|4|5| €,\n\n| | don|'t|!| HelloÀB| 你好|。|  "),
+            ("minicpm5", "I|'LL| pay| |123|45| €,\n\n| | don|'t|!| HelloÀB| 你好|。|  "),
+            ("hunyuan-dense", "I|'LL| pay| |123|45| €,\n\n| | don|'t|!| HelloÀB| |你好|。|  "),
             ("seed-coder", "I|'LL| pay| |1|2|3|4|5| €,|\n\n| | don|'t|!| HelloÀB| 你好|。|  "),
             ("deepseek-v3", "I|'LL| pay| |123|45| €,\n\n| | don|'t|!| HelloÀB| |你好|。|  "),
         ] {

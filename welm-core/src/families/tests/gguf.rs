@@ -76,7 +76,7 @@ fn rotary_settings_of_gguf_files_are_those_of_llama_cpp() {
         (&|file| kind(file, "longrope"), "`llama.rope.scaling.type`: longrope, and the file has no"),
         (&|file| kind(file, "dynamic"), "`dynamic` is none of none, linear, yarn, longrope"),
         (&|file| float(yarn(file), "llama.rope.scaling.yarn_ext_factor", 0.5), "expected 1 (not supported)"),
-        (&|file| float(kind(file, "yarn"), "llama.rope.scaling.factor", f32::NAN), "rope_scaling.factor"),
+        (&|file| float(kind(file, "yarn"), "llama.rope.scaling.factor", f32::NAN), "rope_scaling."),
         (&|file| float(file, "llama.rope.scaling.attn_factor", f32::INFINITY), "attention_factor"),
         (&|file| list(yarn(file), "rope_freqs", &[1.0; 4]), "expected no divisors beside"),
         (

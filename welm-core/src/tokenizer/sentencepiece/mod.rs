@@ -7,8 +7,8 @@
 //!
 //! Ids are those of the library `sentencepiece`. Its models lie in `tokenizer.model` (`proto.rs`) and in GGUF files
 //! (`gguf.rs`). The crate `tokenizers` has all these parts, too, but for another order: its BPE merges by ranks of pairs,
-//! which a file of scores does not have, its unigram model adds in f64, and its table of rules works on clusters
-//! of characters. Each of the three gives other ids for some texts.
+//! which a file of scores does not have, its unigram model adds in another precision, and its table of rules works on
+//! clusters of characters. Each of the three gives other ids for some texts.
 //!
 //! In a text, control pieces are never found by their spelling; welm looks for them only where special tokens are parsed.
 
@@ -53,6 +53,8 @@ pub(super) struct Declared {
     pub(super) pieces: Vec<Piece>,
     /// Else BPE.
     pub(super) unigram: bool,
+    /// Whether a unigram model's sums are f32, as SentencePiece's; else f64, as llama.cpp's.
+    pub(super) single: bool,
     /// Whether unknown characters become their bytes' pieces.
     pub(super) byte_fallback: bool,
     /// The table of rules; empty for none.
@@ -107,7 +109,7 @@ fn refuse<T>(reason: String) -> Result<T> {
 
 impl SentencePiece {
     pub(super) fn new(declared: Declared) -> Result<Self> {
-        let Declared { pieces: all, unigram, byte_fallback, charsmap, space, .. } = declared;
+        let Declared { pieces: all, unigram, single, byte_fallback, charsmap, space, .. } = declared;
         if all.is_empty() || all.len() > MAX_VOCAB {
             return refuse(format!("expected 1 to {MAX_VOCAB} pieces, got {}", all.len()));
         }
@@ -148,7 +150,7 @@ impl SentencePiece {
         let defined = pieces.ids.iter().filter(|(_, id)| pieces.kind(**id) == PieceKind::UserDefined);
         Ok(SentencePiece {
             model: match unigram {
-                true => Segmentation::Unigram(Unigram::new(&pieces)),
+                true => Segmentation::Unigram(Unigram::new(&pieces, single)),
                 false => Segmentation::Merges(Merges::new(&pieces)),
             },
             defined: Trie::new(defined.map(|(text, &id)| (text.as_bytes(), id)).collect()),

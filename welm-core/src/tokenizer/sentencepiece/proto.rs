@@ -112,6 +112,7 @@ impl Declared {
         let mut all = Declared {
             pieces: Vec::new(),
             unigram: true,
+            single: true,
             byte_fallback: false,
             charsmap: Vec::new(),
             space: WhiteSpace {

@@ -5,9 +5,9 @@
 //! best(e) = max over pieces p that end at e:  best(start of p) + score(p)
 //! ```
 //!
-//! Viterbi's algorithm, one place of the text after the other; of equal ways the one found first is kept. Sums are f32, as
-//! SentencePiece has them: where two ways are nearly as good, rounding chooses, and another precision would choose
-//! otherwise. Source: T. Kudo, arXiv:1804.10959, and SentencePiece's `EncodeOptimized`.
+//! Viterbi's algorithm, one place of the text after the other; of equal ways the one found first is kept. Where two ways are
+//! nearly as good, rounding chooses: sums are f32, as SentencePiece has them, or f64, as llama.cpp and the crate
+//! `tokenizers` have them. Source: T. Kudo, arXiv:1804.10959, and SentencePiece's `EncodeOptimized`.
 
 use super::Pieces;
 use super::trie::Trie;
@@ -26,12 +26,14 @@ pub(super) struct Unigram {
     trie: Trie,
     /// The score of an unknown character.
     unknown: f32,
+    /// Whether sums are rounded to f32.
+    single: bool,
 }
 
 /// How the best way to a place ends.
 #[derive(Clone, Copy)]
 struct Best {
-    score: f32,
+    score: f64,
     /// Where the last piece begins; [`NOWHERE`] while no way is known.
     start: u32,
     /// The last piece; [`UNKNOWN`] for a character without one.
@@ -42,12 +44,12 @@ const NOWHERE: u32 = u32::MAX;
 const UNKNOWN: u32 = u32::MAX;
 
 impl Unigram {
-    pub(super) fn new(pieces: &Pieces) -> Self {
+    pub(super) fn new(pieces: &Pieces, single: bool) -> Self {
         let texts = pieces.ids.iter().filter(|(_, id)| pieces.kind(**id).is_text());
         let trie = Trie::new(texts.map(|(text, &id)| (text.as_bytes(), id)).collect());
         let all = pieces.kinds.iter().zip(&pieces.scores);
         let normal = all.filter(|(kind, _)| **kind == PieceKind::Normal).map(|(_, &score)| score);
-        Unigram { trie, unknown: normal.fold(f32::MAX, f32::min) - UNKNOWN_PENALTY }
+        Unigram { trie, unknown: normal.fold(f32::MAX, f32::min) - UNKNOWN_PENALTY, single }
     }
 
     /// Cuts a text into pieces: hands out the text and the id of each, none for a character without a piece.
@@ -63,7 +65,10 @@ impl Unigram {
         for (start, c) in text.char_indices() {
             let before = best[start].score;
             let mut end_with = |end: usize, score: f32, id: u32| {
-                let (best, sum) = (&mut best[end], before + score);
+                // An f32 sum is that of f64, rounded.
+                let sum = before + f64::from(score);
+                let sum = if self.single { f64::from(sum as f32) } else { sum };
+                let best = &mut best[end];
                 if best.start == NOWHERE || sum > best.score {
                     *best = Best { score: sum, start: start as u32, id };
                 }

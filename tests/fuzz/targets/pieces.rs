@@ -1,0 +1,2 @@
+#![no_main]
+welm_fuzz::program!(pieces);
