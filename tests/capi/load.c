@@ -151,17 +151,17 @@ static void grown_options(const context *c) {
     CHECK(newer.o.struct_size == sizeof newer && newer.newer == NULL && newer.o.max_running == 64);
     newer.o.device = "cpu";
     newer.o.threads = older.threads;
-    welm_model_free(load(c->nano, &newer.o));
+    welm_model_free(load(c->tokenless, &newer.o));
     newer.newer = "something";
     FAILS(WELM_INVALID_ARGUMENT, "`options` sets an option at byte",
-          welm_model_load(c->nano, &newer.o, &model, &error));
+          welm_model_load(c->tokenless, &newer.o, &model, &error));
     CHECK(model == UNTOUCHED);
 
     /* After the end of an older struct there may be any bytes. */
     older.struct_size = offsetof(welm_load_options, dtype);
     older.dtype = UNTOUCHED;
     older.progress_data = UNTOUCHED;
-    welm_model_free(load(c->nano, &older));
+    welm_model_free(load(c->tokenless, &older));
     CHECK(welm_load_options_init(NULL, sizeof older) == WELM_NULL_POINTER);
     CHECK(welm_load_options_init(&older, 5) == WELM_INVALID_ARGUMENT);
 }

@@ -165,6 +165,11 @@ impl<T: CacheElement> Task<'_, T> {
                     5..=8 => piece.scores::<S, 8, 2>(q, p),
                     _ => piece.scores::<S, 12, 2>(q, p),
                 }
+            } else if S::VECTORS < 8 {
+                // Nothing is gained together.
+                for m in 0..len {
+                    piece.scores::<S, 1, 1>(&q[m * STRIP..], &mut p[m * PIECE..]);
+                }
             } else {
                 for m in (0..len).step_by(6) {
                     let (q, p) = (&q[m * STRIP..], &mut p[m * PIECE..]);
@@ -182,6 +187,10 @@ impl<T: CacheElement> Task<'_, T> {
                     2..=4 => piece.values::<S, 4, 4, 2>(p, 0, to.out),
                     5..=8 => piece.values::<S, 8, 2, 2>(p, 0, to.out),
                     _ => piece.values::<S, 12, 2, 2>(p, 0, to.out),
+                }
+            } else if S::VECTORS < 8 {
+                for m in 0..len {
+                    piece.values::<S, 1, 1, 1>(p, m, to.out);
                 }
             } else {
                 for m in (0..len).step_by(6) {
