@@ -37,8 +37,10 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import (Gemma3TextConfig, Glm4Config, GlmConfig, GPTNeoXConfig, GPTNeoXForCausalLM, GraniteConfig, HunYuanDenseV1Config, LlamaConfig,
-                          MinistralConfig, MistralConfig, Olmo2Config, Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config)
+from transformers import (Gemma3TextConfig, Glm4Config, GlmConfig, GPTNeoXConfig, GPTNeoXForCausalLM,
+                          GraniteConfig, GraniteMoeHybridConfig, HunYuanDenseV1Config, LlamaConfig,
+                          MinistralConfig, MistralConfig, Olmo2Config, Phi3Config, Qwen2Config, Qwen3Config,
+                          SmolLM3Config)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import converted
@@ -153,11 +155,11 @@ def glm(kind, **changes):
     return like_llama(kind, **{**base, **changes})
 
 
-def granite(**changes):
+def granite(kind=GraniteConfig, **changes):
     """Granite with a large epsilon, which its multiplier of residuals is a part of here."""
     base = dict(rms_norm_eps=1e-2, embedding_multiplier=0.7, residual_multiplier=1.5, attention_multiplier=0.5,
                 logits_scaling=0.5)
-    return like_llama(GraniteConfig, **{**base, **changes})
+    return like_llama(kind, **{**base, **changes})
 
 
 YARN_ROPE = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)
@@ -267,6 +269,11 @@ FOLDERS = {
     "glm4": ("GLM-4 0414, half of each head turned, norms after each half", glm(Glm4Config), torch.float16),
     "glm": ("GLM-4 of 2024, half of each head turned", glm(GlmConfig), torch.float16),
     "granite": ("Granite, four multipliers, tied embeddings", granite(tie_word_embeddings=True), torch.float16),
+    "granitemoehybrid": (
+        "Granite 4, dense: only attention, and only the shared expert",
+        granite(GraniteMoeHybridConfig, layer_types=["attention", "attention"], num_local_experts=0,
+                num_experts_per_tok=0, shared_intermediate_size=24, position_embedding_type="rope",
+                mamba_n_heads=8, mamba_d_head=8, time_step_limit=(0.0, 1.0)), torch.float16),
     "minicpm": (
         "MiniCPM, computed as Granite: three multipliers", granite(tie_word_embeddings=True, **MINICPM), torch.float16),
     "internlm2": (

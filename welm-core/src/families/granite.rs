@@ -32,10 +32,14 @@ impl Multipliers {
 }
 
 fn read_folder(f: &Fields) -> Result<ModelConfig> {
-    let mut config = llama::read_plain(f, 1e-6)?;
+    let config = llama::read_plain(f, 1e-6)?;
+    with_multipliers(f, ModelConfig { mlp_bias: f.flag("mlp_bias")?.unwrap_or(false), ..config })
+}
+
+/// With the multipliers of a folder, and the biases of attention.
+pub(super) fn with_multipliers(f: &Fields, mut config: ModelConfig) -> Result<ModelConfig> {
     config.attention_bias = f.flag("attention_bias")?.unwrap_or(false);
     config.attention_out_bias = config.attention_bias;
-    config.mlp_bias = f.flag("mlp_bias")?.unwrap_or(false);
     let number = |key: &str| Ok::<f64, crate::Error>(f.number(key)?.unwrap_or(1.0));
     let scale = number("attention_multiplier")? as f32;
     config.layers.iter_mut().for_each(|layer| layer.scale = scale);
@@ -56,6 +60,11 @@ fn read_gguf(m: &Metadata) -> Result<ModelConfig> {
         );
     }
     let sizes = m.sizes()?;
+    // Files of Granite 4 that are dense: all layers have heads of keys, so nothing is of these sizes.
+    for name in ["conv_kernel", "state_size", "group_count", "inner_size", "time_step_rank"] {
+        m.mark_read(&format!("ssm.{name}"));
+    }
+    m.mark_read("expert_shared_feed_forward_length");
     let rope = rope::with_divisors(m, rope::of_gguf(m, RopePairing::Interleaved, sizes.head_dim)?)?;
     let eps = m.f32("attention.layer_norm_rms_epsilon")?;
     let usual = LayerConfig::new(sizes.head_dim).scale;

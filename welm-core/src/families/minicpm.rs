@@ -28,6 +28,14 @@ fn read_folder(f: &Fields) -> Result<ModelConfig> {
         logits: config.dim as f64 / number("dim_model_base")?,
     };
     multipliers.apply(&mut config)?;
+    if let Some(sparse) = f.section("sparse_config")? {
+        // Of MiniCPM 4.1. Below this length all keys are seen.
+        let dense = sparse.size("dense_len")?.saturating_sub(1);
+        if dense < config.max_context {
+            tracing::warn!(dense, "sparse attention is not supported: the context ends where it would begin");
+        }
+        config.max_context = config.max_context.min(dense);
+    }
     Ok(config)
 }
 

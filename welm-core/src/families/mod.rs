@@ -22,6 +22,7 @@ mod glm;
 mod glm4;
 mod gpt_neox;
 mod granite;
+mod granitemoehybrid;
 mod hunyuan;
 mod internlm2;
 mod llama;
@@ -54,6 +55,7 @@ static FAMILIES: &[Family] = &[
     glm4::FAMILY,
     gpt_neox::FAMILY,
     granite::FAMILY,
+    granitemoehybrid::FAMILY,
     hunyuan::FAMILY,
     internlm2::FAMILY,
     llama::FAMILY,

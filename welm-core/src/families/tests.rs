@@ -18,6 +18,11 @@ fn base(family: &str) -> Json {
     if family == "gpt_neox" {
         config["hidden_size"] = json!(32);
     }
+    if family == "granitemoehybrid" {
+        let dense =
+            json!({"layer_types": ["attention"], "num_local_experts": 0, "shared_intermediate_size": 12});
+        config.as_object_mut().unwrap().extend(dense.as_object().unwrap().clone());
+    }
     config
 }
 
@@ -288,6 +293,72 @@ fn settings_of_public_models_are_known() {
     });
     let config = with("llama", &more).unwrap();
     assert_eq!((config.bos_token_id, &config.eos_token_ids[..]), (Some(1), &[2, 3][..]));
+}
+
+/// Settings that public models of these families have, in smaller sizes: none is refused.
+#[test]
+fn settings_of_public_relatives_are_known() {
+    let factors = |n: usize| vec![1.5; n];
+    let cases = [
+        // Phi-4-mini.
+        (
+            "phi3",
+            json!({"architectures": ["Phi3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+                "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 1, "embd_pdrop": 0.0,
+                "eos_token_id": 2, "full_attn_mod": 1, "hidden_act": "silu", "initializer_range": 0.02,
+                "interpolate_factor": 1, "lm_head_bias": false, "max_position_embeddings": 131_072, "mlp_bias": false,
+                "num_key_value_heads": 1, "original_max_position_embeddings": 4096, "pad_token_id": 3,
+                "partial_rotary_factor": 0.75, "resid_pdrop": 0.0, "rms_norm_eps": 1e-5, "rope_scaling":
+                {"long_factor": factors(3), "short_factor": factors(3), "type": "longrope"}, "rope_theta": 10_000.0,
+                "sliding_window": 262_144, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+                "transformers_version": "4.45.0", "use_cache": true}),
+        ),
+        // GLM-4-9B-0414, with YaRN as its page says to add it.
+        (
+            "glm4",
+            json!({"architectures": ["Glm4ForCausalLM"], "attention_bias": true, "attention_dropout": 0.0,
+                "eos_token_id": [1, 2, 3], "head_dim": 8, "hidden_act": "silu", "initializer_range": 0.02,
+                "max_position_embeddings": 32_768, "num_key_value_heads": 2, "pad_token_id": 1,
+                "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0, "rope_scaling":
+                {"factor": 4.0, "original_max_position_embeddings": 32_768, "type": "yarn"},
+                "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_cache": true}),
+        ),
+        // Granite 3.3 2B.
+        (
+            "granite",
+            json!({"architectures": ["GraniteForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+                "attention_multiplier": 0.015_625, "bos_token_id": 0, "embedding_multiplier": 12.0, "eos_token_id": 0,
+                "hidden_act": "silu", "initializer_range": 0.02, "logits_scaling": 8.0,
+                "max_position_embeddings": 131_072, "mlp_bias": false, "num_key_value_heads": 1, "pad_token_id": 0,
+                "residual_multiplier": 0.22, "rms_norm_eps": 1e-5, "rope_scaling": null, "rope_theta": 10_000_000.0,
+                "tie_word_embeddings": true, "use_cache": true}),
+        ),
+        // MiniCPM4 0.5B.
+        (
+            "minicpm",
+            json!({"architectures": ["MiniCPMForCausalLM"], "auto_map": {"AutoConfig": "x.MiniCPMConfig"},
+                "bos_token_id": 1, "dim_model_base": 256, "eos_token_id": [2, 14], "hidden_act": "silu",
+                "initializer_range": 0.1, "max_position_embeddings": 32_768, "num_key_value_heads": 2,
+                "pad_token_id": 2, "rms_norm_eps": 1e-5, "rope_scaling": {"rope_type": "longrope",
+                "long_factor": factors(4), "short_factor": factors(4), "original_max_position_embeddings": 32_768},
+                "rope_theta": 10_000.0, "scale_depth": 1.4, "scale_emb": 12, "tie_word_embeddings": true,
+                "use_cache": true}),
+        ),
+        // InternLM2.5 7B.
+        (
+            "internlm2",
+            json!({"architectures": ["InternLM2ForCausalLM"], "attn_implementation": "eager", "auto_map":
+                {"AutoConfig": "configuration_internlm2.InternLM2Config"}, "bias": false, "bos_token_id": 1,
+                "eos_token_id": 2, "hidden_act": "silu", "initializer_range": 0.02, "max_position_embeddings": 32_768,
+                "num_key_value_heads": 1, "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-5,
+                "rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_theta": 1_000_000,
+                "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_cache": true}),
+        ),
+    ];
+    for (family, more) in cases {
+        let config = with(family, &more).unwrap_or_else(|e| panic!("{family}: {e}"));
+        assert_eq!(config.ropes[0].scaling.as_str().is_some(), family != "granite", "{family}");
+    }
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub(crate) const ROTATED: usize = 64;
 pub(crate) trait Simd: Copy + 'static {
     /// Most rows of activations that meet a group of weights in registers, at most 8.
     const ROWS: usize;
+    /// Whether four rows with two strips of weights need fewer loads than eight rows with one, and fit in registers.
+    const PAIRS: bool = false;
     /// Sixteen f32 lanes.
     type V: Copy;
     /// Sixteen i32 lanes.
@@ -120,6 +122,19 @@ pub(crate) trait Simd: Copy + 'static {
         x: [*const i8; R],
         acc: [Self::I; R],
     ) -> [Self::I; R];
+    /// `dot_group` of each of `T` strips of weights with the same activations.
+    #[inline(always)]
+    unsafe fn dot_groups<const R: usize, const T: usize, const FOURS: usize>(
+        w: [*const u8; T],
+        x: [*const i8; R],
+        mut acc: [[Self::I; R]; T],
+    ) -> [[Self::I; R]; T] {
+        for t in 0..T {
+            // SAFETY: the caller's promise.
+            acc[t] = unsafe { Self::dot_group::<R, FOURS>(w[t], x, acc[t]) };
+        }
+        acc
+    }
     /// As `dot_group` for weights of four bits, 0 to 15, and from zero.
     ///
     /// `w` points to 256 u8, `(4, 16, 4)`: byte `(j, o, i)` has value `8 j + i` of row `o` in its low half and

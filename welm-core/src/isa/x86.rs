@@ -310,6 +310,7 @@ unsafe fn butterfly(x: __m512, partner: __m512, upper: u16) -> __m512 {
 
 impl Simd for Avx512Vnni {
     const ROWS: usize = 8;
+    const PAIRS: bool = true;
     type V = __m512;
     type I = __m512i;
     type B = __m512i;
@@ -502,6 +503,30 @@ impl Simd for Avx512Vnni {
                 for r in 0..R {
                     let four = x[r].add(4 * kk).cast::<i32>().read_unaligned();
                     acc[r] = _mm512_dpbusd_epi32(acc[r], wk, _mm512_set1_epi32(four));
+                }
+            }
+            acc
+        }
+    }
+    /// Each activation is loaded once for all strips: loads bound a product as much as `vpdpbusd` does.
+    #[inline(always)]
+    unsafe fn dot_groups<const R: usize, const T: usize, const FOURS: usize>(
+        w: [*const u8; T],
+        x: [*const i8; R],
+        mut acc: [[Self::I; R]; T],
+    ) -> [[Self::I; R]; T] {
+        // SAFETY: AVX-512 VNNI by the contract; `(FOURS, 16, 4)` u8 at each `w`, `4 * FOURS` i8 at each `x`.
+        unsafe {
+            for kk in 0..FOURS {
+                let mut wk = [_mm512_setzero_si512(); T];
+                for t in 0..T {
+                    wk[t] = _mm512_loadu_si512(w[t].add(kk * 4 * LANES).cast());
+                }
+                for r in 0..R {
+                    let xk = _mm512_set1_epi32(x[r].add(4 * kk).cast::<i32>().read_unaligned());
+                    for t in 0..T {
+                        acc[t][r] = _mm512_dpbusd_epi32(acc[t][r], wk[t], xk);
+                    }
                 }
             }
             acc

@@ -24,8 +24,7 @@ use serde_json::Value;
 
 use super::added::AddedToken;
 use super::byte_alphabet::from_byte_alphabet;
-use super::piece_kind::PieceKind;
-use super::sentencepiece::Piece;
+use super::piece::{Piece, PieceKind};
 use super::stages::{Fields, shown};
 use crate::error::{Error, Result};
 

@@ -30,8 +30,8 @@ use std::collections::{HashMap, HashSet};
 use super::added::AddedToken;
 use super::byte_alphabet::from_byte_alphabet;
 use super::bytes::{MAX_VOCAB, TokenBytes, byte_token, piece_bytes};
-use super::piece_kind::PieceKind;
-use super::sentencepiece::{Declared, Piece, WhiteSpace};
+use super::piece::{Piece, PieceKind};
+use super::sentencepiece::{Declared, WhiteSpace};
 use super::stages::{GPT2, PreTokenizers};
 use super::vocabulary::{Bpe, Vocabulary};
 use crate::error::{Error, Result};
@@ -100,8 +100,6 @@ const DEEPSEEK_LLM_LETTERS: &str = r"\s?[A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\
 const BAILINGMOE: &str = r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 const SEED_CODER: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
 const MINICPM5: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const YOUTU: &str = r"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\x{3040}-ゟ゠-ヿ]+";
-const GPT4O_ONE_DIGIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const EXAONE_MOE: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+";
 const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
@@ -162,7 +160,6 @@ const PRES: &[Pre] = &[
     Pre { names: &["glm4", "glm5"], splits: &[LLAMA3], whole_words: true },
     Pre { names: &["dbrx", "smaug-bpe", "chatglm-bpe"], splits: &[LLAMA3], whole_words: false },
     Pre { names: &["minicpm5"], splits: &[r"\p{N}{1,3}", MINICPM5], whole_words: true },
-    Pre { names: &["youtu"], splits: &[YOUTU, GPT4O_ONE_DIGIT], whole_words: true },
     Pre { names: &["exaone-moe"], splits: &[EXAONE_MOE], whole_words: false },
     Pre { names: &["laguna"], splits: &[r"[^\n]+|[\n]+", QWEN2], whole_words: false },
     Pre { names: &["ufakzeka"], splits: &[UFAKZEKA], whole_words: false },

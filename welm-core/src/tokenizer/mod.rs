@@ -37,7 +37,7 @@ mod dfa;
 mod gguf;
 mod model_file;
 mod onig;
-mod piece_kind;
+mod piece;
 mod pipeline;
 mod sentencepiece;
 mod stages;

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::added::{self, AddedToken, AddedTokens, SideFiles};
 use super::bytes::TokenBytes;
-use super::piece_kind::PieceKind;
+use super::piece::PieceKind;
 use super::sentencepiece::{Declared, SentencePiece};
 use super::stages::{Normalizers, shown};
 use super::{Encoder, Tokenizer};

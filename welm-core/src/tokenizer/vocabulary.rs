@@ -27,9 +27,9 @@ const MAX_TOKEN: usize = 4_096;
 const MAX_UNIGRAM_TOKEN: usize = 512;
 /// The longest word that a WordPiece model cuts up, in characters; its work is their square.
 const MAX_WORD_CHARS: usize = 256;
-/// The most bytes that the model gets at once, since nothing can stop it before it is done with them. It is a text
-/// without a place where it can be cut, as no prompt is.
-const MAX_PIECE: usize = 1 << 20;
+/// The most characters that the model gets at once, since nothing can stop it before it is done with them, which takes about
+/// a second: a megabyte, and what stages put in front. It is a text without a place where it can be cut, as no prompt is.
+const MAX_PIECE: usize = (1 << 20) + 64;
 /// Words whose tokens the library remembers. One takes up to 8 KiB, mostly some 100 bytes.
 const CACHED_WORDS: usize = 4_096;
 
@@ -373,10 +373,11 @@ impl Vocabulary {
         while done < word.len() {
             let piece = self.piece(&word[done..]);
             watch.work(piece.len())?;
-            if piece.len() > MAX_PIECE {
-                let (got, at) = (piece.len(), place(done));
-                let reason =
-                    format!("expected at most {MAX_PIECE} bytes without a place to cut them, got {got} {at}");
+            if piece.len() > MAX_PIECE && piece.chars().count() > MAX_PIECE {
+                let (got, at) = (piece.chars().count(), place(done));
+                let reason = format!(
+                    "expected at most {MAX_PIECE} characters without a place to cut them, got {got} {at}"
+                );
                 return Err(Error::Tokenizer(reason).into());
             }
             let tokens = guarded("encoding failed", || self.model.tokenize(piece))?;

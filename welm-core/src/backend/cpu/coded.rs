@@ -221,121 +221,128 @@ impl CodedRows<'_> {
         }
     }
 
-    /// Dot products of `R` rows from row `r` on with `4 * FOURS` columns of one tile, the first or the last.
+    /// Dot products of `R` rows with `4 * FOURS` columns of one tile of `T` strips, the first or the last.
     ///
     /// # Safety
     /// The CPU has `S`; the weights are at `w`, the rows lie in one block, and have the tile at `at`.
     #[inline(always)]
-    unsafe fn dots<S: Simd, const R: usize, const WIDE: bool, const FOURS: usize>(
+    unsafe fn dots<S: Simd, const R: usize, const T: usize, const WIDE: bool, const FOURS: usize>(
         &self,
-        w: *const u8,
+        w: [*const u8; T],
         at: usize,
         half: usize,
-    ) -> [S::I; R] {
+    ) -> [[S::I; R]; T] {
         let x = self.x;
         // SAFETY: the caller's promise.
         unsafe {
-            let (mut lo, mut hi) = ([S::splat_i32(0); R], [S::splat_i32(0); R]);
+            let mut start = [S::splat_i32(0); R];
             let mut values = [x.lo.as_ptr().cast::<i8>(); R];
             for i in 0..R {
-                let halves = x.halves.get_unchecked(at + i);
-                let of = match FOURS {
-                    4 => halves.lo_start[half],
+                start[i] = S::splat_i32(match FOURS {
+                    4 => x.halves.get_unchecked(at + i).lo_start[half],
                     _ => *x.lo_start.get_unchecked(at + i),
-                };
-                lo[i] = S::splat_i32(of);
+                });
                 values[i] = x.lo.as_ptr().add(at + i).cast::<i8>().add(half * LANES);
             }
-            lo = S::dot_group::<R, FOURS>(w, values, lo);
+            let mut lo = S::dot_groups::<R, T, FOURS>(w, values, [start; T]);
             if WIDE {
                 for i in 0..R {
-                    let halves = x.halves.get_unchecked(at + i);
-                    let of = match FOURS {
-                        4 => halves.hi_start[half],
+                    start[i] = S::splat_i32(match FOURS {
+                        4 => x.halves.get_unchecked(at + i).hi_start[half],
                         _ => *x.hi_start.get_unchecked(at + i),
-                    };
-                    hi[i] = S::splat_i32(of);
+                    });
                     values[i] = x.hi.as_ptr().add(at + i).cast::<i8>().add(half * LANES);
                 }
-                hi = S::dot_group::<R, FOURS>(w, values, hi);
-                for i in 0..R {
-                    lo[i] = S::join(hi[i], lo[i]);
+                let hi = S::dot_groups::<R, T, FOURS>(w, values, [start; T]);
+                for t in 0..T {
+                    for i in 0..R {
+                        lo[t][i] = S::join(hi[t][i], lo[t][i]);
+                    }
                 }
             }
             lo
         }
     }
 
-    /// Strip `t` for the `R` rows from `r`, which lie in one block; of units at `units`, or unpacked as they come.
+    /// `T` strips from `t` on for `R` rows from `r` on, which lie in one block, and of which there are `rows`; of units at
+    /// `units`, those of a strip after each other, or unpacked as they come.
     ///
     /// # Safety
-    /// The CPU has `S`; the rows and the strip exist; no other task has these outputs.
+    /// The CPU has `S`; the rows and the strips exist; no other task has these outputs.
     #[inline(always)]
-    unsafe fn block<S: Simd, const R: usize, const WIDE: bool, const HALVES: bool>(
+    unsafe fn block<S: Simd, const R: usize, const T: usize, const WIDE: bool, const HALVES: bool>(
         &self,
         t: usize,
         r: usize,
+        rows: usize,
         units: *mut Unit,
         unpacked: bool,
     ) {
-        let x = self.x;
+        let (x, per_strip) = (self.x, self.units());
         // SAFETY: instructions by the caller's promise; `product::matmul` and `Quantized` establish the sizes.
         unsafe {
-            let mut acc = [S::splat(0.0); R];
-            for u in 0..self.units() {
+            let mut acc = [[S::splat(0.0); R]; T];
+            for u in 0..per_strip {
                 let to = if unpacked { units.add(u) } else { units };
                 if !unpacked {
                     self.unpack(t, u, to, if R == 1 { NEAR } else { FAR });
                 }
-                let unit = &*to;
+                let mut unit = [&*to; T];
+                for i in 1..T {
+                    unit[i] = &*to.add(i * per_strip);
+                }
                 let tiles = UNIT.min(x.tiles - u * UNIT);
                 for k in 0..tiles {
                     let at = x.tile_at(r, u * UNIT + k);
-                    let w = unit.weight.get_unchecked(k).as_ptr();
-                    let mut product = [S::splat(0.0); R];
-                    if HALVES {
-                        let (first, last) =
-                            (unit.scale.as_ptr().add(2 * k), unit.scale.as_ptr().add(2 * k + 1));
-                        let dot = self.dots::<S, R, WIDE, 4>(w, at, 0);
-                        for i in 0..R {
-                            product[i] = S::mul(S::to_f32(dot[i]), S::load(first.cast()));
-                        }
-                        let dot = self.dots::<S, R, WIDE, 4>(w.add(INT8_TILE / 2), at, 1);
-                        for i in 0..R {
-                            product[i] = S::fma(S::to_f32(dot[i]), S::load(last.cast()), product[i]);
-                        }
-                    } else {
-                        let scale = S::load(unit.scale.as_ptr().add(k).cast());
-                        let dot = self.dots::<S, R, WIDE, 8>(w, at, 0);
-                        for i in 0..R {
-                            product[i] = S::mul(S::to_f32(dot[i]), scale);
+                    let mut product = [[S::splat(0.0); R]; T];
+                    for half in 0..if HALVES { 2 } else { 1 } {
+                        let w = unit
+                            .map(|unit| unit.weight.as_ptr().add(k).cast::<u8>().add(half * INT8_TILE / 2));
+                        let dot = match HALVES {
+                            true => self.dots::<S, R, T, WIDE, 4>(w, at, half),
+                            false => self.dots::<S, R, T, WIDE, 8>(w, at, 0),
+                        };
+                        for t in 0..T {
+                            let group = if HALVES { 2 * k + half } else { k };
+                            let scale = S::load(unit[t].scale.as_ptr().add(group).cast());
+                            for i in 0..R {
+                                let dot = S::to_f32(dot[t][i]);
+                                product[t][i] = match half {
+                                    0 => S::mul(dot, scale),
+                                    _ => S::fma(dot, scale, product[t][i]),
+                                };
+                            }
                         }
                     }
                     for i in 0..R {
-                        acc[i] = S::fma(product[i], S::splat(*x.scale.get_unchecked(at + i)), acc[i]);
+                        let scale = S::splat(*x.scale.get_unchecked(at + i));
+                        for t in 0..T {
+                            acc[t][i] = S::fma(product[t][i], scale, acc[t][i]);
+                        }
                     }
                 }
                 if self.coding.scales.has_min() {
                     for k in 0..tiles {
                         let at = x.tile_at(r, u * UNIT + k);
-                        if HALVES {
-                            for half in 0..2 {
-                                let min = S::load(unit.min.as_ptr().add(2 * k + half).cast());
-                                for i in 0..R {
-                                    let sum = x.halves.get_unchecked(at + i).sum[half];
-                                    acc[i] = S::fma(min, S::splat(sum), acc[i]);
-                                }
-                            }
-                        } else {
-                            let min = S::load(unit.min.as_ptr().add(k).cast());
+                        for half in 0..if HALVES { 2 } else { 1 } {
+                            let group = if HALVES { 2 * k + half } else { k };
                             for i in 0..R {
-                                acc[i] = S::fma(min, S::splat(*x.sum.get_unchecked(at + i)), acc[i]);
+                                let sum = S::splat(match HALVES {
+                                    true => x.halves.get_unchecked(at + i).sum[half],
+                                    false => *x.sum.get_unchecked(at + i),
+                                });
+                                for t in 0..T {
+                                    let min = S::load(unit[t].min.as_ptr().add(group).cast());
+                                    acc[t][i] = S::fma(min, sum, acc[t][i]);
+                                }
                             }
                         }
                     }
                 }
             }
-            self.outputs.write::<S, R>(t, r, acc);
+            for i in 0..T {
+                self.outputs.write::<S, R>(t + i, r, rows, acc[i]);
+            }
         }
     }
 
@@ -345,31 +352,49 @@ impl CodedRows<'_> {
     unsafe fn all<S: Simd, const WIDE: bool, const HALVES: bool>(&mut self) {
         let (n, units, strips) = (self.x.n, self.units(), self.outputs.strips());
         let room = self.room.as_mut_ptr();
-        // Rows that are one block: 1, 2, 4 or 8.
-        let at_once = n <= S::ROWS && n.is_power_of_two();
+        let at_once = n <= S::ROWS;
         let together = if at_once { 1 } else { (self.room.len() / units).clamp(1, strips) };
         for first in (0..strips).step_by(together) {
             let last = strips.min(first + together);
+            if !at_once {
+                for (t, u) in (first..last).flat_map(|t| (0..units).map(move |u| (t, u))) {
+                    // SAFETY: the unit exists, and has room.
+                    unsafe { self.unpack(t, u, room.add((t - first) * units + u), FAR) };
+                }
+            }
             let mut r = 0;
             while r < n {
-                let rows = S::ROWS.min(1 << (n - r).ilog2());
-                for t in first..last {
-                    // SAFETY: `r` and `t` stay below their ends, and `rows` divides a block and what is before `r`.
+                // Where there are fewer rows than the kernel takes, it computes others of their block that nobody reads.
+                let rows = n - r;
+                let pairs = S::PAIRS && !at_once && last - first > 1;
+                let take = rows.next_power_of_two().min(if pairs { 4 } else { S::ROWS });
+                let mut t = first;
+                while t < last {
+                    // SAFETY: `r` and `t` stay below their ends, and `take` divides a block and what is before `r`.
                     unsafe {
                         let at = room.add((t - first) * units);
-                        if r == 0 && !at_once {
-                            (0..units).for_each(|u| self.unpack(t, u, at.add(u), FAR));
+                        if S::PAIRS && pairs && t + 2 <= last {
+                            self.block::<S, 4, 2, WIDE, HALVES>(t, r, rows, at, true);
+                            t += 2;
+                            continue;
                         }
-                        match rows {
-                            1 => self.block::<S, 1, WIDE, HALVES>(t, r, at, !at_once),
-                            2 if S::ROWS >= 2 => self.block::<S, 2, WIDE, HALVES>(t, r, at, !at_once),
-                            4 if S::ROWS >= 4 => self.block::<S, 4, WIDE, HALVES>(t, r, at, !at_once),
-                            8 if S::ROWS >= 8 => self.block::<S, 8, WIDE, HALVES>(t, r, at, !at_once),
+                        match take {
+                            1 => self.block::<S, 1, 1, WIDE, HALVES>(t, r, rows, at, !at_once),
+                            2 if S::ROWS >= 2 => {
+                                self.block::<S, 2, 1, WIDE, HALVES>(t, r, rows, at, !at_once)
+                            }
+                            4 if S::ROWS >= 4 => {
+                                self.block::<S, 4, 1, WIDE, HALVES>(t, r, rows, at, !at_once)
+                            }
+                            8 if S::ROWS >= 8 => {
+                                self.block::<S, 8, 1, WIDE, HALVES>(t, r, rows, at, !at_once)
+                            }
                             _ => unreachable!("a block has 1, 2, 4 or 8 rows, at most {}", S::ROWS),
                         }
                     }
+                    t += 1;
                 }
-                r += rows;
+                r += if pairs { 4 } else { take };
             }
         }
     }

@@ -179,7 +179,7 @@ impl TileRows<'_> {
                     }
                 }
             }
-            self.outputs.write::<S, R>(t, r, acc);
+            self.outputs.write::<S, R>(t, r, R, acc);
         }
     }
 

@@ -227,8 +227,9 @@ mod tests {
                 for r in 0..n {
                     let mut row = rows[r * cols..(r + 1) * cols].to_vec();
                     let normed = |values: &mut [f32], norm: &Norm| {
+                        let before = values.to_vec();
                         // SAFETY: slices of one length.
-                        unsafe { isa.dispatch(NormRow { x: &values.to_vec(), norm, out: values }) };
+                        unsafe { isa.dispatch(NormRow { x: &before, norm, out: values }) };
                     };
                     let heads_normed = |row: &mut [f32], if_kind: QkNorm| {
                         for (h, head) in

@@ -26,18 +26,24 @@ impl Outputs<'_> {
         self.n.div_ceil(LANES)
     }
 
-    /// Writes the sums of strip `t` for the `R` rows from `r`.
+    /// Writes the sums of strip `t` for the first `rows` of the `R` rows from `r`.
     ///
     /// # Safety
     /// The CPU has `S`; the rows and the strip exist; no other task has these outputs.
     #[inline(always)]
-    pub(super) unsafe fn write<S: Simd, const R: usize>(&self, t: usize, r: usize, acc: [S::V; R]) {
+    pub(super) unsafe fn write<S: Simd, const R: usize>(
+        &self,
+        t: usize,
+        r: usize,
+        rows: usize,
+        acc: [S::V; R],
+    ) {
         debug_assert!(self.bias.is_none_or(|bias| bias.len() == self.n));
         let column = t * LANES;
         let outputs = LANES.min(self.n - column);
         // SAFETY: the caller's promise.
         unsafe {
-            for i in 0..R {
+            for i in 0..R.min(rows) {
                 let out = self.out.slice((r + i) * self.stride + self.first + column, outputs);
                 if outputs == LANES {
                     let mut y = acc[i];

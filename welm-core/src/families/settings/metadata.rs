@@ -38,6 +38,21 @@ impl<'a> Metadata<'a> {
         Ok(self.file.opt_u64(&self.key(name))?.map(size_of))
     }
 
+    /// A size that may be stated for each layer; layers that differ are an error.
+    fn equal_in_layers(&self, name: &str) -> Result<Option<usize>> {
+        let key = self.key(name);
+        if self.file.len_of(&key).is_none() {
+            return self.opt_size(name);
+        }
+        let sizes = self.file.opt_i64_array(&key)?.unwrap_or_default();
+        match sizes.first() {
+            Some(&first) if first > 0 && sizes.iter().all(|&size| size == first) => {
+                Ok(Some(size_of(first as u64)))
+            }
+            _ => Err(self.error(name, "expected the same number in all layers, and none of them 0")),
+        }
+    }
+
     pub(crate) fn f32(&self, name: &str) -> Result<f32> {
         self.opt_f32(name)?.ok_or_else(|| self.error(name, "missing from the file"))
     }
@@ -99,7 +114,7 @@ impl<'a> Metadata<'a> {
             dim,
             n_layers: self.size("block_count")?,
             n_heads,
-            n_kv_heads: self.opt_size("attention.head_count_kv")?.unwrap_or(n_heads),
+            n_kv_heads: self.equal_in_layers("attention.head_count_kv")?.unwrap_or(n_heads),
             head_dim,
             hidden_dim: self.size("feed_forward_length")?,
             max_context: self.size("context_length")?,

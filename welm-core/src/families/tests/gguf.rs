@@ -5,7 +5,7 @@ use serde_json::{Value as Json, json};
 use super::super::*;
 use super::{fault, with};
 use crate::config::RopeScaling;
-use crate::weights::gguf::tests::{Writer, string};
+use crate::weights::gguf::tests::{Writer, array, string};
 
 /// A GGUF file of this architecture with sixteen values in two heads, and these settings and tensors beside.
 fn gguf(architecture: &str, more: impl Fn(Writer) -> Writer) -> Result<(ModelConfig, Names)> {
@@ -160,5 +160,48 @@ fn multipliers_are_folded_into_scales() {
     for key in ["scale_depth", "dim_model_base", "scale_emb"] {
         assert!(with("minicpm", &json!({key: 0})).is_err(), "{key}");
     }
-    assert_eq!(fault("minicpm", &json!({"sparse_config": {"topk": 64}})), "sparse_config");
+    // Sparse attention begins where the context ends.
+    assert_eq!(fault("minicpm", &json!({"sparse_config": {"topk": 64}})), "sparse_config.dense_len");
+    assert_eq!(fault("llama", &json!({"sparse_config": {"dense_len": 32}})), "sparse_config");
+    let dense = |len: usize| json!({"sparse_config": {"topk": 64, "dense_len": len}});
+    assert_eq!(with("minicpm", &dense(32)).unwrap().max_context, 31);
+    assert_eq!(with("minicpm", &dense(8192)).unwrap().max_context, 64);
+}
+
+/// Granite 4 is Granite where all of its layers have attention and no experts.
+#[test]
+fn dense_models_of_granite_4_are_granite() {
+    let dense = |more: &[(&str, Json)]| {
+        let mut all = json!({"layer_types": ["attention"], "num_local_experts": 0, "num_experts_per_tok": 0,
+            "shared_intermediate_size": 24, "position_embedding_type": "rope", "mamba_d_state": 256,
+            "residual_multiplier": 0.5, "rms_norm_eps": 1e-5});
+        all.as_object_mut().unwrap().extend(more.iter().map(|(key, value)| (key.to_string(), value.clone())));
+        all
+    };
+    let config = with("granitemoehybrid", &dense(&[])).unwrap();
+    assert_eq!((config.hidden_dim, config.layers[0].rope, config.norm_eps), (24, Some(0), 4e-5));
+    let unturned = with("granitemoehybrid", &dense(&[("position_embedding_type", json!("nope"))])).unwrap();
+    assert_eq!(unturned.layers[0].rope, None);
+    for (key, value, what) in [
+        ("layer_types", json!(["mamba"]), "state-space layers"),
+        ("layer_types", json!(null), "state-space layers"),
+        ("num_local_experts", json!(62), "mixture of experts"),
+        ("num_local_experts", json!(null), "mixture of experts"),
+    ] {
+        let error = with("granitemoehybrid", &dense(&[(key, value)])).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains(what), "{error}");
+    }
+    // In a GGUF file: sizes of what there is nothing of, and a number of heads for each layer.
+    let plain = gguf("granite", |file| file.key("granite.attention.head_count_kv", 4, &1u32.to_le_bytes()));
+    let heads = |n: u32, file: Writer| {
+        let array = array(4, 1, &n.to_le_bytes());
+        file.key("granite.attention.head_count_kv", 9, &array).key(
+            "granite.ssm.inner_size",
+            4,
+            &64u32.to_le_bytes(),
+        )
+    };
+    assert_eq!(gguf("granite", |file| heads(1, file)).unwrap().0, plain.unwrap().0);
+    let none = gguf("granite", |file| heads(0, file)).map(drop).unwrap_err().to_string();
+    assert!(none.contains("head_count_kv"), "{none}");
 }

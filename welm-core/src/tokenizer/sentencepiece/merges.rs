@@ -10,7 +10,7 @@ use std::collections::{BinaryHeap, HashMap};
 use super::Pieces;
 use super::trie::Trie;
 use crate::tokenizer::cuts::Cuts;
-use crate::tokenizer::piece_kind::PieceKind;
+use crate::tokenizer::piece::PieceKind;
 use crate::tokenizer::watch::{Halt, Watch};
 
 /// The model, beside the pieces.

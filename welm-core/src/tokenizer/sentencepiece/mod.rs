@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::bytes::MAX_VOCAB;
-use super::piece_kind::PieceKind;
+use super::piece::{Piece, PieceKind};
 use super::watch::{Halt, Watch};
 use crate::error::{Error, Result};
 use merges::Merges;
@@ -37,14 +37,6 @@ const MAX_PIECE: usize = 4_096;
 const MAX_UNIGRAM_PIECE: usize = 512;
 /// Bytes of the table of rules; that of `nmt_nfkc_cf` has 310,000.
 const MAX_CHARSMAP: usize = 1 << 24;
-
-/// One piece, as a file has it.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Piece {
-    pub(super) text: String,
-    pub(super) score: f32,
-    pub(super) kind: PieceKind,
-}
 
 /// What a file says of its model.
 #[derive(Debug, Clone, PartialEq)]

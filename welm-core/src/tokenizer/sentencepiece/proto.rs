@@ -4,10 +4,10 @@
 //! bytes with their length before them, or 4 bytes. A message in a message is such bytes; here there is one level of them.
 //! Fields of other numbers are about training, and passed over. Source: `sentencepiece_model.proto`.
 
-use super::{Declared, Piece, WhiteSpace};
+use super::{Declared, WhiteSpace};
 use crate::error::{Error, Result};
 use crate::tokenizer::bytes::MAX_VOCAB;
-use crate::tokenizer::piece_kind::PieceKind;
+use crate::tokenizer::piece::{Piece, PieceKind};
 
 /// A field's value.
 #[derive(Clone, Copy, PartialEq, Debug)]

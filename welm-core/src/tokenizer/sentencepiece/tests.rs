@@ -167,6 +167,40 @@ fn gguf_control_tokens_are_found_before_the_rest_and_a_space_follows() {
 }
 
 #[test]
+fn gguf_faults_of_pieces_are_named() {
+    for name in ["unigram_folding", "bpe_folding"] {
+        let fault = |change: &dyn Fn(&mut GgufVocab)| {
+            let mut vocab = gguf(name);
+            change(&mut vocab);
+            Tokenizer::from_gguf(vocab).err().expect("an error").to_string()
+        };
+        let long = "x".repeat(5_000);
+        for (error, reason) in [
+            (fault(&|v| v.scores.truncate(7)), "score for each of"),
+            (fault(&|v| v.scores[9] = f32::NAN), "finite score, got NaN"),
+            (fault(&|v| v.scores[9] = f32::INFINITY), "finite score, got inf"),
+            (fault(&|v| v.token_types.truncate(7)), "type for each of"),
+            (fault(&|v| v.tokens[300] = v.tokens[301].clone()), "two ids, 300 and 301"),
+            (fault(&|v| v.tokens[300] = long.clone()), "got 5000"),
+            (fault(&|v| v.charsmap.truncate(70)), "precompiled_charsmap"),
+            (fault(&|v| v.charsmap = vec![0; (1 << 24) + 1]), "at most 16777216 bytes"),
+            (fault(&|v| v.bos = None), "none is named"),
+            (fault(&|v| v.unknown = Some(1 << 30)), "unknown text"),
+        ] {
+            assert!(error.contains(reason), "{name}: {reason}: {error}");
+        }
+        // Fewer than all bytes are none, and without an unknown token, too, some text cannot be encoded.
+        let mut vocab = gguf(name);
+        let byte = vocab.tokens.iter().position(|token| token == "<0xE1>").unwrap();
+        vocab.tokens[byte] = "[PAD]".into();
+        vocab.token_types = vocab.token_types.iter().map(|&kind| if kind == 2 { 3 } else { kind }).collect();
+        let tokenizer = Tokenizer::from_gguf(vocab).unwrap();
+        let error = tokenizer.encode("ab ქ", false, false).unwrap_err().to_string();
+        assert!(error.contains("no token for \"ქ\""), "{error}");
+    }
+}
+
+#[test]
 fn files_beside_the_model_add_and_rename_pieces() {
     let tokenizer = with_config(
         "bpe_folding",

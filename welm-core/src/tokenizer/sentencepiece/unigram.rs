@@ -11,7 +11,7 @@
 
 use super::Pieces;
 use super::trie::Trie;
-use crate::tokenizer::piece_kind::PieceKind;
+use crate::tokenizer::piece::PieceKind;
 use crate::tokenizer::watch::{Halt, Watch};
 
 /// What an unknown character costs beside the worst piece.

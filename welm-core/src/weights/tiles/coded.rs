@@ -75,7 +75,8 @@ impl Coding {
 
     /// Bytes of a strip of so many tiles.
     pub(crate) fn strip_bytes(&self, tiles: usize) -> usize {
-        tiles / UNIT * self.places(UNIT).end + self.places(tiles % UNIT).end
+        let rest = tiles % UNIT;
+        tiles / UNIT * self.places(UNIT).end + if rest == 0 { 0 } else { self.places(rest).end }
     }
 }
 
@@ -160,6 +161,19 @@ impl CodedTiles {
     }
 }
 
+/// Writes `BITS` bits of the codes of row `o`, from bit `lowest` on: four codes at a time, as the bytes of a number.
+fn write_plane<const BITS: usize>(plane: &mut [u8], codes: &[u8; GROUP], o: usize, lowest: usize) {
+    let mask = u32::from_ne_bytes([(1 << BITS) - 1; 4]);
+    let fours = codes.as_chunks::<4>().0;
+    for (p, fours) in fours.chunks_exact(8 / BITS).enumerate() {
+        let mut bytes = 0;
+        for (b, four) in fours.iter().enumerate() {
+            bytes |= (u32::from_ne_bytes(*four) >> lowest & mask) << (b * BITS);
+        }
+        plane[(p * LANES + o) * 4..][..4].copy_from_slice(&bytes.to_ne_bytes());
+    }
+}
+
 /// Writes a block of row `o` that begins at column `first` of a unit.
 fn write(
     unit: &mut [u8],
@@ -170,12 +184,20 @@ fn write(
     codes: &Codes,
     values: usize,
 ) {
-    for k in 0..values {
-        let mut tile = (first + k) / GROUP * coding.tile_bytes();
-        for &(bits, lowest) in planes(coding.bits) {
-            let (at, down) = place(bits, o, (first + k) % GROUP);
-            unit[tile + at] |= (codes.code[k] >> lowest & ((1 << bits) - 1)) << down;
-            tile += bits * GROUP * LANES / 8;
+    for (tile, codes) in codes.code[..values].as_chunks::<GROUP>().0.iter().enumerate() {
+        let tile = &mut unit[(first / GROUP + tile) * coding.tile_bytes()..][..coding.tile_bytes()];
+        match coding.bits {
+            2 => write_plane::<2>(tile, codes, o, 0),
+            4 => write_plane::<4>(tile, codes, o, 0),
+            3 | 5 | 6 => {
+                let (low, high) = tile.split_at_mut(planes(coding.bits)[0].0 * GROUP * LANES / 8);
+                match coding.bits {
+                    3 => (write_plane::<2>(low, codes, o, 0), write_plane::<1>(high, codes, o, 2)),
+                    5 => (write_plane::<4>(low, codes, o, 0), write_plane::<1>(high, codes, o, 4)),
+                    _ => (write_plane::<4>(low, codes, o, 0), write_plane::<2>(high, codes, o, 4)),
+                };
+            }
+            _ => unreachable!("codes have 2 to 6 bits"),
         }
     }
     for g in 0..values / coding.group {

@@ -1,4 +1,12 @@
-//! What a piece of a vocabulary is for. SentencePiece's files and GGUF files number the kinds alike.
+//! A piece of a vocabulary, and what it is for. SentencePiece's files and GGUF files number the kinds alike.
+
+/// One piece, as a file has it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Piece {
+    pub(super) text: String,
+    pub(super) score: f32,
+    pub(super) kind: PieceKind,
+}
 
 /// The kind of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
