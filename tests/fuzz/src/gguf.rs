@@ -34,7 +34,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// The file with its tokenizer's model named otherwise, with a score for each token and a table of rules.
+/// The file with its tokenizer's model and its space named otherwise, with a score for each token and a table of rules.
 fn with_pieces(file: &[u8], model: &str) -> Vec<u8> {
     let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
     let find =
@@ -56,10 +56,28 @@ fn with_pieces(file: &[u8], model: &str) -> Vec<u8> {
         array("tokenizer.ggml.precompiled_charsmap", 0, table.len() as u64, &table),
     ]
     .concat();
+    // So long that tensors begin at a multiple of 32, as before.
+    let filler = |len: usize| {
+        [&text("general.description")[..], &8u32.to_le_bytes(), &text(&" ".repeat(len))].concat()
+    };
+    let moved = more.len() + model.len() + filler(0).len() + "▁".len() - "gpt2".len() - "Ġ".len();
+    let filler = filler(moved.next_multiple_of(32) - moved);
     // After magic, version and number of tensors comes the number of keys.
-    let (head, keys) =
-        (&file[..16], u64::from_le_bytes(*file[16..].first_chunk().expect("a number of keys")) + 2);
-    let name = find(&text("gpt2"));
-    let after = &file[name + text("gpt2").len()..];
-    [head, &keys.to_le_bytes(), &more, &file[24..name], &text(model), after].concat()
+    let head = &file[..16];
+    let keys = u64::from_le_bytes(*file[16..].first_chunk().expect("a number of keys")) + 3;
+    let (name, space) = (find(&text("gpt2")), find(&text("Ġ")));
+    let between = &file[name + text("gpt2").len()..space];
+    let after = &file[space + text("Ġ").len()..];
+    let parts: [&[u8]; 9] = [
+        head,
+        &keys.to_le_bytes(),
+        &filler,
+        &more,
+        &file[24..name],
+        &text(model),
+        between,
+        &text("▁"),
+        after,
+    ];
+    parts.concat()
 }

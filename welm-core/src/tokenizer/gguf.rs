@@ -20,6 +20,7 @@
 //!
 //! * The spelling of a control token never becomes that token but where special tokens are parsed; there merges may
 //!   lead to it.
+//! * `remove_extra_whitespaces` and `precompiled_charsmap` count for both; there only for `t5`.
 //! * Phi-3's control tokens take any white space after them, as in transformers; there only ASCII's.
 //! * What merges lead to an unused token is taken back, as in SentencePiece.
 //! * White space of `t5` is treated as in SentencePiece; there a text of spaces alone, or one in front, may become other
@@ -62,7 +63,7 @@ pub(crate) struct GgufVocab {
     pub(crate) add_space_prefix: bool,
     /// `remove_extra_whitespaces`, for pieces.
     pub(crate) remove_extra_whitespaces: bool,
-    /// `precompiled_charsmap`, for `t5`.
+    /// `precompiled_charsmap`, for pieces.
     pub(crate) charsmap: Vec<u8>,
     /// Whether control tokens take the spaces after them. No key says it; llama.cpp has it of Phi-3's name.
     pub(crate) strips_after: bool,
