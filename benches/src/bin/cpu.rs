@@ -130,7 +130,13 @@ fn truth_of(args: &TruthArgs) -> Result<()> {
     let usual = LoadOptions { device: Device::Cpu, threads: Some(args.threads), ..LoadOptions::default() };
     let exact = LoadOptions { dtype: Dtype::F32, cache_dtype: CacheDtype::F32, ..usual.clone() };
     let wide = LoadOptions { activations: Activations::Int16, ..usual.clone() };
-    let ways = [("default", usual), ("int16 activations", wide)];
+    let f32_cache = |options: &LoadOptions| LoadOptions { cache_dtype: CacheDtype::F32, ..options.clone() };
+    let ways = [
+        ("int16 activations, f32 cache", f32_cache(&wide)),
+        ("f32 cache", f32_cache(&usual)),
+        ("int16 activations", wide),
+        ("default", usual),
+    ];
     truth::measure(&args.model, &text, args.tokens, &exact, &ways)?.into_iter().for_each(print);
     Ok(())
 }

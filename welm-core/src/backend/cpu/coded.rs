@@ -12,10 +12,10 @@
 //! format: ten formats times all counts of rows would be as many kernels to compile. Few rows multiply a unit while it is
 //! in the first cache; for more rows, whole strips are unpacked into the second, once for all rows.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use super::i8dot::{FAR, LINE, NEAR};
-use super::product::Outputs;
+use super::outputs::Outputs;
 use super::quantize::Quantized;
 use crate::error::Result;
 use crate::host::memory::vec_for;
@@ -63,8 +63,13 @@ impl Room {
     /// One that nobody uses: there are as many as threads.
     pub(super) fn take(&self) -> MutexGuard<'_, Vec<Unit>> {
         loop {
-            if let Some(free) = self.0.iter().find_map(|room| room.try_lock().ok()) {
-                return free;
+            for room in &self.0 {
+                match room.try_lock() {
+                    Ok(free) => return free,
+                    // After a task that panicked; what it left is written over.
+                    Err(TryLockError::Poisoned(free)) => return free.into_inner(),
+                    Err(TryLockError::WouldBlock) => {}
+                }
             }
             std::hint::spin_loop();
         }

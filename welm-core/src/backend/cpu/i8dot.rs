@@ -22,7 +22,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::product::Outputs;
+use super::outputs::Outputs;
 use super::quantize::{BLOCK, Quantized};
 use crate::isa::{GROUP, Kernel, LANES, Simd};
 use crate::weights::formats::int8::Grouping;

@@ -11,6 +11,7 @@ mod i8dot;
 mod linear;
 mod matrix;
 mod norm;
+mod outputs;
 mod pages;
 pub(crate) mod pool;
 mod product;

@@ -5,67 +5,11 @@ use std::ops::Range;
 use super::Epilogue;
 use super::coded::{CodedRows, Room};
 use super::i8dot::Tiles;
+use super::outputs::Outputs;
 use super::pool::{Disjoint, Pool};
 use super::quantize::Quantized;
-use crate::isa::{Isa, LANES, Simd};
+use crate::isa::{Isa, LANES};
 use crate::weights::tiles::{Tiled, tile_counts};
-
-/// Where the outputs of some strips go.
-pub(super) struct Outputs<'a> {
-    bias: Option<&'a [f32]>,    // (n)
-    n: usize,                   // at most 16 a strip
-    out: &'a Disjoint<'a, f32>, // (rows of activations, stride)
-    stride: usize,
-    first: usize, // column of output 0
-    epilogue: Epilogue,
-}
-
-impl Outputs<'_> {
-    /// Strips of 16 outputs; the last may have fewer.
-    pub(super) fn strips(&self) -> usize {
-        self.n.div_ceil(LANES)
-    }
-
-    /// Writes the sums of strip `t` for the first `rows` of the `R` rows from `r`.
-    ///
-    /// # Safety
-    /// The CPU has `S`; the rows and the strip exist; no other task has these outputs.
-    #[inline(always)]
-    pub(super) unsafe fn write<S: Simd, const R: usize>(
-        &self,
-        t: usize,
-        r: usize,
-        rows: usize,
-        acc: [S::V; R],
-    ) {
-        debug_assert!(self.bias.is_none_or(|bias| bias.len() == self.n));
-        let column = t * LANES;
-        let outputs = LANES.min(self.n - column);
-        // SAFETY: the caller's promise.
-        unsafe {
-            for i in 0..R.min(rows) {
-                let out = self.out.slice((r + i) * self.stride + self.first + column, outputs);
-                if outputs == LANES {
-                    let mut y = acc[i];
-                    if let Some(bias) = self.bias {
-                        y = S::add(y, S::load(bias.as_ptr().add(column)));
-                    }
-                    if self.epilogue == Epilogue::Add {
-                        y = S::add(S::load(out.as_ptr()), y);
-                    }
-                    S::store(out.as_mut_ptr(), y);
-                    continue;
-                }
-                let mut y = [0.0; LANES];
-                S::store(y.as_mut_ptr(), acc[i]);
-                for (o, out) in out.iter_mut().enumerate() {
-                    let sum = self.bias.map_or(y[o], |b| y[o] + b[column + o]);
-                    *out = if self.epilogue == Epilogue::Add { *out + sum } else { sum };
-                }
-            }
-        }
-    }
-}
 
 /// `out (+)= x W^T + bias`; `W` is `parts`, one below the other, `out` `(n, rows)`, `bias` `(rows)`.
 #[allow(clippy::too_many_arguments)] // a product's operands, and what computes it
