@@ -715,12 +715,12 @@ def test_info(model: welm.Model) -> None:
 
 
 def write_gguf(path: Path, family: bytes) -> None:
-    """A file of one setting and one tensor in Q3_K, which nothing here loads."""
+    """A file of one setting and one tensor in IQ3_S, which nothing here loads."""
     key, name = b"general.architecture", b"output.weight"
     path.write_bytes(
         b"GGUF" + struct.pack("<IQQ", 3, 1, 1)
         + struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(family)) + family
-        + struct.pack("<Q", len(name)) + name + struct.pack("<IQQIQ", 2, 256, 4, 11, 0)
+        + struct.pack("<Q", len(name)) + name + struct.pack("<IQQIQ", 2, 256, 4, 21, 0)
         + b"\0" * 4096
     )  # fmt: skip
 
@@ -730,15 +730,15 @@ def test_info_of_what_is_not_supported(tmp_path: Path) -> None:
     for path in (tmp_path / "m.gguf", tmp_path):
         about = run_json("info", path)
         assert (about["format"], about["family"], about["n_params"]) == ("gguf", "mamba", 1024)
-        assert about["types"] == [{"name": "Q3_K", "tensors": 1, "elements": 1024}]
+        assert about["types"] == [{"name": "IQ3_S", "tensors": 1, "elements": 1024}]
         assert about["settings"] == {"general.architecture": "mamba"}
         why = welm.Model.describe(path).unsupported
         assert why is not None
         assert "mamba" in why
-        assert "Q3_K" in why
+        assert "IQ3_S" in why
         assert about["unsupported"] == why
         out, _ = run("info", path)
-        for row in ("family          mamba", "types           1 Q3_K", f"not supported   {why}"):
+        for row in ("family          mamba", "types           1 IQ3_S", f"not supported   {why}"):
             assert f"{row}\n" in out
         assert out.endswith("\n  general.architecture = mamba\n")
         # Commands that load it print the same reason, in one line.
