@@ -37,6 +37,9 @@ pub(crate) enum MatrixSource {
 }
 
 /// A matrix `(rows, cols)` and its bias `(rows)`.
+///
+/// Nothing of it is read yet: the backend reads row by row. So a device that is to hold only some rows (a column-parallel
+/// product) cuts the segments, and one that is to hold only some columns (a row-parallel product) keeps those of each row.
 pub(crate) struct LinearSource {
     pub(crate) name: String,
     pub(crate) kind: PartKind,
