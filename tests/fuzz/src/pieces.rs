@@ -11,7 +11,7 @@ const ROWS: usize = 960;
 pub fn run(input: &[u8]) {
     let config = config(&json!({"vocab_size": ROWS})).to_string();
     let weights = weights(ROWS);
-    let side = json!({"legacy": input.len() % 2 == 0, "added_tokens_decoder": {
+    let side = json!({"legacy": input.len().is_multiple_of(2), "added_tokens_decoder": {
         "3": {"content": "<|x|>", "special": true, "normalized": false},
         "950": {"content": "<new>", "rstrip": true}}})
     .to_string();

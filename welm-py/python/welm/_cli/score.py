@@ -25,9 +25,7 @@ EXAMPLES = (
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds flags and positional arguments."""
-    parser.add_argument(
-        "prompt", type=text, metavar="PROMPT", help="the text before; - reads it from stdin"
-    )
+    parser.add_argument("prompt", type=text, metavar="PROMPT", help="the text before; - reads it from stdin")
     parser.add_argument(
         "continuations", type=text, nargs="+", metavar="CONTINUATION", help="a text that may follow"
     )
