@@ -142,7 +142,8 @@ pub struct ModelSizes {
 
 /// Sizes beyond these are damage, not models.
 const MAX_DIM: usize = 1 << 17;
-const MAX_VOCAB: usize = 1 << 22;
+/// Also of tokens in the files of a tokenizer: a damaged file must not make tables large.
+pub(crate) const MAX_VOCAB: usize = 1 << 22;
 const MAX_LAYERS: usize = 1 << 10;
 const MAX_CONTEXT: usize = 1 << 24;
 

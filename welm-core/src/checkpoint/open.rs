@@ -1,5 +1,6 @@
 //! What [`crate::Model::load`] takes: a path to files with everything that a model consists of.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use super::load::Source;
-use crate::config::ModelConfig;
+use crate::config::{MAX_VOCAB, ModelConfig};
 use crate::error::{Error, Result};
 use crate::host::memory::expect_room;
 use crate::side_file::{
@@ -243,7 +244,13 @@ fn gguf_templates(g: &Gguf) -> Result<Vec<(String, String)>> {
     if let Some(source) = g.opt_str("tokenizer.chat_template")? {
         templates.push(("default".into(), source.into()));
     }
-    for name in g.opt_strs("tokenizer.chat_templates")?.unwrap_or_default() {
+    let names = g.opt_strs("tokenizer.chat_templates")?.unwrap_or_default();
+    let mut seen = HashSet::new();
+    for name in names {
+        // A name in the list is short, and what it names may be long: many would take more memory than the file has.
+        if !seen.insert(name) {
+            return Err(Error::config("tokenizer.chat_templates", format!("`{name}` is there twice")));
+        }
         let source = g.str(&format!("tokenizer.chat_template.{name}"))?;
         templates.push((name.into(), source.into()));
     }
@@ -262,6 +269,11 @@ fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
     }
     let pre = pre.unwrap_or("default").to_string();
     // Before any of them is read: they may be many.
+    for name in ["tokens", "merges"] {
+        if let Some(n) = g.len_of(&key(name)).filter(|&n| n > MAX_VOCAB) {
+            return Err(Error::Tokenizer(format!("{name}: expected at most {MAX_VOCAB}, got {n}")));
+        }
+    }
     for name in ["token_type", "scores"] {
         let (tokens, others) = (g.len_of(&key("tokens")).unwrap_or(0), g.len_of(&key(name)));
         if let Some(others) = others.filter(|&others| others != tokens) {
@@ -294,4 +306,45 @@ fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
         model,
         pre,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::gguf::tests::{Writer, array, string};
+
+    fn list(texts: &[&str]) -> Vec<u8> {
+        texts.iter().flat_map(|text| string(text)).collect()
+    }
+
+    #[test]
+    fn templates_of_gguf_have_different_names() {
+        let with = |names: &[&str]| {
+            Writer::default()
+                .key("tokenizer.chat_template", 8, &string("a"))
+                .key("tokenizer.chat_template.rag", 8, &string("b"))
+                .key("tokenizer.chat_templates", 9, &array(8, names.len() as u64, &list(names)))
+                .open()
+                .unwrap()
+        };
+        let got = gguf_templates(&with(&["rag"])).unwrap();
+        assert_eq!(got, [("default".into(), "a".into()), ("rag".into(), "b".into())]);
+        let error = gguf_templates(&with(&["rag", "rag"])).unwrap_err().to_string();
+        assert!(error.contains("`tokenizer.chat_templates`: `rag` is there twice"), "{error}");
+    }
+
+    #[test]
+    fn tokens_are_counted_before_they_take_memory() {
+        for name in ["tokens", "merges"] {
+            let n = MAX_VOCAB as u64 + 1;
+            let many = vec![0; 8 * n as usize];
+            let gguf = Writer::default()
+                .key("tokenizer.ggml.model", 8, &string("llama"))
+                .key(&format!("tokenizer.ggml.{name}"), 9, &array(8, n, &many))
+                .open()
+                .unwrap();
+            let error = gguf_vocab(&gguf).unwrap_err().to_string();
+            assert!(error.contains(&format!("{name}: expected at most 4194304, got 4194305")), "{error}");
+        }
+    }
 }

@@ -167,12 +167,13 @@ impl Rope {
 
     /// Most tokens of a sequence of a model that has at most so many by itself.
     pub(super) fn stretched_context(&self, max_context: usize) -> usize {
-        match self.scaling {
-            RopeScaling::Dynamic { factor, .. } if factor > 1.0 => {
-                (max_context as f64 * f64::from(factor)) as usize
-            }
-            _ => max_context,
-        }
+        let (trained, factor) = match self.scaling {
+            RopeScaling::Dynamic { factor, .. } => (max_context, factor),
+            // Added to a config by hand, as Qwen's pages say, it leaves the model's own number as it was.
+            RopeScaling::Yarn { factor, original_context, .. } => (original_context, factor),
+            _ => return max_context,
+        };
+        max_context.max((trained as f64 * f64::from(factor)) as usize)
     }
 
     /// Angle per position of each pair, in radians, where the model is loaded with a context of so many tokens:

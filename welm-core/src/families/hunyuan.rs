@@ -22,7 +22,7 @@ fn read_folder(f: &Fields) -> Result<ModelConfig> {
     // Settings of their first code that other models do not have.
     f.fixed_size("attention_head_dim", sizes.head_dim)?;
     f.fixed_size("num_experts", 1)?;
-    f.expect_text("norm_type", &["rms"])?;
+    f.expect_text("norm_type", &["rms", "hf_rms"])?;
     for key in ["use_qk_norm", "use_rotary_pos_emb"] {
         if f.flag(key)? == Some(false) {
             return Err(Error::config(key, "expected true in this family, got false"));

@@ -116,13 +116,16 @@ fn stretched_frequencies_are_those_of_transformers() {
     }
 }
 
-/// A dynamic rotary embedding allows a longer context than the model states; the others do not.
+/// Dynamic scaling and YaRN allow a longer context than the model states; the others do not.
 #[test]
 fn the_context_can_be_stretched_where_the_frequencies_follow() {
     let longest = |section: Json| with("llama", &json!({"rope_scaling": section})).unwrap().longest_context();
     assert_eq!(longest(json!({"type": "dynamic", "factor": 2.5})), 160);
     assert_eq!(longest(json!({"type": "dynamic", "factor": 0.5})), 64);
     assert_eq!(longest(json!({"type": "dynamic", "factor": 1e30})), 1 << 24);
+    assert_eq!(longest(json!({"type": "yarn", "factor": 4.0})), 256);
+    let yarn = |original: usize| json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": original});
+    assert_eq!([longest(yarn(32)), longest(yarn(16)), longest(yarn(8))], [128, 64, 64]);
     assert_eq!(longest(json!({"type": "linear", "factor": 2.5})), 64);
     assert_eq!(longest(json!(null)), 64);
 }

@@ -26,10 +26,8 @@ use super::added::AddedToken;
 use super::byte_alphabet::from_byte_alphabet;
 use super::piece::{Piece, PieceKind};
 use super::stages::{Fields, shown};
+use crate::config::MAX_VOCAB;
 use crate::error::{Error, Result};
-
-/// Ids at or above this are refused: no model has them, and a damaged file must not make the table large.
-pub(super) const MAX_VOCAB: usize = 1 << 22;
 
 /// Bytes of all tokens together; those of published vocabularies have some megabytes.
 const MAX_BYTES: usize = 1 << 28;

@@ -30,11 +30,12 @@ use std::collections::{HashMap, HashSet};
 
 use super::added::AddedToken;
 use super::byte_alphabet::from_byte_alphabet;
-use super::bytes::{MAX_VOCAB, TokenBytes, byte_token, piece_bytes};
+use super::bytes::{TokenBytes, byte_token, piece_bytes};
 use super::piece::{Piece, PieceKind};
 use super::sentencepiece::{Declared, WhiteSpace};
 use super::stages::{GPT2, PreTokenizers};
 use super::vocabulary::{Bpe, Vocabulary};
+use crate::config::MAX_VOCAB;
 use crate::error::{Error, Result};
 
 /// What a GGUF file's metadata says of its tokenizer, under `tokenizer.ggml.`.

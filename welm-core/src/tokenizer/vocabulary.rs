@@ -15,10 +15,10 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::{Model as _, ModelWrapper};
 
 use super::byte_alphabet::byte_of;
-use super::bytes::MAX_VOCAB;
 use super::cuts::Cuts;
 use super::guarded;
 use super::watch::{Halt, Watch};
+use crate::config::MAX_VOCAB;
 use crate::error::{Error, Result};
 
 /// The longest token, in bytes as the file spells it. The longest of published vocabularies are 512 spaces or dashes.

@@ -225,7 +225,9 @@ pub(crate) fn of_gguf(m: &Metadata, pairing: RopePairing, head_dim: usize) -> Re
     let mix = if kind == "yarn" { 1.0 } else { 0.0 };
     for (name, off) in [("yarn_ext_factor", mix), ("yarn_attn_factor", 1.0)] {
         let other = number(name, off)?;
-        if other != off {
+        // llama.cpp's converter writes what YaRN takes anyway.
+        let is_usual = name == "yarn_attn_factor" && (f64::from(other) / usual - 1.0).abs() < 1e-4;
+        if other != off && !is_usual {
             let reason = format!("expected {off} (not supported), got {other}");
             return Err(m.error(&format!("rope.scaling.{name}"), reason));
         }

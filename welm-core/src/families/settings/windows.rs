@@ -72,7 +72,7 @@ impl ModelConfig {
     pub(crate) fn slide(&mut self, sliding: Option<&Sliding>) {
         let Some(sliding) = sliding else { return };
         // One that reaches over the whole context is none.
-        let window = Some(sliding.window).filter(|&window| window < self.max_context);
+        let window = Some(sliding.window).filter(|&window| window < self.longest_context());
         for layer in sliding.of(&mut self.layers) {
             layer.window = window;
         }

@@ -109,6 +109,7 @@ impl<'a> Run<'a> {
         let mut start = 0;
         while let Some(c) = word[start..].chars().next() {
             let defined = frozen.longest(&word.as_bytes()[start..]);
+            watch.work(1)?; // of a piece's length
             let len = defined.unwrap_or(c.len_utf8());
             let at = self.symbols.len() as u32;
             start += len;

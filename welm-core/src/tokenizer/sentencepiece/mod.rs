@@ -21,9 +21,9 @@ mod unigram;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::bytes::MAX_VOCAB;
 use super::piece::{Piece, PieceKind};
 use super::watch::{Halt, Watch};
+use crate::config::MAX_VOCAB;
 use crate::error::{Error, Result};
 use merges::Merges;
 use normalizer::CharsMap;

@@ -25,6 +25,8 @@ use crate::tokenizer::watch::{Halt, Watch};
 
 /// Bytes of the longest rule; those of `nfkc` have some twenty.
 const MAX_RULE: usize = 256;
+/// Bytes that a rule makes; those of Unicode's normal forms make at most 33.
+const MAX_REPLACEMENT: usize = 256;
 /// Bytes that may come of a text.
 const MAX_NORMALIZED: usize = 1 << 28;
 
@@ -64,6 +66,11 @@ impl CharsMap {
         };
         if !replacements.ends_with('\0') {
             return refuse("expected a zero after the last replacement, got none");
+        }
+        if replacements.split('\0').any(|replacement| replacement.len() > MAX_REPLACEMENT) {
+            return refuse(&format!(
+                "expected replacements of at most {MAX_REPLACEMENT} bytes, got a longer one"
+            ));
         }
         let units = array.as_chunks().0.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
         Ok(Some(CharsMap { units, replacements }))
@@ -129,6 +136,7 @@ pub(super) fn normalize(
             if replacement.unwrap_or(&rest[..len]) != " " {
                 break;
             }
+            watch.work(len)?;
             rest = &rest[len..];
         }
     }

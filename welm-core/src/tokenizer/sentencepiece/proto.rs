@@ -5,8 +5,8 @@
 //! Fields of other numbers are about training, and passed over. Source: `sentencepiece_model.proto`.
 
 use super::{Declared, WhiteSpace};
+use crate::config::MAX_VOCAB;
 use crate::error::{Error, Result};
-use crate::tokenizer::bytes::MAX_VOCAB;
 use crate::tokenizer::piece::{Piece, PieceKind};
 
 /// A field's value.

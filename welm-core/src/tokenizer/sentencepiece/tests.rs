@@ -184,6 +184,10 @@ fn gguf_faults_of_pieces_are_named() {
             (fault(&|v| v.tokens[300] = long.clone()), "got 5000"),
             (fault(&|v| v.charsmap.truncate(70)), "precompiled_charsmap"),
             (fault(&|v| v.charsmap = vec![0; (1 << 24) + 1]), "at most 16777216 bytes"),
+            (
+                fault(&|v| v.charsmap.extend([[b'x'; 300].as_slice(), &[0]].concat())),
+                "replacements of at most 256 bytes",
+            ),
             (fault(&|v| v.bos = None), "none is named"),
             (fault(&|v| v.unknown = Some(1 << 30)), "unknown text"),
         ] {

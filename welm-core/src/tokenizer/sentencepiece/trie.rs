@@ -1,5 +1,7 @@
 //! A trie of byte strings: one walk finds all that begin at a place of a text.
 
+use std::collections::VecDeque;
+
 /// The strings, each with a number.
 pub(super) struct Trie {
     /// In the order of their depth, children of one node side by side; the first is the root.
@@ -25,10 +27,10 @@ impl Trie {
         strings.sort_unstable();
         let node = |byte| Node { first: 0, n: 0, byte, value: NONE };
         let mut nodes = vec![node(0)];
-        // Of each node: its strings, and how many of their bytes lead to it.
-        let mut parts = vec![(0, strings.len(), 0)];
+        // Of each node that has no children yet: its strings, and how many of their bytes lead to it.
+        let mut parts = VecDeque::from([(0, strings.len(), 0)]);
         let mut at = 0;
-        while let Some(&(mut start, end, depth)) = parts.get(at) {
+        while let Some((mut start, end, depth)) = parts.pop_front() {
             if let Some(&(string, value)) = strings.get(start).filter(|(string, _)| string.len() == depth) {
                 debug_assert!(!string.is_empty());
                 nodes[at].value = value;
@@ -37,7 +39,7 @@ impl Trie {
             nodes[at].first = nodes.len() as u32;
             for group in strings[start..end].chunk_by(|a, b| a.0[depth] == b.0[depth]) {
                 nodes.push(node(group[0].0[depth]));
-                parts.push((start, start + group.len(), depth + 1));
+                parts.push_back((start, start + group.len(), depth + 1));
                 start += group.len();
             }
             nodes[at].n = (nodes.len() - nodes[at].first as usize) as u16;
