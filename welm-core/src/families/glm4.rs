@@ -10,12 +10,7 @@ use crate::error::Result;
 
 pub(super) const FAMILY: Family = Family {
     folder: InFolder { model_type: "glm4", classes: &["glm4for"], read: read_folder, names: names_in_folder },
-    gguf: Some(InGguf {
-        architecture: "glm4",
-        read: read_gguf,
-        names: names_in_gguf,
-        biases_as_stored: true,
-    }),
+    gguf: Some(InGguf { architecture: "glm4", read: read_gguf, names: names_in_gguf, ..llama::IN_GGUF }),
 };
 
 fn read_folder(f: &Fields) -> Result<ModelConfig> {

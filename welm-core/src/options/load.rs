@@ -59,7 +59,7 @@ options! {
         /// Most tokens of one sequence.
         ///
         /// More than the model's own limit is an error. Where the frequencies of the rotary embedding depend on the length of
-        /// a text (dynamic, LongRoPE), they are those for this length. A dynamic one allows more than the model's limit.
+        /// a text (dynamic, LongRoPE), they are those for this length. Dynamic scaling and YaRN allow more than the model's limit.
         pub context_tokens: Option<usize> = None, Whole(1, 1 << 24), "the limit of the model";
         /// Tokens that the KV cache holds, over all sequences.
         ///

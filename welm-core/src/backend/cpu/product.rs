@@ -12,7 +12,6 @@ use crate::isa::{Isa, LANES};
 use crate::weights::tiles::{Tiled, tile_counts};
 
 /// `out (+)= x W^T + bias`; `W` is `parts`, one below the other, `out` `(n, rows)`, `bias` `(rows)`.
-#[allow(clippy::too_many_arguments)] // a product's operands, and what computes it
 pub(super) fn matmul(
     pool: &mut Pool,
     isa: Isa,
