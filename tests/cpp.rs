@@ -327,28 +327,28 @@ fn the_service() {
 }
 
 /// Loads the service for some seconds; `WELM_LOAD_SECONDS=60` for the long version.
-fn load(model: &Path, ratio: &str) {
+fn load(model: &Path) {
     let seconds = std::env::var("WELM_LOAD_SECONDS").unwrap_or("6".into());
     let (examples, tests) =
         (build("examples/cpp", Shared, &["serve"]), build("tests/cpp", Shared, &["load"]));
     let mut service = Service::start(examples.path(), model, &[]);
     let mut load = Command::new(tests.path().join("load"));
-    load.arg("--model").arg(model).args(["--port", &service.port.to_string(), "--ratio", ratio]);
+    load.arg("--model").arg(model).args(["--port", &service.port.to_string()]);
     load.args(["--pid", &service.process.id().to_string(), "--seconds", &seconds]);
     println!("{}", run(&mut load));
     signal(&service.process, libc::SIGTERM);
     assert!(service.process.wait().unwrap().success());
 }
 
-/// A model whose weights stay in the CPU's caches. One sequence alone is fast, so on few cores batching gains little.
+/// A model whose weights stay in the CPU's caches.
 #[test]
 fn the_service_under_load() {
-    load(&nano(), "1");
+    load(&nano());
 }
 
 /// A model that is read from memory in each step, as models in real use are.
 #[test]
 fn the_service_under_load_with_a_real_model() {
     let path = std::env::var_os("WELM_SMOLLM2").expect("WELM_SMOLLM2 names the GGUF file; tests/run sets it");
-    load(Path::new(&path), "2");
+    load(Path::new(&path));
 }
