@@ -30,6 +30,25 @@ impl<T: Pod> Memory<T> {
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Memory { map, len, _element: PhantomData })
     }
+
+    /// After the values were written: asks for huge pages once more. Where this memory ends within one, the system could give
+    /// none before its neighbour was there. Products with one row are as fast as memory, and twice as fast in huge pages.
+    pub(crate) fn collapse(&self) {
+        #[cfg(target_os = "linux")]
+        {
+            const HUGE_PAGE: usize = 2 << 20;
+            let start = self.map.as_ptr().addr() / HUGE_PAGE * HUGE_PAGE;
+            let end = (self.map.as_ptr().addr() + self.map.len()).next_multiple_of(HUGE_PAGE);
+            // SAFETY: a wish again, which changes no byte, also not of the neighbours; systems before Linux 6.1 refuse it.
+            unsafe {
+                libc::madvise(
+                    self.map.as_ptr().with_addr(start).cast_mut().cast(),
+                    end - start,
+                    libc::MADV_COLLAPSE,
+                )
+            };
+        }
+    }
 }
 
 impl<T: Pod> Deref for Memory<T> {

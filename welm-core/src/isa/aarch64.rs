@@ -445,6 +445,11 @@ impl<D: Dot> Simd for Neon<D> {
         unsafe { each!(vcvtq_f32_s32, v) }
     }
     #[inline(always)]
+    unsafe fn from_bits(v: Self::I) -> Self::V {
+        // SAFETY: NEON by the contract.
+        unsafe { each!(vreinterpretq_f32_s32, v) }
+    }
+    #[inline(always)]
     unsafe fn join(hi: Self::I, lo: Self::I) -> Self::I {
         // SAFETY: NEON by the contract.
         unsafe {

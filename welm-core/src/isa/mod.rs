@@ -27,6 +27,9 @@ use crate::error::{Error, Result};
 pub(crate) const LANES: usize = 16;
 /// Values along K of one tile: those that share a scale, or a quarter of them (see `weights::formats::int8`).
 pub(crate) const GROUP: usize = 32;
+/// Where sums of products of 8-bit activations start, so that a sum `x` below 2^22 has the bits of the f32 `BIAS + x`: a
+/// subtraction, or the addend of a fused multiply-add, is then all that it takes to make it an f32.
+pub(crate) const BIAS: f32 = 12_582_912.0; // 1.5 * 2^23
 /// Values that a rotation mixes.
 pub(crate) const ROTATED: usize = 64;
 
@@ -109,6 +112,14 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn prefetch<T>(p: *const T);
     /// i32 to f32, rounded to nearest even.
     unsafe fn to_f32(v: Self::I) -> Self::V;
+    /// The f32 that have these bits.
+    unsafe fn from_bits(v: Self::I) -> Self::V;
+    /// Sums that started from the bits of [`BIAS`], as f32.
+    #[inline(always)]
+    unsafe fn unbias(v: Self::I) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { Self::sub(Self::from_bits(v), Self::splat(BIAS)) }
+    }
     /// `256 * hi + lo`, the two planes of a 16-bit activation put together again.
     unsafe fn join(hi: Self::I, lo: Self::I) -> Self::I;
     /// All lanes `x`.
@@ -134,6 +145,12 @@ pub(crate) trait Simd: Copy + 'static {
             acc[t] = unsafe { Self::dot_group::<R, FOURS>(w[t], x, acc[t]) };
         }
         acc
+    }
+    /// Whether there are registers enough to multiply codes where they are unpacked: then there is `dot_four`.
+    const IN_REGISTERS: bool = false;
+    /// `dot_group` of four values along K, of which `w` has the weights.
+    unsafe fn dot_four<const R: usize>(_w: Self::B, _x: [*const i8; R], _acc: [Self::I; R]) -> [Self::I; R] {
+        unreachable!("asked of instruction sets with enough registers")
     }
     /// As `dot_group` for weights of four bits, 0 to 15, and from zero.
     ///
@@ -441,6 +458,10 @@ impl Simd for Scalar {
         v.map(|x| x as f32)
     }
     #[inline(always)]
+    unsafe fn from_bits(v: Self::I) -> Self::V {
+        v.map(|x| f32::from_bits(x.cast_unsigned()))
+    }
+    #[inline(always)]
     unsafe fn join(hi: Self::I, lo: Self::I) -> Self::I {
         std::array::from_fn(|i| (hi[i] << 8) + lo[i])
     }
@@ -543,6 +564,8 @@ mod tests {
                 let [r0, r1] = S::dot_group::<2, 4>(self.w.as_ptr(), x, [r0, r1]);
                 keep(out(S::to_f32(r0)));
                 keep(out(S::to_f32(S::join(r1, r0))));
+                keep(out(S::from_bits(r0)));
+                keep(out(S::unbias(S::splat_i32(BIAS.to_bits().cast_signed() - 4_194_303))));
                 let [r0, r1] = S::dot_group4(self.w.as_ptr(), x);
                 keep(out(S::to_f32(r0)));
                 keep(out(S::to_f32(r1)));

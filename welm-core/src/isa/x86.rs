@@ -253,6 +253,11 @@ impl<D: Dot> Simd for Avx2<D> {
         unsafe { (_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])) }
     }
     #[inline(always)]
+    unsafe fn from_bits(v: Self::I) -> Self::V {
+        // SAFETY: AVX by the contract.
+        unsafe { (_mm256_castsi256_ps(v[0]), _mm256_castsi256_ps(v[1])) }
+    }
+    #[inline(always)]
     unsafe fn join(hi: Self::I, lo: Self::I) -> Self::I {
         // SAFETY: AVX2 by the contract.
         unsafe {
@@ -481,6 +486,11 @@ impl Simd for Avx512Vnni {
         unsafe { _mm512_cvtepi32_ps(v) }
     }
     #[inline(always)]
+    unsafe fn from_bits(v: Self::I) -> Self::V {
+        // SAFETY: AVX-512F by the contract.
+        unsafe { _mm512_castsi512_ps(v) }
+    }
+    #[inline(always)]
     unsafe fn join(hi: Self::I, lo: Self::I) -> Self::I {
         // SAFETY: AVX-512F by the contract.
         unsafe { _mm512_add_epi32(_mm512_slli_epi32::<8>(hi), lo) }
@@ -507,6 +517,18 @@ impl Simd for Avx512Vnni {
             }
             acc
         }
+    }
+    const IN_REGISTERS: bool = true;
+    #[inline(always)]
+    unsafe fn dot_four<const R: usize>(w: Self::B, x: [*const i8; R], mut acc: [Self::I; R]) -> [Self::I; R] {
+        for r in 0..R {
+            // SAFETY: AVX-512 VNNI by the contract; four i8 at each `x`.
+            unsafe {
+                let four = _mm512_set1_epi32(x[r].cast::<i32>().read_unaligned());
+                acc[r] = _mm512_dpbusd_epi32(acc[r], w, four);
+            }
+        }
+        acc
     }
     /// Each activation is loaded once for all strips: loads bound a product as much as `vpdpbusd` does.
     #[inline(always)]

@@ -101,6 +101,7 @@ impl<T: Plain> Slab<T> {
 
 impl<T: Plain> From<Memory<T>> for Slab<T> {
     fn from(values: Memory<T>) -> Self {
+        values.collapse();
         Slab(Storage::Owned(Arc::new(values)))
     }
 }

@@ -8,18 +8,25 @@
 //! all fused, in ascending t, and the minima of 256 columns after their products; activations are those of
 //! [`super::quantize`]. So there is one order of f32 sums, as in [`super::i8dot`].
 //!
+//! With activations of 8 bits, `float(dot)` costs nothing: a dot product starts from [`BIAS`], its bits are those of the f32
+//! `BIAS + dot`, and `(BIAS + dot) * scale - BIAS * scale` is one fused multiply-add. Both products are exact, so the result
+//! is rounded once, as that of `float(dot) * scale`.
+//!
 //! Weights are unpacked by 16 rows and 256 columns, into int8 tiles with f32 scales, which one kernel takes whatever the
-//! format: ten formats times all counts of rows would be as many kernels to compile. Few rows multiply a unit while it is
-//! in the first cache; for more rows, whole strips are unpacked into the second, once for all rows.
+//! format: ten formats times all counts of rows would be as many kernels to compile. For many rows, whole strips are
+//! unpacked into the second cache, once for all rows; few rows multiply a unit while it is in the first.
+//!
+//! Where registers are enough, few rows multiply codes as they are unpacked ([`CodedRows::in_registers`]): weights that go
+//! through the first cache twice more took up to twice the time, most of it where another process shares the core.
 
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use super::i8dot::{FAR, LINE, NEAR};
+use super::i8dot::LINE;
 use super::outputs::Outputs;
-use super::quantize::Quantized;
+use super::quantize::{Quantized, start};
 use crate::error::Result;
 use crate::host::memory::vec_for;
-use crate::isa::{GROUP, Isa, Kernel, LANES, Simd};
+use crate::isa::{BIAS, GROUP, Isa, Kernel, LANES, Simd};
 use crate::weights::formats::codes::{Coding, Scales, Values, power};
 use crate::weights::tiles::INT8_TILE;
 use crate::weights::tiles::coded::{Places, UNIT};
@@ -28,13 +35,20 @@ use crate::weights::tiles::coded::{Places, UNIT};
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub(super) struct Unit {
-    weight: [[u8; INT8_TILE]; UNIT],
+    weight: [[u8; INT8_TILE]; UNIT], // codes as they are, or values with an offset of 128: see `plain`
     scale: [[f32; LANES]; 2 * UNIT], // of each group
+    bias: [[f32; LANES]; 2 * UNIT],  // -BIAS * scale
     min: [[f32; LANES]; 2 * UNIT],
 }
 
 /// Units that a thread unpacks for many rows of activations: a tenth of a second cache.
 const SHARED_UNITS: usize = 32;
+/// Units of a strip that are unpacked together for few rows: with those of another strip, half of a first cache.
+const AT_ONCE: usize = 2;
+/// How many units ahead memory is fetched.
+const AHEAD: usize = 3;
+/// Most cache lines of a unit for each of its tiles: those of formats of six bits.
+const MOST_LINES: usize = 7;
 
 /// Room for each thread to unpack weights in.
 pub(super) struct Room(Vec<Mutex<Vec<Unit>>>);
@@ -52,9 +66,9 @@ impl Room {
         let room = || {
             let n = Self::units(max_cols);
             let mut units = vec_for("unpacked weights", n)?;
-            let unit =
-                Unit { weight: [[0; INT8_TILE]; UNIT], scale: [[0.0; LANES]; 16], min: [[0.0; LANES]; 16] };
-            units.resize(n, unit);
+            let groups = [[0.0; LANES]; 2 * UNIT];
+            units
+                .resize(n, Unit { weight: [[0; INT8_TILE]; UNIT], scale: groups, bias: groups, min: groups });
             Ok(Mutex::new(units))
         };
         Ok(Room((0..threads).map(|_| room()).collect::<Result<_>>()?))
@@ -86,57 +100,91 @@ pub(super) struct CodedRows<'a> {
     pub(super) room: &'a mut [Unit],
 }
 
-/// One unit to unpack.
+/// What is fetched into the second cache while a unit is multiplied: how many bytes after it, and how many lines a tile.
+#[derive(Clone, Copy)]
+struct Fetch {
+    ahead: usize,
+    lines: usize,
+}
+
+/// Whether codes of these values are multiplied as they are.
+fn plain(values: Values) -> bool {
+    values == Values::Less(0)
+}
+
+/// Units to unpack, which follow each other.
 struct Unpack {
+    coding: &'static Coding,
+    /// Tiles of all of them.
+    tiles: usize,
+    /// Scales and minima alone.
+    scales_only: bool,
+    from: *const u8,
+    to: *mut Unit,
+}
+
+/// One of them.
+struct UnpackUnit {
     coding: &'static Coding,
     places: Places,
     tiles: usize,
     from: *const u8,
     to: *mut Unit,
-    /// How far ahead memory is fetched.
-    ahead: usize,
 }
 
-impl Unpack {
+/// Four columns of a tile, from `4 * kk` on: codes, or values with an offset of 128.
+///
+/// # Safety
+/// The CPU has `S`; a tile of `BITS` times 64 bytes is at `from`.
+#[inline(always)]
+unsafe fn code<S: Simd, const BITS: usize, const TABLE: bool>(
+    values: Values,
+    from: *const u8,
+    kk: usize,
+) -> S::B {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let load = |plane: usize| S::load_bytes(from.add(plane * LINE));
+        let down = kk as i32;
+        let low = match BITS {
+            4.. => S::bits(load(kk / 2), 4 * (down % 2), 15),
+            _ => S::bits(load(kk / 4), 2 * (down % 4), 3),
+        };
+        let code = match BITS {
+            3 => S::either(low, S::bits(load(2), down - 2, 4)),
+            5 => S::either(low, S::bits(load(4), down - 4, 16)),
+            6 => S::either(low, S::bits(load(4 + kk / 4), 2 * (down % 4) - 4, 48)),
+            _ => low,
+        };
+        match (values, BITS) {
+            (Values::Table(table), _) if TABLE => {
+                S::look_up(&table.map(|x| x.cast_unsigned().wrapping_add(128)), code)
+            }
+            (Values::Less(offset), 3 | 5 | 6) if !plain(values) => S::add_byte(code, 128 - offset),
+            _ => code,
+        }
+    }
+}
+
+impl UnpackUnit {
     /// # Safety
     /// The CPU has `S`; the unit is at `from`, and `to` is this thread's.
     #[inline(always)]
     unsafe fn codes<S: Simd, const BITS: usize, const TABLE: bool>(&self) {
-        let (table, add) = match self.coding.values {
-            Values::Less(offset) => ([0; 16], 128 - offset),
-            Values::Table(table) => (table.map(|x| x.cast_unsigned().wrapping_add(128)), 0),
-        };
         for tile in 0..self.tiles {
-            // SAFETY: the caller's promise; a tile has `BITS` times 64 bytes. A prefetch may go anywhere.
+            // SAFETY: the caller's promise; a tile has `BITS` times 64 bytes.
             unsafe {
                 let from = self.from.add(tile * BITS * LINE);
                 let to = (*self.to).weight[tile].as_mut_ptr();
-                for line in 0..BITS {
-                    S::prefetch(from.wrapping_add(self.ahead + line * LINE));
-                }
-                let load = |plane: usize| S::load_bytes(from.add(plane * LINE));
-                let high = [load(if BITS > 4 { 4 } else { BITS - 1 }), load(BITS - 1)];
                 for kk in 0..8 {
-                    let down = kk as i32;
-                    let low = match BITS {
-                        4.. => S::bits(load(kk / 2), 4 * (down % 2), 15),
-                        _ => S::bits(load(kk / 4), 2 * (down % 4), 3),
-                    };
-                    let code = match BITS {
-                        3 => S::either(low, S::bits(high[0], down - 2, 4)),
-                        5 => S::either(low, S::bits(high[0], down - 4, 16)),
-                        6 => S::either(low, S::bits(high[kk / 4], 2 * (down % 4) - 4, 48)),
-                        _ => low,
-                    };
-                    let byte = if TABLE { S::look_up(&table, code) } else { S::add_byte(code, add) };
-                    S::store_bytes(to.add(kk * LINE), byte);
+                    S::store_bytes(to.add(kk * LINE), code::<S, BITS, TABLE>(self.coding.values, from, kk));
                 }
             }
         }
     }
 
     /// # Safety
-    /// As [`Unpack::codes`].
+    /// As [`UnpackUnit::codes`].
     #[inline(always)]
     unsafe fn scales<S: Simd>(&self) {
         let Places { scale, min, block, .. } = self.places;
@@ -145,9 +193,6 @@ impl Unpack {
         unsafe {
             let at = |place: usize| self.from.add(place);
             let (to_scale, to_min) = (&mut (*self.to).scale, &mut (*self.to).min);
-            for line in (scale..self.places.end).step_by(LINE) {
-                S::prefetch(at(0).wrapping_add(self.ahead + line));
-            }
             match self.coding.scales {
                 Scales::F16 | Scales::F16Min => {
                     for g in 0..groups {
@@ -179,15 +224,19 @@ impl Unpack {
                     }
                 }
             }
+            for g in 0..groups {
+                let scale = S::load(to_scale[g].as_ptr());
+                S::store((&mut (*self.to).bias)[g].as_mut_ptr(), S::mul(scale, S::splat(-BIAS)));
+            }
         }
     }
 }
 
-impl Kernel for Unpack {
-    type Out = ();
-    const DOTS: bool = false;
+impl UnpackUnit {
+    /// # Safety
+    /// As [`UnpackUnit::codes`].
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn weights<S: Simd>(&self) {
         // SAFETY: the caller's promise.
         unsafe {
             match (self.coding.bits, self.coding.values) {
@@ -199,39 +248,116 @@ impl Kernel for Unpack {
                 (6, _) => self.codes::<S, 6, false>(),
                 _ => unreachable!("codes have 2 to 6 bits"),
             }
-            self.scales::<S>();
+        }
+    }
+}
+
+impl Kernel for Unpack {
+    type Out = ();
+    const DOTS: bool = false;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Unpack { coding, tiles, scales_only, from, to } = self;
+        let whole = coding.places(UNIT);
+        for u in 0..tiles.div_ceil(UNIT) {
+            let tiles = UNIT.min(tiles - u * UNIT);
+            let places = if tiles == UNIT { whole } else { coding.places(tiles) };
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (from, to) = (from.add(u * whole.end), to.add(u));
+                let unit = UnpackUnit { coding, places, tiles, from, to };
+                if !scales_only {
+                    unit.weights::<S>();
+                }
+                unit.scales::<S>();
+            }
         }
     }
 }
 
 impl CodedRows<'_> {
+    /// Units of a strip.
     fn units(&self) -> usize {
         self.x.tiles.div_ceil(UNIT)
     }
 
-    /// Unpacks unit `u` of strip `t`.
+    /// Where unit `u` of strip `t` is.
+    fn unit(&self, t: usize, u: usize) -> *const u8 {
+        let at = t * self.coding.strip_bytes(self.x.tiles) + u * self.coding.places(UNIT).end;
+        debug_assert!(at < self.data.len());
+        self.data.as_ptr().wrapping_add(at)
+    }
+
+    /// Unpacks `n` units of strip `t` from unit `u` on.
     ///
     /// # Safety
-    /// The unit exists, and `to` is this thread's.
+    /// The units exist, and `to` is this thread's.
     #[inline(always)]
-    unsafe fn unpack(&self, t: usize, u: usize, to: *mut Unit, ahead: usize) {
-        let (coding, tiles) = (self.coding, UNIT.min(self.x.tiles - u * UNIT));
-        let at = t * coding.strip_bytes(self.x.tiles) + u * coding.places(UNIT).end;
-        let places = coding.places(tiles);
-        debug_assert!(at + places.end <= self.data.len());
+    unsafe fn unpack(&self, t: usize, u: usize, n: usize, scales_only: bool, to: *mut Unit) {
+        let tiles = (n * UNIT).min(self.x.tiles - u * UNIT);
+        let from = self.unit(t, u);
+        // SAFETY: the caller's promise.
+        unsafe { self.isa.dispatch(Unpack { coding: self.coding, tiles, scales_only, from, to }) };
+    }
+
+    /// Dot products of one plane of `R` rows with 32 columns of one tile of `T` strips, or, of `HALVES`, the first or the last
+    /// 16. The weights are codes of `BITS` bits, or unpacked if that is 0.
+    ///
+    /// # Safety
+    /// The CPU has `S`; the weights are at `w`, and the plane's rows at `x`.
+    #[inline(always)]
+    unsafe fn dots<
+        S: Simd,
+        const R: usize,
+        const T: usize,
+        const HALVES: bool,
+        const BITS: usize,
+        const TABLE: bool,
+    >(
+        &self,
+        w: [*const u8; T],
+        x: *const [i8; GROUP],
+        starts: [S::I; R],
+        half: usize,
+    ) -> [[S::I; R]; T] {
         // SAFETY: the caller's promise.
         unsafe {
-            let from = self.data.as_ptr().add(at);
-            self.isa.dispatch(Unpack { coding, places, tiles, from, to, ahead });
+            let mut values = [x.cast::<i8>(); R];
+            for i in 0..R {
+                values[i] = x.add(i).cast::<i8>().add(half * LANES);
+            }
+            if BITS == 0 {
+                let w = w.map(|w| w.add(half * INT8_TILE / 2));
+                return match HALVES {
+                    true => S::dot_groups::<R, T, 4>(w, values, [starts; T]),
+                    false => S::dot_groups::<R, T, 8>(w, values, [starts; T]),
+                };
+            }
+            let mut dot = [starts; T];
+            for t in 0..T {
+                for kk in 0..if HALVES { 4 } else { 8 } {
+                    let four = code::<S, BITS, TABLE>(self.coding.values, w[t], 4 * half + kk);
+                    dot[t] = S::dot_four::<R>(four, values.map(|x| x.add(4 * kk)), dot[t]);
+                }
+            }
+            dot
         }
     }
 
-    /// Dot products of `R` rows with `4 * FOURS` columns of one tile of `T` strips, the first or the last.
+    /// The dot products, with both planes of wide rows.
     ///
     /// # Safety
     /// The CPU has `S`; the weights are at `w`, the rows lie in one block, and have the tile at `at`.
     #[inline(always)]
-    unsafe fn dots<S: Simd, const R: usize, const T: usize, const WIDE: bool, const FOURS: usize>(
+    unsafe fn both<
+        S: Simd,
+        const R: usize,
+        const T: usize,
+        const WIDE: bool,
+        const HALVES: bool,
+        const BITS: usize,
+        const TABLE: bool,
+    >(
         &self,
         w: [*const u8; T],
         at: usize,
@@ -240,25 +366,27 @@ impl CodedRows<'_> {
         let x = self.x;
         // SAFETY: the caller's promise.
         unsafe {
-            let mut start = [S::splat_i32(0); R];
-            let mut values = [x.lo.as_ptr().cast::<i8>(); R];
+            let plain = plain(self.coding.values);
+            let mut starts = [S::splat_i32(start(WIDE)); R];
             for i in 0..R {
-                start[i] = S::splat_i32(match FOURS {
-                    4 => x.halves.get_unchecked(at + i).lo_start[half],
-                    _ => *x.lo_start.get_unchecked(at + i),
-                });
-                values[i] = x.lo.as_ptr().add(at + i).cast::<i8>().add(half * LANES);
+                if !plain {
+                    starts[i] = S::splat_i32(match HALVES {
+                        true => x.halves.get_unchecked(at + i).lo_start[half],
+                        false => *x.lo_start.get_unchecked(at + i),
+                    });
+                }
             }
-            let mut lo = S::dot_groups::<R, T, FOURS>(w, values, [start; T]);
+            let mut lo = self.dots::<S, R, T, HALVES, BITS, TABLE>(w, x.lo.as_ptr().add(at), starts, half);
             if WIDE {
                 for i in 0..R {
-                    start[i] = S::splat_i32(match FOURS {
-                        4 => x.halves.get_unchecked(at + i).hi_start[half],
-                        _ => *x.hi_start.get_unchecked(at + i),
-                    });
-                    values[i] = x.hi.as_ptr().add(at + i).cast::<i8>().add(half * LANES);
+                    if !plain {
+                        starts[i] = S::splat_i32(match HALVES {
+                            true => x.halves.get_unchecked(at + i).hi_start[half],
+                            false => *x.hi_start.get_unchecked(at + i),
+                        });
+                    }
                 }
-                let hi = S::dot_groups::<R, T, FOURS>(w, values, [start; T]);
+                let hi = self.dots::<S, R, T, HALVES, BITS, TABLE>(w, x.hi.as_ptr().add(at), starts, half);
                 for t in 0..T {
                     for i in 0..R {
                         lo[t][i] = S::join(hi[t][i], lo[t][i]);
@@ -269,13 +397,109 @@ impl CodedRows<'_> {
         }
     }
 
+    /// Adds the products of unit `u` of `T` strips with `R` rows from `r` on to `acc`.
+    ///
+    /// # Safety
+    /// The CPU has `S`; the unpacked unit of each strip is at `unit`, if `BITS` its scales alone and its codes at `codes`;
+    /// the rows lie in one block.
+    #[inline(always)]
+    unsafe fn multiply<
+        S: Simd,
+        const R: usize,
+        const T: usize,
+        const WIDE: bool,
+        const HALVES: bool,
+        const BITS: usize,
+        const TABLE: bool,
+    >(
+        &self,
+        unit: [&Unit; T],
+        codes: [*const u8; T],
+        (r, u): (usize, usize),
+        fetch: Fetch,
+        acc: &mut [[S::V; R]; T],
+    ) {
+        let x = self.x;
+        let (halves, tiles) = (if HALVES { 2 } else { 1 }, UNIT.min(x.tiles - u * UNIT));
+        // SAFETY: the caller's promise. A prefetch may go anywhere.
+        unsafe {
+            for k in 0..tiles {
+                for t in 0..T {
+                    // Not a loop of `lines` rounds, which would cost as much as what it does.
+                    for line in 0..MOST_LINES {
+                        if line < fetch.lines {
+                            let at = codes[t].wrapping_add(fetch.ahead + (k * fetch.lines + line) * LINE);
+                            S::prefetch(at);
+                        }
+                    }
+                }
+                let at = x.tile_at(r, u * UNIT + k);
+                let mut w = [self.data.as_ptr(); T];
+                for t in 0..T {
+                    w[t] = match BITS {
+                        0 => unit[t].weight.as_ptr().add(k).cast(),
+                        _ => codes[t].add(k * BITS * LINE),
+                    };
+                }
+                let mut product = [[S::splat(0.0); R]; T];
+                for half in 0..halves {
+                    let dot = self.both::<S, R, T, WIDE, HALVES, BITS, TABLE>(w, at, half);
+                    for t in 0..T {
+                        let scale = S::load(unit[t].scale.as_ptr().add(halves * k + half).cast());
+                        let bias = S::load(unit[t].bias.as_ptr().add(halves * k + half).cast());
+                        for i in 0..R {
+                            product[t][i] = match (WIDE, half) {
+                                (true, 0) => S::mul(S::to_f32(dot[t][i]), scale),
+                                (true, _) => S::fma(S::to_f32(dot[t][i]), scale, product[t][i]),
+                                (false, 0) => S::fma(S::from_bits(dot[t][i]), scale, bias),
+                                (false, _) => S::fma(S::unbias(dot[t][i]), scale, product[t][i]),
+                            };
+                        }
+                    }
+                }
+                for i in 0..R {
+                    let scale = S::splat(*x.scale.get_unchecked(at + i));
+                    for t in 0..T {
+                        acc[t][i] = S::fma(product[t][i], scale, acc[t][i]);
+                    }
+                }
+            }
+            if !self.coding.scales.has_min() {
+                return;
+            }
+            for k in 0..tiles {
+                let at = x.tile_at(r, u * UNIT + k);
+                for half in 0..halves {
+                    for i in 0..R {
+                        let sum = S::splat(match HALVES {
+                            true => x.halves.get_unchecked(at + i).sum[half],
+                            false => *x.sum.get_unchecked(at + i),
+                        });
+                        for t in 0..T {
+                            let min = S::load(unit[t].min.as_ptr().add(halves * k + half).cast());
+                            acc[t][i] = S::fma(min, sum, acc[t][i]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// `T` strips from `t` on for `R` rows from `r` on, which lie in one block, and of which there are `rows`; of units at
-    /// `units`, those of a strip after each other, or unpacked as they come.
+    /// `units`, those of a strip after each other, or unpacked as they come, of `BITS` in registers.
     ///
     /// # Safety
     /// The CPU has `S`; the rows and the strips exist; no other task has these outputs.
     #[inline(always)]
-    unsafe fn block<S: Simd, const R: usize, const T: usize, const WIDE: bool, const HALVES: bool>(
+    unsafe fn block<
+        S: Simd,
+        const R: usize,
+        const T: usize,
+        const WIDE: bool,
+        const HALVES: bool,
+        const BITS: usize,
+        const TABLE: bool,
+    >(
         &self,
         t: usize,
         r: usize,
@@ -283,70 +507,52 @@ impl CodedRows<'_> {
         units: *mut Unit,
         unpacked: bool,
     ) {
-        let (x, per_strip) = (self.x, self.units());
+        let per_strip = self.units();
+        let bytes = self.coding.places(UNIT).end;
+        let (step, fetch) = match unpacked {
+            true => (per_strip, Fetch { ahead: 0, lines: 0 }),
+            false => (AT_ONCE, Fetch { ahead: AHEAD * bytes, lines: bytes.div_ceil(UNIT * LINE) }),
+        };
         // SAFETY: instructions by the caller's promise; `product::matmul` and `Quantized` establish the sizes.
         unsafe {
             let mut acc = [[S::splat(0.0); R]; T];
-            for u in 0..per_strip {
-                let to = if unpacked { units.add(u) } else { units };
+            for first in (0..per_strip).step_by(step) {
+                let some = step.min(per_strip - first);
                 if !unpacked {
-                    self.unpack(t, u, to, if R == 1 { NEAR } else { FAR });
-                }
-                let mut unit = [&*to; T];
-                for i in 1..T {
-                    unit[i] = &*to.add(i * per_strip);
-                }
-                let tiles = UNIT.min(x.tiles - u * UNIT);
-                for k in 0..tiles {
-                    let at = x.tile_at(r, u * UNIT + k);
-                    let mut product = [[S::splat(0.0); R]; T];
-                    for half in 0..if HALVES { 2 } else { 1 } {
-                        let w = unit
-                            .map(|unit| unit.weight.as_ptr().add(k).cast::<u8>().add(half * INT8_TILE / 2));
-                        let dot = match HALVES {
-                            true => self.dots::<S, R, T, WIDE, 4>(w, at, half),
-                            false => self.dots::<S, R, T, WIDE, 8>(w, at, 0),
-                        };
-                        for t in 0..T {
-                            let group = if HALVES { 2 * k + half } else { k };
-                            let scale = S::load(unit[t].scale.as_ptr().add(group).cast());
-                            for i in 0..R {
-                                let dot = S::to_f32(dot[t][i]);
-                                product[t][i] = match half {
-                                    0 => S::mul(dot, scale),
-                                    _ => S::fma(dot, scale, product[t][i]),
-                                };
-                            }
-                        }
-                    }
-                    for i in 0..R {
-                        let scale = S::splat(*x.scale.get_unchecked(at + i));
-                        for t in 0..T {
-                            acc[t][i] = S::fma(product[t][i], scale, acc[t][i]);
-                        }
+                    for i in 0..T {
+                        self.unpack(t + i, first, some, BITS > 0, units.add(i * some));
                     }
                 }
-                if self.coding.scales.has_min() {
-                    for k in 0..tiles {
-                        let at = x.tile_at(r, u * UNIT + k);
-                        for half in 0..if HALVES { 2 } else { 1 } {
-                            let group = if HALVES { 2 * k + half } else { k };
-                            for i in 0..R {
-                                let sum = S::splat(match HALVES {
-                                    true => x.halves.get_unchecked(at + i).sum[half],
-                                    false => *x.sum.get_unchecked(at + i),
-                                });
-                                for t in 0..T {
-                                    let min = S::load(unit[t].min.as_ptr().add(group).cast());
-                                    acc[t][i] = S::fma(min, sum, acc[t][i]);
-                                }
-                            }
-                        }
+                for u in 0..some {
+                    let (mut unit, mut codes) = ([&*units; T], [self.data.as_ptr(); T]);
+                    for i in 0..T {
+                        (unit[i], codes[i]) = (&*units.add(i * some + u), self.unit(t + i, first + u));
                     }
+                    let at = (r, first + u);
+                    self.multiply::<S, R, T, WIDE, HALVES, BITS, TABLE>(unit, codes, at, fetch, &mut acc);
                 }
             }
             for i in 0..T {
                 self.outputs.write::<S, R>(t + i, r, rows, acc[i]);
+            }
+        }
+    }
+
+    /// All strips for few rows, whose codes stay in registers.
+    ///
+    /// # Safety
+    /// As [`CodedRows::block`].
+    #[inline(always)]
+    unsafe fn in_registers<S: Simd, const HALVES: bool, const BITS: usize, const TABLE: bool>(&mut self) {
+        let (n, units) = (self.x.n, self.room.as_mut_ptr());
+        for t in 0..self.outputs.strips() {
+            // SAFETY: the caller's promise. Rows that there are not are others of the block, which nobody reads.
+            unsafe {
+                match n {
+                    1 => self.block::<S, 1, 1, false, HALVES, BITS, TABLE>(t, 0, n, units, false),
+                    2..=4 => self.block::<S, 4, 1, false, HALVES, BITS, TABLE>(t, 0, n, units, false),
+                    _ => self.block::<S, 8, 1, false, HALVES, BITS, TABLE>(t, 0, n, units, false),
+                }
             }
         }
     }
@@ -362,44 +568,49 @@ impl CodedRows<'_> {
         for first in (0..strips).step_by(together) {
             let last = strips.min(first + together);
             if !at_once {
-                for (t, u) in (first..last).flat_map(|t| (0..units).map(move |u| (t, u))) {
-                    // SAFETY: the unit exists, and has room.
-                    unsafe { self.unpack(t, u, room.add((t - first) * units + u), FAR) };
+                for t in first..last {
+                    // SAFETY: the strip exists, and has room.
+                    unsafe { self.unpack(t, 0, units, false, room.add((t - first) * units)) };
                 }
             }
             let mut r = 0;
             while r < n {
                 // Where there are fewer rows than the kernel takes, it computes others of their block that nobody reads.
                 let rows = n - r;
-                let pairs = S::PAIRS && !at_once && last - first > 1;
-                let take = rows.next_power_of_two().min(if pairs { 4 } else { S::ROWS });
+                let take = rows.next_power_of_two().min(S::ROWS);
                 let mut t = first;
                 while t < last {
+                    let two = S::PAIRS && take > 1 && t + 2 <= last;
                     // SAFETY: `r` and `t` stay below their ends, and `take` divides a block and what is before `r`.
                     unsafe {
                         let at = room.add((t - first) * units);
-                        if S::PAIRS && pairs && t + 2 <= last {
-                            self.block::<S, 4, 2, WIDE, HALVES>(t, r, rows, at, true);
-                            t += 2;
-                            continue;
-                        }
-                        match take {
-                            1 => self.block::<S, 1, 1, WIDE, HALVES>(t, r, rows, at, !at_once),
-                            2 if S::ROWS >= 2 => {
-                                self.block::<S, 2, 1, WIDE, HALVES>(t, r, rows, at, !at_once)
+                        let at = if at_once { room } else { at };
+                        match (take, two) {
+                            (1, _) => self.block::<S, 1, 1, WIDE, HALVES, 0, false>(t, r, rows, at, !at_once),
+                            (2, true) if S::PAIRS => {
+                                self.block::<S, 2, 2, WIDE, HALVES, 0, false>(t, r, rows, at, !at_once)
                             }
-                            4 if S::ROWS >= 4 => {
-                                self.block::<S, 4, 1, WIDE, HALVES>(t, r, rows, at, !at_once)
+                            (4, true) if S::PAIRS => {
+                                self.block::<S, 4, 2, WIDE, HALVES, 0, false>(t, r, rows, at, !at_once)
                             }
-                            8 if S::ROWS >= 8 => {
-                                self.block::<S, 8, 1, WIDE, HALVES>(t, r, rows, at, !at_once)
+                            (8, true) if S::PAIRS => {
+                                self.block::<S, 8, 2, WIDE, HALVES, 0, false>(t, r, rows, at, !at_once)
+                            }
+                            (2, _) if S::ROWS >= 2 => {
+                                self.block::<S, 2, 1, WIDE, HALVES, 0, false>(t, r, rows, at, !at_once)
+                            }
+                            (4, _) if S::ROWS >= 4 => {
+                                self.block::<S, 4, 1, WIDE, HALVES, 0, false>(t, r, rows, at, !at_once)
+                            }
+                            (8, _) if S::ROWS >= 8 => {
+                                self.block::<S, 8, 1, WIDE, HALVES, 0, false>(t, r, rows, at, !at_once)
                             }
                             _ => unreachable!("a block has 1, 2, 4 or 8 rows, at most {}", S::ROWS),
                         }
                     }
-                    t += 1;
+                    t += if two { 2 } else { 1 };
                 }
-                r += if pairs { 4 } else { take };
+                r += take;
             }
         }
     }
@@ -413,6 +624,17 @@ impl Kernel for CodedRows<'_> {
         assert!(self.room.len() >= self.units(), "a strip has room");
         // SAFETY: `matmul` gives ranges that exist and outputs of its own to each task.
         unsafe {
+            if S::IN_REGISTERS && self.x.n <= S::ROWS && !self.x.form.wide {
+                return match (self.coding.bits, self.coding.values, self.coding.group < GROUP) {
+                    (2, _, true) => self.in_registers::<S, true, 2, false>(),
+                    (3, _, true) => self.in_registers::<S, true, 3, false>(),
+                    (4, Values::Less(_), false) => self.in_registers::<S, false, 4, false>(),
+                    (4, Values::Table(_), false) => self.in_registers::<S, false, 4, true>(),
+                    (5, _, false) => self.in_registers::<S, false, 5, false>(),
+                    (6, _, true) => self.in_registers::<S, true, 6, false>(),
+                    (bits, values, _) => unreachable!("no format has {bits} bits of {values:?}"),
+                };
+            }
             match (self.x.form.wide, self.coding.group < GROUP) {
                 (false, false) => self.all::<S, false, false>(),
                 (true, false) => self.all::<S, true, false>(),

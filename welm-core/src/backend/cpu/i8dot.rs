@@ -112,10 +112,10 @@ pub(super) const LINE: usize = 64;
 
 /// How far ahead weights are fetched that are used once. Into the first cache, or into both, was never better; of 3 to
 /// 34 KiB into the second, 4 to 16 were alike, and 10 to 25 % better than nothing.
-pub(super) const FAR: usize = 8 << 10;
+const FAR: usize = 8 << 10;
 /// The same for one row, which is as fast as memory: where that gives 60 GB/s, 8 KiB ahead it reads 41, 3 KiB ahead 56.
 /// More rows lose 3 % with it.
-pub(super) const NEAR: usize = 3 << 10;
+const NEAR: usize = 3 << 10;
 
 impl TileRows<'_> {
     /// Tile row `t` for the `R` rows from `r`, which lie in one block; `PER` tiles share a scale.
@@ -168,9 +168,13 @@ impl TileRows<'_> {
                 let scales = scales + k / PER * LANES;
                 let sw = S::load_f16(self.scale.as_ptr().add(scales));
                 for i in 0..R {
-                    let sum = if WIDE { S::join(hi[i], dot[i]) } else { dot[i] };
+                    let sum = match (WIDE, FOUR) {
+                        (true, _) => S::to_f32(S::join(hi[i], dot[i])),
+                        (false, true) => S::to_f32(dot[i]),
+                        (false, false) => S::unbias(dot[i]),
+                    };
                     let scale = S::mul(sw, S::splat(*x.scale.get_unchecked(group_at + i)));
-                    acc[i] = S::fma(S::to_f32(sum), scale, acc[i]);
+                    acc[i] = S::fma(sum, scale, acc[i]);
                 }
                 if FOUR {
                     let min = S::load_f16(self.min.as_ptr().add(scales));

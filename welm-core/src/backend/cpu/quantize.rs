@@ -18,7 +18,7 @@
 use super::pool::{Disjoint, Pool};
 use crate::error::Result;
 use crate::host::memory::vec_for;
-use crate::isa::{GROUP, Isa, Kernel, ROTATED, Simd};
+use crate::isa::{BIAS, GROUP, Isa, Kernel, ROTATED, Simd};
 use crate::weights::formats::int8::Grouping;
 
 /// Rows that lie together.
@@ -43,13 +43,18 @@ pub(crate) struct Quantized {
     pub(super) hi: Vec<[i8; GROUP]>, // (n / 8, tiles, 8), 16 bits only
     pub(super) scale: Vec<f32>,      // (n / 8, groups, 8)
     pub(super) sum: Vec<f32>,        // (n / 8, groups, 8), scale * sum of the group's integers
-    pub(super) lo_start: Vec<i32>,   // (n / 8, groups, 8), -128 * sum of lo
+    pub(super) lo_start: Vec<i32>,   // (n / 8, groups, 8), -128 * sum of lo, from `start`
     pub(super) hi_start: Vec<i32>,   // (n / 8, groups, 8), -128 * sum of hi
     pub(super) halves: Vec<Halves>,  // (n / 8, tiles, 8), of plain groups
     /// Tiles of 32 columns, the last padded with zeros.
     pub(super) tiles: usize,
     pub(super) n: usize,
     pub(super) form: Form,
+}
+
+/// What sums of products with rows start from: those of 8 bits are read as the bits of an f32 (see [`BIAS`]).
+pub(super) const fn start(wide: bool) -> i32 {
+    if wide { 0 } else { BIAS.to_bits().cast_signed() }
 }
 
 /// The same of each 16 columns of a group: for weights whose groups have 16.
@@ -240,11 +245,11 @@ impl QuantizeRow<'_> {
                 unsafe {
                     self.to.scale.slice(at, 1)[0] = scale[g];
                     self.to.sum.slice(at, 1)[0] = scale[g] * (256 * hi_sum + lo_sum) as f32;
-                    self.to.lo_start.slice(at, 1)[0] = -128 * lo_sum;
+                    self.to.lo_start.slice(at, 1)[0] = start(WIDE_ROWS) - 128 * lo_sum;
                     self.to.hi_start.slice(at, 1)[0] = -128 * hi_sum;
                     if grouping == Grouping::Plain {
                         self.to.halves.slice(at, 1)[0] = Halves {
-                            lo_start: lo_sums.map(|sum| -128 * sum),
+                            lo_start: lo_sums.map(|sum| start(WIDE_ROWS) - 128 * sum),
                             hi_start: hi_sums.map(|sum| -128 * sum),
                             sum: [0, 1].map(|i| scale[g] * (256 * hi_sums[i] + lo_sums[i]) as f32),
                         };
@@ -320,7 +325,7 @@ mod tests {
                 };
                 let (lo, hi) = (sum(&want.lo), if form.wide { sum(&want.hi) } else { 0 });
                 let at = want.group_at(r, g);
-                assert_eq!((want.lo_start[at], want.hi_start[at]), (-128 * lo, -128 * hi));
+                assert_eq!((want.lo_start[at], want.hi_start[at]), (start(form.wide) - 128 * lo, -128 * hi));
                 assert_eq!(want.sum[at], want.scale[at] * (256 * hi + lo) as f32);
                 if form.grouping == Grouping::Plain {
                     for (half, values) in want.lo[at].chunks(16).enumerate() {
@@ -328,7 +333,10 @@ mod tests {
                         let hi = want.hi[at].chunks(16).nth(half).unwrap();
                         let hi = if form.wide { hi.iter().map(|&q| i32::from(q)).sum::<i32>() } else { 0 };
                         let of = want.halves[at];
-                        assert_eq!((of.lo_start[half], of.hi_start[half]), (-128 * lo, -128 * hi));
+                        assert_eq!(
+                            (of.lo_start[half], of.hi_start[half]),
+                            (start(form.wide) - 128 * lo, -128 * hi)
+                        );
                         assert_eq!(of.sum[half], want.scale[at] * (256 * hi + lo) as f32);
                     }
                 }
@@ -369,7 +377,7 @@ mod tests {
                 q.fill(&mut pool, isa, &x, 192, form);
                 assert_eq!(q.scale[0].is_nan(), scale.is_nan(), "{value} {form:?}");
                 assert!(q.scale[0] == scale || scale.is_nan());
-                assert!(q.lo[0] == [0; GROUP] && q.lo_start[0] == 0);
+                assert!(q.lo[0] == [0; GROUP] && q.lo_start[0] == start(form.wide));
                 let at = q.group_at(0, 1);
                 assert!(q.scale[at] > 0.0, "the next group is not touched");
             }

@@ -199,7 +199,10 @@ mod tests {
         let mut held = 0;
         for format in StoredType::ALL.iter().map(|stored| stored.format()) {
             for seed in 0..50 {
-                let block = block(format.bytes(), seed);
+                let mut block = block(format.bytes(), seed);
+                if format.name() == "MXFP4" {
+                    block[0] &= 127; // an exponent
+                }
                 let mut want = vec![0.0; format.values()];
                 format.dequantise(&block, &mut want);
                 assert!(format.finite_scales().is_none_or(|finite| finite(&block)), "{}", format.name());
@@ -272,7 +275,7 @@ mod tests {
             }
             if format.name() == "MXFP4" {
                 let finite = |exponent: u8| finite(&[&[exponent], &block[1..]].concat());
-                assert!(finite(252) && !finite(253) && !finite(254) && !finite(255));
+                assert!(finite(232) && !finite(233) && !finite(254) && !finite(255));
             }
         }
     }

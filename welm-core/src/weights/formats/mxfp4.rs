@@ -3,6 +3,7 @@
 
 use super::codes::{Codes, Coding, Scales, Values, coded, power};
 use super::{SMALL_BLOCK, halves};
+use crate::isa::BIAS;
 
 /// Twice the values of e2m1.
 const TABLE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
@@ -11,8 +12,8 @@ coded!(
     MXFP4,
     SMALL_BLOCK,
     1 + SMALL_BLOCK / 2,
-    // 255 means what is not a number; below it, powers whose multiples are too large for f32.
-    |block| block[0] != 255 && (power(block[0]) * 12.0).is_finite(),
+    // 255 means what is not a number; below it, powers whose products with activations are too large for f32.
+    |block| block[0] != 255 && (power(block[0]) * BIAS).is_finite(),
     Coding { bits: 4, group: 32, values: Values::Table(&TABLE), scales: Scales::Exponent, read }
 );
 
