@@ -26,7 +26,8 @@ typedef struct context {
     const welm_model *model;
     const golden *goldens;
     size_t n_goldens;
-    bool slow; /* under valgrind: the same, less often */
+    bool few;      /* the same, less often: in all builds but one */
+    bool valgrind; /* where some things cannot be tested */
 } context;
 
 /* One function for each file, which runs its tests. */

@@ -43,7 +43,7 @@ void test_fork(const context *c) {
     int status = 0;
     pid_t child;
     time_t until = time(NULL) + 60;
-    if (c->slow) return; /* what a child leaves of its parent's engine counts as lost there */
+    if (c->valgrind) return; /* what a child leaves of its parent's engine counts as lost there */
     options.ignore_eos = true;
     model = load(c->nano, NULL);
     OK(welm_model_stream(model, TEXT("x"), &options, &stream, &error));

@@ -85,7 +85,7 @@ typedef struct loader {
 static void *load_often(void *data) {
     loader *l = data;
     int i;
-    for (i = 0; i < (l->c->slow ? 1 : 5); i++) welm_model_free(load(l->c->tokenless, NULL));
+    for (i = 0; i < (l->c->few ? 1 : 5); i++) welm_model_free(load(l->c->tokenless, NULL));
     return NULL;
 }
 
@@ -178,7 +178,7 @@ static int calls_of_a_life(const context *c) {
 
 static void a_callback_may_load_models(const context *c) {
     int alone;
-    if (c->slow) return; /* a load takes long under valgrind */
+    if (c->valgrind) return; /* a load takes long under valgrind */
     reloading.c = c;
     reloading.loads = false;
     alone = calls_of_a_life(c);

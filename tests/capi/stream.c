@@ -59,8 +59,8 @@ static void check_equal(const sums *s, const welm_generation *generation) {
 static void pieces_make_the_text(const context *c) {
     const char *const stop[] = {"。\n"};
     int i;
-    for (i = 0; i < 8; i += c->slow ? 3 : 1) {
-        welm_generate_options options = greedy(c->slow ? 12 : 30);
+    for (i = 0; i < 8; i += c->few ? 5 : 1) {
+        welm_generate_options options = greedy(c->few ? 12 : 30);
         welm_generation *generation;
         welm_stream *stream;
         sums s;
@@ -131,7 +131,7 @@ static void early_ends(const context *c) {
     wait_for_rest(c->model);
 
     /* With a timeout: some waits end without a token, but every token comes in the end. */
-    options.max_tokens = 40;
+    options.max_tokens = c->few ? 12 : 40;
     stream = open_stream(c->model, "床前明月光，", &options);
     options = endless();
     do {
@@ -200,7 +200,7 @@ static void cancelled_from_another_thread(const context *c) {
 }
 
 static void streams_outlive_the_model(const context *c) {
-    welm_generate_options options = greedy(20);
+    welm_generate_options options = greedy(c->few ? 6 : 20);
     welm_model *model = load(c->nano, NULL);
     welm_generation *generation = generate(c->model, "床前明月光，", &options);
     welm_stream *read = open_stream(model, "床前明月光，", &options);

@@ -146,7 +146,7 @@ static void pairs(const context *c) {
     welm_score_options options;
     welm_cancel_token *cancel = welm_cancel_token_new();
     welm_prompt prompts[200], continuations[200];
-    const size_t n_pairs = c->slow ? 20 : LEN(prompts);
+    const size_t n_pairs = c->few ? 6 : LEN(prompts);
     size_t i, n = 0;
     const uint32_t *ids;
     OK(welm_model_score(c->model, "床前明月光，", WELM_NUL_TERMINATED, continuation, NULL, 1, &one, &error));
