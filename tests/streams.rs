@@ -27,16 +27,18 @@ fn options(i: usize) -> GenerateOptions {
     }
 }
 
+/// On one thread, where a test does not ask for more: threads that wait for work take it from the tests beside this one.
 fn load(options: &LoadOptions) -> Model {
+    let options = &LoadOptions { threads: options.threads.or(Some(1)), ..options.clone() };
     Model::load(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/welm-nano"), options).unwrap()
 }
 
 #[test]
-fn five_hundred_streams() {
+fn two_hundred_streams() {
     let model = load(&LoadOptions::default());
     let prompts = ["床前明月光，", "こんにちは、", "😀🎉 ", "春眠\n", "English and 中文 "];
     let (mut from_bytes, mut replaced, mut stopped) = (0, 0, 0);
-    for i in 0..500 {
+    for i in 0..200 {
         let (prompt, options) = (prompts[i % prompts.len()], options(i));
         let whole = model.generate(prompt, &options).unwrap().choices.remove(0);
         let bytes: Vec<Vec<u8>> = whole.tokens.iter().map(|t| model.token_bytes(t.id).to_vec()).collect();
@@ -69,7 +71,7 @@ fn five_hundred_streams() {
         stopped += usize::from(reason == FinishReason::Stop);
     }
     println!("{from_bytes} texts with byte tokens, {replaced} with U+FFFD, {stopped} ended by a stop string");
-    assert!(from_bytes > 50 && replaced > 20 && stopped > 300, "the sample is not what it should be");
+    assert!(from_bytes > 20 && replaced > 8 && stopped > 120, "the sample is not what it should be");
 }
 
 /// A minimal executor: a thread that sleeps until it is woken, and counts how often that happens.
@@ -121,7 +123,7 @@ impl Sleeper {
 fn a_polled_stream_has_the_same_pieces_and_wakes_once_for_each_at_most() {
     let model = load(&LoadOptions::default());
     let sleeper = Sleeper::here();
-    for i in 0..60 {
+    for i in 0..24 {
         let options = GenerateOptions { n: 1 + i % 3, ..options(i) };
         let want: Vec<_> = model.stream("春眠不觉晓，", &options).unwrap().map(Result::unwrap).collect();
         let before = sleeper.woken();
@@ -137,7 +139,7 @@ fn a_polled_stream_has_the_same_pieces_and_wakes_once_for_each_at_most() {
         assert!(woken <= got.len() + 1, "{woken} times for {} pieces and the end", got.len());
         assert_eq!(sleeper.poll(&mut stream), Poll::Ready(None));
     }
-    assert!(sleeper.woken() > 60);
+    assert!(sleeper.woken() > 24);
 }
 
 #[test]
