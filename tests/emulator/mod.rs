@@ -49,6 +49,17 @@ pub struct Options {
     pub aligned_sums: bool,
     /// Shared libraries that replace those of the normal kernels, by the stem of the `.cu` file.
     pub libraries: HashMap<String, PathBuf>,
+    /// What launches of these libraries' kernels do.
+    pub planted: Planted,
+}
+
+/// How kernels of other libraries than the normal ones run.
+#[derive(Debug, Clone, Default)]
+pub struct Planted {
+    /// The number of the fault in their source that is on; 0 for none.
+    pub fault: u32,
+    /// Only kernels with one of these in their name can be launched. Empty for all.
+    pub kernels: &'static [&'static str],
 }
 
 impl Default for Options {
@@ -66,6 +77,7 @@ impl Default for Options {
             seed,
             aligned_sums,
             libraries: HashMap::new(),
+            planted: Planted::default(),
         }
     }
 }
@@ -137,6 +149,7 @@ struct Launch {
     seed: u64,
     has_sm90: u32,
     aligned_sums: u32,
+    planted_fault: u32,
     memory: *mut usize,
 }
 
@@ -295,8 +308,12 @@ impl Inner {
             file.and_then(|mut file| file.write_all(line.as_bytes()))
                 .map_err(|e| Error::launch(kernel, e))?;
         }
-        let library =
-            library(options.libraries.get(kernel.file).cloned().unwrap_or_else(|| stock(kernel.file)))?;
+        let other = options.libraries.get(kernel.file);
+        let allowed = options.planted.kernels;
+        if other.is_some() && !allowed.is_empty() && !allowed.iter().any(|name| kernel.name.contains(name)) {
+            return Err(Error::launch(kernel, "no such kernel"));
+        }
+        let library = library(other.cloned().unwrap_or_else(|| stock(kernel.file)))?;
         // Parameters of their own, aligned for a tensor map.
         let mut aligned = vec![TensorMap([0; 16]); params.len().div_ceil(size_of::<TensorMap>())];
         // SAFETY: as long as `params`, rounded up.
@@ -312,6 +329,7 @@ impl Inner {
             seed: options.seed.wrapping_mul(1_000_003).wrapping_add(self.launches),
             has_sm90: (options.capability == (9, 0)).into(),
             aligned_sums: options.aligned_sums.into(),
+            planted_fault: options.planted.fault,
             memory: std::ptr::null_mut(),
         };
         let mut error = [0u8; 512];

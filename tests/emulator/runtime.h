@@ -124,6 +124,7 @@ struct Launch {
     uint64_t params_bytes, seed;
     uint32_t has_sm90;
     uint32_t aligned_sums;  // of tensor cores, as in sums.h
+    uint32_t planted_fault;
     uint8_t **memory;  // (2): stacks and shared memory of all libraries, null until there are any
 };
 
@@ -156,6 +157,9 @@ struct State {
     ucontext_t scheduler;
 #endif
 };
+
+// The fault of the source that is on (tests/kernels/faults.rs), 0 for none.
+static uint32_t planted_fault [[maybe_unused]] = 0;
 
 inline State &state() {
     static State *s = new State;
@@ -376,6 +380,7 @@ inline void run_launch(const Launch &launch) {
     s.n_threads = launch.threads;
     s.has_sm90 = launch.has_sm90;
     s.aligned_sums = launch.aligned_sums;
+    planted_fault = launch.planted_fault;
     s.random.seed(launch.seed);
     const uint64_t n = (uint64_t)launch.blocks[0] * launch.blocks[1] * launch.blocks[2];
     if (n == 0 || launch.blocks[1] > 65535 || launch.blocks[2] > 65535) fail("a grid that CUDA refuses");
