@@ -12,8 +12,9 @@ use welm_core::{
 };
 use welm_tests::{at_rest, exact, fixture, log_softmax, nano};
 
+/// On one thread: threads that wait for work take it from the tests beside this one.
 fn load(options: &LoadOptions) -> Model {
-    Model::load(nano(), options).unwrap()
+    Model::load(nano(), &LoadOptions { threads: Some(1), ..options.clone() }).unwrap()
 }
 
 fn ids(choice: &Choice) -> Vec<u32> {
