@@ -142,12 +142,10 @@ fn company_never_changes_a_text() {
     fn shared<T: Clone + Send + Sync>() {}
     shared::<Model>();
     let want = alone();
-    for threads in [1, 2] {
-        for prefix_cache in [true, false] {
-            let options = LoadOptions { threads: Some(threads), prefix_cache, ..LoadOptions::default() };
-            let stats = together(&options, &want);
-            assert_eq!(prefix_cache, stats.prefix_hit_tokens > 0);
-        }
+    for (threads, prefix_cache) in [(1, true), (2, false)] {
+        let options = LoadOptions { threads: Some(threads), prefix_cache, ..LoadOptions::default() };
+        let stats = together(&options, &want);
+        assert_eq!(prefix_cache, stats.prefix_hit_tokens > 0);
     }
     // Little memory and small chunks: sequences are preempted and computed again.
     let tight = LoadOptions {
@@ -165,7 +163,7 @@ fn company_never_changes_a_text() {
 fn every_instruction_set_gives_the_same_text() {
     let want: Vec<_> = {
         let model = load(&LoadOptions::default());
-        (0..12).map(|i| mixed(i * 5)).map(|(p, o)| model.generate(&p, &o).unwrap().choices).collect()
+        (0..6).map(|i| mixed(i * 5)).map(|(p, o)| model.generate(&p, &o).unwrap().choices).collect()
     };
     for isa in ["scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondot"] {
         let options = LoadOptions { isa: Some(isa.into()), ..LoadOptions::default() };
