@@ -51,7 +51,8 @@ class Endless(Liar):
 
 @pytest.fixture(scope="session")
 def model() -> welm.Model:
-    return welm.Model()
+    # On one thread: threads that wait for work take it from the tests beside these.
+    return welm.Model(threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -484,9 +484,9 @@ def test_one_request_after_another() -> None:
     time."""
     script = """
 import asyncio, time, welm
-model = welm.Model()
+model = welm.Model(threads=1)
 async def run():
-    for i in range(1000):
+    for i in range(400):
         task = asyncio.ensure_future(model.generate_async("春", max_tokens=500, ignore_eos=True))
         await asyncio.sleep(0.001)
         task.cancel()

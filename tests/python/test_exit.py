@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-RUNS = 4
+RUNS = 3
 
 HEAD = """
 import asyncio, random, sys, threading, time, welm

@@ -403,10 +403,10 @@ def test_memory_does_not_grow(model: welm.Model) -> None:
             model.generate([PROMPT, PROMPT], max_tokens=4, logprobs=5, n=2, seed=i)
             next(model.stream(PROMPT, max_tokens=50, seed=i))
 
-    some(300)
+    some(150)
     before = resident()
-    some(1000)
-    assert resident() - before < 3000, "kB"
+    some(500)
+    assert resident() - before < 1500, "kB"
 
 
 def test_models_come_and_go() -> None:
