@@ -82,6 +82,7 @@ assert len(model.score(PROMPT, ["疑"])) == 1
 def test_logits() -> None:
     run("""
 model = welm.Model(chunk_tokens=1)
+model.logits("春")  # imports numpy, which cannot be interrupted and tried again
 soon(lambda: [model.logits("春" * 480) for _ in range(100)])
 at_rest(model)
 """)
