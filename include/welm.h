@@ -873,6 +873,11 @@ typedef struct {
    * The scoring ends with `WELM_INTERRUPTED`. The token has to live until the function returns.
    */
   const welm_cancel_token *cancel;
+  /**
+   * How many of the likeliest tokens are reported at each place of a continuation, with log-probabilities (at most
+   * 100; default: 0).
+   */
+  size_t logprobs;
 } welm_score_options;
 
 /**

@@ -212,6 +212,7 @@ inline welm_score_options to_c(const ScoreOptions& options) noexcept {
     welm_score_options_init(&c, sizeof c);
     c.deadline_ms = deadline_ms(options.deadline);
     c.cancel = options.cancel ? options.cancel->get() : nullptr;
+    c.logprobs = options.logprobs;
     return c;
 }
 

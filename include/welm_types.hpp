@@ -326,6 +326,9 @@ struct ScoreOptions {
     ///
     /// It is only used during the call.
     const CancelToken* cancel = nullptr;
+    /// How many of the likeliest tokens are reported at each place of a continuation, with log-probabilities (at most
+    /// 100; default: 0).
+    std::size_t logprobs = 0;
 };
 
 namespace detail {

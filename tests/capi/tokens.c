@@ -167,8 +167,11 @@ static void pairs(const context *c) {
 
     CHECK(welm_score_options_init(&options, sizeof options) == WELM_OK);
     CHECK(options.struct_size == sizeof options && options.deadline_ms == 0 && options.cancel == NULL);
+    CHECK(options.logprobs == 0);
     options.cancel = cancel;
+    options.logprobs = 2;
     OK(welm_model_score_pairs(c->model, prompts, continuations, 1, &options, &all, &error));
+    CHECK(welm_scores_get(all, 0)->tokens[0].n_alternatives == 2);
     welm_scores_free(all);
     welm_cancel_token_cancel(cancel);
     FAILS(WELM_INTERRUPTED, "it was cancelled",

@@ -388,6 +388,8 @@ void the_rest(const welm::Model& model, const std::string& path) {
     CHECK(model.score_pairs({}).all().empty());
     const welm::CancelToken cancel;
     welm::ScoreOptions ends;
+    ends.logprobs = 1;
+    CHECK(model.score_pairs({{"床前明月光，", "疑"}}, ends).all()[0].tokens[0].alternatives.size() == 1);
     ends.cancel = &cancel;
     CHECK(model.score_pairs({{"a", "b"}}, ends).all().size() == 1);
     cancel.cancel();

@@ -95,14 +95,22 @@ pub struct welm_score_options {
     ///
     /// The scoring ends with `WELM_INTERRUPTED`. The token has to live until the function returns.
     pub cancel: *const welm_cancel_token,
+    /// How many of the likeliest tokens are reported at each place of a continuation, with log-probabilities (at most
+    /// 100; default: 0).
+    pub logprobs: usize,
 }
 
-// SAFETY: `repr(C)`, size first; numbers and a pointer; ends with one.
+// SAFETY: `repr(C)`, size first; numbers and a pointer; ends with one of their size.
 unsafe impl Growing for welm_score_options {}
 
 impl Default for welm_score_options {
     fn default() -> Self {
-        welm_score_options { struct_size: size_of::<Self>(), deadline_ms: 0, cancel: ptr::null() }
+        welm_score_options {
+            struct_size: size_of::<Self>(),
+            deadline_ms: 0,
+            cancel: ptr::null(),
+            logprobs: 0,
+        }
     }
 }
 
@@ -114,6 +122,7 @@ impl welm_score_options {
             deadline: Some(self.deadline_ms).filter(|&ms| ms != 0).map(Duration::from_millis),
             // SAFETY: by this function's contract.
             cancel: unsafe { self.cancel.as_ref() }.map(|c| c.0.clone()),
+            logprobs: self.logprobs,
         }
     }
 }

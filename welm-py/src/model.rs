@@ -424,7 +424,7 @@ impl Model {
     /// True
     #[pyo3(
         signature = (prompt, continuations, /, **options),
-        text_signature = "($self, prompt, continuations, /, *, deadline=None, cancel=None)"
+        text_signature = "($self, prompt, continuations, /, *, deadline=None, cancel=None, logprobs=0)"
     )]
     fn score<'py>(
         &self,
@@ -439,7 +439,7 @@ impl Model {
         let pairs = Arc::new(Pairs::new(model, prompt, continuations)?);
         let (shared, shared_pairs) = (model.clone(), Arc::clone(&pairs));
         let scores = wait_aside(py, options.cancel.as_ref(), move |stop| {
-            let options = core::ScoreOptions { cancel: Some(stop.clone()), deadline: options.deadline };
+            let options = core::ScoreOptions { cancel: Some(stop.clone()), ..options };
             shared_pairs.score(&shared, &options)
         })?;
         log::flush(py)?;
@@ -454,7 +454,7 @@ impl Model {
     /// True
     #[pyo3(
         signature = (prompt, continuations, /, **options),
-        text_signature = "($self, prompt, continuations, /, *, deadline=None, cancel=None)"
+        text_signature = "($self, prompt, continuations, /, *, deadline=None, cancel=None, logprobs=0)"
     )]
     fn score_async<'py>(
         &self,

@@ -54,6 +54,7 @@ pub(crate) fn score_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> Py
         match name {
             "deadline" => options.deadline = argument.duration()?,
             "cancel" => options.cancel = cancel(argument)?,
+            "logprobs" => options.logprobs = argument.count()?,
             _ => return Ok(false),
         }
         Ok(true)

@@ -147,7 +147,7 @@ impl Model {
         options: &ScoreOptions,
     ) -> Result<Stream> {
         let (mut request, events) = Request::new(Task::Score { from: item.from }, item.tokens.clone());
-        request.logprobs = Some(0);
+        request.logprobs = Some(options.logprobs);
         request.deadline = deadline;
         request.cancel = options.cancel.clone();
         Stream::submit(self, (request, events))
@@ -295,6 +295,37 @@ mod tests {
         // The cache has what the window before has computed.
         assert_eq!(levels(&items, &[item(&tokens(&[1, 9])), None]), [0, 1, 0, 0, 1, 0, 0]);
         assert_eq!(levels(&[], &items), [0; 0]);
+    }
+
+    #[test]
+    fn the_likeliest_tokens_are_those_of_the_logits() {
+        let model = Model::load("../examples/welm-nano", &LoadOptions::default()).unwrap();
+        let (prompt, vocab) = (model.tokenize("床前明月光，", false).unwrap(), model.config().vocab_size);
+        // What greedy decoding gives, and the same with another token in the middle.
+        let greedy = model.generate(&prompt, &crate::GenerateOptions::greedy(5)).unwrap();
+        let likeliest: Vec<u32> = greedy.choices[0].tokens.iter().map(|token| token.id).collect();
+        let mut other = likeliest.clone();
+        other[2] += 1;
+        let pairs = [&likeliest, &other].map(|ids| (Prompt::Tokens(&prompt), Prompt::Tokens(ids)));
+        let options = ScoreOptions { logprobs: 3, ..ScoreOptions::default() };
+        let scores = model.score_pairs(&pairs, &options).unwrap();
+        let plain = model.score_pairs(&pairs, &ScoreOptions::default()).unwrap();
+        for ((score, plain), ids) in scores.iter().zip(&plain).zip([&likeliest, &other]) {
+            assert_eq!(score.logprob, plain.logprob);
+            let all = [&prompt[..], ids].concat();
+            let logits = model.logits(&all, prompt.len() - 1).unwrap();
+            for (token, row) in score.tokens.iter().zip(logits.chunks(vocab)) {
+                let mut best: Vec<u32> = (0..vocab as u32).collect();
+                best.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]));
+                let found: Vec<u32> = token.alternatives.iter().map(|&(id, _)| id).collect();
+                assert_eq!(found, best[..3]);
+            }
+        }
+        let is_greedy = |score: &Score| score.tokens.iter().all(|t| t.alternatives[0].0 == t.id);
+        assert_eq!((is_greedy(&scores[0]), is_greedy(&scores[1])), (true, false));
+        let too_many = ScoreOptions { logprobs: 101, ..ScoreOptions::default() };
+        let error = model.score_pairs(&pairs, &too_many).unwrap_err();
+        assert!(matches!(&error, Error::InvalidOption { option, .. } if *option == "logprobs"), "{error}");
     }
 
     #[test]

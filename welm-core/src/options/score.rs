@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::CancelToken;
 use super::table::options;
+use super::{CancelToken, GenerateOptions};
 
 options! {
     /// How texts are scored, by [`Model::score_pairs`](crate::Model::score_pairs).
@@ -19,5 +19,9 @@ options! {
         ///
         /// It is [`Error::Interrupted`](crate::Error::Interrupted) then.
         pub cancel: Option<CancelToken> = None, Cancel, "none";
+        /// How many of the likeliest tokens are reported at each place of a continuation, with log-probabilities.
+        ///
+        /// With one it is seen whether greedy decoding would have given the continuation. More take longer.
+        pub logprobs: usize = 0, Whole(0, GenerateOptions::MAX_LOGPROBS as u64);
     }
 }

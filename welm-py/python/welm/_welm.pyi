@@ -406,6 +406,7 @@ class Model:
         *,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
+        logprobs: SupportsIndex = 0,
     ) -> list[Score]: ...
     @overload
     def score(
@@ -416,6 +417,7 @@ class Model:
         *,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
+        logprobs: SupportsIndex = 0,
     ) -> list[list[Score]]: ...
     @overload
     def score_async(  # type: ignore[overload-overlap]  # a str is a sequence of str, too; it is one prompt
@@ -426,6 +428,7 @@ class Model:
         *,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
+        logprobs: SupportsIndex = 0,
     ) -> Coroutine[Any, Any, list[Score]]: ...
     @overload
     def score_async(
@@ -436,6 +439,7 @@ class Model:
         *,
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
+        logprobs: SupportsIndex = 0,
     ) -> Coroutine[Any, Any, list[list[Score]]]: ...
     def logits(self, prompt: _Prompt, /, from_: SupportsIndex = 0) -> NDArray[float32]: ...
     def tokenize(self, text: str, /, parse_special: bool = False) -> list[int]: ...
