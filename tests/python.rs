@@ -38,7 +38,8 @@ fn mypy() {
 
 #[test]
 fn stubs_are_what_is_there() {
-    run("mypy.stubtest", &["welm", "--allowlist", "tests/python/stubtest.txt"]);
+    let config = ["--mypy-config-file", "welm-py/pyproject.toml"];
+    run("mypy.stubtest", &[&["welm", "--allowlist", "tests/python/stubtest.txt"][..], &config[..]].concat());
 }
 
 #[test]
@@ -52,6 +53,7 @@ fn pyright() {
 fn ruff() {
     let config = ["--config", "welm-py/pyproject.toml"];
     for arguments in [&["check"][..], &["format", "--check"]] {
-        run("ruff", &[arguments, &config[..], &["welm-py/python", "tests/python"]].concat());
+        let folders = ["welm-py/python", "tests/python", "tests/evaluation"];
+        run("ruff", &[arguments, &config[..], &folders[..]].concat());
     }
 }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-COMMANDS = ("generate", "chat", "score", "quantize", "info", "bench")
+COMMANDS = ("generate", "chat", "score", "quantize", "info", "bench", "eval")
 
 HELP = """\
 usage: {prog} PROMPT [OPTION...]
@@ -42,6 +42,7 @@ commands:
   quantize   writes an int8 copy of a model
   info       shows a model's shape, the memory that it takes, and what is in its files
   bench      measures tokens a second
+  eval       runs evaluation tasks
 
   {prog} COMMAND --help shows the options of a command; {prog} --version shows the version.
 
