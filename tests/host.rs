@@ -322,6 +322,8 @@ fn limited(task: &str, path: &Path, resource: &str, limit: u64) -> String {
         drop(model);
         return refused;
     }
+    // So that the engine's thread is there, with what it needs to wait: it may not start where all memory is taken.
+    model.generate(&tokens[..3].to_vec(), &GenerateOptions::greedy(4)).unwrap();
     // All memory is taken, and then this many megabytes and a few more are freed.
     set_limit(resource, 128);
     let mut taken: Vec<Vec<u8>> = Vec::with_capacity(1 << 20);

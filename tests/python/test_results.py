@@ -57,7 +57,7 @@ def test_config_memory_stats(model: welm.Model) -> None:
     assert pickle.loads(pickle.dumps(config)) == config
 
     memory = model.memory
-    assert memory == welm.Model.estimate() == welm.Model.estimate(welm.NANO)
+    assert memory == welm.Model.estimate(threads=1) == welm.Model.estimate(welm.NANO, threads=1)
     parts = memory.mapped_bytes + memory.converted_bytes + memory.cache_bytes + memory.scratch_bytes
     assert memory.total_bytes == parts
     assert welm.Model.estimate(cache_tokens=512).cache_bytes < memory.cache_bytes
