@@ -158,7 +158,6 @@ def test_signatures_tell_the_defaults(model: welm.Model) -> None:
     loading = inspect.signature(welm.Model)
     defaults = {n: p.default for n, p in loading.parameters.items()}
     assert welm.Model(**defaults).memory == welm.Model().memory
-    assert welm.Model(**defaults | {"threads": 1}).memory == model.memory
     estimating = inspect.signature(welm.Model.estimate).parameters
     assert list(estimating) == list(loading.parameters)[:-1]
     assert defaults["queue_limit"] == 1024
