@@ -1,5 +1,5 @@
-/* 32 threads, or a quarter, share one model. Each text is the same as alone, to the last bit of its log-probabilities, although every
- * second request is cancelled while it runs. */
+/* 32 threads, or a quarter, share one model. Each text is the same as alone, to the last bit of its log-probabilities,
+ * although every second request is cancelled while it runs. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 

@@ -158,6 +158,8 @@ def test_signatures_tell_the_defaults(model: welm.Model) -> None:
     loading = inspect.signature(welm.Model)
     defaults = {n: p.default for n, p in loading.parameters.items()}
     assert welm.Model(**defaults).memory == welm.Model().memory
+    defaults["threads"] = 1  # as the model of the tests
+    assert welm.Model(**defaults).memory == model.memory
     estimating = inspect.signature(welm.Model.estimate).parameters
     assert list(estimating) == list(loading.parameters)[:-1]
     assert defaults["queue_limit"] == 1024
