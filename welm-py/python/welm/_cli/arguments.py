@@ -259,11 +259,22 @@ def add_flags(add: Callable[..., object], flags: Iterable[Flag], without: Collec
 
 
 def add_loading(parser: ArgumentParser, *, path: bool = True) -> None:
-    """Adds the flags of loading a model. Without ``path`` the command has another argument for the model, too."""
+    """Adds the flags of loading a model. Without ``path`` its path is also an argument; :func:`only_path` gives it."""
     group = parser.add_argument_group("model")
     about = "Hugging Face folder, int8 folder or GGUF file (default: the small model in this package)"
+    if not path:
+        parser.add_argument("path", nargs="?", default=None, metavar="PATH", help=about)
+        parser.set_defaults(fail=parser.error)
     group.add_argument("--model", metavar="PATH", default=None, help=about if path else "the same as PATH")
     add_flags(group.add_argument, LOADING)
+
+
+def only_path(args: Namespace) -> str | None:
+    """The path of the model, which may be given as an argument or as a flag, but not as both."""
+    if None not in (args.path, args.model):
+        args.fail(f"expected one model, got {args.path} and {args.model}")
+    path: str | None = args.path or args.model
+    return path
 
 
 def add_request(parser: ArgumentParser, *, without: Collection[str] = ()) -> None:

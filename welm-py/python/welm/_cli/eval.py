@@ -6,7 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from welm._cli.arguments import Whole, add_loading, loading, text
+from welm._cli.arguments import Whole, add_loading, loading, only_path, text
 from welm._cli.streams import say
 from welm._cli.terminal import put
 
@@ -27,13 +27,6 @@ EXAMPLES = (
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds flags and positional arguments."""
-    parser.add_argument(
-        "path",
-        nargs="?",
-        default=None,
-        metavar="PATH",
-        help="Hugging Face folder, int8 folder or GGUF file (default: the small model in this package)",
-    )
     add = parser.add_argument
     add(
         "--tasks",
@@ -63,13 +56,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help='compute on a Ray cluster; needs pip install "welm[ray]"',
     )
     add_loading(parser, path=False)
-    parser.set_defaults(fail=parser.error)
 
 
 def run(args: Namespace) -> int:
     """Runs the command; gives the exit code."""
-    if None not in (args.path, args.model):
-        args.fail(f"expected one model, got {args.path} and {args.model}")
+    path = only_path(args)
     if not args.list and not (args.tasks and args.out):
         args.fail("the following arguments are required: --tasks, --out")
     quiet()
@@ -85,7 +76,7 @@ def run(args: Namespace) -> int:
         return 0
     try:
         results = evaluate(
-            args.path or args.model,
+            path,
             list(TASKS) if args.tasks == "all" else [name for name in args.tasks.split(",") if name],
             out=args.out,
             shots=args.shots,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import welm
 from welm._cli.answer import print_json
-from welm._cli.arguments import add_json, add_loading, loading
+from welm._cli.arguments import add_json, add_loading, loading, only_path
 from welm._cli.streams import one_line
 from welm._cli.terminal import megabytes, put
 
@@ -28,23 +28,13 @@ SMALLEST: dict[str, Any] = {"cache_tokens": 16, "max_running": 1, "chunk_tokens"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds flags and positional arguments."""
-    parser.add_argument(
-        "path",
-        nargs="?",
-        default=None,
-        metavar="PATH",
-        help="Hugging Face folder, int8 folder or GGUF file (default: the small model in this package)",
-    )
     add_json(parser, "print a JSON object, sizes in bytes")
     add_loading(parser, path=False)
-    parser.set_defaults(fail=parser.error)
 
 
 def run(args: Namespace) -> int:
     """Runs the command; gives the exit code."""
-    if None not in (args.path, args.model):
-        args.fail(f"expected one model, got {args.path} and {args.model}")
-    path = args.path or args.model
+    path = only_path(args)
     description = welm.Model.describe(path)
     if description.unsupported is not None:
         tell_unsupported(path or welm.NANO, description, json=args.json)
