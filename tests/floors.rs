@@ -278,7 +278,7 @@ fn file_of(krate: &str, module: &[String]) -> String {
 
 #[test]
 fn imports_run_downwards() {
-    for krate in ["welm-core", "welm-kernels", "welm-capi"] {
+    for krate in ["welm-cpu", "welm-core", "welm-kernels", "welm-capi"] {
         let faults = faults(&|module: &[String]| file_of(krate, module));
         assert!(faults.is_empty(), "{krate}:\n{}", faults.join("\n"));
     }

@@ -41,13 +41,14 @@ fn check_archive(name: &str, folders: &[&str], most: u64) {
 #[test]
 fn archives_of_crates_hold_what_they_need_and_nothing_more() {
     check_archive("welm-kernels", &["src", "cuda"], 600_000);
+    check_archive("welm-cpu", &["src"], 300_000);
     check_archive("welm-core", &["src"], 2_500_000);
     check_archive("welm-capi", &["src", "include", "cmake"], 400_000);
 }
 
 #[test]
 fn licences_are_the_same_everywhere() {
-    for name in ["welm-kernels", "welm-core", "welm-capi", "welm-py"] {
+    for name in ["welm-cpu", "welm-kernels", "welm-core", "welm-capi", "welm-py"] {
         for file in ["LICENSE-APACHE", "LICENSE-MIT"] {
             let (own, all) = (fs::read(data(name).join(file)).unwrap(), fs::read(data(file)).unwrap());
             assert!(own == all, "{name}/{file} is another one than {file}");
@@ -71,7 +72,7 @@ fn all_that_is_linked_in_may_be_given_away_and_has_its_licence() {
         // The tables of regular expressions have a licence of their own. Crates of tests, build scripts and macros are
         // not listed.
         assert!(texts.contains(": LICENSE-UNICODE"), "{package}");
-        for name in ["tempfile", "cbindgen", "syn", "serde_derive", "version_check", "welm-core"] {
+        for name in ["tempfile", "cbindgen", "syn", "serde_derive", "version_check", "welm-cpu", "welm-core"] {
             assert!(!crates.contains(&format!("\n    {name} ")), "{package}: {name}");
         }
     }

@@ -1,7 +1,7 @@
 //! What one forward pass computes: rows of tokens, where their keys and values go, and what they see.
 
-/// Tokens of one block of the KV cache.
-pub(crate) const BLOCK_TOKENS: usize = 16;
+pub(crate) use welm_cpu::batch::BLOCK_TOKENS;
+use welm_cpu::batch::BatchRows;
 
 /// Consecutive prompt tokens of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +109,16 @@ impl Batch {
 
     /// The block table of a row: entry `p / BLOCK_TOKENS` holds position `p`.
     pub(crate) fn table(&self, row: usize) -> &[u32] {
-        let start = self.table_start[row] as usize;
-        &self.block_tables[start..=start + self.positions[row] as usize / BLOCK_TOKENS]
+        self.rows().table(row)
+    }
+
+    /// What kernels see of it.
+    pub(crate) fn rows(&self) -> BatchRows<'_> {
+        BatchRows {
+            positions: &self.positions,
+            slot_mapping: &self.slot_mapping,
+            table_start: &self.table_start,
+            block_tables: &self.block_tables,
+        }
     }
 }

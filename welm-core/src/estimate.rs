@@ -12,7 +12,7 @@ use crate::options::LoadOptions;
 use crate::transformer::Scratch;
 use crate::weights::computed::Computed;
 use crate::weights::formats::StoredType;
-use crate::weights::formats::int8::Grouping;
+use welm_cpu::int8::Grouping;
 
 /// Bytes that a loaded model takes; see [`crate::Model::estimate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

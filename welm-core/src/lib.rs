@@ -40,7 +40,7 @@
 //! finish_reason                   why a text ended, which errors and answers tell
 //! error                           the one error type
 //! options, side_file, host        what is asked, what lies beside weights, what the machine gives
-//! isa, memory, batch              vector arithmetic; large memory; the rows of one forward pass
+//! memory, batch                   large memory; the rows of one forward pass
 //! weights                         files of tensors: formats, tiles, what is computed with
 //! config                          what a model is like
 //! families, tokenizer             how each family spells settings and tensors; text to ids and back, chat templates
@@ -63,7 +63,6 @@ mod estimate;
 mod families;
 mod finish_reason;
 mod host;
-mod isa;
 mod kv_cache;
 #[doc(hidden)]
 pub mod measured;

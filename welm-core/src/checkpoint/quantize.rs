@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 use crate::host::{bus, threads};
 use crate::options::LoadProgress;
 use crate::side_file::{ADDITIONAL_TEMPLATES, DESCRIPTIONS};
-use crate::weights::formats::int8::Grouping;
 use crate::weights::safetensors::SINGLE;
 use crate::weights::tensor::release;
 use crate::weights::tiles::int8::Int8Tiles;
+use welm_cpu::int8::Grouping;
 
 /// Writes an int8 folder from any model that [`crate::Model::load`] takes (GGUF files excepted, whose
 /// tokenizer has no file form here).

@@ -61,11 +61,6 @@ impl LayerConfig {
         vec![Self::new(head_dim); n_layers.min(MAX_LAYERS)]
     }
 
-    /// The first key that a token at `pos` sees.
-    pub(crate) fn first_key(&self, pos: usize) -> usize {
-        self.window.map_or(0, |window| (pos + 1).saturating_sub(window))
-    }
-
     /// Checks what `forward` relies on.
     pub(super) fn validate(&self, n_ropes: usize) -> Result<()> {
         positive("attention scale", self.scale)?;
@@ -95,7 +90,6 @@ pub(super) fn positive(setting: &str, value: f32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::ModelConfig;
-    use super::*;
 
     #[test]
     fn a_layer_is_checked() {
@@ -122,12 +116,5 @@ mod tests {
             let error = check(change).unwrap_err();
             assert!(error.contains(&format!("`{setting}`")), "{setting}: {error}");
         }
-    }
-
-    #[test]
-    fn a_window_ends_at_the_token_itself() {
-        let first = |window, pos| LayerConfig { window, ..LayerConfig::new(64) }.first_key(pos);
-        assert_eq!([first(None, 9), first(Some(1), 9), first(Some(4), 9), first(Some(10), 9)], [0, 9, 6, 0]);
-        assert_eq!([first(Some(usize::MAX), 9), first(Some(4), 3), first(Some(4), 4)], [0, 0, 1]);
     }
 }

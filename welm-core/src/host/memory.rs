@@ -83,17 +83,22 @@ pub(crate) fn expect_room(what: &str, bytes: usize) -> Result<()> {
     if can_map(bytes) { Ok(()) } else { Err(Error::allocation(what, bytes, reason)) }
 }
 
+/// Checks that so many bytes are available: the system would promise more than it has, and kill the process later.
+pub(crate) fn expect_available(what: &str, bytes: usize) -> Result<()> {
+    if bytes < LARGE {
+        return Ok(());
+    }
+    match Available::now().own().filter(|&available| bytes as u64 > available) {
+        Some(available) => Err(Error::allocation(what, bytes, format!("{available} bytes are available"))),
+        None => Ok(()),
+    }
+}
+
 /// A vector for `len` values, which it will not outgrow; an error where an ordinary one would end the process.
 pub(crate) fn vec_for<T>(what: &str, len: usize) -> Result<Vec<T>> {
     let bytes = len.saturating_mul(size_of::<T>());
     let mut values = Vec::new();
-    // The system would promise more than it has, and kill the process later.
-    if bytes >= LARGE
-        && let Some(available) = Available::now().own()
-        && bytes as u64 > available
-    {
-        return Err(Error::allocation(what, bytes, format!("{available} bytes are available")));
-    }
+    expect_available(what, bytes)?;
     values.try_reserve_exact(len).map_err(|e| Error::allocation(what, bytes, e))?;
     Ok(values)
 }

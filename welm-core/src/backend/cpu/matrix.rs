@@ -8,11 +8,11 @@ use crate::host::threads;
 use crate::memory::Memory;
 use crate::weights::computed::Computed;
 use crate::weights::formats::StoredType;
-use crate::weights::formats::int8::Grouping;
 use crate::weights::slab::{Plain, Slab};
 use crate::weights::tensor::{Segment, release, rows_of};
 use crate::weights::tiles::Tiled;
 use crate::weights::tiles::int8::Int8Tiles;
+use welm_cpu::int8::Grouping;
 
 /// Some rows of a float matrix, where they lie.
 pub(crate) struct Part<T: Plain> {

@@ -1,59 +1,53 @@
 //! The CPU: every operation over the same small pool of threads, every kernel over sixteen lanes.
 //!
 //! Activations are f32 throughout; weights are what the file or the options say; sums have one fixed order
-//! (see [`crate::isa`]), so results depend neither on threads nor on the instruction set.
+//! (see [`welm_cpu::isa`]), so results depend neither on threads nor on the instruction set.
 
 mod activation;
 mod attention;
-mod coded;
-mod exp;
-mod i8dot;
 mod linear;
 mod matrix;
-mod norm;
-mod outputs;
 mod pages;
 pub(crate) mod pool;
 mod product;
 mod quantize;
+mod room;
 pub(crate) mod rope;
 mod soft_cap;
 
 use std::ops::Range;
 
+use bytemuck::Pod;
 use half::bf16;
+use welm_cpu::attention::Attend;
+use welm_cpu::cache::{CacheRows, NormOf};
+use welm_cpu::disjoint::Disjoint;
+use welm_cpu::linear::Element;
+use welm_cpu::norm::{self, norm_add_row, norm_row};
+use welm_cpu::outputs::Epilogue;
+use welm_cpu::quantize::{Form, Quantized};
 
 use self::attention::Attention;
-use self::coded::Room;
 use self::matrix::Part;
-use self::norm::{NormAddRow, NormRow};
-use self::pages::{CacheElement, CacheRows, Heads, Pages};
-use self::pool::{Disjoint, Pool};
-use self::quantize::{Form, Quantized};
+use self::pages::{Pages, heads};
+use self::pool::Pool;
+use self::room::Room;
 use self::rope::Angles;
 use super::{Backend, Limits, Role};
 use crate::batch::{BLOCK_TOKENS, Batch};
 use crate::checkpoint::load::{LinearSource, NormSource};
 use crate::config::part::PartKind;
-use crate::config::{Activation, LayerConfig, ModelConfig};
-use crate::error::Result;
+use crate::config::{Activation, LayerConfig, ModelConfig, QkNorm};
+use crate::error::{Error, Result};
 use crate::host::threads;
-use crate::isa::Isa;
 use crate::kv_cache::block_values;
 use crate::memory::Memory;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
 use crate::weights::computed::{Computed, Kernels};
+use crate::weights::slab::Plain;
+use welm_cpu::isa::Isa;
 
 pub(crate) use self::matrix::Matrix;
-
-/// What a product does with what its output held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Epilogue {
-    /// `out = y`.
-    Store,
-    /// `out += y`: the residual.
-    Add,
-}
 
 /// Activations, row-major.
 pub(crate) struct Buffer {
@@ -115,6 +109,35 @@ pub(crate) struct Cpu {
     attention: Attention,
 }
 
+/// The instruction set asked for, else the one in `WELM_ISA`, else the best of this machine.
+fn isa(asked: Option<&str>) -> Result<Isa> {
+    let from_env = std::env::var("WELM_ISA").ok().filter(|name| !name.is_empty());
+    let Some(name) = asked.or(from_env.as_deref()) else {
+        return Ok(Isa::best());
+    };
+    Isa::named(name).ok_or_else(|| Error::Unavailable {
+        what: format!("instruction set `{name}`"),
+        reason: format!(
+            "this machine has {}",
+            Isa::all().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ")
+        ),
+    })
+}
+
+/// The parameters of a norm, for a kernel.
+fn view(norm: &Norm) -> norm::Norm<'_> {
+    norm::Norm { weight: &norm.weight, bias: norm.bias.as_deref(), eps: norm.eps }
+}
+
+/// What a norm of q and k is of, for a kernel.
+fn norm_of(norm: QkNorm) -> NormOf {
+    match norm {
+        QkNorm::Head => NormOf::Head,
+        QkNorm::TurnedHead => NormOf::TurnedHead,
+        QkNorm::AllHeads => NormOf::AllHeads,
+    }
+}
+
 impl Cpu {
     /// The widest input of a quantised product.
     fn max_cols(config: &ModelConfig) -> usize {
@@ -144,11 +167,11 @@ impl Cpu {
             let form = Form { wide, grouping };
             if self.quantized_from != Some((x.id, form)) {
                 self.quantized_from = None;
-                self.quantized.fill(pool, isa, x.used(), x.cols, form);
+                quantize::fill(&mut self.quantized, pool, isa, x.used(), x.cols, form);
                 self.quantized_from = Some((x.id, form));
             }
         }
-        fn parts<T: linear::Element>(
+        fn parts<T: Element + Plain>(
             pool: &mut Pool,
             isa: Isa,
             out: &mut Buffer,
@@ -185,7 +208,7 @@ impl Cpu {
         }
     }
 
-    fn cache_rows<T: CacheElement>(
+    fn cache_rows<T: Attend + Pod>(
         &mut self,
         qkv: &mut Buffer,
         pages: &mut Pages<T>,
@@ -194,21 +217,22 @@ impl Cpu {
         norms: Option<&[Norm; 2]>,
     ) {
         let (rows, cols, isa) = (qkv.rows, qkv.cols, self.isa);
-        let heads = Heads::of(&self.config);
-        let rope = layer.rope.map(|rope| (&self.angles[rope], self.config.ropes[rope].pairing));
-        let norms = layer.qk_norm.zip(norms);
+        let heads = heads(&self.config);
+        let rope = layer.rope.map(|rope| self.angles[rope].of_step(self.config.ropes[rope].pairing));
+        let norms = layer.qk_norm.zip(norms).map(|(of, norms)| (norm_of(of), norms.each_ref().map(view)));
         let (k, v) = pages.both_mut();
+        let batch = batch.rows();
         let (qkv, k, v) = (Disjoint::new(qkv.used_mut()), Disjoint::new(k), Disjoint::new(v));
         // Neighbouring rows share cache lines of the keys, so a task takes several where there are many.
         let share = rows.div_ceil(2 * self.pool.threads()).clamp(1, BLOCK_TOKENS);
         self.pool.run_if_worth(rows.div_ceil(share), rows * cols, |task| {
             let (rows, qkv, k, v) = (task * share..rows.min((task + 1) * share), &qkv, &k, &v);
             // SAFETY: each task has its own rows, and the engine gives each row of a batch a slot of its own.
-            unsafe { isa.dispatch(CacheRows { rows, qkv, k, v, heads, rope, norms, batch }) };
+            unsafe { T::cache(CacheRows { rows, qkv, k, v, heads, rope, norms, batch }, isa) };
         });
     }
 
-    fn attend<T: CacheElement>(
+    fn attend<T: Attend + Pod>(
         &mut self,
         out: &mut Buffer,
         qkv: &Buffer,
@@ -224,7 +248,7 @@ impl Cpu {
 impl Cpu {
     /// Starts the threads and allocates what the arithmetic needs beside the buffers.
     pub(crate) fn new(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> Result<Self> {
-        let isa = Isa::select(options.isa.as_deref())?;
+        let isa = isa(options.isa.as_deref())?;
         let threads = Self::threads(options);
         let pool = Pool::new(threads)?;
         Ok(Cpu {
@@ -234,14 +258,14 @@ impl Cpu {
             wide: options.activations == Activations::Int16,
             copy_weights: options.copy_weights,
             cache_dtype: options.cache_dtype,
-            quantized: Quantized::new(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config))?,
+            quantized: quantize::room(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config))?,
             room: Room::new(threads, Self::max_cols(config))?,
             quantized_from: None,
             normed: None,
             activated: None,
             n_buffers: 0,
             angles: config.ropes.iter().map(|rope| Angles::of(rope, limits)).collect(),
-            attention: Attention::new(Heads::of(config), threads, limits.max_rows)?,
+            attention: Attention::new(heads(config), threads, limits.max_rows)?,
             config: config.clone(),
         })
     }
@@ -272,7 +296,7 @@ impl Backend for Cpu {
     fn scratch_bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> u64 {
         let rotary_dims: usize = config.ropes.iter().map(|rope| rope.rotary_dim).sum();
         4 * (limits.max_rows * rotary_dims) as u64
-            + Attention::bytes(Heads::of(config), Self::threads(options), limits.max_rows)
+            + Attention::bytes(heads(config), Self::threads(options), limits.max_rows)
             + Quantized::bytes(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config))
             + Room::bytes(Self::threads(options), Self::max_cols(config))
     }
@@ -355,7 +379,7 @@ impl Backend for Cpu {
             // SAFETY: each task has its own row.
             unsafe {
                 let out = out.slice(r * cols, cols);
-                isa.dispatch(NormRow { x: x.row(r), norm, out });
+                norm_row(isa, x.row(r), view(norm), out);
                 if let Some(rows) = &quantized {
                     rows.fill(isa, r, 0, out);
                 }
@@ -373,7 +397,7 @@ impl Backend for Cpu {
             // SAFETY: each task has its own row.
             unsafe {
                 let (y, to) = (y.slice(r * cols, cols), x.slice(r * cols, cols));
-                isa.dispatch(NormAddRow { y, norm, to });
+                norm_add_row(isa, y, view(norm), to);
             }
         });
         Ok(())
@@ -392,8 +416,7 @@ impl Backend for Cpu {
         let cols = x.cols;
         // Only the wanted rows are left of x, see `keep`.
         for (out, r) in out.used_mut().chunks_mut(cols).zip(some) {
-            // SAFETY: plain slices of one length.
-            unsafe { self.isa.dispatch(NormRow { x: x.row(r), norm, out }) };
+            norm_row(self.isa, x.row(r), view(norm), out);
         }
         Ok(())
     }
@@ -494,5 +517,17 @@ impl Backend for Cpu {
     fn read<'a>(&mut self, buffer: &'a mut Buffer) -> Result<&'a mut [f32]> {
         self.overwrites(buffer);
         Ok(buffer.used_mut())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_instruction_set_is_an_error_that_lists_the_known() {
+        let message = isa(Some("neon512")).unwrap_err().to_string();
+        assert!(message.contains("neon512") && message.contains("scalar"), "{message}");
+        assert_eq!(isa(Some("scalar")).unwrap().name(), "scalar");
     }
 }

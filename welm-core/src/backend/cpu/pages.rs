@@ -5,46 +5,16 @@
 //! is a sum of such rows. A token's key is therefore written two or four bytes at a time, once, to be read as whole
 //! vectors by every later token.
 
-use std::ops::Range;
+use bytemuck::Pod;
+use welm_cpu::cache::Heads;
 
-use half::bf16;
-
-use super::Norm;
-use super::linear::{Element, load_at};
-use super::norm::norm_in_place;
-use super::pool::Disjoint;
-use super::rope::Angles;
-use crate::batch::{BLOCK_TOKENS, Batch};
-use crate::config::{ModelConfig, QkNorm, RopePairing};
+use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::isa::{Kernel, LANES, Simd};
 use crate::memory::Memory;
 
-const _: () = assert!(BLOCK_TOKENS == LANES, "a vector of scores is a block's keys");
-
-/// A float that the cache stores.
-pub(crate) trait CacheElement: Element {
-    /// Writes 16 of them, rounded to nearest even.
-    ///
-    /// # Safety
-    /// As [`Simd::store`].
-    unsafe fn store<S: Simd>(p: *mut Self, v: S::V);
-}
-
-impl CacheElement for f32 {
-    #[inline(always)]
-    unsafe fn store<S: Simd>(p: *mut f32, v: S::V) {
-        // SAFETY: the caller's promise.
-        unsafe { S::store(p, v) }
-    }
-}
-
-impl CacheElement for bf16 {
-    #[inline(always)]
-    unsafe fn store<S: Simd>(p: *mut bf16, v: S::V) {
-        // SAFETY: the caller's promise.
-        unsafe { S::store_bf16(p, v) }
-    }
+/// The heads of a model.
+pub(crate) fn heads(config: &ModelConfig) -> Heads {
+    Heads { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim }
 }
 
 /// Keys and values of one layer.
@@ -53,7 +23,7 @@ pub(crate) struct Pages<T> {
     v: Memory<T>, // (n_blocks, n_kv_heads, BLOCK_TOKENS, head_dim)
 }
 
-impl<T: Element> Pages<T> {
+impl<T: Pod> Pages<T> {
     /// Zeros, `len` of each.
     ///
     /// # Errors
@@ -81,113 +51,20 @@ impl<T: Element> Pages<T> {
     }
 }
 
-/// The heads of a model.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Heads {
-    pub(crate) n_heads: usize,
-    pub(crate) n_kv_heads: usize,
-    pub(crate) head_dim: usize,
-}
-
-impl Heads {
-    /// Those of a model.
-    pub(crate) fn of(config: &ModelConfig) -> Heads {
-        Heads { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim }
-    }
-
-    /// Query heads of a key/value head.
-    pub(crate) fn group(self) -> usize {
-        self.n_heads / self.n_kv_heads
-    }
-
-    /// Where a key/value head's part of a block starts, in the keys as in the values.
-    #[inline(always)]
-    pub(crate) fn start(self, block: usize, kv_head: usize) -> usize {
-        (block * self.n_kv_heads + kv_head) * BLOCK_TOKENS * self.head_dim
-    }
-
-    /// Columns of a row of q, k and v.
-    pub(crate) fn cols(self) -> usize {
-        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
-    }
-}
-
-/// Normalises (if asked) and turns q and k of some rows in place, and writes k and v to their slots; implements
-/// [`Kernel`].
-///
-/// Rows of one task should be neighbours: their keys share cache lines.
-pub(crate) struct CacheRows<'a, T> {
-    pub(crate) rows: Range<usize>,
-    pub(crate) qkv: &'a Disjoint<'a, f32>, // (n, Heads::cols); the rows are this task's alone
-    pub(crate) k: &'a Disjoint<'a, T>,     // as in `Pages`; so are the rows' slots
-    pub(crate) v: &'a Disjoint<'a, T>,
-    pub(crate) heads: Heads,
-    pub(crate) rope: Option<(&'a Angles, RopePairing)>,
-    pub(crate) norms: Option<(QkNorm, &'a [Norm; 2])>, // of q and of k
-    pub(crate) batch: &'a Batch,
-}
-
-impl<T: CacheElement> Kernel for CacheRows<'_, T> {
-    type Out = ();
-    const DOTS: bool = false;
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Heads { n_heads, n_kv_heads, head_dim: d } = self.heads;
-        let cols = self.heads.cols();
-        for r in self.rows.clone() {
-            // SAFETY: the row is this task's.
-            let turned = unsafe { self.qkv.slice(r * cols, (n_heads + n_kv_heads) * d) };
-            let (q, k) = turned.split_at_mut(n_heads * d);
-            for (heads, is_k) in [(q, false), (k, true)] {
-                let norm_if = |kind: QkNorm, values: &mut [f32]| {
-                    if let Some((_, norms)) = self.norms.filter(|&(of, _)| of == kind) {
-                        // SAFETY: the instructions are there.
-                        unsafe { norm_in_place::<S>(values, &norms[usize::from(is_k)]) };
-                    }
-                };
-                norm_if(QkNorm::AllHeads, heads);
-                for head in heads.chunks_exact_mut(d) {
-                    norm_if(QkNorm::Head, head);
-                    if let Some((angles, pairing)) = self.rope {
-                        angles.turn(r, head, pairing);
-                    }
-                    norm_if(QkNorm::TurnedHead, head);
-                }
-            }
-        }
-        for kv_head in 0..n_kv_heads {
-            for r in self.rows.clone() {
-                let slot = self.batch.slot_mapping[r] as usize;
-                let start = self.heads.start(slot / BLOCK_TOKENS, kv_head);
-                let offset = slot % BLOCK_TOKENS;
-                // SAFETY: the row and its slot are this task's; vectors are stored to 16 values.
-                unsafe {
-                    let k = &*self.qkv.slice(r * cols + (n_heads + kv_head) * d, d);
-                    let v = &*self.qkv.slice(r * cols + (n_heads + n_kv_heads + kv_head) * d, d);
-                    let v_slot = self.v.slice(start + offset * d, d);
-                    let mut lanes = [T::ZERO; LANES];
-                    for i in (0..d).step_by(LANES) {
-                        let n = LANES.min(d - i);
-                        T::store::<S>(lanes.as_mut_ptr(), load_at::<S, f32>(k, i));
-                        for (j, &x) in lanes[..n].iter().enumerate() {
-                            self.k.slice(start + (i + j) * BLOCK_TOKENS + offset, 1)[0] = x;
-                        }
-                        T::store::<S>(lanes.as_mut_ptr(), load_at::<S, f32>(v, i));
-                        v_slot[i..i + n].copy_from_slice(&lanes[..n]);
-                    }
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::norm::NormRow;
-    use super::*;
-    use crate::isa::Isa;
+    use half::bf16;
+    use welm_cpu::cache::{CacheElement, CacheRows, NormOf};
+    use welm_cpu::disjoint::Disjoint;
+    use welm_cpu::isa::Isa;
+    use welm_cpu::norm::{Norm, norm_row};
 
-    fn check<T: CacheElement + PartialEq + std::fmt::Debug>(d: usize, round: impl Fn(f32) -> T) {
+    use super::super::rope::Angles;
+    use super::*;
+    use crate::batch::Batch;
+    use crate::config::RopePairing;
+
+    fn check<T: CacheElement + Pod + PartialEq + std::fmt::Debug>(d: usize, round: impl Fn(f32) -> T) {
         let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: d };
         let (cols, n_blocks) = (heads.cols(), 4);
         let mut batch = Batch::default();
@@ -198,55 +75,55 @@ mod tests {
         let rows: Vec<f32> = (0..n * cols).map(|i| hash(i) as f32 / 300.0 - 1.5).collect();
         let mut angles = Angles::new(vec![1.0, 0.3, 0.01], 1.0, n);
         angles.fill(&batch.positions);
-        let norm_of = |seed: usize, len: usize| {
-            let weight = (0..len).map(|i| hash(seed + i) as f32 / 500.0).collect();
-            Norm { weight, bias: None, eps: 1e-5 }
+        let weights = |seed: usize, len: usize| -> Vec<f32> {
+            (0..len).map(|i| hash(seed + i) as f32 / 500.0).collect()
         };
-        let both = [norm_of(7, d), norm_of(100, d)];
+        let both = [weights(7, d), weights(100, d)];
+        let wide = [4, 2].map(|heads| weights(7 + heads, heads * d));
+        let [both, wide] =
+            [&both, &wide].map(|pair| pair.each_ref().map(|weight| Norm { weight, bias: None, eps: 1e-5 }));
         let pairings = [RopePairing::HalfSplit, RopePairing::Interleaved];
         for isa in Isa::all() {
-            let kinds = [None, Some(QkNorm::Head), Some(QkNorm::TurnedHead), Some(QkNorm::AllHeads)];
+            let kinds = [None, Some(NormOf::Head), Some(NormOf::TurnedHead), Some(NormOf::AllHeads)];
             let cases = pairings.into_iter().map(Some).chain([None]);
             for (pairing, kind) in cases.flat_map(|p| kinds.map(|kind| (p, kind))) {
-                let rope = pairing.map(|pairing| (&angles, pairing));
-                let wide = [4, 2].map(|heads| norm_of(7 + heads, heads * d));
-                let norms = kind.map(|kind| (kind, if kind == QkNorm::AllHeads { &wide } else { &both }));
+                let rope = pairing.map(|pairing| angles.of_step(pairing));
+                let norms = kind.map(|kind| (kind, if kind == NormOf::AllHeads { wide } else { both }));
                 let mut qkv = rows.clone();
                 let mut pages: Pages<T> = Pages::new(n_blocks * heads.start(1, 0)).unwrap();
                 {
                     let (k, v) = pages.both_mut();
                     let (qkv, k, v) = (Disjoint::new(&mut qkv), Disjoint::new(k), Disjoint::new(v));
                     for rows in [0..3, 3..n] {
-                        let (qkv, k, v, batch) = (&qkv, &k, &v, &batch);
+                        let (qkv, k, v, batch) = (&qkv, &k, &v, batch.rows());
                         // SAFETY: one after the other.
-                        unsafe { isa.dispatch(CacheRows { rows, qkv, k, v, heads, rope, norms, batch }) };
+                        unsafe { T::cache(CacheRows { rows, qkv, k, v, heads, rope, norms, batch }, isa) };
                     }
                 }
                 let (k, v) = pages.both();
                 let mut written = 0;
                 for r in 0..n {
                     let mut row = rows[r * cols..(r + 1) * cols].to_vec();
-                    let normed = |values: &mut [f32], norm: &Norm| {
+                    let normed = |values: &mut [f32], norm: Norm| {
                         let before = values.to_vec();
-                        // SAFETY: slices of one length.
-                        unsafe { isa.dispatch(NormRow { x: &before, norm, out: values }) };
+                        norm_row(isa, &before, norm, values);
                     };
-                    let heads_normed = |row: &mut [f32], if_kind: QkNorm| {
+                    let heads_normed = |row: &mut [f32], if_kind: NormOf| {
                         for (h, head) in
                             row[..6 * d].chunks_mut(d).enumerate().filter(|_| kind == Some(if_kind))
                         {
-                            normed(head, &both[usize::from(h >= 4)]);
+                            normed(head, both[usize::from(h >= 4)]);
                         }
                     };
-                    if kind == Some(QkNorm::AllHeads) {
-                        normed(&mut row[..4 * d], &wide[0]);
-                        normed(&mut row[4 * d..6 * d], &wide[1]);
+                    if kind == Some(NormOf::AllHeads) {
+                        normed(&mut row[..4 * d], wide[0]);
+                        normed(&mut row[4 * d..6 * d], wide[1]);
                     }
-                    heads_normed(&mut row, QkNorm::Head);
-                    if let Some((angles, pairing)) = rope {
-                        row[..6 * d].chunks_mut(d).for_each(|head| angles.turn(r, head, pairing));
+                    heads_normed(&mut row, NormOf::Head);
+                    if let Some(angles) = rope {
+                        row[..6 * d].chunks_mut(d).for_each(|head| angles.turn(r, head));
                     }
-                    heads_normed(&mut row, QkNorm::TurnedHead);
+                    heads_normed(&mut row, NormOf::TurnedHead);
                     assert_eq!(qkv[r * cols..(r + 1) * cols], row, "{} row {r}", isa.name());
                     let slot = batch.slot_mapping[r] as usize;
                     for (kv_head, i) in (0..2).flat_map(|h| (0..d).map(move |i| (h, i))) {

@@ -2,14 +2,20 @@
 
 use std::ops::Range;
 
-use super::Epilogue;
-use super::coded::{CodedRows, Room};
-use super::i8dot::Tiles;
-use super::outputs::Outputs;
-use super::pool::{Disjoint, Pool};
-use super::quantize::Quantized;
-use crate::isa::{Isa, LANES};
-use crate::weights::tiles::{Tiled, tile_counts};
+use welm_cpu::coded::CodedRows;
+use welm_cpu::disjoint::Disjoint;
+use welm_cpu::i8dot::Tiles;
+use welm_cpu::int8::Grouping;
+use welm_cpu::outputs::{Epilogue, Outputs};
+use welm_cpu::quantize::Quantized;
+use welm_cpu::tiles::tile_counts;
+
+use super::pool::Pool;
+use super::room::Room;
+use crate::weights::tiles::Tiled;
+use crate::weights::tiles::int4::Int4Tiles;
+use crate::weights::tiles::int8::Int8Tiles;
+use welm_cpu::isa::{Isa, LANES};
 
 /// `out (+)= x W^T + bias`; `W` is `parts`, one below the other, `out` `(n, rows)`, `bias` `(rows)`.
 pub(super) fn matmul(
@@ -62,30 +68,39 @@ unsafe fn run(isa: Isa, room: &Room, part: &Tiled, own: Range<usize>, x: &Quanti
     // SAFETY: the caller's promise; the sizes are what `matmul` checked, and what made the tiles.
     unsafe {
         match part {
-            Tiled::Int8(w) => isa.dispatch(Tiles::from(w).rows(own, x, outputs)),
-            Tiled::Int4(w) => isa.dispatch(Tiles::from(w).rows(own, x, outputs)),
+            Tiled::Int8(w) => int8(w).rows(own, x, outputs).compute(isa),
+            Tiled::Int4(w) => int4(w).rows(own, x, outputs).compute(isa),
             Tiled::Coded(w) => {
                 let strip = w.coding.strip_bytes(x.tiles);
                 let data = &w.data[own.start * strip..own.end * strip];
                 let room = &mut room.take()[..];
-                isa.dispatch(CodedRows { isa, data, coding: w.coding, x, outputs, room });
+                CodedRows { isa, data, coding: w.coding, x, outputs, room }.compute();
             }
         }
     }
+}
+
+fn int8(w: &Int8Tiles) -> Tiles<'_> {
+    let Int8Tiles { rows, cols, grouping, weight, scale } = w;
+    Tiles { rows: *rows, cols: *cols, grouping: *grouping, weight, scale, min: &[] }
+}
+
+fn int4(w: &Int4Tiles) -> Tiles<'_> {
+    let Int4Tiles { rows, cols, weight, scale, min } = w;
+    Tiles { rows: *rows, cols: *cols, grouping: Grouping::Plain, weight, scale, min }
 }
 
 #[cfg(test)]
 mod tests {
     use half::f16;
 
-    use super::super::quantize::Form;
+    use super::super::quantize::fill;
     use super::*;
-    use crate::weights::formats::int8::{Grouping, rotate};
     use crate::weights::tensor::Segment;
-    use crate::weights::tiles::INT8_TILE;
     use crate::weights::tiles::coded::{CodedTiles, tests as coded};
-    use crate::weights::tiles::int4::Int4Tiles;
-    use crate::weights::tiles::int8::Int8Tiles;
+    use welm_cpu::int8::rotate;
+    use welm_cpu::quantize::Form;
+    use welm_cpu::tiles::INT8_TILE;
 
     fn noise(n: usize, seed: u32) -> impl Iterator<Item = u32> {
         (0..n as u32).map(move |i| (i.wrapping_mul(2_654_435_761) ^ seed).wrapping_mul(0x85EB_CA6B) >> 9)
@@ -119,7 +134,7 @@ mod tests {
         let run = |isa: Isa, threads, range: std::ops::Range<usize>| {
             let mut pool = Pool::new(threads).unwrap();
             let mut q = Quantized::new(n + 1, cols + 40).unwrap();
-            q.fill(&mut pool, isa, &x[range.start * cols..range.end * cols], cols, form);
+            fill(&mut q, &mut pool, isa, &x[range.start * cols..range.end * cols], cols, form);
             let mut out = vec![0.0; range.len() * rows];
             let room = Room::new(threads, cols).unwrap();
             matmul(&mut pool, isa, &room, &mut out, &q, w, Some(bias), Epilogue::Store);
@@ -218,7 +233,7 @@ mod tests {
             let mut x = [1.0; 64];
             x[7] = bad;
             let (mut q, mut out) = (Quantized::new(1, 64).unwrap(), vec![0.0; 16]);
-            q.fill(&mut pool, Isa::all()[0], &x, 64, Form { wide: false, grouping });
+            fill(&mut q, &mut pool, Isa::all()[0], &x, 64, Form { wide: false, grouping });
             matmul(&mut pool, Isa::all()[0], &room, &mut out, &q, &w, None, Epilogue::Store);
             assert!(out.iter().any(|y| !y.is_finite()));
         }

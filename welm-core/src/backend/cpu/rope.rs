@@ -1,13 +1,10 @@
-//! Rotary position embedding (arXiv 2104.09864) of one head, in place.
+//! Angles of rotary position embeddings; [`welm_cpu::rope`] turns heads by them.
 //!
-//! ```text
-//! (a, b) -> (a cos t - b sin t, b cos t + a sin t),   t = position * inv_freq[i]
-//! half-split:  a = x[i],  b = x[i + n]      interleaved:  a = x[2 i],  b = x[2 i + 1]       i < n
-//! ```
-//!
-//! with `n = rotary_dim / 2`; values after `rotary_dim` stay as they are. An attention factor (YaRN, LongRoPE) is in the
-//! cosines and sines, so that it scales what is turned and nothing else. The angles of a step's rows are
-//! computed once, before the first layer: a table for the whole context would be as large as a layer.
+//! An attention factor (YaRN, LongRoPE) is in the cosines and sines, so that it scales what is turned and nothing else.
+//! The angles of a step's rows are computed once, before the first layer: a table for the whole context would be as large
+//! as a layer.
+
+use welm_cpu::rope::{self, Pairing};
 
 use crate::backend::Limits;
 use crate::config::{Rope, RopePairing};
@@ -57,26 +54,13 @@ impl Angles {
         self.inv_freq.len()
     }
 
-    /// Turns one head, `(head_dim)`, of a row. Inlined, so that it has its caller's instructions.
-    #[inline(always)]
-    pub(crate) fn turn(&self, row: usize, head: &mut [f32], pairing: RopePairing) {
-        let n = self.inv_freq.len();
-        let (cos, sin) = (&self.cos[row * n..][..n], &self.sin[row * n..][..n]);
-        let turned = |a: f32, b: f32, i: usize| (a * cos[i] - b * sin[i], b * cos[i] + a * sin[i]);
-        match pairing {
-            RopePairing::HalfSplit => {
-                let (a, rest) = head.split_at_mut(n);
-                let b = &mut rest[..n];
-                for i in 0..n {
-                    (a[i], b[i]) = turned(a[i], b[i], i);
-                }
-            }
-            RopePairing::Interleaved => {
-                for (i, pair) in head[..2 * n].chunks_exact_mut(2).enumerate() {
-                    (pair[0], pair[1]) = turned(pair[0], pair[1], i);
-                }
-            }
-        }
+    /// Those of a step's rows, for a kernel.
+    pub(crate) fn of_step(&self, pairing: RopePairing) -> rope::Angles<'_> {
+        let pairing = match pairing {
+            RopePairing::HalfSplit => Pairing::HalfSplit,
+            RopePairing::Interleaved => Pairing::Interleaved,
+        };
+        rope::Angles { cos: &self.cos, sin: &self.sin, n: self.inv_freq.len(), pairing }
     }
 }
 
@@ -90,22 +74,22 @@ mod tests {
         angles.fill(&[0, 3]);
         let start = [1.0, 2.0, 3.0, 4.0, 5.0];
         let mut head = start;
-        angles.turn(0, &mut head, RopePairing::HalfSplit);
+        angles.of_step(RopePairing::HalfSplit).turn(0, &mut head);
         assert_eq!(head, start, "position 0 turns nothing");
-        angles.turn(1, &mut head, RopePairing::HalfSplit);
+        angles.of_step(RopePairing::HalfSplit).turn(1, &mut head);
         let turned = |a: f32, b: f32, t: f32| (a * t.cos() - b * t.sin(), b * t.cos() + a * t.sin());
         assert_eq!((head[0], head[2]), turned(1.0, 3.0, 3.0));
         assert_eq!((head[1], head[3]), turned(2.0, 4.0, 1.5));
         assert_eq!(head[4], 5.0);
         let mut head = start;
-        angles.turn(1, &mut head, RopePairing::Interleaved);
+        angles.of_step(RopePairing::Interleaved).turn(1, &mut head);
         assert_eq!((head[0], head[1]), turned(1.0, 2.0, 3.0));
         assert_eq!((head[2], head[3]), turned(3.0, 4.0, 1.5));
         // A factor scales what is turned, and nothing else.
         angles.factor = 2.0;
         angles.fill(&[0, 3]);
         let mut head = start;
-        angles.turn(0, &mut head, RopePairing::Interleaved);
+        angles.of_step(RopePairing::Interleaved).turn(0, &mut head);
         assert_eq!(head, [2.0, 4.0, 6.0, 8.0, 5.0]);
     }
 }

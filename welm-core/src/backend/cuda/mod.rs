@@ -35,9 +35,9 @@ use crate::error::{Error, Result};
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::computed::{Computed, Kernels};
-use crate::weights::formats::int8::Grouping;
 use crate::weights::tensor::{Segment, release};
 use crate::weights::tiles::int8::Int8Tiles;
+use welm_cpu::int8::Grouping;
 
 /// A normalisation on the device.
 pub(crate) struct Norm {

@@ -1,6 +1,8 @@
 //! `d: f16, code: [u4; 32]`; an element is `d * IQ4[code]`. Low halves of the bytes are the first 16 elements.
 
-use super::codes::{Codes, Coding, IQ4, Scales, Values, coded};
+use welm_cpu::codes::{Codes, Coding, Scales, Values};
+
+use super::codes::{IQ4, coded};
 use super::{SMALL_BLOCK, f16_at, halves};
 
 coded!(

@@ -1,7 +1,9 @@
 //! `d: f16, high: [u2; 8], low: [u4; 8], code: [u4; 256]`; an element is `d * (16 * high + low - 32) * IQ4[code]`, with
 //! `high` and `low` of its 32 elements. Low halves of 16 bytes are the first 16 of 32 elements.
 
-use super::codes::{Codes, Coding, IQ4, SUPER_BLOCK, Scales, Values, coded};
+use welm_cpu::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values};
+
+use super::codes::{IQ4, coded};
 use super::{f16_at, halves};
 
 coded!(

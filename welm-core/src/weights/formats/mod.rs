@@ -4,10 +4,9 @@
 //! below (`mod` and the table). Files that have it can then be read, and are computed with in f32. If int8 or four bits
 //! hold it without rounding, it says so by [`BlockFormat::int8`] or [`BlockFormat::int4`], and is computed with in these.
 //!
-//! [`int8`] is not among them: it is what matrices are quantised to, and lies in tiles ([`super::tiles`]), not in rows.
+//! [`welm_cpu::int8`] is not among them: it is what matrices are quantised to, and lies in tiles ([`super::tiles`]), not in rows.
 
 pub(crate) mod codes;
-pub(crate) mod int8;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
@@ -25,7 +24,7 @@ mod q8_0;
 
 use half::f16;
 
-use self::codes::Coding;
+use welm_cpu::codes::Coding;
 
 /// Values that share a scale in formats of small blocks, and in what the kernels compute with.
 const SMALL_BLOCK: usize = 32;

@@ -1,9 +1,11 @@
 //! `e: e8m0, code: [e2m1; 32]`; an element is `2^(e - 128) * TABLE[code]`, of doubled values. Low halves of the bytes are
 //! the first 16 elements. See "OCP Microscaling Formats (MX) Specification", version 1.0.
 
-use super::codes::{Codes, Coding, Scales, Values, coded, power};
+use welm_cpu::codes::{Codes, Coding, Scales, Values, power};
+
+use super::codes::coded;
 use super::{SMALL_BLOCK, halves};
-use crate::isa::BIAS;
+use welm_cpu::isa::BIAS;
 
 /// Twice the values of e2m1.
 const TABLE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];

@@ -1,7 +1,9 @@
 //! `scales: [(sc: u4, m: u4); 16], q: [u2; 256], d: f16, dmin: f16`; an element is `d * sc * q - dmin * m`, with `sc` and
 //! `m` of its 16 elements. Bits `2 i` of 32 bytes are elements `32 i` on of 128.
 
-use super::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values, coded};
+use welm_cpu::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values};
+
+use super::codes::coded;
 use super::{f16_at, two_bits};
 
 coded!(

@@ -2,7 +2,9 @@
 //! `sc` of its 16 elements. Bits `2 i` of 32 bytes of `low` are elements `32 i` on of 128, bit `i` of the 32 bytes of `high`
 //! elements `32 i` on.
 
-use super::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values, coded};
+use welm_cpu::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values};
+
+use super::codes::coded;
 use super::{f16_at, two_bits};
 
 coded!(

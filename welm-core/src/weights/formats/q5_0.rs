@@ -1,7 +1,9 @@
 //! `d: f16, high: [u1; 32], low: [u4; 32]`; an element is `d * (16 * high + low - 16)`. Low halves of the bytes are the
 //! first 16 elements.
 
-use super::codes::{Codes, Coding, Scales, Values, add_bits};
+use welm_cpu::codes::{Codes, Coding, Scales, Values};
+
+use super::codes::add_bits;
 use super::{BlockFormat, SMALL_BLOCK, UnpackInt8, f16_at, halves};
 
 const BYTES: usize = 2 + SMALL_BLOCK / 8 + SMALL_BLOCK / 2;

@@ -2,7 +2,9 @@
 //! `d * sc * (16 * high + low) - dmin * m`, with `sc` and `m` of its 32 elements. Low halves of 32 bytes of `low` are the
 //! first 32 of 64 elements; bit `i` of the 32 bytes of `high` is of elements `32 i` on.
 
-use super::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values, coded, six_bits};
+use welm_cpu::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values};
+
+use super::codes::{coded, six_bits};
 use super::{f16_at, halves};
 
 coded!(

@@ -2,7 +2,9 @@
 //! its 16 elements. Low halves of 64 bytes of `low` are the first 64 of 128 elements; bits `2 i` of 32 bytes of `high` are
 //! of elements `32 i` on of 128.
 
-use super::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values, coded};
+use welm_cpu::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values};
+
+use super::codes::coded;
 use super::{f16_at, halves, two_bits};
 
 coded!(

@@ -18,17 +18,14 @@
 
 use half::f16;
 
-use super::tile_counts;
 use crate::error::Result;
 use crate::host::threads;
-use crate::isa::{GROUP, LANES};
 use crate::memory::Memory;
-use crate::weights::formats::codes::{Codes, Coding, SUPER_BLOCK, Scales};
 use crate::weights::slab::Slab;
 use crate::weights::tensor::{Segment, rows_of};
-
-/// Tiles of 32 columns of a whole unit.
-pub(crate) const UNIT: usize = SUPER_BLOCK / GROUP;
+use welm_cpu::codes::{Codes, Coding, Places, SUPER_BLOCK, Scales, UNIT};
+use welm_cpu::isa::{GROUP, LANES};
+use welm_cpu::tiles::tile_counts;
 
 /// A matrix `(rows, cols)` of coded weights.
 pub(crate) struct CodedTiles {
@@ -36,48 +33,6 @@ pub(crate) struct CodedTiles {
     pub(crate) cols: usize,
     pub(crate) coding: &'static Coding,
     pub(crate) data: Slab<u8>, // (rows / 16) strips
-}
-
-/// Where the parts of a unit begin, in bytes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Places {
-    /// Scales, and what they are multiplied with.
-    pub(crate) scale: usize,
-    /// Minima of groups.
-    pub(crate) min: usize,
-    /// `d` and `-dmin` of the block.
-    pub(crate) block: usize,
-    /// The end: where the next unit begins.
-    pub(crate) end: usize,
-}
-
-impl Coding {
-    /// Bytes of the codes of 16 rows and 32 columns.
-    pub(crate) fn tile_bytes(&self) -> usize {
-        self.bits as usize * GROUP * LANES / 8
-    }
-
-    /// The parts of a unit of so many tiles.
-    pub(crate) fn places(&self, tiles: usize) -> Places {
-        let groups = tiles * (GROUP / self.group);
-        let (of_scale, of_min, of_block) = match self.scales {
-            Scales::F16 => (2, 0, 0),
-            Scales::F16Min => (2, 2, 0),
-            Scales::Exponent => (1, 0, 0),
-            Scales::Super => (1, 0, 2),
-            Scales::SuperMin => (1, 1, 4),
-        };
-        let scale = tiles * self.tile_bytes();
-        let min = scale + groups * LANES * of_scale;
-        let block = min + groups * LANES * of_min;
-        Places { scale, min, block, end: (block + LANES * of_block).next_multiple_of(64) }
-    }
-
-    /// Bytes of a strip of so many tiles.
-    pub(crate) fn strip_bytes(&self, tiles: usize) -> usize {
-        let rest = tiles % UNIT;
-        tiles / UNIT * self.places(UNIT).end + if rest == 0 { 0 } else { self.places(rest).end }
-    }
 }
 
 /// The byte and the bits down of value `k` of row `o` in the plane of `bits` bits.

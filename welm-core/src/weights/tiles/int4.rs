@@ -8,9 +8,10 @@
 
 use half::f16;
 
-use super::{INT4_TILE, int4_place, tile_counts};
-use crate::isa::{GROUP, LANES};
+use super::int4_place;
 use crate::weights::slab::Slab;
+use welm_cpu::isa::{GROUP, LANES};
+use welm_cpu::tiles::{INT4_TILE, tile_counts};
 
 /// A four-bit matrix `(rows, cols)` in tiles.
 pub(crate) struct Int4Tiles {

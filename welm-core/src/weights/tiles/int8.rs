@@ -2,11 +2,12 @@
 
 use half::f16;
 
-use super::{INT8_TILE, int8_place, tile_counts};
+use super::int8_place;
 use crate::error::{Error, Result};
-use crate::isa::{GROUP, LANES};
-use crate::weights::formats::int8::{Grouping, rotate};
 use crate::weights::slab::Slab;
+use welm_cpu::int8::{Grouping, rotate};
+use welm_cpu::isa::{GROUP, LANES};
+use welm_cpu::tiles::{INT8_TILE, tile_counts};
 
 /// An int8 matrix `(rows, cols)` in tiles.
 #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! Tiles of 16 rows and 32 columns: the layout in which the kernels of [`crate::isa`] read quantised weights.
+//! Tiles of 16 rows and 32 columns: the layout in which the kernels of [`welm_cpu::isa`] read quantised weights.
 //!
 //! ```text
 //! int8:      weight (rows / 16, cols / 32, 8, 16, 4) u8: byte (j, o, i) is 128 + q of row o, column 4 j + i
@@ -24,15 +24,10 @@ use self::coded::CodedTiles;
 use self::int4::Int4Tiles;
 use self::int8::Int8Tiles;
 use super::formats::StoredType;
-use super::formats::int8::Grouping;
 use super::tensor::Segment;
 use crate::error::Result;
-use crate::isa::{GROUP, LANES};
-
-/// Bytes of an int8 tile.
-pub(crate) const INT8_TILE: usize = LANES * GROUP;
-/// Bytes of a tile of four bits.
-pub(crate) const INT4_TILE: usize = LANES * GROUP / 2;
+use welm_cpu::int8::Grouping;
+use welm_cpu::isa::LANES;
 
 /// A matrix of quantised weights, in any layout.
 pub(crate) enum Tiled {
@@ -133,11 +128,6 @@ impl Tiled {
             Tiled::Coded(w) => w.row_f32(row, out),
         }
     }
-}
-
-/// Tiles down and across of a matrix.
-pub(crate) fn tile_counts(rows: usize, cols: usize) -> (usize, usize) {
-    (rows.div_ceil(LANES), cols.div_ceil(GROUP))
 }
 
 /// The byte of an int8 tile that has value `k` of row `o`.

@@ -4,14 +4,15 @@ use half::f16;
 
 use super::int4::Int4Tiles;
 use super::int8::Int8Tiles;
-use super::{INT4_TILE, INT8_TILE, int4_place, int8_place, tile_counts};
+use super::{int4_place, int8_place};
 use crate::error::{Error, Result};
 use crate::host::threads;
-use crate::isa::{GROUP, LANES};
 use crate::memory::Memory;
 use crate::weights::formats::UnpackInt8;
-use crate::weights::formats::int8::{Grouping, quantize_group, rotate};
 use crate::weights::tensor::{Segment, rows_of};
+use welm_cpu::int8::{Grouping, quantize_group, rotate};
+use welm_cpu::isa::{GROUP, LANES};
+use welm_cpu::tiles::{INT4_TILE, INT8_TILE, tile_counts};
 
 impl Int8Tiles {
     /// What [`Int8Tiles::pack`] makes of a matrix by itself: repacked without loss where it can be.

@@ -1,10 +1,12 @@
 //! The definition, one number after the other, against every tiling of it.
 
 use half::bf16;
+use welm_cpu::exp::exp_to_most;
+use welm_cpu::isa::{LANES, Scalar, Simd};
+use welm_cpu::soft_cap::soft_cap;
 
 use super::*;
-use crate::backend::cpu::soft_cap::soft_cap;
-use crate::isa::Scalar;
+use crate::batch::BLOCK_TOKENS;
 
 fn hash(i: usize) -> f32 {
     (((i as u32).wrapping_mul(2_654_435_761) >> 9) % 1_000) as f32 / 500.0 - 1.0
@@ -20,7 +22,7 @@ struct Case<T> {
     pages: Pages<T>,
 }
 
-impl<T: CacheElement + Into<f32>> Case<T> {
+impl<T: Attend + Pod + Into<f32>> Case<T> {
     /// `runs` are first positions and lengths, one sequence each; the last key and value of a sequence of more
     /// than two rows is not a number either, for which only its last row may answer.
     fn new(heads: Heads, runs: &[(usize, usize)], round: impl Fn(f32) -> T) -> Self {
@@ -38,7 +40,7 @@ impl<T: CacheElement + Into<f32>> Case<T> {
         v.fill(round(f32::NAN));
         for &(first, n) in runs {
             let mut table: Vec<u32> = free.by_ref().take((first + n).div_ceil(BLOCK_TOKENS)).collect();
-            let first_key = layer.first_key(first);
+            let first_key = scores(&layer).first_key(first);
             table[..first_key / BLOCK_TOKENS].fill(u32::MAX);
             batch.push_generated(&vec![1; n], first, &table);
             for pos in first_key..first + n - usize::from(n > 2) {
@@ -82,7 +84,7 @@ impl<T: CacheElement + Into<f32>> Case<T> {
         let (d, group) = (self.heads.head_dim, self.heads.group());
         let q = &self.qkv[row * self.heads.cols() + head * d..][..d];
         let pos = self.batch.positions[row] as usize;
-        let first = self.layer.first_key(pos);
+        let first = scores(&self.layer).first_key(pos);
         let keys: Vec<_> = (first..=pos).map(|pos| self.at(row, head / group, pos)).collect();
         // SAFETY: plain Rust.
         let exp = |x: f32| unsafe { exp_to_most::<Scalar>([x; LANES])[0] };

@@ -1,22 +1,30 @@
 //! Where the sums of a product go, in every kernel alike.
 
-use super::Epilogue;
-use super::pool::Disjoint;
+use crate::disjoint::Disjoint;
 use crate::isa::{LANES, Simd};
 
+/// What a product does with what its output held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epilogue {
+    /// `out = y`.
+    Store,
+    /// `out += y`: the residual.
+    Add,
+}
+
 /// Where the outputs of some strips go.
-pub(super) struct Outputs<'a> {
-    pub(super) bias: Option<&'a [f32]>,    // (n)
-    pub(super) n: usize,                   // at most 16 a strip
-    pub(super) out: &'a Disjoint<'a, f32>, // (rows of activations, stride)
-    pub(super) stride: usize,
-    pub(super) first: usize, // column of output 0
-    pub(super) epilogue: Epilogue,
+pub struct Outputs<'a> {
+    pub bias: Option<&'a [f32]>,    // (n)
+    pub n: usize,                   // at most 16 a strip
+    pub out: &'a Disjoint<'a, f32>, // (rows of activations, stride)
+    pub stride: usize,
+    pub first: usize, // column of output 0
+    pub epilogue: Epilogue,
 }
 
 impl Outputs<'_> {
     /// Strips of 16 outputs; the last may have fewer.
-    pub(super) fn strips(&self) -> usize {
+    pub fn strips(&self) -> usize {
         self.n.div_ceil(LANES)
     }
 
@@ -25,13 +33,7 @@ impl Outputs<'_> {
     /// # Safety
     /// The CPU has `S`; the rows and the strip exist; no other task has these outputs.
     #[inline(always)]
-    pub(super) unsafe fn write<S: Simd, const R: usize>(
-        &self,
-        t: usize,
-        r: usize,
-        rows: usize,
-        acc: [S::V; R],
-    ) {
+    pub unsafe fn write<S: Simd, const R: usize>(&self, t: usize, r: usize, rows: usize, acc: [S::V; R]) {
         debug_assert!(self.bias.is_none_or(|bias| bias.len() == self.n));
         let column = t * LANES;
         let outputs = LANES.min(self.n - column);

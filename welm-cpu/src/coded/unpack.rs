@@ -1,66 +1,29 @@
 //! Coded weights unpacked: codes as bytes, scales as f32.
 
-use std::sync::{Mutex, MutexGuard, TryLockError};
-
-use crate::backend::cpu::i8dot::LINE;
-use crate::error::Result;
-use crate::host::memory::vec_for;
+use crate::codes::{Coding, Scales, Values, power};
+use crate::codes::{Places, UNIT};
+use crate::i8dot::LINE;
 use crate::isa::{BIAS, GROUP, Kernel, LANES, Simd};
-use crate::weights::formats::codes::{Coding, Scales, Values, power};
-use crate::weights::tiles::INT8_TILE;
-use crate::weights::tiles::coded::{Places, UNIT};
+use crate::tiles::INT8_TILE;
 
 /// 16 rows and 256 columns of weights, unpacked.
 #[derive(Clone)]
 #[repr(C, align(64))]
-pub(crate) struct Unit {
-    pub(super) weight: [[u8; INT8_TILE]; UNIT], // codes as they are, or values with an offset of 128: see `plain`
-    pub(super) scale: [[f32; LANES]; 2 * UNIT], // of each group
-    pub(super) bias: [[f32; LANES]; 2 * UNIT],  // -BIAS * scale
-    pub(super) min: [[f32; LANES]; 2 * UNIT],
+pub struct Unit {
+    pub weight: [[u8; INT8_TILE]; UNIT], // codes as they are, or values with an offset of 128: see `plain`
+    pub scale: [[f32; LANES]; 2 * UNIT], // of each group
+    pub bias: [[f32; LANES]; 2 * UNIT],  // -BIAS * scale
+    pub min: [[f32; LANES]; 2 * UNIT],
 }
 
-/// Units that a thread unpacks for many rows of activations: a tenth of a second cache.
-const SHARED_UNITS: usize = 32;
-
-/// Room for each thread to unpack weights in.
-pub(crate) struct Room(Vec<Mutex<Vec<Unit>>>);
-
-impl Room {
-    fn units(max_cols: usize) -> usize {
-        max_cols.div_ceil(UNIT * GROUP).max(SHARED_UNITS)
-    }
-
-    pub(crate) fn bytes(threads: usize, max_cols: usize) -> u64 {
-        (threads * Self::units(max_cols) * size_of::<Unit>()) as u64
-    }
-
-    pub(crate) fn new(threads: usize, max_cols: usize) -> Result<Room> {
-        let room = || {
-            let n = Self::units(max_cols);
-            let mut units = vec_for("unpacked weights", n)?;
-            let groups = [[0.0; LANES]; 2 * UNIT];
-            units
-                .resize(n, Unit { weight: [[0; INT8_TILE]; UNIT], scale: groups, bias: groups, min: groups });
-            Ok(Mutex::new(units))
-        };
-        Ok(Room((0..threads).map(|_| room()).collect::<Result<_>>()?))
-    }
-
-    /// One that nobody uses: there are as many as threads.
-    pub(crate) fn take(&self) -> MutexGuard<'_, Vec<Unit>> {
-        loop {
-            for room in &self.0 {
-                match room.try_lock() {
-                    Ok(free) => return free,
-                    // After a task that panicked; what it left is written over.
-                    Err(TryLockError::Poisoned(free)) => return free.into_inner(),
-                    Err(TryLockError::WouldBlock) => {}
-                }
-            }
-            std::hint::spin_loop();
-        }
-    }
+impl Unit {
+    /// One of zeros.
+    pub const ZERO: Unit = Unit {
+        weight: [[0; INT8_TILE]; UNIT],
+        scale: [[0.0; LANES]; 2 * UNIT],
+        bias: [[0.0; LANES]; 2 * UNIT],
+        min: [[0.0; LANES]; 2 * UNIT],
+    };
 }
 
 /// Whether codes of these values are multiplied as they are.
@@ -70,13 +33,13 @@ pub(super) fn plain(values: Values) -> bool {
 
 /// Units to unpack, which follow each other.
 pub(super) struct Unpack {
-    pub(super) coding: &'static Coding,
+    pub coding: &'static Coding,
     /// Tiles of all of them.
-    pub(super) tiles: usize,
+    pub tiles: usize,
     /// Scales and minima alone.
-    pub(super) scales_only: bool,
-    pub(super) from: *const u8,
-    pub(super) to: *mut Unit,
+    pub scales_only: bool,
+    pub from: *const u8,
+    pub to: *mut Unit,
 }
 
 /// One of them.

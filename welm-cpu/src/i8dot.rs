@@ -4,7 +4,7 @@
 //! y[r][o] = sum over g of (float(dot_g(q[o], x[r])) * (sw[o][g] * sx[r][g])),   fused, in ascending g
 //! ```
 //!
-//! with the activations of [`super::quantize`]; a group is 32 columns, or 128 that were rotated on both sides (see
+//! with the activations of [`crate::quantize`]; a group is 32 columns, or 128 that were rotated on both sides (see
 //! `weights::formats::int8`), which changes no product. The dot product of a group is exact, and the f32
 //! sum over groups has one order, whatever the instruction set, the tile, the thread or the other rows: equal
 //! bits everywhere.
@@ -22,13 +22,11 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::outputs::Outputs;
-use super::quantize::{BLOCK, Quantized};
-use crate::isa::{GROUP, Kernel, LANES, Simd};
-use crate::weights::formats::int8::Grouping;
-use crate::weights::tiles::int4::Int4Tiles;
-use crate::weights::tiles::int8::Int8Tiles;
-use crate::weights::tiles::{INT4_TILE, INT8_TILE, tile_counts};
+use crate::int8::Grouping;
+use crate::isa::{GROUP, Isa, Kernel, LANES, Simd};
+use crate::outputs::Outputs;
+use crate::quantize::{BLOCK, Quantized};
+use crate::tiles::{INT4_TILE, INT8_TILE, tile_counts};
 
 /// Weights that many rows of activations share: a quarter of a small second cache, which memory in pages of 4 KiB does
 /// not fill evenly.
@@ -36,43 +34,17 @@ const SHARED_BYTES: usize = 1 << 17;
 
 /// Quantised weights `(rows, cols)` in tiles of 16 rows and 32 columns.
 #[derive(Clone, Copy)]
-pub(crate) struct Tiles<'a> {
-    rows: usize,
-    cols: usize,
-    grouping: Grouping,
-    weight: &'a [u8], // (rows / 16, cols / 32, 512 or 256)
-    scale: &'a [f16], // (rows / 16, groups, 16)
-    min: &'a [f16],   // as `scale`; empty for int8
-}
-
-impl<'a> From<&'a Int8Tiles> for Tiles<'a> {
-    fn from(w: &'a Int8Tiles) -> Self {
-        Tiles {
-            rows: w.rows,
-            cols: w.cols,
-            grouping: w.grouping,
-            weight: &w.weight,
-            scale: &w.scale,
-            min: &[],
-        }
-    }
-}
-
-impl<'a> From<&'a Int4Tiles> for Tiles<'a> {
-    fn from(w: &'a Int4Tiles) -> Self {
-        Tiles {
-            rows: w.rows,
-            cols: w.cols,
-            grouping: Grouping::Plain,
-            weight: &w.weight,
-            scale: &w.scale,
-            min: &w.min,
-        }
-    }
+pub struct Tiles<'a> {
+    pub rows: usize,
+    pub cols: usize,
+    pub grouping: Grouping,
+    pub weight: &'a [u8], // (rows / 16, cols / 32, 512 or 256)
+    pub scale: &'a [f16], // (rows / 16, groups, 16)
+    pub min: &'a [f16],   // as `scale`; empty for int8
 }
 
 /// Some tile rows, 16 outputs each, for all activation rows.
-pub(super) struct TileRows<'a> {
+pub struct TileRows<'a> {
     w: &'a [u8],      // (n_tile_rows, tiles, 512 or 256)
     scale: &'a [f16], // (n_tile_rows, groups, 16)
     min: &'a [f16],   // (n_tile_rows, groups, 16), or empty: int8
@@ -82,7 +54,7 @@ pub(super) struct TileRows<'a> {
 
 impl<'a> Tiles<'a> {
     /// Some of the tile rows, as a kernel.
-    pub(super) fn rows(self, range: Range<usize>, x: &'a Quantized, outputs: Outputs<'a>) -> TileRows<'a> {
+    pub fn rows(self, range: Range<usize>, x: &'a Quantized, outputs: Outputs<'a>) -> TileRows<'a> {
         let (down, across) = tile_counts(self.rows, self.cols);
         let tile = if self.min.is_empty() { INT8_TILE } else { INT4_TILE };
         let groups = self.grouping.groups(across);
@@ -108,7 +80,7 @@ struct Fetch {
 }
 
 /// Bytes that a processor fetches at once.
-pub(super) const LINE: usize = 64;
+pub const LINE: usize = 64;
 
 /// How far ahead weights are fetched that are used once. Into the first cache, or into both, was never better; of 3 to
 /// 34 KiB into the second, 4 to 16 were alike, and 10 to 25 % better than nothing.
@@ -118,6 +90,15 @@ const FAR: usize = 8 << 10;
 const NEAR: usize = 3 << 10;
 
 impl TileRows<'_> {
+    /// Computes them.
+    ///
+    /// # Safety
+    /// No other task has these outputs.
+    pub unsafe fn compute(self, isa: Isa) {
+        // SAFETY: the caller's promise.
+        unsafe { isa.dispatch(self) }
+    }
+
     /// Tile row `t` for the `R` rows from `r`, which lie in one block; `PER` tiles share a scale.
     ///
     /// One loop over tiles, with the scales after every fourth: of two loops, one in the other, the compiler unrolls

@@ -14,7 +14,7 @@ use super::{Kernel, LANES, Simd};
 /// # Safety
 /// The CPU has NEON; the kernel's fields keep their promises.
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Out {
+pub unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the feature is enabled here, which is what `Neon` asks for.
     unsafe { kernel.run::<Neon<Pairs>>() }
 }
@@ -22,20 +22,20 @@ pub(super) unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Out {
 /// # Safety
 /// The CPU has NEON and dotprod; the kernel's fields keep their promises.
 #[target_feature(enable = "neon,dotprod")]
-pub(super) unsafe fn run_neondot<K: Kernel>(kernel: K) -> K::Out {
+pub unsafe fn run_neondot<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the features are enabled here, which is what `Neon` and `Sdot` ask for.
     unsafe { kernel.run::<Neon<Sdot>>() }
 }
 
 /// Four registers of four lanes; `D` adds up the integer products.
 #[derive(Clone, Copy)]
-pub(crate) struct Neon<D>(PhantomData<D>);
+pub struct Neon<D>(PhantomData<D>);
 
 /// The integer dot products of [`Simd`] in four registers.
 ///
 /// # Safety
 /// The methods require what those of [`Simd`] do.
-pub(crate) trait Dot: Copy + 'static {
+pub trait Dot: Copy + 'static {
     /// As [`Simd::ROWS`].
     const ROWS: usize;
     /// As [`Simd::dot_group`].
@@ -50,11 +50,11 @@ pub(crate) trait Dot: Copy + 'static {
 
 /// Products of eight bits in sixteen, added in pairs: every NEON.
 #[derive(Clone, Copy)]
-pub(crate) struct Pairs;
+pub struct Pairs;
 
 /// Four products at a time: where there is `dotprod`.
 #[derive(Clone, Copy)]
-pub(crate) struct Sdot;
+pub struct Sdot;
 
 /// Adds to each lane four products i8 x i8, those of `x` from its four bytes `I`.
 ///

@@ -5,21 +5,21 @@
 
 use std::ops::Range;
 
-use super::super::exp::exp_to_most;
-use super::super::linear::load_at;
-use super::super::pages::{CacheElement, Heads};
-use super::super::soft_cap::soft_cap;
 use crate::batch::BLOCK_TOKENS;
+use crate::cache::{CacheElement, Heads};
+use crate::exp::exp_to_most;
 use crate::isa::{LANES, Simd};
+use crate::linear::load_at;
+use crate::soft_cap::soft_cap;
 
 /// Positions of a piece.
-pub(super) const PIECE: usize = 128;
+pub const PIECE: usize = 128;
 /// Dimensions of a strip: a tile's query vectors lie `(strips, TILE, STRIP)`, at distances known to the compiler.
 pub(super) const STRIP: usize = 64;
 /// Blocks of a piece.
 pub(super) const BLOCKS: usize = PIECE / BLOCK_TOKENS;
 /// Query vectors of a tile: times two vectors of keys or values, three quarters of the widest registers.
-pub(super) const TILE: usize = 12;
+pub const TILE: usize = 12;
 /// `0, 1, 2, ...`
 const LANE: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
@@ -43,21 +43,21 @@ unsafe fn max_lane<S: Simd>(v: S::V) -> f32 {
 }
 
 /// What is known of a tile's vectors, of some pieces or of all so far.
-pub(super) struct Sums<'a> {
-    pub(super) max: &'a mut [f32], // (LANES): m, M
-    pub(super) sum: &'a mut [f32], // (LANES): l, L
-    pub(super) out: &'a mut [f32], // (TILE, whole vectors of head_dim): O, P
+pub struct Sums<'a> {
+    pub max: &'a mut [f32], // (LANES): m, M
+    pub sum: &'a mut [f32], // (LANES): l, L
+    pub out: &'a mut [f32], // (TILE, whole vectors of head_dim): O, P
 }
 
 impl Sums<'_> {
     /// f32 that they take.
-    pub(super) fn len(heads: Heads) -> usize {
+    pub fn len(heads: Heads) -> usize {
         2 * LANES + TILE * heads.head_dim.next_multiple_of(LANES)
     }
 
     /// Those that lie in `values`.
     #[inline(always)]
-    pub(super) fn of(values: &mut [f32]) -> Sums<'_> {
+    pub fn of(values: &mut [f32]) -> Sums<'_> {
         let (max, rest) = values.split_at_mut(LANES);
         let (sum, out) = rest.split_at_mut(LANES);
         Sums { max, sum, out }
@@ -65,7 +65,7 @@ impl Sums<'_> {
 
     /// No piece so far.
     #[inline(always)]
-    pub(super) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.max.fill(f32::NEG_INFINITY);
         self.sum.fill(0.0);
         self.out.fill(0.0);
@@ -74,15 +74,15 @@ impl Sums<'_> {
 
 /// The memory of one piece, and its part of each query vector's keys.
 pub(super) struct Piece<T> {
-    pub(super) d: usize,
-    pub(super) keys: [*const T; BLOCKS],   // (d, BLOCK_TOKENS) each
-    pub(super) values: [*const T; BLOCKS], // (BLOCK_TOKENS, d) each
-    pub(super) next: [*const T; BLOCKS],   // keys that are read after this piece; valid, or any block's
-    pub(super) from: [usize; TILE],        // each vector's first key in the piece
-    pub(super) n: [usize; TILE],           // after its last; 0 if it has none here
-    pub(super) most: usize,                // the largest of them
-    pub(super) blocks: Range<usize>,       // that hold keys of a vector
-    pub(super) cap: Option<f32>,           // soft cap of scores
+    pub d: usize,
+    pub keys: [*const T; BLOCKS],   // (d, BLOCK_TOKENS) each
+    pub values: [*const T; BLOCKS], // (BLOCK_TOKENS, d) each
+    pub next: [*const T; BLOCKS],   // keys that are read after this piece; valid, or any block's
+    pub from: [usize; TILE],        // each vector's first key in the piece
+    pub n: [usize; TILE],           // after its last; 0 if it has none here
+    pub most: usize,                // the largest of them
+    pub blocks: Range<usize>,       // that hold keys of a vector
+    pub cap: Option<f32>,           // soft cap of scores
 }
 
 impl<T: CacheElement> Piece<T> {

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 ///
 /// # Safety
 /// The methods require what those of [`super::Simd`] do.
-pub(crate) trait Dot: Copy + 'static {
+pub(super) trait Dot: Copy + 'static {
     /// As [`super::Simd::dot_group`].
     unsafe fn group<const R: usize, const FOURS: usize>(
         w: *const u8,
@@ -20,24 +20,24 @@ pub(crate) trait Dot: Copy + 'static {
 /// AVX2 alone: `vpmaddubsw` with weights of four bits, whose pairs of products fit in 16 bits, and so do all eight of
 /// a group: `8 * 2 * 15 * 128` is 30,720.
 #[derive(Clone, Copy)]
-pub(crate) struct Nibbles;
+pub(super) struct Nibbles;
 
 /// `vpdpbusd` on 256 bits.
 ///
 /// # Safety
 /// The CPU has it in the implementation's encoding.
-pub(crate) trait Vpdpbusd: Copy + 'static {
+pub(super) trait Vpdpbusd: Copy + 'static {
     /// Adds four products u8 x i8 to each lane, exactly.
     unsafe fn add(acc: __m256i, w: __m256i, x: __m256i) -> __m256i;
 }
 
 /// As AVX-VNNI has it.
 #[derive(Clone, Copy)]
-pub(crate) struct Vex;
+pub(super) struct Vex;
 
 /// As AVX-512 VL and VNNI have it: the same arithmetic on machines without AVX-VNNI, so that both can be compared.
 #[derive(Clone, Copy)]
-pub(crate) struct Evex;
+pub(super) struct Evex;
 
 impl Vpdpbusd for Vex {
     #[inline(always)]

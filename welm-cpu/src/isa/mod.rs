@@ -14,8 +14,6 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
-#[cfg(test)]
-mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
@@ -23,24 +21,22 @@ mod x86_dot;
 
 use half::{bf16, f16};
 
-use crate::error::{Error, Result};
-
 /// Lanes of a vector.
-pub(crate) const LANES: usize = 16;
+pub const LANES: usize = 16;
 /// Values along K of one tile: those that share a scale, or a quarter of them (see `weights::formats::int8`).
-pub(crate) const GROUP: usize = 32;
+pub const GROUP: usize = 32;
 /// Where sums of products of 8-bit activations start, so that a sum `x` below 2^22 has the bits of the f32 `BIAS + x`: a
 /// subtraction, or the addend of a fused multiply-add, is then all that it takes to make it an f32.
-pub(crate) const BIAS: f32 = 12_582_912.0; // 1.5 * 2^23
+pub const BIAS: f32 = 12_582_912.0; // 1.5 * 2^23
 /// Values that a rotation mixes.
-pub(crate) const ROTATED: usize = 64;
+pub const ROTATED: usize = 64;
 
 /// Sixteen lanes of arithmetic.
 ///
 /// # Safety
 /// Every method requires that the CPU has the implementation's instructions; code reached through
 /// [`Isa::dispatch`] may rely on it. Pointers must be valid for the lengths that each method states.
-pub(crate) trait Simd: Copy + 'static {
+pub trait Simd: Copy + 'static {
     /// Most rows of activations that meet a group of weights in registers, at most 8.
     const ROWS: usize;
     /// Whether four rows with two strips of weights need fewer loads than eight rows with one, and fit in registers.
@@ -202,7 +198,7 @@ pub(crate) trait Simd: Copy + 'static {
 }
 
 /// Something to run on the widest instructions at hand; implement `run` with `#[inline(always)]`.
-pub(crate) trait Kernel {
+pub trait Kernel {
     /// What the kernel returns.
     type Out;
     /// Whether it takes dot products of integers. Some instruction sets differ in nothing else; a kernel without
@@ -235,11 +231,11 @@ enum Level {
 
 /// Proof that this machine has an instruction set. Made by detection only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Isa(Level);
+pub struct Isa(Level);
 
 impl Isa {
     /// Every instruction set of this machine, the plainest first.
-    pub(crate) fn all() -> Vec<Isa> {
+    pub fn all() -> Vec<Isa> {
         let mut all = vec![Isa(Level::Scalar)];
         #[cfg(target_arch = "x86_64")]
         {
@@ -273,7 +269,7 @@ impl Isa {
     }
 
     /// The name as `WELM_ISA` and `LoadOptions::isa` spell it.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
@@ -289,19 +285,14 @@ impl Isa {
         }
     }
 
-    /// The set asked for, else the one in `WELM_ISA`, else the best of this machine.
-    pub(crate) fn select(asked: Option<&str>) -> Result<Isa> {
-        let from_env = std::env::var("WELM_ISA").ok().filter(|name| !name.is_empty());
-        let Some(name) = asked.or(from_env.as_deref()) else {
-            return Ok(*Self::all().last().expect("the scalar set is always there"));
-        };
-        Self::all().into_iter().find(|isa| isa.name() == name).ok_or_else(|| Error::Unavailable {
-            what: format!("instruction set `{name}`"),
-            reason: format!(
-                "this machine has {}",
-                Self::all().iter().map(|i| i.name()).collect::<Vec<_>>().join(", ")
-            ),
-        })
+    /// The best of this machine.
+    pub fn best() -> Isa {
+        *Self::all().last().expect("the scalar set is always there")
+    }
+
+    /// The one of this name, if this machine has it.
+    pub fn named(name: &str) -> Option<Isa> {
+        Self::all().into_iter().find(|isa| isa.name() == name)
     }
 
     /// Runs a kernel with this instruction set.
@@ -309,7 +300,7 @@ impl Isa {
     /// # Safety
     /// The kernel's fields keep what the kernel says of them.
     #[inline]
-    pub(crate) unsafe fn dispatch<K: Kernel>(self, kernel: K) -> K::Out {
+    pub unsafe fn dispatch<K: Kernel>(self, kernel: K) -> K::Out {
         match self.0 {
             // SAFETY: plain Rust has no requirement; the fields are the caller's promise.
             Level::Scalar => unsafe { kernel.run::<Scalar>() },
@@ -337,7 +328,7 @@ impl Isa {
 
 /// The reference: what every other implementation must equal, bit for bit.
 #[derive(Clone, Copy)]
-pub(crate) struct Scalar;
+pub struct Scalar;
 
 impl Simd for Scalar {
     const ROWS: usize = 1;

@@ -19,7 +19,7 @@ use crate::isa::{ROTATED, Scalar, Simd};
 
 /// Which columns share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Grouping {
+pub enum Grouping {
     /// 32 of them.
     Plain,
     /// 128, after each 64 were rotated; the last group may have 64.
@@ -28,12 +28,12 @@ pub(crate) enum Grouping {
 
 impl Grouping {
     /// That of a matrix which is made from floats.
-    pub(crate) fn of_cols(cols: usize) -> Grouping {
+    pub fn of_cols(cols: usize) -> Grouping {
         if cols.is_multiple_of(ROTATED) { Grouping::Rotated } else { Grouping::Plain }
     }
 
     /// Tiles of 32 columns that share a scale.
-    pub(crate) fn tiles(self) -> usize {
+    pub fn tiles(self) -> usize {
         match self {
             Grouping::Plain => 1,
             Grouping::Rotated => 4,
@@ -41,13 +41,13 @@ impl Grouping {
     }
 
     /// Groups of so many tiles.
-    pub(crate) fn groups(self, tiles: usize) -> usize {
+    pub fn groups(self, tiles: usize) -> usize {
         tiles.div_ceil(self.tiles())
     }
 }
 
 /// Rotates each 64 of `values`.
-pub(crate) fn rotate(values: &mut [f32]) {
+pub fn rotate(values: &mut [f32]) {
     for block in values.as_chunks_mut().0 {
         // SAFETY: the scalar set needs no instructions.
         unsafe { Scalar::rotate(&block.clone(), block) };
@@ -55,7 +55,7 @@ pub(crate) fn rotate(values: &mut [f32]) {
 }
 
 /// A group's scale, and its values in int8; none if a value is not finite or the scale overflows.
-pub(crate) fn quantize_group(values: &[f32], q: &mut [i8]) -> Option<f16> {
+pub fn quantize_group(values: &[f32], q: &mut [i8]) -> Option<f16> {
     let largest =
         values.iter().fold(0.0f32, |m, x| if x.is_finite() { m.max(x.abs()) } else { f32::INFINITY });
     let mut scale = f16::from_f32(largest / 127.0);
@@ -70,31 +70,4 @@ pub(crate) fn quantize_group(values: &[f32], q: &mut [i8]) -> Option<f16> {
         *q = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
     }
     Some(scale)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::isa::GROUP;
-
-    #[test]
-    fn a_group_keeps_its_largest_value_and_rounds_the_rest() {
-        let mut values = [0.0f32; GROUP];
-        values[0] = 127.0;
-        values[1] = -63.4;
-        values[2] = 0.5; // tie, to even
-        let mut q = [9; GROUP];
-        let scale = quantize_group(&values, &mut q).unwrap();
-        assert_eq!((scale.to_f32(), q[0], q[1], q[2], q[3]), (1.0, 127, -63, 0, 0));
-        assert_eq!(quantize_group(&[0.0; GROUP], &mut q), Some(f16::ZERO));
-        assert_eq!(q, [0; GROUP]);
-        for bad in [f32::NAN, f32::INFINITY, 1e9] {
-            assert!(quantize_group(&[bad; GROUP], &mut q).is_none(), "{bad}");
-        }
-        // Far below f16's normal range the scale is coarse, but no value is clipped by more than half a step.
-        for tiny in [1e-4, 3e-6, 2e-5] {
-            let scale = quantize_group(&[tiny; GROUP], &mut q).unwrap().to_f32();
-            assert!((scale * f32::from(q[0]) - tiny).abs() <= 0.5 * scale, "{tiny}");
-        }
-    }
 }

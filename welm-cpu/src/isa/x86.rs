@@ -44,7 +44,7 @@ pub(super) unsafe fn run_avx512vnni<K: Kernel>(kernel: K) -> K::Out {
 
 /// Two registers of eight lanes; `D` adds up the integer products.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2<D>(PhantomData<D>);
+pub(super) struct Avx2<D>(PhantomData<D>);
 
 /// The sums of 16 and 16 i8: bytes summed as unsigned, with an offset of 128.
 ///
@@ -290,7 +290,7 @@ impl<D: Dot> Simd for Avx2<D> {
 
 /// One register of sixteen lanes, and `vpdpbusd` for four products at a time.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512Vnni;
+pub(super) struct Avx512Vnni;
 
 /// The eight sums of each vector's lower and upper half.
 #[inline(always)]

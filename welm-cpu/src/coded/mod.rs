@@ -6,7 +6,7 @@
 //! ```
 //!
 //! all fused, in ascending t, and the minima of 256 columns after their products; activations are those of
-//! [`super::quantize`]. So there is one order of f32 sums, as in [`super::i8dot`].
+//! [`crate::quantize`]. So there is one order of f32 sums, as in [`crate::i8dot`].
 //!
 //! With activations of 8 bits, `float(dot)` costs nothing: a dot product starts from [`BIAS`], its bits are those of the f32
 //! `BIAS + dot`, and `(BIAS + dot) * scale - BIAS * scale` is one fused multiply-add. Both products are exact, so the result
@@ -21,16 +21,16 @@
 
 mod unpack;
 
-use super::i8dot::LINE;
-use super::outputs::Outputs;
-use super::quantize::{Quantized, start};
+use crate::codes::UNIT;
+use crate::codes::{Coding, Values};
+use crate::i8dot::LINE;
 use crate::isa::{GROUP, Isa, Kernel, LANES, Simd};
-use crate::weights::formats::codes::{Coding, Values};
-use crate::weights::tiles::INT8_TILE;
-use crate::weights::tiles::coded::UNIT;
+use crate::outputs::Outputs;
+use crate::quantize::{Quantized, start};
+use crate::tiles::INT8_TILE;
 
-pub(super) use unpack::Room;
-use unpack::{Unit, Unpack, code, plain};
+pub use unpack::Unit;
+use unpack::{Unpack, code, plain};
 
 /// Units of a strip that are unpacked together for few rows: with those of another strip, half of a first cache.
 const AT_ONCE: usize = 2;
@@ -40,13 +40,13 @@ const AHEAD: usize = 3;
 const MOST_LINES: usize = 7;
 
 /// Some strips, 16 outputs each, for all activation rows.
-pub(super) struct CodedRows<'a> {
-    pub(super) isa: Isa,
-    pub(super) data: &'a [u8], // strips
-    pub(super) coding: &'static Coding,
-    pub(super) x: &'a Quantized,
-    pub(super) outputs: Outputs<'a>,
-    pub(super) room: &'a mut [Unit],
+pub struct CodedRows<'a> {
+    pub isa: Isa,
+    pub data: &'a [u8], // strips
+    pub coding: &'static Coding,
+    pub x: &'a Quantized,
+    pub outputs: Outputs<'a>,
+    pub room: &'a mut [Unit],
 }
 
 /// What is fetched into the second cache while a unit is multiplied: how many bytes after it, and how many lines a tile.
@@ -57,6 +57,15 @@ struct Fetch {
 }
 
 impl CodedRows<'_> {
+    /// Computes them.
+    ///
+    /// # Safety
+    /// No other task has these outputs; `data` is that many strips.
+    pub unsafe fn compute(self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.isa.dispatch(self) }
+    }
+
     /// Units of a strip.
     fn units(&self) -> usize {
         self.x.tiles.div_ceil(UNIT)

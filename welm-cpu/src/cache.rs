@@ -1,0 +1,158 @@
+//! A step's keys and values on their way into the paged cache.
+//!
+//! A block's keys lie transposed, sixteen tokens side by side for each dimension; its values lie as rows.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use crate::batch::{BLOCK_TOKENS, BatchRows};
+use crate::disjoint::Disjoint;
+use crate::isa::{Isa, Kernel, LANES, Simd};
+use crate::linear::{Element, load_at};
+use crate::norm::{Norm, norm_in_place};
+use crate::rope::Angles;
+
+/// A float that the cache stores.
+pub trait CacheElement: Element {
+    /// Writes 16 of them, rounded to nearest even.
+    ///
+    /// # Safety
+    /// As [`Simd::store`].
+    unsafe fn store<S: Simd>(p: *mut Self, v: S::V);
+    /// Writes rows to the cache.
+    ///
+    /// # Safety
+    /// The rows and their slots are this task's alone.
+    unsafe fn cache(rows: CacheRows<Self>, isa: Isa);
+}
+
+impl CacheElement for f32 {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(p: *mut f32, v: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { S::store(p, v) }
+    }
+    unsafe fn cache(rows: CacheRows<f32>, isa: Isa) {
+        // SAFETY: the caller's promise.
+        unsafe { isa.dispatch(rows) }
+    }
+}
+
+impl CacheElement for bf16 {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(p: *mut bf16, v: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { S::store_bf16(p, v) }
+    }
+    unsafe fn cache(rows: CacheRows<bf16>, isa: Isa) {
+        // SAFETY: the caller's promise.
+        unsafe { isa.dispatch(rows) }
+    }
+}
+
+/// The heads of a model.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    pub n_heads: usize,
+    pub n_kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl Heads {
+    /// Query heads of a key/value head.
+    pub fn group(self) -> usize {
+        self.n_heads / self.n_kv_heads
+    }
+
+    /// Where a key/value head's part of a block starts, in the keys as in the values.
+    #[inline(always)]
+    pub fn start(self, block: usize, kv_head: usize) -> usize {
+        (block * self.n_kv_heads + kv_head) * BLOCK_TOKENS * self.head_dim
+    }
+
+    /// Columns of a row of q, k and v.
+    pub fn cols(self) -> usize {
+        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+}
+
+/// What is normalised of q and of k.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormOf {
+    /// Each head, before it is turned.
+    Head,
+    /// Each head, after it is turned.
+    TurnedHead,
+    /// All heads of a token together, before they are turned.
+    AllHeads,
+}
+
+/// Normalises (if asked) and turns q and k of some rows in place, and writes k and v to their slots; implements
+/// [`Kernel`].
+///
+/// Rows of one task should be neighbours: their keys share cache lines.
+pub struct CacheRows<'a, T> {
+    pub rows: Range<usize>,
+    pub qkv: &'a Disjoint<'a, f32>, // (n, Heads::cols); the rows are this task's alone
+    pub k: &'a Disjoint<'a, T>,     // as in `Pages`; so are the rows' slots
+    pub v: &'a Disjoint<'a, T>,
+    pub heads: Heads,
+    pub rope: Option<Angles<'a>>,
+    pub norms: Option<(NormOf, [Norm<'a>; 2])>, // of q and of k
+    pub batch: BatchRows<'a>,
+}
+
+impl<T: CacheElement> Kernel for CacheRows<'_, T> {
+    type Out = ();
+    const DOTS: bool = false;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Heads { n_heads, n_kv_heads, head_dim: d } = self.heads;
+        let cols = self.heads.cols();
+        for r in self.rows.clone() {
+            // SAFETY: the row is this task's.
+            let turned = unsafe { self.qkv.slice(r * cols, (n_heads + n_kv_heads) * d) };
+            let (q, k) = turned.split_at_mut(n_heads * d);
+            for (heads, is_k) in [(q, false), (k, true)] {
+                let norm_if = |kind: NormOf, values: &mut [f32]| {
+                    if let Some((_, norms)) = self.norms.filter(|&(of, _)| of == kind) {
+                        // SAFETY: the instructions are there.
+                        unsafe { norm_in_place::<S>(values, norms[usize::from(is_k)]) };
+                    }
+                };
+                norm_if(NormOf::AllHeads, heads);
+                for head in heads.chunks_exact_mut(d) {
+                    norm_if(NormOf::Head, head);
+                    if let Some(angles) = self.rope {
+                        angles.turn(r, head);
+                    }
+                    norm_if(NormOf::TurnedHead, head);
+                }
+            }
+        }
+        for kv_head in 0..n_kv_heads {
+            for r in self.rows.clone() {
+                let slot = self.batch.slot_mapping[r] as usize;
+                let start = self.heads.start(slot / BLOCK_TOKENS, kv_head);
+                let offset = slot % BLOCK_TOKENS;
+                // SAFETY: the row and its slot are this task's; vectors are stored to 16 values.
+                unsafe {
+                    let k = &*self.qkv.slice(r * cols + (n_heads + kv_head) * d, d);
+                    let v = &*self.qkv.slice(r * cols + (n_heads + n_kv_heads + kv_head) * d, d);
+                    let v_slot = self.v.slice(start + offset * d, d);
+                    let mut lanes = [T::ZERO; LANES];
+                    for i in (0..d).step_by(LANES) {
+                        let n = LANES.min(d - i);
+                        T::store::<S>(lanes.as_mut_ptr(), load_at::<S, f32>(k, i));
+                        for (j, &x) in lanes[..n].iter().enumerate() {
+                            self.k.slice(start + (i + j) * BLOCK_TOKENS + offset, 1)[0] = x;
+                        }
+                        T::store::<S>(lanes.as_mut_ptr(), load_at::<S, f32>(v, i));
+                        v_slot[i..i + n].copy_from_slice(&lanes[..n]);
+                    }
+                }
+            }
+        }
+    }
+}

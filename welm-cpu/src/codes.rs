@@ -1,0 +1,181 @@
+//! What the formats of few bits have in common: a code for each value, and scales of groups.
+//!
+//! ```text
+//! x[k] = scale[k / group] * value(code[k]) + min[k / group]
+//! scale = d, or d * sc;   min = m, or -dmin * m, or 0
+//! ```
+//!
+//! `d * sc` is exact in f32 in every format (11 and 8 bits), and so is its product with a value where there is a
+//! minimum. So each element is rounded once, as in ggml and in gguf's Python, and the order of the factors does not matter.
+
+use half::f16;
+
+use crate::isa::{GROUP, LANES};
+
+/// Values of the largest block.
+pub const SUPER_BLOCK: usize = 256;
+/// Most groups of a block.
+pub const GROUPS: usize = 16;
+
+/// How a format codes values.
+pub struct Coding {
+    /// Bits of a code: 2 to 6.
+    pub bits: u32,
+    /// Values that share a scale: 16 or 32.
+    pub group: usize,
+    pub values: Values,
+    pub scales: Scales,
+    /// Takes a block apart.
+    pub read: fn(block: &[u8], to: &mut Codes),
+}
+
+/// What a code stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Values {
+    /// The code less this.
+    Less(u8),
+    /// An entry of this table.
+    Table(&'static [i8; 16]),
+}
+
+/// How scales are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scales {
+    /// `d` of each group.
+    F16,
+    /// `d` and `m` of each group.
+    F16Min,
+    /// A power of two for each group.
+    Exponent,
+    /// `d` of the block, `sc` of each group.
+    Super,
+    /// `d` and `dmin` of the block, `sc` and `m` of each group.
+    SuperMin,
+}
+
+/// A block taken apart. What a format does not have stays as it was.
+pub struct Codes {
+    pub code: [u8; SUPER_BLOCK],
+    pub d: f16,
+    /// `m` of [`Scales::F16Min`], `dmin` of [`Scales::SuperMin`].
+    pub min: f16,
+    /// `sc`, or the exponent.
+    pub scale_of: [i8; GROUPS],
+    /// `m` of [`Scales::SuperMin`].
+    pub min_of: [u8; GROUPS],
+}
+
+impl Codes {
+    pub fn new() -> Codes {
+        Codes {
+            code: [0; SUPER_BLOCK],
+            d: f16::ZERO,
+            min: f16::ZERO,
+            scale_of: [0; GROUPS],
+            min_of: [0; GROUPS],
+        }
+    }
+
+    /// Scale and minimum of group `g`.
+    pub fn scale(&self, scales: Scales, g: usize) -> (f32, f32) {
+        let d = self.d.to_f32();
+        let scaled = || d * f32::from(self.scale_of[g]);
+        match scales {
+            Scales::F16 => (d, 0.0),
+            Scales::F16Min => (d, self.min.to_f32()),
+            Scales::Exponent => (power(self.scale_of[g].cast_unsigned()), 0.0),
+            Scales::Super => (scaled(), 0.0),
+            Scales::SuperMin => (scaled(), -(self.min.to_f32() * f32::from(self.min_of[g]))),
+        }
+    }
+}
+
+impl Scales {
+    pub fn has_min(self) -> bool {
+        matches!(self, Scales::F16Min | Scales::SuperMin)
+    }
+}
+
+impl Values {
+    pub fn of(self, code: u8) -> i8 {
+        match self {
+            Values::Less(offset) => code.wrapping_sub(offset).cast_signed(),
+            Values::Table(table) => table[usize::from(code)],
+        }
+    }
+}
+
+/// Half of the power of two that an e8m0 means: the values of MXFP4 are doubled, to be integers.
+pub fn power(e8m0: u8) -> f32 {
+    match e8m0 {
+        0 | 1 => f32::from_bits(0x0020_0000 << e8m0),
+        _ => f32::from_bits(u32::from(e8m0 - 1) << 23),
+    }
+}
+
+impl Coding {
+    /// What a code of a group with this scale and minimum means.
+    pub fn value(&self, code: u8, scale: f32, min: f32) -> f32 {
+        let product = scale * f32::from(self.values.of(code));
+        if self.scales.has_min() { product + min } else { product } // not -0 + 0
+    }
+
+    /// Converts whole blocks of `bytes` bytes and `values` values to f32.
+    pub fn dequantise(&self, bytes: usize, values: usize, blocks: &[u8], out: &mut [f32]) {
+        let mut codes = Codes::new();
+        for (block, out) in blocks.chunks_exact(bytes).zip(out.chunks_exact_mut(values)) {
+            (self.read)(block, &mut codes);
+            for (g, out) in out.chunks_exact_mut(self.group).enumerate() {
+                let (scale, min) = codes.scale(self.scales, g);
+                for (x, &code) in out.iter_mut().zip(&codes.code[g * self.group..]) {
+                    *x = self.value(code, scale, min);
+                }
+            }
+        }
+    }
+}
+
+/// Tiles of 32 columns of a whole unit.
+pub const UNIT: usize = SUPER_BLOCK / GROUP;
+
+/// Where the parts of a unit begin, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Places {
+    /// Scales, and what they are multiplied with.
+    pub scale: usize,
+    /// Minima of groups.
+    pub min: usize,
+    /// `d` and `-dmin` of the block.
+    pub block: usize,
+    /// The end: where the next unit begins.
+    pub end: usize,
+}
+
+impl Coding {
+    /// Bytes of the codes of 16 rows and 32 columns.
+    pub fn tile_bytes(&self) -> usize {
+        self.bits as usize * GROUP * LANES / 8
+    }
+
+    /// The parts of a unit of so many tiles.
+    pub fn places(&self, tiles: usize) -> Places {
+        let groups = tiles * (GROUP / self.group);
+        let (of_scale, of_min, of_block) = match self.scales {
+            Scales::F16 => (2, 0, 0),
+            Scales::F16Min => (2, 2, 0),
+            Scales::Exponent => (1, 0, 0),
+            Scales::Super => (1, 0, 2),
+            Scales::SuperMin => (1, 1, 4),
+        };
+        let scale = tiles * self.tile_bytes();
+        let min = scale + groups * LANES * of_scale;
+        let block = min + groups * LANES * of_min;
+        Places { scale, min, block, end: (block + LANES * of_block).next_multiple_of(64) }
+    }
+
+    /// Bytes of a strip of so many tiles.
+    pub fn strip_bytes(&self, tiles: usize) -> usize {
+        let rest = tiles % UNIT;
+        tiles / UNIT * self.places(UNIT).end + if rest == 0 { 0 } else { self.places(rest).end }
+    }
+}

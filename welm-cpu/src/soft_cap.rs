@@ -1,0 +1,78 @@
+//! The soft cap of attention scores and of logits (arXiv 2408.00118).
+//!
+//! ```text
+//! cap(x) = c tanh(x / c)
+//! tanh(y) = y + y^3 q(y^2),                                |y| <= 0.625
+//!         = sign(y) (1 - e) / (1 + e),   e = exp(-2 |y|),  beyond
+//! ```
+//!
+//! `q` has degree 4 (S. L. Moshier, *Cephes*, `tanhf`). Two formulas, because `1 - e` has no digits left where `y` is
+//! small. The relative error is below 2e-7.
+
+use crate::exp::exp_to_most;
+use crate::isa::{Isa, Kernel, LANES, Simd};
+use crate::linear::load_at;
+
+/// Where the formula changes.
+const NEAR: f32 = 0.625;
+/// `q`, the constant first.
+const Q: [f32; 5] = [-0.333_332_8, 0.133_314_42, -0.053_739_716, 0.020_639_088, -0.005_704_988_7];
+/// `tanh(y)`; what is not a number stays so.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
+#[inline(always)]
+unsafe fn tanh<S: Simd>(y: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (zero, one) = (S::splat(0.0), S::splat(1.0));
+        let square = S::mul(y, y);
+        let mut q = S::splat(Q[4]);
+        for &c in Q[..4].iter().rev() {
+            q = S::fma(q, square, S::splat(c));
+        }
+        let near = S::fma(S::mul(q, square), y, y);
+        let size = S::max(y, S::sub(zero, y));
+        let e = exp_to_most::<S>(S::mul(size, S::splat(-2.0)));
+        let far = S::div(S::sub(one, e), S::add(one, e));
+        let far = S::if_greater(zero, y, S::sub(zero, far), far);
+        S::if_greater(size, S::splat(NEAR), far, near)
+    }
+}
+
+/// `cap tanh(x / cap)`.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
+#[inline(always)]
+pub unsafe fn soft_cap<S: Simd>(x: S::V, cap: f32) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { S::mul(tanh::<S>(S::mul(x, S::splat(1.0 / cap))), S::splat(cap)) }
+}
+
+/// Some values, in place; implements [`Kernel`].
+struct Capped<'a> {
+    x: &'a mut [f32],
+    cap: f32,
+}
+
+impl Kernel for Capped<'_> {
+    type Out = ();
+    const DOTS: bool = false;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for at in (0..self.x.len()).step_by(LANES) {
+            let n = LANES.min(self.x.len() - at);
+            let mut lanes = [0.0; LANES];
+            // SAFETY: the instructions are there; `load_at` stays inside the slice, and there are 16 lanes.
+            unsafe { S::store(lanes.as_mut_ptr(), soft_cap::<S>(load_at::<S, f32>(self.x, at), self.cap)) };
+            self.x[at..at + n].copy_from_slice(&lanes[..n]);
+        }
+    }
+}
+
+/// Caps each value, in place.
+pub fn cap(isa: Isa, x: &mut [f32], cap: f32) {
+    // SAFETY: the values are borrowed by the kernel alone.
+    unsafe { isa.dispatch(Capped { x, cap }) }
+}

@@ -1,0 +1,13 @@
+//! Sizes of the tiles of quantised weights: 16 rows and 32 columns.
+
+use crate::isa::{GROUP, LANES};
+
+/// Bytes of an int8 tile.
+pub const INT8_TILE: usize = LANES * GROUP;
+/// Bytes of a tile of four bits.
+pub const INT4_TILE: usize = LANES * GROUP / 2;
+
+/// Tiles down and across of a matrix.
+pub fn tile_counts(rows: usize, cols: usize) -> (usize, usize) {
+    (rows.div_ceil(LANES), cols.div_ceil(GROUP))
+}
