@@ -72,7 +72,8 @@ fn all_that_is_linked_in_may_be_given_away_and_has_its_licence() {
         // The tables of regular expressions have a licence of their own. Crates of tests, build scripts and macros are
         // not listed.
         assert!(texts.contains(": LICENSE-UNICODE"), "{package}");
-        for name in ["tempfile", "cbindgen", "syn", "serde_derive", "version_check", "welm-cpu", "welm-core"] {
+        for name in ["tempfile", "cbindgen", "syn", "serde_derive", "version_check", "welm-cpu", "welm-core"]
+        {
             assert!(!crates.contains(&format!("\n    {name} ")), "{package}: {name}");
         }
     }

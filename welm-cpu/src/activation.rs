@@ -1,4 +1,4 @@
-//! GELU, its tanh approximation, and the two gated ones.
+//! Activation functions: GELU, its tanh approximation, and the gated SwiGLU and GeGLU.
 //!
 //! ```text
 //! gelu(x) = x (1 + erf(x / sqrt 2)) / 2 = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2
@@ -7,16 +7,16 @@
 //! geglu(g, u) = gelu_tanh(g) * u
 //! ```
 //!
-//! (arXiv 1606.08415, 2002.05202.) The error function is the complement's Chebyshev fit of W. H. Press et al.,
+//! (arXiv 1606.08415, 2002.05202.) The complementary error function is the Chebyshev fit of W. H. Press et al.,
 //! *Numerical Recipes*, section 6.2:
 //!
 //! ```text
 //! erfc(z) = t exp(-z^2 + c0 + c1 t + ... + c9 t^9),   t = 1 / (1 + z / 2),   z >= 0
 //! ```
 //!
-//! with a relative error below 1.2e-7. Through the complement, far negative values lose no digits to `1 - 1`, and
-//! the absolute error of each function of one argument is below 1e-7 plus that of a rounding. A library's `erf` costs more than
-//! the matrix product before it.
+//! with a relative error below 1.2e-7. With `erfc` instead of `1 - erf`, large negative values lose no digits to
+//! cancellation. The absolute error of each function of one argument is below 1e-7 plus that of a rounding. A library's
+//! `erf` would take longer than the matrix product before it.
 
 use crate::exp::{exp, exp_to_most};
 use crate::isa::{Isa, Kernel, LANES, Simd};
@@ -37,7 +37,7 @@ const ERFC: [f32; 10] = [
     -0.822_152_23,
     0.170_872_77,
 ];
-/// The complement is 0 well before, and `0 * infinity` is not a number.
+/// `|x|` is limited to this in GELU: `erfc` is 0 long before, and `infinity * 0` would be NaN.
 const FAR: f32 = 20.0;
 /// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +51,15 @@ pub enum Formula {
 /// Some consecutive outputs of one row.
 pub struct Part<'a> {
     pub out: &'a mut [f32], // (n)
-    pub gate: &'a [f32],    // (n): of the gated ones; of the others, what they read
-    pub up: &'a [f32],      // (n): of the gated ones
+    pub gate: &'a [f32],    // (n): the gates, or the only input of a function without gates
+    pub up: &'a [f32],      // (n): the values that gates multiply; other functions ignore them
     pub f: Formula,
 }
 
-/// One of them on sixteen lanes: not a closure, which the compiler may leave a call without the instructions.
+/// An activation function on sixteen lanes. It is no closure, because the compiler may not inline a closure, and would
+/// then compile it without the instructions of `S`.
 trait Function {
-    /// Of gate and up; what is not gated takes the gate.
+    /// The function of `gate` and `up`; functions without gates take `gate` only.
     ///
     /// # Safety
     /// The CPU has the instructions of `S`.
@@ -133,6 +134,8 @@ impl Part<'_> {
         unsafe { isa.dispatch(self) }
     }
 
+    /// Writes `F` of all inputs to `out`.
+    ///
     /// # Safety
     /// The CPU has the instructions of `S`.
     #[inline(always)]

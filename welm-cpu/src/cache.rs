@@ -13,9 +13,9 @@ use crate::linear::{Element, load_at};
 use crate::norm::{Norm, norm_in_place};
 use crate::rope::Angles;
 
-/// A float that the cache stores.
+/// A float type that the cache stores.
 pub trait CacheElement: Element {
-    /// Writes 16 of them, rounded to nearest even.
+    /// Writes 16 values, rounded to nearest even.
     ///
     /// # Safety
     /// As [`Simd::store`].
@@ -60,18 +60,18 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Query heads of a key/value head.
+    /// Query heads that share a key/value head.
     pub fn group(self) -> usize {
         self.n_heads / self.n_kv_heads
     }
 
-    /// Where a key/value head's part of a block starts, in the keys as in the values.
+    /// The index at which a key/value head's part of a block starts; the same for keys and values.
     #[inline(always)]
     pub fn start(self, block: usize, kv_head: usize) -> usize {
         (block * self.n_kv_heads + kv_head) * BLOCK_TOKENS * self.head_dim
     }
 
-    /// Columns of a row of q, k and v.
+    /// Columns of a row that has q, k and v side by side.
     pub fn cols(self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
@@ -88,15 +88,15 @@ pub enum NormOf {
     AllHeads,
 }
 
-/// Normalises (if asked) and turns q and k of some rows in place, and writes k and v to their slots; implements
-/// [`Kernel`].
+/// For some rows: normalises q and k if the layer has norms, turns them by the rotary embedding if it has one, both in
+/// place, and writes k and v to their slots. Implements [`Kernel`].
 ///
-/// Rows of one task should be neighbours: their keys share cache lines.
+/// The rows of one task should be neighbours, because their keys lie in the same cache lines.
 pub struct CacheRows<'a, T> {
     pub rows: Range<usize>,
-    pub qkv: &'a Disjoint<'a, f32>, // (n, Heads::cols); the rows are this task's alone
-    pub k: &'a Disjoint<'a, T>,     // as in `Pages`; so are the rows' slots
-    pub v: &'a Disjoint<'a, T>,
+    pub qkv: &'a Disjoint<'a, f32>, // (n, Heads::cols); only this task uses `rows`
+    pub k: &'a Disjoint<'a, T>,     // as in `Pages`; only this task uses the slots of `rows`
+    pub v: &'a Disjoint<'a, T>,     // the same
     pub heads: Heads,
     pub rope: Option<Angles<'a>>,
     pub norms: Option<(NormOf, [Norm<'a>; 2])>, // of q and of k
@@ -136,7 +136,7 @@ impl<T: CacheElement> Kernel for CacheRows<'_, T> {
                 let slot = self.batch.slot_mapping[r] as usize;
                 let start = self.heads.start(slot / BLOCK_TOKENS, kv_head);
                 let offset = slot % BLOCK_TOKENS;
-                // SAFETY: the row and its slot are this task's; vectors are stored to 16 values.
+                // SAFETY: the row and its slot are this task's; vectors are stored to arrays of 16 values.
                 unsafe {
                     let k = &*self.qkv.slice(r * cols + (n_heads + kv_head) * d, d);
                     let v = &*self.qkv.slice(r * cols + (n_heads + n_kv_heads + kv_head) * d, d);

@@ -1,12 +1,13 @@
-//! What the formats of few bits have in common: a code for each value, and scales of groups.
+//! What formats of 2 to 6 bits have in common: a code for each value, and a scale for each group of values.
 //!
 //! ```text
 //! x[k] = scale[k / group] * value(code[k]) + min[k / group]
 //! scale = d, or d * sc;   min = m, or -dmin * m, or 0
 //! ```
 //!
-//! `d * sc` is exact in f32 in every format (11 and 8 bits), and so is its product with a value where there is a
-//! minimum. So each element is rounded once, as in ggml and in gguf's Python, and the order of the factors does not matter.
+//! `d * sc` is exact in f32 in every format, because its factors have at most 11 and 8 bits. In formats with a minimum,
+//! its product with a value is exact, too. So each element is rounded once, as in ggml and in gguf's Python package,
+//! and the order of the factors does not matter.
 
 use half::f16;
 
@@ -25,43 +26,43 @@ pub struct Coding {
     pub group: usize,
     pub values: Values,
     pub scales: Scales,
-    /// Takes a block apart.
+    /// Reads codes and scales of a block.
     pub read: fn(block: &[u8], to: &mut Codes),
 }
 
 /// What a code stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Values {
-    /// The code less this.
+    /// The code minus this offset.
     Less(u8),
-    /// An entry of this table.
+    /// The entry of this table at the code.
     Table(&'static [i8; 16]),
 }
 
 /// How scales are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scales {
-    /// `d` of each group.
+    /// An f16 `d` for each group.
     F16,
-    /// `d` and `m` of each group.
+    /// An f16 `d` and an f16 `m` for each group.
     F16Min,
     /// A power of two for each group.
     Exponent,
-    /// `d` of the block, `sc` of each group.
+    /// An f16 `d` for the block, and an integer `sc` for each group.
     Super,
-    /// `d` and `dmin` of the block, `sc` and `m` of each group.
+    /// f16 `d` and `dmin` for the block, and integers `sc` and `m` for each group.
     SuperMin,
 }
 
-/// A block taken apart. What a format does not have stays as it was.
+/// Codes and scales of one block. Reading a block does not change the fields that its format does not have.
 pub struct Codes {
     pub code: [u8; SUPER_BLOCK],
     pub d: f16,
     /// `m` of [`Scales::F16Min`], `dmin` of [`Scales::SuperMin`].
     pub min: f16,
-    /// `sc`, or the exponent.
+    /// `sc` of each group, or its exponent.
     pub scale_of: [i8; GROUPS],
-    /// `m` of [`Scales::SuperMin`].
+    /// `m` of each group, of [`Scales::SuperMin`].
     pub min_of: [u8; GROUPS],
 }
 
@@ -105,7 +106,8 @@ impl Values {
     }
 }
 
-/// Half of the power of two that an e8m0 means: the values of MXFP4 are doubled, to be integers.
+/// Half of the power of two that an e8m0 exponent means. Half, because the table of MXFP4 has doubled values, which are
+/// integers.
 pub fn power(e8m0: u8) -> f32 {
     match e8m0 {
         0 | 1 => f32::from_bits(0x0020_0000 << e8m0),
@@ -114,13 +116,13 @@ pub fn power(e8m0: u8) -> f32 {
 }
 
 impl Coding {
-    /// What a code of a group with this scale and minimum means.
+    /// The value of a code in a group with this scale and minimum.
     pub fn value(&self, code: u8, scale: f32, min: f32) -> f32 {
         let product = scale * f32::from(self.values.of(code));
         if self.scales.has_min() { product + min } else { product } // not -0 + 0
     }
 
-    /// Converts whole blocks of `bytes` bytes and `values` values to f32.
+    /// Converts whole blocks, of `bytes` bytes and `values` values each, to f32.
     pub fn dequantise(&self, bytes: usize, values: usize, blocks: &[u8], out: &mut [f32]) {
         let mut codes = Codes::new();
         for (block, out) in blocks.chunks_exact(bytes).zip(out.chunks_exact_mut(values)) {
@@ -135,19 +137,19 @@ impl Coding {
     }
 }
 
-/// Tiles of 32 columns of a whole unit.
+/// Tiles of 32 columns in a whole unit.
 pub const UNIT: usize = SUPER_BLOCK / GROUP;
 
 /// Where the parts of a unit begin, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Places {
-    /// Scales, and what they are multiplied with.
+    /// The scale of each group: `d`, `sc` or the exponent.
     pub scale: usize,
-    /// Minima of groups.
+    /// `m` of each group.
     pub min: usize,
-    /// `d` and `-dmin` of the block.
+    /// `d` and `-dmin` of each row, which all groups of the row share.
     pub block: usize,
-    /// The end: where the next unit begins.
+    /// Where the unit ends and the next begins.
     pub end: usize,
 }
 
@@ -157,7 +159,7 @@ impl Coding {
         self.bits as usize * GROUP * LANES / 8
     }
 
-    /// The parts of a unit of so many tiles.
+    /// Where the parts of a unit of `tiles` tiles begin.
     pub fn places(&self, tiles: usize) -> Places {
         let groups = tiles * (GROUP / self.group);
         let (of_scale, of_min, of_block) = match self.scales {
@@ -173,7 +175,7 @@ impl Coding {
         Places { scale, min, block, end: (block + LANES * of_block).next_multiple_of(64) }
     }
 
-    /// Bytes of a strip of so many tiles.
+    /// Bytes of a strip of `tiles` tiles.
     pub fn strip_bytes(&self, tiles: usize) -> usize {
         let rest = tiles % UNIT;
         tiles / UNIT * self.places(UNIT).end + if rest == 0 { 0 } else { self.places(rest).end }

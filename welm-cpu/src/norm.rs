@@ -5,8 +5,8 @@
 //! rmsnorm:   x / sqrt(mean(x^2) + eps) * w                              (arXiv 1910.07467)
 //! ```
 //!
-//! The variance is taken around the mean in a second pass: `mean(x^2) - mean^2` loses every digit where
-//! the mean is large, and the row is in the first cache anyway.
+//! The variance is computed around the mean, in a second pass over the row, which is in the L1 cache by then.
+//! `mean(x^2) - mean^2` would need one pass, but loses all its digits if the mean is large.
 
 use crate::isa::{Isa, Kernel, LANES, Simd};
 use crate::linear::load_at;
@@ -15,11 +15,11 @@ use crate::linear::load_at;
 #[derive(Debug, Clone, Copy)]
 pub struct Norm<'a> {
     pub weight: &'a [f32],       // (dim)
-    pub bias: Option<&'a [f32]>, // (dim); without one: rmsnorm
+    pub bias: Option<&'a [f32]>, // (dim); layernorm if there is one, else rmsnorm
     pub eps: f32,
 }
 
-/// One row; implements [`Kernel`].
+/// `out = norm(x)` of one row; implements [`Kernel`].
 struct NormRow<'a> {
     x: &'a [f32],       // (dim)
     norm: Norm<'a>,     // without a bias: rmsnorm
@@ -28,7 +28,7 @@ struct NormRow<'a> {
 
 /// `to += norm(y)` of one row; implements [`Kernel`].
 struct NormAddRow<'a> {
-    y: &'a mut [f32], // (dim), used up
+    y: &'a mut [f32], // (dim), overwritten
     norm: Norm<'a>,
     to: &'a mut [f32], // (dim)
 }
@@ -60,7 +60,7 @@ impl Kernel for NormAddRow<'_> {
     }
 }
 
-/// Normalises `(dim)` values where they lie.
+/// Normalises `row`, `(dim)`, in place.
 ///
 /// # Safety
 /// The CPU has the instructions of `S`.
@@ -74,7 +74,7 @@ pub unsafe fn norm_in_place<S: Simd>(row: &mut [f32], norm: Norm) {
     }
 }
 
-/// What is subtracted of a row: nothing in an rmsnorm.
+/// The mean that the norm subtracts from a row: 0 for an rmsnorm.
 ///
 /// # Safety
 /// The CPU has the instructions of `S`.
@@ -93,7 +93,7 @@ unsafe fn mean_of<S: Simd>(row: &[f32], norm: Norm) -> f32 {
     }
 }
 
-/// Divides a row without its mean by its deviation, and applies weight and bias.
+/// Divides a row, from which the mean was subtracted, by its standard deviation, and applies weight and bias.
 ///
 /// # Safety
 /// The CPU has the instructions of `S`.

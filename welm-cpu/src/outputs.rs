@@ -1,9 +1,9 @@
-//! Where the sums of a product go, in every kernel alike.
+//! The epilogue that all kernels of quantised products share: adds the bias, and stores the sums or adds them.
 
 use crate::disjoint::Disjoint;
 use crate::isa::{LANES, Simd};
 
-/// What a product does with what its output held.
+/// Whether a matrix product overwrites its output or adds to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Epilogue {
     /// `out = y`.
@@ -12,7 +12,7 @@ pub enum Epilogue {
     Add,
 }
 
-/// Where the outputs of some strips go.
+/// Where a kernel writes the outputs of some strips.
 pub struct Outputs<'a> {
     pub bias: Option<&'a [f32]>,    // (n)
     pub n: usize,                   // at most 16 a strip
@@ -23,15 +23,15 @@ pub struct Outputs<'a> {
 }
 
 impl Outputs<'_> {
-    /// Strips of 16 outputs; the last may have fewer.
+    /// The number of strips of 16 outputs; the last may have fewer outputs.
     pub fn strips(&self) -> usize {
         self.n.div_ceil(LANES)
     }
 
-    /// Writes the sums of strip `t` for the first `rows` of the `R` rows from `r`.
+    /// Writes the sums of strip `t` for the first `rows` of the `R` rows from `r` on.
     ///
     /// # Safety
-    /// The CPU has `S`; the rows and the strip exist; no other task has these outputs.
+    /// The CPU has the instructions of `S`; the rows and the strip exist; no other task writes these outputs.
     #[inline(always)]
     pub unsafe fn write<S: Simd, const R: usize>(&self, t: usize, r: usize, rows: usize, acc: [S::V; R]) {
         debug_assert!(self.bias.is_none_or(|bias| bias.len() == self.n));

@@ -30,7 +30,8 @@ pub struct Angles<'a> {
 }
 
 impl Angles<'_> {
-    /// Turns one head, `(head_dim)`, of a row. Inlined, so that it has its caller's instructions.
+    /// Turns one head, `(head_dim)`, of row `row` in place. Inlined, so that it is compiled with its caller's
+    /// instructions.
     #[inline(always)]
     pub fn turn(&self, row: usize, head: &mut [f32]) {
         let n = self.n;

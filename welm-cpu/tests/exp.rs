@@ -26,7 +26,7 @@ fn exp_of(isa: Isa, x: &[f32]) -> Vec<f32> {
 
 #[test]
 fn within_one_ulp_and_equal_bits_everywhere() {
-    // Every 997th f32 of the range, which is all exponents and all patterns of low bits.
+    // Every 997th f32 of the range: they have all exponents and all patterns of the lowest bits.
     let positive = (0..=MOST.to_bits()).step_by(997).map(f32::from_bits);
     let negative = (0..=(-LEAST).to_bits()).step_by(997).map(|b| -f32::from_bits(b));
     let even = (-873_000..883_700).map(|i| i as f32 * 1e-4);

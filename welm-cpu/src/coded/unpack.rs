@@ -1,4 +1,4 @@
-//! Coded weights unpacked: codes as bytes, scales as f32.
+//! Unpacks coded weights: codes to bytes, scales to f32.
 
 use crate::codes::{Coding, Scales, Values, power};
 use crate::codes::{Places, UNIT};
@@ -11,7 +11,7 @@ use crate::tiles::INT8_TILE;
 #[repr(C, align(64))]
 pub struct Unit {
     pub weight: [[u8; INT8_TILE]; UNIT], // codes as they are, or values with an offset of 128: see `plain`
-    pub scale: [[f32; LANES]; 2 * UNIT], // of each group
+    pub scale: [[f32; LANES]; 2 * UNIT], // of each group: 8 or 16 groups of 16 rows
     pub bias: [[f32; LANES]; 2 * UNIT],  // -BIAS * scale
     pub min: [[f32; LANES]; 2 * UNIT],
 }
@@ -26,23 +26,23 @@ impl Unit {
     };
 }
 
-/// Whether codes of these values are multiplied as they are.
+/// Whether codes are the values themselves and are multiplied without an offset of 128.
 pub(super) fn plain(values: Values) -> bool {
     values == Values::Less(0)
 }
 
-/// Units to unpack, which follow each other.
+/// Unpacks consecutive units; implements [`Kernel`].
 pub(super) struct Unpack {
     pub coding: &'static Coding,
-    /// Tiles of all of them.
+    /// Tiles of all units together.
     pub tiles: usize,
-    /// Scales and minima alone.
+    /// Unpack scales and minima, but no codes.
     pub scales_only: bool,
     pub from: *const u8,
     pub to: *mut Unit,
 }
 
-/// One of them.
+/// One unit to unpack.
 struct UnpackUnit {
     coding: &'static Coding,
     places: Places,
@@ -51,10 +51,11 @@ struct UnpackUnit {
     to: *mut Unit,
 }
 
-/// Four columns of a tile, from `4 * kk` on: codes, or values with an offset of 128.
+/// Four columns of a tile for its 16 rows, from column `4 * kk` on: codes, or values with an offset of 128 (see
+/// [`plain`]).
 ///
 /// # Safety
-/// The CPU has `S`; a tile of `BITS` times 64 bytes is at `from`.
+/// The CPU has the instructions of `S`; a tile of `BITS` times 64 bytes is at `from`.
 #[inline(always)]
 pub(super) unsafe fn code<S: Simd, const BITS: usize, const TABLE: bool>(
     values: Values,
@@ -87,7 +88,7 @@ pub(super) unsafe fn code<S: Simd, const BITS: usize, const TABLE: bool>(
 
 impl UnpackUnit {
     /// # Safety
-    /// The CPU has `S`; the unit is at `from`, and `to` is this thread's.
+    /// The CPU has the instructions of `S`; the unit is at `from`, and only this thread uses `to`.
     #[inline(always)]
     unsafe fn codes<S: Simd, const BITS: usize, const TABLE: bool>(&self) {
         for tile in 0..self.tiles {

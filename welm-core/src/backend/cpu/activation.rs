@@ -8,11 +8,12 @@ use welm_cpu::quantize::{PART, Rows};
 use super::pool::Pool;
 use crate::config::Activation;
 
-/// Outputs of one task: some microseconds, which a second thread must save.
+/// Outputs of one task. They take some microseconds; with less work, waking a second thread saves nothing.
 const SHARE: usize = 8_192;
 
-/// `out = f(up)`, row by row of `cols` outputs; a row of `up` has as many values, with a gate twice as many: gates,
-/// then ups. With `quantized`, the outputs are quantised as well, while they are in the first cache.
+/// `out = f(up)`, `out` `(rows, cols)`. `up` is `(rows, cols)`, or `(rows, 2 * cols)` for gated functions: a row has
+/// all gates, then all values that they multiply. With `quantized`, the outputs are also quantised, while they are in
+/// the L1 cache.
 pub(crate) fn activate(
     pool: &mut Pool,
     isa: Isa,
@@ -30,14 +31,14 @@ pub(crate) fn activate(
     };
     let rows = out.len() / cols;
     let shares = cols.div_ceil(SHARE);
-    // Whole parts; a value's bits do not depend on where it is cut.
+    // Shares are whole parts. Where a row is cut changes no value.
     let share = cols.div_ceil(shares).next_multiple_of(PART);
     let work = if out.len() <= SHARE { 0 } else { usize::MAX };
     let values = Disjoint::new(out);
     pool.run_if_worth(rows * shares, work, |task| {
         let (r, first) = (task / shares, (task % shares * share).min(cols));
         let up = &up[r * (up.len() / rows)..][..up.len() / rows];
-        // The functions of one argument read the same values twice rather than none.
+        // For functions of one argument, the ignored second input is the first one again.
         let second = if f.is_gated() { cols } else { 0 };
         for at in (first..cols.min(first + share)).step_by(PART) {
             let n = PART.min(cols - at);

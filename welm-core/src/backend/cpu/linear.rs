@@ -7,12 +7,12 @@ use welm_cpu::outputs::Epilogue;
 
 use super::pool::Pool;
 
-/// Rows that are few: tasks of few outputs, which share the work more evenly.
+/// Up to this many rows, tasks are small (`TASK_FEW` outputs), so that threads share the work more evenly.
 const FEW: usize = 8;
-/// Outputs of a task with few rows, and with more; multiples of the register tile.
+/// Outputs of a task with at most `FEW` rows; a multiple of the register tile's.
 const TASK_FEW: usize = 16;
 const TASK: usize = 64;
-/// x of a task, about: half of a small second cache.
+/// About how many bytes of x a task reads: half of a small L2 cache.
 const TASK_BYTES: usize = 1 << 18;
 
 /// `out[.., first..first + outputs] (+)= x W^T + bias`.
@@ -34,7 +34,7 @@ pub(crate) fn matmul<T: Element>(
     let disjoint = Disjoint::new(values);
     let share = if n <= FEW { TASK_FEW } else { TASK };
     let down = n.div_ceil((TASK_BYTES / size_of::<f32>() / cols).max(FEW));
-    // Tasks with the same weights follow each other.
+    // Tasks that read the same weights follow each other.
     pool.run(down * outputs.div_ceil(share), |task| {
         let rows = task % down * n / down..(task % down + 1) * n / down;
         let range = task / down * share..outputs.min((task / down + 1) * share);

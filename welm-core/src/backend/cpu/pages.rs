@@ -1,9 +1,9 @@
-//! The paged cache of one layer, and how a step's keys and values get into it.
+//! The paged KV cache of one layer, and the kernel that writes a step's keys and values into it.
 //!
-//! A block's keys lie transposed, sixteen tokens side by side for each dimension: a vector of scores is then sixteen
-//! keys, summed over the dimensions without a sum across lanes. Its values lie as rows, because a row of outputs
-//! is a sum of such rows. A token's key is therefore written two or four bytes at a time, once, to be read as whole
-//! vectors by every later token.
+//! The keys of a block are transposed: for each dimension, those of sixteen tokens lie side by side. A vector then has
+//! the scores of sixteen keys, summed over the dimensions without a sum across lanes. The values of a block are rows,
+//! because an attention output is a weighted sum of such rows. So a token's key is written one element at a time (two
+//! or four bytes), but only once; all later tokens read it as whole vectors.
 
 use bytemuck::Pod;
 use welm_cpu::cache::Heads;
@@ -12,7 +12,7 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::memory::Memory;
 
-/// The heads of a model.
+/// The attention heads of a model.
 pub(crate) fn heads(config: &ModelConfig) -> Heads {
     Heads { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim }
 }
@@ -24,10 +24,10 @@ pub(crate) struct Pages<T> {
 }
 
 impl<T: Pod> Pages<T> {
-    /// Zeros, `len` of each.
+    /// A cache of zeros with `len` key elements and `len` value elements.
     ///
     /// # Errors
-    /// If the system has not as much memory.
+    /// If the system does not have that much memory.
     pub(crate) fn new(len: usize) -> Result<Self> {
         Ok(Pages { k: Memory::zeroed(len, "keys and values")?, v: Memory::zeroed(len, "keys and values")? })
     }
@@ -38,12 +38,12 @@ impl<T: Pod> Pages<T> {
         (&self.k, &self.v)
     }
 
-    /// As [`Pages::both`].
+    /// The same as [`Pages::both`], mutable.
     pub(crate) fn both_mut(&mut self) -> (&mut [T], &mut [T]) {
         (&mut self.k, &mut self.v)
     }
 
-    /// Copies block `from` over block `to`; `len` values a block.
+    /// Copies block `from` over block `to`. A block has `len` key elements and `len` value elements.
     pub(crate) fn copy_block(&mut self, from: u32, to: u32, len: usize) {
         let from = from as usize * len;
         self.k.copy_within(from..from + len, to as usize * len);

@@ -7,14 +7,14 @@ use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::host::memory::expect_available;
 
-/// Room for `max_rows` rows of `max_cols`.
+/// Room for `max_rows` rows of `max_cols` columns.
 pub(super) fn room(max_rows: usize, max_cols: usize) -> Result<Quantized> {
     let (what, bytes) = ("quantised activations", Quantized::bytes(max_rows, max_cols) as usize);
     expect_available(what, bytes)?;
     Quantized::new(max_rows, max_cols).map_err(|e| Error::allocation(what, bytes, e))
 }
 
-/// Quantises rows `(n, cols)` into `to`.
+/// Quantises the rows of `x`, `(n, cols)`, into `to`.
 pub(super) fn fill(to: &mut Quantized, pool: &mut Pool, isa: Isa, x: &[f32], cols: usize, form: Form) {
     let n = x.len() / cols;
     let rows = to.rows(n, cols, form);

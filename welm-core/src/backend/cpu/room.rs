@@ -1,4 +1,4 @@
-//! Room for each thread to unpack coded weights in.
+//! Buffers in which threads unpack coded weights.
 
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
@@ -9,10 +9,10 @@ use welm_cpu::isa::GROUP;
 use crate::error::Result;
 use crate::host::memory::vec_for;
 
-/// Units that a thread unpacks for many rows of activations: a tenth of a second cache.
+/// Units that a thread unpacks at a time for many rows of activations: a tenth of an L2 cache.
 const SHARED_UNITS: usize = 32;
 
-/// Room for each thread to unpack weights in.
+/// Buffers in which threads unpack weights, one for each thread.
 pub(crate) struct Room(Vec<Mutex<Vec<Unit>>>);
 
 impl Room {
@@ -34,13 +34,13 @@ impl Room {
         Ok(Room((0..threads).map(|_| room()).collect::<Result<_>>()?))
     }
 
-    /// One that nobody uses: there are as many as threads.
+    /// A buffer that no thread uses. There is always one, because there are as many as threads.
     pub(crate) fn take(&self) -> MutexGuard<'_, Vec<Unit>> {
         loop {
             for room in &self.0 {
                 match room.try_lock() {
                     Ok(free) => return free,
-                    // After a task that panicked; what it left is written over.
+                    // A task panicked with it. What it left is overwritten.
                     Err(TryLockError::Poisoned(free)) => return free.into_inner(),
                     Err(TryLockError::WouldBlock) => {}
                 }

@@ -14,23 +14,23 @@ pub(crate) struct Angles {
     inv_freq: Vec<f32>, // (n)
     cos: Vec<f32>,      // (max_rows, n)
     sin: Vec<f32>,      // (max_rows, n)
-    /// Of cosines and sines.
+    /// The attention factor: cosines and sines are multiplied by it.
     factor: f32,
 }
 
 impl Angles {
-    /// Those of a rotary embedding, with room for the rows of a step.
+    /// The angles of `rope`, with room for the rows of a step.
     pub(crate) fn of(rope: &Rope, limits: Limits) -> Self {
         Self::new(rope.inv_freq(limits.max_context), rope.attention_factor, limits.max_rows)
     }
 
-    /// Room for `max_rows` rows.
+    /// Angles for `inv_freq`, `(n)`, with room for `max_rows` rows.
     pub(crate) fn new(inv_freq: Vec<f32>, factor: f32, max_rows: usize) -> Self {
         let len = inv_freq.len() * max_rows;
         Angles { inv_freq, cos: vec![0.0; len], sin: vec![0.0; len], factor }
     }
 
-    /// Computes the angles of rows at these positions.
+    /// Computes cosines and sines of rows at these positions.
     pub(crate) fn fill(&mut self, positions: &[u32]) {
         let n = self.inv_freq.len();
         for (row, &pos) in positions.iter().enumerate() {
@@ -41,14 +41,14 @@ impl Angles {
         }
     }
 
-    /// Cosines and sines of the first `n` rows, `(n, pairs)` each.
+    /// Cosines and sines of the first `n` rows, each `(n, pairs)`.
     #[cfg(feature = "kernels")]
     pub(crate) fn of_rows(&self, n: usize) -> (&[f32], &[f32]) {
         let len = n * self.inv_freq.len();
         (&self.cos[..len], &self.sin[..len])
     }
 
-    /// Angles of a row.
+    /// The number of angles of a row.
     #[cfg(feature = "kernels")]
     pub(crate) fn pairs(&self) -> usize {
         self.inv_freq.len()
@@ -85,7 +85,7 @@ mod tests {
         angles.of_step(RopePairing::Interleaved).turn(1, &mut head);
         assert_eq!((head[0], head[1]), turned(1.0, 2.0, 3.0));
         assert_eq!((head[2], head[3]), turned(3.0, 4.0, 1.5));
-        // A factor scales what is turned, and nothing else.
+        // The factor scales the values that are turned, and no others.
         angles.factor = 2.0;
         angles.fill(&[0, 3]);
         let mut head = start;

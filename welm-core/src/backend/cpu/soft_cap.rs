@@ -9,7 +9,7 @@ use super::pool::Pool;
 /// Values of one task.
 const SHARE: usize = 8_192;
 
-/// `x = cap tanh(x / cap)` of logits.
+/// `x = cap tanh(x / cap)` for all logits `x`, in place.
 pub(super) fn cap_all(pool: &mut Pool, isa: Isa, x: &mut [f32], cap: f32) {
     let (len, values) = (x.len(), Disjoint::new(x));
     pool.run_if_worth(len.div_ceil(SHARE), len, |task| {

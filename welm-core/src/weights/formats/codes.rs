@@ -2,7 +2,8 @@
 
 use welm_cpu::codes::Codes;
 
-/// Gives a format its table of [`Coding`]: `$values` values in `$bytes` bytes.
+/// Defines a format with a [`Coding`], whose blocks have `$values` values in `$bytes` bytes. `$finite` tells whether
+/// the scales of a block are finite.
 macro_rules! coded {
     ($format:ident, $values:expr, $bytes:expr, $finite:expr, $coding:expr) => {
         #[allow(non_camel_case_types)] // ggml's name
@@ -39,17 +40,17 @@ macro_rules! coded {
 }
 pub(super) use coded;
 
-/// The values of codes of four bits in IQ4_NL and IQ4_XS.
+/// The values of the four-bit codes of IQ4_NL and IQ4_XS.
 pub(super) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// Sets bit `to` of 32 codes from the bits of four bytes.
+/// Sets bit `to` of each code from one bit of `bits`: 32 codes from four bytes.
 pub(super) fn add_bits(bits: &[u8], to: u32, code: &mut [u8]) {
     for (k, code) in code.iter_mut().enumerate() {
         *code |= (bits[k / 8] >> (k % 8) & 1) << to;
     }
 }
 
-/// The eight scales and minima of Q4_K and Q5_K, six bits each, from 12 bytes.
+/// Reads the eight scales and minima of Q4_K and Q5_K, six bits each, from 12 bytes.
 pub(super) fn six_bits(packed: &[u8], codes: &mut Codes) {
     let (low, rest) = packed.split_at(4);
     let (min, high) = rest.split_at(4);

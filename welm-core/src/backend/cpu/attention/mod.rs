@@ -25,22 +25,22 @@ fn scores(layer: &LayerConfig) -> Scores {
     Scores { window: layer.window, scale: layer.scale, soft_cap: layer.soft_cap }
 }
 
-/// Tiles and scratch of the threads, allocated once.
+/// The tiles of a step, and scratch for each thread. Allocated once.
 pub(crate) struct Attention {
     heads: Heads,
     tiles: Vec<Tile>,
-    strands: Memory<f32>, // (threads) of a task's scratch and two `Sums`
-    sums: Memory<f32>,    // (SPLIT_BELOW * threads) `Sums` of tiles that are taken by pieces
-    pieces: Memory<f32>,  // (PIECES * threads) `Sums` of their pieces
+    strands: Memory<f32>, // (threads, strand_len): for each thread a task's scratch and two `Sums`
+    sums: Memory<f32>,    // (SPLIT_BELOW * threads) `Sums`, of tiles whose pieces are computed apart
+    pieces: Memory<f32>,  // (PIECES * threads) `Sums`, of these pieces
 }
 
-/// Tiles per thread from which on whole tiles keep all threads busy.
+/// With this many tasks (tiles times key/value heads) per thread or more, whole tiles keep all threads busy.
 const SPLIT_BELOW: usize = 4;
-/// Pieces per thread that are computed before they are folded.
+/// How many pieces per thread are computed before they are folded.
 const PIECES: usize = 16;
 
 impl Attention {
-    /// Lengths of the vectors.
+    /// Lengths of `tiles`, `strands`, `sums` and `pieces`, in elements.
     fn lens(heads: Heads, threads: usize, max_rows: usize) -> [usize; 4] {
         let split = if threads > 1 { threads * Sums::len(heads) } else { 0 };
         [
@@ -61,7 +61,7 @@ impl Attention {
         (tiles * size_of::<Tile>() + 4 * (strands + sums + pieces)) as u64
     }
 
-    /// For steps of at most `max_rows` rows.
+    /// Allocates for steps of at most `max_rows` rows.
     pub(crate) fn new(heads: Heads, threads: usize, max_rows: usize) -> Result<Self> {
         let [tiles, strands, sums, pieces] = Self::lens(heads, threads, max_rows);
         Ok(Attention {
@@ -86,7 +86,8 @@ impl Attention {
         }
     }
 
-    /// `out = attention(q)`, `(n, n_heads * head_dim)`, of the rows of q, k and v, `(n, Heads::cols)`.
+    /// Writes the attention of all rows to `out`, `(n, n_heads * head_dim)`. `qkv` has q, k and v of each row,
+    /// `(n, Heads::cols)`; the keys and values are read from `pages`.
     pub(crate) fn run<T: Attend + Pod>(
         &mut self,
         pool: &mut Pool,
@@ -110,9 +111,10 @@ impl Attention {
         let (out, strands) = (Disjoint::new(out), Disjoint::new(&mut self.strands));
         let (k, v) = pages.both();
         let step = Step { qkv, heads, k, v, batch: batch.rows(), scores };
-        // Heads outside, tiles inside: a head's keys and values stay in the cache.
+        // All tiles of one head, then those of the next: a head's keys and values stay in the CPU's caches.
         let place = |at: usize| (tiles[at % tiles.len()], at / tiles.len());
-        // As many strands as threads, each with its own scratch; a strand takes the next task that is left.
+        // Runs tasks 0 to n - 1 on as many strands as there are threads. Each strand has its own scratch, and takes the
+        // next task whenever it is free.
         let share = |pool: &mut Pool, n: usize, run: &(dyn Fn(usize, &mut [f32]) + Sync)| {
             let next = AtomicUsize::new(0);
             pool.run_if_worth(threads.min(n), macs, |strand| {
@@ -135,7 +137,7 @@ impl Attention {
                 let (all, sums) = sums.split_at_mut(sums_len);
                 let (pieces, all) = (task.pieces(), Some((all, true)));
                 let work = Work { pieces, compute: true, sums, all, last: true };
-                // SAFETY: `at` is handed out once, and each has its own vectors.
+                // SAFETY: each `at` is handed out once, and has query vectors of its own.
                 unsafe { T::attend(Run { task, work, out: &out }, isa) }
             });
             return;
@@ -148,7 +150,7 @@ impl Attention {
                 let (tile, kv_head) = place(at);
                 let task = step.task(tile, kv_head, scratch);
                 if task.pieces().contains(&piece) {
-                    // SAFETY: `i` is handed out once, and each has its own sums.
+                    // SAFETY: each `i` is handed out once, and has sums of its own.
                     unsafe {
                         let sums = pieces.slice((at * at_once + i / tasks) * sums_len, sums_len);
                         let pieces = piece..piece + 1;
@@ -160,7 +162,7 @@ impl Attention {
             share(pool, tasks, &|at, scratch| {
                 let (tile, kv_head) = place(at);
                 let task = step.task(tile, kv_head, scratch);
-                // SAFETY: `at` is handed out once, and each has its own sums and vectors.
+                // SAFETY: each `at` is handed out once, and has sums and query vectors of its own.
                 unsafe {
                     let work = Work {
                         pieces: first..first + at_once,
