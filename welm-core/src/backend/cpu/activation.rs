@@ -1,4 +1,4 @@
-//! GELU, its tanh approximation, and the two gated ones.
+//! Activation functions: GELU, its tanh approximation, and the gated SwiGLU and GeGLU.
 //!
 //! ```text
 //! gelu(x) = x (1 + erf(x / sqrt 2)) / 2 = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2
@@ -7,16 +7,16 @@
 //! geglu(g, u) = gelu_tanh(g) * u
 //! ```
 //!
-//! (arXiv 1606.08415, 2002.05202.) The error function is the complement's Chebyshev fit of W. H. Press et al.,
+//! (arXiv 1606.08415, 2002.05202.) The complementary error function is the Chebyshev fit of W. H. Press et al.,
 //! *Numerical Recipes*, section 6.2:
 //!
 //! ```text
 //! erfc(z) = t exp(-z^2 + c0 + c1 t + ... + c9 t^9),   t = 1 / (1 + z / 2),   z >= 0
 //! ```
 //!
-//! with a relative error below 1.2e-7. Through the complement, far negative values lose no digits to `1 - 1`, and
-//! the absolute error of each function of one argument is below 1e-7 plus that of a rounding. A library's `erf` costs more than
-//! the matrix product before it.
+//! with a relative error below 1.2e-7. With `erfc` instead of `1 - erf`, large negative values lose no digits to
+//! cancellation. The absolute error of each function of one argument is below 1e-7 plus that of a rounding. A library's
+//! `erf` would take longer than the matrix product before it.
 
 use super::exp::{exp, exp_to_most};
 use super::linear::load_at;
@@ -40,22 +40,23 @@ const ERFC: [f32; 10] = [
     -0.822_152_23,
     0.170_872_77,
 ];
-/// The complement is 0 well before, and `0 * infinity` is not a number.
+/// `|x|` is limited to this in GELU: `erfc` is 0 long before, and `infinity * 0` would be NaN.
 const FAR: f32 = 20.0;
-/// Outputs of one task: some microseconds, which a second thread must save.
+/// Outputs of one task. They take some microseconds; with less work, waking a second thread saves nothing.
 const SHARE: usize = 8_192;
 
 /// Some consecutive outputs of one row; implements [`Kernel`].
 struct Part<'a> {
     out: &'a mut [f32], // (n)
-    gate: &'a [f32],    // (n): of the gated ones; of the others, what they read
-    up: &'a [f32],      // (n): of the gated ones
+    gate: &'a [f32],    // (n): the gates, or the only input of a function without gates
+    up: &'a [f32],      // (n): the values that gates multiply; other functions ignore them
     f: Activation,
 }
 
-/// One of them on sixteen lanes: not a closure, which the compiler may leave a call without the instructions.
+/// An activation function on sixteen lanes. It is no closure, because the compiler may not inline a closure, and would
+/// then compile it without the instructions of `S`.
 trait Function {
-    /// Of gate and up; what is not gated takes the gate.
+    /// The function of `gate` and `up`; functions without gates take `gate` only.
     ///
     /// # Safety
     /// The CPU has the instructions of `S`.
@@ -124,6 +125,8 @@ impl Function for GeGlu {
 }
 
 impl Part<'_> {
+    /// Writes `F` of all inputs to `out`.
+    ///
     /// # Safety
     /// The CPU has the instructions of `S`.
     #[inline(always)]
@@ -162,8 +165,9 @@ impl Kernel for Part<'_> {
     }
 }
 
-/// `out = f(up)`, row by row of `cols` outputs; a row of `up` has as many values, with a gate twice as many: gates,
-/// then ups. With `quantized`, the outputs are quantised as well, while they are in the first cache.
+/// `out = f(up)`, `out` `(rows, cols)`. `up` is `(rows, cols)`, or `(rows, 2 * cols)` for gated functions: a row has
+/// all gates, then all values that they multiply. With `quantized`, the outputs are also quantised, while they are in
+/// the L1 cache.
 pub(crate) fn activate(
     pool: &mut Pool,
     isa: Isa,
@@ -175,14 +179,14 @@ pub(crate) fn activate(
 ) {
     let rows = out.len() / cols;
     let shares = cols.div_ceil(SHARE);
-    // Whole parts; a value's bits do not depend on where it is cut.
+    // Shares are whole parts. Where a row is cut changes no value.
     let share = cols.div_ceil(shares).next_multiple_of(PART);
     let work = if out.len() <= SHARE { 0 } else { usize::MAX };
     let values = Disjoint::new(out);
     pool.run_if_worth(rows * shares, work, |task| {
         let (r, first) = (task / shares, (task % shares * share).min(cols));
         let up = &up[r * (up.len() / rows)..][..up.len() / rows];
-        // The functions of one argument read the same values twice rather than none.
+        // For functions of one argument, the ignored second input is the first one again.
         let second = if f.is_gated() { cols } else { 0 };
         for at in (first..cols.min(first + share)).step_by(PART) {
             let n = PART.min(cols - at);

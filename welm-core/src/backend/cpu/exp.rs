@@ -1,32 +1,32 @@
-//! The exponential function of sixteen lanes.
+//! The exponential function on sixteen lanes.
 //!
 //! ```text
 //! n = round(x / ln 2),   r = x - n ln 2,   exp(x) = 2^n (1 + r + r^2 q(r)),   |r| <= ln 2 / 2
 //! ```
 //!
-//! The rounding is an addition of `1.5 * 2^23`, after which a f32 has no fraction: all instruction sets have that,
-//! and `n` then lies in the lowest bits, where an exponent is one shift away. `ln 2` is subtracted in two parts
-//! (W. J. Cody and W. Waite, *Software Manual for the Elementary Functions*, 1980); the first product is exact,
-//! because it is fused. `q` has degree 4 and is the minimax polynomial of the relative error, which it keeps below
-//! 3.1e-9: what remains is rounding. **The result is within 1 ulp**, over the whole range (see the test).
+//! `x / ln 2` is rounded by adding `1.5 * 2^23`, because an f32 of that size has no fraction. All instruction sets can
+//! add. `n` is then in the lowest bits, and one shift makes it an exponent. `n ln 2` is subtracted in two parts (W. J.
+//! Cody and W. Waite, *Software Manual for the Elementary Functions*, 1980); the first product is exact, because it is
+//! fused. `q` has degree 4 and is the minimax polynomial of the relative error, which is below 3.1e-9; all other errors
+//! are those of rounding. **The result is within 1 ulp**, over the whole range (see the test).
 //!
-//! The standard library's `exp` is one call a value and another function on each system.
+//! The standard library's `exp` needs one call for each value, and is a different function on each system.
 
 use crate::isa::Simd;
 
-/// Below, the result is exactly 0; it would be less than the smallest normal f32 soon after.
+/// Below this the result is exactly 0. Just below it, `exp(x)` is less than the smallest normal f32.
 const LEAST: f32 = -87.3;
-/// Above, the result is infinity, which f32 reaches at 88.72: the last power of two has no exponent of its own.
+/// Above this the result is infinity. `exp` overflows f32 at 88.72, but from here on `n` is 128, and `2^128` is no f32.
 const MOST: f32 = 88.37;
-/// `1.5 * 2^23`, and the exponent's bias, so that the lowest bits are a f32's exponent.
+/// `1.5 * 2^23` plus the bias of an f32's exponent, so that the lowest bits of the sum are an exponent.
 const ROUND: f32 = 12_582_912.0 + 127.0;
 const LN2_HI: f32 = std::f32::consts::LN_2;
 /// `ln 2 - LN2_HI`.
 const LN2_LO: f32 = -1.904_654_3e-9;
-/// `q`, the constant first.
+/// The coefficients of `q`, the constant first.
 const Q: [f32; 5] = [0.499_999_94, 0.166_665_2, 0.041_668_393, 0.008_368_781, 0.001_381_446_7];
 
-/// `exp(x)` for `x <= MOST`, also `-inf`; what is not a number stays so.
+/// `exp(x)` for `x <= MOST`, including `-inf`; NaN stays NaN.
 ///
 /// # Safety
 /// The CPU has the instructions of `S`.
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn within_one_ulp_and_equal_bits_everywhere() {
-        // Every 997th f32 of the range, which is all exponents and all patterns of low bits.
+        // Every 997th f32 of the range: they have all exponents and all patterns of the lowest bits.
         let positive = (0..=MOST.to_bits()).step_by(997).map(f32::from_bits);
         let negative = (0..=(-LEAST).to_bits()).step_by(997).map(|b| -f32::from_bits(b));
         let even = (-873_000..883_700).map(|i| i as f32 * 1e-4);

@@ -1,22 +1,22 @@
-//! Products with quantised weights and activations: sums inside a group are integers.
+//! Products of int8 or four-bit weights with quantised activations: the sums within a group are integers.
 //!
 //! ```text
 //! y[r][o] = sum over g of (float(dot_g(q[o], x[r])) * (sw[o][g] * sx[r][g])),   fused, in ascending g
 //! ```
 //!
-//! with the activations of [`super::quantize`]; a group is 32 columns, or 128 that were rotated on both sides (see
-//! `weights::formats::int8`), which changes no product. The dot product of a group is exact, and the f32
-//! sum over groups has one order, whatever the instruction set, the tile, the thread or the other rows: equal
-//! bits everywhere.
+//! The activations are those of [`super::quantize`]. A group is 32 columns, or 128 columns of which both weights and
+//! activations were rotated (see `weights::formats::int8`); a rotation of both changes no product. The dot product of
+//! a group is exact. The f32 sum over groups has one order, whatever the instruction set, the tile, the thread or the
+//! other rows. So the bits are equal everywhere.
 //!
 //! int8 weights are stored with an offset of 128 (see `weights::tiles`), so a group's sum starts at
-//! `-128 * sum(x)` instead of at zero. Weights of four bits (see `weights::tiles`) are unsigned as they are, and
-//! `w = sw * q + min` adds `min[o][g] * (sx[r][g] * sum(x))` to each group.
+//! `-128 * sum(x)` instead of at zero. Four-bit weights are unsigned and need no offset. Their minimum
+//! (`w = sw * q + min`) adds `min[o][g] * (sx[r][g] * sum(x))` to each group.
 //!
-//! A task is sixteen outputs for all rows, or several of these: up to eight rows of activations meet each 64 bytes
-//! of weights in registers, so that a prompt is bound by `vpdpbusd` (of the inner loop's operations, 32 of 34 for groups of 128, eight of ten for 32), and the
-//! sixteen rows' weights, read from memory once, are still in the second cache for the next eight. While they
-//! are multiplied, the next sixteen are fetched.
+//! A task computes one or more strips of sixteen outputs, for all rows of activations. Each 64 bytes of weights are
+//! loaded into a register once and multiplied with up to eight rows of activations. So a prompt is bound by `vpdpbusd`:
+//! 32 of 34 operations of the inner loop for groups of 128, eight of ten for groups of 32. A strip's weights are read
+//! from memory once, and are still in the L2 cache for the next eight rows. Meanwhile the next strip is prefetched.
 
 use std::ops::Range;
 
@@ -30,8 +30,8 @@ use crate::weights::tiles::int4::Int4Tiles;
 use crate::weights::tiles::int8::Int8Tiles;
 use crate::weights::tiles::{INT4_TILE, INT8_TILE, tile_counts};
 
-/// Weights that many rows of activations share: a quarter of a small second cache, which memory in pages of 4 KiB does
-/// not fill evenly.
+/// Bytes of weights that are multiplied with all blocks of activation rows before the next weights are read: a quarter
+/// of a small L2 cache. Not more, because memory in pages of 4 KiB does not fill that cache evenly.
 const SHARED_BYTES: usize = 1 << 17;
 
 /// Quantised weights `(rows, cols)` in tiles of 16 rows and 32 columns.
@@ -71,17 +71,17 @@ impl<'a> From<&'a Int4Tiles> for Tiles<'a> {
     }
 }
 
-/// Some tile rows, 16 outputs each, for all activation rows.
+/// The product of some tile rows, 16 outputs each, with all activation rows; implements [`Kernel`].
 pub(super) struct TileRows<'a> {
     w: &'a [u8],      // (n_tile_rows, tiles, 512 or 256)
     scale: &'a [f16], // (n_tile_rows, groups, 16)
-    min: &'a [f16],   // (n_tile_rows, groups, 16), or empty: int8
+    min: &'a [f16],   // (n_tile_rows, groups, 16); empty for int8
     x: &'a Quantized,
     outputs: Outputs<'a>,
 }
 
 impl<'a> Tiles<'a> {
-    /// Some of the tile rows, as a kernel.
+    /// The kernel that multiplies the tile rows of `range` with `x`.
     pub(super) fn rows(self, range: Range<usize>, x: &'a Quantized, outputs: Outputs<'a>) -> TileRows<'a> {
         let (down, across) = tile_counts(self.rows, self.cols);
         let tile = if self.min.is_empty() { INT8_TILE } else { INT4_TILE };
@@ -99,32 +99,33 @@ impl<'a> Tiles<'a> {
     }
 }
 
-/// Weights that are fetched into the second cache while others are multiplied.
+/// Weights that are prefetched into the L2 cache while others are multiplied.
 #[derive(Clone, Copy)]
 struct Fetch {
     at: *const u8,
-    /// Cache lines a tile.
+    /// Cache lines for each tile that is multiplied.
     lines: usize,
 }
 
-/// Bytes that a processor fetches at once.
+/// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
 
-/// How far ahead weights are fetched that are used once. Into the first cache, or into both, was never better; of 3 to
-/// 34 KiB into the second, 4 to 16 were alike, and 10 to 25 % better than nothing.
+/// How many bytes ahead weights that are used once are prefetched, into the L2 cache. Of 3 to 34 KiB, distances of 4 to
+/// 16 KiB were alike, and 10 to 25 % better than no prefetch. Prefetching into the L1 cache, or into both, was never
+/// better.
 const FAR: usize = 8 << 10;
-/// The same for one row, which is as fast as memory: where that gives 60 GB/s, 8 KiB ahead it reads 41, 3 KiB ahead 56.
-/// More rows lose 3 % with it.
+/// The same for one row of activations, which is bound by memory: with memory of 60 GB/s it reads 41 GB/s when it
+/// prefetches 8 KiB ahead, and 56 GB/s with 3 KiB. More rows lose 3 % with 3 KiB.
 const NEAR: usize = 3 << 10;
 
 impl TileRows<'_> {
-    /// Tile row `t` for the `R` rows from `r`, which lie in one block; `PER` tiles share a scale.
+    /// Multiplies tile row `t` with the `R` rows from `r` on, which lie in one block; `PER` tiles share a scale.
     ///
-    /// One loop over tiles, with the scales after every fourth: of two loops, one in the other, the compiler unrolls
-    /// the inner one and keeps its sums in memory.
+    /// This is one loop over tiles, which applies the scales after every `PER` tiles. Of two nested loops the compiler
+    /// unrolls the inner one and keeps its sums in memory.
     ///
     /// # Safety
-    /// The CPU has `S`; the rows and the tile row exist; no other task has these outputs.
+    /// The CPU has the instructions of `S`; the rows and the tile row exist; no other task writes these outputs.
     #[inline(always)]
     unsafe fn block<S: Simd, const R: usize, const WIDE: bool, const FOUR: bool, const PER: usize>(
         &self,
@@ -187,11 +188,12 @@ impl TileRows<'_> {
         }
     }
 
-    /// Adds one tile's dot products with one plane of `R` rows; those of four bits start from zero.
+    /// Adds one tile's dot products with one plane of `R` rows to `sums`. With four-bit weights (`FOUR`) it starts from
+    /// zero instead.
     ///
     /// # Safety
-    /// The CPU has `S`; a tile of weights and `R` tiles of activations lie at the pointers.
-    #[inline(always)] // a closure would be a function of its own, without the instructions
+    /// The CPU has the instructions of `S`; a tile of weights is at `w`, `R` tiles of activations are at `plane`.
+    #[inline(always)] // a closure might not be inlined, and would then be compiled without the instructions of `S`
     unsafe fn dots<S: Simd, const R: usize, const FOUR: bool>(
         w: *const u8,
         plane: *const [i8; GROUP],
@@ -206,16 +208,18 @@ impl TileRows<'_> {
         unsafe { if FOUR { S::dot_group4::<R>(w, values) } else { S::dot_group::<R, 8>(w, values, sums) } }
     }
 
+    /// Multiplies all tile rows with all rows of activations.
+    ///
     /// # Safety
-    /// As [`TileRows::block`], for all of them.
+    /// As [`TileRows::block`], for all rows and tile rows.
     #[inline(always)]
     unsafe fn all<S: Simd, const WIDE: bool, const FOUR: bool, const PER: usize>(&self) {
         let (n, across) = (self.x.n, self.x.tiles);
         let tiles = self.outputs.strips();
         let tile_bytes = self.w.len() / tiles;
         let tile_lines = tile_bytes / across / LINE;
-        // Activations of many rows come from the last cache; several tile rows share them, as many as the second
-        // holds. Each block of rows fetches its share of the tile rows after those.
+        // Activations of many rows come from the L3 cache. So several tile rows, as many as the L2 cache holds, are
+        // multiplied with each block of rows. Meanwhile each block prefetches its share of the tile rows after those.
         let (together, lines, ahead) = if n <= S::ROWS {
             (tiles, tile_lines, if n == 1 { NEAR } else { FAR })
         } else {
@@ -254,7 +258,7 @@ impl Kernel for TileRows<'_> {
     const DOTS: bool = true;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: `matmul` gives ranges that exist and outputs of its own to each task.
+        // SAFETY: `matmul` gives each task a range that exists and outputs of its own.
         unsafe {
             match (self.x.form.wide, self.min.is_empty(), self.x.form.grouping) {
                 (false, true, Grouping::Plain) => self.all::<S, false, false, 1>(),

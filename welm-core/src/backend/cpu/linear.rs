@@ -9,14 +9,14 @@
 //! general matrix library is not used here: those choose their blocking, and with it their sums, by the
 //! number of rows, and a request's text would change with its neighbours.
 //!
-//! Nor are bf16 weights multiplied by `vdpbf16ps`: that rounds x to bf16 and takes denormal values for zero, so
-//! its bits are not those of other instruction sets.
+//! bf16 weights are not multiplied by `vdpbf16ps`: it rounds x to bf16 and takes denormal values for zero, so its
+//! results differ from those of other instruction sets.
 //!
-//! A task is some outputs for as many rows as the second cache holds. Its register tile goes down the rows first:
-//! the weights of a tile's outputs come from memory once, while the next tile's are fetched, and are in the first
-//! or second cache for the other rows. Copying rows and weights in the order of their use, in pieces of K, so that
-//! both are read from the first cache, costs more than it gains: 0.75 of the peak instead of 0.85 (bf16, 512 rows
-//! of 2,048).
+//! A task computes some outputs for as many rows of x as half of a small L2 cache holds. Its register tile goes down
+//! the rows first. The weights of a tile's outputs come from memory once, while the next tile's are prefetched; for
+//! the other rows they come from the L1 or L2 cache. Packing was tried: copying rows and weights in the order of
+//! their use, in pieces of K, so that both are read from the L1 cache. It costs more than it gains: 0.75 of the peak
+//! instead of 0.85 (bf16, 512 rows of 2,048).
 
 use half::{bf16, f16};
 
@@ -25,11 +25,11 @@ use super::pool::{Disjoint, Pool};
 use crate::isa::{Isa, Kernel, LANES, Simd};
 use crate::weights::slab::Plain;
 
-/// A float that weights are stored in.
+/// A float type of stored weights.
 pub(crate) trait Element: Plain {
     /// The value 0.
     const ZERO: Self;
-    /// Reads 16 of them.
+    /// Reads 16 values, widened to f32.
     ///
     /// # Safety
     /// As [`Simd::load`].
@@ -63,10 +63,10 @@ impl Element for f16 {
     }
 }
 
-/// Reads 16 values at `at`, zeros after the slice's end.
+/// Reads 16 values from index `at` on; lanes after the slice's end are zero.
 ///
 /// # Safety
-/// As [`Simd::load`]'s instructions.
+/// The CPU has the instructions of `S`.
 #[inline(always)]
 pub(crate) unsafe fn load_at<S: Simd, T: Element>(values: &[T], at: usize) -> S::V {
     if at + LANES <= values.len() {
@@ -80,8 +80,8 @@ pub(crate) unsafe fn load_at<S: Simd, T: Element>(values: &[T], at: usize) -> S:
     }
 }
 
-/// How far ahead in a row weights are fetched, beside those of the next tile: 13 % more bytes a second with f32, none
-/// with bf16.
+/// How many bytes ahead in a row weights are prefetched, in addition to those of the next tile: 13 % more bytes a
+/// second with f32, no gain with bf16.
 const NEAR: usize = 1 << 10;
 
 /// Some consecutive outputs, for some rows of x.
@@ -101,10 +101,10 @@ impl<T: Element> Tile<'_, T> {
         self.w.len() / self.cols
     }
 
-    /// `R` rows from `r`, `C` outputs from `o`, less those after the last.
+    /// Computes `R` rows from `r` on and `C` outputs from `o` on, or fewer outputs at the end.
     ///
     /// # Safety
-    /// The CPU has `S`; the rows and the first output exist; no other task has these outputs.
+    /// The CPU has the instructions of `S`; the rows and the first output exist; no other task writes these outputs.
     #[inline(always)]
     unsafe fn block<S: Simd, const R: usize, const C: usize>(&self, r: usize, o: usize) {
         let whole = self.cols - self.cols % LANES;
@@ -113,7 +113,7 @@ impl<T: Element> Tile<'_, T> {
         for i in 0..R {
             x[i] = &self.x[(r + i) * self.cols..][..self.cols];
         }
-        // Behind the last output, the last again: one register tile for every number of outputs.
+        // After the last output, the last is computed again: one register tile serves all numbers of outputs.
         let mut w = [&self.w[..0]; C];
         for j in 0..C {
             w[j] = &self.w[(o + j.min(outputs - 1)) * self.cols..][..self.cols];
@@ -160,10 +160,10 @@ impl<T: Element> Tile<'_, T> {
         }
     }
 
-    /// All rows and outputs, `C` outputs and about evenly up to `R` rows at a time.
+    /// Computes all rows and outputs: `C` outputs at a time, and the rows in blocks of about equal size, at most `R`.
     ///
     /// # Safety
-    /// The CPU has `S`; no other task has these outputs.
+    /// The CPU has the instructions of `S`; no other task writes these outputs.
     #[inline(always)]
     unsafe fn all<S: Simd, const R: usize, const C: usize>(&self) {
         let n = self.x.len() / self.cols;
@@ -193,20 +193,21 @@ impl<T: Element> Kernel for Tile<'_, T> {
     const DOTS: bool = false;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: `matmul` gives outputs of its own to each task.
+        // SAFETY: `matmul` gives each task outputs of its own.
         unsafe {
-            // As many sums as there are registers, less one for each weight row and for x.
+            // As many sums as fit in the registers beside one vector of each weight row and one of x.
             if S::VECTORS >= 32 { self.all::<S, 6, 4>() } else { self.all::<S, 2, 2>() }
         }
     }
 }
 
-/// Rows that are few: tasks of few outputs, which share the work more evenly.
+/// Up to this many rows, tasks are small (`TASK_FEW` outputs), so that threads share the work more evenly.
 const FEW: usize = 8;
-/// Outputs of a task with few rows, and with more; multiples of the register tile.
+/// Outputs of a task with at most `FEW` rows; a multiple of the register tile's.
 const TASK_FEW: usize = 16;
+/// Outputs of a task with more rows; a multiple of the register tile's.
 const TASK: usize = 64;
-/// x of a task, about: half of a small second cache.
+/// About how many bytes of x a task reads: half of a small L2 cache.
 const TASK_BYTES: usize = 1 << 18;
 
 /// `out[.., first..first + outputs] (+)= x W^T + bias`.
@@ -228,7 +229,7 @@ pub(crate) fn matmul<T: Element>(
     let disjoint = Disjoint::new(values);
     let share = if n <= FEW { TASK_FEW } else { TASK };
     let down = n.div_ceil((TASK_BYTES / size_of::<f32>() / cols).max(FEW));
-    // Tasks with the same weights follow each other.
+    // Tasks that read the same weights follow each other.
     pool.run(down * outputs.div_ceil(share), |task| {
         let rows = task % down * n / down..(task % down + 1) * n / down;
         let range = task / down * share..outputs.min((task / down + 1) * share);

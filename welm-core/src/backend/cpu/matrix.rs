@@ -1,4 +1,4 @@
-//! Matrices in memory: where they lie in the file, converted, or repacked as tiles.
+//! Matrices in memory: used in place in the mapped file, converted to another float type, or repacked as tiles.
 
 use half::{bf16, f16};
 
@@ -14,24 +14,24 @@ use crate::weights::tensor::{Segment, release, rows_of};
 use crate::weights::tiles::Tiled;
 use crate::weights::tiles::int8::Int8Tiles;
 
-/// Some rows of a float matrix, where they lie.
+/// Some rows of a float matrix, as a range of rows of a stored tensor.
 pub(crate) struct Part<T: Plain> {
     pub(super) values: Slab<T>, // (rows of the stored tensor, cols)
     pub(super) first_row: usize,
     pub(super) n_rows: usize,
 }
 
-/// A matrix in the element type it is computed with.
+/// A matrix in the element type that products compute with.
 pub(crate) enum Matrix {
     F32(Vec<Part<f32>>),
     F16(Vec<Part<f16>>),
     Bf16(Vec<Part<bf16>>),
-    /// Rows one after the other, in the layout of each part's own format.
+    /// The rows of all parts, one part after the other; each part in the layout of its own format.
     Quantized(Vec<Tiled>),
 }
 
 impl Matrix {
-    /// A matrix in memory, and its bias `(rows)`; `copy` if nothing may stay in the mapped file.
+    /// Loads a matrix and its bias `(rows)`. With `copy`, nothing stays in the mapped file.
     pub(super) fn load(
         source: LinearSource,
         computed: Computed,
@@ -67,7 +67,7 @@ impl Matrix {
         Ok((matrix, bias))
     }
 
-    /// Bytes of a matrix in memory that is converted; groups are those of int8.
+    /// Bytes of a converted matrix in memory. `grouping` is that of int8, and not read for floats.
     pub(crate) fn bytes_of(computed: Computed, rows: usize, cols: usize, grouping: Grouping) -> u64 {
         let elements = rows as u64 * cols as u64;
         match computed {
@@ -78,7 +78,7 @@ impl Matrix {
         }
     }
 
-    /// Bytes of what `load` makes, and whether they may be the mapped file's own.
+    /// Bytes of the matrix that `load` makes, and whether it may use the mapped file in place.
     pub(super) fn bytes_of_source(source: &LinearSource, computed: Computed) -> (u64, bool) {
         match &source.matrix {
             MatrixSource::Packed(tiles) => (tiles.bytes(), true),
@@ -93,7 +93,7 @@ impl Matrix {
         }
     }
 
-    /// Row `r` of an embedding, to `out`, `(cols)`.
+    /// Writes row `r` of an embedding to `out`, `(cols)`.
     pub(super) fn row_f32(&self, r: usize, out: &mut [f32]) {
         fn row<T: Copy + Plain>(parts: &[Part<T>], r: usize, out: &mut [f32], f: impl Fn(T) -> f32) {
             let [part] = parts else { unreachable!("an embedding is one tensor") };
@@ -111,7 +111,7 @@ impl Matrix {
         }
     }
 
-    /// The grouping of the quantised activations that its products take; none of floats.
+    /// The grouping of the quantised activations that its products take; `None` for float matrices.
     pub(super) fn grouping(&self) -> Option<Grouping> {
         match self {
             Matrix::Quantized(parts) => parts.first().map(Tiled::grouping),
@@ -120,7 +120,7 @@ impl Matrix {
     }
 }
 
-/// The stored type that is used where it lies; none if what is computed with is repacked.
+/// The stored type that needs no conversion; `None` if `computed` is always repacked.
 fn stored_type(computed: Computed) -> Option<StoredType> {
     match computed {
         Computed::F32 => Some(StoredType::F32),
@@ -135,7 +135,7 @@ fn stored_as(segments: &[Segment], wanted: StoredType) -> bool {
     segments.iter().all(|s| s.tensor.dtype == wanted)
 }
 
-/// Float parts in place where all are stored as `T` and `copy` is not asked for, else one copy.
+/// Float parts: in place if all are stored as `T` and `copy` is false, else one converted copy.
 fn parts<T: Plain>(
     source: &[Segment],
     cols: usize,

@@ -1,7 +1,7 @@
-//! The CPU: every operation over the same small pool of threads, every kernel over sixteen lanes.
+//! The CPU backend: all operations run on one small pool of threads, all kernels on vectors of sixteen lanes.
 //!
-//! Activations are f32 throughout; weights are what the file or the options say; sums have one fixed order
-//! (see [`crate::isa`]), so results depend neither on threads nor on the instruction set.
+//! Activations are f32 throughout. Weights have the type that the file or the options say. Each sum has one fixed
+//! order (see [`crate::isa`]), so results depend neither on the number of threads nor on the instruction set.
 
 mod activation;
 mod attention;
@@ -46,7 +46,7 @@ use crate::weights::computed::{Computed, Kernels};
 
 pub(crate) use self::matrix::Matrix;
 
-/// What a product does with what its output held.
+/// Whether a matrix product overwrites its output or adds to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Epilogue {
     /// `out = y`.
@@ -98,20 +98,21 @@ pub(crate) struct Cpu {
     pool: Pool,
     isa: Isa,
     dtype: Dtype,
-    wide: bool,         // 16-bit activations in every quantised product
-    copy_weights: bool, // as `LoadOptions` says
+    wide: bool,         // 16-bit activations in all quantised products
+    copy_weights: bool, // see `LoadOptions::copy_weights`
     cache_dtype: CacheDtype,
     config: ModelConfig,
     quantized: Quantized,
-    room: Room, // to unpack weights in
-    /// The buffer whose rows `quantized` has, and how. Whatever writes to that buffer resets this.
+    room: Room, // buffers in which the threads unpack weights
+    /// The id of the buffer whose rows `quantized` holds, and their form. Each write to that buffer sets this to
+    /// `None`.
     quantized_from: Option<(usize, Form)>,
-    /// How the matrices after a norm take its rows, if they take them quantised.
+    /// In which form the matrices that follow a norm take its output; `None` if they take it as f32.
     normed: Option<Form>,
-    /// How those after an activation do.
+    /// The same for the matrices that follow an activation function.
     activated: Option<Form>,
     n_buffers: usize,
-    angles: Vec<Angles>, // of each of `ModelConfig::ropes`
+    angles: Vec<Angles>, // one for each entry of `ModelConfig::ropes`
     attention: Attention,
 }
 
@@ -125,7 +126,7 @@ impl Cpu {
         options.threads.unwrap_or_else(threads::available)
     }
 
-    /// Forgets what was quantised of a buffer that is about to change.
+    /// Marks the quantised rows as out of date if they were made from `out`, which is about to change.
     fn overwrites(&mut self, out: &Buffer) {
         if self.quantized_from.is_some_and(|(id, _)| id == out.id) {
             self.quantized_from = None;
@@ -199,7 +200,7 @@ impl Cpu {
         let norms = layer.qk_norm.zip(norms);
         let (k, v) = pages.both_mut();
         let (qkv, k, v) = (Disjoint::new(qkv.used_mut()), Disjoint::new(k), Disjoint::new(v));
-        // Neighbouring rows share cache lines of the keys, so a task takes several where there are many.
+        // Keys of neighbouring rows lie in the same cache lines. So a task takes several rows if there are many.
         let share = rows.div_ceil(2 * self.pool.threads()).clamp(1, BLOCK_TOKENS);
         self.pool.run_if_worth(rows.div_ceil(share), rows * cols, |task| {
             let (rows, qkv, k, v) = (task * share..rows.min((task + 1) * share), &qkv, &k, &v);
@@ -222,7 +223,7 @@ impl Cpu {
 }
 
 impl Cpu {
-    /// Starts the threads and allocates what the arithmetic needs beside the buffers.
+    /// Starts the threads, and allocates the memory that the operations need in addition to the buffers.
     pub(crate) fn new(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> Result<Self> {
         let isa = Isa::select(options.isa.as_deref())?;
         let threads = Self::threads(options);
@@ -290,7 +291,8 @@ impl Backend for Cpu {
         let computed = source.computed(self.dtype, &Self::KERNELS)?;
         let (kind, cols) = (source.kind, source.cols);
         let (matrix, bias) = Matrix::load(source, computed, self.copy_weights, self.pool.threads())?;
-        // By width; where two have the same and differ, one is quantised once more when it comes.
+        // The width tells which matrices follow a norm or an activation function. If two of the same width take
+        // different forms, the one loaded last decides; `matmul` quantises again for the other.
         let form = matrix.grouping().map(|grouping| Form { wide: self.wide, grouping });
         if kind != PartKind::Table && cols == self.config.dim {
             self.normed = form;
@@ -429,7 +431,8 @@ impl Backend for Cpu {
     }
 
     fn logits(&mut self, out: &mut Buffer, x: &Buffer, w: &Linear, soft_cap: Option<f32>) -> Result<()> {
-        // Few rows and most of the divergence: 16 bits cost little here and halve the error.
+        // Logits are computed for few rows, but rounding their input causes most of the divergence. Activations of
+        // 16 bits cost little here and halve the error.
         self.matmul(out, x, w, Epilogue::Store, true);
         if let Some(cap) = soft_cap {
             soft_cap::cap_all(&mut self.pool, self.isa, out.used_mut(), cap);

@@ -5,23 +5,23 @@
 //! rmsnorm:   x / sqrt(mean(x^2) + eps) * w                              (arXiv 1910.07467)
 //! ```
 //!
-//! The variance is taken around the mean in a second pass: `mean(x^2) - mean^2` loses every digit where
-//! the mean is large, and the row is in the first cache anyway.
+//! The variance is computed around the mean, in a second pass over the row, which is in the L1 cache by then.
+//! `mean(x^2) - mean^2` would need one pass, but loses all its digits if the mean is large.
 
 use super::Norm;
 use super::linear::load_at;
 use crate::isa::{Kernel, LANES, Simd};
 
-/// One row; implements [`Kernel`].
+/// `out = norm(x)` of one row; implements [`Kernel`].
 pub(crate) struct NormRow<'a> {
     pub(crate) x: &'a [f32],       // (dim)
-    pub(crate) norm: &'a Norm,     // without a bias: rmsnorm
+    pub(crate) norm: &'a Norm,     // layernorm if it has a bias, else rmsnorm
     pub(crate) out: &'a mut [f32], // (dim)
 }
 
 /// `to += norm(y)` of one row; implements [`Kernel`].
 pub(crate) struct NormAddRow<'a> {
-    pub(crate) y: &'a mut [f32], // (dim), used up
+    pub(crate) y: &'a mut [f32], // (dim), overwritten
     pub(crate) norm: &'a Norm,
     pub(crate) to: &'a mut [f32], // (dim)
 }
@@ -53,7 +53,7 @@ impl Kernel for NormAddRow<'_> {
     }
 }
 
-/// Normalises `(dim)` values where they lie.
+/// Normalises `row`, `(dim)`, in place.
 ///
 /// # Safety
 /// The CPU has the instructions of `S`.
@@ -67,7 +67,7 @@ pub(super) unsafe fn norm_in_place<S: Simd>(row: &mut [f32], norm: &Norm) {
     }
 }
 
-/// What is subtracted of a row: nothing in an rmsnorm.
+/// The mean that the norm subtracts from a row: 0 for an rmsnorm.
 ///
 /// # Safety
 /// The CPU has the instructions of `S`.
@@ -86,7 +86,7 @@ unsafe fn mean_of<S: Simd>(row: &[f32], norm: &Norm) -> f32 {
     }
 }
 
-/// Divides a row without its mean by its deviation, and applies weight and bias.
+/// Divides a row, from which the mean was subtracted, by its standard deviation, and applies weight and bias.
 ///
 /// # Safety
 /// The CPU has the instructions of `S`.

@@ -1,10 +1,10 @@
-//! Where the sums of a product go, in every kernel alike.
+//! The epilogue that all kernels of quantised products share: adds the bias, and stores the sums or adds them.
 
 use super::Epilogue;
 use super::pool::Disjoint;
 use crate::isa::{LANES, Simd};
 
-/// Where the outputs of some strips go.
+/// Where a kernel writes the outputs of some strips.
 pub(super) struct Outputs<'a> {
     pub(super) bias: Option<&'a [f32]>,    // (n)
     pub(super) n: usize,                   // at most 16 a strip
@@ -15,15 +15,15 @@ pub(super) struct Outputs<'a> {
 }
 
 impl Outputs<'_> {
-    /// Strips of 16 outputs; the last may have fewer.
+    /// The number of strips of 16 outputs; the last may have fewer outputs.
     pub(super) fn strips(&self) -> usize {
         self.n.div_ceil(LANES)
     }
 
-    /// Writes the sums of strip `t` for the first `rows` of the `R` rows from `r`.
+    /// Writes the sums of strip `t` for the first `rows` of the `R` rows from `r` on.
     ///
     /// # Safety
-    /// The CPU has `S`; the rows and the strip exist; no other task has these outputs.
+    /// The CPU has the instructions of `S`; the rows and the strip exist; no other task writes these outputs.
     #[inline(always)]
     pub(super) unsafe fn write<S: Simd, const R: usize>(
         &self,

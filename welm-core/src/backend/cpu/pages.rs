@@ -1,9 +1,9 @@
-//! The paged cache of one layer, and how a step's keys and values get into it.
+//! The paged KV cache of one layer, and the kernel that writes a step's keys and values into it.
 //!
-//! A block's keys lie transposed, sixteen tokens side by side for each dimension: a vector of scores is then sixteen
-//! keys, summed over the dimensions without a sum across lanes. Its values lie as rows, because a row of outputs
-//! is a sum of such rows. A token's key is therefore written two or four bytes at a time, once, to be read as whole
-//! vectors by every later token.
+//! The keys of a block are transposed: for each dimension, those of sixteen tokens lie side by side. A vector then has
+//! the scores of sixteen keys, summed over the dimensions without a sum across lanes. The values of a block are rows,
+//! because an attention output is a weighted sum of such rows. So a token's key is written one element at a time (two
+//! or four bytes), but only once; all later tokens read it as whole vectors.
 
 use std::ops::Range;
 
@@ -22,9 +22,9 @@ use crate::memory::Memory;
 
 const _: () = assert!(BLOCK_TOKENS == LANES, "a vector of scores is a block's keys");
 
-/// A float that the cache stores.
+/// A float type that the cache stores.
 pub(crate) trait CacheElement: Element {
-    /// Writes 16 of them, rounded to nearest even.
+    /// Writes 16 values, rounded to nearest even.
     ///
     /// # Safety
     /// As [`Simd::store`].
@@ -54,10 +54,10 @@ pub(crate) struct Pages<T> {
 }
 
 impl<T: Element> Pages<T> {
-    /// Zeros, `len` of each.
+    /// A cache of zeros with `len` key elements and `len` value elements.
     ///
     /// # Errors
-    /// If the system has not as much memory.
+    /// If the system does not have that much memory.
     pub(crate) fn new(len: usize) -> Result<Self> {
         Ok(Pages { k: Memory::zeroed(len, "keys and values")?, v: Memory::zeroed(len, "keys and values")? })
     }
@@ -68,12 +68,12 @@ impl<T: Element> Pages<T> {
         (&self.k, &self.v)
     }
 
-    /// As [`Pages::both`].
+    /// The same as [`Pages::both`], mutable.
     pub(crate) fn both_mut(&mut self) -> (&mut [T], &mut [T]) {
         (&mut self.k, &mut self.v)
     }
 
-    /// Copies block `from` over block `to`; `len` values a block.
+    /// Copies block `from` over block `to`. A block has `len` key elements and `len` value elements.
     pub(crate) fn copy_block(&mut self, from: u32, to: u32, len: usize) {
         let from = from as usize * len;
         self.k.copy_within(from..from + len, to as usize * len);
@@ -81,7 +81,7 @@ impl<T: Element> Pages<T> {
     }
 }
 
-/// The heads of a model.
+/// The attention heads of a model.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Heads {
     pub(crate) n_heads: usize,
@@ -90,37 +90,37 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
-    /// Those of a model.
+    /// The heads of the model with this configuration.
     pub(crate) fn of(config: &ModelConfig) -> Heads {
         Heads { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim }
     }
 
-    /// Query heads of a key/value head.
+    /// Query heads that share a key/value head.
     pub(crate) fn group(self) -> usize {
         self.n_heads / self.n_kv_heads
     }
 
-    /// Where a key/value head's part of a block starts, in the keys as in the values.
+    /// The index at which a key/value head's part of a block starts; the same for keys and values.
     #[inline(always)]
     pub(crate) fn start(self, block: usize, kv_head: usize) -> usize {
         (block * self.n_kv_heads + kv_head) * BLOCK_TOKENS * self.head_dim
     }
 
-    /// Columns of a row of q, k and v.
+    /// Columns of a row that has q, k and v side by side.
     pub(crate) fn cols(self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
 }
 
-/// Normalises (if asked) and turns q and k of some rows in place, and writes k and v to their slots; implements
-/// [`Kernel`].
+/// For some rows: normalises q and k if the layer has norms, turns them by the rotary embedding if it has one, both in
+/// place, and writes k and v to their slots. Implements [`Kernel`].
 ///
-/// Rows of one task should be neighbours: their keys share cache lines.
+/// The rows of one task should be neighbours, because their keys lie in the same cache lines.
 pub(crate) struct CacheRows<'a, T> {
     pub(crate) rows: Range<usize>,
-    pub(crate) qkv: &'a Disjoint<'a, f32>, // (n, Heads::cols); the rows are this task's alone
-    pub(crate) k: &'a Disjoint<'a, T>,     // as in `Pages`; so are the rows' slots
-    pub(crate) v: &'a Disjoint<'a, T>,
+    pub(crate) qkv: &'a Disjoint<'a, f32>, // (n, Heads::cols); only this task uses `rows`
+    pub(crate) k: &'a Disjoint<'a, T>,     // as in `Pages`; only this task uses the slots of `rows`
+    pub(crate) v: &'a Disjoint<'a, T>,     // the same
     pub(crate) heads: Heads,
     pub(crate) rope: Option<(&'a Angles, RopePairing)>,
     pub(crate) norms: Option<(QkNorm, &'a [Norm; 2])>, // of q and of k
@@ -160,7 +160,7 @@ impl<T: CacheElement> Kernel for CacheRows<'_, T> {
                 let slot = self.batch.slot_mapping[r] as usize;
                 let start = self.heads.start(slot / BLOCK_TOKENS, kv_head);
                 let offset = slot % BLOCK_TOKENS;
-                // SAFETY: the row and its slot are this task's; vectors are stored to 16 values.
+                // SAFETY: the row and its slot are this task's; vectors are stored to arrays of 16 values.
                 unsafe {
                     let k = &*self.qkv.slice(r * cols + (n_heads + kv_head) * d, d);
                     let v = &*self.qkv.slice(r * cols + (n_heads + n_kv_heads + kv_head) * d, d);

@@ -1,14 +1,15 @@
-//! Compute threads: one job at a time, cut into tasks that whoever is free takes.
+//! The compute threads: one job at a time, cut into tasks that any free thread takes.
 //!
-//! A forward pass is some hundred short jobs, one after the other, so what matters is the cost of starting
-//! and ending one. Workers therefore spin for a few dozen microseconds after their last task before they
-//! park, and a job ends when its *tasks* are done, not when every worker has reported: a worker that the
-//! system has put aside delays nobody.
+//! A forward pass is some hundred short jobs, one after the other, so starting and ending a job must be cheap. A
+//! worker therefore spins for a few dozen microseconds after its last task before it parks. A job ends when its
+//! *tasks* are done, not when every worker has reported: a worker that the operating system has suspended between
+//! tasks delays nobody.
 //!
-//! The whole state of a job is one word, `tasks | next`, and a claim is one exchange on it. A claim that
-//! succeeds is one of the current job's, and a job cannot end while a claim is open, so a worker that wakes up
-//! late can neither touch a finished job nor miss the current one. A claim takes a share of what is left, at
-//! first many tasks in a row: threads then read long runs of memory, and meet at the word a few times only.
+//! The whole state of a job is one atomic word: the number of tasks and the index of the next. A thread claims tasks by
+//! one compare-exchange on that word. A claim that succeeds belongs to the current job, and a job cannot end while a
+//! claimed task is not done. So a worker that wakes up late can neither touch a finished job nor miss the current one.
+//! A claim takes a share of the tasks that are left, so the first claims are many tasks in a row. Threads then read
+//! long runs of memory and rarely contend for the word.
 //!
 //! Which thread computes a task must not matter: tasks write disjoint outputs and share no sums.
 
@@ -23,21 +24,23 @@ use crate::host::fork::Local;
 use crate::host::panics;
 use crate::host::threads::{STACK, expect_room_for, refused};
 
-/// Splits the job's word into task count and next task's index.
+/// Splits the job's word into the number of tasks and the index of the next one.
 fn split(word: u64) -> (u64, u64) {
     (word >> 32, word & 0xFFFF_FFFF)
 }
 
-/// Empty looks at the word before a worker parks: longer than the pause between two steps, for sampling.
+/// How often a worker reads the word and finds no task before it parks. That takes longer than the pause between two
+/// steps, in which tokens are sampled.
 const SPINS: u32 = 20_000;
 
-/// Below this many multiplications an operation is done faster by one thread than by two.
+/// With fewer multiplications than this, one thread is faster than two.
 pub(crate) const WORTH_SHARING: usize = 1 << 14;
 
 /// The job's closure, behind one more reference so that the pointer is thin.
 type Task<'a> = &'a (dyn Fn(Range<usize>) + Sync);
 
-/// Keeps what several threads write apart from its neighbours; processors fetch lines of 64 bytes in pairs.
+/// Keeps a value in cache lines of its own, because several threads write it. 128 bytes, because processors fetch
+/// lines of 64 bytes in pairs.
 #[repr(align(128))]
 struct Apart<T>(T);
 
@@ -47,14 +50,14 @@ struct Shared {
     done: Apart<AtomicUsize>,
     /// The current job's closure; valid while a claimed task of the job is not done.
     task: AtomicPtr<Task<'static>>,
-    /// What the first task that panicked said.
+    /// The message of the first task that panicked.
     panicked: Mutex<Option<String>>,
     stop: AtomicBool,
     parked: Vec<AtomicBool>,
 }
 
 impl Shared {
-    /// Takes tasks of the current job until there are none.
+    /// Runs tasks of the current job until none is left.
     fn work(&self) {
         let threads = self.parked.len() as u64 + 1;
         loop {
@@ -81,7 +84,7 @@ impl Shared {
         }
     }
 
-    /// Whether the current job has a task left; a look, not a claim.
+    /// Whether the current job has a task that nobody has claimed. Claims nothing.
     fn has_work(&self) -> bool {
         let (tasks, next) = split(self.word.0.load(Ordering::SeqCst));
         next < tasks
@@ -98,7 +101,7 @@ impl Shared {
                 std::hint::spin_loop();
             } else {
                 self.parked[index].store(true, Ordering::SeqCst);
-                // Looked at again after the flag is up: whoever published before saw no flag.
+                // Look for work again now that the flag is set: a job that started before saw no flag and wakes nobody.
                 while !self.has_work()
                     && !self.stop.load(Ordering::SeqCst)
                     && self.parked[index].load(Ordering::SeqCst)
@@ -112,11 +115,11 @@ impl Shared {
     }
 }
 
-/// The compute threads; the calling thread is one of them.
+/// The pool of compute threads; the calling thread is one of them.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<Thread>,
-    /// To be joined, but in a forked child, which has none.
+    /// To be joined, except in a forked child, which has none of these threads.
     handles: Local<Vec<JoinHandle<()>>>,
 }
 
@@ -150,18 +153,19 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Threads that compute, the caller included.
+    /// The number of threads that compute, including the caller.
     pub(crate) fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// As [`Pool::run`], but on this thread alone if the `work`, in multiplications or so, is not worth waking others.
+    /// As [`Pool::run`], but on this thread alone if there is too little work to wake others. `work` is about the
+    /// number of multiplications.
     pub(crate) fn run_if_worth(&mut self, tasks: usize, work: usize, task: impl Fn(usize) + Sync) {
         if work < WORTH_SHARING { (0..tasks).for_each(task) } else { self.run(tasks, task) }
     }
 
     /// Calls `task(0)` to `task(tasks - 1)`, each once, on any thread, and returns when all are done.
-    /// `&mut self`, because there is one job at a time.
+    /// Takes `&mut self` because there is one job at a time.
     ///
     /// # Panics
     /// If a task panicked.
@@ -169,7 +173,7 @@ impl Pool {
         self.run_ranges(tasks, |range| range.for_each(&task));
     }
 
-    /// As [`Pool::run`], but tasks in a row come as one call: for those that are short, or share something.
+    /// As [`Pool::run`], but a thread gets consecutive tasks in one call. For tasks that are short or share work.
     pub(crate) fn run_ranges(&mut self, tasks: usize, task: impl Fn(Range<usize>) + Sync) {
         if tasks <= 1 || self.workers.is_empty() {
             if tasks > 0 {
@@ -191,7 +195,7 @@ impl Pool {
         shared.work();
         let mut spins = 0u32;
         while shared.done.0.load(Ordering::Acquire) < tasks {
-            // On a crowded machine the worker may need this very core to finish.
+            // If the machine is busy, the worker may need this core to finish.
             spins += 1;
             if spins.is_multiple_of(1_000) { thread::yield_now() } else { std::hint::spin_loop() }
         }
@@ -226,7 +230,7 @@ unsafe impl<T: Send> Send for Disjoint<'_, T> {}
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
-    /// Borrows the slice for the job's time.
+    /// Borrows the slice for the time of a job.
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Disjoint { start: slice.as_mut_ptr(), len: slice.len(), _borrow: std::marker::PhantomData }
     }

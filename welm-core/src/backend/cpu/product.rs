@@ -1,4 +1,4 @@
-//! Products of quantised activations with matrices whose parts may be stored in different ways.
+//! Products of quantised activations with matrices whose parts may be stored in different formats.
 
 use std::ops::Range;
 
@@ -11,7 +11,8 @@ use super::quantize::Quantized;
 use crate::isa::{Isa, LANES};
 use crate::weights::tiles::{Tiled, tile_counts};
 
-/// `out (+)= x W^T + bias`; `W` is `parts`, one below the other, `out` `(n, rows)`, `bias` `(rows)`.
+/// `out = x W^T + bias`, or `out += x W^T + bias`. The rows of `W` are those of all `parts`, one part after the other;
+/// `out` is `(n, rows)`, `bias` `(rows)`.
 pub(super) fn matmul(
     pool: &mut Pool,
     isa: Isa,
@@ -46,7 +47,7 @@ pub(super) fn matmul(
                     first: row + outputs.start,
                     epilogue,
                 };
-                // SAFETY: each strip is computed once, and has its own columns of `out`.
+                // SAFETY: each strip is computed once, and writes its own columns of `out`.
                 unsafe { run(isa, room, part, own, x, outputs) };
             }
             (strip, row) = (end, row + part.rows());
@@ -54,12 +55,12 @@ pub(super) fn matmul(
     });
 }
 
-/// Some strips of one part.
+/// Computes some strips of one part.
 ///
 /// # Safety
-/// No other task has these outputs.
+/// No other task writes these outputs.
 unsafe fn run(isa: Isa, room: &Room, part: &Tiled, own: Range<usize>, x: &Quantized, outputs: Outputs) {
-    // SAFETY: the caller's promise; the sizes are what `matmul` checked, and what made the tiles.
+    // SAFETY: the caller's promise; `matmul` checked the sizes of the activations, and packing made those of the tiles.
     unsafe {
         match part {
             Tiled::Int8(w) => isa.dispatch(Tiles::from(w).rows(own, x, outputs)),
@@ -91,7 +92,7 @@ mod tests {
         (0..n as u32).map(move |i| (i.wrapping_mul(2_654_435_761) ^ seed).wrapping_mul(0x85EB_CA6B) >> 9)
     }
 
-    /// A matrix of any int8 values and scales, without going through quantisation.
+    /// A matrix of arbitrary int8 values and scales, not made by quantisation.
     fn matrix(rows: usize, cols: usize, grouping: Grouping, extreme: bool) -> Int8Tiles {
         let (down, across) = tile_counts(rows, cols);
         let weight: Vec<u8> = noise(down * across * INT8_TILE, 5)
@@ -103,7 +104,7 @@ mod tests {
         Int8Tiles { rows, cols, grouping, weight: weight.into(), scale: scale.into() }
     }
 
-    /// As `matrix`, of four bits.
+    /// Like `matrix`, with weights of four bits.
     fn matrix4(rows: usize, cols: usize, extreme: bool) -> Int4Tiles {
         let Int8Tiles { weight, scale, .. } = matrix(rows, cols, Grouping::Plain, extreme);
         let min: Vec<f16> = noise(scale.len(), 8).map(|x| f16::from_f32((x % 100) as f32 / -400.0)).collect();
@@ -111,8 +112,8 @@ mod tests {
         Int4Tiles { rows, cols, weight: weight.collect::<Vec<_>>().into(), scale, min: min.into() }
     }
 
-    /// Products of `x`, `(n, w.cols)`, with `w`, whose values are `dense`: near the exact ones, and the same bits
-    /// everywhere.
+    /// Checks products of `x`, `(n, w.cols)`, with `w`, whose values are `dense`: they are near the exact ones, and
+    /// have the same bits with every instruction set, number of threads and batch.
     fn check(x: &[f32], n: usize, w: &[Tiled], dense: &[f32], bias: &[f32], wide: bool) {
         let (rows, cols) = (dense.len() / w[0].cols(), w[0].cols());
         let form = Form { wide, grouping: w[0].grouping() };

@@ -1,19 +1,20 @@
-//! Rows of activations as int8: one scale for each group of columns, made on the fly before a product.
+//! Quantises rows of activations to int8 before a product, with one scale for each group of columns.
 //!
 //! ```text
 //! 8 bits:  x ~ s * lo,              s = max |x| / 127      of the group
 //! 16 bits: x ~ s * (256 * hi + lo), s = max |x| / 32512    so that `hi` fits an i8
 //! ```
 //!
-//! Groups are those of the weights: 32 columns, or 128 after each 64 were rotated (see `weights::formats::int8`).
+//! The groups are those of the weights: 32 columns, or 128 columns that were rotated 64 at a time (see
+//! `weights::formats::int8`).
 //!
-//! 16-bit activations are two int8 planes: the same instruction twice, and no second kernel.
+//! 16-bit activations are two planes of int8. A product runs the same instruction on both and needs no second kernel.
 //!
-//! Eight rows lie together, tile by tile: a product reads 32 columns of eight rows as one piece of memory. (Rows one
-//! after the other meet in the same lines of the first cache where their length is a power of two.)
+//! Eight rows form a block and are interleaved tile by tile: a product reads 32 columns of eight rows from consecutive
+//! memory. (Plain rows whose length is a power of two would compete for the same lines of the L1 cache.)
 //!
-//! Beside the values a group keeps what its sum of products starts with, and its own sum, for weights that are
-//! stored with an offset of 128 or with a minimum (see [`super::i8dot`]).
+//! A group also has the integers that its dot products start from, for weights stored with an offset of 128, and the
+//! sum of its values, for weights with a minimum (see [`super::i8dot`]).
 
 use super::pool::{Disjoint, Pool};
 use crate::error::Result;
@@ -21,7 +22,7 @@ use crate::host::memory::vec_for;
 use crate::isa::{BIAS, GROUP, Isa, Kernel, ROTATED, Simd};
 use crate::weights::formats::int8::Grouping;
 
-/// Rows that lie together.
+/// Rows of a block, whose tiles are interleaved.
 pub(super) const BLOCK: usize = 8;
 
 /// How rows are quantised.
@@ -32,32 +33,33 @@ pub(crate) struct Form {
     pub(crate) grouping: Grouping,
 }
 
-/// Where item `i` of row `r` is, of rows of `items` items.
+/// The index of item `i` of row `r`, if each row has `items` items: tiles or groups.
 fn place(items: usize, r: usize, i: usize) -> usize {
     (r / BLOCK * items + i) * BLOCK + r % BLOCK
 }
 
-/// Quantised rows: allocated once for the largest batch and the widest matrix.
+/// Quantised rows. Allocated once, for the largest batch and the widest matrix.
 pub(crate) struct Quantized {
     pub(super) lo: Vec<[i8; GROUP]>, // (n / 8, tiles, 8)
     pub(super) hi: Vec<[i8; GROUP]>, // (n / 8, tiles, 8), 16 bits only
     pub(super) scale: Vec<f32>,      // (n / 8, groups, 8)
     pub(super) sum: Vec<f32>,        // (n / 8, groups, 8), scale * sum of the group's integers
-    pub(super) lo_start: Vec<i32>,   // (n / 8, groups, 8), -128 * sum of lo, from `start`
+    pub(super) lo_start: Vec<i32>,   // (n / 8, groups, 8), `start` - 128 * sum of lo
     pub(super) hi_start: Vec<i32>,   // (n / 8, groups, 8), -128 * sum of hi
-    pub(super) halves: Vec<Halves>,  // (n / 8, tiles, 8), of plain groups
-    /// Tiles of 32 columns, the last padded with zeros.
+    pub(super) halves: Vec<Halves>,  // (n / 8, tiles, 8), plain groups only
+    /// Tiles of 32 columns in a row; the last is padded with zeros.
     pub(super) tiles: usize,
     pub(super) n: usize,
     pub(super) form: Form,
 }
 
-/// What sums of products with rows start from: those of 8 bits are read as the bits of an f32 (see [`BIAS`]).
+/// The integer that dot products start from, before the offset of weights is subtracted. With 8-bit activations it is
+/// the bits of [`BIAS`], so that the sum is read as an f32.
 pub(super) const fn start(wide: bool) -> i32 {
     if wide { 0 } else { BIAS.to_bits().cast_signed() }
 }
 
-/// The same of each 16 columns of a group: for weights whose groups have 16.
+/// Starts and sums of each half of a group, 16 columns: for weights whose scales are for 16 columns.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Halves {
     pub(super) lo_start: [i32; 2],
@@ -66,12 +68,12 @@ pub(super) struct Halves {
 }
 
 impl Quantized {
-    /// Tiles of `rows` rows of `cols`, in whole blocks; no grouping has more groups.
+    /// The number of tiles of `rows` rows of `cols` columns, in whole blocks. There are never more groups than tiles.
     fn tiles(rows: usize, cols: usize) -> usize {
         rows.next_multiple_of(BLOCK) * cols.div_ceil(GROUP)
     }
 
-    /// Room for `max_rows` rows of `max_cols`.
+    /// Room for `max_rows` rows of `max_cols` columns.
     pub(crate) fn new(max_rows: usize, max_cols: usize) -> Result<Self> {
         let tiles = Self::tiles(max_rows, max_cols);
         Ok(Quantized {
@@ -93,17 +95,17 @@ impl Quantized {
         (Self::tiles(max_rows, max_cols) * (2 * GROUP + 16 + size_of::<Halves>())) as u64
     }
 
-    /// Where tile `t` of row `r` is.
+    /// The index of tile `t` of row `r`.
     pub(super) fn tile_at(&self, r: usize, t: usize) -> usize {
         place(self.tiles, r, t)
     }
 
-    /// Where group `g` of row `r` has its scale, its sum and its starts.
+    /// The index of scale, sum and starts of group `g` of row `r`.
     pub(super) fn group_at(&self, r: usize, g: usize) -> usize {
         place(self.form.grouping.groups(self.tiles), r, g)
     }
 
-    /// Takes `n` rows of `cols`; each is to be filled.
+    /// Prepares for `n` rows of `cols` columns. The caller then fills each of them.
     pub(crate) fn rows(&mut self, n: usize, cols: usize, form: Form) -> Rows<'_> {
         (self.n, self.tiles, self.form) = (n, cols.div_ceil(GROUP), form);
         Rows {
@@ -119,7 +121,7 @@ impl Quantized {
         }
     }
 
-    /// Quantises rows `(n, cols)`.
+    /// Quantises the rows of `x`, `(n, cols)`.
     pub(crate) fn fill(&mut self, pool: &mut Pool, isa: Isa, x: &[f32], cols: usize, form: Form) {
         let n = x.len() / cols;
         let rows = self.rows(n, cols, form);
@@ -130,14 +132,14 @@ impl Quantized {
     }
 }
 
-/// `len` times `value`, or an error instead of an abort.
+/// A vector of `len` times `value`. If the memory is not available, this is an error and no abort.
 fn filled<T: Copy>(len: usize, value: T) -> Result<Vec<T>> {
     let mut values = vec_for("quantised activations", len)?;
     values.resize(len, value);
     Ok(values)
 }
 
-/// Rows that tasks of one job fill.
+/// The rows of [`Quantized`], shared by the tasks that fill them.
 pub(crate) struct Rows<'a> {
     lo: Disjoint<'a, [i8; GROUP]>,
     hi: Disjoint<'a, [i8; GROUP]>,
@@ -151,10 +153,11 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Quantises `x` into row `r` from column `first` on, a multiple of [`PART`]; `x` ends the row, or is whole parts.
+    /// Quantises `x` into row `r`, from column `first` on, which is a multiple of [`PART`]. The length of `x` is a
+    /// multiple of `PART`, or `x` ends the row.
     ///
     /// # Safety
-    /// No two threads fill one part of a row.
+    /// No two threads fill the same part of a row.
     pub(crate) unsafe fn fill(&self, isa: Isa, r: usize, first: usize, x: &[f32]) {
         debug_assert!(first.is_multiple_of(PART));
         // SAFETY: the caller's promise.
@@ -169,18 +172,20 @@ struct QuantizeRow<'a> {
     to: &'a Rows<'a>,
 }
 
-/// The largest 16-bit magnitude whose high plane still fits in an i8.
+/// The largest magnitude of a 16-bit activation: its high plane is then 127.
 const WIDE: f32 = 32_512.0;
-/// Tiles whose scales are computed together, so that their divisions are one: whole groups.
+/// Tiles whose scales are computed together, in one loop of divisions that the compiler can vectorise. Whole groups.
 const AT_ONCE: usize = 16;
-/// Their columns.
+/// Columns of a part: these tiles.
 pub(super) const PART: usize = AT_ONCE * GROUP;
-/// A group with nothing larger counts as zeros: below this, `WIDE / largest` overflows.
+/// A group whose largest magnitude is at most this is quantised to zeros. For less, `WIDE / largest` would overflow.
 const TINY: f32 = 1e-30;
 
 impl QuantizeRow<'_> {
+    /// Quantises the columns of `x` to 16 bits (`WIDE_ROWS`) or 8.
+    ///
     /// # Safety
-    /// The CPU has `S`.
+    /// The CPU has the instructions of `S`.
     #[inline(always)]
     unsafe fn run<S: Simd, const WIDE_ROWS: bool>(&self) {
         let steps = if WIDE_ROWS { WIDE } else { 127.0 };
@@ -209,14 +214,14 @@ impl QuantizeRow<'_> {
                 *group = unsafe { S::largest_bits(tiles) };
             }
             if !rest.is_empty() {
-                // SAFETY: as above. Only groups of one tile end within one.
+                // SAFETY: as above. Only plain groups, of one tile each, can end within a tile.
                 largest[n - 1] = unsafe { S::largest_bits(&[padded]) };
             }
             for g in 0..AT_ONCE {
                 let largest = f32::from_bits(largest[g]);
                 let used = largest > TINY && largest < f32::INFINITY;
                 inverse[g] = if used { steps / largest } else { 0.0 };
-                // A value that is not finite must not vanish: it makes the scale, and so the output, NaN.
+                // A value that is not finite must not be lost: it makes the scale, and so the output, NaN.
                 let unused = if largest <= TINY { 0.0 } else { f32::NAN };
                 scale[g] = if used { largest / steps } else { unused };
             }

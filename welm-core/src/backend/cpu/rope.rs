@@ -5,9 +5,9 @@
 //! half-split:  a = x[i],  b = x[i + n]      interleaved:  a = x[2 i],  b = x[2 i + 1]       i < n
 //! ```
 //!
-//! with `n = rotary_dim / 2`; values after `rotary_dim` stay as they are. An attention factor (YaRN, LongRoPE) is in the
-//! cosines and sines, so that it scales what is turned and nothing else. The angles of a step's rows are
-//! computed once, before the first layer: a table for the whole context would be as large as a layer.
+//! with `n = rotary_dim / 2`; values after `rotary_dim` stay as they are. An attention factor (YaRN, LongRoPE) is
+//! multiplied into the cosines and sines, so it scales only the values that are turned. The angles of a step's rows are
+//! computed once, before the first layer. A table for the whole context would be as large as a layer.
 
 use crate::backend::Limits;
 use crate::config::{Rope, RopePairing};
@@ -17,23 +17,23 @@ pub(crate) struct Angles {
     inv_freq: Vec<f32>, // (n)
     cos: Vec<f32>,      // (max_rows, n)
     sin: Vec<f32>,      // (max_rows, n)
-    /// Of cosines and sines.
+    /// The attention factor: cosines and sines are multiplied by it.
     factor: f32,
 }
 
 impl Angles {
-    /// Those of a rotary embedding, with room for the rows of a step.
+    /// The angles of `rope`, with room for the rows of a step.
     pub(crate) fn of(rope: &Rope, limits: Limits) -> Self {
         Self::new(rope.inv_freq(limits.max_context), rope.attention_factor, limits.max_rows)
     }
 
-    /// Room for `max_rows` rows.
+    /// Angles for `inv_freq`, `(n)`, with room for `max_rows` rows.
     pub(crate) fn new(inv_freq: Vec<f32>, factor: f32, max_rows: usize) -> Self {
         let len = inv_freq.len() * max_rows;
         Angles { inv_freq, cos: vec![0.0; len], sin: vec![0.0; len], factor }
     }
 
-    /// Computes the angles of rows at these positions.
+    /// Computes cosines and sines of rows at these positions.
     pub(crate) fn fill(&mut self, positions: &[u32]) {
         let n = self.inv_freq.len();
         for (row, &pos) in positions.iter().enumerate() {
@@ -44,20 +44,21 @@ impl Angles {
         }
     }
 
-    /// Cosines and sines of the first `n` rows, `(n, pairs)` each.
+    /// Cosines and sines of the first `n` rows, each `(n, pairs)`.
     #[cfg(feature = "kernels")]
     pub(crate) fn of_rows(&self, n: usize) -> (&[f32], &[f32]) {
         let len = n * self.inv_freq.len();
         (&self.cos[..len], &self.sin[..len])
     }
 
-    /// Angles of a row.
+    /// The number of angles of a row.
     #[cfg(feature = "kernels")]
     pub(crate) fn pairs(&self) -> usize {
         self.inv_freq.len()
     }
 
-    /// Turns one head, `(head_dim)`, of a row. Inlined, so that it has its caller's instructions.
+    /// Turns one head, `(head_dim)`, of row `row` in place. Inlined, so that it is compiled with its caller's
+    /// instructions.
     #[inline(always)]
     pub(crate) fn turn(&self, row: usize, head: &mut [f32], pairing: RopePairing) {
         let n = self.inv_freq.len();
@@ -101,7 +102,7 @@ mod tests {
         angles.turn(1, &mut head, RopePairing::Interleaved);
         assert_eq!((head[0], head[1]), turned(1.0, 2.0, 3.0));
         assert_eq!((head[2], head[3]), turned(3.0, 4.0, 1.5));
-        // A factor scales what is turned, and nothing else.
+        // The factor scales the values that are turned, and no others.
         angles.factor = 2.0;
         angles.fill(&[0, 3]);
         let mut head = start;

@@ -6,22 +6,22 @@
 //!         = sign(y) (1 - e) / (1 + e),   e = exp(-2 |y|),  beyond
 //! ```
 //!
-//! `q` has degree 4 (S. L. Moshier, *Cephes*, `tanhf`). Two formulas, because `1 - e` has no digits left where `y` is
-//! small. The relative error is below 2e-7.
+//! `q` has degree 4 (S. L. Moshier, *Cephes*, `tanhf`). There are two formulas, because `1 - e` loses its digits to
+//! cancellation if `y` is small. The relative error is below 2e-7.
 
 use super::exp::exp_to_most;
 use super::linear::load_at;
 use super::pool::{Disjoint, Pool};
 use crate::isa::{Isa, Kernel, LANES, Simd};
 
-/// Where the formula changes.
+/// The largest `|y|` of the first formula.
 const NEAR: f32 = 0.625;
-/// `q`, the constant first.
+/// The coefficients of `q`, the constant first.
 const Q: [f32; 5] = [-0.333_332_8, 0.133_314_42, -0.053_739_716, 0.020_639_088, -0.005_704_988_7];
 /// Values of one task.
 const SHARE: usize = 8_192;
 
-/// `tanh(y)`; what is not a number stays so.
+/// `tanh(y)`; NaN stays NaN.
 ///
 /// # Safety
 /// The CPU has the instructions of `S`.
@@ -54,7 +54,7 @@ pub(super) unsafe fn soft_cap<S: Simd>(x: S::V, cap: f32) -> S::V {
     unsafe { S::mul(tanh::<S>(S::mul(x, S::splat(1.0 / cap))), S::splat(cap)) }
 }
 
-/// Some values, in place; implements [`Kernel`].
+/// Applies the soft cap to some values, in place; implements [`Kernel`].
 struct Capped<'a> {
     x: &'a mut [f32],
     cap: f32,
@@ -75,7 +75,7 @@ impl Kernel for Capped<'_> {
     }
 }
 
-/// `x = cap tanh(x / cap)` of logits.
+/// `x = cap tanh(x / cap)` for all logits `x`, in place.
 pub(super) fn cap_all(pool: &mut Pool, isa: Isa, x: &mut [f32], cap: f32) {
     let (len, values) = (x.len(), Disjoint::new(x));
     pool.run_if_worth(len.div_ceil(SHARE), len, |task| {

@@ -1,7 +1,7 @@
-//! Attention of a step's rows over their sequences' caches.
+//! Attention of a step's rows over the KV caches of their sequences, by online softmax.
 //!
-//! Positions are cut into pieces of [`PIECE`]. With `m`, `l`, `O` starting from `-inf`, 0, 0, each query vector takes
-//! the pieces of its sequence in ascending order (arXiv 1805.02867, 2205.14135):
+//! Positions are cut into pieces of [`PIECE`]. For each query vector, `m`, `l` and `O` start from `-inf`, 0 and 0, and
+//! take the pieces of its sequence in ascending order (arXiv 1805.02867, 2205.14135):
 //!
 //! ```text
 //! s[j] = sum_d (q[d] * scale) k[j][d]               j of the piece, position - window < j <= position
@@ -10,25 +10,26 @@
 //! l = l a + L b,   O = O a + P b                    out = O / l after the last piece
 //! ```
 //!
-//! Scale and window are the layer's ([`LayerConfig`]); with a soft cap, `s` becomes `cap(s)` ([`super::soft_cap`]).
+//! Scale and window are the layer's ([`LayerConfig`]). With a soft cap, `s` becomes `cap(s)` ([`super::soft_cap`]).
 //!
-//! Sums over d and over j ascend, one fused multiply-add after the other, and L adds the keys' blocks lane by lane
-//! before its lanes. That is the whole definition: a row has the same bits alone or in a tile, whichever thread took
-//! which piece, whatever chunk the row came in. What makes one vector's chain of additions fast is that several
-//! chains, of other vectors, keys or dimensions, run beside it.
+//! Sums over d and j are chains of fused multiply-adds in ascending order. L first adds the blocks of keys lane by
+//! lane, then its lanes. This fixes the result: a row has the same bits alone or in a tile, whichever thread computed
+//! which piece, and in whatever chunk the row came. Each chain of additions is slow alone; several chains, of other
+//! vectors, keys or dimensions, run at the same time.
 //!
-//! - **Prompts.** Query vectors of one key/value head and one sequence, its rows times the heads that share the key,
-//!   form tiles of [`TILE`], for which a key and a value are loaded and widened once. The tile's rows end at
-//!   different positions, and begin there if there is a window: what all of them see is done jointly, the rest asks for
-//!   each row.
-//! - **Generated tokens.** A tile of few vectors is bound by memory: it asks for the values while it reads the keys
-//!   before them, and for the next piece's keys while it reads the values.
-//! - **Threads** take whole tiles; where those are too few to go round, pieces of tiles, folded afterwards.
+//! - **Prompts.** The query vectors of one sequence that share a key/value head form tiles of [`TILE`]: there is one
+//!   for each row and each query head of the group. A tile loads and widens each key and each value once. The vectors
+//!   of a tile see different ranges of keys. Keys that all of them see are added in registers, without conditions. For
+//!   each of the other keys, every vector is checked.
+//! - **Generated tokens.** A tile of few vectors is bound by memory. It prefetches the values while it reads the keys,
+//!   and the next piece's keys while it reads the values.
+//! - **Threads** take whole tiles. If there are too few tiles for all threads, they take pieces of tiles, whose results
+//!   are folded together afterwards.
 //!
-//! Keys and values are read from the cache only, in the cache's element type, a row's own included: a row sees the
-//! same bits whether its neighbours were computed with it, before it, or by another request. Slots after a row's
-//! position, or before its window, may hold anything, and no arithmetic with them reaches the row. Blocks that no row of
-//! a tile sees are not read.
+//! Keys and values, a row's own included, are read only from the cache, in its element type. So a row sees the same
+//! bits whether its neighbours were computed with it, before it, or by another request. Slots after a row's position,
+//! or before its window, may hold anything: nothing computed from them reaches the row. Blocks that no row of a tile
+//! sees are not read.
 
 mod piece;
 #[cfg(test)]
@@ -47,14 +48,14 @@ use crate::error::Result;
 use crate::isa::{Isa, Kernel, LANES, Simd};
 use crate::memory::Memory;
 
-/// Some consecutive query vectors, of one sequence: `first = row * group + head in group`.
+/// Some consecutive query vectors of one sequence. Vector `row * group + h` is head `h` of the group in row `row`.
 #[derive(Debug, Clone, Copy)]
 struct Tile {
     first: usize,
     len: usize,
 }
 
-/// What all tasks read.
+/// The inputs that all tasks of a step share.
 struct Step<'a, T> {
     qkv: &'a [f32], // (n, Heads::cols)
     heads: Heads,
@@ -74,14 +75,14 @@ impl<T> Step<'_, T> {
     }
 }
 
-/// One tile and one key/value head.
+/// The work on one tile and one key/value head.
 struct Task<'a, T> {
     step: &'a Step<'a, T>,
     tile: Tile,
     kv_head: usize,
-    first_key: [usize; TILE], // that each vector sees
-    kv_len: [usize; TILE],    // keys up to its own; 0 after the tile's end
-    scratch: &'a mut [f32],   // q as packed, scores (TILE, PIECE)
+    first_key: [usize; TILE], // the first key that each vector sees
+    kv_len: [usize; TILE],    // the number of keys up to the vector's own; 0 after the tile's end
+    scratch: &'a mut [f32],   // q as `pack` writes it, then scores (TILE, PIECE)
 }
 
 impl<T: CacheElement> Task<'_, T> {
@@ -89,25 +90,25 @@ impl<T: CacheElement> Task<'_, T> {
         Self::q_len(heads) + TILE * PIECE
     }
 
-    /// The pieces in which a vector has keys.
+    /// The pieces in which any vector of the tile has keys.
     fn pieces(&self) -> Range<usize> {
         let first = self.first_key[..self.tile.len].iter().min().map_or(0, |first| first / PIECE);
         first..self.kv_len.iter().max().map_or(0, |n| n.div_ceil(PIECE))
     }
 
-    /// A vector's keys in a piece, from its start.
+    /// The keys of a piece that vector `m` sees, counted from the start of the piece.
     #[inline(always)]
     fn keys(&self, m: usize, piece: usize) -> Range<usize> {
         let within = |key: usize| key.saturating_sub(piece * PIECE).min(PIECE);
         within(self.first_key[m])..within(self.kv_len[m])
     }
 
-    /// f32 of the tile's query vectors.
+    /// Length of the tile's packed query vectors, in f32.
     fn q_len(heads: Heads) -> usize {
         heads.head_dim.next_multiple_of(STRIP) * TILE
     }
 
-    /// The tile's query vectors, scaled: `(strips of head_dim, TILE, STRIP)`.
+    /// Copies the tile's query vectors to scratch, multiplied by the scale: `(strips of head_dim, TILE, STRIP)`.
     #[inline(always)]
     fn pack(&mut self) {
         let (d, group) = (self.step.heads.head_dim, self.step.heads.group());
@@ -122,10 +123,10 @@ impl<T: CacheElement> Task<'_, T> {
         }
     }
 
-    /// The sums of one piece, of the vectors that have keys in it; the maximum of the others is `-inf`.
+    /// Computes M, L and P of one piece, for the vectors that have keys in it. The maximum of the others is `-inf`.
     ///
     /// # Safety
-    /// The CPU has the instructions of `S`; `pack` has run; the piece is one of `pieces`.
+    /// The CPU has the instructions of `S`; `pack` has run; `piece` is in `pieces()`.
     #[inline(always)]
     unsafe fn piece<S: Simd>(&mut self, piece: usize, to: &mut Sums) {
         let (d, len) = (self.step.heads.head_dim, self.tile.len);
@@ -140,7 +141,7 @@ impl<T: CacheElement> Task<'_, T> {
         }
         let (q, p) = self.scratch.split_at_mut(Self::q_len(self.step.heads));
         let p = &mut p[..TILE * PIECE];
-        // The table of any row starts the same; that of the last is the longest.
+        // The block tables of all rows of a sequence start alike; that of the last row is the longest.
         let table = self.step.batch.table((self.tile.first + len - 1) / self.step.heads.group());
         let (k, v) = self.step.pages.both();
         let block = |b: usize| {
@@ -148,7 +149,8 @@ impl<T: CacheElement> Task<'_, T> {
             let both = start..start + BLOCK_TOKENS * d;
             (k[both.clone()].as_ptr(), v[both].as_ptr())
         };
-        // Blocks before the first stand for it, and those after the last, so that blocks can be taken by twos and fours.
+        // The first and the last block that are seen stand in for those before and after them. So every pointer is
+        // valid, and blocks can be read two or four at a time.
         let blocks = least / BLOCK_TOKENS..most.div_ceil(BLOCK_TOKENS);
         let here: [_; BLOCKS] =
             std::array::from_fn(|b| block(piece * BLOCKS + b.clamp(blocks.start, blocks.end - 1)));
@@ -156,7 +158,7 @@ impl<T: CacheElement> Task<'_, T> {
             std::array::from_fn(|b| block(((piece + 1) * BLOCKS + b).min(table.len() - 1)).0);
         let (keys, values) = (here.map(|b| b.0), here.map(|b| b.1));
         let piece = Piece { d, keys, values, next, from, n, most, blocks, cap: self.step.layer.soft_cap };
-        // SAFETY: instructions by the caller's promise; lengths as `Piece` says them.
+        // SAFETY: instructions by the caller's promise; lengths as the fields of `Piece` say.
         unsafe {
             if S::VECTORS >= 32 {
                 match len {
@@ -166,7 +168,7 @@ impl<T: CacheElement> Task<'_, T> {
                     _ => piece.scores::<S, 12, 2>(q, p),
                 }
             } else if S::VECTORS < 8 {
-                // Nothing is gained together.
+                // Few registers: several vectors together gain nothing.
                 for m in 0..len {
                     piece.scores::<S, 1, 1>(&q[m * STRIP..], &mut p[m * PIECE..]);
                 }
@@ -204,7 +206,7 @@ impl<T: CacheElement> Task<'_, T> {
         }
     }
 
-    /// Takes one more piece into the sums of those before it.
+    /// Adds the sums of one more piece to those of the pieces before it: m', l and O of the formula.
     ///
     /// # Safety
     /// The CPU has the instructions of `S`.
@@ -224,7 +226,8 @@ impl<T: CacheElement> Task<'_, T> {
             S::store(b.as_mut_ptr(), vb);
         }
         for m in 0..self.tile.len {
-            // Its maximum may be that of nothing still, and -inf - -inf is not a number.
+            // The vector has no keys here. If it had none before either, both maxima are -inf, and their difference is
+            // NaN.
             if self.keys(m, piece).is_empty() {
                 continue;
             }
@@ -241,10 +244,10 @@ impl<T: CacheElement> Task<'_, T> {
         }
     }
 
-    /// `O / l`, to the rows' places in `out`.
+    /// Writes `O / l` to the rows' places in `out`.
     ///
     /// # Safety
-    /// The CPU has the instructions of `S`; no other task has this tile and head.
+    /// The CPU has the instructions of `S`; no other task writes the outputs of this tile and head.
     #[inline(always)]
     unsafe fn finish<S: Simd>(&self, all: &Sums, out: &Disjoint<f32>) {
         let Heads { n_heads, head_dim: d, .. } = self.step.heads;
@@ -274,17 +277,17 @@ impl<T: CacheElement> Task<'_, T> {
 /// each operation is compiled once.
 struct Work<'a> {
     pieces: Range<usize>,
-    /// Whether they are to be computed; each then takes the place of the one before it in `sums`.
+    /// Whether to compute the pieces. Each piece then overwrites the one before it in `sums`.
     compute: bool,
-    /// `Sums` of one piece, or of each if they were computed before.
+    /// Room for the `Sums` of one piece; or, if the pieces were computed before, the `Sums` of all of them.
     sums: &'a mut [f32],
-    /// `Sums` into which they are folded, and whether these are to be cleared first.
+    /// The `Sums` into which the pieces are folded, and whether to clear these first. `None`: do not fold.
     all: Option<(&'a mut [f32], bool)>,
-    /// Whether the outputs follow.
+    /// Whether these pieces are the last: then the outputs are written.
     last: bool,
 }
 
-/// Some work on one tile; implements [`Kernel`].
+/// Does some work on one tile; implements [`Kernel`].
 struct Run<'a, T> {
     task: Task<'a, T>,
     work: Work<'a>,
@@ -313,7 +316,7 @@ impl<T: CacheElement> Kernel for Run<'_, T> {
         for (i, piece) in pieces.enumerate().filter(|(_, piece)| own.contains(piece)) {
             let at = if compute { 0 } else { i * len };
             let mut one = Sums::of(&mut sums[at..at + len]);
-            // SAFETY: the instructions are there, and `pack` has run if it must have.
+            // SAFETY: the instructions are there, and `pack` has run if `piece` is called.
             unsafe {
                 if compute {
                     task.piece::<S>(piece, &mut one);
@@ -324,28 +327,28 @@ impl<T: CacheElement> Kernel for Run<'_, T> {
             }
         }
         if let Some(all) = all.filter(|_| last) {
-            // SAFETY: the instructions are there, and a tile is one task's.
+            // SAFETY: the instructions are there, and only this task has the tile.
             unsafe { task.finish::<S>(&all, out) };
         }
     }
 }
 
-/// Tiles and scratch of the threads, allocated once.
+/// The tiles of a step, and scratch for each thread. Allocated once.
 pub(crate) struct Attention {
     heads: Heads,
     tiles: Vec<Tile>,
-    strands: Memory<f32>, // (threads) of a task's scratch and two `Sums`
-    sums: Memory<f32>,    // (SPLIT_BELOW * threads) `Sums` of tiles that are taken by pieces
-    pieces: Memory<f32>,  // (PIECES * threads) `Sums` of their pieces
+    strands: Memory<f32>, // (threads, strand_len): for each thread a task's scratch and two `Sums`
+    sums: Memory<f32>,    // (SPLIT_BELOW * threads) `Sums`, of tiles whose pieces are computed apart
+    pieces: Memory<f32>,  // (PIECES * threads) `Sums`, of these pieces
 }
 
-/// Tiles per thread from which on whole tiles keep all threads busy.
+/// With this many tasks (tiles times key/value heads) per thread or more, whole tiles keep all threads busy.
 const SPLIT_BELOW: usize = 4;
-/// Pieces per thread that are computed before they are folded.
+/// How many pieces per thread are computed before they are folded.
 const PIECES: usize = 16;
 
 impl Attention {
-    /// Lengths of the vectors.
+    /// Lengths of `tiles`, `strands`, `sums` and `pieces`, in elements.
     fn lens(heads: Heads, threads: usize, max_rows: usize) -> [usize; 4] {
         let split = if threads > 1 { threads * Sums::len(heads) } else { 0 };
         [
@@ -366,7 +369,7 @@ impl Attention {
         (tiles * size_of::<Tile>() + 4 * (strands + sums + pieces)) as u64
     }
 
-    /// For steps of at most `max_rows` rows.
+    /// Allocates for steps of at most `max_rows` rows.
     pub(crate) fn new(heads: Heads, threads: usize, max_rows: usize) -> Result<Self> {
         let [tiles, strands, sums, pieces] = Self::lens(heads, threads, max_rows);
         Ok(Attention {
@@ -391,7 +394,8 @@ impl Attention {
         }
     }
 
-    /// `out = attention(q)`, `(n, n_heads * head_dim)`, of the rows of q, k and v, `(n, Heads::cols)`.
+    /// Writes the attention of all rows to `out`, `(n, n_heads * head_dim)`. `qkv` has q, k and v of each row,
+    /// `(n, Heads::cols)`; the keys and values are read from `pages`.
     pub(crate) fn run<T: CacheElement>(
         &mut self,
         pool: &mut Pool,
@@ -413,9 +417,10 @@ impl Attention {
         let strand_len = Self::strand_len(heads);
         let (out, strands) = (Disjoint::new(out), Disjoint::new(&mut self.strands));
         let step = Step { qkv, heads, pages, batch, layer };
-        // Heads outside, tiles inside: a head's keys and values stay in the cache.
+        // All tiles of one head, then those of the next: a head's keys and values stay in the CPU's caches.
         let place = |at: usize| (tiles[at % tiles.len()], at / tiles.len());
-        // As many strands as threads, each with its own scratch; a strand takes the next task that is left.
+        // Runs tasks 0 to n - 1 on as many strands as there are threads. Each strand has its own scratch, and takes the
+        // next task whenever it is free.
         let share = |pool: &mut Pool, n: usize, run: &(dyn Fn(usize, &mut [f32]) + Sync)| {
             let next = AtomicUsize::new(0);
             pool.run_if_worth(threads.min(n), macs, |strand| {
@@ -438,7 +443,7 @@ impl Attention {
                 let (all, sums) = sums.split_at_mut(sums_len);
                 let (pieces, all) = (task.pieces(), Some((all, true)));
                 let work = Work { pieces, compute: true, sums, all, last: true };
-                // SAFETY: `at` is handed out once, and each has its own vectors.
+                // SAFETY: each `at` is handed out once, and has query vectors of its own.
                 unsafe { isa.dispatch(Run { task, work, out: &out }) }
             });
             return;
@@ -451,7 +456,7 @@ impl Attention {
                 let (tile, kv_head) = place(at);
                 let task = step.task(tile, kv_head, scratch);
                 if task.pieces().contains(&piece) {
-                    // SAFETY: `i` is handed out once, and each has its own sums.
+                    // SAFETY: each `i` is handed out once, and has sums of its own.
                     unsafe {
                         let sums = pieces.slice((at * at_once + i / tasks) * sums_len, sums_len);
                         let pieces = piece..piece + 1;
@@ -463,7 +468,7 @@ impl Attention {
             share(pool, tasks, &|at, scratch| {
                 let (tile, kv_head) = place(at);
                 let task = step.task(tile, kv_head, scratch);
-                // SAFETY: `at` is handed out once, and each has its own sums and vectors.
+                // SAFETY: each `at` is handed out once, and has sums and query vectors of its own.
                 unsafe {
                     let work = Work {
                         pieces: first..first + at_once,

@@ -1,7 +1,7 @@
-//! A piece of the keys and values with a tile of query vectors: scores, softmax, weighted values.
+//! Attention of one tile of query vectors with one piece of keys and values: scores, softmax, weighted sum of values.
 //!
-//! Both products keep their sums in registers: `M` vectors times `N` blocks of keys, or times `N` vectors of
-//! dimensions. What a sum adds, in which order, does not depend on either.
+//! Both products keep their sums in registers: of `M` query vectors times `N` blocks of keys, or times `N` vectors of
+//! 16 dimensions. The order of additions in a sum depends on neither `M` nor `N`.
 
 use std::ops::Range;
 
@@ -14,16 +14,18 @@ use crate::isa::{LANES, Simd};
 
 /// Positions of a piece.
 pub(super) const PIECE: usize = 128;
-/// Dimensions of a strip: a tile's query vectors lie `(strips, TILE, STRIP)`, at distances known to the compiler.
+/// Dimensions of a strip. A tile's query vectors are stored as `(strips, TILE, STRIP)`, so that the distances between
+/// them are constants.
 pub(super) const STRIP: usize = 64;
 /// Blocks of a piece.
 pub(super) const BLOCKS: usize = PIECE / BLOCK_TOKENS;
-/// Query vectors of a tile: times two vectors of keys or values, three quarters of the widest registers.
+/// Query vectors of a tile. With two vectors of keys or values their sums take 24 registers, three quarters of those of
+/// AVX-512.
 pub(super) const TILE: usize = 12;
 /// `0, 1, 2, ...`
 const LANE: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
-/// Largest lane, folded as [`Simd::sum`] folds.
+/// The largest lane, found in the order in which [`Simd::sum`] adds.
 ///
 /// # Safety
 /// The CPU has the instructions of `S`.
@@ -42,7 +44,8 @@ unsafe fn max_lane<S: Simd>(v: S::V) -> f32 {
     lanes[0]
 }
 
-/// What is known of a tile's vectors, of some pieces or of all so far.
+/// Maxima, sums and weighted values of a tile's query vectors: of one piece (M, L, P of the formula), or of all pieces
+/// so far (m, l, O).
 pub(super) struct Sums<'a> {
     pub(super) max: &'a mut [f32], // (LANES): m, M
     pub(super) sum: &'a mut [f32], // (LANES): l, L
@@ -50,12 +53,12 @@ pub(super) struct Sums<'a> {
 }
 
 impl Sums<'_> {
-    /// f32 that they take.
+    /// Length of the slice for [`Sums::of`], in f32.
     pub(super) fn len(heads: Heads) -> usize {
         2 * LANES + TILE * heads.head_dim.next_multiple_of(LANES)
     }
 
-    /// Those that lie in `values`.
+    /// The sums stored in `values`.
     #[inline(always)]
     pub(super) fn of(values: &mut [f32]) -> Sums<'_> {
         let (max, rest) = values.split_at_mut(LANES);
@@ -63,7 +66,7 @@ impl Sums<'_> {
         Sums { max, sum, out }
     }
 
-    /// No piece so far.
+    /// Sets the sums to those of no piece.
     #[inline(always)]
     pub(super) fn clear(&mut self) {
         self.max.fill(f32::NEG_INFINITY);
@@ -72,24 +75,25 @@ impl Sums<'_> {
     }
 }
 
-/// The memory of one piece, and its part of each query vector's keys.
+/// Where one piece lies in memory, and which of its keys each query vector sees.
 pub(super) struct Piece<T> {
-    pub(super) d: usize,
+    pub(super) d: usize,                   // head_dim
     pub(super) keys: [*const T; BLOCKS],   // (d, BLOCK_TOKENS) each
     pub(super) values: [*const T; BLOCKS], // (BLOCK_TOKENS, d) each
-    pub(super) next: [*const T; BLOCKS],   // keys that are read after this piece; valid, or any block's
+    pub(super) next: [*const T; BLOCKS],   // keys of the next piece, to prefetch; only the addresses are used
     pub(super) from: [usize; TILE],        // each vector's first key in the piece
-    pub(super) n: [usize; TILE],           // after its last; 0 if it has none here
-    pub(super) most: usize,                // the largest of them
-    pub(super) blocks: Range<usize>,       // that hold keys of a vector
+    pub(super) n: [usize; TILE],           // each vector's last key plus one; 0 if it has no key here
+    pub(super) most: usize,                // the largest `n`
+    pub(super) blocks: Range<usize>,       // the blocks that hold a key of any vector
     pub(super) cap: Option<f32>,           // soft cap of scores
 }
 
 impl<T: CacheElement> Piece<T> {
-    /// Scores of `M` vectors with all keys of the blocks, `N` blocks at a time; garbage where a vector has no keys.
+    /// Scores of `M` vectors with all keys of the blocks, `N` blocks at a time. Scores of keys that a vector does not
+    /// see are arbitrary.
     ///
     /// # Safety
-    /// The CPU has the instructions of `S`; `BLOCKS` is a multiple of `N`, the pointers are as the fields say.
+    /// The CPU has the instructions of `S`; `BLOCKS` is a multiple of `N`; the pointers are as the fields say.
     #[inline(always)]
     pub(super) unsafe fn scores<S: Simd, const M: usize, const N: usize>(&self, q: &[f32], p: &mut [f32]) {
         assert!(q.len() >= (self.d.div_ceil(STRIP) * TILE - TILE + M) * STRIP && p.len() >= M * PIECE);
@@ -124,7 +128,7 @@ impl<T: CacheElement> Piece<T> {
         }
     }
 
-    /// Scores to weights, in place; maxima and sums to `to`.
+    /// Replaces scores by weights, `exp(score - max)`, and writes each vector's maximum and sum to `to`.
     ///
     /// # Safety
     /// The CPU has the instructions of `S`.
@@ -137,7 +141,7 @@ impl<T: CacheElement> Piece<T> {
             if n == 0 {
                 continue;
             }
-            // The vectors that may hold keys of others are the first and the last.
+            // Of these SIMD vectors of scores, only the first and the last may have keys that the query does not see.
             let (first, last) = (from / LANES * LANES, (n - 1) / LANES * LANES);
             // SAFETY: instructions by the caller's promise; `last + LANES <= PIECE`.
             unsafe {
@@ -173,8 +177,8 @@ impl<T: CacheElement> Piece<T> {
         }
     }
 
-    /// Weighted sums of the values, of vectors `first..first + M`, `N` vectors of dimensions at a time, then `FEW`,
-    /// then one.
+    /// Weighted sums of the values, for query vectors `first..first + M`: `N` SIMD vectors of dimensions at a time,
+    /// then `FEW`, then one.
     ///
     /// # Safety
     /// The CPU has the instructions of `S`; the pointers are as the fields say.
@@ -209,10 +213,10 @@ impl<T: CacheElement> Piece<T> {
         }
     }
 
-    /// `N` vectors of dimensions from `at` of value `i` of block `b`, zeros after the block's end.
+    /// Value `i` of block `b`: `N` SIMD vectors of its dimensions, from dimension `at` on; zeros after the block's end.
     ///
     /// # Safety
-    /// As `values`; `i` is below `BLOCK_TOKENS`, and without `TAIL` the vectors are whole.
+    /// As `values`; `i` is below `BLOCK_TOKENS`; without `TAIL` the vectors end within the value.
     #[inline(always)]
     unsafe fn row<S: Simd, const N: usize, const TAIL: bool>(
         &self,
@@ -237,7 +241,7 @@ impl<T: CacheElement> Piece<T> {
         row
     }
 
-    /// `N` vectors of dimensions from `at`, the last of which is not whole if `TAIL`.
+    /// Weighted sums for `N` SIMD vectors of dimensions, from dimension `at` on; with `TAIL` the last is not whole.
     ///
     /// # Safety
     /// As `values`.
@@ -251,7 +255,8 @@ impl<T: CacheElement> Piece<T> {
     ) {
         let stride = self.d.next_multiple_of(LANES);
         assert!(p.len() == M * PIECE && out.len() == M * stride && at + N * LANES <= stride);
-        // What all see; a vector without keys here has no say, and sums that nobody reads.
+        // `joint` becomes the keys that all vectors see. Vectors without keys here are left out; nobody reads their
+        // sums.
         let (mut least, mut joint) = (self.most, 0..self.most);
         for keys in keys.iter().filter(|keys| keys.end > 0) {
             least = least.min(keys.start);
@@ -299,11 +304,11 @@ impl<T: CacheElement> Piece<T> {
         }
     }
 
-    /// Adds keys that not all vectors see, in memory: conditions between registers would cost moves in the loop of
-    /// `columns` as well.
+    /// Adds the values of keys `those`, which not all vectors see, to the sums in memory. Conditions on sums in
+    /// registers would add moves to the loop of `columns` as well.
     ///
     /// # Safety
-    /// As `columns`, whose lengths these are; `those` are in the piece.
+    /// As `columns`, with the same lengths; `those` are in the piece.
     #[inline(always)]
     unsafe fn apart<S: Simd, const M: usize, const N: usize, const TAIL: bool>(
         &self,

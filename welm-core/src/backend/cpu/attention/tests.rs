@@ -1,4 +1,4 @@
-//! The definition, one number after the other, against every tiling of it.
+//! Compares attention with its formula, computed one number at a time, for all tilings and instruction sets.
 
 use half::bf16;
 
@@ -10,8 +10,8 @@ fn hash(i: usize) -> f32 {
     (((i as u32).wrapping_mul(2_654_435_761) >> 9) % 1_000) as f32 / 500.0 - 1.0
 }
 
-/// Rows of several sequences, and a cache in which everything but what they see is not a number. Table entries of blocks
-/// that no row sees lead nowhere.
+/// Rows of several sequences, and a cache that is NaN wherever no row sees it. In block tables, blocks that no row sees
+/// have an invalid number.
 struct Case<T> {
     heads: Heads,
     layer: LayerConfig,
@@ -21,8 +21,8 @@ struct Case<T> {
 }
 
 impl<T: CacheElement + Into<f32>> Case<T> {
-    /// `runs` are first positions and lengths, one sequence each; the last key and value of a sequence of more
-    /// than two rows is not a number either, for which only its last row may answer.
+    /// `runs` are the first position and the number of rows of each sequence. If a sequence has more than two rows, its
+    /// last key and value are also NaN: only the result of its last row may be NaN then.
     fn new(heads: Heads, runs: &[(usize, usize)], round: impl Fn(f32) -> T) -> Self {
         Self::with(heads, LayerConfig::new(heads.head_dim), runs, round)
     }
@@ -59,14 +59,14 @@ impl<T: CacheElement + Into<f32>> Case<T> {
         let mut attention = Attention::new(self.heads, threads, n).unwrap();
         let mut out = vec![9.0; n * self.heads.n_heads * self.heads.head_dim];
         let mut pool = Pool::new(threads).unwrap();
-        // Twice: scratch is not clean the second time.
+        // Run it twice: the second time, scratch holds what the first left.
         for _ in 0..2 {
             attention.run(&mut pool, isa, &mut out, &self.qkv, &self.pages, &self.batch, &self.layer);
         }
         out
     }
 
-    /// Key and value of a position.
+    /// Key and value at position `pos` of the sequence of `row`.
     fn at(&self, row: usize, kv_head: usize, pos: usize) -> (Vec<f32>, Vec<f32>) {
         let d = self.heads.head_dim;
         let start = self.heads.start(self.batch.table(row)[pos / BLOCK_TOKENS] as usize, kv_head);
@@ -77,7 +77,7 @@ impl<T: CacheElement + Into<f32>> Case<T> {
         (k, v)
     }
 
-    /// The definition, one number after the other; and the same in f64, with softmax as it is written.
+    /// The output by the formula of the module, one number at a time; and in f64 with an ordinary softmax.
     fn want(&self, row: usize, head: usize) -> (Vec<f32>, Vec<f64>) {
         let (d, group) = (self.heads.head_dim, self.heads.group());
         let q = &self.qkv[row * self.heads.cols() + head * d..][..d];
@@ -167,7 +167,7 @@ fn single_rows_at_the_edges_of_blocks_and_pieces() {
         Heads { n_heads: 8, n_kv_heads: 1, head_dim: 80 },
     ] {
         for last in [0, 1, 14, 15, 16, 17, 126, 127, 128, 129, 255, 256, 257, 400] {
-            // Alone, so that threads take pieces of it; and with others, so that they do not.
+            // Alone, so that threads take pieces of the tile; and with others, so that they take whole tiles.
             Case::new(heads, &[(last, 1)], bf16::from_f32).check(&[1, 2, 5]);
         }
         let all = [0, 1, 15, 16, 17, 127, 128, 255, 256, 300].map(|last| (last, 1));
@@ -179,7 +179,7 @@ fn single_rows_at_the_edges_of_blocks_and_pieces() {
 fn more_pieces_than_scratch_are_folded_in_several_rounds() {
     let heads = Heads { n_heads: 3, n_kv_heads: 3, head_dim: 20 };
     Case::new(heads, &[(2 * PIECES * PIECE + 70, 1)], |x| x).check(&[1, 2]);
-    // Four tiles for three threads, of which one is shorter than a round; and a round that is full.
+    // Four tiles for three threads; the sequence of one tile is shorter than a round. Then a round that is full.
     let heads = Heads { n_heads: 5, n_kv_heads: 1, head_dim: 32 };
     Case::new(heads, &[(PIECES * PIECE - 3, 5), (90, 2)], bf16::from_f32).check(&[3]);
     let heads = Heads { n_heads: 3, n_kv_heads: 1, head_dim: 16 };
@@ -190,7 +190,7 @@ fn more_pieces_than_scratch_are_folded_in_several_rounds() {
 fn scores_that_are_not_finite_stay_in_their_row() {
     let heads = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 16 };
     let mut case = Case::new(heads, &[(130, 1), (131, 1)], |x| x);
-    // Minus infinity with every key, of both heads of row 0.
+    // Makes all scores of row 0 minus infinity, for both heads.
     case.qkv[..32].fill(f32::NEG_INFINITY);
     case.pages.both_mut().0.iter_mut().for_each(|k| *k = k.abs().max(0.1));
     let base = case.run(Isa::all()[0], 1);
@@ -201,7 +201,7 @@ fn scores_that_are_not_finite_stay_in_their_row() {
     }
 }
 
-/// Each alone, and together.
+/// Layers with each setting alone, and with all of them.
 fn layers(head_dim: usize, windows: &[usize]) -> Vec<LayerConfig> {
     let plain = LayerConfig::new(head_dim);
     let (scale, soft_cap) = (0.3 * plain.scale, Some(1.5));
@@ -246,7 +246,7 @@ fn rounds_of_pieces_begin_at_the_window() {
     for window in [1, PIECE, 5 * PIECE + 3, PIECES * PIECE + 100] {
         let layer = LayerConfig { window: Some(window), ..LayerConfig::new(20) };
         Case::with(heads, layer, &[(far, 1)], |x| x).check(&[1, 2]);
-        // Of two sequences one has fewer pieces, and another first one.
+        // Two sequences; the second has fewer pieces, and another first piece.
         Case::with(heads, layer, &[(far, 2), (500, 1)], bf16::from_f32).check(&[4]);
     }
 }

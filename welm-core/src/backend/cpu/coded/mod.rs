@@ -1,23 +1,26 @@
-//! Products with coded weights (see `weights::tiles::coded`) as they are stored.
+//! Products with weights of 2 to 6 bits as they are stored: codes with scales (see `weights::tiles::coded`).
 //!
 //! ```text
 //! y[r][o] = sum over tiles t of (p[t] * sx[r][t])  +  min[o][g] * sum(x[r] of g) for each group g
 //! p[t] = float(dot_t) * scale[o][t], or float(first 16) * scale[o][2 t] + float(last 16) * scale[o][2 t + 1]
 //! ```
 //!
-//! all fused, in ascending t, and the minima of 256 columns after their products; activations are those of
-//! [`super::quantize`]. So there is one order of f32 sums, as in [`super::i8dot`].
+//! All of these are fused multiply-adds, in ascending t. The minima of 256 columns are added after the products of
+//! these columns. The activations are those of [`super::quantize`]. So the f32 sums have one order, as in
+//! [`super::i8dot`].
 //!
-//! With activations of 8 bits, `float(dot)` costs nothing: a dot product starts from [`BIAS`], its bits are those of the f32
-//! `BIAS + dot`, and `(BIAS + dot) * scale - BIAS * scale` is one fused multiply-add. Both products are exact, so the result
-//! is rounded once, as that of `float(dot) * scale`.
+//! With 8-bit activations, `float(dot)` costs nothing. A dot product starts from the bits of the f32 [`BIAS`], so its
+//! bits are those of the f32 `BIAS + dot`. Then `(BIAS + dot) * scale - BIAS * scale` is one fused multiply-add. Both
+//! products are exact, so the result is rounded once, like that of `float(dot) * scale`.
 //!
-//! Weights are unpacked by 16 rows and 256 columns, into int8 tiles with f32 scales, which one kernel takes whatever the
-//! format: ten formats times all counts of rows would be as many kernels to compile. For many rows, whole strips are
-//! unpacked into the second cache, once for all rows; few rows multiply a unit while it is in the first.
+//! Weights are unpacked in units of 16 rows and 256 columns, into int8 tiles with f32 scales. One kernel multiplies
+//! these, whatever the format. A kernel for each of ten formats and each number of rows would be too many to compile.
+//! For many rows, whole strips are unpacked into the L2 cache, once for all rows. For few rows, a unit is multiplied
+//! while it is in the L1 cache.
 //!
-//! Where registers are enough, few rows multiply codes as they are unpacked ([`CodedRows::in_registers`]): weights that go
-//! through the first cache twice more took up to twice the time, most of it where another process shares the core.
+//! If there are enough registers, few rows are multiplied with codes that are unpacked in registers
+//! ([`CodedRows::in_registers`]). Writing unpacked weights to the L1 cache and reading them back took up to twice the
+//! time, most of all if another process shares the core.
 
 mod unpack;
 
@@ -32,14 +35,15 @@ use crate::weights::tiles::coded::UNIT;
 pub(super) use unpack::Room;
 use unpack::{Unit, Unpack, code, plain};
 
-/// Units of a strip that are unpacked together for few rows: with those of another strip, half of a first cache.
+/// Units of a strip that are unpacked together for few rows. With those of a second strip they fill half of an L1
+/// cache.
 const AT_ONCE: usize = 2;
-/// How many units ahead memory is fetched.
+/// How many units ahead memory is prefetched.
 const AHEAD: usize = 3;
-/// Most cache lines of a unit for each of its tiles: those of formats of six bits.
+/// The most cache lines of a stored unit for each of its tiles, rounded up: formats of six bits have that many.
 const MOST_LINES: usize = 7;
 
-/// Some strips, 16 outputs each, for all activation rows.
+/// The product of some strips, 16 outputs each, with all activation rows; implements [`Kernel`].
 pub(super) struct CodedRows<'a> {
     pub(super) isa: Isa,
     pub(super) data: &'a [u8], // strips
@@ -49,7 +53,8 @@ pub(super) struct CodedRows<'a> {
     pub(super) room: &'a mut [Unit],
 }
 
-/// What is fetched into the second cache while a unit is multiplied: how many bytes after it, and how many lines a tile.
+/// What is prefetched into the L2 cache while a unit is multiplied: how many bytes ahead, and how many lines for each
+/// tile.
 #[derive(Clone, Copy)]
 struct Fetch {
     ahead: usize,
@@ -57,22 +62,22 @@ struct Fetch {
 }
 
 impl CodedRows<'_> {
-    /// Units of a strip.
+    /// The number of units of a strip.
     fn units(&self) -> usize {
         self.x.tiles.div_ceil(UNIT)
     }
 
-    /// Where unit `u` of strip `t` is.
+    /// Where unit `u` of strip `t` is stored.
     fn unit(&self, t: usize, u: usize) -> *const u8 {
         let at = t * self.coding.strip_bytes(self.x.tiles) + u * self.coding.places(UNIT).end;
         debug_assert!(at < self.data.len());
         self.data.as_ptr().wrapping_add(at)
     }
 
-    /// Unpacks `n` units of strip `t` from unit `u` on.
+    /// Unpacks `n` units of strip `t`, from unit `u` on.
     ///
     /// # Safety
-    /// The units exist, and `to` is this thread's.
+    /// The units exist, and only this thread uses `to`.
     #[inline(always)]
     unsafe fn unpack(&self, t: usize, u: usize, n: usize, scales_only: bool, to: *mut Unit) {
         let tiles = (n * UNIT).min(self.x.tiles - u * UNIT);
@@ -81,11 +86,12 @@ impl CodedRows<'_> {
         unsafe { self.isa.dispatch(Unpack { coding: self.coding, tiles, scales_only, from, to }) };
     }
 
-    /// Dot products of one plane of `R` rows with 32 columns of one tile of `T` strips, or, of `HALVES`, the first or the last
-    /// 16. The weights are codes of `BITS` bits, or unpacked if that is 0.
+    /// Dot products of one plane of `R` rows with one tile of each of `T` strips: over its 32 columns, or with `HALVES`
+    /// over the first or last 16, as `half` says. The weights are codes of `BITS` bits, or unpacked bytes if `BITS` is
+    /// 0.
     ///
     /// # Safety
-    /// The CPU has `S`; the weights are at `w`, and the plane's rows at `x`.
+    /// The CPU has the instructions of `S`; the weights are at `w`, and the plane's rows at `x`.
     #[inline(always)]
     unsafe fn dots<
         S: Simd,
@@ -125,10 +131,11 @@ impl CodedRows<'_> {
         }
     }
 
-    /// The dot products, with both planes of wide rows.
+    /// The same dot products, with both planes if the rows are `WIDE` (16 bits).
     ///
     /// # Safety
-    /// The CPU has `S`; the weights are at `w`, the rows lie in one block, and have the tile at `at`.
+    /// The CPU has the instructions of `S`; the weights are at `w`; the rows lie in one block, and their tile is at
+    /// `at`.
     #[inline(always)]
     unsafe fn both<
         S: Simd,
@@ -178,11 +185,11 @@ impl CodedRows<'_> {
         }
     }
 
-    /// Adds the products of unit `u` of `T` strips with `R` rows from `r` on to `acc`.
+    /// Adds to `acc` the products of unit `u` of `T` strips with `R` rows from `r` on.
     ///
     /// # Safety
-    /// The CPU has `S`; the unpacked unit of each strip is at `unit`, if `BITS` its scales alone and its codes at `codes`;
-    /// the rows lie in one block.
+    /// The CPU has the instructions of `S`. `unit` has the unpacked unit of each strip. If `BITS` is not 0, only its
+    /// scales are unpacked, and its codes are at `codes`. The rows lie in one block.
     #[inline(always)]
     unsafe fn multiply<
         S: Simd,
@@ -206,7 +213,7 @@ impl CodedRows<'_> {
         unsafe {
             for k in 0..tiles {
                 for t in 0..T {
-                    // Not a loop of `lines` rounds, which would cost as much as what it does.
+                    // Not `0..fetch.lines`: a loop of unknown length costs as much as the prefetches in it.
                     for line in 0..MOST_LINES {
                         if line < fetch.lines {
                             let at = codes[t].wrapping_add(fetch.ahead + (k * fetch.lines + line) * LINE);
@@ -266,11 +273,14 @@ impl CodedRows<'_> {
         }
     }
 
-    /// `T` strips from `t` on for `R` rows from `r` on, which lie in one block, and of which there are `rows`; of units at
-    /// `units`, those of a strip after each other, or unpacked as they come, of `BITS` in registers.
+    /// Multiplies `T` strips from `t` on with `R` rows from `r` on, which lie in one block; the first `rows` of them
+    /// exist.
+    ///
+    /// If `unpacked`, the strips' units are at `units`, those of one strip after the other. Otherwise `units` is room
+    /// in which they are unpacked here. If `BITS` is not 0, only scales go there, and codes are unpacked in registers.
     ///
     /// # Safety
-    /// The CPU has `S`; the rows and the strips exist; no other task has these outputs.
+    /// The CPU has the instructions of `S`; the rows and the strips exist; no other task writes these outputs.
     #[inline(always)]
     unsafe fn block<
         S: Simd,
@@ -319,7 +329,7 @@ impl CodedRows<'_> {
         }
     }
 
-    /// All strips for few rows, whose codes stay in registers.
+    /// Multiplies all strips with few rows; codes are unpacked in registers.
     ///
     /// # Safety
     /// As [`CodedRows::block`].
@@ -327,7 +337,7 @@ impl CodedRows<'_> {
     unsafe fn in_registers<S: Simd, const HALVES: bool, const BITS: usize, const TABLE: bool>(&mut self) {
         let (n, units) = (self.x.n, self.room.as_mut_ptr());
         for t in 0..self.outputs.strips() {
-            // SAFETY: the caller's promise. Rows that there are not are others of the block, which nobody reads.
+            // SAFETY: the caller's promise. Rows after the last are in the same block; their results are not written.
             unsafe {
                 match n {
                     1 => self.block::<S, 1, 1, false, HALVES, BITS, TABLE>(t, 0, n, units, false),
@@ -338,8 +348,10 @@ impl CodedRows<'_> {
         }
     }
 
+    /// Multiplies all strips with all rows; weights are unpacked into `room`.
+    ///
     /// # Safety
-    /// As [`CodedRows::block`], for all of them.
+    /// As [`CodedRows::block`], for all strips and rows.
     #[inline(always)]
     unsafe fn all<S: Simd, const WIDE: bool, const HALVES: bool>(&mut self) {
         let (n, units, strips) = (self.x.n, self.units(), self.outputs.strips());
@@ -356,7 +368,8 @@ impl CodedRows<'_> {
             }
             let mut r = 0;
             while r < n {
-                // Where there are fewer rows than the kernel takes, it computes others of their block that nobody reads.
+                // If there are fewer rows than the kernel takes, it also computes other rows of their block. Their
+                // results are not written.
                 let rows = n - r;
                 let take = rows.next_power_of_two().min(S::ROWS);
                 let mut t = first;
@@ -403,7 +416,7 @@ impl Kernel for CodedRows<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         assert!(self.room.len() >= self.units(), "a strip has room");
-        // SAFETY: `matmul` gives ranges that exist and outputs of its own to each task.
+        // SAFETY: `matmul` gives each task a range that exists and outputs of its own.
         unsafe {
             if S::IN_REGISTERS && self.x.n <= S::ROWS && !self.x.form.wide {
                 return match (self.coding.bits, self.coding.values, self.coding.group < GROUP) {

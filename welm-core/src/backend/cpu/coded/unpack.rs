@@ -1,4 +1,4 @@
-//! Coded weights unpacked: codes as bytes, scales as f32.
+//! Unpacks coded weights: codes to bytes, scales to f32.
 
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
@@ -15,15 +15,15 @@ use crate::weights::tiles::coded::{Places, UNIT};
 #[repr(C, align(64))]
 pub(crate) struct Unit {
     pub(super) weight: [[u8; INT8_TILE]; UNIT], // codes as they are, or values with an offset of 128: see `plain`
-    pub(super) scale: [[f32; LANES]; 2 * UNIT], // of each group
+    pub(super) scale: [[f32; LANES]; 2 * UNIT], // of each group: 8 or 16 groups of 16 rows
     pub(super) bias: [[f32; LANES]; 2 * UNIT],  // -BIAS * scale
     pub(super) min: [[f32; LANES]; 2 * UNIT],
 }
 
-/// Units that a thread unpacks for many rows of activations: a tenth of a second cache.
+/// Units that a thread unpacks at a time for many rows of activations: a tenth of an L2 cache.
 const SHARED_UNITS: usize = 32;
 
-/// Room for each thread to unpack weights in.
+/// Buffers in which threads unpack weights, one for each thread.
 pub(crate) struct Room(Vec<Mutex<Vec<Unit>>>);
 
 impl Room {
@@ -47,13 +47,13 @@ impl Room {
         Ok(Room((0..threads).map(|_| room()).collect::<Result<_>>()?))
     }
 
-    /// One that nobody uses: there are as many as threads.
+    /// A buffer that no thread uses. There is always one, because there are as many as threads.
     pub(crate) fn take(&self) -> MutexGuard<'_, Vec<Unit>> {
         loop {
             for room in &self.0 {
                 match room.try_lock() {
                     Ok(free) => return free,
-                    // After a task that panicked; what it left is written over.
+                    // A task panicked with it. What it left is overwritten.
                     Err(TryLockError::Poisoned(free)) => return free.into_inner(),
                     Err(TryLockError::WouldBlock) => {}
                 }
@@ -63,23 +63,23 @@ impl Room {
     }
 }
 
-/// Whether codes of these values are multiplied as they are.
+/// Whether codes are the values themselves and are multiplied without an offset of 128.
 pub(super) fn plain(values: Values) -> bool {
     values == Values::Less(0)
 }
 
-/// Units to unpack, which follow each other.
+/// Unpacks consecutive units; implements [`Kernel`].
 pub(super) struct Unpack {
     pub(super) coding: &'static Coding,
-    /// Tiles of all of them.
+    /// Tiles of all units together.
     pub(super) tiles: usize,
-    /// Scales and minima alone.
+    /// Unpack scales and minima, but no codes.
     pub(super) scales_only: bool,
     pub(super) from: *const u8,
     pub(super) to: *mut Unit,
 }
 
-/// One of them.
+/// One unit to unpack.
 struct UnpackUnit {
     coding: &'static Coding,
     places: Places,
@@ -88,10 +88,11 @@ struct UnpackUnit {
     to: *mut Unit,
 }
 
-/// Four columns of a tile, from `4 * kk` on: codes, or values with an offset of 128.
+/// Four columns of a tile for its 16 rows, from column `4 * kk` on: codes, or values with an offset of 128 (see
+/// [`plain`]).
 ///
 /// # Safety
-/// The CPU has `S`; a tile of `BITS` times 64 bytes is at `from`.
+/// The CPU has the instructions of `S`; a tile of `BITS` times 64 bytes is at `from`.
 #[inline(always)]
 pub(super) unsafe fn code<S: Simd, const BITS: usize, const TABLE: bool>(
     values: Values,
@@ -123,8 +124,10 @@ pub(super) unsafe fn code<S: Simd, const BITS: usize, const TABLE: bool>(
 }
 
 impl UnpackUnit {
+    /// Unpacks codes of `BITS` bits to bytes.
+    ///
     /// # Safety
-    /// The CPU has `S`; the unit is at `from`, and `to` is this thread's.
+    /// The CPU has the instructions of `S`; the unit is at `from`, and only this thread uses `to`.
     #[inline(always)]
     unsafe fn codes<S: Simd, const BITS: usize, const TABLE: bool>(&self) {
         for tile in 0..self.tiles {
@@ -139,6 +142,8 @@ impl UnpackUnit {
         }
     }
 
+    /// Unpacks scales and minima to f32, and multiplies each scale by `-BIAS`.
+    ///
     /// # Safety
     /// As [`UnpackUnit::codes`].
     #[inline(always)]
@@ -189,6 +194,8 @@ impl UnpackUnit {
 }
 
 impl UnpackUnit {
+    /// Unpacks the codes of any format to bytes.
+    ///
     /// # Safety
     /// As [`UnpackUnit::codes`].
     #[inline(always)]
