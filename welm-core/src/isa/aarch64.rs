@@ -1,7 +1,7 @@
 //! AArch64: NEON holds the sixteen lanes in four registers.
 //!
 //! `sdot`, prefetching and the widening of f16 are written in assembly: their intrinsics are newer than the oldest
-//! compiler that this crate builds with, or not stable at all. As in `x86`, loops instead of closures.
+//! compiler that this crate builds with, or not stable at all. As in `x86`, code uses loops instead of closures.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -11,30 +11,34 @@ use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
 
+/// Runs a kernel with NEON.
+///
 /// # Safety
-/// The CPU has NEON; the kernel's fields keep their promises.
+/// The CPU has NEON; the kernel's fields are as their comments say.
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the feature is enabled here, which is what `Neon` asks for.
     unsafe { kernel.run::<Neon<Pairs>>() }
 }
 
+/// Runs a kernel with NEON and `sdot`.
+///
 /// # Safety
-/// The CPU has NEON and dotprod; the kernel's fields keep their promises.
+/// The CPU has NEON and dotprod; the kernel's fields are as their comments say.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn run_neondot<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the features are enabled here, which is what `Neon` and `Sdot` ask for.
     unsafe { kernel.run::<Neon<Sdot>>() }
 }
 
-/// Four registers of four lanes; `D` adds up the integer products.
+/// Four registers of four lanes. `D` computes the integer dot products.
 #[derive(Clone, Copy)]
 pub(crate) struct Neon<D>(PhantomData<D>);
 
-/// The integer dot products of [`Simd`] in four registers.
+/// The integer dot products of [`Simd`], with the sixteen lanes in four registers.
 ///
 /// # Safety
-/// The methods require what those of [`Simd`] do.
+/// The same as for the methods of [`Simd`].
 pub(crate) trait Dot: Copy + 'static {
     /// As [`Simd::ROWS`].
     const ROWS: usize;
@@ -48,15 +52,15 @@ pub(crate) trait Dot: Copy + 'static {
     unsafe fn group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [[int32x4_t; 4]; R];
 }
 
-/// Products of eight bits in sixteen, added in pairs: every NEON.
+/// For every NEON: products of i8 in 16 bits, of which pairs are added.
 #[derive(Clone, Copy)]
 pub(crate) struct Pairs;
 
-/// Four products at a time: where there is `dotprod`.
+/// For CPUs with `dotprod`: `sdot` adds four products at a time.
 #[derive(Clone, Copy)]
 pub(crate) struct Sdot;
 
-/// Adds to each lane four products i8 x i8, those of `x` from its four bytes `I`.
+/// Adds to each lane four products of i8: of the lane's four bytes of `w` and of bytes `4 * I..4 * I + 4` of `x`.
 ///
 /// # Safety
 /// The CPU has dotprod.
@@ -72,7 +76,7 @@ unsafe fn sdot<const I: usize>(acc: &mut int32x4_t, w: int8x16_t, x: int8x16_t) 
     }
 }
 
-/// 16 weights less 128.
+/// 16 stored weights minus their offset of 128, as i8.
 ///
 /// # Safety
 /// The CPU has NEON; 16 u8 at `w`.
@@ -82,7 +86,7 @@ unsafe fn centred(w: *const u8) -> int8x16_t {
     unsafe { vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w), vdupq_n_u8(128))) }
 }
 
-/// The lower and the upper halves of 16 bytes.
+/// The low four bits and the high four bits of 16 bytes.
 ///
 /// # Safety
 /// The CPU has NEON; 16 u8 at `w`.
@@ -96,7 +100,7 @@ unsafe fn nibbles(w: *const u8) -> [int8x16_t; 2] {
     }
 }
 
-/// What weights that are 128 too small leave out: `128 * sum(x)`.
+/// `128 * sum(x)`: what a dot product lacks if 128 was subtracted from its weights.
 ///
 /// # Safety
 /// The CPU has NEON; `4 * FOURS` i8 at `x`.
@@ -169,7 +173,7 @@ impl Dot for Sdot {
     }
 }
 
-/// Four i8, twice.
+/// Four i8, repeated twice.
 ///
 /// # Safety
 /// The CPU has NEON; 4 i8 at `x`.
@@ -191,7 +195,7 @@ impl Dot for Pairs {
         unsafe {
             let mut sums = acc;
             for q in 0..4 {
-                let mut acc = [[vdupq_n_s32(0); 2]; R]; // of two outputs each, in two parts
+                let mut acc = [[vdupq_n_s32(0); 2]; R]; // each has two outputs, in two partial sums
                 for kk in 0..FOURS {
                     let wk = centred(w.add(64 * kk + 16 * q));
                     for r in 0..R {
@@ -208,7 +212,7 @@ impl Dot for Pairs {
             sums
         }
     }
-    /// Products of weights of four bits add up in 16: `8 * 15 * 128` is 15,360.
+    /// Products with four-bit weights are added in 16 bits without overflow: `8 * 15 * 128` is 15,360.
     #[inline(always)]
     unsafe fn group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [[int32x4_t; 4]; R] {
         // SAFETY: NEON by the contract; 256 u8 at `w`, 32 i8 at each `x`.
@@ -235,7 +239,7 @@ impl Dot for Pairs {
     }
 }
 
-/// One intrinsic on each of the four registers.
+/// Calls an intrinsic on each of the four registers.
 macro_rules! each {
     ($f:expr, $($v:expr),+) => { [$f($($v[0]),+), $f($($v[1]),+), $f($($v[2]),+), $f($($v[3]),+)] };
 }
@@ -268,7 +272,7 @@ unsafe fn widen_bf16(p: *const bf16) -> float32x4_t {
     unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vld1_u16(p.cast())))) }
 }
 
-/// Four bf16, rounded to nearest even; what is not a number stays so.
+/// Four f32 to bf16, rounded to nearest even; NaN stays NaN.
 ///
 /// # Safety
 /// The CPU has NEON.
@@ -293,7 +297,7 @@ impl<D: Dot> Simd for Neon<D> {
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
-        // SAFETY: NEON by the contract; so in every method below, pointers included.
+        // SAFETY: NEON by the contract of `Simd`, as in every method below; so are the lengths of pointers.
         unsafe { [vdupq_n_f32(x); 4] }
     }
     #[inline(always)]
@@ -337,7 +341,7 @@ impl<D: Dot> Simd for Neon<D> {
     #[inline(always)]
     unsafe fn bits(mut v: Self::B, down: i32, mask: u8) -> Self::B {
         for i in 0..4 {
-            // SAFETY: NEON by the contract; a shift by less than nothing goes down.
+            // SAFETY: NEON by the contract; `vshlq_u8` shifts right if the count is negative.
             unsafe { v[i] = vandq_u8(vshlq_u8(v[i], vdupq_n_s8(-down as i8)), vdupq_n_u8(mask)) };
         }
         v
@@ -404,7 +408,7 @@ impl<D: Dot> Simd for Neon<D> {
         // SAFETY: NEON by the contract.
         unsafe { each!(vdivq_f32, a, b) }
     }
-    /// Not `fmax`, which gives what is not a number wherever there is one.
+    /// Does not use `fmax`, which returns NaN if either value is NaN.
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
         // SAFETY: NEON by the contract.

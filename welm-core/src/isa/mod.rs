@@ -1,16 +1,16 @@
-//! Instruction sets: sixteen lanes, whatever the machine.
+//! Vector instruction sets, with one interface of sixteen lanes.
 //!
-//! Every kernel is written once, against [`Simd`]: sixteen f32 lanes and sixteen i32 lanes. AVX-512 holds
-//! them in one register, AVX2 in two, NEON in four, the scalar reference in an array. Each lane does the same
-//! IEEE operations in the same order on all of them (fused multiply-adds included) and [`Simd::sum`] folds the
-//! lanes along one fixed tree, so all give the *same bits*: the scalar version is a reference that
-//! tests compare with `==`, and a service gives the same text on old and new machines.
+//! Every kernel is written once, against [`Simd`]: sixteen f32 lanes and sixteen i32 lanes. AVX-512 holds them in one
+//! register, AVX2 in two, NEON in four, the scalar reference in an array. On all of them, each lane does the same IEEE
+//! operations in the same order (fused multiply-adds included), and [`Simd::sum`] adds the lanes in one fixed order. So
+//! all give the *same bits*. Tests compare them with the scalar reference by `==`, and a service gives the same text on
+//! old and new machines.
 //!
-//! Why not let the compiler vectorise plain loops: it may not reorder f32 sums, and the baseline x86-64
-//! target has no FMA. Why not one hand-written function per instruction set: as many chances to differ.
+//! Plain loops are not enough: the compiler may not reorder f32 sums to vectorise them, and the baseline x86-64 target
+//! has no FMA. Hand-written functions for each instruction set could differ from each other by mistake.
 //!
-//! The instruction set is detected once, at load, and kept as an [`Isa`], which only detection can make
-//! and which therefore proves that its instructions exist.
+//! The instruction set is detected once, at load, and kept as an [`Isa`]. Only detection makes an `Isa`, so it proves
+//! that its instructions exist.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -27,12 +27,12 @@ use crate::error::{Error, Result};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
-/// Values along K of one tile: those that share a scale, or a quarter of them (see `weights::formats::int8`).
+/// Values of one tile along K. They share a scale; in rotated groups, four tiles do (see `weights::formats::int8`).
 pub(crate) const GROUP: usize = 32;
-/// Where sums of products of 8-bit activations start, so that a sum `x` below 2^22 has the bits of the f32 `BIAS + x`: a
-/// subtraction, or the addend of a fused multiply-add, is then all that it takes to make it an f32.
+/// Integer sums of products with 8-bit activations start from the bits of this f32. A sum `x` of magnitude below 2^22
+/// then has the bits of the f32 `BIAS + x`. So one subtraction, or the addend of a fused multiply-add, makes it an f32.
 pub(crate) const BIAS: f32 = 12_582_912.0; // 1.5 * 2^23
-/// Values that a rotation mixes.
+/// Values that one rotation mixes: the size of the Hadamard matrix.
 pub(crate) const ROTATED: usize = 64;
 
 /// Sixteen lanes of arithmetic.
@@ -41,9 +41,10 @@ pub(crate) const ROTATED: usize = 64;
 /// Every method requires that the CPU has the implementation's instructions; code reached through
 /// [`Isa::dispatch`] may rely on it. Pointers must be valid for the lengths that each method states.
 pub(crate) trait Simd: Copy + 'static {
-    /// Most rows of activations that meet a group of weights in registers, at most 8.
+    /// How many rows of activations a kernel multiplies at once with weights in registers: a power of two, at most 8.
     const ROWS: usize;
-    /// Whether four rows with two strips of weights need fewer loads than eight rows with one, and fit in registers.
+    /// Whether kernels multiply two strips of weights at once, to load each activation once for both. Their sums must
+    /// fit in registers.
     const PAIRS: bool = false;
     /// Sixteen f32 lanes.
     type V: Copy;
@@ -60,20 +61,20 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn load_bf16(p: *const bf16) -> Self::V;
     /// Reads 16 f16, widened exactly.
     unsafe fn load_f16(p: *const f16) -> Self::V;
-    /// Reads 16 i8.
+    /// Reads 16 i8, converted to f32.
     unsafe fn load_i8(p: *const i8) -> Self::V;
     /// Reads 64 bytes.
     unsafe fn load_bytes(p: *const u8) -> Self::B;
     /// Writes 64 bytes.
     unsafe fn store_bytes(p: *mut u8, v: Self::B);
-    /// Each byte moved down by `down` bits, up if that is negative, and of that the bits of `mask`: none that come from
-    /// another byte.
+    /// `(byte >> down) & mask` of each byte, or `(byte << -down) & mask` if `down` is negative. `mask` must select no
+    /// bit that is shifted in from a neighbouring byte.
     unsafe fn bits(v: Self::B, down: i32, mask: u8) -> Self::B;
-    /// The bits of either.
+    /// `a | b`.
     unsafe fn either(a: Self::B, b: Self::B) -> Self::B;
-    /// Each byte plus `x`, which wraps.
+    /// Each byte plus `x`, wrapping.
     unsafe fn add_byte(v: Self::B, x: u8) -> Self::B;
-    /// The entries of a table for bytes below 16.
+    /// `table[byte]` of each byte; all bytes are below 16.
     unsafe fn look_up(table: &[u8; 16], v: Self::B) -> Self::B;
     /// Writes 16 f32.
     unsafe fn store(p: *mut f32, v: Self::V);
@@ -83,9 +84,9 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// Sum of the lanes: 16 to 8 to 4 to 2 to 1, each time the lower half plus the upper half.
+    /// Sum of the lanes: the lower half plus the upper half, from 16 lanes to 8, 4, 2 and 1.
     unsafe fn sum(v: Self::V) -> f32;
-    /// `sum` of each.
+    /// `sum` of each vector.
     #[inline(always)]
     unsafe fn sums<const N: usize>(v: [Self::V; N]) -> [f32; N] {
         let mut sums = [0.0; N];
@@ -95,41 +96,41 @@ pub(crate) trait Simd: Copy + 'static {
         }
         sums
     }
-    /// Vectors that the registers hold: how many sums a tile may keep.
+    /// How many vectors of sixteen f32 the registers hold. It limits how many sums a tile keeps.
     const VECTORS: usize;
     /// `a - b`.
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     /// `a / b`.
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
-    /// `if a > b { a } else { b }`: `b` where one of them is not a number.
+    /// `if a > b { a } else { b }`, so `b` if one of them is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
-    /// `if a > b { x } else { y }`: `y` where one of `a` and `b` is not a number.
+    /// `if a > b { x } else { y }`, so `y` if `a` or `b` is NaN.
     unsafe fn if_greater(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
-    /// The lanes' bits moved up by 23: what was a number in the lowest bits becomes an exponent.
+    /// Shifts the bits of each lane left by 23, so that an integer in the lowest bits becomes an f32's exponent.
     unsafe fn to_exponent(v: Self::V) -> Self::V;
-    /// Writes 16 bf16, rounded to nearest even; what is not a number stays so. As `bf16::from_f32`.
+    /// Writes 16 bf16, rounded to nearest even; NaN stays NaN. The same as `bf16::from_f32`.
     unsafe fn store_bf16(p: *mut bf16, v: Self::V);
-    /// Asks for the cache line of `p`, which may point anywhere, in the second cache: what is asked for long before
-    /// its use would drive what is in use out of the first.
+    /// Prefetches the cache line of `p` into the L2 cache; `p` may point anywhere. Not into the L1 cache: prefetches
+    /// come long before the use, and would evict lines in use.
     unsafe fn prefetch<T>(p: *const T);
     /// i32 to f32, rounded to nearest even.
     unsafe fn to_f32(v: Self::I) -> Self::V;
-    /// The f32 that have these bits.
+    /// The f32 with these bits.
     unsafe fn from_bits(v: Self::I) -> Self::V;
-    /// Sums that started from the bits of [`BIAS`], as f32.
+    /// Integer sums that started from the bits of [`BIAS`], as f32 without `BIAS`.
     #[inline(always)]
     unsafe fn unbias(v: Self::I) -> Self::V {
         // SAFETY: the caller's promise.
         unsafe { Self::sub(Self::from_bits(v), Self::splat(BIAS)) }
     }
-    /// `256 * hi + lo`, the two planes of a 16-bit activation put together again.
+    /// `256 * hi + lo`: the sum of a 16-bit activation, from the sums of its two planes.
     unsafe fn join(hi: Self::I, lo: Self::I) -> Self::I;
     /// All lanes `x`.
     unsafe fn splat_i32(x: i32) -> Self::I;
-    /// Integer dot products of `4 * FOURS` values along K, 16 or 32: 16 weight rows with `R` activation rows.
+    /// Integer dot products of 16 weight rows with `R` activation rows, over `4 * FOURS` values along K: 16 or 32.
     ///
     /// Lane `o` of result `r` is `acc[r][o] + sum over k of w[k / 4][o][k % 4] * x[r][k]`, exactly.
-    /// `w` points to u8 `(FOURS, 16, 4)`; each `x[r]` to `4 * FOURS` i8.
+    /// `w` points to u8 `(FOURS, 16, 4)`; each `x[r]` points to `4 * FOURS` i8.
     unsafe fn dot_group<const R: usize, const FOURS: usize>(
         w: *const u8,
         x: [*const i8; R],
@@ -148,19 +149,20 @@ pub(crate) trait Simd: Copy + 'static {
         }
         acc
     }
-    /// Whether there are registers enough to multiply codes where they are unpacked: then there is `dot_four`.
+    /// Whether there are enough registers to multiply codes that are unpacked in registers. If so, `dot_four` is
+    /// implemented.
     const IN_REGISTERS: bool = false;
-    /// `dot_group` of four values along K, of which `w` has the weights.
+    /// `dot_group` over four values along K, with the weights `(16, 4)` in `w`.
     unsafe fn dot_four<const R: usize>(_w: Self::B, _x: [*const i8; R], _acc: [Self::I; R]) -> [Self::I; R] {
         unreachable!("asked of instruction sets with enough registers")
     }
-    /// As `dot_group` for weights of four bits, 0 to 15, and from zero.
+    /// `dot_group` over 32 values along K for four-bit weights, 0 to 15, starting from zero.
     ///
-    /// `w` points to 256 u8, `(4, 16, 4)`: byte `(j, o, i)` has value `8 j + i` of row `o` in its low half and
-    /// value `8 j + 4 + i` in its high half.
+    /// `w` points to 256 u8, `(4, 16, 4)`: byte `(j, o, i)` has value `8 j + i` of row `o` in its low four bits and
+    /// value `8 j + 4 + i` in its high four bits.
     unsafe fn dot_group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [Self::I; R];
-    /// Multiplies 64 values by the Walsh-Hadamard matrix, divided by 8 so that the product is orthonormal: the
-    /// division first, where it rounds nothing, then sums and differences at distances 1, 2, 4, .. 32.
+    /// Multiplies 64 values by the Walsh-Hadamard matrix divided by 8, which is orthonormal. The division comes first,
+    /// because it is exact there; then come sums and differences at distances 1, 2, 4, .. 32.
     #[inline(always)]
     unsafe fn rotate(from: &[f32; ROTATED], to: &mut [f32; ROTATED]) {
         to.iter_mut().zip(from).for_each(|(to, x)| *to = x * 0.125);
@@ -173,13 +175,15 @@ pub(crate) trait Simd: Copy + 'static {
             }
         }
     }
-    /// The largest magnitude of some tiles, as the bits of an f32: infinity's or more if a value is not finite.
+    /// The largest magnitude in some tiles, as the bits of an f32. If a value is infinite or NaN, the result is at
+    /// least the bits of infinity.
     #[inline(always)]
     unsafe fn largest_bits(tiles: &[[f32; GROUP]]) -> u32 {
         tiles.iter().flatten().fold(0, |largest, x| largest.max(x.abs().to_bits()))
     }
-    /// `q = round_ties_even(x * inverse)`, in two planes, `256 * hi + lo`, if `WIDE`, else in `lo` alone; and the
-    /// sums of each plane's first and last 16. Every product is in +-32512, without `WIDE` in +-127.
+    /// Quantises a group: `q = round_ties_even(x * inverse)`, as `256 * hi + lo` with `WIDE`, else as `lo` alone.
+    /// Returns the sums of the first and last 16 values of `lo` and of `hi`. Each product `x * inverse` is in +-32512
+    /// with `WIDE`, else in +-127.
     #[inline(always)]
     unsafe fn quantize_group<const WIDE: bool>(
         group: &[f32; GROUP],
@@ -201,17 +205,17 @@ pub(crate) trait Simd: Copy + 'static {
     }
 }
 
-/// Something to run on the widest instructions at hand; implement `run` with `#[inline(always)]`.
+/// Code that [`Isa::dispatch`] compiles for every instruction set. Implement `run` with `#[inline(always)]`.
 pub(crate) trait Kernel {
     /// What the kernel returns.
     type Out;
-    /// Whether it takes dot products of integers. Some instruction sets differ in nothing else; a kernel without
-    /// is compiled for one of them.
+    /// Whether it computes integer dot products. Some instruction sets differ only in these. A kernel without them is
+    /// compiled for one of these sets only.
     const DOTS: bool;
-    /// The kernel, once for every instruction set.
+    /// Runs the kernel with the instructions of `S`.
     ///
     /// # Safety
-    /// The CPU has the instructions of `S`, and the kernel's own fields keep what it says of them.
+    /// The CPU has the instructions of `S`, and the kernel's fields are as their comments say.
     unsafe fn run<S: Simd>(self) -> Self::Out;
 }
 
@@ -222,7 +226,7 @@ enum Level {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     AvxVnni,
-    /// `AvxVnni` by the instructions of AVX-512 where there are no others.
+    /// The same as `AvxVnni`, in the encoding of AVX-512, for machines without AVX-VNNI.
     #[cfg(target_arch = "x86_64")]
     AvxVnniEvex,
     #[cfg(target_arch = "x86_64")]
@@ -233,12 +237,12 @@ enum Level {
     NeonDot,
 }
 
-/// Proof that this machine has an instruction set. Made by detection only.
+/// An instruction set that this machine has. Only detection makes one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Isa(Level);
 
 impl Isa {
-    /// Every instruction set of this machine, the plainest first.
+    /// All instruction sets of this machine, the slowest first.
     pub(crate) fn all() -> Vec<Isa> {
         let mut all = vec![Isa(Level::Scalar)];
         #[cfg(target_arch = "x86_64")]
@@ -289,7 +293,10 @@ impl Isa {
         }
     }
 
-    /// The set asked for, else the one in `WELM_ISA`, else the best of this machine.
+    /// The set `asked` for, else the one that `WELM_ISA` names, else the best of this machine.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if this machine does not have the set.
     pub(crate) fn select(asked: Option<&str>) -> Result<Isa> {
         let from_env = std::env::var("WELM_ISA").ok().filter(|name| !name.is_empty());
         let Some(name) = asked.or(from_env.as_deref()) else {
@@ -307,11 +314,11 @@ impl Isa {
     /// Runs a kernel with this instruction set.
     ///
     /// # Safety
-    /// The kernel's fields keep what the kernel says of them.
+    /// The kernel's fields are as their comments say.
     #[inline]
     pub(crate) unsafe fn dispatch<K: Kernel>(self, kernel: K) -> K::Out {
         match self.0 {
-            // SAFETY: plain Rust has no requirement; the fields are the caller's promise.
+            // SAFETY: scalar code needs no special instructions; the fields are the caller's promise.
             Level::Scalar => unsafe { kernel.run::<Scalar>() },
             // SAFETY: an `Isa` of this level exists only where detection found its features.
             #[cfg(target_arch = "x86_64")]
@@ -335,7 +342,7 @@ impl Isa {
     }
 }
 
-/// The reference: what every other implementation must equal, bit for bit.
+/// The scalar reference. Every other implementation must give the same bits.
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar;
 
@@ -480,7 +487,7 @@ impl Simd for Scalar {
         std::array::from_fn(|r| {
             let mut acc = acc[r];
             for k in 0..4 * FOURS {
-                // SAFETY: the caller gives so many readable i8.
+                // SAFETY: the caller gives `4 * FOURS` readable i8.
                 let xk = i32::from(unsafe { *x[r].add(k) });
                 for (o, a) in acc.iter_mut().enumerate() {
                     // SAFETY: the caller gives 64 readable u8 for four values along K.

@@ -1,4 +1,4 @@
-//! Every instruction set against the scalar reference.
+//! Compares every instruction set with the scalar reference.
 
 use super::*;
 

@@ -1,7 +1,7 @@
 //! x86-64: AVX2 holds the sixteen lanes in two registers, AVX-512 in one. AVX-VNNI is AVX2 with `vpdpbusd`.
 //!
-//! Loops instead of closures wherever there are instructions inside: a closure that the compiler does not inline is a
-//! function without the caller's instruction set, and each instruction in it a call.
+//! Code with intrinsics uses loops instead of closures. A closure that the compiler does not inline is compiled without
+//! the caller's instruction set, and then each intrinsic in it is a function call.
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -10,43 +10,51 @@ use super::x86_dot::{Dot, Evex, Nibbles, Vex};
 use super::{GROUP, Kernel, LANES, ROTATED, Simd};
 use half::{bf16, f16};
 
+/// Runs a kernel with AVX2.
+///
 /// # Safety
-/// The CPU has avx2, fma and f16c; the kernel's fields keep their promises.
+/// The CPU has avx2, fma and f16c; the kernel's fields are as their comments say.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the features are enabled here, which is what `Avx2` asks for.
     unsafe { kernel.run::<Avx2<Nibbles>>() }
 }
 
+/// Runs a kernel with AVX2 and AVX-VNNI.
+///
 /// # Safety
-/// The CPU has the features named below; the kernel's fields keep their promises.
+/// The CPU has the features named below; the kernel's fields are as their comments say.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 pub(super) unsafe fn run_avxvnni<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the features are enabled here, which is what `Avx2` and `Vex` ask for.
     unsafe { kernel.run::<Avx2<Vex>>() }
 }
 
+/// Runs a kernel with AVX2, and `vpdpbusd` in the encoding of AVX-512.
+///
 /// # Safety
-/// The CPU has the features named below; the kernel's fields keep their promises.
+/// The CPU has the features named below; the kernel's fields are as their comments say.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512vnni")]
 pub(super) unsafe fn run_avxvnni_evex<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the features are enabled here, which is what `Avx2` and `Evex` ask for.
     unsafe { kernel.run::<Avx2<Evex>>() }
 }
 
+/// Runs a kernel with AVX-512 and its VNNI.
+///
 /// # Safety
-/// The CPU has the features named below; the kernel's fields keep their promises.
+/// The CPU has the features named below; the kernel's fields are as their comments say.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn run_avx512vnni<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the features are enabled here, which is what `Avx512Vnni` asks for.
     unsafe { kernel.run::<Avx512Vnni>() }
 }
 
-/// Two registers of eight lanes; `D` adds up the integer products.
+/// Two registers of eight lanes. `D` computes the integer dot products.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2<D>(PhantomData<D>);
 
-/// The sums of 16 and 16 i8: bytes summed as unsigned, with an offset of 128.
+/// The sums of the first and of the last 16 i8. Computed as sums of u8 with an offset of 128, which is subtracted.
 ///
 /// # Safety
 /// The CPU has AVX2.
@@ -62,7 +70,7 @@ unsafe fn sums_i8(v: __m256i) -> [i32; 2] {
     }
 }
 
-/// Lanes 8 to 4 to 2 to 1.
+/// Sum of eight lanes, in the order of [`Simd::sum`].
 #[inline(always)]
 unsafe fn sum8(v: __m256) -> f32 {
     // SAFETY: AVX, by the contract of `Simd`.
@@ -81,7 +89,7 @@ impl<D: Dot> Simd for Avx2<D> {
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
-        // SAFETY: AVX2 by the contract; so in every method below, pointers included.
+        // SAFETY: AVX2 by the contract of `Simd`, as in every method below; so are the lengths of pointers.
         unsafe { (_mm256_set1_ps(x), _mm256_set1_ps(x)) }
     }
     #[inline(always)]
@@ -237,7 +245,7 @@ impl<D: Dot> Simd for Avx2<D> {
                 let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
                 _mm256_srli_epi32::<16>(_mm256_blendv_epi8(up, quiet, nan))
             };
-            // The packing works on halves; the permutation puts their quarters in order.
+            // The packing works on each half of the registers apart, so its four quarters are put in order afterwards.
             let packed = _mm256_packus_epi32(round(v.0), round(v.1));
             _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
         }
@@ -288,11 +296,11 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 }
 
-/// One register of sixteen lanes, and `vpdpbusd` for four products at a time.
+/// One register of sixteen lanes. `vpdpbusd` adds four integer products to each lane.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Vnni;
 
-/// The eight sums of each vector's lower and upper half.
+/// The lower eight lanes plus the upper eight: those of `a` in the lower half of the result, those of `b` in the upper.
 #[inline(always)]
 unsafe fn halves(a: __m512, b: __m512) -> __m512 {
     // SAFETY: AVX-512F, by the contract of `Simd`.
@@ -303,7 +311,7 @@ unsafe fn halves(a: __m512, b: __m512) -> __m512 {
     }
 }
 
-/// Each lane's sum with its partner, in the `upper` lanes the partner less the lane.
+/// `x + partner` in each lane; in the lanes of the mask `upper`, `partner - x`.
 #[inline(always)]
 unsafe fn butterfly(x: __m512, partner: __m512, upper: u16) -> __m512 {
     // SAFETY: AVX-512F, by the contract of `Simd`.
@@ -322,7 +330,7 @@ impl Simd for Avx512Vnni {
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
-        // SAFETY: AVX-512F by the contract; so in every method below, pointers included.
+        // SAFETY: AVX-512F by the contract of `Simd`, as in every method below; so are the lengths of pointers.
         unsafe { _mm512_set1_ps(x) }
     }
     #[inline(always)]
@@ -418,7 +426,8 @@ impl Simd for Avx512Vnni {
         // SAFETY: AVX-512F by the contract; `N` is 4 where four are read and written.
         unsafe {
             if N == 4 {
-                // Quarters of lanes: two of each vector, of two vectors in one register; then one of each of four.
+                // First the halves of each vector are added: a register then has eight lanes of each of two vectors.
+                // Then the quarters: one register has four lanes of each of the four vectors.
                 let (a, b) = (halves(v[0], v[1]), halves(v[2], v[3]));
                 let (low, high) = (
                     _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
@@ -462,7 +471,7 @@ impl Simd for Avx512Vnni {
         // SAFETY: AVX-512F by the contract.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(v))) }
     }
-    /// Not `vcvtneps2bf16`, which takes denormal values for zero.
+    /// Does not use `vcvtneps2bf16`, which takes denormal values for zero.
     #[inline(always)]
     unsafe fn store_bf16(p: *mut bf16, v: Self::V) {
         // SAFETY: AVX-512F by the contract; 16 writable bf16.
@@ -530,7 +539,7 @@ impl Simd for Avx512Vnni {
         }
         acc
     }
-    /// Each activation is loaded once for all strips: loads bound a product as much as `vpdpbusd` does.
+    /// Loads each activation once for all strips, because a product is bound by loads as much as by `vpdpbusd`.
     #[inline(always)]
     unsafe fn dot_groups<const R: usize, const T: usize, const FOURS: usize>(
         w: [*const u8; T],
@@ -625,7 +634,7 @@ impl Simd for Avx512Vnni {
             _mm256_storeu_si256(lo.as_mut_ptr().cast(), low);
             let mut hi_sums = [0; 2];
             if WIDE {
-                // The low byte counts as signed, so that the rest rounds up with its top bit: (q + 128) >> 8.
+                // The low byte is signed, so the high plane is (q - lo) / 256, which is (q + 128) >> 8.
                 let half = _mm512_set1_epi32(128);
                 let a = _mm512_srai_epi32::<8>(_mm512_add_epi32(a, half));
                 let b = _mm512_srai_epi32::<8>(_mm512_add_epi32(b, half));

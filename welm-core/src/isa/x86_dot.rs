@@ -1,11 +1,11 @@
-//! Integer dot products in registers of 256 bits: of AVX2, and by `vpdpbusd`.
+//! Integer dot products in registers of 256 bits: with AVX2 alone, or with `vpdpbusd`.
 
 use std::arch::x86_64::*;
 
-/// The integer dot products of [`super::Simd`] in two registers.
+/// The integer dot products of [`super::Simd`], with the sixteen lanes in two registers.
 ///
 /// # Safety
-/// The methods require what those of [`super::Simd`] do.
+/// The same as for the methods of [`super::Simd`].
 pub(crate) trait Dot: Copy + 'static {
     /// As [`super::Simd::dot_group`].
     unsafe fn group<const R: usize, const FOURS: usize>(
@@ -17,25 +17,25 @@ pub(crate) trait Dot: Copy + 'static {
     unsafe fn group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [[__m256i; 2]; R];
 }
 
-/// AVX2 alone: `vpmaddubsw` with weights of four bits, whose pairs of products fit in 16 bits, and so do all eight of
-/// a group: `8 * 2 * 15 * 128` is 30,720.
+/// AVX2 alone, by `vpmaddubsw`, which adds pairs of products in 16 bits. Four bits of a weight at a time, so that no
+/// sum overflows: the eight pairs of a group are at most `8 * 2 * 15 * 128`, which is 30,720.
 #[derive(Clone, Copy)]
 pub(crate) struct Nibbles;
 
-/// `vpdpbusd` on 256 bits.
+/// The instruction `vpdpbusd` on 256 bits, which has two encodings.
 ///
 /// # Safety
-/// The CPU has it in the implementation's encoding.
+/// The CPU has the instruction in the implementation's encoding.
 pub(crate) trait Vpdpbusd: Copy + 'static {
-    /// Adds four products u8 x i8 to each lane, exactly.
+    /// Adds four products of u8 and i8 to each lane, exactly.
     unsafe fn add(acc: __m256i, w: __m256i, x: __m256i) -> __m256i;
 }
 
-/// As AVX-VNNI has it.
+/// The encoding of AVX-VNNI.
 #[derive(Clone, Copy)]
 pub(crate) struct Vex;
 
-/// As AVX-512 VL and VNNI have it: the same arithmetic on machines without AVX-VNNI, so that both can be compared.
+/// The encoding of AVX-512 VL and VNNI: the same arithmetic on machines without AVX-VNNI. So tests reach it there too.
 #[derive(Clone, Copy)]
 pub(crate) struct Evex;
 
@@ -56,7 +56,8 @@ impl Vpdpbusd for Evex {
 }
 
 impl Dot for Nibbles {
-    /// The lower and the upper halves of weights apart, because `vpmaddubsw` saturates: pairs of u8 x i8 reach 65,280.
+    /// Multiplies the low and the high four bits of weights separately. `vpmaddubsw` would saturate with whole bytes:
+    /// two products of u8 and i8 reach 65,280.
     #[inline(always)]
     unsafe fn group<const R: usize, const FOURS: usize>(
         w: *const u8,
@@ -114,7 +115,7 @@ impl Dot for Nibbles {
     }
 }
 
-/// The lower and the upper halves of 32 bytes.
+/// The low four bits and the high four bits of 32 bytes.
 #[inline(always)]
 unsafe fn nibbles(w: *const u8) -> [__m256i; 2] {
     // SAFETY: AVX2 by the contract of `Simd`; 32 u8 at `w`.
