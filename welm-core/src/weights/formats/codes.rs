@@ -1,12 +1,13 @@
-//! What the formats of few bits have in common: a code for each value, and scales of groups.
+//! What formats of 2 to 6 bits have in common: a code for each value, and a scale for each group of values.
 //!
 //! ```text
 //! x[k] = scale[k / group] * value(code[k]) + min[k / group]
 //! scale = d, or d * sc;   min = m, or -dmin * m, or 0
 //! ```
 //!
-//! `d * sc` is exact in f32 in every format (11 and 8 bits), and so is its product with a value where there is a
-//! minimum. So each element is rounded once, as in ggml and in gguf's Python, and the order of the factors does not matter.
+//! `d * sc` is exact in f32 in every format, because its factors have at most 11 and 8 bits. In formats with a minimum,
+//! its product with a value is exact, too. So each element is rounded once, as in ggml and in gguf's Python package,
+//! and the order of the factors does not matter.
 
 use half::f16;
 
@@ -23,43 +24,43 @@ pub(crate) struct Coding {
     pub(crate) group: usize,
     pub(crate) values: Values,
     pub(crate) scales: Scales,
-    /// Takes a block apart.
+    /// Reads codes and scales of a block.
     pub(crate) read: fn(block: &[u8], to: &mut Codes),
 }
 
 /// What a code stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Values {
-    /// The code less this.
+    /// The code minus this offset.
     Less(u8),
-    /// An entry of this table.
+    /// The entry of this table at the code.
     Table(&'static [i8; 16]),
 }
 
 /// How scales are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scales {
-    /// `d` of each group.
+    /// An f16 `d` for each group.
     F16,
-    /// `d` and `m` of each group.
+    /// An f16 `d` and an f16 `m` for each group.
     F16Min,
     /// A power of two for each group.
     Exponent,
-    /// `d` of the block, `sc` of each group.
+    /// An f16 `d` for the block, and an integer `sc` for each group.
     Super,
-    /// `d` and `dmin` of the block, `sc` and `m` of each group.
+    /// f16 `d` and `dmin` for the block, and integers `sc` and `m` for each group.
     SuperMin,
 }
 
-/// A block taken apart. What a format does not have stays as it was.
+/// Codes and scales of one block. Reading a block does not change the fields that its format does not have.
 pub(crate) struct Codes {
     pub(crate) code: [u8; SUPER_BLOCK],
     pub(crate) d: f16,
     /// `m` of [`Scales::F16Min`], `dmin` of [`Scales::SuperMin`].
     pub(crate) min: f16,
-    /// `sc`, or the exponent.
+    /// `sc` of each group, or its exponent.
     pub(crate) scale_of: [i8; GROUPS],
-    /// `m` of [`Scales::SuperMin`].
+    /// `m` of each group, of [`Scales::SuperMin`].
     pub(crate) min_of: [u8; GROUPS],
 }
 
@@ -103,7 +104,8 @@ impl Values {
     }
 }
 
-/// Half of the power of two that an e8m0 means: the values of MXFP4 are doubled, to be integers.
+/// Half of the power of two that an e8m0 exponent means. Half, because the table of MXFP4 has doubled values, which are
+/// integers.
 pub(crate) fn power(e8m0: u8) -> f32 {
     match e8m0 {
         0 | 1 => f32::from_bits(0x0020_0000 << e8m0),
@@ -112,13 +114,13 @@ pub(crate) fn power(e8m0: u8) -> f32 {
 }
 
 impl Coding {
-    /// What a code of a group with this scale and minimum means.
+    /// The value of a code in a group with this scale and minimum.
     pub(crate) fn value(&self, code: u8, scale: f32, min: f32) -> f32 {
         let product = scale * f32::from(self.values.of(code));
         if self.scales.has_min() { product + min } else { product } // not -0 + 0
     }
 
-    /// Converts whole blocks of `bytes` bytes and `values` values to f32.
+    /// Converts whole blocks, of `bytes` bytes and `values` values each, to f32.
     pub(super) fn dequantise(&self, bytes: usize, values: usize, blocks: &[u8], out: &mut [f32]) {
         let mut codes = Codes::new();
         for (block, out) in blocks.chunks_exact(bytes).zip(out.chunks_exact_mut(values)) {
@@ -133,7 +135,8 @@ impl Coding {
     }
 }
 
-/// Gives a format its table of [`Coding`]: `$values` values in `$bytes` bytes.
+/// Defines a format with a [`Coding`], whose blocks have `$values` values in `$bytes` bytes. `$finite` tells whether
+/// the scales of a block are finite.
 macro_rules! coded {
     ($format:ident, $values:expr, $bytes:expr, $finite:expr, $coding:expr) => {
         #[allow(non_camel_case_types)] // ggml's name
@@ -170,17 +173,17 @@ macro_rules! coded {
 }
 pub(super) use coded;
 
-/// The values of codes of four bits in IQ4_NL and IQ4_XS.
+/// The values of the four-bit codes of IQ4_NL and IQ4_XS.
 pub(super) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// Sets bit `to` of 32 codes from the bits of four bytes.
+/// Sets bit `to` of each code from one bit of `bits`: 32 codes from four bytes.
 pub(super) fn add_bits(bits: &[u8], to: u32, code: &mut [u8]) {
     for (k, code) in code.iter_mut().enumerate() {
         *code |= (bits[k / 8] >> (k % 8) & 1) << to;
     }
 }
 
-/// The eight scales and minima of Q4_K and Q5_K, six bits each, from 12 bytes.
+/// Reads the eight scales and minima of Q4_K and Q5_K, six bits each, from 12 bytes.
 pub(super) fn six_bits(packed: &[u8], codes: &mut Codes) {
     let (low, rest) = packed.split_at(4);
     let (min, high) = rest.split_at(4);

@@ -1,4 +1,4 @@
-//! int8 with a scale for each group of columns: what matrices of floats are quantised to.
+//! int8 with a scale for each group of columns: the format to which float matrices are quantised.
 //!
 //! ```text
 //! plain:   w[o][k]           is q[o][k] * scale[o][k / 32]
@@ -6,12 +6,14 @@
 //! q in -127..=127,   scale = max |value| of the group / 127, as f16
 //! ```
 //!
-//! Rotated: each 64 columns are multiplied by the Walsh-Hadamard matrix, orthonormal, which spreads a large value over
-//! 64 and is its own inverse. Activations are rotated alike, so that products stay what they are: `(H w) . (H x)` is
-//! `w . x`. What is made from floats is rotated, because then groups of 128 are closer to the truth than groups of 32
-//! without (mean divergence 0.0021 and 0.0033, `benches/record/int8-modes.md`; arXiv 2404.00456 rotates whole models),
-//! a product needs a quarter of the scales, and a weight takes 8.1 bits instead of 8.5. Plain groups of 32 hold Q8_0
-//! and Q4_0 without loss, and rows whose length is no multiple of 64.
+//! Rotated means: each 64 columns are multiplied by the orthonormal Walsh-Hadamard matrix. It spreads a large value
+//! over 64 columns, and is its own inverse. Activations are rotated by the same matrix, so products do not change:
+//! `(H w) . (H x) = w . x`.
+//!
+//! Matrices made from floats are rotated. Rotated groups of 128 are more accurate than plain groups of 32: the mean
+//! divergence is 0.0021 instead of 0.0033 (`benches/record/int8-modes.md`; arXiv 2404.00456 rotates whole models). A
+//! product needs a quarter of the scales, and a weight takes 8.1 bits instead of 8.5. Plain groups of 32 hold Q8_0 and
+//! Q4_0 without loss. They also hold rows whose length is no multiple of 64.
 
 use half::f16;
 
@@ -20,14 +22,14 @@ use crate::isa::{ROTATED, Scalar, Simd};
 /// Which columns share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Grouping {
-    /// 32 of them.
+    /// 32 columns.
     Plain,
-    /// 128, after each 64 were rotated; the last group may have 64.
+    /// 128 columns, which were rotated 64 at a time; the last group may have 64.
     Rotated,
 }
 
 impl Grouping {
-    /// That of a matrix which is made from floats.
+    /// The grouping of a matrix that is quantised from floats, with `cols` columns.
     pub(crate) fn of_cols(cols: usize) -> Grouping {
         if cols.is_multiple_of(ROTATED) { Grouping::Rotated } else { Grouping::Plain }
     }
@@ -40,13 +42,13 @@ impl Grouping {
         }
     }
 
-    /// Groups of so many tiles.
+    /// The number of groups of `tiles` tiles.
     pub(crate) fn groups(self, tiles: usize) -> usize {
         tiles.div_ceil(self.tiles())
     }
 }
 
-/// Rotates each 64 of `values`.
+/// Rotates `values`, 64 at a time.
 pub(crate) fn rotate(values: &mut [f32]) {
     for block in values.as_chunks_mut().0 {
         // SAFETY: the scalar set needs no instructions.
@@ -54,13 +56,14 @@ pub(crate) fn rotate(values: &mut [f32]) {
     }
 }
 
-/// A group's scale, and its values in int8; none if a value is not finite or the scale overflows.
+/// Quantises a group: writes its values to `q` and returns its scale; `None` if a value is not finite or the scale
+/// overflows f16.
 pub(crate) fn quantize_group(values: &[f32], q: &mut [i8]) -> Option<f16> {
     let largest =
         values.iter().fold(0.0f32, |m, x| if x.is_finite() { m.max(x.abs()) } else { f32::INFINITY });
     let mut scale = f16::from_f32(largest / 127.0);
     if scale.to_f32() * 127.5 < largest {
-        scale = f16::from_bits(scale.to_bits() + 1); // the next larger, so that nothing is clipped
+        scale = f16::from_bits(scale.to_bits() + 1); // the next larger f16, so that nothing is clipped
     }
     if !scale.is_finite() {
         return None;

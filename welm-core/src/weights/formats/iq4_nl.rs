@@ -1,4 +1,5 @@
-//! `d: f16, code: [u4; 32]`; an element is `d * IQ4[code]`. Low halves of the bytes are the first 16 elements.
+//! IQ4_NL: `d: f16, code: [u4; 32]`; an element is `d * IQ4[code]`. The low four bits of the bytes are the first 16
+//! elements.
 
 use super::codes::{Codes, Coding, IQ4, Scales, Values, coded};
 use super::{SMALL_BLOCK, f16_at, halves};

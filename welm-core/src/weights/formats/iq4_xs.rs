@@ -1,5 +1,7 @@
-//! `d: f16, high: [u2; 8], low: [u4; 8], code: [u4; 256]`; an element is `d * (16 * high + low - 32) * IQ4[code]`, with
-//! `high` and `low` of its 32 elements. Low halves of 16 bytes are the first 16 of 32 elements.
+//! IQ4_XS: `d: f16, high: [u2; 8], low: [u4; 8], code: [u4; 256]`.
+//!
+//! An element is `d * (16 * high + low - 32) * IQ4[code]`; 32 elements share `high` and `low`. The low four bits of
+//! each 16 bytes of `code` are the first 16 of 32 elements.
 
 use super::codes::{Codes, Coding, IQ4, SUPER_BLOCK, Scales, Values, coded};
 use super::{f16_at, halves};

@@ -1,10 +1,11 @@
-//! How elements are stored, one file a format.
+//! The formats in which files store elements, one file for each.
 //!
-//! A format is a [`BlockFormat`]: so many values of a row in so many bytes. To add one, write its file and its two lines
-//! below (`mod` and the table). Files that have it can then be read, and are computed with in f32. If int8 or four bits
-//! hold it without rounding, it says so by [`BlockFormat::int8`] or [`BlockFormat::int4`], and is computed with in these.
+//! A format is a [`BlockFormat`]: it stores a block of values of a row in a number of bytes. To add one, write its file
+//! and its two lines below (`mod` and the table). Then tensors in it can be read, and are computed with as f32. If int8
+//! or four bits hold its values without rounding, implement [`BlockFormat::int8`] or [`BlockFormat::int4`]. If its
+//! values are codes with scales, implement [`BlockFormat::coding`]. Then it is computed with as such.
 //!
-//! [`int8`] is not among them: it is what matrices are quantised to, and lies in tiles ([`super::tiles`]), not in rows.
+//! [`int8`] is no stored format of this kind: matrices are quantised to it, and it is kept in tiles ([`super::tiles`]).
 
 pub(crate) mod codes;
 pub(crate) mod int8;
@@ -27,17 +28,17 @@ use half::f16;
 
 use self::codes::Coding;
 
-/// Values that share a scale in formats of small blocks, and in what the kernels compute with.
+/// Values of a block in formats with small blocks.
 const SMALL_BLOCK: usize = 32;
 
-/// Writes the values of a block as `q`, `(32)`; an element is `scale * q`, where `scale` is returned.
+/// Writes a block to `q`, `(32)`, and returns its `scale`: an element is `scale * q`.
 pub(crate) type UnpackInt8 = fn(block: &[u8], q: &mut [i8]) -> f16;
-/// Writes the values of a block as `q`, `(32)`, each below 16; an element is `scale * q + min`. Returns scale and min.
+/// Writes a block to `q`, `(32)`, each below 16, and returns `(scale, min)`: an element is `scale * q + min`.
 pub(crate) type UnpackInt4 = fn(block: &[u8], q: &mut [u8]) -> (f16, f16);
 
 /// A way to store values of a row.
 pub(crate) trait BlockFormat: Sync {
-    /// As GGUF and safetensors name it.
+    /// The name of the format in GGUF or safetensors.
     fn name(&self) -> &'static str;
 
     /// Values of a block, all of one row; 1 for formats without blocks.
@@ -50,42 +51,42 @@ pub(crate) trait BlockFormat: Sync {
 
     /// Converts whole blocks to f32: `blocks` hold exactly `out.len()` values.
     ///
-    /// Every step is exact but the one multiplication (and addition) of a block format, which rounds once
-    /// per operation, as ggml's own conversion does.
+    /// Only the multiplication by a block's scale, and the addition of its minimum, round, once each, as in ggml's own
+    /// conversion. All other steps are exact.
     fn dequantise(&self, blocks: &[u8], out: &mut [f32]);
 
-    /// Whether weights are stored so; integers are not weights without scales.
+    /// Whether weights can have this format. Integers without scales cannot be weights.
     fn is_weight(&self) -> bool {
         true
     }
 
-    /// Whether the scales of a block are finite; none where there are no scales.
+    /// Tells whether the scales of a block are finite; `None` if the format has no scales.
     fn finite_scales(&self) -> Option<fn(block: &[u8]) -> bool> {
         None
     }
 
-    /// How a block becomes int8, if that holds its values exactly.
+    /// Converts a block to int8; `None` if that would round its values.
     fn int8(&self) -> Option<UnpackInt8> {
         None
     }
 
-    /// How a block becomes four bits, if these hold its values exactly.
+    /// Converts a block to four bits; `None` if that would round its values.
     fn int4(&self) -> Option<UnpackInt4> {
         None
     }
 
-    /// Whether blocks share scales.
+    /// Whether the values of a block share a scale.
     fn is_blocks(&self) -> bool {
         self.values() > 1
     }
 
-    /// How values of few bits are coded, if they are.
+    /// The coding of values of 2 to 6 bits; `None` for other formats.
     fn coding(&self) -> Option<&'static Coding> {
         None
     }
 }
 
-/// The enum of all formats, and the format of each.
+/// Defines the enum of all formats, and which [`BlockFormat`] each has.
 macro_rules! formats {
     ($($(#[$doc:meta])* $name:ident in $file:ident,)*) => {
         /// How the elements of a tensor are stored.
@@ -98,7 +99,7 @@ macro_rules! formats {
         impl StoredType {
             pub(crate) const ALL: &[StoredType] = &[$(StoredType::$name),*];
 
-            /// What is known of it.
+            /// The format of this type.
             pub(crate) fn format(self) -> &'static dyn BlockFormat {
                 match self {
                     $(StoredType::$name => &$file::$name,)*
@@ -148,12 +149,12 @@ formats! {
 }
 
 impl StoredType {
-    /// The type that GGUF or safetensors names so.
+    /// The type with this name in GGUF or safetensors.
     pub(crate) fn named(name: &str) -> Option<StoredType> {
         Self::ALL.iter().copied().find(|stored| stored.format().name() == name)
     }
 
-    /// The types that weights can have, for a message: all, or only those without blocks.
+    /// The names of all types that weights can have, for a message; without `with_blocks`, those without blocks only.
     pub(crate) fn of_weights(with_blocks: bool) -> String {
         let formats = Self::ALL.iter().map(|stored| stored.format());
         let names = formats.filter(|f| f.is_weight() && (with_blocks || f.values() == 1)).map(|f| f.name());
@@ -168,7 +169,7 @@ fn f16_at(bytes: &[u8]) -> f16 {
     f16::from_le_bytes([bytes[0], bytes[1]])
 }
 
-/// The halves of bytes as values: the low ones are the first.
+/// Unpacks four-bit values: the low four bits of all bytes come first, then the high four bits.
 fn halves(bytes: &[u8], q: &mut [u8]) {
     let (low, high) = q.split_at_mut(bytes.len());
     for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
@@ -176,7 +177,7 @@ fn halves(bytes: &[u8], q: &mut [u8]) {
     }
 }
 
-/// The quarters of bytes as values: bits `2 i` of 32 bytes are values `32 i` on of 128.
+/// Unpacks two-bit values: of each 32 bytes, bits `2 i` and `2 i + 1` are values `32 i..32 i + 32` of 128.
 fn two_bits(bytes: &[u8], q: &mut [u8]) {
     for (k, q) in q.iter_mut().enumerate() {
         *q = bytes[k / 128 * 32 + k % 32] >> (k / 32 % 4 * 2) & 3;
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
     use crate::weights::safetensors;
 
-    /// A block of any bytes whose halves of 16 bits, taken as f16, are all finite.
+    /// A block of arbitrary bytes in which each two bytes are a finite f16.
     fn block(bytes: usize, seed: u32) -> Vec<u8> {
         let byte = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 13) as u8;
         (0..bytes as u32).map(|i| if i % 2 == 1 { byte(i) & 0xBF } else { byte(i) }).collect()
@@ -244,7 +245,7 @@ mod tests {
     }
 
     impl dyn BlockFormat {
-        /// Where a block of a coded format has an f16.
+        /// The offsets of the f16 scales in a block of a coded format.
         pub(crate) fn scale_places(&self) -> &'static [usize] {
             match self.name() {
                 "MXFP4" => &[],

@@ -1,4 +1,4 @@
-//! Elements without blocks: floats, and bytes, which are no weights by themselves.
+//! Formats without blocks: floats, and integers of one byte, which need scales to be weights.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -37,7 +37,7 @@ impl BlockFormat for F16 {
     }
 
     fn dequantise(&self, blocks: &[u8], out: &mut [f32]) {
-        // By 64, because `half` looks for the hardware's conversion once per slice.
+        // 64 at a time, because `half` checks once per slice whether the CPU can convert.
         for (out, bytes) in out.chunks_mut(64).zip(blocks.chunks(128)) {
             let mut halves = [f16::ZERO; 64];
             for (h, b) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {

@@ -1,5 +1,7 @@
-//! `scales: [(sc: u4, m: u4); 16], q: [u2; 256], d: f16, dmin: f16`; an element is `d * sc * q - dmin * m`, with `sc` and
-//! `m` of its 16 elements. Bits `2 i` of 32 bytes are elements `32 i` on of 128.
+//! Q2_K: `scales: [(sc: u4, m: u4); 16], q: [u2; 256], d: f16, dmin: f16`.
+//!
+//! An element is `d * sc * q - dmin * m`; 16 elements share `sc` and `m`. Of each 32 bytes of `q`, bits `2 i` and
+//! `2 i + 1` are elements `32 i..32 i + 32` of 128.
 
 use super::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values, coded};
 use super::{f16_at, two_bits};

@@ -1,6 +1,8 @@
-//! `high: [u1; 256], low: [u2; 256], sc: [u6; 16], d: f16`; an element is `d * (sc - 32) * (4 * high + low - 4)`, with
-//! `sc` of its 16 elements. Bits `2 i` of 32 bytes of `low` are elements `32 i` on of 128, bit `i` of the 32 bytes of `high`
-//! elements `32 i` on.
+//! Q3_K: `high: [u1; 256], low: [u2; 256], sc: [u6; 16], d: f16`.
+//!
+//! An element is `d * (sc - 32) * (4 * high + low - 4)`; 16 elements share `sc`. Of each 32 bytes of `low`, bits `2 i`
+//! and `2 i + 1` are of elements `32 i..32 i + 32` of 128. Bit `i` of the 32 bytes of `high` is of elements
+//! `32 i..32 i + 32`.
 
 use super::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values, coded};
 use super::{f16_at, two_bits};
@@ -18,7 +20,8 @@ fn read(block: &[u8], to: &mut Codes) {
     for (k, code) in to.code.iter_mut().enumerate() {
         *code |= (block[k % 32] >> (k / 32) & 1) << 2;
     }
-    // Four bits of a scale, the first eight in the low halves; two bits of four scales in a byte.
+    // `low` has four bits of each scale: the low halves of its bytes are scales 0 to 7, the high halves 8 to 15. A byte
+    // of `high` has the two other bits of four scales.
     let (low, high) = block[96..108].split_at(8);
     for g in 0..16 {
         let sc = low[g % 8] >> (g / 8 * 4) & 15 | (high[g % 4] >> (g / 4 * 2) & 3) << 4;

@@ -1,4 +1,4 @@
-//! `d: f16, q: [u4; 32]`; an element is `d * (q - 8)`. Low halves of the bytes are the first 16 elements.
+//! Q4_0: `d: f16, q: [u4; 32]`; an element is `d * (q - 8)`. The low four bits of the bytes are the first 16 elements.
 
 use half::f16;
 

@@ -1,4 +1,5 @@
-//! `d: f16, m: f16, q: [u4; 32]`; an element is `d * q + m`. Low halves of the bytes are the first 16 elements.
+//! Q4_1: `d: f16, m: f16, q: [u4; 32]`; an element is `d * q + m`. The low four bits of the bytes are the first 16
+//! elements.
 
 use super::{BlockFormat, SMALL_BLOCK, UnpackInt4, f16_at, halves};
 

@@ -1,5 +1,7 @@
-//! `d: f16, dmin: f16, scales: [(sc: u6, m: u6); 8], q: [u4; 256]`; an element is `d * sc * q - dmin * m`, with `sc` and
-//! `m` of its 32 elements. Low halves of 32 bytes are the first 32 of 64 elements.
+//! Q4_K: `d: f16, dmin: f16, scales: [(sc: u6, m: u6); 8], q: [u4; 256]`.
+//!
+//! An element is `d * sc * q - dmin * m`; 32 elements share `sc` and `m`. The low four bits of each 32 bytes of `q` are
+//! the first 32 of 64 elements.
 
 use super::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values, coded, six_bits};
 use super::{f16_at, halves};

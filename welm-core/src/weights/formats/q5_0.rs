@@ -1,5 +1,5 @@
-//! `d: f16, high: [u1; 32], low: [u4; 32]`; an element is `d * (16 * high + low - 16)`. Low halves of the bytes are the
-//! first 16 elements.
+//! Q5_0: `d: f16, high: [u1; 32], low: [u4; 32]`; an element is `d * (16 * high + low - 16)`. The low four bits of the
+//! bytes of `low` are the first 16 elements.
 
 use super::codes::{Codes, Coding, Scales, Values, add_bits};
 use super::{BlockFormat, SMALL_BLOCK, UnpackInt8, f16_at, halves};

@@ -1,5 +1,5 @@
-//! `d: f16, m: f16, high: [u1; 32], low: [u4; 32]`; an element is `d * (16 * high + low) + m`. Low halves of the bytes
-//! are the first 16 elements.
+//! Q5_1: `d: f16, m: f16, high: [u1; 32], low: [u4; 32]`; an element is `d * (16 * high + low) + m`. The low four bits
+//! of the bytes of `low` are the first 16 elements.
 
 use super::codes::{Codes, Coding, Scales, Values, add_bits, coded};
 use super::{SMALL_BLOCK, f16_at, halves};

@@ -1,6 +1,7 @@
-//! `d: f16, dmin: f16, scales: [(sc: u6, m: u6); 8], high: [u1; 256], low: [u4; 256]`; an element is
-//! `d * sc * (16 * high + low) - dmin * m`, with `sc` and `m` of its 32 elements. Low halves of 32 bytes of `low` are the
-//! first 32 of 64 elements; bit `i` of the 32 bytes of `high` is of elements `32 i` on.
+//! Q5_K: `d: f16, dmin: f16, scales: [(sc: u6, m: u6); 8], high: [u1; 256], low: [u4; 256]`.
+//!
+//! An element is `d * sc * (16 * high + low) - dmin * m`; 32 elements share `sc` and `m`. The low four bits of each 32
+//! bytes of `low` are the first 32 of 64 elements. Bit `i` of the 32 bytes of `high` is of elements `32 i..32 i + 32`.
 
 use super::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values, coded, six_bits};
 use super::{f16_at, halves};

@@ -1,6 +1,8 @@
-//! `low: [u4; 256], high: [u2; 256], sc: [i8; 16], d: f16`; an element is `d * sc * (16 * high + low - 32)`, with `sc` of
-//! its 16 elements. Low halves of 64 bytes of `low` are the first 64 of 128 elements; bits `2 i` of 32 bytes of `high` are
-//! of elements `32 i` on of 128.
+//! Q6_K: `low: [u4; 256], high: [u2; 256], sc: [i8; 16], d: f16`.
+//!
+//! An element is `d * sc * (16 * high + low - 32)`; 16 elements share `sc`. The low four bits of each 64 bytes of `low`
+//! are the first 64 of 128 elements. Of each 32 bytes of `high`, bits `2 i` and `2 i + 1` are of elements
+//! `32 i..32 i + 32` of 128.
 
 use super::codes::{Codes, Coding, SUPER_BLOCK, Scales, Values, coded};
 use super::{f16_at, halves, two_bits};

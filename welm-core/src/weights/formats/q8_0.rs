@@ -1,4 +1,4 @@
-//! `d: f16, q: [i8; 32]`; an element is `d * q`.
+//! Q8_0: `d: f16, q: [i8; 32]`; an element is `d * q`.
 
 use super::{BlockFormat, SMALL_BLOCK, UnpackInt8, f16_at};
 

@@ -1,20 +1,23 @@
-//! Weights of few bits as GGUF files code them (see `weights::formats::codes`), repacked so that a vector has sixteen rows.
+//! Weights of 2 to 6 bits as GGUF files code them (see `weights::formats::codes`), repacked for vectors of sixteen
+//! rows.
 //!
-//! A strip of 16 rows is units of 256 columns; the last may be shorter. A unit has its codes, then its scales:
+//! A strip is 16 rows. It consists of units of 256 columns; the last unit may be shorter. A unit has first its codes,
+//! then its scales:
 //!
 //! ```text
-//! codes of each 32 columns, in planes of (.., 16, 4) bytes, in which place (o, i) is of row o and columns 4 j + i:
-//!   four bits: 4 x (16, 4) u8, j = 2 p low and j = 2 p + 1 high in plane p      formats of 4, 5 and 6 bits
-//!   two bits:  2 x (16, 4) u8, j = 4 p + b in bits 2 b of plane p               all of 2 and 3 bits, the highest of 6
-//!   one bit:       (16, 4) u8, j in bit j                                       the highest of 3 and 5 bits
+//! codes of each 32 columns, in planes of (.., 16, 4) bytes: byte (p, o, i) has codes of row o, columns 4 j + i
+//!   four bits: 4 x (16, 4) u8, j = 2 p in the low bits, j = 2 p + 1 in the high     formats of 4, 5 and 6 bits
+//!   two bits:  2 x (16, 4) u8, j = 4 p + b in bits 2 b and 2 b + 1                  2 and 3 bits; high bits of 6
+//!   one bit:       (16, 4) u8, j in bit j                                           high bit of 3 and 5 bits
 //! scales of each group: (groups, 16) f16 d, then as many f16 m                  F16, F16Min
 //!                       (groups, 16) u8                                         Exponent
 //!                       (groups, 16) i8 sc, then as many u8 m,
 //!                       then (16) f16 d, (16) f16 -dmin                         Super, SuperMin
 //! ```
 //!
-//! So nothing is rounded, and a weight takes about as many bits as in the file: 4.63 of Q4_K's 4.5, 6.63 of Q6_K's 6.56.
-//! Units begin at multiples of 64 bytes. One stream of memory has all that a strip needs.
+//! Nothing is rounded, and a weight takes about as many bits as in the file: 4.63 for Q4_K instead of 4.5, 6.63 for
+//! Q6_K instead of 6.56. Units begin at multiples of 64 bytes. A strip is one run of memory, which is read from start
+//! to end.
 
 use half::f16;
 
@@ -27,7 +30,7 @@ use crate::weights::formats::codes::{Codes, Coding, SUPER_BLOCK, Scales};
 use crate::weights::slab::Slab;
 use crate::weights::tensor::{Segment, rows_of};
 
-/// Tiles of 32 columns of a whole unit.
+/// Tiles of 32 columns in a whole unit.
 pub(crate) const UNIT: usize = SUPER_BLOCK / GROUP;
 
 /// A matrix `(rows, cols)` of coded weights.
@@ -41,13 +44,13 @@ pub(crate) struct CodedTiles {
 /// Where the parts of a unit begin, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Places {
-    /// Scales, and what they are multiplied with.
+    /// The scale of each group: `d`, `sc` or the exponent.
     pub(crate) scale: usize,
-    /// Minima of groups.
+    /// `m` of each group.
     pub(crate) min: usize,
-    /// `d` and `-dmin` of the block.
+    /// `d` and `-dmin`, which all groups of a unit share.
     pub(crate) block: usize,
-    /// The end: where the next unit begins.
+    /// Where the unit ends and the next begins.
     pub(crate) end: usize,
 }
 
@@ -57,7 +60,7 @@ impl Coding {
         self.bits as usize * GROUP * LANES / 8
     }
 
-    /// The parts of a unit of so many tiles.
+    /// Where the parts of a unit of `tiles` tiles begin.
     pub(crate) fn places(&self, tiles: usize) -> Places {
         let groups = tiles * (GROUP / self.group);
         let (of_scale, of_min, of_block) = match self.scales {
@@ -73,21 +76,22 @@ impl Coding {
         Places { scale, min, block, end: (block + LANES * of_block).next_multiple_of(64) }
     }
 
-    /// Bytes of a strip of so many tiles.
+    /// Bytes of a strip of `tiles` tiles.
     pub(crate) fn strip_bytes(&self, tiles: usize) -> usize {
         let rest = tiles % UNIT;
         tiles / UNIT * self.places(UNIT).end + if rest == 0 { 0 } else { self.places(rest).end }
     }
 }
 
-/// The byte and the bits down of value `k` of row `o` in the plane of `bits` bits.
+/// Where value `k` of row `o` is in a plane of `bits` bits: the index of the byte, and of its lowest bit there.
 fn place(bits: usize, o: usize, k: usize) -> (usize, usize) {
     let per_byte = 8 / bits;
     let j = k / 4;
     ((j / per_byte * LANES + o) * 4 + k % 4, j % per_byte * bits)
 }
 
-/// The planes of codes of so many bits: the bits of each, and the lowest of a code's bits that it has.
+/// The planes in which codes of `bits` bits are stored: for each plane its number of bits, and the index of its lowest
+/// bit in the code.
 fn planes(bits: u32) -> &'static [(usize, usize)] {
     match bits {
         2 => &[(2, 0)],
@@ -106,7 +110,7 @@ impl CodedTiles {
         down as u64 * coding.strip_bytes(across) as u64
     }
 
-    /// Repacks segments that are all coded so. Uses `threads` threads.
+    /// Repacks segments that all have this coding. Uses `threads` threads.
     pub(crate) fn pack(
         cols: usize,
         segments: &[Segment],
@@ -161,7 +165,7 @@ impl CodedTiles {
     }
 }
 
-/// Writes `BITS` bits of the codes of row `o`, from bit `lowest` on: four codes at a time, as the bytes of a number.
+/// Writes `BITS` bits of each code of row `o`, from bit `lowest` on. Shifts four codes at a time, as one u32.
 fn write_plane<const BITS: usize>(plane: &mut [u8], codes: &[u8; GROUP], o: usize, lowest: usize) {
     let mask = u32::from_ne_bytes([(1 << BITS) - 1; 4]);
     let fours = codes.as_chunks::<4>().0;
@@ -235,7 +239,7 @@ fn read_code(unit: &[u8], coding: &Coding, o: usize, k: usize) -> u8 {
     code
 }
 
-/// What group `g` of row `o` is scaled with.
+/// Reads scale and minimum of group `g` of row `o` into `to`.
 fn read_scales(unit: &[u8], places: Places, coding: &Coding, o: usize, g: usize, to: &mut Codes) {
     let at = g * LANES + o;
     let half = |at: usize| f16::from_le_bytes([unit[at], unit[at + 1]]);
@@ -263,12 +267,12 @@ pub(crate) mod tests {
     use crate::weights::tensor::StoredTensor;
     use crate::weights::tests::mapped;
 
-    /// The types that are coded.
+    /// The stored types with a [`Coding`].
     pub(crate) fn coded() -> impl Iterator<Item = StoredType> {
         StoredType::ALL.iter().copied().filter(|stored| stored.format().coding().is_some())
     }
 
-    /// A tensor of any codes, with scales of usual size.
+    /// A tensor of arbitrary codes, with scales of a usual size.
     pub(crate) fn tensor(stored: StoredType, rows: usize, cols: usize) -> StoredTensor {
         let format = stored.format();
         let mut state = 7u32;

@@ -1,10 +1,10 @@
-//! Four-bit weights of GGUF files in tiles, as they are.
+//! Four-bit weights of GGUF files (Q4_0, Q4_1) in tiles, without loss.
 //!
 //! ```text
 //! w[o][k] is q[o][k] * scale[o][k / 32] + min[o][k / 32],   q in 0..=15;   Q4_0: min = -8 * scale
 //! ```
 //!
-//! Nothing is rounded, and a token reads 20 bytes for 32 weights, where int8 has 34 and would round Q4_1 once more.
+//! Nothing is rounded. 32 weights take 20 bytes. As int8 they would take 34, and those of Q4_1 would be rounded.
 
 use half::f16;
 

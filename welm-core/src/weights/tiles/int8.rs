@@ -1,4 +1,4 @@
-//! int8 weights in tiles: a matrix, and its rows as they were.
+//! int8 weights in tiles, and how to read rows back from them.
 
 use half::f16;
 
@@ -28,7 +28,7 @@ impl Int8Tiles {
     /// Checks that all scales are finite.
     ///
     /// # Errors
-    /// [`Error::Tensor`] with the place of one that is not.
+    /// [`Error::Tensor`] with row and group of the first that is not.
     pub(crate) fn check_scales(&self, name: &str) -> Result<()> {
         let groups = self.grouping.groups(tile_counts(self.rows, self.cols).1);
         match self.scale.iter().position(|scale| !scale.is_finite()) {
@@ -46,12 +46,12 @@ impl Int8Tiles {
         Self::bytes_of(self.rows, self.cols, self.grouping)
     }
 
-    /// The same in memory of its own.
+    /// A copy that uses nothing of a mapped file.
     pub(crate) fn copied(&self) -> Result<Self> {
         Ok(Int8Tiles { weight: self.weight.copied()?, scale: self.scale.copied()?, ..*self })
     }
 
-    /// Writes row `row` as it is: `q`, `(cols)`, and `scale`, `(cols / 32)` rounded up.
+    /// Writes the int8 values of row `row` to `q`, `(cols)`, and its scales to `scale`, `(cols / 32)` rounded up.
     #[cfg(feature = "kernels")]
     pub(crate) fn row_int8(&self, row: usize, q: &mut [i8], scale: &mut [f16]) {
         let (_, across) = tile_counts(self.rows, self.cols);

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! int8:      weight (rows / 16, cols / 32, 8, 16, 4) u8: byte (j, o, i) is 128 + q of row o, column 4 j + i
-//! four bits: weight (rows / 16, cols / 32, 4, 16, 4) u8: byte (j, o, i) has q of column 8 j + i low, of 8 j + 4 + i high
+//! four bits: weight (rows / 16, cols / 32, 4, 16, 4) u8: byte (j, o, i) has q of column 8 j + i in its low four bits,
+//!            of column 8 j + 4 + i in its high four bits
 //! scale, min (rows / 16, groups, 16) f16
 //! ```
 //!
-//! Sixteen rows are interleaved four values at a time, because that is what one `vpdpbusd` multiplies: its sixteen lanes
-//! are sixteen outputs, no horizontal sum is ever needed, and a scale vector is one load. The offset of 128 makes int8
-//! weights the unsigned operand; its effect, 128 times the sum of a group's activations, is known before the loop and
-//! costs nothing. Of four bits, half a register is the first operand of one `vpdpbusd`, the other half that of the next.
-//! Rows and columns are padded with zeros to whole tiles.
+//! Sixteen rows are interleaved four values at a time, because one `vpdpbusd` multiplies four values in each of its
+//! sixteen lanes. So the lanes are sixteen outputs, no sum across lanes is needed, and a vector of scales is one load.
+//! `vpdpbusd` needs unsigned weights, so int8 weights have an offset of 128. It adds 128 times the sum of a group's
+//! activations to a dot product. That is known before the loop, where it is subtracted at no cost. A register of
+//! four-bit weights serves two `vpdpbusd`: one for the low four bits of its bytes, one for the high. Rows and columns
+//! are padded with zeros to whole tiles.
 //!
-//! [`int8`] and [`int4`] are matrices in this layout; [`pack`] makes them of what is stored. [`coded`] is one of its own,
-//! which becomes int8 tiles while it is multiplied.
+//! [`int8`] and [`int4`] are matrices in this layout; [`pack`] makes them from stored tensors. [`coded`] is another
+//! layout, which is unpacked to int8 tiles when it is multiplied.
 
 pub(crate) mod coded;
 pub(crate) mod int4;
@@ -31,7 +33,7 @@ use crate::isa::{GROUP, LANES};
 
 /// Bytes of an int8 tile.
 pub(crate) const INT8_TILE: usize = LANES * GROUP;
-/// Bytes of a tile of four bits.
+/// Bytes of a tile of four-bit weights.
 pub(crate) const INT4_TILE: usize = LANES * GROUP / 2;
 
 /// A matrix of quantised weights, in any layout.
@@ -41,7 +43,7 @@ pub(crate) enum Tiled {
     Coded(CodedTiles),
 }
 
-/// Which layout holds what is stored.
+/// The layout for a stored format.
 #[derive(PartialEq, Eq)]
 enum Layout {
     Int8,
@@ -50,7 +52,7 @@ enum Layout {
 }
 
 impl Layout {
-    /// The one in which a block format is computed with as it is.
+    /// The layout that holds a block format without loss.
     fn of(stored: StoredType) -> Layout {
         match stored.format() {
             format if format.coding().is_some() => Layout::Coded(stored),
@@ -60,14 +62,14 @@ impl Layout {
     }
 }
 
-/// Segments that follow each other and have one layout.
+/// Runs of consecutive segments with the same layout.
 fn same_layout(segments: &[Segment]) -> impl Iterator<Item = (Layout, &[Segment])> {
     let same = |a: &Segment, b: &Segment| Layout::of(a.tensor.dtype) == Layout::of(b.tensor.dtype);
     segments.chunk_by(same).map(|segments| (Layout::of(segments[0].tensor.dtype), segments))
 }
 
 impl Tiled {
-    /// Repacks segments of block formats as they are, each part of a matrix in the layout of its own format.
+    /// Repacks segments of block formats without loss: each part of a matrix in the layout of its own format.
     pub(crate) fn pack(name: &str, cols: usize, segments: &[Segment], threads: usize) -> Result<Vec<Tiled>> {
         let pack = |(layout, segments): (Layout, &[Segment])| {
             let rows = segments.iter().map(|s| s.n_rows).sum();
@@ -117,7 +119,7 @@ impl Tiled {
         }
     }
 
-    /// The groups of the activations that it is multiplied with.
+    /// The grouping of the activations that this matrix is multiplied with.
     pub(crate) fn grouping(&self) -> Grouping {
         match self {
             Tiled::Int8(w) => w.grouping,
@@ -135,17 +137,17 @@ impl Tiled {
     }
 }
 
-/// Tiles down and across of a matrix.
+/// How many tiles a matrix has: down (in its rows) and across (in its columns).
 pub(crate) fn tile_counts(rows: usize, cols: usize) -> (usize, usize) {
     (rows.div_ceil(LANES), cols.div_ceil(GROUP))
 }
 
-/// The byte of an int8 tile that has value `k` of row `o`.
+/// The index of the byte of an int8 tile that has value `k` of row `o`.
 fn int8_place(o: usize, k: usize) -> usize {
     ((k / 4) * LANES + o) * 4 + k % 4
 }
 
-/// The byte of a tile of four bits that has value `k` of row `o`, and whether it is the high half.
+/// The index of the byte of a four-bit tile that has value `k` of row `o`, and whether it is in the high four bits.
 fn int4_place(o: usize, k: usize) -> (usize, bool) {
     ((k / 8 * LANES + o) * 4 + k % 4, k % 8 >= 4)
 }

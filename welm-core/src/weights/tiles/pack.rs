@@ -1,4 +1,4 @@
-//! Packs what is stored into tiles: without loss where they hold it, else quantised to int8.
+//! Packs stored tensors into tiles: without loss if the tiles can hold their values, else quantised to int8.
 
 use half::f16;
 
@@ -14,14 +14,15 @@ use crate::weights::formats::int8::{Grouping, quantize_group, rotate};
 use crate::weights::tensor::{Segment, rows_of};
 
 impl Int8Tiles {
-    /// What [`Int8Tiles::pack`] makes of a matrix by itself: repacked without loss where it can be.
+    /// The grouping for [`Int8Tiles::pack`]: plain if a segment can be repacked without loss, else that of quantised
+    /// floats.
     pub(crate) fn grouping_of(segments: &[Segment], cols: usize) -> Grouping {
         let exact = segments.iter().any(|s| s.tensor.dtype.format().int8().is_some());
         if exact { Grouping::Plain } else { Grouping::of_cols(cols) }
     }
 
-    /// Quantises, or repacks without loss where int8 holds what is stored and the grouping is plain. Uses `threads`
-    /// threads.
+    /// Repacks segments without loss if int8 holds their values and the grouping is plain; quantises all others. Uses
+    /// `threads` threads.
     pub(crate) fn pack(
         name: &str,
         rows: usize,
@@ -43,7 +44,7 @@ impl Int8Tiles {
         })
     }
 
-    /// The same matrix in plain groups, rounded once more if it was not.
+    /// The same matrix in plain groups. If it was rotated, its values are rounded once more.
     #[cfg(feature = "kernels")]
     pub(crate) fn to_plain(&self, name: &str, threads: usize) -> Result<Int8Tiles> {
         if self.grouping == Grouping::Plain {
@@ -55,7 +56,7 @@ impl Int8Tiles {
         })
     }
 
-    /// Packs whatever `row` writes, `(cols)`, or the blocks that it gives instead.
+    /// Packs rows. `row` writes the values of a row, `(cols)`, or returns its blocks, which are then repacked.
     fn pack_rows<'s>(
         name: &str,
         rows: usize,
@@ -89,14 +90,14 @@ impl Int8Tiles {
     }
 }
 
-/// A row that int8 holds exactly, as it is stored.
+/// The stored blocks of a row whose values int8 holds exactly.
 struct Blocks<'a> {
     bytes: &'a [u8],
-    block: usize, // bytes
+    block: usize, // bytes of a block
     unpack: UnpackInt8,
 }
 
-/// Whole tile rows that are being packed.
+/// Some tile rows (16 rows each) that one thread packs.
 struct TileRows<'a> {
     weight: &'a mut [u8], // (n, across, 512)
     scale: &'a mut [f16], // (n, groups, 16)
@@ -105,7 +106,8 @@ struct TileRows<'a> {
 }
 
 impl TileRows<'_> {
-    /// Writes row `r`: blocks as they are, or `values`, `(across * 32)`; false if one cannot be represented.
+    /// Writes row `r`: the blocks `exact` without loss, else `values`, `(across * 32)`, quantised. False if a value
+    /// cannot be represented.
     fn write(&mut self, r: usize, exact: Option<Blocks>, values: &mut [f32]) -> bool {
         let (tile_row, o) = (r / LANES, r % LANES);
         let per_group = self.grouping.tiles();
@@ -134,7 +136,7 @@ impl TileRows<'_> {
 }
 
 impl Int4Tiles {
-    /// Repacks segments that are all held by four bits. Uses `threads` threads.
+    /// Repacks segments whose formats all fit in four bits. Uses `threads` threads.
     pub(crate) fn pack(
         name: &str,
         rows: usize,
@@ -164,7 +166,7 @@ impl Int4Tiles {
     }
 }
 
-/// Packs whole tile rows; false if a scale cannot be represented.
+/// Packs whole tile rows. False if a scale cannot be represented.
 fn write_int4(
     weight: &mut [u8],
     scale: &mut [f16],
@@ -233,7 +235,7 @@ mod tests {
         }
     }
 
-    /// Blocks of any nibbles with the given scales.
+    /// A tensor of blocks with arbitrary four-bit values, and random scales of at most `scale`.
     fn tensor(dtype: StoredType, rows: usize, cols: usize, scale: f16) -> StoredTensor {
         let head = if dtype == StoredType::Q4_1 { 2 } else { 1 };
         let mut state = 7u32;
