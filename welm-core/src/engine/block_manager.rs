@@ -1,24 +1,25 @@
-//! Who owns which block of the KV cache, and which finished blocks can be used again.
+//! Which sequences hold which blocks of the KV cache, and which blocks the prefix cache can use again.
 //!
-//! A full block is identified by what it holds: its sixteen tokens *and* all that precede them. It gets a
-//! number never used before, its `uid`; the index maps `(uid of the block before, the sixteen tokens)` to
-//! the block. Equality of keys is equality of tokens, so a hit is exact and no hash can collide. What stands before
-//! the first block is the [`CacheRoot`] of the request, so that requests of different roots have no block in common;
-//! roots are kept nowhere but in the keys of those blocks.
+//! A full block is identified by its sixteen tokens *and* all tokens before them. It gets a number that was never used
+//! before, its `uid`. The index maps `(uid of the block before it, its sixteen tokens)` to the block. Keys are compared
+//! by their tokens, so a hit is exact, and a collision of hashes does no harm. The first block has the [`CacheRoot`] of
+//! the request in the place of a uid, so requests with different roots share no block. Roots are stored only in the
+//! keys of first blocks.
 //!
-//! A block that nobody holds stays in the index until its memory is needed; the one unused for longest goes
-//! first, and of one sequence the last, since a block is of no use without those before it.
+//! A block that no sequence holds stays in the index until its memory is needed. Then the block that was unused for
+//! longest is taken first. Of the blocks of one sequence, the last is taken first, because a block is of no use without
+//! those before it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::batch::BLOCK_TOKENS;
 
-/// What keys and values depend on beside the tokens, and whom they may be shared with. Whatever else there will be (such
-/// as an adapter of the weights) is a field more here: requests share blocks if all fields are equal.
+/// What decides, beside the tokens, whether requests may share blocks: they do if all fields are equal. Anything else
+/// that keys and values depend on, such as an adapter of the weights, will be another field here.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct CacheRoot {
-    /// What keeps a tenant's blocks apart from those of others.
+    /// The salt of the request: it keeps one tenant's blocks apart from those of others.
     salt: Option<Arc<str>>,
 }
 
@@ -28,12 +29,12 @@ impl CacheRoot {
     }
 }
 
-/// What precedes a block.
+/// What comes before a block.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Parent {
-    /// Nothing but the root of the request.
+    /// No block: it is the first one of requests with this root.
     Root(CacheRoot),
-    /// The block of this uid.
+    /// The block with this uid.
     Block(u64),
 }
 
@@ -41,11 +42,11 @@ type Key = (Parent, [u32; BLOCK_TOKENS]);
 
 #[derive(Default)]
 struct Block {
-    /// Sequences that hold it.
+    /// How many sequences hold it.
     refs: u32,
-    /// Its entry in the index, if it has one.
+    /// Its uid and its key in the index, if it is in the index.
     entry: Option<(u64, Key)>,
-    /// Its place among the blocks that nobody holds but the index knows.
+    /// Its key in `BlockManager::idle`, if it is there.
     idle_since: u64,
 }
 
@@ -53,18 +54,18 @@ struct Block {
 pub(crate) struct BlockManager {
     blocks: Vec<Block>,
     free: Vec<u32>,
-    /// Blocks that nobody holds but the index knows, the longest unused first.
+    /// Blocks in the index that no sequence holds, the longest unused first.
     idle: BTreeMap<u64, u32>,
     index: HashMap<Key, (u64, u32)>, // uid, block
     clock: u64,
     next_uid: u64,
     prefix_cache: bool,
-    /// Whether blocks with generated tokens are shared, too.
+    /// Whether blocks with generated tokens are also shared.
     pub(crate) share_generated: bool,
 }
 
 impl BlockManager {
-    /// All blocks free.
+    /// A manager of `n_blocks` free blocks. With `prefix_cache` it keeps full blocks for later requests.
     pub(crate) fn new(n_blocks: usize, prefix_cache: bool) -> Self {
         BlockManager {
             blocks: (0..n_blocks).map(|_| Block::default()).collect(),
@@ -78,22 +79,23 @@ impl BlockManager {
         }
     }
 
-    /// Blocks in all.
+    /// Number of all blocks.
     pub(crate) fn total(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Blocks that `allocate` can give.
+    /// Number of blocks that `allocate` can give.
     pub(crate) fn available(&self) -> usize {
         self.free.len() + self.idle.len()
     }
 
-    /// Blocks that nobody holds but that may be hit.
+    /// Number of blocks that no sequence holds, but that the prefix cache may hit.
     pub(crate) fn cached(&self) -> usize {
         self.idle.len()
     }
 
-    /// A block of undefined content, held once; the oldest idle one is forgotten if need be.
+    /// A block with undefined content, held once. If no block is free, it is the idle block that was unused for
+    /// longest, which leaves the index. `None` if sequences hold all blocks.
     pub(crate) fn allocate(&mut self) -> Option<u32> {
         let block = match self.free.pop() {
             Some(block) => block,
@@ -109,7 +111,7 @@ impl BlockManager {
         Some(block)
     }
 
-    /// One more holder.
+    /// Notes one more holder of a block.
     pub(crate) fn retain(&mut self, block: u32) {
         let b = &mut self.blocks[block as usize];
         if b.refs == 0 {
@@ -118,7 +120,7 @@ impl BlockManager {
         b.refs += 1;
     }
 
-    /// One holder less for each; the list is in the order of the sequence.
+    /// Notes one holder less for each block, and empties the list, which is in the order of the sequence.
     pub(crate) fn release(&mut self, blocks: &mut Vec<u32>) {
         for block in blocks.drain(..).rev() {
             let b = &mut self.blocks[block as usize];
@@ -137,7 +139,8 @@ impl BlockManager {
         }
     }
 
-    /// Nobody else is given these blocks as they are, those apart that others hold already.
+    /// Removes blocks from the index, so that later requests do not find them; not those that other sequences hold,
+    /// too.
     pub(crate) fn forget(&mut self, blocks: &[u32]) {
         for &block in blocks {
             let b = &mut self.blocks[block as usize];
@@ -149,7 +152,7 @@ impl BlockManager {
         }
     }
 
-    /// Whether who holds this block is the only one, and may write into it; then nobody is given it as it was.
+    /// Whether a block has only one holder. If so, the holder may write into it, and it leaves the index.
     pub(crate) fn make_own(&mut self, block: u32) -> bool {
         let own = self.blocks[block as usize].refs == 1;
         if own {
@@ -158,7 +161,8 @@ impl BlockManager {
         own
     }
 
-    /// The blocks that hold the longest known beginning of `tokens` after `root`, each retained, and their uids.
+    /// The blocks in the index that hold the longest beginning of `tokens` after `root`, and their uids. Each is
+    /// retained.
     pub(crate) fn lookup(&mut self, root: Parent, tokens: &[u32]) -> (Vec<u32>, Vec<u64>) {
         let (mut found, mut uids) = (Vec::new(), Vec::new());
         let mut key = (root, [0; BLOCK_TOKENS]);
@@ -173,14 +177,14 @@ impl BlockManager {
         (found, uids)
     }
 
-    /// Makes a computed full block known; gives its uid, if blocks are kept.
+    /// Adds a full block, which was computed, to the index. Returns its uid; `None` without a prefix cache.
     pub(crate) fn register(&mut self, parent: Parent, tokens: &[u32], block: u32) -> Option<u64> {
         if !self.prefix_cache {
             return None;
         }
         let key = (parent, tokens.try_into().expect("a key has one block's tokens"));
         if let Some(&(uid, _)) = self.index.get(&key) {
-            return Some(uid); // computed twice at the same time; the first stays
+            return Some(uid); // two sequences computed it at the same time; the first stays in the index
         }
         let uid = self.next_uid;
         self.next_uid += 1;

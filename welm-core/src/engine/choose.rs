@@ -1,4 +1,4 @@
-//! Logits to the next token of a sequence.
+//! Chooses the next token of a sequence from its logits.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::output::Token;
 use crate::sampler::{Logits, Sampler, uniform};
 use crate::tokenizer::Tokenizer;
 
-/// The largest logits of some rows, by token, as [`Logits::Top`] wants them.
+/// The largest logits of some rows, sorted by token id, as [`Logits::Top`] needs them.
 #[derive(Default)]
 pub(super) struct TopRows {
     values: Vec<f32>,
@@ -23,7 +23,7 @@ pub(super) struct TopRows {
 }
 
 impl TopRows {
-    /// Takes over what the backend has found; false if it does not look.
+    /// Takes the largest logits that the backend has found. False if the backend does not find them.
     pub(super) fn take(&mut self, top: Option<Top>) -> bool {
         let Some(top) = top else { return false };
         self.values.clear();
@@ -50,7 +50,7 @@ impl TopRows {
 /// Chooses the tokens of all sequences, one after the other.
 pub(super) struct Chooser {
     sampler: Sampler,
-    /// The row as the model gave it, if it is needed once a token was chosen from it; else empty. // (up to vocab_size)
+    /// An unchanged copy of the row of logits, `(up to vocab_size)`; empty if it is not needed after the choice.
     raw: Vec<f32>,
     eos: Vec<u32>,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -68,8 +68,8 @@ impl Chooser {
         Chooser { sampler, raw, eos, tokenizer, counters }
     }
 
-    /// A row from which `seq` and the siblings that are still to be forked from it choose. It is copied for those that
-    /// need it unchanged: log-probabilities are the model's own, and siblings choose from the same row.
+    /// Begins with a new row of logits, from which `seq` and the siblings still to be forked from it choose. Choosing
+    /// changes the row, so it is copied here if the original is needed later: for log-probabilities, or for siblings.
     pub(super) fn begin(&mut self, seq: &Sequence, logits: &Logits<'_>) {
         self.raw.clear();
         if seq.unforked > 0 || seq.request().logprobs.is_some() {
@@ -77,19 +77,19 @@ impl Chooser {
         }
     }
 
-    /// Logits that were copied of the last row.
+    /// How many logits were copied of the last row.
     #[cfg(test)]
     pub(super) fn copied(&self) -> usize {
         self.raw.len()
     }
 
-    /// Puts the row back as it was, for the next sibling.
+    /// Restores the row for the next sibling.
     pub(super) fn restore(&self, logits: &mut Logits<'_>) {
         logits.values_mut().copy_from_slice(&self.raw);
     }
 
-    /// Chooses the next token from the row, which this changes. If nothing is left to choose from, the sequence ends
-    /// with an error.
+    /// Chooses the next token from the row, and changes the row. If no token may be chosen, the sequence ends with an
+    /// error.
     pub(super) fn choose(&mut self, seq: &mut Sequence, logits: &mut Logits<'_>) {
         let request = &seq.shared.request;
         let position = seq.tokens.len();

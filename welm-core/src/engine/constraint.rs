@@ -1,21 +1,22 @@
-//! What one sequence may say: the seam for grammars, schemas and lists of answers.
+//! The interface for constraints on the text of a sequence: grammars, JSON schemas, lists of allowed answers.
 
 use std::fmt;
 
-/// A state that moves with a sequence, and the tokens that may follow in it.
+/// The state of a constraint after the tokens of a sequence. It says which tokens may come next.
 ///
-/// Each sequence has its own. It outlives preemption, and siblings that begin after the same prompt fork it.
+/// Each sequence has its own state, which a preempted sequence keeps. Sequences of the same prompt begin with a copy,
+/// made by `fork`.
 pub(crate) trait Constraint: fmt::Debug + Send {
-    /// Makes the logits of tokens that may not come next -inf: `(vocab_size)`, as bias and penalties have left them. An
-    /// end token that is left may end the text here.
+    /// Sets the logits of tokens that may not come next to -inf. `logits` is `(vocab_size)`, after biases and
+    /// penalties. If an end token is not masked, the text may end here.
     fn mask(&mut self, logits: &mut [f32]);
 
-    /// This token was added to the sequence; a token that ends it is none of it.
+    /// Moves the state on by a token that was added to the sequence. Not called for a token that ends the sequence.
     fn accept(&mut self, token: u32);
 
-    /// The state of another sequence that begins here.
+    /// A copy of the state, for another sequence that begins here.
     fn fork(&self) -> Box<dyn Constraint>;
 
-    /// The last `n` tokens that were accepted are taken back.
+    /// Takes back the last `n` tokens that were accepted.
     fn roll_back(&mut self, n: usize);
 }

@@ -1,7 +1,8 @@
-//! The channel from the engine to who holds a stream, with a bell for those who wait without a thread.
+//! The channel from the engine to the holder of a stream. A holder that does not block a thread is woken by a waker.
 //!
-//! A waker is rung once, after an event or the end of the channel, and is then registered anew: what comes before that
-//! is found by looking once more after registering. The lock is held for a swap only, and never while foreign code runs.
+//! A waker is woken once, after an event or the end of the channel, and must then be registered again. An event may
+//! come just before a waker is registered. So the receiver looks for events once more after registering. The lock is
+//! held only while the waker is exchanged, and never while code of the caller runs.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel as queue};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,11 +13,11 @@ use crate::error::Result;
 use crate::host::panics;
 use crate::output::Piece;
 
-/// What the engine sends back.
+/// What the engine sends to the holder of a stream.
 pub(crate) enum Event {
-    /// Something a stream may show.
+    /// Text and tokens that a stream may show.
     Piece(Piece),
-    /// Logits of all rows, `(rows, vocab_size)`, for a request that asks for them.
+    /// The logits of all rows that the request asks for, `(rows, vocab_size)`.
     Logits(Vec<f32>),
 }
 
@@ -27,7 +28,7 @@ pub(super) fn channel() -> (EventSender, EventReceiver) {
     (EventSender { sender, bell: Bell(Arc::clone(&waker)) }, EventReceiver { receiver, waker })
 }
 
-/// Who is to be woken.
+/// The waker of the receiver, if it waits.
 #[derive(Default)]
 struct Slot(Mutex<Option<Waker>>);
 
@@ -39,13 +40,13 @@ impl Slot {
 
 /// The engine's end.
 pub(super) struct EventSender {
-    // Dropped before the bell, which then tells of the end.
+    // Dropped before the bell, so that the receiver finds the channel closed when the bell wakes it.
     sender: Sender<Result<Event>>,
     bell: Bell,
 }
 
 impl EventSender {
-    /// False if nobody listens any more.
+    /// Sends an event and wakes the receiver. False if the receiver is gone.
     pub(super) fn send(&self, event: Result<Event>) -> bool {
         let sent = self.sender.send(event).is_ok();
         self.bell.ring();
@@ -58,7 +59,7 @@ struct Bell(Arc<Slot>);
 impl Bell {
     fn ring(&self) {
         if let Some(waker) = self.0.replace(None) {
-            // Foreign code, on the thread that serves everybody.
+            // This is code of the caller. A panic must not end the thread that serves all requests.
             if let Err(panic) = panics::catch(|| waker.wake()) {
                 tracing::warn!(panic, "a stream's waker panicked");
             }
@@ -72,7 +73,7 @@ impl Drop for Bell {
     }
 }
 
-/// The end of who listens. `None` where an event is expected: the engine's end is gone.
+/// The receiver's end. Its functions return `None` instead of an event if the engine's end is gone.
 pub(crate) struct EventReceiver {
     receiver: Receiver<Result<Event>>,
     waker: Arc<Slot>,
@@ -84,7 +85,7 @@ impl EventReceiver {
         self.receiver.recv().ok()
     }
 
-    /// Waits no longer than this.
+    /// Waits for the next event, at most for `timeout`; `Pending` if none has come.
     pub(crate) fn receive_timeout(&self, timeout: Duration) -> Poll<Option<Result<Event>>> {
         match self.receiver.recv_timeout(timeout) {
             Ok(event) => Poll::Ready(Some(event)),
@@ -93,7 +94,7 @@ impl EventReceiver {
         }
     }
 
-    /// Does not wait: if there is nothing yet, the waker is woken when there is.
+    /// Does not wait. If there is no event yet, the waker is woken when there is one.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Event>>> {
         let look = || match self.receiver.try_recv() {
             Ok(event) => Poll::Ready(Some(event)),
@@ -225,7 +226,7 @@ mod tests {
                 }
                 Poll::Pending => {
                     waits += 1;
-                    // No time limit: a test that ends is one in which every bell was heard.
+                    // No time limit: if an event is missed, the test never ends.
                     while count.woken.load(Ordering::SeqCst) == before {
                         thread::park();
                     }

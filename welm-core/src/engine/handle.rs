@@ -1,4 +1,4 @@
-//! [`Handle`]: what a model holds of its engine, and the way to the engine's thread.
+//! [`Handle`]: the connection of a model to its engine's thread.
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
@@ -20,14 +20,14 @@ use crate::host::threads::{STACK, refused};
 use crate::host::{panics, quiet};
 use crate::options::LoadOptions;
 
-/// What the handles hold of the engine.
+/// A model's connection to its engine.
 pub(crate) struct Handle {
     link: Local<Link>,
     pub(crate) counters: Arc<Counters>,
     queue_limit: usize,
 }
 
-/// The way to the engine's thread, which a forked child does not have.
+/// The channel to the engine's thread, and the thread itself. A forked child has neither.
 struct Link {
     commands: Sender<Command>,
     thread: Option<JoinHandle<()>>,
@@ -35,7 +35,7 @@ struct Link {
 }
 
 impl Handle {
-    /// Moves the engine to a thread of its own.
+    /// Starts the engine on a thread of its own.
     pub(crate) fn start<B: Backend>(engine: Engine<B>, options: &LoadOptions) -> Result<Handle> {
         let (commands, inbox) = channel();
         let counters = Arc::new(Counters::default());
@@ -45,7 +45,7 @@ impl Handle {
         let max_running = options.max_running;
         let fault = Arc::new(Mutex::new(None));
         let (thread_counters, thread_fault) = (Arc::clone(&counters), Arc::clone(&fault));
-        // What the thread takes by itself, in vectors that end the process if they get no memory.
+        // The memory of the thread's own vectors. They would abort the process if they got none.
         let Limits { chunk_tokens, max_rows, .. } = engine.limits;
         expect_room(
             "the engine's queues",
@@ -67,7 +67,7 @@ impl Handle {
             tracing::debug!(%error, "engine ends");
             *thread_fault.lock().unwrap_or_else(|e| e.into_inner()) = Some(error.clone());
             step.fail_all(&error);
-            // Whoever submitted before the fault was published waits in the inbox.
+            // Requests that were submitted before the fault was published are still in the inbox.
             while let Ok(command) = inbox.try_recv() {
                 if let Command::Submit(request, ticket) = command {
                     ticket.close();
@@ -84,15 +84,19 @@ impl Handle {
         Ok(Handle { link, counters, queue_limit })
     }
 
-    /// Whether the engine can be asked from this process.
+    /// Checks that this process has the engine's thread.
     ///
     /// # Errors
-    /// [`Error::Forked`].
+    /// [`Error::Forked`] in a forked child.
     pub(crate) fn expect_here(&self) -> Result<()> {
         self.link.get().map(drop)
     }
 
-    /// Queues a request, or refuses it.
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`] or [`Error::InvalidOption`] if the queue has no room for its `n` sequences;
+    /// [`Error::Forked`] in a forked child; the fault if the engine has ended.
     pub(crate) fn submit(&self, request: Request) -> Result<()> {
         let link = self.link.get()?;
         let (n, limit) = (request.n, self.queue_limit);
@@ -105,14 +109,14 @@ impl Handle {
         link.commands.send(Command::Submit(Box::new(request), ticket)).map_err(|_| self.fault())
     }
 
-    /// Lets the engine look at its flags now.
+    /// Makes the engine check its flags now, also if it waits for a command.
     pub(crate) fn wake(&self) {
         if let Ok(link) = self.link.get() {
             let _ = link.commands.send(Command::Wake);
         }
     }
 
-    /// Why the engine ended.
+    /// The error with which the engine ended.
     pub(crate) fn fault(&self) -> Error {
         let link = match self.link.get() {
             Ok(link) => link,
@@ -126,7 +130,7 @@ impl Handle {
 impl Drop for Link {
     fn drop(&mut self) {
         let _ = self.commands.send(Command::Stop);
-        // Not by the thread itself, which drops the last handle if a waker that it wakes holds that.
+        // The thread must not join itself. It drops the last handle if a waker that it wakes holds that handle.
         if let Some(thread) = self.thread.take().filter(|t| t.thread().id() != thread::current().id()) {
             let _ = thread.join();
         }
@@ -150,12 +154,12 @@ mod tests {
             request.n = 2;
             (handle.submit(request), events)
         };
-        // Sent, but nobody takes it: the caller is told by the end of its channel.
+        // The request is sent, but nobody takes it: the caller sees the end of its channel.
         let (submitted, events) = submit();
         assert_eq!((submitted, handle.counters.snapshot().queue_depth), (Ok(()), 2));
         drop(inbox);
         assert!(events.receive().is_none());
-        // There is nobody to send it to.
+        // Nobody can take the request any more: sending it fails.
         for _ in 0..3 {
             let (submitted, events) = submit();
             assert_eq!(submitted, Err(Error::EngineStopped("a fault".into())));

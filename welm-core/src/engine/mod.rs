@@ -1,14 +1,15 @@
-//! The engine: requests of many threads, computed together by one.
+//! The engine: one thread that computes the requests of all threads together.
 //!
-//! One thread owns weights, cache and scratch; requests reach it through a channel, and pieces leave it
-//! through one channel per request. Calls from many threads therefore share each forward pass without
-//! knowing of each other (continuous batching), and nothing in here needs a lock.
+//! This thread owns weights, KV cache and scratch. Requests reach it through one channel, and results leave it through
+//! one channel for each request. So calls from many threads share each forward pass without knowing of each other
+//! (continuous batching), and the engine needs no lock.
 //!
-//! If a step fails on the device, its requests are told why, and the others go on. If the device is lost or a step
-//! panics, every open request and every later one is told why; the host goes on.
+//! If a step fails on the device, the requests of that step end with the error, and all others go on. If the device is
+//! lost or a step panics, all open and all later requests end with the error; the process goes on.
 //!
-//! [`handle`] is how requests get in, [`step`] what the thread does again and again, [`choose`] how logits become tokens,
-//! [`events`] how pieces get out. [`scheduler`] and [`block_manager`] decide who is computed, and where.
+//! [`handle`] takes requests in, [`step`] is the loop of the thread, [`choose`] turns logits into tokens, and
+//! [`events`] sends results out. [`scheduler`] decides which sequences are computed next, [`block_manager`] in which
+//! cache blocks.
 
 mod block_manager;
 mod choose;
@@ -37,7 +38,7 @@ use crate::weights::map::Files;
 pub(crate) use self::events::{Event, EventReceiver};
 pub(crate) use self::handle::Handle;
 
-/// Everything the engine thread owns.
+/// Everything that the engine's thread owns.
 pub(crate) struct Engine<B: Backend> {
     pub(crate) backend: B,
     weights: Weights<B>,
@@ -47,12 +48,12 @@ pub(crate) struct Engine<B: Backend> {
     tokenizer: Option<Arc<Tokenizer>>,
     eos: Vec<u32>,
     vocab_size: usize,
-    /// What weights are read from.
+    /// The files from which weights are read.
     files: Files,
 }
 
 impl<B: Backend> Engine<B> {
-    /// Hands the weights to a backend, and allocates all that a step needs.
+    /// Hands the weights to a backend, and allocates everything that a step needs.
     pub(crate) fn load(
         mut backend: B,
         source: &Source,

@@ -1,4 +1,4 @@
-//! [`Request`]: what one call asks of the engine, and the events that answer it.
+//! [`Request`]: what one call asks of the engine, and where the answer goes.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,49 +12,49 @@ use crate::options::{CancelToken, GenerateOptions};
 use crate::output::FinishReason;
 use crate::sampler::{LogitsProcessor, SamplerParams, processors};
 
-/// What a request wants computed.
+/// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Task {
     /// New tokens.
     Generate,
-    /// Log-probabilities of the given tokens from this position on.
+    /// Log-probabilities of the given tokens, from position `from` on.
     Score { from: usize },
-    /// The logits after each token from this position on.
+    /// The logits after each given token, from position `from` on.
     Logits { from: usize },
 }
 
-/// A validated request, as it travels to the engine.
+/// A validated request, as it is sent to the engine's thread.
 pub(crate) struct Request {
     pub(crate) task: Task,
     pub(crate) prompt: Vec<u32>,
-    /// Shown before the generated text.
+    /// Text to show before the generated text: the prompt.
     pub(crate) echo: Option<String>,
     pub(crate) max_tokens: usize,
     pub(crate) n: usize,
     pub(crate) sampling: SamplerParams,
-    /// What changes logits before a token is chosen from them, in this order.
+    /// They change logits before a token is chosen from them, in this order.
     pub(crate) processors: Vec<Box<dyn LogitsProcessor>>,
-    /// At the beginning of each sequence; the first one takes it.
+    /// The constraint, as it is at the beginning of each sequence. The first sequence takes it, the others fork it.
     pub(crate) constraint: Option<Box<dyn Constraint>>,
     pub(crate) logprobs: Option<usize>,
     pub(crate) stop: Arc<[String]>,
     pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) seed: u64,
     pub(crate) ignore_eos: bool,
-    /// Blocks of the cache are shared with requests of the same root only.
+    /// Cache blocks are shared only with requests that have the same root.
     pub(crate) cache_root: CacheRoot,
     pub(crate) submitted: Instant,
     pub(crate) deadline: Option<Instant>,
-    /// The caller's token, if it gave one.
+    /// The token by which the caller can cancel, if it gave one.
     pub(crate) cancel: Option<CancelToken>,
-    /// Set when nobody listens any more.
+    /// Set when the receiver of the events is gone.
     pub(crate) dropped: CancelToken,
-    /// Empty, with room for all rows, for [`Task::Logits`].
+    /// For [`Task::Logits`]: empty, with capacity for all rows.
     pub(crate) logits: Vec<f32>,
     events: EventSender,
 }
 
-/// Whether the caller's token or deadline ends a request; the token counts first.
+/// Whether the cancel token or the deadline ends a request at time `now`. If both do, the token is the reason.
 pub(crate) fn interruption(
     cancel: Option<&CancelToken>,
     deadline: Option<Instant>,
@@ -70,7 +70,7 @@ pub(crate) fn interruption(
 }
 
 impl Request {
-    /// With everything off, and the receiving end of its events.
+    /// A request with all options off, and the receiver of its events.
     pub(crate) fn new(task: Task, prompt: Vec<u32>) -> (Self, EventReceiver) {
         let (events, receiver) = channel();
         let request = Request {
@@ -98,7 +98,7 @@ impl Request {
         (request, receiver)
     }
 
-    /// New tokens after a prompt, as the options ask; echo, seed and deadline are the caller's to set.
+    /// A request for new tokens after a prompt, with these options. The caller sets echo, seed and deadline.
     pub(crate) fn generate(prompt: Vec<u32>, options: &GenerateOptions) -> (Self, EventReceiver) {
         let (request, receiver) = Request::new(Task::Generate, prompt);
         let request = Request {
@@ -117,7 +117,7 @@ impl Request {
         (request, receiver)
     }
 
-    /// Whether somebody asked for the end, or nobody listens any more.
+    /// Why the request must end at time `now`, if it must: it was cancelled, is late, or its receiver is gone.
     pub(crate) fn interrupted(&self, now: Instant) -> Option<FinishReason> {
         if self.dropped.is_cancelled() {
             return Some(FinishReason::Cancelled);
@@ -125,24 +125,24 @@ impl Request {
         interruption(self.cancel.as_ref(), self.deadline, now)
     }
 
-    /// Sends, or notes that nobody listens.
+    /// Sends an event. If the receiver is gone, sets `dropped`.
     pub(crate) fn send(&self, event: Result<Event>) {
         if !self.events.send(event) {
             self.dropped.cancel();
         }
     }
 
-    /// Whether log-probabilities of given tokens are asked for.
+    /// Whether the request asks for log-probabilities of given tokens.
     pub(crate) fn scores(&self) -> bool {
         self.scored_from().is_some()
     }
 
-    /// What precedes its first block.
+    /// The parent of its first cache block.
     pub(super) fn root(&self) -> Parent {
         Parent::Root(self.cache_root.clone())
     }
 
-    /// Why a token ends the sequence by itself, if it does.
+    /// Whether token `id` ends a sequence, and with which reason.
     pub(crate) fn end_by(&self, id: u32, eos: &[u32]) -> Option<FinishReason> {
         if eos.contains(&id) && !self.ignore_eos {
             Some(FinishReason::EndOfText)
@@ -151,14 +151,14 @@ impl Request {
         }
     }
 
-    /// Whether its tokens are chosen from the largest logits alone, unless a constraint rules those out.
+    /// Whether its tokens can be chosen from the largest logits alone, if there is no constraint.
     pub(super) fn needs_only_top(&self) -> bool {
         let s = &self.sampling;
         let only_top = s.greedy || (1..TOP).contains(&s.top_k);
         self.task == Task::Generate && self.logprobs.is_none() && self.processors.is_empty() && only_top
     }
 
-    /// First position whose log-probability is reported, if any is.
+    /// The first position whose log-probability is reported; `None` if the request asks for none of given tokens.
     pub(super) fn scored_from(&self) -> Option<usize> {
         match self.task {
             Task::Score { from } => Some(from),

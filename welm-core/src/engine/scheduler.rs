@@ -1,14 +1,14 @@
-//! Which sequences get how many rows in the next step. Policy only: no tensor is touched here.
+//! Decides which sequences get how many rows in the next step. It touches no tensor.
 //!
-//! - Every running sequence that has one token to compute (it is decoding) gets its row, each step.
-//! - Prompts share `chunk_tokens` rows a step. Those served longest ago come first, so a long prompt delays
-//!   a short one, or anyone's next token, by one chunk at most.
-//! - A sequence is admitted, in order of arrival, when its whole prompt has blocks and every running
-//!   sequence can still grow by one. It gets all its prompt's blocks at once, so a prompt under way never
-//!   waits for memory.
-//! - When a growing sequence finds no block, the youngest running one is preempted: it gives its blocks back
-//!   and waits, in front of the queue, to be computed again. Since a row's bits do not depend on when it is
-//!   computed, its text does not change.
+//! - Every running sequence that has one token to compute (it is decoding) gets its row in each step.
+//! - Prompts share `chunk_tokens` rows in a step. Prompts that had no rows for longest come first. So a long prompt
+//!   delays a short one, or anybody's next token, by at most one chunk.
+//! - Sequences are admitted in order of arrival. A sequence is admitted when there are blocks for its whole prompt, and
+//!   one more for every running sequence. It gets all blocks of its prompt at once, so a prompt never waits for memory
+//!   after it has begun.
+//! - If there is no block for a running sequence that grows, the youngest running sequence is preempted. It gives its
+//!   blocks back and waits, before all that came later, to be computed again. Its text does not change, because the
+//!   bits of a row do not depend on when it is computed.
 
 use std::collections::VecDeque;
 
@@ -16,16 +16,16 @@ use super::block_manager::BlockManager;
 use super::sequence::Sequence;
 use crate::batch::BLOCK_TOKENS;
 
-/// Rows for one running sequence.
+/// The rows of one running sequence in the next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Work {
-    /// Which of `running`.
+    /// Index of the sequence in `Scheduler::running`.
     pub(crate) seq: usize,
-    /// How many of its tokens, from `computed` on.
+    /// How many of its tokens to compute, from `Sequence::computed` on.
     pub(crate) n_tokens: usize,
 }
 
-/// Where a sequence is.
+/// The list that a sequence is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Queue {
     /// It holds no blocks.
@@ -34,7 +34,7 @@ pub(crate) enum Queue {
     Running,
 }
 
-/// The queue, the running sequences and their memory.
+/// The waiting and the running sequences, and the cache blocks.
 pub(crate) struct Scheduler {
     pub(crate) waiting: VecDeque<Sequence>,
     pub(crate) running: Vec<Sequence>,
@@ -46,7 +46,8 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// Nothing to do yet.
+    /// A scheduler without sequences. A step has at most `chunk_tokens` rows of prompts, and at most `max_running`
+    /// sequences run.
     pub(crate) fn new(blocks: BlockManager, chunk_tokens: usize, max_running: usize) -> Self {
         Scheduler {
             waiting: VecDeque::new(),
@@ -64,7 +65,7 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// The sequence at a place.
+    /// The sequence at index `at`, if there is one.
     pub(crate) fn get(&self, queue: Queue, at: usize) -> Option<&Sequence> {
         match queue {
             Queue::Waiting => self.waiting.get(at),
@@ -72,7 +73,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes out the sequence at a place, which [`Scheduler::get`] has shown to exist.
+    /// Removes the sequence at index `at`, which must exist.
     pub(crate) fn remove(&mut self, queue: Queue, at: usize) -> Sequence {
         match queue {
             Queue::Waiting => self.waiting.remove(at).expect("the place exists"),
@@ -80,7 +81,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes out all sequences that are asked for, wherever they are.
+    /// Removes all sequences, running or waiting, for which `asked` is true.
     pub(crate) fn take(&mut self, asked: impl Fn(&Sequence) -> bool) -> Vec<Sequence> {
         let (mut taken, running): (Vec<_>, _) =
             std::mem::take(&mut self.running).into_iter().partition(&asked);
@@ -91,7 +92,7 @@ impl Scheduler {
         taken
     }
 
-    /// Takes in a sequence that has begun: it runs on if everything it needs is there, else it waits.
+    /// Adds a sequence that has begun. It runs if its tokens are computed and there is room for it; else it waits.
     pub(crate) fn resume(&mut self, mut seq: Sequence) {
         let complete = seq.computed + 1 >= seq.target();
         if seq.ended.is_some() || (complete && self.running.len() < self.max_running) {
@@ -102,7 +103,7 @@ impl Scheduler {
         }
     }
 
-    /// Plans the next step. `admitted` is called with each sequence that leaves the queue.
+    /// Plans the next step. Calls `admitted` with each sequence that leaves the queue.
     pub(crate) fn schedule(&mut self, plan: &mut Vec<Work>, mut admitted: impl FnMut(&Sequence)) {
         self.step += 1;
         if !self.grow() {
@@ -127,7 +128,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives every running sequence a block for its next token; true if one was preempted for it.
+    /// Gives every running sequence a block for its next token if it needs one. True if a sequence was preempted.
     fn grow(&mut self) -> bool {
         let before = self.preemptions;
         self.running.sort_by_key(|s| (s.arrival, s.index));
@@ -153,7 +154,7 @@ impl Scheduler {
         self.enqueue(victim);
     }
 
-    /// Puts a sequence that has begun back into the queue, before those that came later.
+    /// Puts a sequence that has begun back into the queue, before those that arrived later.
     fn enqueue(&mut self, seq: Sequence) {
         let key = |s: &Sequence| (s.arrival, s.index);
         let at = self.waiting.partition_point(|other| key(other) < key(&seq));

@@ -17,19 +17,19 @@ use crate::output::{Finish, FinishReason, Piece, Token};
 use crate::sampler::Logits;
 use crate::tokenizer::Tokenizer;
 
-/// A request's part that its sequences share.
+/// What all sequences of a request share.
 pub(crate) struct Shared {
     pub(crate) request: Request,
     pub(crate) ticket: Ticket,
-    /// Sequences that are not finished, those counted that are still to be forked.
+    /// Number of sequences that are not finished, including those still to be forked.
     pub(crate) open: Cell<usize>,
-    /// What [`Task::Logits`] has so far.
+    /// The logits computed so far for [`Task::Logits`].
     logits: RefCell<Vec<f32>>,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // A sequence that is lost would leave its caller waiting for ever, and look like a fault of the engine.
+        // If a sequence is lost, its caller waits for ever, or takes it for a fault of the engine.
         debug_assert!(
             self.open.get() == 0 || std::thread::panicking(),
             "{} of {} sequences were lost",
@@ -42,48 +42,50 @@ impl Drop for Shared {
 /// One sequence.
 pub(crate) struct Sequence {
     pub(crate) shared: Rc<Shared>,
-    /// Which of the request's `n`.
+    /// Which of the request's `n` sequences this is.
     pub(crate) index: usize,
-    /// Siblings that are still to be forked from it: all, until the prompt is computed. Whoever ends it ends them.
+    /// How many siblings are still to be forked from it: all others until the prompt is computed. If it ends before,
+    /// they end with it.
     pub(crate) unforked: usize,
-    /// Order of arrival; the preempted keep theirs.
+    /// Number in the order of arrival; a preempted sequence keeps it.
     pub(crate) arrival: u64,
     /// Prompt and generated tokens.
     pub(crate) tokens: Vec<u32>,
-    /// Leading tokens whose keys and values are in `blocks`.
+    /// How many of the first tokens have their keys and values in `blocks`.
     pub(crate) computed: usize,
-    /// First row whose logits are still needed; a row is a position.
+    /// The first position whose logits are still needed.
     pub(crate) wanted: usize,
-    /// Blocks held, in order.
+    /// The blocks that it holds, in order.
     pub(crate) blocks: Vec<u32>,
-    /// What the block manager knows the leading blocks by.
+    /// The uids of those of its first blocks that are in the block manager's index.
     known: Vec<u64>,
-    /// Step in which it last had rows; for taking turns.
+    /// The last step in which it had rows, so that prompts take turns.
     pub(crate) served: u64,
     pub(crate) cached_tokens: usize,
     pub(crate) last_token_at: Option<Instant>,
-    /// Set when a row of logits has ended it, or its whole request with an error; the engine sends that and takes it
-    /// out.
+    /// Set when a row of logits has ended the sequence, or, with an error, its whole request. The engine then sends the
+    /// reason and removes the sequence.
     pub(crate) ended: Option<Result<FinishReason>>,
-    /// The token that ended it by itself.
+    /// The token that ended the sequence, if an end token or stop token did.
     end_token: Option<u32>,
-    /// What it may say, if not everything.
+    /// The constraint on its tokens, if it has one.
     pub(crate) constraint: Option<Box<dyn Constraint>>,
     text: TextStream,
-    /// Tokens not sent yet.
+    /// Tokens that were not sent yet.
     unsent: Vec<Token>,
     echoed: bool,
 }
 
 impl Sequence {
-    /// The first sequence of a request; the others are forked from it when the prompt is computed.
+    /// The first sequence of a request. The others are forked from it when the prompt is computed.
     pub(crate) fn new(mut request: Request, ticket: Ticket, arrival: u64) -> Self {
         let from = request.scored_from();
         let wanted = match request.task {
             Task::Logits { from } => from,
             _ => from.map_or(request.prompt.len() - 1, |p| p.saturating_sub(1)),
         };
-        // Nothing precedes the first token; without log-probabilities, the others have none either.
+        // The first token has no log-probability, because nothing comes before it. The other tokens of an echoed prompt
+        // have none if the request asks for none.
         let bare = |&id: &u32| Token { id, logprob: None, alternatives: Vec::new() };
         let unsent = match (from, &request.echo) {
             (Some(0), _) => request.prompt[..1].iter().map(bare).collect(),
@@ -116,7 +118,7 @@ impl Sequence {
         }
     }
 
-    /// The next sibling, after the same prompt, if one is still to be forked; holds no blocks yet.
+    /// The next sibling, with the same prompt; `None` if no more are to be forked. It holds no blocks yet.
     pub(crate) fn fork(&mut self) -> Option<Self> {
         self.unforked = self.unforked.checked_sub(1)?;
         Some(Sequence {
@@ -141,7 +143,7 @@ impl Sequence {
         })
     }
 
-    /// Takes over the beginning of the other's blocks, those that are full of computed tokens.
+    /// Shares the first blocks of `other`: those that are full of computed tokens.
     pub(crate) fn share_blocks(&mut self, other: &Sequence, manager: &mut BlockManager) {
         let full = other.computed / BLOCK_TOKENS;
         self.blocks = other.blocks[..full].to_vec();
@@ -155,13 +157,14 @@ impl Sequence {
         &self.shared.request
     }
 
-    /// Tokens to compute until the next event; the last given token needs no row if nothing follows it.
+    /// How many tokens must be computed until the next event. If the request only scores, the last token needs no row,
+    /// because nothing follows it.
     pub(crate) fn target(&self) -> usize {
         let nothing_follows = self.request().max_tokens == 0 && self.request().scores();
         self.tokens.len() - usize::from(nothing_follows)
     }
 
-    /// Whether all that is asked for is known without computing a row.
+    /// Whether the request is answered without computing a row.
     pub(crate) fn is_complete(&self) -> bool {
         let request = self.request();
         let asks_logits = matches!(request.task, Task::Logits { .. });
@@ -173,7 +176,7 @@ impl Sequence {
         self.tokens.len() - self.request().prompt.len()
     }
 
-    /// Takes known blocks for the beginning, as far as no wanted row is skipped.
+    /// Takes blocks of the prefix cache for the first tokens, but not for rows whose logits are wanted.
     pub(crate) fn find_prefix(&mut self, manager: &mut BlockManager) {
         debug_assert!(self.blocks.is_empty());
         let limit = self.wanted.min(self.tokens.len() - 1).min(self.shared_len(manager));
@@ -184,19 +187,19 @@ impl Sequence {
         }
     }
 
-    /// Leading tokens whose blocks may be shared with other sequences.
+    /// How many of the first tokens may be in blocks that are shared with other sequences.
     fn shared_len(&self, manager: &BlockManager) -> usize {
         if manager.share_generated { usize::MAX } else { self.request().prompt.len() }
     }
 
-    /// Gives all blocks back; what was computed must be found or computed again.
+    /// Gives all blocks back. Its tokens must then be found in the prefix cache or computed again.
     pub(crate) fn release(&mut self, manager: &mut BlockManager) {
         manager.release(&mut self.blocks);
         self.computed = 0;
         self.known.clear();
     }
 
-    /// Notes `n` more computed tokens and makes full blocks known.
+    /// Notes `n` more computed tokens, and adds blocks that became full to the prefix cache.
     pub(crate) fn advance(&mut self, n: usize, manager: &mut BlockManager) {
         self.computed += n;
         let full = self.computed.min(self.shared_len(manager)) / BLOCK_TOKENS;
@@ -209,8 +212,9 @@ impl Sequence {
         }
     }
 
-    /// Takes back the last `n` generated tokens, none of which was sent: tokens, blocks, text and constraint are as if
-    /// they had never been chosen. A last block that others hold, too, is left to them, and computed again.
+    /// Takes back the last `n` generated tokens, none of which was sent. Tokens, blocks, text and constraint are then
+    /// as if they had never been chosen. If other sequences also hold the last block, it is left to them and computed
+    /// again.
     #[cfg_attr(not(test), expect(dead_code, reason = "called by what drops drafted tokens"))]
     pub(crate) fn truncate(&mut self, n: usize, manager: &mut BlockManager, tokenizer: Option<&Tokenizer>) {
         debug_assert!(n <= self.generated() && n <= self.unsent.len() && self.unforked == 0);
@@ -225,7 +229,7 @@ impl Sequence {
         }
         let generated = &self.tokens[self.shared.request.prompt.len()..];
         self.text.rewind(generated.iter().map(|&id| written(tokenizer, id)));
-        // The next token is chosen from the row of the last one that is left, which is computed again.
+        // The next token is chosen from the row of the last token that is left. That row is computed again.
         self.wanted = self.tokens.len() - 1;
         if self.computed <= self.wanted {
             return;
@@ -237,18 +241,18 @@ impl Sequence {
             self.blocks.push(cut.remove(0));
             self.computed = self.wanted;
         }
-        manager.forget(&cut); // nobody looks for what was taken back
+        manager.forget(&cut); // so that no request finds blocks of tokens that were taken back
         manager.release(&mut cut);
         self.known.truncate(full);
     }
 
-    /// Whether its tokens are chosen from the largest logits alone.
+    /// Whether its tokens can be chosen from the largest logits alone.
     pub(crate) fn needs_only_top(&self) -> bool {
         self.constraint.is_none() && self.request().needs_only_top()
     }
 
-    /// Uses the logits of row `pos` for what the request asks beside new tokens. False if a new token is to be chosen
-    /// from them.
+    /// Uses the logits at position `pos` for log-probabilities of given tokens, or keeps them if the request asks for
+    /// logits. False if a new token must be chosen from them.
     pub(crate) fn use_logits(&mut self, pos: usize, logits: &Logits<'_>) -> bool {
         self.wanted = pos + 1;
         let last = pos + 1 == self.target();
@@ -265,8 +269,8 @@ impl Sequence {
         true
     }
 
-    /// Adds a generated token, and notes if it ends the sequence. `bytes` are what it adds to the text, `spelling` is how
-    /// stop strings spell it if that is nothing.
+    /// Adds a generated token, and notes whether it ends the sequence. `bytes` are what it adds to the text. If these
+    /// are empty, `spelling` is its spelling in stop strings.
     pub(crate) fn push(&mut self, token: Token, bytes: &[u8], spelling: &str) {
         self.tokens.push(token.id);
         if let Some(constraint) = &mut self.constraint {
@@ -281,23 +285,23 @@ impl Sequence {
         }
     }
 
-    /// Ends with a token that is part of neither text nor tokens. One that would add nothing to the text, and is spelled,
-    /// may complete a stop string all the same.
+    /// Ends the sequence by a token that becomes part of neither text nor tokens. A special token may still complete a
+    /// stop string by its spelling.
     pub(crate) fn end_with(&mut self, token: u32, spelling: &str, reason: FinishReason) {
         self.text.note(spelling);
         self.end_token = Some(token);
         self.ended = Some(Ok(reason));
     }
 
-    /// Sends the tokens chosen since the last time, if there are any.
+    /// Sends the tokens that were chosen since the last piece, if there are any.
     pub(crate) fn emit_ready(&mut self) {
-        // Until the first new token, what is unsent belongs to the siblings too.
+        // Until the first new token, the unsent tokens are the prompt's, which siblings still have to copy.
         if self.generated() > 0 && !self.unsent.is_empty() {
             self.emit(None);
         }
     }
 
-    /// Sends what may be shown; everything, if the sequence ends.
+    /// Sends a piece with the text that may be shown; with all text if the sequence ends.
     pub(crate) fn emit(&mut self, finish: Option<FinishReason>) {
         let mut text = String::new();
         if !self.echoed {
@@ -306,7 +310,7 @@ impl Sequence {
         }
         let mut reason = finish;
         if let Some(asked) = finish {
-            // The last bytes may complete a stop string after all.
+            // An incomplete character at the end becomes U+FFFD, which may complete a stop string.
             let (rest, stopped) = self.text.finish();
             text.push_str(&rest);
             reason = Some(if stopped { FinishReason::Stop } else { asked });

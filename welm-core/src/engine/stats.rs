@@ -1,35 +1,35 @@
-//! What a service wants to know of its engine: counters and two histograms.
+//! Statistics of an engine, for services: counters and two histograms.
 
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Times in buckets whose upper bounds double: 0.1 ms, 0.2 ms, ... , 209 s, more.
+/// A histogram of times. The upper bounds of its buckets double: 0.1 ms, 0.2 ms, ... , 209 s; the last has no bound.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Histogram {
-    /// Observations per bucket.
+    /// Number of observations in each bucket.
     pub counts: [u64; Histogram::BUCKETS],
     /// Sum of the observations, in seconds.
     pub sum_s: f64,
 }
 
 impl Histogram {
-    /// Buckets.
+    /// Number of buckets.
     pub const BUCKETS: usize = 23;
 
-    /// Upper bound of a bucket in seconds, infinite for the last.
+    /// Upper bound of a bucket in seconds; infinity for the last.
     pub fn bound_s(bucket: usize) -> f64 {
         if bucket + 1 >= Self::BUCKETS { f64::INFINITY } else { 1e-4 * (1u64 << bucket) as f64 }
     }
 
-    /// Observations in all.
+    /// Number of observations in all buckets.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// Upper bound, in seconds, of the bucket in which the share `q` of the observations is reached; 0 when
-    /// there are none.
+    /// The quantile `q` (0 to 1) in seconds, rounded up to the upper bound of its bucket; 0 if there are no
+    /// observations.
     pub fn quantile_s(&self, q: f64) -> f64 {
         let rank = (q.clamp(0.0, 1.0) * self.count() as f64).ceil() as u64;
         let mut seen = 0;
@@ -43,8 +43,8 @@ impl Histogram {
     }
 }
 
-/// A [`Histogram`] that one thread adds to and others read. Without a lock: the engine's thread may be inside when the
-/// process forks, and a child that reads would wait for ever.
+/// A [`Histogram`] to which one thread adds and which others read. It has no lock: the engine's thread might hold it
+/// when the process forks, and a child that reads would then wait for ever.
 #[derive(Debug, Default)]
 struct Times {
     counts: [AtomicU64; Histogram::BUCKETS],
@@ -65,43 +65,43 @@ impl Times {
     }
 }
 
-/// A snapshot; see [`crate::Model::stats`].
+/// A snapshot of an engine's statistics; see [`crate::Model::stats`].
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Requests taken into the queue.
+    /// Requests accepted into the queue.
     pub requests: u64,
-    /// Requests turned away because the queue was full.
+    /// Requests refused because the queue was full.
     pub rejected: u64,
     /// Requests that are not finished.
     pub open: u64,
-    /// Sequences that wait for their first admission.
+    /// Sequences in the queue that were never admitted.
     pub queue_depth: usize,
     /// Sequences in the current step.
     pub running: usize,
-    /// Sequences that gave their memory back to others and were computed again.
+    /// How often a sequence gave its cache blocks to others and had to be computed again.
     pub preemptions: u64,
     /// Steps of the engine.
     pub steps: u64,
-    /// Prompt tokens computed or found.
+    /// Prompt tokens computed or found in the prefix cache.
     pub prompt_tokens: u64,
     /// Prompt tokens found in the prefix cache.
     pub prefix_hit_tokens: u64,
-    /// Tokens generated.
+    /// Generated tokens.
     pub completion_tokens: u64,
     /// Blocks of the KV cache.
     pub blocks_total: usize,
     /// Blocks that sequences hold.
     pub blocks_used: usize,
-    /// Blocks that none holds but a prefix may hit.
+    /// Blocks that no sequence holds, but that the prefix cache may reuse.
     pub blocks_cached: usize,
-    /// From submission to the first token.
+    /// Times from the submission of a request to its first token.
     pub time_to_first_token: Histogram,
-    /// Between two tokens of a sequence.
+    /// Times between two tokens of a sequence.
     pub time_between_tokens: Histogram,
 }
 
-/// The counters behind [`Stats`], shared by the engine thread and the handles.
+/// The counters from which [`Stats`] are made, shared by the engine's thread and the handles.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
@@ -122,21 +122,21 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// A time to first token.
+    /// Adds a time to first token.
     pub(crate) fn first_token(&self, time: Duration) {
         self.first_token.add(time);
     }
 
-    /// A time between tokens.
+    /// Adds a time between two tokens.
     pub(crate) fn next_token(&self, time: Duration) {
         self.next_token.add(time);
     }
 
-    /// The numbers now.
+    /// The present values.
     pub(crate) fn snapshot(&self) -> Stats {
         let get = |x: &AtomicU64| x.load(Ordering::Relaxed);
         let size = |x: &AtomicUsize| x.load(Ordering::Relaxed);
-        let finished = self.finished.load(Ordering::Acquire); // before `requests`, so that open is not negative
+        let finished = self.finished.load(Ordering::Acquire); // before `requests`, so that `open` is not negative
         let requests = get(&self.requests);
         Stats {
             requests,
@@ -158,18 +158,18 @@ impl Counters {
     }
 }
 
-/// A request's place in the counters, from its submission to its end. One that is dropped gives its place back, so
-/// that no way to end a request can leave it counted as open or queued.
+/// Counts a request as open and queued, from its submission to its end. Dropping the ticket undoes that. So a request
+/// that ends in whatever way is no longer counted.
 pub(crate) struct Ticket {
     counters: Arc<Counters>,
-    /// Sequences.
+    /// Number of sequences of the request.
     n: usize,
     queued: Cell<bool>,
     open: Cell<bool>,
 }
 
 impl Ticket {
-    /// A place for `n` sequences in a queue of `limit`, or how many wait in it.
+    /// Takes places for `n` sequences in a queue of `limit` places. If there are too few: how many sequences wait.
     pub(crate) fn take(counters: &Arc<Counters>, n: usize, limit: usize) -> Result<Ticket, usize> {
         let longer = |waiting: usize| waiting.checked_add(n).filter(|&waiting| waiting <= limit);
         if let Err(waiting) = counters.queue_depth.fetch_update(Ordering::AcqRel, Ordering::Acquire, longer) {
@@ -180,12 +180,12 @@ impl Ticket {
         Ok(Ticket { counters: Arc::clone(counters), n, queued: Cell::new(true), open: Cell::new(true) })
     }
 
-    /// Whether its sequences count as queued.
+    /// Whether the request's sequences count as queued.
     pub(crate) fn is_queued(&self) -> bool {
         self.queued.get()
     }
 
-    /// Leaves the queue; false if it had left before.
+    /// Removes the sequences from the count of the queue. False if they had left it before.
     pub(crate) fn leave_queue(&self) -> bool {
         let was_queued = self.queued.replace(false);
         if was_queued {
@@ -194,7 +194,7 @@ impl Ticket {
         was_queued
     }
 
-    /// The request has ended; again, nothing happens.
+    /// Counts the request as ended. A second call does nothing.
     pub(crate) fn close(&self) {
         self.leave_queue();
         if self.open.replace(false) {

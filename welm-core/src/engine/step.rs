@@ -28,18 +28,18 @@ use crate::transformer::{forward, logits, origins};
 /// A message to the engine's thread.
 pub(super) enum Command {
     Submit(Box<Request>, Ticket),
-    /// A flag was set that is only looked at between steps.
+    /// A flag was set, such as that of a cancelled request. The thread checks flags only between steps.
     Wake,
     Stop,
 }
 
-/// Whose logits one of the batch's wanted rows gives.
+/// To which sequence and position one of the batch's wanted rows belongs.
 struct LogitRow {
-    seq: usize, // of the running sequences
-    pos: usize, // in that sequence
+    seq: usize, // index in `Scheduler::running`
+    pos: usize, // position in that sequence
 }
 
-/// The thread's loop, and what lives from step to step.
+/// The loop of the engine's thread, and its state between steps.
 pub(super) struct EngineLoop<B: Backend> {
     engine: Engine<B>,
     scheduler: Scheduler,
@@ -48,7 +48,7 @@ pub(super) struct EngineLoop<B: Backend> {
     plan: Vec<Work>,
     batch: Batch,
     logit_rows: Vec<LogitRow>,
-    /// Sequences that begin in this step, after the prompt of another.
+    /// Siblings that were forked in this step.
     forked: Vec<Sequence>,
     top_rows: TopRows,
     chooser: Chooser,
@@ -72,11 +72,11 @@ impl<B: Backend> EngineLoop<B> {
         }
     }
 
-    /// Steps until it is told to stop.
+    /// Takes steps until it is told to stop.
     pub(super) fn run(&mut self, inbox: &Receiver<Command>) -> Result<()> {
         loop {
             self.publish();
-            // Sleeps while there is nothing to do; otherwise takes what has come and goes on.
+            // Waits for a command if there is nothing to do. Otherwise takes the commands that have come, and goes on.
             let mut command = if self.scheduler.is_idle() {
                 inbox.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
@@ -95,7 +95,7 @@ impl<B: Backend> EngineLoop<B> {
         }
     }
 
-    /// Schedules, computes, chooses and sends. Where the device fails, so do the requests of the step, and no others.
+    /// Schedules, computes, chooses and sends. If the device fails, the requests of this step fail, and no others.
     fn step(&mut self) -> Result<()> {
         self.interrupt();
         self.schedule();
@@ -121,7 +121,7 @@ impl<B: Backend> EngineLoop<B> {
         }
     }
 
-    /// Ends what was cancelled or is late.
+    /// Ends sequences of requests that were cancelled or are past their deadline.
     fn interrupt(&mut self) {
         let now = Instant::now();
         for queue in [Queue::Waiting, Queue::Running] {
@@ -153,7 +153,7 @@ impl<B: Backend> EngineLoop<B> {
         let running = &mut self.scheduler.running;
         self.batch.clear();
         self.logit_rows.clear();
-        // Rows of prompts first.
+        // Rows of prompts come first.
         for prompt in [true, false] {
             for &Work { seq, n_tokens } in &self.plan {
                 let s = &running[seq];
@@ -184,7 +184,7 @@ impl<B: Backend> EngineLoop<B> {
         Ok(())
     }
 
-    /// Logits to tokens.
+    /// Computes logits and chooses tokens from them.
     fn choose(&mut self) -> Result<()> {
         let mut first = 0;
         for tile in self.logit_rows.chunks(self.engine.limits.max_logit_rows) {
@@ -192,7 +192,7 @@ impl<B: Backend> EngineLoop<B> {
             let wanted = first..first + tile.len();
             first = wanted.end;
             let computed = logits(&mut e.backend, &e.weights, &mut e.scratch, &self.batch, wanted)?;
-            // The largest are enough where only they can be chosen; the choice is the same, to the bit.
+            // If tokens can only be chosen among the largest logits, these are enough. The choice is exactly the same.
             let top_is_enough = tile.iter().all(|r| self.scheduler.running[r.seq].needs_only_top());
             let from_top = top_is_enough && self.top_rows.take(e.backend.top(computed)?);
             let values: &mut [f32] = if from_top { &mut [] } else { e.backend.read(computed)? };
@@ -207,7 +207,7 @@ impl<B: Backend> EngineLoop<B> {
                     Logits::All(&mut values[i * e.vocab_size..(i + 1) * e.vocab_size])
                 };
                 if let Some(got) = row.not_finite() {
-                    let began = String::new(); // looked for when all rows were read
+                    let began = String::new(); // `fail_broken` finds it after all rows were read
                     seq.ended = Some(Err(Error::NotFinite { position: r.pos, got, began }));
                     continue;
                 }
@@ -230,9 +230,9 @@ impl<B: Backend> EngineLoop<B> {
         Ok(())
     }
 
-    /// Siblings begin, ended sequences leave, and what may be shown is sent.
+    /// Lets siblings begin, removes sequences that ended, and sends the text that may be shown.
     fn settle(&mut self) -> Result<()> {
-        // Before anything is sent that came of it.
+        // Before any result is sent that was computed from damaged files.
         self.engine.files.check()?;
         for sibling in self.forked.drain(..) {
             self.scheduler.resume(sibling);
@@ -250,7 +250,7 @@ impl<B: Backend> EngineLoop<B> {
         Ok(())
     }
 
-    /// Ends the requests of which a row of logits was of no use, each with its own error.
+    /// Ends each request that has an unusable row of logits, with its own error.
     fn fail_broken(&mut self) -> Result<()> {
         let is_broken = |seq: &Sequence| matches!(seq.ended, Some(Err(_)));
         let broken: Vec<usize> =
@@ -277,8 +277,8 @@ impl<B: Backend> EngineLoop<B> {
         Ok(())
     }
 
-    /// Where the values of some running sequences stopped being finite, from computing the step once more. That gives
-    /// each row the same bits, so that nothing else notices.
+    /// Finds where the values of some running sequences stopped being finite, by computing the step once more. Each row
+    /// gets the same bits again, so this changes no other sequence.
     fn origins(&mut self, sequences: &[usize]) -> Result<Vec<String>> {
         let (b, running) = (&self.batch, &self.scheduler.running);
         let is_of = |row: usize, seq: &Sequence| {
@@ -297,7 +297,7 @@ impl<B: Backend> EngineLoop<B> {
         Ok((0..sequences.len()).map(|owner| say(found.get(&owner))).collect())
     }
 
-    /// Ends the requests of this step with an error.
+    /// Ends all requests of this step with an error.
     fn fail_step(&mut self, error: &Error) {
         tracing::warn!(%error, sequences = self.plan.len(), "a step failed");
         self.scheduler.running.append(&mut self.forked);
@@ -307,8 +307,8 @@ impl<B: Backend> EngineLoop<B> {
         self.fail(|seq| hit.contains(&Rc::as_ptr(&seq.shared)), error);
     }
 
-    /// Ends requests with an error: all their sequences, wherever they are. Where the device or the model is at fault, what
-    /// they have computed is not shared with later ones.
+    /// Ends requests with an error: all their sequences, running or waiting. If the device or the model is at fault,
+    /// their blocks are not shared with later requests.
     fn fail(&mut self, asked: impl Fn(&Sequence) -> bool, error: &Error) {
         let mut hit = self.scheduler.take(asked);
         let blocks_are_sound = matches!(error, Error::InvalidOption { .. });
@@ -321,17 +321,17 @@ impl<B: Backend> EngineLoop<B> {
         self.tell(hit, error);
     }
 
-    /// Says to the requests of these sequences, which are all that they have, why they ended.
+    /// Sends the error to the requests of these sequences. All sequences of each request are among them.
     fn tell(&self, ended: Vec<Sequence>, error: &Error) {
         let once = |seq: Sequence| (seq.shared.open.replace(0) > 0).then_some(seq.shared);
         let requests: Vec<Rc<Shared>> = ended.into_iter().filter_map(once).collect();
         requests.iter().for_each(|shared| shared.ticket.close());
-        self.publish(); // before the callers can know, so that a look at the stats sees them ended
+        self.publish(); // before the callers know, so that the stats already show the requests as ended
         requests.iter().for_each(|shared| shared.request.send(Err(error.clone())));
     }
 
-    /// Ends a sequence that was taken out, and the siblings that are still to be forked from it: takes the blocks back
-    /// and says why. The only way for a sequence to end without an error.
+    /// Ends a sequence, which was removed from its queue, and the siblings still to be forked from it. Takes its blocks
+    /// back and sends the reason. Every sequence that ends without an error ends here.
     fn finish(&mut self, mut seq: Sequence, reason: FinishReason) {
         while let Some(sibling) = seq.fork() {
             self.finish(sibling, reason);
@@ -341,7 +341,7 @@ impl<B: Backend> EngineLoop<B> {
         seq.shared.open.set(seq.shared.open.get() - 1);
         if seq.shared.open.get() == 0 {
             seq.shared.ticket.close();
-            self.publish(); // before the caller can know, so that a look at the stats sees its blocks free
+            self.publish(); // before the caller knows, so that the stats already show its blocks as free
         }
         seq.emit(Some(reason));
     }
@@ -354,7 +354,7 @@ impl<B: Backend> EngineLoop<B> {
         c.preemptions.store(s.preemptions, Ordering::Relaxed);
     }
 
-    /// Ends everything with an error. After a fault, the blocks are not to be touched.
+    /// Ends all requests with an error. Does not touch the blocks, because after a fault their state is unknown.
     pub(super) fn fail_all(&mut self, error: &Error) {
         let mut all = self.scheduler.take(|_| true);
         all.append(&mut self.forked);
@@ -362,7 +362,7 @@ impl<B: Backend> EngineLoop<B> {
     }
 }
 
-/// Gives a forked sequence its own copy of the block that the prompt fills in part, if there is memory.
+/// Gives a forked sequence its own copy of the block that the prompt fills only partly, if a block is available.
 fn copy_partial<B: Backend>(
     from: &Sequence,
     to: &mut Sequence,

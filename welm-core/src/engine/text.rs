@@ -1,22 +1,22 @@
-//! From the bytes of tokens to text that may be shown.
+//! Turns the bytes of tokens into text, and decides which part of the text a stream may show.
 //!
-//! A token may end inside a character, and a stop string may span tokens, so not all that is known may be
-//! shown at once. Held back are
+//! A token may end inside a character, and a stop string may span several tokens. So the end of the text cannot always
+//! be shown at once. Held back are
 //!
-//! * the bytes of a character that is not complete. Bytes that can become no character any more turn into
-//!   U+FFFD, exactly as `String::from_utf8_lossy` of all the bytes would have it;
+//! * the bytes of an incomplete character. Bytes that cannot become a character any more are replaced by U+FFFD, in the
+//!   same way as by `String::from_utf8_lossy` on all bytes;
 //! * the longest end of the text that is the beginning of a stop string.
 //!
-//! **Which stop string ends the text:** the one that is complete first. Of several that are complete at the
-//! same byte, the longest, which starts first. The text ends before it.
-//! So the same bytes give the same text however tokens cut them, and that text contains no stop string, since
-//! one inside it would have been complete earlier. To take the one that *starts* first would not do: with
-//! `ab` and `xabc`, the text `xab` could only be ended after it is known whether `c` follows.
+//! **Which stop string ends the text:** the one that is complete first. If several are complete at the same byte, the
+//! longest of them. The text ends before it. So the same bytes give the same text, however tokens divide them. The text
+//! contains no stop string, because one inside it would have been complete earlier. The rule cannot be to take the one
+//! that *starts* first: with `ab` and `xabc`, the text `xab` could only end once it is known whether `c` follows.
 //!
-//! **Special tokens** are no part of the text, but stop strings may spell them: `<|im_end|>`, `\n<|im_end|>`. So stop
-//! strings are looked for in two texts: the one that is shown, and the one with special tokens spelled, where a match
-//! may begin and end at a spelling but not inside it (`|>` does not end a text at `<|im_end|>`). A special token that
-//! comes inside a character has no text next to it.
+//! **Special tokens** are not part of the text, but stop strings may contain their spelling: `<|im_end|>`,
+//! `\n<|im_end|>`. So stop strings are searched in two texts: the one that is shown, and the same with the spelling of
+//! special tokens. In the latter, a match may begin or end where a spelling does, but not inside it (`|>` does not end
+//! a text at `<|im_end|>`). If a special token comes inside an incomplete character, no match goes across that
+//! character.
 
 mod stop;
 #[cfg(test)]
@@ -27,7 +27,7 @@ use std::sync::Arc;
 use self::stop::{Spelled, StopMatcher};
 use crate::tokenizer::Tokenizer;
 
-/// What stands for bytes that are no character.
+/// The replacement for bytes that are not UTF-8.
 const REPLACEMENT: &str = "\u{FFFD}";
 
 /// The text of one sequence, growing token by token.
@@ -35,31 +35,33 @@ const REPLACEMENT: &str = "\u{FFFD}";
 pub(crate) struct TextStream {
     stops: Arc<[String]>,
     matchers: Vec<StopMatcher>,
-    /// What is matched with special tokens spelled, as soon as there was one.
+    /// Matches in the text with special tokens spelled; `None` until the first special token.
     spelled: Option<Spelled>,
     text: String,
-    /// The bytes of a character that is not complete: at most 3.
+    /// The bytes of an incomplete character: at most 3.
     tail: Vec<u8>,
-    /// How much of `text` was taken. // bytes
+    /// How many bytes of `text` were taken.
     taken: usize,
     /// Whether a stop string has ended the text.
     stopped: bool,
 }
 
 impl TextStream {
-    /// An empty text that ends before the first of `stops`, none of which is empty.
+    /// An empty text, which will end before the first stop string of `stops`. No stop string is empty.
     pub(crate) fn new(stops: Arc<[String]>) -> Self {
         let matchers = stops.iter().map(|stop| StopMatcher::new(stop)).collect();
         let (text, tail) = (String::new(), Vec::new());
         TextStream { stops, matchers, spelled: None, text, tail, taken: 0, stopped: false }
     }
 
-    /// Appends a token: its bytes, or if it has none, how stop strings spell it. True if a stop string has ended the text.
+    /// Appends a token: its bytes, or, if it has none, its spelling in stop strings. True if a stop string has ended
+    /// the text.
     pub(crate) fn add(&mut self, bytes: &[u8], spelling: &str) -> bool {
         if bytes.is_empty() { self.note(spelling) } else { self.push(bytes) }
     }
 
-    /// As if no more than these had been added, which are the first of those that were. What was taken stays taken.
+    /// Sets the state to that after `tokens` alone, which are the first of the tokens that were added. The part of the
+    /// text that was taken stays taken.
     pub(crate) fn rewind<'t>(&mut self, tokens: impl Iterator<Item = (&'t [u8], &'t str)>) {
         let taken = self.taken;
         *self = TextStream::new(Arc::clone(&self.stops));
@@ -70,7 +72,7 @@ impl TextStream {
         self.taken = taken;
     }
 
-    /// Appends the bytes of a token. True if a stop string has ended the text, which takes no more then.
+    /// Appends the bytes of a token. True if a stop string has ended the text; bytes are ignored then.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
         if self.stopped {
             return true;
@@ -87,7 +89,7 @@ impl TextStream {
             let invalid = chunk.invalid();
             self.append(chunk.valid());
             left -= chunk.valid().len() + invalid.len();
-            // Bytes at the end that only lack others are no error yet: `from_utf8` gives those no length.
+            // Bytes at the end may be the beginning of a character. They are no error yet; `error_len` is `None` then.
             if left == 0 && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none()) {
                 self.tail = invalid.to_vec();
             } else if !invalid.is_empty() {
@@ -97,7 +99,8 @@ impl TextStream {
         self.stopped
     }
 
-    /// Notes a token that is no part of the text, but that stop strings may spell. True if one has ended the text.
+    /// Notes a special token, which is not part of the text but may be part of a stop string. True if a stop string has
+    /// ended the text.
     pub(crate) fn note(&mut self, spelling: &str) -> bool {
         if self.stopped || self.matchers.is_empty() || spelling.is_empty() {
             return self.stopped;
@@ -122,26 +125,26 @@ impl TextStream {
         self.stopped
     }
 
-    /// The piece that may be shown now; empty if there is none.
+    /// Takes the piece of text that may be shown now; empty if there is none.
     pub(crate) fn take(&mut self) -> String {
-        // After a stop string nothing can be completed any more.
+        // After a stop string there is nothing left to wait for.
         let held = if self.stopped { 0 } else { self.held() };
         let end = self.text.len() - held;
-        // The place where a match may begin only moves on, so what was taken is never held back again.
+        // The place where a match may begin only moves forward. So what was taken never needs to be held back again.
         let piece = self.text[self.taken..end].to_string();
         self.taken = end;
         piece
     }
 
-    /// Bytes at the end of the text that are the beginning of a stop string.
+    /// How many bytes at the end of the text are the beginning of a stop string.
     fn held(&self) -> usize {
         let shown = self.matchers.iter().map(|matcher| matcher.matched).max().unwrap_or(0);
         let spelled = self.spelled.as_ref().map_or(0, |spelled| spelled.held(&self.matchers, &self.stops));
         shown.max(spelled)
     }
 
-    /// Ends the text: the piece that was not taken yet, and whether a stop string ended it. A character that
-    /// stays incomplete becomes U+FFFD, which may complete a stop string that has one.
+    /// Ends the text. Returns the rest that was not taken yet, and whether a stop string ended the text. An incomplete
+    /// character becomes U+FFFD, which may complete a stop string that contains U+FFFD.
     pub(crate) fn finish(&mut self) -> (String, bool) {
         if !std::mem::take(&mut self.tail).is_empty() {
             self.append(REPLACEMENT);
@@ -152,13 +155,13 @@ impl TextStream {
         (self.take(), self.stopped)
     }
 
-    /// Everything so far: what was taken, and what is held back.
+    /// The whole text so far, with the part that is held back.
     #[cfg(test)]
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// Appends up to the end of the first stop string, and cuts that off.
+    /// Appends a piece. If a stop string is complete in it, the text ends before that string.
     fn append(&mut self, piece: &str) {
         if self.stopped {
             return;
@@ -186,7 +189,7 @@ impl TextStream {
     }
 }
 
-/// What a token adds to the text, and how stop strings spell it if that is nothing.
+/// The bytes that a token adds to the text, and its spelling in stop strings if it adds none.
 pub(super) fn written(tokenizer: Option<&Tokenizer>, id: u32) -> (&[u8], &str) {
     tokenizer.map_or((&[][..], ""), |t| (t.token_bytes(id), t.spelling(id)))
 }

@@ -1,4 +1,4 @@
-//! Steps by hand, with constraints, and with tokens that are taken back.
+//! Takes single steps of the engine by hand: with constraints, and with tokens that are taken back.
 
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
@@ -12,7 +12,7 @@ use crate::estimate::limits;
 use crate::options::{GenerateOptions, LoadOptions};
 use crate::output::Token;
 
-/// An engine whose steps are made by hand, with memory for so many tokens.
+/// An engine whose steps the test takes, with a KV cache for `cache_tokens` tokens.
 fn engine(cache_tokens: usize) -> EngineLoop<Cpu> {
     let options = LoadOptions {
         threads: Some(1),
@@ -46,14 +46,14 @@ impl EngineLoop<Cpu> {
         events
     }
 
-    /// Steps to the end of all requests.
+    /// Takes steps until all requests have ended.
     fn step_to_the_end(&mut self) {
         while !self.scheduler.is_idle() {
             self.step().unwrap();
         }
     }
 
-    /// A step whose tokens are chosen, and not sent.
+    /// Takes a step that chooses tokens, but does not send them.
     fn step_unsent(&mut self) {
         self.schedule();
         self.compute().unwrap();
@@ -67,8 +67,8 @@ impl EngineLoop<Cpu> {
         all.for_each(|seq| seq.truncate(n, blocks, tokenizer));
     }
 
-    /// Adds tokens that nobody has chosen to all sequences, computes them, all at once or one by one, and takes them back.
-    /// The longest text that was computed so.
+    /// Adds `tokens` to all sequences, computes them, in one step or one by one, and takes them back. Returns the
+    /// tokens that the first sequence had then.
     fn draft(&mut self, tokens: &[u32], at_once: bool) -> Vec<u32> {
         let mut longest = Vec::new();
         for (at, &id) in tokens.iter().enumerate() {
@@ -95,7 +95,7 @@ impl EngineLoop<Cpu> {
     }
 }
 
-/// Text, tokens and found tokens of each sequence.
+/// Text, tokens and number of cached prompt tokens of each sequence.
 type Answer = Vec<(String, Vec<Token>, usize)>;
 
 fn answer(events: &EventReceiver, n: usize) -> Result<Answer> {
@@ -110,12 +110,12 @@ fn answer(events: &EventReceiver, n: usize) -> Result<Answer> {
     Ok(answer)
 }
 
-/// Without what the prefix cache has found.
+/// An answer without the numbers of cached tokens.
 fn bare(answer: Answer) -> Vec<(String, Vec<Token>)> {
     answer.into_iter().map(|(text, tokens, _)| (text, tokens)).collect()
 }
 
-/// Even tokens after an even number of tokens, odd ones after an odd number.
+/// A constraint: even token ids after an even number of tokens, odd ones after an odd number.
 #[derive(Debug)]
 struct Alternating {
     accepted: usize,
@@ -149,7 +149,7 @@ fn alternating() -> Box<Alternating> {
     Box::new(Alternating { accepted: 0, forks: Arc::default() })
 }
 
-/// A linear congruential generator is random enough to choose cases.
+/// A linear congruential generator, to choose cases.
 struct Random(u64);
 
 impl Random {
@@ -175,7 +175,7 @@ fn prompt(len: usize, of: u32) -> Vec<u32> {
 
 #[test]
 fn each_sequence_says_only_what_its_constraint_lets_it() {
-    // Memory for all of it, and for a part, where sequences are preempted.
+    // Memory for all sequences, and for a part of them, so that sequences are preempted.
     for cache_tokens in [2_048, 176] {
         let mut engine = engine(cache_tokens);
         let options = GenerateOptions { n: 4, ..sampled(3) };
@@ -238,7 +238,8 @@ fn what_is_truncated_might_never_have_been_chosen() {
         plain.step_to_the_end();
 
         let got = engine.take(&prompt, &options, constraint());
-        // The first token, which comes right after the blocks that all siblings and the prefix cache hold.
+        // Take steps until the first token is chosen. It comes right after the blocks that all siblings and the prefix
+        // cache share.
         for _ in 0..prompt.len().div_ceil(64) {
             engine.step_unsent();
         }
@@ -263,7 +264,8 @@ fn what_is_truncated_might_never_have_been_chosen() {
         };
         assert_eq!(cache(&engine), cache(&plain), "case {case}: blocks that are held, and kept");
 
-        // What was drafted as a prompt of its own: nothing of it is left, and what is found before it is right.
+        // Use the drafted tokens as a prompt: the cache has no drafted token left, and the blocks before them are
+        // right.
         let drafted = &drafted[..drafted.len().min(100)];
         if !drafted.is_empty() {
             let both = [&mut plain, &mut engine].map(|engine| {
@@ -287,7 +289,7 @@ fn logits_are_copied_for_those_who_need_them_unchanged() {
         (plain.clone(), 0, 0),
         (GenerateOptions { repetition_penalty: 1.3, top_k: 0, ..plain.clone() }, 0, 0),
         (GenerateOptions { logprobs: Some(0), ..plain.clone() }, vocab, vocab),
-        // Siblings choose from the same row, which is the first one only.
+        // Siblings choose from the same row, but only for their first token.
         (GenerateOptions { n: 2, ..plain }, vocab, 0),
     ];
     for (options, first, later) in cases {

@@ -1,9 +1,9 @@
-//! Stop strings, and how much of each the end of a text matches.
+//! Finds stop strings in a growing text, and how much of each the end of the text matches.
 //!
-//! Each stop string is followed by the automaton of Knuth, Morris and Pratt, over bytes: UTF-8 strings that
-//! match bytewise match by characters. Its state is how much of the string the text's end has matched: so it
-//! tells when the string is complete, and how much of the text has to wait. A byte costs O(1) for each stop string
-//! however long the text is.
+//! Each stop string has an automaton of Knuth, Morris and Pratt. It works on bytes, which is correct because UTF-8
+//! strings that match by bytes also match by characters. Its state is the number of bytes of the string that the end of
+//! the text matches. It tells when the string is complete, and how much of the text has to be held back. A byte costs
+//! O(1) for each stop string, however long the text is.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,9 +11,10 @@ use std::ops::Range;
 /// One stop string and how much of it the end of the text matches.
 #[derive(Debug)]
 pub(super) struct StopMatcher {
-    /// `borders[m]`: the longest proper beginning of the string's first `m + 1` bytes that is also their end.
+    /// `borders[m]`: the length of the longest proper beginning of the string's first `m + 1` bytes that is also their
+    /// end.
     borders: Vec<u32>,
-    /// Bytes of the stop string that the end of the text matches: the most, and never all.
+    /// The largest number of bytes of the stop string that the end of the text matches. Never all of them.
     pub(super) matched: usize,
 }
 
@@ -32,12 +33,12 @@ impl StopMatcher {
         StopMatcher { borders, matched: 0 }
     }
 
-    /// The next smaller match of which `matched` bytes are the end.
+    /// The next shorter match, if `matched` bytes match now.
     fn shorter(&self, matched: usize) -> usize {
         self.borders[matched - 1] as usize
     }
 
-    /// How much of `stop` is matched if `matched` bytes were, and `byte` follows.
+    /// How many bytes of `stop` match after `byte`, if `matched` bytes did before it.
     pub(super) fn step(&self, mut matched: usize, stop: &[u8], byte: u8) -> usize {
         while matched == stop.len() || (matched > 0 && stop[matched] != byte) {
             matched = self.shorter(matched);
@@ -46,15 +47,15 @@ impl StopMatcher {
     }
 }
 
-/// The text with special tokens spelled, as far back as a stop string reaches.
+/// Matches in the text with special tokens spelled, as far back as the longest stop string reaches.
 #[derive(Debug)]
 pub(super) struct Spelled {
-    /// For each stop string, the bytes that the end of this text matches: the most. All, if that match begins or ends
-    /// inside a spelling.
+    /// For each stop string, the largest number of its bytes that the end of this text matches. It may be all of them
+    /// if that match does not count, because it begins or ends inside a spelling.
     matched: Vec<usize>,
-    /// Its length, from some time before the first special token on. // bytes
+    /// Length of this text in bytes, counted from some place before the first special token.
     len: usize,
-    /// The special tokens' places, ascending. // bytes
+    /// The places of the special tokens in this text, in bytes, ascending.
     pub(super) tokens: VecDeque<Range<usize>>,
     /// Bytes of the longest stop string.
     longest: usize,
@@ -67,19 +68,19 @@ impl Spelled {
         Spelled { matched, len: longest, tokens: VecDeque::new(), longest }
     }
 
-    /// Whether its last `n` bytes begin inside a special token.
+    /// Whether the last `n` bytes of this text begin inside the spelling of a special token.
     fn begins_inside(&self, n: usize) -> bool {
         let start = self.len - n;
         self.tokens.iter().any(|token| token.start < start && start < token.end)
     }
 
-    /// How many of its last `n` bytes are text that is shown.
+    /// How many of the last `n` bytes of this text are shown, and no spelling.
     fn shown(&self, n: usize) -> usize {
         let start = self.len - n;
         n - self.tokens.iter().map(|token| token.end.saturating_sub(token.start.max(start))).sum::<usize>()
     }
 
-    /// Bytes of text that are the beginning of a stop string.
+    /// How many bytes at the end of the shown text belong to the beginning of a stop string.
     pub(super) fn held(&self, matchers: &[StopMatcher], stops: &[String]) -> usize {
         let held = |((&matched, matcher), stop): ((&usize, &StopMatcher), &String)| {
             let mut matched = matched;
@@ -91,7 +92,7 @@ impl Spelled {
         self.matched.iter().zip(matchers).zip(stops).map(held).max().unwrap_or(0)
     }
 
-    /// Takes one more byte; gives the bytes of text that stop strings complete with it, if any is.
+    /// Takes one more byte of text. If it completes a stop string: how many bytes of shown text that string covers.
     pub(super) fn step(&mut self, matchers: &[StopMatcher], stops: &[String], byte: u8) -> Option<usize> {
         self.len += 1;
         for ((matched, matcher), stop) in self.matched.iter_mut().zip(matchers).zip(stops) {
@@ -100,13 +101,13 @@ impl Spelled {
         self.complete(stops)
     }
 
-    /// The bytes of text of the longest stop string that ends here.
+    /// How many bytes of shown text the longest stop string covers that ends here; `None` if none ends here.
     fn complete(&self, stops: &[String]) -> Option<usize> {
         let lens = self.matched.iter().zip(stops).filter(|(matched, stop)| **matched == stop.len());
         lens.filter(|(n, _)| !self.begins_inside(**n)).map(|(&n, _)| self.shown(n)).max()
     }
 
-    /// Takes a special token; gives what `step` does.
+    /// Takes a special token. Returns the same as `step`.
     pub(super) fn token(
         &mut self,
         matchers: &[StopMatcher],
@@ -127,7 +128,7 @@ impl Spelled {
         self.complete(stops)
     }
 
-    /// A character is not complete, and nothing matches across it.
+    /// Resets all matches, because no stop string matches across an incomplete character.
     pub(super) fn interrupt(&mut self) {
         self.matched.fill(0);
     }

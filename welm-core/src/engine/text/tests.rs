@@ -1,6 +1,6 @@
 use super::*;
 
-/// A linear congruential generator is random enough to cut strings.
+/// A linear congruential generator, to choose where to cut strings.
 struct Random(u64);
 
 impl Random {
@@ -14,7 +14,7 @@ fn stream(stops: &[&str]) -> TextStream {
     TextStream::new(stops.iter().map(|s| s.to_string()).collect())
 }
 
-/// The text by the definition: the shortest beginning that ends in a stop string, without it.
+/// The text by its definition: the shortest beginning that ends with a stop string, without that string.
 fn reference(bytes: &[u8], stops: &[String]) -> (String, bool) {
     let text = String::from_utf8_lossy(bytes).into_owned();
     for (end, _) in text.char_indices().skip(1).chain([(text.len(), ' ')]) {
@@ -26,7 +26,7 @@ fn reference(bytes: &[u8], stops: &[String]) -> (String, bool) {
     (text, false)
 }
 
-/// How much of the text may be shown: up to where a stop string may have begun. // bytes
+/// How many bytes of the text may be shown: those before the place where a stop string may have begun.
 fn showable(text: &str, stops: &[String]) -> usize {
     let begins = |end: &str| stops.iter().any(|s| s.starts_with(end));
     text.char_indices().map(|(at, _)| at).find(|&at| begins(&text[at..])).unwrap_or(text.len())
@@ -89,16 +89,16 @@ fn any_cut_gives_the_same_text_as_the_whole() {
     assert!(hits > 4_000 && late > 10, "{hits} {late}");
 }
 
-/// What the text with special tokens spelled is made of.
+/// A part of the text with special tokens spelled.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Part {
     Char(char),
     Special(&'static str),
-    /// The place of a character that a special token comes inside of.
+    /// A character that is incomplete because a special token comes inside it.
     Broken,
 }
 
-/// Bytes of text that `stop` takes from the end of `parts`, if it ends there.
+/// How many bytes of shown text `stop` covers at the end of `parts`, if it ends there.
 fn spelled_at_end(parts: &[Part], mut stop: &str) -> Option<usize> {
     let mut shown = 0;
     for part in parts.iter().rev() {
@@ -117,15 +117,15 @@ fn spelled_at_end(parts: &[Part], mut stop: &str) -> Option<usize> {
     stop.is_empty().then_some(shown)
 }
 
-/// The text by the definition: part by part, until the text or the one with special tokens spelled ends in a
-/// stop string. `Err` is a special token.
+/// The text by its definition: part by part, until the text, or the one with special tokens spelled, ends with a stop
+/// string. `Err` is a special token.
 fn spelled_reference(tokens: &[Result<&[u8], &'static str>], stops: &[String]) -> (String, bool) {
     let (mut parts, mut text, mut bytes): (Vec<Part>, String, Vec<u8>) = Default::default();
     let longest = |parts: &[Part], text: &str| {
         let shown = stops.iter().filter(|s| text.ends_with(s.as_str())).map(String::len).max();
         shown.max(stops.iter().filter_map(|s| spelled_at_end(parts, s)).max())
     };
-    // The text of the bytes so far, without a character that only lacks bytes.
+    // The text of the bytes so far, without an incomplete character at its end.
     let decided = |bytes: &[u8]| {
         let lacks = (1..=bytes.len().min(3)).find(|&n| {
             let end = &bytes[bytes.len() - n..];
@@ -177,7 +177,7 @@ fn spelled_reference(tokens: &[Result<&[u8], &'static str>], stops: &[String]) -
 
 #[test]
 fn special_tokens_end_a_text_where_a_stop_string_spells_them() {
-    const SPECIAL: [&str; 3] = ["<e>", "<a>", "ab"]; // one that could be text, too
+    const SPECIAL: [&str; 3] = ["<e>", "<a>", "ab"]; // the last may also be text
     let atoms: [&[u8]; 12] = [
         b"a",
         b"b",
@@ -218,7 +218,7 @@ fn special_tokens_end_a_text_where_a_stop_string_spells_them() {
                     by_special += usize::from(hit);
                 }
                 Ok(bytes) => {
-                    // Bytes of text are cut anywhere.
+                    // Bytes of text may be cut anywhere.
                     let (left, right) = bytes.split_at(random.below(bytes.len() + 1));
                     hit = text.push(left) || text.push(right);
                 }
@@ -242,7 +242,7 @@ fn special_tokens_end_a_text_where_a_stop_string_spells_them() {
 
 #[test]
 fn a_special_token_is_matched_whole_and_holds_back_no_more_than_it_must() {
-    // Ends at the token, and not at text that is a part of its spelling.
+    // The text ends at the token, and not at a stop string that is only a part of the token's spelling.
     for (stop, want) in [
         ("<|im_end|>", Some("x\n")),
         ("\n<|im_end|>", Some("x")),
@@ -270,12 +270,12 @@ fn a_special_token_is_matched_whole_and_holds_back_no_more_than_it_must() {
     assert_eq!(text.take(), "");
     assert!(!text.push(b"c"));
     assert_eq!(text.take(), "\n\nc");
-    // The end of a spelling is not the beginning of a match.
+    // A match cannot begin inside a spelling, here at its end.
     let mut text = stream(&["|>ab"]);
     text.note("<|im_end|>");
     assert!(!text.push(b"a"));
     assert_eq!(text.take(), "a");
-    // Many special tokens take no more room than the longest stop string reaches back.
+    // Only special tokens within the length of the longest stop string are kept.
     let mut text = stream(&["<e>xy"]);
     for _ in 0..10_000 {
         assert!(!text.note("<e>"));
