@@ -1,16 +1,17 @@
-//! A mapped file that loses its end, or whose device fails, kills the process that reads there, by SIGBUS. Here the
-//! signal becomes a fault that can be told as an error.
+//! Turns SIGBUS on mapped weight files into an error. If a mapped file is truncated, or its device fails, reading there
+//! raises SIGBUS, which would kill the process.
 //!
-//! The handler is the process's, so it does as little as it can. For an address in a map that is watched, it puts zeros
-//! in the place of that page and all after it in the map, notes the fault, and the read goes on; who watches looks at
-//! [`faults`] before he believes what he has read. For any other address, and for a signal that somebody sent, it does
-//! what was done before it was installed: the handler before, or the end of the process. It costs nothing until there
-//! is a fault. It runs on the thread's signal stack where that has one, as Go's and the JVM's runtimes ask.
+//! A signal handler belongs to the whole process, so this one does little. If the address is in a watched map, the
+//! handler replaces that page, and all pages after it in the map, by zeros, and notes the fault. The read then goes on.
+//! Whoever watches the map checks [`faults`] before using what was read. For any other address, and for a signal that
+//! was sent by a process, the handler does what happened before it was installed: it calls the previous handler, or
+//! ends the process. It costs nothing until there is a fault. It runs on the thread's alternate signal stack if there
+//! is one, as the runtimes of Go and the JVM require.
 //!
-//! It is installed once, when the first model is loaded that wants it, and stays. A handler that the program installs
-//! later replaces it, and is expected to call the one before for what it does not know.
+//! The handler is installed once, when the first model is loaded that asks for it, and stays. A handler that the
+//! program installs later replaces it, and should call it for addresses that it does not know.
 //!
-//! Linux only; elsewhere nothing is watched.
+//! This works on Linux only. On other systems nothing is watched.
 
 pub(crate) use system::{Unblocked, Watched, faults, install};
 
@@ -23,22 +24,22 @@ mod system {
 
     use libc::{c_int, c_void, siginfo_t};
 
-    /// A map that is watched, or was. Nodes are never freed, so that the handler can read the list at any time; they are
-    /// used again.
+    /// A map that is or was watched, in a linked list. Nodes are never freed but used again, so that the handler can
+    /// read the list at any time.
     struct Node {
         taken: AtomicBool,
         /// Whether a page was replaced.
         hit: AtomicBool,
-        /// Raised before the range changes, and after.
+        /// Incremented before and after each change of the range.
         version: AtomicUsize,
-        /// `start..end`, empty while nothing is watched.
+        /// The addresses `start..end` are watched; empty while nothing is.
         start: AtomicUsize,
         end: AtomicUsize,
         next: AtomicPtr<Node>,
     }
 
     impl Node {
-        /// Watches another range; only its owner does that.
+        /// Watches another range. Only the owner of the node may call this.
         fn set(&self, start: usize, end: usize) {
             self.version.fetch_add(1, Ordering::AcqRel);
             self.end.store(0, Ordering::Release);
@@ -51,12 +52,12 @@ mod system {
     static NODES: AtomicPtr<Node> = AtomicPtr::new(null_mut());
     static FAULTS: AtomicUsize = AtomicUsize::new(0);
     static PAGE: AtomicUsize = AtomicUsize::new(0);
-    /// What was done before; written before the handler is installed, and never again.
+    /// The action before ours. Written once, before the handler is installed.
     static mut BEFORE: MaybeUninit<libc::sigaction> = MaybeUninit::uninit();
 
-    /// Pages replaced so far, of all maps.
+    /// How many faults there were so far, in all maps.
     pub(crate) fn faults() -> usize {
-        FAULTS.load(Ordering::Acquire) // with it, who was hit
+        FAULTS.load(Ordering::Acquire) // so that `is_hit` is also seen
     }
 
     fn nodes() -> impl Iterator<Item = &'static Node> {
@@ -65,7 +66,7 @@ mod system {
         std::iter::successors(node(&NODES), move |n| node(&n.next))
     }
 
-    /// A map under watch, until this is dropped.
+    /// Watches a map until it is dropped.
     #[derive(Debug)]
     pub(crate) struct Watched(&'static Node);
 
@@ -90,7 +91,7 @@ mod system {
                     end: AtomicUsize::new(0),
                     next: AtomicPtr::new(null_mut()),
                 }));
-                // Without a lock, which another thread might hold when the process forks.
+                // Without a lock, because another thread might hold it when the process forks.
                 let mut head = NODES.load(Ordering::Acquire);
                 loop {
                     node.next.store(head, Ordering::Relaxed);
@@ -121,7 +122,7 @@ mod system {
 
     static INSTALLED: Once = Once::new();
 
-    /// Installs the handler, once. A system that refuses leaves everything as it was.
+    /// Installs the handler, once. If the system refuses, nothing changes.
     pub(crate) fn install() {
         INSTALLED.call_once(|| {
             // SAFETY: the structs are local or written before anybody can read them; the handler is of the type that
@@ -145,11 +146,11 @@ mod system {
         });
     }
 
-    /// The handler: calls nothing but the system.
+    /// The handler. It only makes system calls, because other functions are not safe in a signal handler.
     extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
         // SAFETY: the system gives a valid `siginfo_t`, whose address is one if the system sent the signal itself.
         let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
-        // What was not there; BUS_ADRALN, which zeros would not mend, is not ours.
+        // These codes mean that memory was not there. BUS_ADRALN (alignment) is not handled: zeros would not help.
         let absent =
             matches!(code, libc::BUS_ADRERR | libc::BUS_OBJERR | libc::BUS_MCEERR_AR | libc::BUS_MCEERR_AO);
         if absent && replace(address) {
@@ -159,9 +160,9 @@ mod system {
         unsafe { as_before(signal, info, context) }
     }
 
-    /// Puts zeros in the place of a watched page and of those after it in its map; false if nobody watches.
+    /// Replaces a watched page, and all pages after it in its map, by zeros. False if the address is not watched.
     fn replace(address: usize) -> bool {
-        // A node that is used again meanwhile, for another map, has another version.
+        // If a node is used again for another map meanwhile, its version changes.
         let range = |n: &'static Node| {
             let version = n.version.load(Ordering::Acquire);
             let (start, end) = (n.start.load(Ordering::Acquire), n.end.load(Ordering::Acquire));
@@ -173,7 +174,7 @@ mod system {
         let len = end - page;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         // SAFETY: the range is the end of a map that belongs to the node's owner, who only reads it, and who keeps it
-        // while this thread reads there. `errno` is the interrupted code's own, and is put back.
+        // while this thread reads there. The interrupted code may use `errno`, so it is restored.
         unsafe {
             let errno = *libc::__errno_location();
             let zeros = libc::mmap(page as *mut c_void, len, libc::PROT_READ, flags, -1, 0);
@@ -187,8 +188,10 @@ mod system {
         true
     }
 
+    /// Does what the action before ours would have done.
+    ///
     /// # Safety
-    /// The arguments are those of a handler.
+    /// The arguments are those that the system gave a handler.
     unsafe fn as_before(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
         // SAFETY: written before the handler was installed; functions in it are what their flags say.
         unsafe {
@@ -199,7 +202,8 @@ mod system {
                 return;
             }
             if end || before.sa_sigaction == libc::SIG_IGN {
-                // What the system raised comes again when this returns; what was sent, is sent again.
+                // If the system raised the signal, it raises it again after the return. If a process sent it, we raise
+                // it.
                 let mut default: libc::sigaction = zeroed();
                 default.sa_sigaction = libc::SIG_DFL;
                 libc::sigaction(signal, &default, null_mut());
@@ -216,15 +220,16 @@ mod system {
         }
     }
 
-    /// While this lives, SIGBUS is not blocked on the thread, if the handler was installed: a fault that meets a blocked signal ends the process
-    /// without asking anybody, and hosts block all signals on the threads that make others.
+    /// While this lives, SIGBUS is not blocked on the thread, if the handler was installed. A fault while SIGBUS is
+    /// blocked ends the process without calling a handler. Threads inherit blocked signals, and some programs block all
+    /// signals on the threads that start others.
     pub(crate) struct Unblocked {
         before: Option<libc::sigset_t>,
         thread: std::marker::PhantomData<*const ()>,
     }
 
     impl Unblocked {
-        /// On this thread.
+        /// Unblocks SIGBUS on this thread.
         pub(crate) fn here() -> Self {
             // SAFETY: local variables.
             let before = INSTALLED.is_completed().then(|| unsafe {
@@ -241,7 +246,7 @@ mod system {
     impl Drop for Unblocked {
         fn drop(&mut self) {
             if let Some(before) = &self.before {
-                // SAFETY: what this thread's mask was, which no other thread can have.
+                // SAFETY: it was this thread's mask; `Unblocked` cannot move to another thread.
                 unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, null_mut()) };
             }
         }
@@ -250,7 +255,7 @@ mod system {
 
 #[cfg(not(target_os = "linux"))]
 mod system {
-    /// Nothing.
+    /// Does nothing on this system.
     #[derive(Debug)]
     pub(crate) struct Watched;
 
@@ -260,13 +265,13 @@ mod system {
             Watched
         }
 
-        /// Never.
+        /// Always false.
         pub(crate) fn is_hit(&self) -> bool {
             false
         }
     }
 
-    /// Nothing.
+    /// Does nothing on this system.
     pub(crate) struct Unblocked;
 
     impl Unblocked {
@@ -276,7 +281,7 @@ mod system {
         }
     }
 
-    /// None.
+    /// Always 0.
     pub(crate) fn faults() -> usize {
         0
     }

@@ -1,26 +1,26 @@
-//! The limits of this process's control groups, which are those of its container.
+//! Reads the limits of this process's control groups (cgroups), which are the limits of its container.
 //!
-//! A limit may stand at the process's own group or at any group above it. The files of a group are below a mount of its
-//! hierarchy: version 2 has one hierarchy, version 1 one for each controller, and a hybrid has both. Which groups this
-//! process is in stands in `/proc/self/cgroup`, where hierarchies are mounted in `/proc/self/mountinfo`, and neither need
-//! fit the other: in a container the first may be the host's path while only its end is mounted, or lie outside of what
-//! is mounted (`/../other`). So all folders from the group, as far as it is there, up to the mount are looked at.
-//! What cannot be read sets no limit.
+//! A limit may be set at the process's own group or at any group above it. The files of a group are below the mount
+//! point of its hierarchy. Version 2 has one hierarchy, version 1 has one for each controller, and a system may have
+//! both. `/proc/self/cgroup` says which groups this process is in, `/proc/self/mountinfo` where hierarchies are
+//! mounted. The two may not fit together. In a container, the path of the group may be the host's path, of which only
+//! the end is mounted, or it may lie outside the mount (`/../other`). So all folders are read from the group, or from
+//! the part of its path that exists, up to the mount point. A file that cannot be read sets no limit.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// The folders of this process's groups, each from the group upwards.
+/// The folders of this process's groups: for each hierarchy from the process's own group upwards.
 pub(crate) struct Cgroups {
     /// Version 2.
     unified: Vec<PathBuf>,
-    /// Version 1, of the controller `memory`.
+    /// Version 1, controller `memory`.
     memory: Vec<PathBuf>,
-    /// Version 1, of the controller `cpu`.
+    /// Version 1, controller `cpu`.
     cpu: Vec<PathBuf>,
 }
 
-/// A line of `mountinfo`: what of a hierarchy is mounted where.
+/// A line of `mountinfo`: folder `root` of a hierarchy is mounted at `point`.
 struct Mount<'a> {
     root: &'a str,
     point: &'a str,
@@ -29,7 +29,7 @@ struct Mount<'a> {
 }
 
 impl<'a> Mount<'a> {
-    /// `31 23 0:28 ROOT POINT rw,relatime ... - KIND source OPTIONS`
+    /// Parses a line `31 23 0:28 ROOT POINT rw,relatime ... - KIND source OPTIONS`.
     fn parse(line: &'a str) -> Option<Self> {
         let (front, back) = line.split_once(" - ")?;
         let mut front = front.split(' ').skip(3);
@@ -38,7 +38,7 @@ impl<'a> Mount<'a> {
     }
 }
 
-/// Spaces and their like are `\040` in `mountinfo`.
+/// Replaces the octal escapes of `mountinfo`, such as `\040` for a space.
 fn unescaped(text: &str) -> String {
     let mut parts = text.split('\\');
     let mut out = parts.next().unwrap_or("").to_string();
@@ -57,7 +57,7 @@ fn unescaped(text: &str) -> String {
     out
 }
 
-/// What of `path` is below `root`, by whole parts; nothing if it is elsewhere.
+/// The part of `path` below `root`; empty if `path` is not below it.
 fn below(path: &str, root: &str) -> PathBuf {
     let rest = Path::new(path).strip_prefix(root).unwrap_or(Path::new(""));
     let plain = rest.components().all(|part| matches!(part, Component::Normal(_) | Component::RootDir));
@@ -66,17 +66,17 @@ fn below(path: &str, root: &str) -> PathBuf {
 }
 
 impl Cgroups {
-    /// Those of this process.
+    /// The groups of this process.
     pub(crate) fn of_this_process() -> Self {
         Self::find(Path::new("/"))
     }
 
-    /// As if `fs` were the root of the file system.
+    /// The groups of this process, with `fs` as the root of the file system.
     fn find(fs: &Path) -> Self {
         let read = |name: &str| fs::read_to_string(fs.join("proc/self").join(name)).unwrap_or_default();
         let (groups, mounts) = (read("cgroup"), read("mountinfo"));
         let mounts: Vec<Mount> = mounts.lines().filter_map(Mount::parse).collect();
-        // `4:memory:/path`, and `0::/path` of version 2.
+        // A line is `4:memory:/path`, or `0::/path` for version 2.
         let path = |controller: &str| {
             let line = |line: &'_ str| {
                 let mut parts = line.splitn(3, ':').skip(1);
@@ -85,7 +85,7 @@ impl Cgroups {
             };
             groups.lines().find_map(line).unwrap_or_else(|| "/".into())
         };
-        // Where it is mounted, and where it usually is: the mounts may be hidden from this process, or by others.
+        // Looks at the mount points in `mountinfo` and at the usual ones, because `mountinfo` may not show all mounts.
         let chain = |controller: &str, mounted: &dyn Fn(&Mount) -> bool, usual: &[&str]| {
             let path = path(controller);
             let mut folders: Vec<PathBuf> = Vec::new();
@@ -114,12 +114,12 @@ impl Cgroups {
         }
     }
 
-    /// Bytes that the process may still take before the first group is at its limit; none if no group has one.
+    /// Bytes that the process may still take before the first group reaches its limit; `None` if no group has a limit.
     ///
-    /// A group's use counts without what the kernel drops before it kills anybody: files in its cache, and its own
-    /// reclaimable memory, as `MemAvailable` counts for a machine. (Memory of `tmpfs` is not among it.) Swap does not
-    /// count: a model that is swapped answers nobody. `memory.high` counts as a limit, because a group above it is
-    /// slowed down to a crawl.
+    /// Memory that the kernel drops before it kills a process does not count as used: cached files and reclaimable
+    /// kernel memory, as in `MemAvailable` of a machine. (Files in `tmpfs` do count.) Swap does not count as memory,
+    /// because a swapped model is too slow to use. `memory.high` counts as a limit, because the kernel slows down a
+    /// group above it very much.
     pub(crate) fn memory(&self) -> Option<u64> {
         let unified = self.unified.iter().filter_map(|group| {
             let limits = ["memory.max", "memory.high"].iter().filter_map(|file| number(&group.join(file)));
@@ -130,12 +130,12 @@ impl Cgroups {
             Some(limits.min()?.saturating_sub(used))
         });
         let memory = self.memory.iter().enumerate().filter_map(|(above, group)| {
-            // Limits above may be switched off, in old kernels.
+            // In old kernels, limits of groups above may be switched off.
             if above > 0 && number(&group.join("memory.use_hierarchy")) == Some(0) {
                 return None;
             }
             let stat = Stat::read(group);
-            // The second is the least of all above, also of those that are not mounted here.
+            // The second is the smallest limit of all groups above, also of those that are not mounted here.
             let limits =
                 [number(&group.join("memory.limit_in_bytes")), stat.get("hierarchical_memory_limit")];
             let dropped = |total: &str, own: &str| stat.get(total).or_else(|| stat.get(own)).unwrap_or(0);
@@ -147,15 +147,15 @@ impl Cgroups {
         unified.chain(memory).min()
     }
 
-    /// Whole processors of the smallest quota, at least one; none if there is no quota.
+    /// The smallest CPU quota in whole processors, at least 1; `None` if there is no quota.
     pub(crate) fn cpus(&self) -> Option<usize> {
-        // `max 100000` or `150000 100000`: microseconds of a period.
+        // `max 100000` or `150000 100000`: quota and period in microseconds.
         let unified = self.unified.iter().filter_map(|group| {
             let text = fs::read_to_string(group.join("cpu.max")).ok()?;
             let (quota, period) = text.trim().split_once(' ')?;
             Some((quota.parse::<u64>().ok()?, period.parse::<u64>().ok()?))
         });
-        // Without a quota it is -1.
+        // The quota is -1 if there is none.
         let cpu = self.cpu.iter().filter_map(|group| {
             Some((number(&group.join("cpu.cfs_quota_us"))?, number(&group.join("cpu.cfs_period_us"))?))
         });
@@ -164,12 +164,12 @@ impl Cgroups {
     }
 }
 
-/// The number that a file holds; none for `max`, for -1, and for what is no number.
+/// The number in a file; `None` for `max`, for -1, and for anything else that is not a number.
 fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// `memory.stat`: lines of a name and a number.
+/// The file `memory.stat`: each line has a name and a number.
 struct Stat(String);
 
 impl Stat {
@@ -187,7 +187,7 @@ impl Stat {
 mod tests {
     use super::*;
 
-    /// A file system with these files.
+    /// A folder with these files, as the root of a file system, and the groups found there.
     fn system(files: &[(&str, &str)]) -> (tempfile::TempDir, Cgroups) {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(memory(&files), Some(10_000 - (6_000 - 4_600)));
         files.push((&high, "8000\n"));
         assert_eq!(memory(&files), Some(8_000 - 1_400));
-        // More to drop than is used, and less left than nothing.
+        // The kernel could drop more than is used; then more is used than the limit allows.
         files[3].1 = "100\n";
         assert_eq!(memory(&files), Some(8_000));
         files[3].1 = "20000\n";
@@ -261,10 +261,10 @@ mod tests {
         for (root, path, inside) in [
             ("/", "/", false),
             ("/", "/a", true),
-            ("/", "/a/gone/too", true),        // only a part of it is there
-            ("/docker/7", "/docker/7", false), // the host's path, its end is mounted
+            ("/", "/a/gone/too", true), // only the first part of the path exists
+            ("/docker/7", "/docker/7", false), // the host's path, of which the end is mounted
             ("/docker/7", "/docker/7/a", true),
-            ("/docker/7", "/docker/77/a", false), // no part of the path
+            ("/docker/7", "/docker/77/a", false), // begins alike, but is another folder
             ("/docker/7", "/system", false),
             ("/..", "/", false),   // a namespace below the mount
             ("/", "/../b", false), // moved out of the namespace
@@ -300,10 +300,10 @@ mod tests {
             7
         );
         assert_eq!(memory(&with(&[("sys/fs/cgroup/memory/pod/memory.use_hierarchy", "1\n")])), Some(1_000));
-        // An ancestor that is not mounted here shows in the statistics.
+        // The limit of a group above that is not mounted here is in `memory.stat`.
         let stat = with(&[("sys/fs/cgroup/memory/pod/app/memory.stat", stat)]);
         assert_eq!(memory(&[&stat[..4], &stat[8..]].concat()), Some(2_500 - 700));
-        // The smaller of the two versions.
+        // With both versions, the smaller limit counts.
         let both = with(&[
             ("sys/fs/cgroup/unified/u/memory.max", "700\n"),
             ("sys/fs/cgroup/unified/u/memory.current", "0\n"),
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!((memory(&[]), cpus(&[])), (None, None));
         let (max, current) =
             (("sys/fs/cgroup/memory.max", "1000\n"), ("sys/fs/cgroup/memory.current", "1\n"));
-        // Without /proc, where it usually is.
+        // Without /proc, the usual mount points are used.
         assert_eq!(memory(&[max, current]), Some(999));
         for garbage in ["", "\n", "-1\n", "lots\n", "99999999999999999999999999\n", "\u{0}\u{1}", "1 2 3"] {
             let (max, current) =
@@ -349,7 +349,7 @@ mod tests {
         for line in ["0::", "::::", "0:", ":memory", "1 2 3 4 - cgroup2", "1 2 0:3 / /x rw - cgroup", " - "] {
             assert_eq!(memory(&[("proc/self/cgroup", line), ("proc/self/mountinfo", line)]), None, "{line}");
         }
-        // Not text, and a folder in the place of a file.
+        // A file that is not text, and a folder in the place of a file.
         let (root, _) =
             system(&[("sys/fs/cgroup/memory.current", "1\n"), ("sys/fs/cgroup/memory.max/x", "")]);
         fs::write(root.path().join("sys/fs/cgroup/memory.stat"), [0xFF, 0xFE]).unwrap();

@@ -1,12 +1,13 @@
-//! Two folders that change places in one step, so that no other process and no crash sees anything between.
+//! Exchanges two folders in one atomic step, so that neither another process nor a crash sees a state in between.
 
 use std::io;
 use std::path::Path;
 
-/// Exchanges what two paths of one file system name.
+/// Exchanges the files or folders at two paths in the same file system.
 ///
 /// # Errors
-/// Those of the system; `Unsupported` where it has no such call, and often `InvalidInput` where the file system has not.
+/// Errors of the system. `Unsupported` if the system has no such call; often `InvalidInput` if the file system does not
+/// support it.
 #[cfg(target_os = "linux")]
 pub(crate) fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     use std::ffi::CString;
@@ -14,7 +15,7 @@ pub(crate) fn exchange(a: &Path, b: &Path) -> io::Result<()> {
 
     let name = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from);
     let (a, b) = (name(a)?, name(b)?);
-    // By number: not every C library that Rust supports has the function.
+    // Called by its number, because not every C library that Rust supports has the function.
     // SAFETY: two strings that end with NUL and outlive the call, which keeps neither.
     let result = unsafe {
         libc::syscall(

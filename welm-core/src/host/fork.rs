@@ -1,21 +1,22 @@
-//! Which process this is. After `fork` a child has the memory of its parent's engines, but none of their threads, and
-//! whatever lock another thread held at that moment stays locked for ever.
+//! Detects forked children. After `fork`, a child has the memory of its parent's engines but none of their threads. A
+//! lock that another thread held at that moment stays locked for ever.
 //!
-//! So what belongs to those threads (channels, handles, locks) lies in a [`Local`]: in a child it can neither be used
-//! nor dropped, since dropping would join a thread that is not there, or wait for one.
+//! So everything that belongs to those threads (channels, handles, locks) is in a [`Local`]. In a child, it can be
+//! neither used nor dropped, because dropping would join a thread that does not exist, or wait for it.
 //!
-//! A child is told by its number and by a handler that `fork` calls in it. Either alone has a gap: the first process of
-//! a namespace has number 1, as its parent may have, and who calls the system's `clone` himself calls no handlers.
+//! A child is recognised by its process id, and by a handler that `fork` calls in it. Either alone is not enough: the
+//! first process of a PID namespace has id 1, and so may its parent; and a program that calls the system call `clone`
+//! directly runs no handler.
 
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::{Error, Result};
 
-/// Forks between the first process that asked and this one.
+/// How many forks are between the first process that called [`Process::current`] and this one.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// A process.
+/// The identity of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Process {
     id: u32,
@@ -23,7 +24,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// This one.
+    /// The present process.
     pub(crate) fn current() -> Process {
         #[cfg(unix)]
         {
@@ -31,7 +32,7 @@ impl Process {
             extern "C" fn in_child() {
                 FORKS.fetch_add(1, Ordering::Relaxed);
             }
-            // SAFETY: the handler is a function that does nothing but count. Without memory for it the numbers must do.
+            // SAFETY: the handler only increments a counter. If there is no memory to register it, only the ids differ.
             HANDLER.call_once(|| _ = unsafe { libc::pthread_atfork(None, None, Some(in_child)) });
         }
         Process::now()
@@ -41,20 +42,20 @@ impl Process {
         Process { id: std::process::id(), forks: FORKS.load(Ordering::Relaxed) }
     }
 
-    /// Whether this is another process by now: a child of the one that asked for [`Process::current`].
+    /// Whether the code now runs in a child of this process.
     pub(crate) fn is_parent(self) -> bool {
         self != Process::now()
     }
 }
 
-/// A value that means something in the process that made it, and nothing in a child.
+/// A value that is valid only in the process that made it, and not in a forked child.
 pub(crate) struct Local<T> {
     value: ManuallyDrop<T>,
     process: Process,
 }
 
 impl<T> Local<T> {
-    /// For this process.
+    /// A value for the present process.
     pub(crate) fn new(value: T) -> Self {
         Local { value: ManuallyDrop::new(value), process: Process::current() }
     }
@@ -67,7 +68,7 @@ impl<T> Local<T> {
         if self.process.is_parent() { Err(Error::Forked) } else { Ok(&self.value) }
     }
 
-    /// As [`Local::get`].
+    /// The same as [`Local::get`], mutable.
     pub(crate) fn get_mut(&mut self) -> Result<&mut T> {
         if self.process.is_parent() { Err(Error::Forked) } else { Ok(&mut self.value) }
     }
@@ -97,7 +98,7 @@ mod tests {
         }
         let mut local = Local::new(ManuallyDrop::new(Loud));
         assert!(local.get().is_ok() && local.get_mut().is_ok());
-        // Also if the child had its parent's number.
+        // Also if the child has its parent's process id.
         for forks in [0, 1] {
             // SAFETY: the child does nothing but compare numbers, and ends.
             let child = unsafe { libc::fork() };

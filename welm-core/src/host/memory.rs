@@ -1,4 +1,4 @@
-//! Memory that this process may still take.
+//! How much memory this process may still take.
 
 use std::fs;
 
@@ -7,22 +7,22 @@ use memmap2::MmapMut;
 use super::cgroup::Cgroups;
 use crate::error::{Error, Result};
 
-/// What large structures of a request are checked against; smaller ones must fit anyhow.
+/// Allocations of at least this many bytes are compared with the available memory first. Smaller ones are not.
 const LARGE: usize = 16 << 20;
 
-/// Bytes that may be taken in each of three ways; none where nothing limits it.
+/// Bytes that the process may still take, by each of three limits; `None` if there is no such limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Available {
-    /// Memory: what the system calls available, within the limits of the control groups.
+    /// Memory: the smaller of `MemAvailable` and the limits of the control groups.
     pub(crate) memory: Option<u64>,
-    /// Address space (RLIMIT_AS): files count as soon as they are mapped.
+    /// Address space (RLIMIT_AS). Mapped files count.
     pub(crate) address_space: Option<u64>,
-    /// Memory of the process's own (RLIMIT_DATA): mapped files do not count.
+    /// Private memory (RLIMIT_DATA). Mapped files do not count.
     pub(crate) data: Option<u64>,
 }
 
 impl Available {
-    /// Now.
+    /// What is available now.
     pub(crate) fn now() -> Self {
         let read = |name: &str| fs::read_to_string(format!("/proc/{name}")).ok();
         let kilobytes = |text: Option<String>, key: &str| field(&text?, key);
@@ -39,26 +39,26 @@ impl Available {
         }
     }
 
-    /// The least of all for memory that a process takes for itself.
+    /// The smallest of the three: how much private memory the process may take.
     fn own(self) -> Option<u64> {
         [self.memory, self.address_space, self.data].into_iter().flatten().min()
     }
 }
 
-/// The field `key` of a file of lines such as `VmSize:  123 kB`, in bytes.
+/// The field `key`, in bytes, of a text with lines such as `VmSize:  123 kB`.
 fn field(text: &str, key: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
     rest.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// RLIMIT_AS and RLIMIT_DATA, where there are limits.
+/// RLIMIT_AS and RLIMIT_DATA in bytes; `None` for a limit that is not set.
 #[cfg(unix)]
 fn limits() -> (Option<u64>, Option<u64>) {
     let limit = |resource| {
         let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
         // SAFETY: a local variable of the right type.
         let got = unsafe { libc::getrlimit(resource, &mut limit) };
-        // Its type is the system's own: of 32 bits, or signed.
+        // The type of `rlim_cur` depends on the system: it may have 32 bits, or be signed.
         #[allow(clippy::useless_conversion, clippy::unnecessary_fallible_conversions)]
         let bytes = u64::try_from(limit.rlim_cur).ok();
         bytes.filter(|_| got == 0 && limit.rlim_cur != libc::RLIM_INFINITY)
@@ -71,23 +71,29 @@ fn limits() -> (Option<u64>, Option<u64>) {
     (None, None)
 }
 
-/// Whether so many bytes of address space are left.
+/// Whether `bytes` bytes of address space can be mapped.
 pub(crate) fn can_map(bytes: usize) -> bool {
     MmapMut::map_anon(bytes.max(1)).is_ok()
 }
 
-/// Checks that so many bytes can be taken by code that would end the process if it got none: libraries, and the small
-/// vectors of the engine.
+/// Checks that `bytes` bytes can be allocated. For code that aborts the process if an allocation fails: libraries, and
+/// the small vectors of the engine.
+///
+/// # Errors
+/// [`Error::Allocation`] if they cannot.
 pub(crate) fn expect_room(what: &str, bytes: usize) -> Result<()> {
     let reason = "the limit on address space (RLIMIT_AS) may be the cause";
     if can_map(bytes) { Ok(()) } else { Err(Error::allocation(what, bytes, reason)) }
 }
 
-/// A vector for `len` values, which it will not outgrow; an error where an ordinary one would end the process.
+/// An empty vector with capacity for `len` values. An ordinary `Vec` would abort the process if there were no memory.
+///
+/// # Errors
+/// [`Error::Allocation`] if there is not enough memory.
 pub(crate) fn vec_for<T>(what: &str, len: usize) -> Result<Vec<T>> {
     let bytes = len.saturating_mul(size_of::<T>());
     let mut values = Vec::new();
-    // The system would promise more than it has, and kill the process later.
+    // Linux grants more memory than it has, and kills the process later. So large allocations are checked first.
     if bytes >= LARGE
         && let Some(available) = Available::now().own()
         && bytes as u64 > available

@@ -1,6 +1,6 @@
-//! What the process around the engine allows, and what it may do meanwhile: memory and threads within the limits of
-//! machine, container and process; a `fork`; a panic of foreign code that nobody should see; a file that loses its end;
-//! two folders that change places.
+//! Everything about the process and the machine that the engine runs in: memory and threads within the limits of
+//! machine, container and process; forks; panics that must not be printed; files that are truncated while they are
+//! mapped; and the exchange of two folders.
 
 pub(crate) mod bus;
 pub(crate) mod cgroup;

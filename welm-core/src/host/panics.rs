@@ -1,8 +1,8 @@
-//! Panics of foreign code that become errors, without a word on stderr.
+//! Turns panics into errors without printing them on stderr.
 //!
-//! What prints is the process's panic hook, before anything can be caught. It is the host's, so it stays: at the first
-//! call a hook is put in front of it that passes every panic on, but for those of a thread that is inside [`catch`]. A
-//! host that sets another hook later replaces both, and sees those panics again, which is its choice.
+//! The process's panic hook prints a panic before it can be caught. That hook belongs to the program, so it stays. The
+//! first call of [`catch`] installs another hook, which passes every panic on to it, except panics of a thread that is
+//! inside [`catch`]. If the program sets a hook later, it replaces both, and sees those panics again.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -30,7 +30,7 @@ fn install_hook() {
     });
 }
 
-/// Runs `work`; a panic of it, on this thread, is its message and is printed nowhere.
+/// Runs `work`. If it panics on this thread, returns the message of the panic, which is not printed.
 pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     install_hook();
     let outer = QUIET.replace(true);
@@ -53,14 +53,14 @@ mod tests {
     #[test]
     fn the_hook_of_the_host_sees_all_panics_but_the_caught_ones() {
         static SEEN: AtomicUsize = AtomicUsize::new(0);
-        // That of the host, from before the first `catch`.
+        // The program's hook, set before the first `catch`.
         set_hook(Box::new(|_| _ = SEEN.fetch_add(1, Ordering::Relaxed)));
         assert_eq!(catch(|| 3), Ok(3));
         assert_eq!(catch(|| -> u8 { panic!("a {}", 1) }), Err("a 1".into()));
         let inner = || (catch(|| -> u8 { panic!("inner") }), catch(|| -> u8 { std::panic::panic_any(7) }));
         assert_eq!(catch(inner), Ok((Err("inner".into()), Err("unknown fault".into()))));
         assert_eq!(SEEN.load(Ordering::Relaxed), 0);
-        // Others: this thread outside of `catch`, and another thread while this one is inside.
+        // Other panics reach the hook: of this thread outside `catch`, and of another thread while this one is inside.
         assert!(catch_unwind(|| panic!("seen")).is_err());
         assert_eq!(SEEN.load(Ordering::Relaxed), 1);
         let other = || std::thread::spawn(|| panic!("seen")).join().is_err();

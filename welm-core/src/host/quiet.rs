@@ -1,8 +1,8 @@
-//! Threads whose log nobody wants: those of models that are loaded inside a log callback.
+//! Marks threads whose log messages are dropped: those of models that are loaded inside a log callback.
 //!
-//! Such a callback is called when a model was loaded, and when one ends, on the model's own thread. If it loads a model
-//! and frees it, it would be called about that one, and so on without end. A subscriber of `tracing` cannot be changed
-//! from inside an event, so this is a flag of the thread, which the threads of models take over.
+//! A log callback is called when a model was loaded, and when a model ends, on that model's thread. If the callback
+//! loads and frees a model, it would be called for that model, too, and so on without end. A subscriber of `tracing`
+//! cannot be changed from inside an event. So this is a flag of the thread, which the threads of models inherit.
 
 use std::cell::Cell;
 
@@ -10,12 +10,12 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether what this thread logs is to be dropped.
+/// Whether log messages of this thread are dropped.
 pub fn is_quiet() -> bool {
     QUIET.get()
 }
 
-/// Says so of this thread; gives what was before.
+/// Sets whether log messages of this thread are dropped. Returns the value before.
 pub fn set(quiet: bool) -> bool {
     QUIET.replace(quiet)
 }

@@ -1,4 +1,4 @@
-//! Threads, as far as the system gives them.
+//! How many threads this process may use, and what happens if the system refuses to start one.
 
 use std::io;
 use std::panic::resume_unwind;
@@ -10,17 +10,17 @@ use super::cgroup::Cgroups;
 use super::memory::{can_map, expect_room};
 use crate::error::{Error, Result};
 
-/// Bytes of address space that a thread's stack takes if nothing else is asked for: the standard library's.
+/// Bytes of a thread's stack: the default of the standard library.
 pub(crate) const STACK: usize = 2 << 20;
 
-/// Threads that this process may use: its affinity and its control groups' quota, not the machine's size.
+/// How many threads this process may use: limited by its CPU affinity and by the quota of its control groups.
 pub(crate) fn available() -> usize {
     let own = thread::available_parallelism().map_or(1, |n| n.get());
     Cgroups::of_this_process().cpus().map_or(own, |quota| own.min(quota))
 }
 
-/// Why a thread with a stack of so many bytes could not be started. The system has one number for too many threads
-/// and for no room; a look at the room tells them apart.
+/// The error for a thread with a stack of `stack` bytes that could not be started. The system reports too many threads
+/// and too little address space by the same error number. Trying to map as much tells them apart.
 pub(crate) fn refused(what: &str, stack: usize, error: &io::Error) -> Error {
     if can_map(stack) {
         let reason = format!("{error}; the limits on threads (RLIMIT_NPROC, pids.max) may be the cause");
@@ -30,17 +30,17 @@ pub(crate) fn refused(what: &str, stack: usize, error: &io::Error) -> Error {
     }
 }
 
-/// Checks that there is room for a thread with a stack of so many bytes, and for what the standard library needs when it
-/// starts one; without that it would end the process.
+/// Checks that there is address space for a thread with a stack of `stack` bytes, and for what the standard library
+/// allocates when it starts a thread. If that allocation failed, the process would be aborted.
 pub(crate) fn expect_room_for(what: &str, stack: usize) -> Result<()> {
     expect_room(&format!("the stack of {what}"), stack + BESIDE_STACK)
 }
 
-/// A signal stack and the thread's own data.
+/// Bytes that starting a thread takes beside its stack: a signal stack, and the thread's data.
 const BESIDE_STACK: usize = 1 << 20;
 
-/// Whether `work` is true of all parts: on this thread, and on as many more as there are parts. Where the system gives
-/// no more threads, those that there are do it all.
+/// Calls `work` for all parts, and returns whether it was true for all of them. There is a thread for each part, and
+/// this thread is one of them. If the system starts fewer threads, these do all the work.
 pub(crate) fn all<P: Send>(parts: impl Iterator<Item = P>, work: impl Fn(P) -> bool + Sync) -> bool {
     let parts: Vec<P> = parts.collect();
     let more = parts.len().saturating_sub(1);
