@@ -1,4 +1,4 @@
-//! What one forward pass computes: rows of tokens, where their keys and values go, and what they see.
+//! The rows of one forward pass: tokens, their positions, and the cache slots that they write and read.
 
 /// Tokens of one block of the KV cache.
 pub(crate) const BLOCK_TOKENS: usize = 16;
@@ -13,25 +13,26 @@ pub(crate) struct Span {
     pub(crate) table_start: u32,
 }
 
-/// One step's rows. Made by the engine, read by the backends; its vectors are reused from step to step.
+/// The rows of one step. The engine fills it and the backends read it. Its vectors are reused from step to step.
 ///
-/// Rows of prompts come first, in spans, then those of generated tokens. A token is a prompt's or a generated one for
-/// good, also when it is computed again, so that a backend may compute the two in different ways.
+/// Rows of prompts come first, in spans; then come rows of generated tokens. A token that was generated stays a
+/// generated one, also if it is computed again after a preemption. So a backend may compute the two kinds in different
+/// ways.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     /// `(n)` token ids.
     pub(crate) token_ids: Vec<u32>,
     /// `(n)` positions in the row's own sequence; a row sees keys `0..=position`.
     pub(crate) positions: Vec<u32>,
-    /// `(n)` where the row's key and value go: `block * BLOCK_TOKENS + offset`.
+    /// `(n)` slots to which the rows' keys and values are written: `block * BLOCK_TOKENS + offset`.
     pub(crate) slot_mapping: Vec<u32>,
-    /// `(n)` where the row's block table starts in `block_tables`.
+    /// `(n)` index in `block_tables` at which the row's block table starts.
     pub(crate) table_start: Vec<u32>,
-    /// The sequences' block tables, one after the other.
+    /// The block tables of all sequences, one after the other.
     pub(crate) block_tables: Vec<u32>,
-    /// The prompts' rows, `0..n_prompt_rows()`.
+    /// The spans of the prompts' rows, `0..n_prompt_rows()`.
     pub(crate) spans: Vec<Span>,
-    /// Rows whose logits are wanted, ascending. Behind the attention of the last layer nothing reads the others.
+    /// Rows whose logits are wanted, ascending. After the attention of the last layer, no operation reads the others.
     pub(crate) wanted: Vec<u32>,
 }
 
@@ -49,12 +50,12 @@ impl Batch {
         }
     }
 
-    /// Rows.
+    /// Number of rows.
     pub(crate) fn len(&self) -> usize {
         self.token_ids.len()
     }
 
-    /// Rows of prompts.
+    /// Number of rows of prompts.
     #[cfg_attr(not(feature = "kernels"), expect(dead_code, reason = "the CPU computes all rows alike"))]
     pub(crate) fn n_prompt_rows(&self) -> usize {
         self.spans.last().map_or(0, |span| (span.first_row + span.n_rows) as usize)
@@ -71,14 +72,14 @@ impl Batch {
         self.wanted.clear();
     }
 
-    /// Asks for the logits of a row; rows in ascending order.
+    /// Asks for the logits of a row. Call it for rows in ascending order.
     pub(crate) fn want(&mut self, row: u32) {
         debug_assert!((row as usize) < self.len() && self.wanted.last().is_none_or(|&last| last < row));
         self.wanted.push(row);
     }
 
-    /// Adds tokens `first..first + ids.len()` of the prompt of a sequence whose blocks are `table`; before all
-    /// generated ones.
+    /// Adds tokens `first..first + ids.len()` of a prompt; the blocks of its sequence are `table`. Call it for all
+    /// prompts before `push_generated`.
     pub(crate) fn push_prompt(&mut self, ids: &[u32], first: usize, table: &[u32]) {
         self.spans.push(Span {
             first_row: self.len() as u32,
@@ -89,7 +90,7 @@ impl Batch {
         self.push(ids, first, table);
     }
 
-    /// Adds generated tokens.
+    /// Adds generated tokens, at positions from `first` on; the blocks of their sequence are `table`.
     pub(crate) fn push_generated(&mut self, ids: &[u32], first: usize, table: &[u32]) {
         self.push(ids, first, table);
     }
@@ -107,7 +108,7 @@ impl Batch {
         }
     }
 
-    /// The block table of a row: entry `p / BLOCK_TOKENS` holds position `p`.
+    /// The block table of a row, up to its position: entry `p / BLOCK_TOKENS` is the block that holds position `p`.
     pub(crate) fn table(&self, row: usize) -> &[u32] {
         let start = self.table_start[row] as usize;
         &self.block_tables[start..=start + self.positions[row] as usize / BLOCK_TOKENS]

@@ -1,9 +1,9 @@
-//! Large memory for weights, activations, keys and values: zeros from the system, which provides them when they are
-//! first written, in huge pages where it has them.
+//! Large memory for weights, activations, keys and values. The system maps it as zeros, provides pages when they are
+//! first written, and uses huge pages if it can.
 //!
-//! A block of one head of the cache is some 4 kB: without huge pages each would cost a walk through the page tables.
-//! Pages also start where cache lines do, and vectors of 64 bytes lie in one line each, which a `Vec` does not promise: float
-//! products of a prompt lose up to a quarter without.
+//! A cache block of one head has about 4 kB, so without huge pages reading each block would need a walk through the
+//! page tables. Pages also begin at cache lines, so each vector of 64 bytes lies in one line. A `Vec` does not
+//! guarantee that, and float products of a prompt are up to a quarter slower without it.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -13,7 +13,7 @@ use memmap2::MmapMut;
 
 use crate::error::{Error, Result};
 
-/// Some values, all of which start as zero.
+/// A slice of values in mapped memory. All start as zero.
 pub(crate) struct Memory<T> {
     map: MmapMut,
     len: usize,
@@ -21,25 +21,29 @@ pub(crate) struct Memory<T> {
 }
 
 impl<T: Pod> Memory<T> {
-    /// Takes `len` values for what `what` says.
+    /// Allocates `len` values; `what` says for what, in errors.
+    ///
+    /// # Errors
+    /// If the system does not give the memory.
     pub(crate) fn zeroed(len: usize, what: &str) -> Result<Self> {
         let bytes = len.saturating_mul(size_of::<T>());
         let map = MmapMut::map_anon(bytes.max(1)).map_err(|e| Error::allocation(what, bytes, e))?;
-        // A wish, which systems without huge pages refuse.
+        // Only a hint: systems without huge pages refuse it.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Memory { map, len, _element: PhantomData })
     }
 
-    /// After the values were written: asks for huge pages once more. Where this memory ends within one, the system could give
-    /// none before its neighbour was there. Products with one row are as fast as memory, and twice as fast in huge pages.
+    /// Asks for huge pages once more, after the values were written. If this memory ends within a huge page, the system
+    /// could not give one before the neighbouring memory was mapped. Products with one row are bound by memory, and
+    /// twice as fast in huge pages.
     pub(crate) fn collapse(&self) {
         #[cfg(target_os = "linux")]
         {
             const HUGE_PAGE: usize = 2 << 20;
             let start = self.map.as_ptr().addr() / HUGE_PAGE * HUGE_PAGE;
             let end = (self.map.as_ptr().addr() + self.map.len()).next_multiple_of(HUGE_PAGE);
-            // SAFETY: a wish again, which changes no byte, also not of the neighbours; systems before Linux 6.1 refuse it.
+            // SAFETY: a hint, too: it changes no byte, not even of neighbouring memory. Linux before 6.1 refuses it.
             unsafe {
                 libc::madvise(
                     self.map.as_ptr().with_addr(start).cast_mut().cast(),

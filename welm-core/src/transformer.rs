@@ -5,12 +5,13 @@
 //! parallel:    x = x + att(norm1(x)) + ffn(norm2(x))               GPT-NeoX
 //! ```
 //!
-//! A layer has a norm before a half, after it, or both (`x + norm(att(norm(x)))`).
+//! `att` and `ffn` are the two halves of a layer. A half has a norm before it, after it, or both
+//! (`x + norm(att(norm(x)))`).
 //!
-//! What else differs between models and layers is data: a [`LayerConfig`] that the operations are given, and norms that
-//! a layer has or not.
+//! All other differences between models and layers are data: a [`LayerConfig`], which the operations get, and optional
+//! norms.
 //!
-//! It does arithmetic and makes no policy; all of its memory is [`Scratch`], allocated at load.
+//! This code only computes and makes no decisions. All of its memory is [`Scratch`], which is allocated at load.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -28,7 +29,7 @@ pub(crate) struct Layer<B: Backend> {
     config: LayerConfig,
     attn_norm: Option<B::Norm>,      // (dim)
     qkv: B::Linear,                  // (qkv_dim, dim): q heads, k heads, v heads
-    qk_norm: Option<[B::Norm; 2]>,   // of q, of k: (head_dim), or as wide as all heads
+    qk_norm: Option<[B::Norm; 2]>,   // norms of q and of k: (head_dim), or (n_heads * head_dim)
     out: B::Linear,                  // (dim, n_heads * head_dim)
     attn_post_norm: Option<B::Norm>, // (dim)
     ffn_norm: Option<B::Norm>,       // (dim)
@@ -42,7 +43,7 @@ pub(crate) struct Weights<B: Backend> {
     embed: B::Linear, // (vocab_size, dim)
     layers: Vec<Layer<B>>,
     final_norm: B::Norm,       // (dim)
-    output: Option<B::Linear>, // (vocab_size, dim); none where it is the embedding
+    output: Option<B::Linear>, // (vocab_size, dim); none if the embedding is also the output matrix
     activation: Activation,
     parallel_residual: bool,
     embed_scale: f32,
@@ -50,7 +51,7 @@ pub(crate) struct Weights<B: Backend> {
 }
 
 impl<B: Backend> Weights<B> {
-    /// Hands every tensor of the source to the backend; `done` hears the bytes read after each of them.
+    /// Hands every tensor of the source to the backend. Calls `done` with the number of bytes read after each matrix.
     pub(crate) fn load(
         backend: &mut B,
         source: &Source,
@@ -60,7 +61,8 @@ impl<B: Backend> Weights<B> {
         let (mut matrices, mut norms) = (HashMap::new(), HashMap::new());
         for spec in config.parts() {
             if spec.kind == PartKind::Norm {
-                // What is multiplied before the output's product need not be after it.
+                // The scale of logits is multiplied into the last norm, so that no operation is needed after the
+                // output.
                 let times = if spec.part == ModelPart::FinalNorm { config.logit_scale } else { 1.0 };
                 norms.insert(spec.part, backend.load_norm(source.norm(&spec)?.times(times))?);
                 continue;
@@ -107,12 +109,12 @@ impl<B: Backend> Weights<B> {
     }
 }
 
-/// A part that every model has.
+/// Removes a part that every model has.
 fn listed<T>(parts: &mut HashMap<ModelPart, T>, part: ModelPart) -> T {
     parts.remove(&part).unwrap_or_else(|| panic!("{part} is not listed"))
 }
 
-/// Every activation of a forward pass; `n` is at most `Limits::max_rows`.
+/// The buffers of all activations of a forward pass; `n` is at most `Limits::max_rows`.
 pub(crate) struct Scratch<B: Backend> {
     x: B::Buffer,      // (n, dim), the residual stream
     h: B::Buffer,      // (n, dim), normalised
@@ -120,7 +122,7 @@ pub(crate) struct Scratch<B: Backend> {
     att: B::Buffer,    // (n, n_heads * head_dim)
     gates: B::Buffer,  // (n, hidden_dim) or (n, 2 * hidden_dim), before the activation
     act: B::Buffer,    // (n, hidden_dim)
-    half: B::Buffer,   // (n, dim), what half a layer adds, before a norm of it; (n, 0) without such norms
+    half: B::Buffer,   // (n, dim), output of half a layer, before a norm after it; (n, 0) without such norms
     last: B::Buffer,   // (max_logit_rows, dim)
     logits: B::Buffer, // (max_logit_rows, vocab_size)
 }
@@ -128,7 +130,7 @@ pub(crate) struct Scratch<B: Backend> {
 /// Columns and role of a buffer.
 type Shape = (usize, Role);
 
-/// The row-sized buffers of [`Scratch`], and the two for the logits.
+/// Shapes of the buffers of [`Scratch`] with `max_rows` rows, and of the two with `max_logit_rows`.
 fn shapes(c: &ModelConfig) -> ([Shape; 7], [Shape; 2]) {
     let attention = c.n_heads * c.head_dim;
     let half = if c.layers.iter().any(|layer| layer.post_norms) { c.dim } else { 0 };
@@ -145,7 +147,7 @@ fn shapes(c: &ModelConfig) -> ([Shape; 7], [Shape; 2]) {
 }
 
 impl<B: Backend> Scratch<B> {
-    /// Allocates everything.
+    /// Allocates all buffers.
     pub(crate) fn new(backend: &mut B, config: &ModelConfig, limits: Limits) -> Result<Self> {
         let ([x, h, qkv, att, gates, act, half], [last, logits]) = shapes(config);
         let mut rows = |(cols, role)| backend.buffer(limits.max_rows, cols, role);
@@ -166,10 +168,11 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
-/// Computes the batch's rows, up to the residual stream after the last layer; fills the cache.
+/// Computes the batch's rows, up to the residual stream after the last layer, and writes their keys and values to the
+/// cache.
 ///
-/// Of the last layer, rows whose logits are not wanted need their keys and values only: where the backend can, they
-/// are left out after its attention, which saves a prompt most of one layer.
+/// In the last layer, rows whose logits are not wanted need only their keys and values. If the backend can drop rows,
+/// they are dropped after that layer's attention. This saves a prompt most of one layer.
 pub(crate) fn forward<B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
@@ -181,7 +184,7 @@ pub(crate) fn forward<B: Backend>(
     ops.repeat(batch, |ops| layers(ops, weights, kv, s, batch, |_, _| Ok(())))
 }
 
-/// The embedding and all layers; `after` sees the residual stream after each of them.
+/// Computes the embedding and all layers. Calls `after` with the residual stream after each of them.
 fn layers<B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
@@ -206,7 +209,7 @@ fn layers<B: Backend>(
             }
         }
         let input = if weights.parallel_residual {
-            normed(ops, &mut s.h, &s.x, &layer.ffn_norm)?; // of the same x as the attention's
+            normed(ops, &mut s.h, &s.x, &layer.ffn_norm)?; // the norm of the same x that attention got
             add(ops, &mut s.x, &mut s.half, &s.att, &layer.out, &layer.attn_post_norm)?;
             &s.h
         } else {
@@ -220,7 +223,7 @@ fn layers<B: Backend>(
     Ok(())
 }
 
-/// `norm(x)` in `h`, or without a norm `x`.
+/// Computes `norm(x)` in `h` and returns `h`; without a norm, returns `x`.
 fn normed<'a, B: Backend>(
     ops: &mut B,
     h: &'a mut B::Buffer, // (n, dim)
@@ -232,7 +235,7 @@ fn normed<'a, B: Backend>(
     Ok(h)
 }
 
-/// `x += norm(y W^T + b)`, or without a norm `x += y W^T + b`.
+/// `x += norm(y W^T + b)`; without a norm, `x += y W^T + b`.
 fn add<B: Backend>(
     ops: &mut B,
     x: &mut B::Buffer,    // (n, dim)
@@ -246,9 +249,9 @@ fn add<B: Backend>(
     ops.norm_add(x, half, norm)
 }
 
-/// Where values stopped being finite in the rows of the batch that `forward` has computed last, for each owner of rows:
-/// how many layers came before it (0 is the embedding), and the row. The batch is computed once more, with the same bits.
-/// An owner whose residual stream is finite to its end is not among them.
+/// Finds where values stopped being finite in the batch that `forward` computed last. For each owner of such rows:
+/// the stage (0 is the embedding, `l + 1` is layer `l`), and the first such row. The batch is computed once more, with
+/// the same bits. An owner whose residual stream is finite after the last layer is not in the result.
 pub(crate) fn origins<B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
@@ -260,7 +263,7 @@ pub(crate) fn origins<B: Backend>(
     let (mut stage, mut found) = (0, HashMap::new());
     ops.begin(batch)?;
     layers(ops, weights, kv, s, batch, |ops, x| {
-        let kept = B::KEEPS && stage == weights.layers.len(); // of all rows, the wanted ones
+        let kept = B::KEEPS && stage == weights.layers.len(); // then x has only the wanted rows
         let n = if kept { batch.wanted.len() } else { batch.len() };
         let values = ops.read(x)?; // (n, dim)
         for (at, values) in values.chunks(values.len() / n).enumerate() {
@@ -275,8 +278,8 @@ pub(crate) fn origins<B: Backend>(
     Ok(found)
 }
 
-/// Logits of some of the wanted rows of the batch that `forward` has computed: `(some.len(), vocab_size)`, at most
-/// `max_logit_rows`.
+/// Logits of the wanted rows `some` of the batch that `forward` computed last: `(some.len(), vocab_size)`. `some` has
+/// at most `max_logit_rows` rows.
 pub(crate) fn logits<'s, B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
@@ -305,7 +308,7 @@ pub(crate) mod tests {
 
     thread_local! {
         static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-        /// Bytes that are allocated, and the most that were.
+        /// Bytes that are allocated now, and the largest number so far.
         static BYTES: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
     }
 
@@ -316,7 +319,8 @@ pub(crate) mod tests {
         });
     }
 
-    /// The most bytes that this thread had allocated at once while it did this, beyond those it had before.
+    /// Runs `work`. Also returns the largest number of bytes that this thread had allocated meanwhile, beyond those
+    /// before.
     pub(crate) fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
         let before = BYTES.get().0;
         BYTES.set((before, before));
@@ -326,7 +330,7 @@ pub(crate) mod tests {
 
     struct Counting;
 
-    // SAFETY: hands everything to the system's allocator.
+    // SAFETY: it passes all calls to the system's allocator.
     unsafe impl GlobalAlloc for Counting {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
@@ -351,7 +355,7 @@ pub(crate) mod tests {
         {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(fixture);
             let source = Source::open(&folder, None, false).unwrap();
-            // One thread, so that this thread's count is everybody's.
+            // One thread, so that this thread's count has all allocations.
             let options = LoadOptions { threads: Some(1), dtype, ..LoadOptions::default() };
             let limits =
                 Limits { chunk_tokens: 6, max_rows: 8, max_logit_rows: 2, max_context: 64, n_blocks: 4 };

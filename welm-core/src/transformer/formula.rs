@@ -1,4 +1,5 @@
-//! The whole decoder against its formula in f64, with every field of a configuration in which models and layers differ.
+//! Compares the whole decoder with its formula in f64, for every field of a configuration in which models or layers
+//! differ.
 
 use std::collections::HashMap;
 
@@ -19,7 +20,7 @@ fn rope(rotary_dim: usize, base: f32, pairing: RopePairing) -> Rope {
     Rope { pairing, ..Rope::new(rotary_dim, base) }
 }
 
-/// Three layers of a small Llama.
+/// The configuration of a small Llama with three layers.
 fn plain() -> ModelConfig {
     let sizes = ModelSizes {
         vocab_size: 37,
@@ -35,7 +36,7 @@ fn plain() -> ModelConfig {
     ModelConfig::plain(sizes, NormKind::RmsNorm, 1e-5, Activation::SwiGlu, rope)
 }
 
-/// Random weights by the engine's names.
+/// Random weights, by the engine's names of tensors.
 #[derive(Default)]
 struct Toy {
     tensors: HashMap<String, (Vec<usize>, Vec<f32>)>,
@@ -79,7 +80,8 @@ impl Toy {
         toy
     }
 
-    /// `size` is the deviation, times the square root of three. Tensors with one name have the same values in every toy.
+    /// Adds a tensor of values within `size` of `around`; `size` is the standard deviation times the square root of
+    /// three. Tensors with the same name have the same values in every toy.
     fn tensor(&mut self, name: &str, shape: &[usize], around: f32, size: f32) {
         self.random = name.bytes().fold(7, |hash: u64, byte| hash.wrapping_mul(131) + u64::from(byte));
         let value = |_| {
@@ -95,14 +97,14 @@ impl Toy {
         &self.tensors[name].1
     }
 
-    /// Weight, and bias if there is one.
+    /// A norm's weight, and its bias if there is one.
     fn norm(&self, name: &str, eps: f32) -> NormSource {
         let (shape, values) = &self.tensors[name];
         let (weight, bias) = values.split_at(shape[1]);
         NormSource { weight: weight.into(), bias: (shape[0] == 2).then(|| bias.into()), eps }
     }
 
-    /// As a backend holds them.
+    /// The weights as backend `B` holds them.
     fn load<B: Backend>(&self, ops: &mut B, c: &ModelConfig) -> Weights<B> {
         let folder = tempfile::tempdir().unwrap();
         let bytes: HashMap<_, Vec<u8>> = self
@@ -180,12 +182,12 @@ impl Toy {
         x.iter().zip(&weight).zip(&bias).map(value).collect()
     }
 
-    /// The input of half a layer.
+    /// The input of half a layer: `x`, normalised if the layer has a norm before it.
     fn pre_normed(&self, l: usize, norm: &str, c: &ModelConfig, x: &[f64]) -> Vec<f64> {
         if c.layers[l].pre_norms { self.normed(&format!("{l}.{norm}"), c, x) } else { x.to_vec() }
     }
 
-    /// The formula: logits of every position, one after another.
+    /// The logits of all positions by the formula, one position after the other.
     fn want(&self, c: &ModelConfig, ids: &[u32]) -> Vec<f64> {
         let embedded = |&id: &u32| {
             let row = &self.get("embed")[id as usize * c.dim..][..c.dim];
@@ -215,7 +217,7 @@ impl Toy {
         x.iter().flat_map(logits).map(|y| cap(y * scale)).collect()
     }
 
-    /// What attention gives each position of a layer, before its product.
+    /// The output of a layer's attention at each position, before the output matrix.
     fn attended(&self, c: &ModelConfig, l: usize, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let (layer, d) = (&c.layers[l], c.head_dim);
         let normed_if = |kind: QkNorm, norm: &str, values: Vec<f64>| match layer.qk_norm {
@@ -276,7 +278,7 @@ impl Toy {
         (0..x.len()).map(|pos| (0..c.n_heads).flat_map(|h| head(pos, h)).collect()).collect()
     }
 
-    /// The same by a backend: the tokens of each step, whose sum is those of the prompt.
+    /// The same logits by a backend. `steps` has the number of tokens of each step; together they are the prompt.
     fn got<B: Backend>(&self, ops: &mut B, c: &ModelConfig, ids: &[u32], steps: &[usize]) -> Vec<f32> {
         let weights = self.load(ops, c);
         let mut kv = KvCache::new(c.n_layers, || ops.kv_layer(LIMITS.n_blocks)).unwrap();
@@ -325,7 +327,7 @@ fn distance(got: &[f32], want: &[f64]) -> f64 {
 
 type Change = fn(&mut ModelConfig);
 
-/// Every field alone, and several.
+/// Changes of one field each, and of several.
 const CHANGES: [(&str, Change); 20] = [
     ("window", |c| c.layers[1].window = Some(20)),
     ("a window longer than a piece", |c| c.layers[0].window = Some(131)),
@@ -394,9 +396,9 @@ fn every_field_is_its_formula() {
         let got = toy.got(&mut cpu(&config), &config, &ids, &[TOKENS]);
         let error = distance(&got, &want);
         assert!(error < 2e-5, "{name}: {error}");
-        // What is not looked at would be seen.
+        // A field that is ignored would make no difference.
         assert!(distance(&got, &without) > 1e-3, "{name} has no effect");
-        // The same bits by prompts in pieces, and token by token.
+        // The bits are the same if the prompt is computed in pieces, or token by token.
         let pieces = toy.got(&mut cpu(&config), &config, &ids, &[1, 16, 3, 64, 45, 20, 1]);
         assert!(pieces == got, "{name}: in pieces");
         let single = toy.got(&mut cpu(&config), &config, &ids, &[1; TOKENS]);
