@@ -29,7 +29,7 @@ pub(crate) struct Layer<B: Backend> {
     config: LayerConfig,
     attn_norm: Option<B::Norm>,      // (dim)
     qkv: B::Linear,                  // (qkv_dim, dim): q heads, k heads, v heads
-    qk_norm: Option<[B::Norm; 2]>,   // norms of q and of k: (head_dim), or (n_heads * head_dim)
+    qk_norm: Option<[B::Norm; 2]>,   // norms of q and of k: (head_dim), or all heads of q or k
     out: B::Linear,                  // (dim, n_heads * head_dim)
     attn_post_norm: Option<B::Norm>, // (dim)
     ffn_norm: Option<B::Norm>,       // (dim)
