@@ -1,6 +1,6 @@
 //! GPT-2's alphabet of 256 printable characters, one for each byte.
 
-/// The byte that a character of GPT-2's alphabet stands for: printable Latin-1 stands for itself, and the
+/// The byte that a character of GPT-2's alphabet stands for. Printable Latin-1 characters stand for their own byte. The
 /// other 68 bytes, in ascending order, are U+0100 to U+0143.
 pub(super) fn byte_of(character: char) -> Option<u8> {
     match u32::from(character) {
@@ -12,7 +12,7 @@ pub(super) fn byte_of(character: char) -> Option<u8> {
     }
 }
 
-/// The character of that alphabet for a byte.
+/// The character of GPT-2's alphabet for a byte.
 pub(super) fn char_of(byte: u8) -> char {
     let code = u32::from(byte);
     let code = match byte {
@@ -24,7 +24,7 @@ pub(super) fn char_of(byte: u8) -> char {
     char::from_u32(code).unwrap_or('\u{FFFD}')
 }
 
-/// The bytes of a byte-level token; one with other characters is taken as it stands, as the library does.
+/// The bytes of a byte-level token. A token with other characters is taken as UTF-8, as in the library.
 pub(super) fn from_byte_alphabet(token: &str) -> Vec<u8> {
     token.chars().map(byte_of).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.as_bytes().to_vec())
 }

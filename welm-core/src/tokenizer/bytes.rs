@@ -1,22 +1,22 @@
-//! What each token adds to a text, as bytes.
+//! The table of the bytes that each token adds to a text.
 //!
-//! Three spellings are met. Byte-level vocabularies (GPT-2, Llama 3, Qwen, NeoX) write every byte as one
-//! printable character, `Ġ` for a space. SentencePiece ones write `▁` for a space and `<0xE4>` for a byte
-//! of a character that has no token. The rest are spelled as they are. Which one it is, is read from the decoder in
-//! `tokenizer.json`, whose steps are taken over only as far as they act on one token at a time:
+//! Vocabularies spell tokens in one of three ways. Byte-level vocabularies (GPT-2, Llama 3, Qwen, NeoX) write every
+//! byte as one printable character, such as `Ġ` for a space. SentencePiece vocabularies write `▁` for a space, and
+//! `<0xE4>` for a byte of a character that has no token. All others spell tokens as they are in texts. The decoder in
+//! `tokenizer.json` tells which. Only those of its steps are used that act on one token at a time:
 //!
 //! ```text
 //! ByteLevel               each character of the byte alphabet -> its byte
 //! Replace, Metaspace      text -> text, `▁` -> space
 //! ByteFallback            `<0xE4>` -> the byte E4
-//! Fuse                    nothing: concatenation is what a table does
-//! Strip after Fuse        nothing: it removes the space at the start of a *whole* text; a continuation
+//! Fuse                    ignored: the bytes of tokens are concatenated anyway
+//! Strip after Fuse        ignored: it removes the space at the start of a *whole* text, but a continuation
 //!                         needs that space
 //! ```
 //!
-//! Anything else is refused by name: a wrong guess would show in every text. A file without a decoder is
-//! byte-level if its pre-tokenizer or normalizer is, and else plain (where the library would put spaces
-//! between tokens, which no generating model wants).
+//! Any other step is refused by name, because a wrong guess would change every text. Without a decoder, the vocabulary
+//! is byte-level if its pre-tokenizer or normalizer is. Otherwise it is plain. (The library would then put spaces
+//! between tokens, which no model for generation wants.)
 
 use std::collections::HashMap;
 
@@ -29,17 +29,17 @@ use super::stages::{Fields, shown};
 use crate::config::MAX_VOCAB;
 use crate::error::{Error, Result};
 
-/// Bytes of all tokens together; those of published vocabularies have some megabytes.
+/// Most bytes of all tokens together. Published vocabularies have some megabytes.
 const MAX_BYTES: usize = 1 << 28;
-/// How many bytes a decoder's replacements together may make of one.
+/// By how much a decoder's replacements together may lengthen a token: bytes after for each byte before.
 const MAX_GROWTH: usize = 128;
 
 /// The bytes of all tokens, one after the other.
 pub(super) struct TokenBytes {
     bytes: Vec<u8>,
-    /// Where each token ends in `bytes`; it begins where the one before ends. // (vocab_size) u32
+    /// `(vocab_size)` where each token ends in `bytes`. It begins where the token before it ends.
     ends: Vec<u32>,
-    /// Control tokens, ascending.
+    /// Ids of control tokens, ascending.
     special: Vec<u32>,
 }
 
@@ -52,7 +52,7 @@ enum Step {
 }
 
 impl TokenBytes {
-    /// Lays out `tokens`, which holds each id's bytes, and the ids of control tokens.
+    /// Makes the table. `tokens` has the bytes of each id, `special` the ids of control tokens.
     pub(super) fn new(tokens: &[Vec<u8>], mut special: Vec<u32>) -> Result<Self> {
         let total: usize = tokens.iter().map(Vec::len).sum();
         if u32::try_from(total).is_err() || tokens.len() > MAX_VOCAB {
@@ -69,7 +69,7 @@ impl TokenBytes {
         Ok(TokenBytes { bytes, ends, special })
     }
 
-    /// The table of a `tokenizer.json`: its vocabulary, its added tokens, and how its decoder spells them.
+    /// The table of a `tokenizer.json`, from its vocabulary, its added tokens, and its decoder.
     pub(super) fn from_json(
         vocab: &HashMap<String, u32>,
         added: &[AddedToken],
@@ -99,7 +99,7 @@ impl TokenBytes {
                     special.push(id);
                     Vec::new()
                 }
-                // An added token is spelled as it stands in texts, not in the byte alphabet.
+                // An added token is spelled as it is in texts, not in the byte alphabet.
                 (Some(token), Some(false)) => {
                     spell(token, steps.iter().filter(|step| **step != Step::ByteLevel))
                 }
@@ -116,7 +116,7 @@ impl TokenBytes {
         Self::new(&tokens, special)
     }
 
-    /// The table of SentencePiece's pieces and of tokens that other files add to them, or put in their place.
+    /// The table of SentencePiece's pieces, and of tokens that other files add to them or put in their place.
     pub(super) fn from_pieces(pieces: &[Piece], added: &[AddedToken]) -> Result<Self> {
         let mut tokens: Vec<Vec<u8>> =
             pieces.iter().map(|piece| piece_bytes(&piece.text, piece.kind)).collect();
@@ -152,14 +152,14 @@ impl TokenBytes {
     }
 }
 
-/// The byte that `<0xE4>` spells.
+/// The byte of a token that is spelled like `<0xE4>`; `None` for other tokens.
 pub(super) fn byte_token(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     let hex = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
     hex.then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
-/// What a piece of SentencePiece's adds to a text.
+/// The bytes that a SentencePiece piece adds to a text.
 pub(super) fn piece_bytes(piece: &str, kind: PieceKind) -> Vec<u8> {
     match kind {
         PieceKind::Byte => byte_token(piece).into_iter().collect(),
@@ -186,7 +186,7 @@ fn spell<'a>(token: &str, steps: impl Iterator<Item = &'a Step>) -> Vec<u8> {
     token.into_bytes()
 }
 
-/// The steps of a decoder; without one, a tokenizer whose stages write bytes is byte-level.
+/// The steps of a decoder. Without a decoder, a tokenizer whose other stages use the byte alphabet is byte-level.
 fn decoder_steps(decoder: &Value, byte_level: bool) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     if decoder.is_null() {
@@ -207,8 +207,8 @@ fn decoder_steps(decoder: &Value, byte_level: bool) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// Appends the steps of one decoder. `fused`: tokens have become one text, which only the start of can
-/// be changed.
+/// Appends the steps of one decoder. `fused` is set once a step has joined the tokens to one text; later steps may then
+/// change only the start of that text.
 fn add_steps(decoder: &Value, steps: &mut Vec<Step>, fused: &mut bool) -> Result<()> {
     let fields = Fields::new("decoder", decoder)?;
     match fields.kind {

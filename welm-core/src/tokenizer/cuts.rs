@@ -1,19 +1,19 @@
-//! Where a text may be cut without a change of its tokens.
+//! Finds where a text may be cut without changing its tokens.
 
 use std::collections::HashSet;
 
-/// Where a word can be cut without a change of its tokens: between two characters that stand side by side in no result
-/// of a merge, since no merge can then reach from one to the other. SentencePiece's vocabularies have `▁` at the
-/// beginnings of tokens only, so that a whole text, which is one word there, falls into its words.
+/// The places where a word can be cut without changing its tokens: between two characters that are neighbours in no
+/// result of a merge. No merge can then join them. In SentencePiece vocabularies, `▁` is only at the beginning of
+/// tokens. So a whole text, which is one word for them, is cut into its words.
 pub(super) struct Cuts {
-    /// The characters that are tokens, where only those can stand at a cut: unknown ones may become one token together.
+    /// If set, a cut is only between two characters that are tokens. Other characters may become one token together.
     known: Option<HashSet<char>>,
-    /// Those that stand side by side in results of merges.
+    /// Pairs of characters that are neighbours in a result of a merge.
     joined: HashSet<(char, char)>,
 }
 
 impl Cuts {
-    /// `results` has the characters of each result of a merge.
+    /// `results` gives the characters of the result of each merge.
     pub(super) fn new<R: Iterator<Item = char> + Clone>(
         known: Option<HashSet<char>>,
         results: impl Iterator<Item = R>,
@@ -25,7 +25,7 @@ impl Cuts {
         Cuts { known, joined }
     }
 
-    /// The bytes of the first piece.
+    /// The number of bytes of `word` before the first cut.
     pub(super) fn first(&self, word: &str) -> usize {
         let is_known = |c: &char| self.known.as_ref().is_none_or(|known| known.contains(c));
         let mut chars = word.char_indices();

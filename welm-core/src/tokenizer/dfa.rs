@@ -1,13 +1,14 @@
-//! Runs a regular expression in linear time.
+//! Runs a regular expression in linear time, as a deterministic automaton (DFA).
 //!
-//! An expression of [`super::onig`] becomes instructions (characters, looks, two ways), and these, at load, a table:
-//! a state is the list of places in the instructions that a backtracking engine would still try, in its order,
-//! and the table says for each state and kind of next character which state follows and whether a match ends here.
-//! Characters are of one kind where every class of the expression has both or neither. A step of matching is one
-//! look into the table, whatever the expression is; what would make the table large is refused at load.
+//! An expression of [`super::onig`] is compiled to instructions: characters, looks, and splits in two ways. At load
+//! these become a table. A state is the list of places in the instructions that a backtracking engine would still try,
+//! in the order in which it would try them. For each state and each kind of next character, the table has the next
+//! state, and whether a match ends here. Two characters are of the same kind if every class of the expression has both
+//! or neither. So each step of matching is one look-up in the table, whatever the expression is. Expressions whose
+//! table would be too large are refused at load.
 //!
-//! The order of the list is what makes it the same match: of two ways, the first that leads to a match is taken,
-//! so that what comes after a match in the list is dropped.
+//! The match is the same as that of a backtracking engine because of the order of the list. The first way that leads to
+//! a match is taken, so the places after a match in the list are dropped.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -20,20 +21,20 @@ use super::onig::{self, Look, Node};
 use super::watch::{Halt, Watch};
 use crate::error::{Error, Result};
 
-/// Instructions of one expression. Those of published models have less than 500.
+/// Most instructions of one expression. Those of published models have less than 500.
 const MAX_PROGRAM: usize = 20_000;
-/// Entries of the table. Those of published models have less than 5,000.
+/// Most entries of the table. Those of published models have less than 5,000.
 const MAX_TABLE: usize = 1 << 18;
-/// Work of making the tables of a file's expressions, in instructions looked at and places kept. Those of published
-/// models take less than 2^19.
+/// Most work for making the tables of all expressions of a file: instructions visited plus places kept. Those of
+/// published models take less than 2^19.
 pub(super) const MAX_BUILD: usize = 1 << 22;
-/// Steps for each character of a text. A search that fails has looked at characters that the next one looks at
-/// again; published expressions stay below ten.
+/// Most steps for each byte of a text. There may be more than one, because a search that fails has read characters that
+/// the next search reads again. Published expressions need less than ten for each character.
 const STEPS_PER_CHAR: usize = 1_000;
-/// Steps that every text may take, so that short ones never fail.
+/// Steps that every text may take in addition, so that short texts never fail.
 const FREE_STEPS: usize = 1 << 22;
 
-/// The state from which nothing matches.
+/// The state in which no match is possible any more.
 const DEAD: u32 = 0;
 
 enum Inst {
@@ -43,7 +44,7 @@ enum Inst {
         set: usize,
         at_edge: bool,
     },
-    /// The first is tried first.
+    /// Two ways; the first is tried first.
     Split(usize, usize),
     Jump(usize),
     Match,
@@ -52,27 +53,29 @@ enum Inst {
 /// An expression that is ready to run.
 #[derive(Debug)]
 pub(super) struct Regex {
-    /// Where each interval of one kind begins, ascending from 0, and that kind.
+    /// The first character of each interval of one kind, ascending from 0.
     starts: Vec<u32>,
+    /// The kind of each interval.
     kinds: Vec<u8>,
+    /// The kinds of ASCII characters.
     ascii: [u8; 128],
-    /// For state and kind, the kind after the last being the end of the text: twice the next state, plus one if a match
-    /// ends before this character. // (states, kinds + 1) u32
+    /// `(states, kinds + 1)`: twice the next state, plus 1 if a match ends before this character. Column `n_kinds` is
+    /// for the end of the text.
     table: Vec<u32>,
     n_kinds: usize,
-    /// The first state, by the kind of the character before; the last one is for the beginning of the text.
+    /// `(kinds + 1)`: the first state, by the kind of the character before. The last is for the beginning of the text.
     first: Vec<u32>,
-    /// Whether a match can have no characters.
+    /// Whether it can match the empty string.
     pub(super) nullable: bool,
 }
 
 impl Regex {
-    /// Reads an expression in Oniguruma's Ruby syntax.
+    /// Compiles an expression in Oniguruma's Ruby syntax.
     pub(super) fn new(pattern: &str) -> Result<Self> {
         Self::within(pattern, &mut { MAX_BUILD })
     }
 
-    /// Reads an expression and takes the work of it from what is left.
+    /// Compiles an expression, and subtracts the work from `work`, which is what is left of [`MAX_BUILD`].
     pub(super) fn within(pattern: &str, work: &mut usize) -> Result<Self> {
         Self::build(pattern, work).map_err(|reason| {
             let shown: String = pattern.chars().take(200).collect();
@@ -91,7 +94,7 @@ impl Regex {
         for (c, slot) in (0..).zip(&mut ascii) {
             *slot = kind(c);
         }
-        // A character of each kind, to ask the classes with.
+        // One character of each kind, to test which classes have the kind.
         let mut of_kind = vec![None; n_kinds];
         for (&start, &kind) in starts.iter().zip(&kinds) {
             of_kind[usize::from(kind)].get_or_insert(start);
@@ -111,7 +114,7 @@ impl Regex {
         })
     }
 
-    /// The end of the match that begins at `start`, and the characters looked at.
+    /// The end of the match that begins at `start`, if there is one, and the number of characters read.
     fn match_at(&self, text: &str, start: usize) -> (Option<usize>, usize) {
         let before = text[..start].chars().next_back().map_or(self.n_kinds, |c| self.kind(c));
         let (mut state, mut end, mut steps) = (self.first[before], None, 1);
@@ -133,8 +136,8 @@ impl Regex {
         (end, steps)
     }
 
-    /// The matches of a text, one after the other, as the library's search finds them: an empty one directly after a
-    /// match is none.
+    /// All matches in a text, as the library's search finds them. An empty match directly after another match does not
+    /// count.
     pub(super) fn find_all(
         &self,
         text: &str,
@@ -176,7 +179,8 @@ impl Regex {
     }
 }
 
-/// Matches that were found in a text already, for the library's `Replace`, which knows no [`Halt`].
+/// Matches that were already found in a text. The library's `Replace` takes them as a pattern. (A pattern cannot stop
+/// with a [`Halt`], so the search runs before.)
 pub(super) struct Found(pub(super) Vec<Offsets>);
 
 impl Pattern for Found {
@@ -185,7 +189,7 @@ impl Pattern for Found {
     }
 }
 
-/// Matches and what lies between them, in order.
+/// Matches and the parts between them, in order; `true` marks a match.
 pub(super) fn with_gaps(matches: &[Offsets], len: usize) -> Vec<(Offsets, bool)> {
     let mut parts = Vec::with_capacity(2 * matches.len() + 1);
     let mut from = 0;
@@ -208,8 +212,8 @@ pub(super) fn has(set: &ClassUnicode, c: u32) -> bool {
     ranges.get(at).is_some_and(|r| u32::from(r.start()) <= c)
 }
 
-/// The intervals of characters that every set has or lacks as one, and their kinds: where they begin, which kind they
-/// are, and how many kinds there are.
+/// Divides all characters into intervals that each set has completely or not at all. Returns where the intervals begin,
+/// their kinds, and the number of kinds.
 fn partition(sets: &[ClassUnicode]) -> std::result::Result<(Vec<u32>, Vec<u8>, usize), String> {
     let mut starts = vec![0];
     for range in sets.iter().flat_map(|set| set.ranges()) {
@@ -316,24 +320,25 @@ impl Program {
     }
 }
 
-/// Makes the table: every list of places that can be reached, and what follows from it.
+/// Makes the table by the subset construction: finds all lists of places that can be reached, and the next list for
+/// each kind of character.
 struct Subsets<'a> {
     program: &'a Program,
-    /// Whether a set has the characters of a kind. // (sets, kinds)
+    /// `(sets, kinds)` whether a set has the characters of a kind.
     members: &'a [Vec<bool>],
     n_kinds: usize,
-    /// Whether it matters which character came before.
+    /// Whether the expression looks at the character before a place.
     looks_behind: bool,
     ids: HashMap<State, u32>,
     states: Vec<State>,
-    /// When a place was last put on a list; a mark of an older round counts as none.
+    /// The round in which a place was last visited. Places of earlier rounds count as not visited.
     seen: Vec<usize>,
     round: usize,
-    /// What is left of it.
+    /// The work that is left.
     work: &'a mut usize,
 }
 
-/// Places in the order in which they are tried, and the kind of the character before.
+/// Places in the order in which they are tried, and the kind of the character before (0 if no look needs it).
 type State = (Rc<[u32]>, usize);
 
 impl<'a> Subsets<'a> {
@@ -386,7 +391,7 @@ impl<'a> Subsets<'a> {
         Ok((table, first))
     }
 
-    /// The places after a character of the kind `next`, and whether a match ends before it.
+    /// The places after a character of kind `next`, and whether a match ends before that character.
     fn step(
         &mut self,
         places: &[u32],
@@ -395,7 +400,7 @@ impl<'a> Subsets<'a> {
     ) -> std::result::Result<(Vec<u32>, bool), String> {
         self.round += 1;
         let mut after = Vec::new();
-        // Depth first, the way that is tried first on top.
+        // Visits places depth first. The way that is tried first is on top of the stack.
         let mut stack: Vec<usize> = places.iter().rev().map(|&place| place as usize).collect();
         while let Some(place) = stack.pop() {
             if self.seen[place] == self.round {

@@ -8,25 +8,28 @@
 //!      or sentencepiece/ -> ids
 //! ```
 //!
-//! Files are `tokenizer.json`, without it SentencePiece's `tokenizer.model`, or a GGUF file (gguf.rs).
+//! A tokenizer is read from `tokenizer.json`, or else from SentencePiece's `tokenizer.model`, or from a GGUF file
+//! (gguf.rs).
 //!
-//! Ids of a `tokenizer.json` are those of the `tokenizers` library, which is what the models' authors used: its normalizers and models run
-//! here, and what is not its own is tested against it. But a `tokenizer.json` is a program of somebody else. So the file is
-//! read here, every stage and field of it is known or refused by name, expressions run in linear time, the work for a text is
-//! bounded by its length, and in between it is asked whether to go on ([`Watch`]).
+//! The ids of a `tokenizer.json` are those of the `tokenizers` library, which the models' authors used. Its normalizers
+//! and models run here. All other stages are written here, and tested against the library. But a `tokenizer.json` comes
+//! from somebody else, and is like a program that runs here. So every stage and field of the file is known here or
+//! refused by name, expressions run in linear time, and the work for a text is bounded by its length. Every now and
+//! then the code asks whether to go on ([`Watch`]).
 //!
-//! Left out are post-processor, truncation and padding: a prompt is to be continued, so nothing may be
-//! cut off it or put after it. What a post-processor puts *in front* (Llama's `<s>`) is found once, at load,
-//! and is what `add_bos` adds. Beside a `tokenizer.json`, `add_bos_token` and `add_prefix_space` of
-//! `tokenizer_config.json` count for nothing, as in transformers 5.
+//! Post-processor, truncation and padding are left out: the model is to continue a prompt, so nothing may be cut off
+//! its end or added after it. The tokens that a post-processor puts *in front* (Llama's `<s>`) are found once, at load;
+//! `add_bos` adds them. If there is a `tokenizer.json`, `add_bos_token` and `add_prefix_space` of
+//! `tokenizer_config.json` are ignored, as in transformers 5.
 //!
-//! Special tokens (`<|endoftext|>`) in a text are text, unless the caller wants them parsed. Text that the vocabulary has
-//! no token for, where it has none for unknown text either, is an error: the library leaves it out.
+//! Special tokens (`<|endoftext|>`) that are written in a text are ordinary text, unless the caller wants them parsed.
+//! Text for which the vocabulary has no token, and no token for unknown text, is an error. (The library drops such
+//! text.)
 //!
-//! Generation does not use the library's decoder, which works on whole texts: it strips the leading space,
-//! which a continuation needs, and turns half characters into U+FFFD, which a stream must hold back. Every
-//! token has its bytes in a table instead ([`TokenBytes`]), and a text is their concatenation
-//! (`clean_up_tokenization_spaces` is not done).
+//! Generation does not use the library's decoder, because that works on whole texts. It strips the leading space, which
+//! a continuation needs. It also turns incomplete characters into U+FFFD, which a stream must hold back instead. Here,
+//! each token has its bytes in a table ([`TokenBytes`]), and a text is their concatenation.
+//! `clean_up_tokenization_spaces` is not supported.
 
 mod added;
 mod byte_alphabet;
@@ -70,29 +73,29 @@ pub(crate) use watch::{Halt, Watch};
 /// The most tokens that a post-processor may put in front of a text.
 const MAX_PREFIX: usize = 64;
 
-/// Turns text into token ids and token ids into bytes. Nothing in it changes after loading, but for the
-/// library's own word cache, which cannot be told from outside.
+/// Turns text into token ids, and token ids into bytes. Nothing in it changes after loading, except the library's word
+/// cache, which does not change results.
 pub(crate) struct Tokenizer {
     added: AddedTokens,
     encoder: Encoder,
     bytes: TokenBytes,
-    /// What `add_bos` puts in front of a text.
+    /// The tokens that `add_bos` puts in front of a text.
     prefix: Vec<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
 }
 
-/// What makes ids of the text between added tokens.
+/// Turns the text between added tokens into ids.
 enum Encoder {
     Pipeline(Box<Pipeline>),
     Pieces {
         model: Box<SentencePiece>,
-        /// Whether only the beginning of a text can get the model's space, and not what follows an added token.
+        /// Whether only the beginning of a text can get the model's extra space, and not the text after an added token.
         prefix_once: bool,
     },
 }
 
-/// A `tokenizer.json`. Keys that are not named here are the library's to ignore, too.
+/// The keys of a `tokenizer.json`. The library ignores all other keys, too.
 #[derive(Deserialize)]
 struct File {
     #[serde(default)]
@@ -111,12 +114,12 @@ struct File {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json` and what the files beside it say of its tokens.
+    /// Reads a `tokenizer.json`, and what the files beside it say about its tokens.
     pub(crate) fn from_json_file(path: &Path) -> Result<Self> {
         Self::from_file(TOKENIZER, path, Self::from_json)
     }
 
-    /// The same of SentencePiece's `tokenizer.model`.
+    /// Reads SentencePiece's `tokenizer.model`, and what the files beside it say about its tokens.
     pub(crate) fn from_model_file(path: &Path) -> Result<Self> {
         Self::from_file(TOKENIZER_MODEL, path, Self::from_model)
     }
@@ -181,16 +184,16 @@ impl Tokenizer {
         Ok(Tokenizer { added, encoder, bytes, prefix, bos, eos })
     }
 
-    /// The ids of a text.
+    /// The token ids of a text.
     ///
-    /// `add_bos` puts the tokenizer's own beginning in front, if it has one. `parse_special` takes special
-    /// tokens written in the text for themselves; otherwise they are text like any other. Added tokens that
-    /// are not special are found in the text either way.
+    /// `add_bos` puts the tokenizer's first tokens in front, if it has any. With `parse_special`, a special token that
+    /// is written in the text becomes that token; without it, it is ordinary text. Added tokens that are not special
+    /// are found in the text either way.
     pub(crate) fn encode(&self, text: &str, add_bos: bool, parse_special: bool) -> Result<Vec<u32>> {
         self.encode_watched(text, add_bos, parse_special, &mut Watch::none()).map_err(Halt::into_error)
     }
 
-    /// As [`Tokenizer::encode`], as long as `watch` lets it.
+    /// The same as [`Tokenizer::encode`], but `watch` may stop it.
     pub(crate) fn encode_watched(
         &self,
         text: &str,
@@ -217,30 +220,31 @@ impl Tokenizer {
             }
             watch.tokens(ids.len())?;
         }
-        // A library that contradicts itself must not make the engine read outside the embedding.
+        // An id that is too large would make the engine read outside the embedding. So the library's ids are checked.
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.bytes.len()) {
             return Err(Error::Tokenizer(format!("expected ids below {}, got {id}", self.bytes.len())).into());
         }
         Ok(ids)
     }
 
-    /// The text of `ids`; bytes that are not UTF-8 become U+FFFD. A leading space stays.
+    /// The text of `ids`. Bytes that are not UTF-8 become U+FFFD. A leading space is kept.
     pub(crate) fn decode(&self, ids: &[u32]) -> String {
         let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.token_bytes(id)).copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// What the token adds to a text. Empty for special tokens and for ids that no token has.
+    /// The bytes that a token adds to a text. Empty for special tokens and for ids without a token.
     pub(crate) fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id)
     }
 
-    /// Whether the token is a control token, which is no part of a text.
+    /// Whether the token is a control token, which adds nothing to a text.
     pub(crate) fn is_special(&self, id: u32) -> bool {
         self.bytes.is_special(id)
     }
 
-    /// How stop strings spell a token that adds nothing to a text, as a special one: as the file does. Empty for others.
+    /// The spelling, as in the file, of a token that adds nothing to a text, such as a special token. Stop strings may
+    /// contain it. Empty for all other tokens.
     pub(crate) fn spelling(&self, id: u32) -> &str {
         match self.token_bytes(id) {
             [] => self.added.content(id).unwrap_or_default(),
@@ -248,12 +252,12 @@ impl Tokenizer {
         }
     }
 
-    /// One more than the largest id; the model's embedding may have more rows.
+    /// One more than the largest id. The model's embedding may have more rows.
     pub(crate) fn vocab_size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The id of a token as the file spells it, for names that a configuration gives.
+    /// The id of the token that the file spells `token`. For tokens that a configuration gives by name.
     pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
         let ids = match &self.encoder {
             Encoder::Pipeline(pipeline) => &pipeline.vocabulary.ids,
@@ -262,18 +266,20 @@ impl Tokenizer {
         self.added.id(token).or_else(|| ids.get(token).copied())
     }
 
-    /// The token that starts a text: the GGUF file's or SentencePiece's, or the first that `tokenizer.json` puts in front.
+    /// The token that starts a text: that of the GGUF or SentencePiece file, or the first token that a `tokenizer.json`
+    /// puts in front.
     pub(crate) fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// The token that ends a text, from GGUF or SentencePiece; `tokenizer.json` does not say, its model's configuration does.
+    /// The token that ends a text, as the GGUF or SentencePiece file says. `None` for a `tokenizer.json`, which does
+    /// not say; the model's configuration does.
     pub(crate) fn eos(&self) -> Option<u32> {
         self.eos
     }
 }
 
-/// The ids that the post-processor puts in front of a sequence, found by showing it one of a single token.
+/// The ids that the post-processor puts in front of a sequence. Found by processing a sequence of a single token.
 fn template_prefix(value: &Value) -> Result<Vec<u32>> {
     if value.is_null() {
         return Ok(Vec::new());
@@ -284,7 +290,7 @@ fn template_prefix(value: &Value) -> Result<Vec<u32>> {
         let sequence = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
         let encoding = post_processor.process(sequence, None, true)?;
         let added = encoding.get_special_tokens_mask().iter().take_while(|&&mask| mask == 1).count();
-        // A template without the sequence is no beginning of anything.
+        // All tokens are special: the template has no place for the sequence.
         if added == encoding.len() {
             return Err("the template has no place for the text".into());
         }
@@ -314,7 +320,7 @@ fn check_post_processor(value: &Value) -> Result<()> {
     }
 }
 
-/// Runs a piece of the library: its errors and its panics (some on damaged files) become our errors.
+/// Runs code of the library. Its errors, and its panics (which some damaged files cause), become our errors.
 fn guarded<T>(what: impl Display, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     let reason = match panics::catch(work) {
         Ok(Ok(value)) => return Ok(value),
@@ -324,7 +330,7 @@ fn guarded<T>(what: impl Display, work: impl FnOnce() -> tokenizers::Result<T>) 
     Err(Error::Tokenizer(format!("{what}: {reason}")))
 }
 
-/// The reason alone, so that a file's name can be put before it.
+/// The reason of an error without its label, so that the name of a file can be put in front.
 fn strip_label(error: Error) -> String {
     match error {
         Error::Tokenizer(reason) => reason,

@@ -1,11 +1,13 @@
-//! SentencePiece's `tokenizer.model` in a folder without `tokenizer.json`, and what the files beside it say.
+//! Reads SentencePiece's `tokenizer.model` in a folder without `tokenizer.json`, and these settings of the files beside
+//! it:
 //!
 //! ```text
-//! added_tokens_decoder, added_tokens.json   tokens that are found before the text is cut; one with the id of a piece
-//!                                           takes that piece's place and name
-//! bos_token, eos_token                      else those of tokenizer.model; `add_bos_token` is true where it is absent
-//! legacy                                    true: the text after an added token gets the model's space in front, too
-//! add_prefix_space                          false: no text gets it
+//! added_tokens_decoder, added_tokens.json   tokens that are found before the text is cut into pieces; a token with the
+//!                                           id of a piece replaces that piece
+//! bos_token, eos_token                      replace those of tokenizer.model
+//! add_bos_token                             true if it is absent
+//! legacy                                    true: text after an added token also gets the model's extra space in front
+//! add_prefix_space                          false: no text gets the extra space
 //! ```
 
 use std::collections::HashMap;
@@ -20,10 +22,10 @@ use super::stages::{Normalizers, shown};
 use super::{Encoder, Tokenizer};
 use crate::error::{Error, Result};
 
-/// These have `legacy` false where it is absent.
+/// Tokenizer classes for which `legacy` is false if it is absent.
 const NOT_LEGACY: [&str; 2] = ["LlamaTokenizer", "LlamaTokenizerFast"];
 
-/// A true or false of tokenizer_config.json, if it is there.
+/// A boolean of tokenizer_config.json; `None` if it is absent.
 fn flag(config: &Value, key: &str) -> Result<Option<bool>> {
     match &config[key] {
         Value::Null => Ok(None),
@@ -52,7 +54,7 @@ impl Tokenizer {
         let controls = controls.map(|(piece, id)| AddedToken::plain(id, &piece.text, true)).collect();
         let vocab: HashMap<String, u32> = own().map(|(piece, id)| (piece.text.clone(), id)).collect();
         let mut added = added::collect(controls, files, &vocab)?;
-        // They are looked for in the text as it stands; there is no other one before the model has it.
+        // Added tokens are found in the original text, because there is no normalizer before the model.
         added.iter_mut().for_each(|token| token.normalized = false);
         let bytes = TokenBytes::from_pieces(&declared.pieces, &added)?;
         let legacy = flag(config, "legacy")?;

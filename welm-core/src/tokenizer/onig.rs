@@ -1,8 +1,8 @@
-//! Regular expressions of `tokenizer.json`, read as the models' authors' library reads them.
+//! Parses the regular expressions of `tokenizer.json` with the meaning that they have in the `tokenizers` library.
 //!
-//! That library hands them to Oniguruma, with Ruby's syntax. The same text means something else to other
-//! engines: `{1,3}+` is a possessive quantifier in Java and a repeated group in Ruby, `^` is a line's beginning and
-//! not the text's, `\h` is a digit. So the expression is read here, into the few parts that [`super::dfa`] runs in
+//! That library uses Oniguruma with Ruby's syntax. Other engines understand the same expression differently: `{1,3}+`
+//! is a possessive quantifier in Java and a repeated group in Ruby; in Ruby, `^` matches at the beginning of each line,
+//! and `\h` is a hexadecimal digit. So the expression is parsed here, into the few parts that [`super::dfa`] runs in
 //! linear time:
 //!
 //! ```text
@@ -11,9 +11,9 @@
 //! concatenation, alternation (the first that matches is taken), repetition (greedy or lazy)
 //! ```
 //!
-//! Some constructs become others: `[a]*+` is `[a]*(?![a])`, `\b` asks for a word character on one side. What has no such
-//! form (back references, looks at more than one character, atomic groups) or is not certain to mean
-//! the same in both (case folding that changes the number of characters) is an error that names it.
+//! Some constructs are rewritten: `[a]*+` as `[a]*(?![a])`, and `\b` as a look at the characters on both sides. Some
+//! have no such form: back references, looks at more than one character, atomic groups. Others may not mean the same in
+//! both engines: case folding that changes the number of characters. Each of these is an error that names it.
 
 mod classes;
 
@@ -22,7 +22,7 @@ use regex_syntax::hir::ClassUnicode;
 pub(super) use classes::rust_word;
 use classes::{empty, negated, set_of, shorthand};
 
-/// The longest expression that is read, in bytes; real ones have some hundreds.
+/// Most bytes of an expression. Real ones have some hundreds.
 const MAX_PATTERN: usize = 1 << 14;
 /// How deep groups and classes may be nested.
 const MAX_DEPTH: usize = 64;
@@ -39,18 +39,19 @@ pub(super) enum Node {
     Repeat { node: Box<Node>, min: u32, max: Option<u32>, greedy: bool },
 }
 
-/// A condition on the character at one side.
+/// A condition on the character before or after a place.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Look {
-    /// The next character; otherwise the last one.
+    /// Looks at the next character; otherwise at the one before.
     pub(super) ahead: bool,
+    /// The characters for which it holds.
     pub(super) set: ClassUnicode,
-    /// Whether it holds where the text ends, or begins.
+    /// Whether it holds if there is no such character: at the end of the text, or at its beginning.
     pub(super) at_edge: bool,
 }
 
 impl Node {
-    /// Whether it can match no character at all.
+    /// Whether it can match the empty string.
     pub(super) fn nullable(&self) -> bool {
         match self {
             Node::Set(_) => false,
@@ -61,7 +62,7 @@ impl Node {
         }
     }
 
-    /// Whether no character is in it.
+    /// Whether it can match only the empty string.
     fn is_empty(&self) -> bool {
         match self {
             Node::Set(_) => false,
@@ -75,7 +76,7 @@ impl Node {
         Node::Look(Look { ahead, set, at_edge })
     }
 
-    /// This as one set, if it is one.
+    /// The set of characters that it matches, if it always matches exactly one character.
     fn as_set(&self) -> Option<ClassUnicode> {
         match self {
             Node::Set(set) => Some(set.clone()),
@@ -88,8 +89,8 @@ impl Node {
         }
     }
 
-    /// The set of characters at which this begins to match to one side, and whether it matches at the edge, for what
-    /// needs no more than one character to be decided.
+    /// Its form as a look to one side: the set of characters for which it holds, and whether it holds at the edge of
+    /// the text. `None` if one character does not decide it.
     fn as_look(&self, ahead: bool) -> Option<(ClassUnicode, bool)> {
         match self {
             Node::Set(set) => Some((set.clone(), false)),
@@ -108,7 +109,7 @@ impl Node {
     }
 }
 
-/// Reads an expression.
+/// Parses an expression. An error names what is not supported.
 pub(super) fn parse(pattern: &str) -> Result<Node, String> {
     if pattern.len() > MAX_PATTERN {
         return Err(format!("expected at most {MAX_PATTERN} bytes, got {}", pattern.len()));
@@ -130,7 +131,7 @@ pub(super) fn parse(pattern: &str) -> Result<Node, String> {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Flags {
     ignore_case: bool,
-    /// `.` matches a line's end, too. Ruby's `m`.
+    /// `.` also matches the end of a line. Ruby's option `m`.
     dot_all: bool,
 }
 
@@ -139,7 +140,7 @@ struct Parser {
     at: usize,
     depth: usize,
     flags: Flags,
-    /// The literal characters directly before this place, for those whose case folds together.
+    /// The literal characters directly before this place, to find pairs that fold to one character, such as `ss`.
     written: Vec<char>,
 }
 
@@ -161,7 +162,7 @@ impl Parser {
         Ok(c)
     }
 
-    /// Alternatives up to a `)` or the end.
+    /// Parses alternatives, up to a `)` or the end.
     fn alternation(&mut self) -> Result<Node, String> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -188,14 +189,15 @@ impl Parser {
                 break;
             }
             if let Some(flags) = self.switched_flags()? {
-                // Ruby: they hold to the end of the group, over its `|`.
+                // In Ruby, such flags hold to the end of the group, also after a `|`.
                 self.flags = flags;
                 nodes.push(self.alternation()?);
                 break;
             }
             let literal = self.written.len();
             let node = self.atom()?;
-            // What was not a plain character parts literals; a fold over a repetition is looked for, too.
+            // Anything but a literal character ends the run of literals. A quantifier does not, so that pairs are also
+            // found across it.
             if self.written.len() == literal {
                 self.written.clear();
             }
@@ -204,7 +206,7 @@ impl Parser {
         Ok(if nodes.len() == 1 { nodes.remove(0) } else { Node::Concat(nodes) })
     }
 
-    /// `(?i)`, which is no group.
+    /// Parses flags such as `(?i)`, which are not a group; `None` if there are none here.
     fn switched_flags(&mut self) -> Result<Option<Flags>, String> {
         let start = self.at;
         if self.eat("(?") {
@@ -217,7 +219,7 @@ impl Parser {
         Ok(None)
     }
 
-    /// `i-m` and their like, up to a `:` or `)`.
+    /// Parses letters of flags, such as `i-m`, up to a `:` or `)`.
     fn flag_letters(&mut self) -> Result<Option<Flags>, String> {
         let (mut flags, mut on, start) = (self.flags, true, self.at);
         while let Some(c) = self.peek() {
@@ -247,7 +249,7 @@ impl Parser {
             } else {
                 negated(&set_of(&[('\n', '\n')]))
             }),
-            // After the last line's end no line begins.
+            // No line begins after a line break at the end of the text.
             '^' => Node::Alt(vec![
                 Node::look(false, empty(), true),
                 Node::Concat(vec![
@@ -265,13 +267,13 @@ impl Parser {
         })
     }
 
-    /// A character as it stands, in the cases that are asked for.
+    /// The set of a literal character: the character itself, or also its other case if case is ignored.
     fn literal(&mut self, c: char) -> Result<ClassUnicode, String> {
         self.written.push(c);
         if let [.., before, _] = self.written[..]
             && self.flags.ignore_case
         {
-            // ß is ss, ﬁ is fi: what one character of a text is to two of the pattern.
+            // `ß` folds to `ss`, `ﬁ` to `fi`: one character of a text can match two of the pattern.
             let pair = [before, c].map(|c| c.to_ascii_lowercase());
             let folds = [['s', 's'], ['s', 't'], ['f', 'f'], ['f', 'i'], ['f', 'l']];
             if folds.contains(&pair) {
@@ -283,7 +285,7 @@ impl Parser {
         self.folded(set_of(&[(c, c)]))
     }
 
-    /// A class, with its characters' other cases where case does not matter.
+    /// The class itself, or also with the other case of its characters if case is ignored.
     fn folded(&self, set: ClassUnicode) -> Result<ClassUnicode, String> {
         if !self.flags.ignore_case {
             return Ok(set);
@@ -331,7 +333,7 @@ impl Parser {
             }
         }
         if self.eat("<") {
-            // A name; nothing refers to it.
+            // A named group. The name is not used, because back references are not supported.
             let mut name = String::new();
             loop {
                 match self.next()? {
@@ -361,13 +363,13 @@ impl Parser {
         let node = self.alternation()?;
         self.written = written;
         if self.flags.ignore_case && !self.written.is_empty() {
-            // A literal that goes on in a group could fold together with it.
+            // Pairs that fold to one character are not looked for across the end of a group.
             self.written.clear();
         }
         if self.eat(")") { Ok(node) } else { Err("`(` without `)`".into()) }
     }
 
-    /// The quantifiers after an atom.
+    /// Parses the quantifiers after an atom.
     fn repetition(&mut self, mut node: Node) -> Result<Node, String> {
         let mut counted_before = false;
         loop {
@@ -394,7 +396,7 @@ impl Parser {
             if max.is_none() && node.nullable() {
                 return Err("an endless repetition of what may be empty".into());
             }
-            // Of two quantifiers only `{n,m}+` is taken: Oniguruma turns `a+?*` and such into others.
+            // Of two quantifiers in a row, only `{n,m}+` is supported. Oniguruma rewrites others, such as `a+?*`.
             if counted_before && (min != 1 || max.is_some() || lazy || possessive) {
                 return Err("a repeated quantifier".into());
             }
@@ -414,7 +416,7 @@ impl Parser {
         }
     }
 
-    /// `{n}`, `{n,}`, `{,m}` or `{n,m}`; a `{` that begins none of them is a character.
+    /// Parses `{n}`, `{n,}`, `{,m}` or `{n,m}`; `None` if the `{` begins none of these and is an ordinary character.
     fn counts(&mut self) -> Result<Option<(u32, Option<u32>)>, String> {
         let (start, mut last, mut before) = (self.at, String::new(), None::<String>);
         self.at += 1;
@@ -448,7 +450,8 @@ impl Parser {
         }
     }
 
-    /// `x*+`: as many as there are, and no fewer. For a class this is to take them and then see none.
+    /// `x*+`: takes as many as there are, and never fewer. For a class, that is `x*` followed by no character of the
+    /// class.
     fn possessive(node: Node, min: u32, max: Option<u32>) -> Result<Node, String> {
         let set = node.as_set().ok_or("a possessive quantifier after more than one class")?;
         let no_more = Node::look(true, negated(&set), true);
@@ -462,7 +465,7 @@ impl Parser {
         })
     }
 
-    /// After a backslash, outside a class.
+    /// Parses what follows a backslash outside a class.
     fn escape(&mut self) -> Result<Node, String> {
         let c = self.next()?;
         let word = || shorthand('w', false).ok_or("the class of words");

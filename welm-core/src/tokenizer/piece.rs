@@ -1,6 +1,6 @@
-//! A piece of a vocabulary, and what it is for. SentencePiece's files and GGUF files number the kinds alike.
+//! A piece of a vocabulary and its kind. SentencePiece files and GGUF files use the same numbers for the kinds.
 
-/// One piece, as a file has it.
+/// One piece, as it is in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Piece {
     pub(super) text: String,
@@ -12,20 +12,20 @@ pub(super) struct Piece {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PieceKind {
     Normal,
-    /// Stands for text that no piece stands for; adds nothing to a text.
+    /// Stands for text that has no piece. Adds nothing to a text.
     Unknown,
-    /// Found in a text only where special tokens are parsed; adds nothing to a text.
+    /// A control token: found in a text only if special tokens are parsed. Adds nothing to a text.
     Control,
-    /// Found in every text, before it is split.
+    /// Found in every text, before the text is split.
     UserDefined,
-    /// No text leads to it.
+    /// Never made from a text.
     Unused,
-    /// Spelled `<0xE4>`: a byte of a character that has no piece.
+    /// Spelled like `<0xE4>`: one byte of a character that has no piece.
     Byte,
 }
 
 impl PieceKind {
-    /// The kind of this number.
+    /// The kind with this number in files.
     pub(super) fn numbered(number: u64) -> Option<Self> {
         Some(match number {
             1 => PieceKind::Normal,
@@ -38,12 +38,12 @@ impl PieceKind {
         })
     }
 
-    /// Whether a text without special tokens can lead to it by its spelling.
+    /// Whether its spelling is text, and not a special token or a byte.
     pub(super) fn is_text(self) -> bool {
         matches!(self, PieceKind::Normal | PieceKind::UserDefined | PieceKind::Unused)
     }
 
-    /// Whether it is no part of a text.
+    /// Whether it adds nothing to a text.
     pub(super) fn is_special(self) -> bool {
         matches!(self, PieceKind::Unknown | PieceKind::Control)
     }

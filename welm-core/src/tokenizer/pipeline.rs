@@ -1,4 +1,4 @@
-//! Normalizers, pre-tokenizers and a model one after the other, as a `tokenizer.json` has them, and byte-level GGUF files.
+//! The pipeline of a `tokenizer.json` or of a byte-level GGUF file: normalizers, then pre-tokenizers, then a model.
 
 use tokenizers::NormalizedString;
 use tokenizers::normalizer::Range;
@@ -9,7 +9,7 @@ use super::vocabulary::Vocabulary;
 use super::watch::{Halt, Watch};
 use crate::error::Error;
 
-/// From a text to ids.
+/// Turns text into ids.
 pub(super) struct Pipeline {
     pub(super) normalizers: Normalizers,
     pub(super) pre_tokenizers: PreTokenizers,
@@ -17,8 +17,8 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    /// The ids of a text between added tokens, which begins at byte `at` of the whole one; `added` are the tokens that are
-    /// looked for in the normalized text.
+    /// Appends the ids of a text between added tokens, which begins at byte `at` of the whole text. `added` finds the
+    /// tokens that are found in the normalized text.
     pub(super) fn encode(
         &self,
         added: &Finder,
@@ -28,7 +28,7 @@ impl Pipeline {
         ids: &mut Vec<u32>,
         watch: &mut Watch<'_>,
     ) -> std::result::Result<(), Halt> {
-        // What certainly is too much is not looked at.
+        // A text that certainly has too many tokens is not read at all.
         if !self.normalizers.shrinks && !self.pre_tokenizers.shrinks && added.is_empty() {
             watch.tokens(ids.len() + self.vocabulary.at_least(text.len()))?;
         }
@@ -43,7 +43,7 @@ impl Pipeline {
                 watch,
             );
         }
-        // The library's text knows where it begins in the original one: at 0, or not.
+        // A `NormalizedString` knows where it begins in the original text. Only whether that is 0 matters here.
         let mut normalized = if at == 0 {
             NormalizedString::from(text)
         } else {
@@ -59,8 +59,8 @@ impl Pipeline {
         self.encode_normalized(added, normalized.get(), None, &first, parse_special, ids, watch)
     }
 
-    /// The ids of a normalized text; `at`, where it begins in the original one, if it is the same as there; `first` says
-    /// whether a part of it is the original's beginning.
+    /// Appends the ids of a normalized text. `at` is where it begins in the original text; `None` if normalizers may
+    /// have changed it. `first` says whether a range of it begins at the beginning of the original text.
     fn encode_normalized(
         &self,
         added: &Finder,

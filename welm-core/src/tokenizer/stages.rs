@@ -1,14 +1,14 @@
 //! The stages before the model: normalizers change a text, pre-tokenizers cut it into words.
 //!
-//! `tokenizer.json` can ask for more than any model needs: doublings of the text one after the other, tables that claim
-//! eight gigabytes. So each stage is read here, field by field, and only what is known is passed on to the library:
-//! a stage or a field that is not is an error that names it, and how much the normalizers can expand a text is
-//! known and bounded before any text comes.
+//! A hostile `tokenizer.json` could ask for far more than any model needs: many stages that each double the text, or
+//! tables that claim eight gigabytes. So each stage is read here, field by field, and only known stages and fields are
+//! passed to the library. Any other is an error that names it. How much the normalizers can expand a text is known, and
+//! bounded, before any text comes.
 //!
-//! Normalizers run in the library, which keeps for each byte where it came from (a beginning's `▁` depends on that).
-//! Splitting by expressions, single characters and spaces, and the byte alphabet, need no more than a text: each word
-//! goes through the remaining stages and the model before the next one is cut off, so that memory stays
-//! small and a deadline is kept.
+//! Normalizers run in the library, which keeps for each byte its place in the original text. (Whether a text gets a `▁`
+//! in front depends on that.) The other stages (splitting by expressions, characters and spaces, and the byte alphabet)
+//! run here. Each word goes through the remaining stages and the model before the next one is cut off. So memory stays
+//! small, and a deadline is kept.
 
 mod normalizers;
 mod pre_tokenizers;
@@ -22,18 +22,18 @@ use crate::error::{Error, Result};
 pub(super) use normalizers::Normalizers;
 pub(super) use pre_tokenizers::{GPT2, PreTokenizers, Word};
 
-/// Stages of one kind; real files have up to ten.
+/// Most stages of one kind. Real files have up to ten.
 const MAX_STAGES: usize = 64;
-/// Bytes that normalizers and pre-tokenizers may put in front of a text.
+/// Most bytes that normalizers and pre-tokenizers may put in front of a text.
 const MAX_PREFIX: usize = 64;
 
 fn refuse<T>(reason: String) -> Result<T> {
     Err(Error::Tokenizer(reason))
 }
 
-/// A stage's JSON, of which every field must be asked for.
+/// The JSON object of a stage.
 pub(super) struct Fields<'a> {
-    /// `normalizer` and its like, for messages.
+    /// What it is, such as `normalizer`, for messages.
     what: &'static str,
     pub(super) kind: &'a str,
     value: &'a Value,
@@ -47,7 +47,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Refuses fields that are not among `known`; those of `known` that are absent, too, unless marked by a `?`.
+    /// Refuses fields that are not in `known`, and missing fields that are in `known` without a `?` at the end.
     pub(super) fn check(&self, known: &[&str]) -> Result<()> {
         let (what, kind) = (self.what, self.kind);
         for key in self.value.as_object().into_iter().flat_map(|object| object.keys()) {
@@ -90,7 +90,7 @@ impl<'a> Fields<'a> {
         self.value[key].as_array().map(Vec::as_slice).map_or_else(|| self.wrong(key, "a list"), Ok)
     }
 
-    /// `{"String": ..}` or `{"Regex": ..}`; an expression takes of `work`.
+    /// Reads the field `pattern`: `{"String": ..}` or `{"Regex": ..}`. Compiling an expression uses up some of `work`.
     fn pattern(&self, work: &mut usize) -> Result<Find> {
         let object = self.value["pattern"].as_object().filter(|object| object.len() == 1);
         match object
@@ -112,13 +112,13 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A value for a message.
+/// A JSON value as text for a message, at most 200 characters.
 pub(super) fn shown(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= 200 { text } else { text.chars().take(200).chain("...".chars()).collect() }
 }
 
-/// The stages in a stage: those of a `Sequence`, at any depth, or itself.
+/// Appends the stages that `value` consists of: those of a `Sequence`, nested at any depth, or itself.
 fn flatten<'a>(
     what: &'static str,
     list: &'static str,
@@ -140,7 +140,7 @@ fn flatten<'a>(
     Ok(())
 }
 
-/// What a `Split` or a `Replace` looks for.
+/// The pattern of a `Split` or a `Replace`.
 enum Find {
     Text(String),
     Regex(Box<Regex>),

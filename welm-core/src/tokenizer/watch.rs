@@ -1,21 +1,21 @@
-//! What may end a tokenization before its text does: a deadline, a cancelled request, more tokens than fit.
+//! Stops a tokenization early: at a deadline, if the request is cancelled, or if there are too many tokens.
 
 use std::fmt;
 
 use crate::error::Error;
 use crate::finish_reason::FinishReason;
 
-/// Units of work (about a byte looked at) between two questions whether to go on.
+/// Units of work between two calls of `stop`. A unit is about one byte of text that is read.
 const INTERVAL: usize = 1 << 15;
 
-/// Why an encoding ended without all its tokens.
+/// Why an encoding ended early.
 #[derive(Debug)]
 pub(crate) enum Halt {
     /// It failed.
     Failed(Error),
-    /// Whoever asked for it wants it no longer.
+    /// The request was cancelled or is past its deadline.
     Stopped(FinishReason),
-    /// There are at least this many tokens, which is more than wanted.
+    /// There are at least this many tokens, which are more than allowed.
     TooMany(usize),
 }
 
@@ -37,7 +37,7 @@ impl fmt::Display for Halt {
 }
 
 impl Halt {
-    /// As an error, for an encoding that nothing stops.
+    /// The error of an encoding that is never stopped early.
     pub(crate) fn into_error(self) -> Error {
         match self {
             Halt::Failed(error) => error,
@@ -46,26 +46,29 @@ impl Halt {
     }
 }
 
-/// Asks from time to time whether to go on.
+/// Checks from time to time whether to go on.
 pub(crate) struct Watch<'a> {
     stop: Option<&'a dyn Fn() -> Option<FinishReason>>,
-    /// More tokens than this are not wanted.
+    /// The most tokens that are allowed.
     pub(crate) most_tokens: usize,
     work: usize,
 }
 
 impl<'a> Watch<'a> {
-    /// Never stops.
+    /// A watch that never stops an encoding.
     pub(crate) fn none() -> Self {
         Watch { stop: None, most_tokens: usize::MAX, work: 0 }
     }
 
-    /// Asks `stop`, at once and then every so much work.
+    /// A watch that calls `stop` at the first work, and then after every `INTERVAL` units of work.
     pub(crate) fn new(stop: &'a dyn Fn() -> Option<FinishReason>, most_tokens: usize) -> Self {
         Watch { stop: Some(stop), most_tokens, work: INTERVAL }
     }
 
-    /// Some work was done.
+    /// Notes that `units` of work were done.
+    ///
+    /// # Errors
+    /// [`Halt::Stopped`] if the encoding must stop.
     pub(crate) fn work(&mut self, units: usize) -> Result<(), Halt> {
         self.work += units;
         if self.work < INTERVAL {
@@ -78,7 +81,10 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// There are at least this many tokens.
+    /// Checks the number of tokens, of which there are at least `at_least`.
+    ///
+    /// # Errors
+    /// [`Halt::TooMany`] if they are more than allowed.
     pub(crate) fn tokens(&self, at_least: usize) -> Result<(), Halt> {
         if at_least > self.most_tokens { Err(Halt::TooMany(at_least)) } else { Ok(()) }
     }

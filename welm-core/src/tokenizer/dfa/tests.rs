@@ -10,10 +10,10 @@ fn splits(regex: &Regex, text: &str) -> Vec<String> {
         .collect()
 }
 
-/// `[pattern, text, words]` as tokenizers 0.23 with Oniguruma splits; no text for a pattern that it refuses.
+/// `[pattern, text, words]`: how tokenizers 0.23 with Oniguruma splits the text. No text if it refuses the pattern.
 type Case = (String, Option<String>, Option<Vec<String>>);
 
-/// What differs, how many cases are the same, and the constructs that were refused.
+/// The cases that differ, how many are the same, and how often each construct was refused.
 fn compare(cases: &str) -> (Vec<String>, usize, HashMap<String, usize>) {
     let cases: Vec<Case> = serde_json::from_str(cases).unwrap();
     let (mut wrong, mut same, mut refused) = (Vec::new(), 0, HashMap::new());
@@ -44,7 +44,7 @@ fn words_are_those_of_oniguruma() {
     assert!(same > 1_300 && n < same, "{same} are the same, {n} refused: {refused:?}");
 }
 
-/// As the test before, with a file that `tests/reference/regex_cases.py` makes as large as one likes.
+/// The same as the test before, with a file of any size that `tests/reference/regex_cases.py` makes.
 #[test]
 #[ignore = "needs WELM_REGEX_CASES"]
 fn more_words_are_those_of_oniguruma() {
@@ -57,7 +57,7 @@ fn more_words_are_those_of_oniguruma() {
     assert!(wrong.is_empty(), "{}", wrong[..wrong.len().min(60)].join("\n"));
 }
 
-/// Classes, how many characters Oniguruma finds in them, and a hash of these.
+/// Classes, each with the number of characters that Oniguruma finds in it, and a hash of these.
 const CLASSES: &str = include_str!("classes.txt");
 
 #[test]
@@ -115,11 +115,11 @@ fn constructs_that_may_mean_something_else_are_named() {
     }
 }
 
-/// A character for each of so many sets of classes; all the others are in none, which is one of them.
+/// Classes such that each set of them has a character, and all other characters are in none of them.
 #[test]
 fn there_may_be_256_kinds_of_characters_and_no_more() {
     let pattern = |bits: u32| -> String {
-        // The characters whose number has the bit come in runs.
+        // The characters whose number has this bit form runs.
         let class = |bit: u32| -> String {
             let runs = (0..1u32 << bits).step_by(2 << bit).map(|n| 0x1000 + n + (1 << bit));
             runs.map(|n| format!("\\x{{{:X}}}-\\x{{{:X}}}", n, n + (1 << bit) - 1)).collect()
@@ -144,7 +144,7 @@ fn a_look_at_the_first_of_many_is_one_at_one() {
 #[test]
 fn work_is_linear_or_an_error_and_ends_when_it_is_told_to() {
     use crate::output::FinishReason;
-    // Each position looks to the end and finds nothing.
+    // The search from each position reads to the end and finds nothing.
     let regex = Regex::new("a+b").unwrap();
     let text = "a".repeat(30_000);
     let error = regex.find_all(&text, &mut Watch::none()).unwrap_err().to_string();

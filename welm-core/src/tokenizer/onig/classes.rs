@@ -1,4 +1,4 @@
-//! Classes of characters: shorthands, properties, brackets.
+//! Classes of characters: shorthands such as `\w`, properties such as `\p{L}`, and brackets.
 
 use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, HirKind};
 
@@ -18,7 +18,8 @@ pub(super) fn negated(set: &ClassUnicode) -> ClassUnicode {
     set
 }
 
-/// A class in the notation of the `regex` crate, which has the same version of Unicode's tables.
+/// The class that an expression in the syntax of the `regex` crate means. That crate has Unicode tables of the same
+/// version as Oniguruma.
 pub(super) fn class(notation: &str) -> Option<ClassUnicode> {
     match regex_syntax::parse(notation).ok()?.into_kind() {
         HirKind::Class(Class::Unicode(set)) => Some(set),
@@ -32,7 +33,7 @@ pub(super) fn class(notation: &str) -> Option<ClassUnicode> {
     }
 }
 
-/// Names after `\p` that mean the same to both; a test compares every one with the library's.
+/// Names after `\p` that mean the same in Oniguruma and in the `regex` crate. A test compares each of them.
 #[rustfmt::skip]
 const PROPERTIES: &[&str] = &[
     "l", "lu", "ll", "lt", "lm", "lo", "m", "mn", "mc", "me", "n", "nd", "nl", "no", "p", "pc", "pd", "ps", "pe", "pi",
@@ -48,10 +49,10 @@ const PROPERTIES: &[&str] = &[
     "sinhala", "georgian", "armenian", "ethiopic", "khmer", "mongolian", "bopomofo",
 ];
 
-/// Unicode's word characters without the two joiners.
+/// Unicode's word characters without the two joiners, U+200C and U+200D.
 const WORD: &str = r"[\w--[\x{200C}\x{200D}]]";
 
-/// `[[:name:]]`, and what it is in the notation of [`class`].
+/// The names of `[[:name:]]`, each with its class in the syntax of [`class`].
 const POSIX: &[(&str, &str)] = &[
     ("alnum", r"[\p{Alphabetic}\p{Nd}]"),
     ("alpha", r"\p{Alphabetic}"),
@@ -67,7 +68,8 @@ const POSIX: &[(&str, &str)] = &[
     ("xdigit", "[0-9A-Fa-f]"),
 ];
 
-/// The class of `\w`, `\D` and their like; in a bracket, `\w` lacks the Latin-1 numbers that are no digits.
+/// The class of a shorthand such as `\w` or `\D`. In a bracket, `\w` does not have the Latin-1 numbers that are not
+/// digits, as in Oniguruma.
 pub(super) fn shorthand(letter: char, in_bracket: bool) -> Option<ClassUnicode> {
     let set = class(match letter.to_ascii_lowercase() {
         'w' if in_bracket => WORD,
@@ -80,13 +82,14 @@ pub(super) fn shorthand(letter: char, in_bracket: bool) -> Option<ClassUnicode> 
     Some(if letter.is_ascii_uppercase() { negated(&set) } else { set })
 }
 
-/// What Rust's library takes for a part of a word, beside added tokens.
+/// The word characters of Rust's `regex` crate, by which the library decides whether an added token is a whole word.
 pub(in super::super) fn rust_word() -> ClassUnicode {
     class(r"\w").unwrap_or_else(empty)
 }
 
 impl Parser {
-    /// After a backslash, in a class or outside: its set, and the character if it is one.
+    /// Parses what follows a backslash, in a class or outside. Returns its set, and the character if it is a single
+    /// one.
     pub(super) fn class_escape(
         &mut self,
         c: char,
@@ -117,7 +120,7 @@ impl Parser {
             'x' => {
                 let digits: String = (0..2).map(|_| self.next()).collect::<Result<_, _>>()?;
                 let c = hexadecimal(&digits)?;
-                // Above, it is a byte of a character.
+                // A larger number is one byte of a UTF-8 character.
                 if !c.is_ascii() {
                     return Err(format!("`\\x{digits}`"));
                 }
@@ -133,7 +136,7 @@ impl Parser {
         Ok((set_of(&[(literal, literal)]), Some(literal)))
     }
 
-    /// `{L}`, `{^L}` after `\p`.
+    /// Parses `{L}` or `{^L}` after `\p`, or after `\P` if `outside`.
     pub(super) fn property(&mut self, outside: bool) -> Result<ClassUnicode, String> {
         if !self.eat("{") {
             return Err("`\\p` without `{`".into());
@@ -151,7 +154,7 @@ impl Parser {
         let set = if PROPERTIES.contains(&plain.as_str()) {
             class(&format!("\\p{{{plain}}}"))
         } else {
-            // Of these two, `\p` is another class.
+            // `\p{punct}` and `\p{word}` are other classes than `[[:punct:]]` and `[[:word:]]`.
             let posix = POSIX.iter().filter(|(posix, _)| !matches!(*posix, "punct" | "word"));
             posix.clone().find(|(posix, _)| *posix == plain).and_then(|(_, notation)| class(notation))
         };
@@ -159,7 +162,7 @@ impl Parser {
         Ok(if inverted { negated(&set) } else { set })
     }
 
-    /// After a `[`, up to its `]`.
+    /// Parses a class after its `[`, up to its `]`.
     pub(super) fn bracket(&mut self) -> Result<ClassUnicode, String> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -169,7 +172,7 @@ impl Parser {
         if self.peek() == Some(']') {
             return Err("`[]`".into());
         }
-        let mut all: Option<ClassUnicode> = None; // the intersection of what stands before the last `&&`
+        let mut all: Option<ClassUnicode> = None; // the intersection of all parts before the last `&&`
         let mut set = empty();
         let mut first = true;
         loop {
@@ -217,7 +220,8 @@ impl Parser {
         Ok(set)
     }
 
-    /// A character, class or nested class.
+    /// Parses an item of a class: a character, a class such as `\w`, or a nested bracket. Returns its set, and the
+    /// character if it is a single one.
     pub(super) fn class_item(&mut self, first: bool) -> Result<(ClassUnicode, Option<char>), String> {
         match self.next()? {
             '[' if self.peek() == Some(':') => Ok((self.posix()?, None)),
@@ -232,13 +236,13 @@ impl Parser {
                 }
                 self.class_escape(c, true)
             }
-            // At the beginning or the end it is itself; after a class Ruby has rules of its own.
+            // At the beginning or end of a class, `-` is a literal. After a class, Ruby has special rules.
             '-' if !first && self.peek() != Some(']') => Err("`-` in the middle of a class".into()),
             c => Ok((set_of(&[(c, c)]), Some(c))),
         }
     }
 
-    /// `[:alpha:]`, after its `[`.
+    /// Parses a name such as `[:alpha:]`, after its `[`.
     pub(super) fn posix(&mut self) -> Result<ClassUnicode, String> {
         let rest: String = self.chars[self.at..].iter().take(12).collect();
         for (name, notation) in POSIX {
@@ -253,7 +257,7 @@ impl Parser {
     }
 }
 
-/// The two characters beyond ASCII that ASCII letters fold to: ſ and the Kelvin sign.
+/// Whether a range is one of the two characters beyond ASCII that ASCII letters fold to: ſ and the Kelvin sign.
 pub(super) fn is_fold(range: &ClassUnicodeRange) -> bool {
     range.start() == range.end() && matches!(range.start(), '\u{17F}' | '\u{212A}')
 }

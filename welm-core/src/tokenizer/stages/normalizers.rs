@@ -1,4 +1,4 @@
-//! Normalizers change a text before it is cut.
+//! Normalizers, which change a text before it is cut into words.
 
 use serde_json::Value;
 use tokenizers::normalizers as library;
@@ -10,10 +10,10 @@ use super::super::watch::{Halt, Watch};
 use super::{Fields, Find, MAX_PREFIX, flatten, refuse};
 use crate::error::{Error, Result};
 
-/// How many bytes all normalizers together may make of one. NFKC and `▁` for spaces are 36; SentencePiece's table
-/// (33, for U+FDFA), lowercase and `▁` are 198.
+/// By how much all normalizers together may lengthen a text: bytes after for each byte before. NFKC with `▁` for spaces
+/// has 36. SentencePiece's table (33, for U+FDFA) with lowercase and `▁` has 198.
 const MAX_GROWTH: usize = 256;
-/// Bytes that a normalizer may make of a whole text, at most. The library keeps 16 more for each.
+/// The most bytes of a whole text after a normalizer. The library needs 16 more bytes for each of them.
 const MAX_NORMALIZED: usize = 1 << 28;
 
 /// One step of the normalizer.
@@ -24,11 +24,11 @@ enum Normalizer {
 
 /// All normalizers of a file.
 pub(in super::super) struct Normalizers {
-    /// With the most bytes that each makes of one.
+    /// The stages, each with the most bytes that it makes from one byte.
     stages: Vec<(Normalizer, usize)>,
-    /// Whether a text can have fewer bytes afterwards.
+    /// Whether they can make a text shorter.
     pub(in super::super) shrinks: bool,
-    /// Whether a `ByteLevel` is among them.
+    /// Whether one of them is `ByteLevel`.
     pub(in super::super) byte_level: bool,
 }
 
@@ -54,7 +54,7 @@ impl Normalizers {
         Ok(all)
     }
 
-    /// A stage, the most bytes it can make of one, and whether it can leave fewer.
+    /// Reads a stage. Also returns the most bytes that it makes from one byte, and whether it can make a text shorter.
     fn stage(fields: &Fields<'_>, prefix: &mut usize, work: &mut usize) -> Result<(Normalizer, usize, bool)> {
         let none = || fields.check(&[]);
         let (wrapper, growth, shrinks) = match fields.kind {
@@ -108,7 +108,7 @@ impl Normalizers {
                         let replace = guarded("normalizer Replace", || library::Replace::new(text, content))?;
                         (NormalizerWrapper::Replace(replace), growth, shrinks)
                     }
-                    // One that matches nothing puts its text between all characters.
+                    // If the expression matches the empty string, the content is put between all characters.
                     Find::Regex(regex) => {
                         let growth = (content.len() + usize::from(regex.nullable)).max(1);
                         return Ok((Normalizer::Replace(regex, content.to_string()), growth, true));
@@ -124,8 +124,9 @@ impl Normalizers {
         self.stages.is_empty()
     }
 
-    /// Changes a text in place, asking between the stages whether to go on. What a stage could make too long is an
-    /// error; how long the text is by then counts, not how long the stages before could have made it.
+    /// Changes a text in place. Between the stages it checks whether to go on. It is an error if the next stage could
+    /// make the text too long. The actual length of the text counts, not the length that earlier stages could have
+    /// made.
     pub(in super::super) fn run(
         &self,
         text: &mut NormalizedString,
@@ -153,8 +154,8 @@ impl Normalizers {
     }
 }
 
-/// SentencePiece's table of replacements, and the longest one in bytes. Its header says how long its trie is; the
-/// library believes it and allocates.
+/// SentencePiece's table of replacements, and the length of the longest in bytes. The header of the table says how long
+/// its trie is. The library allocates that much without a check, so it is checked here.
 fn precompiled(encoded: &str) -> Result<(library::Precompiled, usize)> {
     let bytes = from_base64(encoded).unwrap_or_default();
     let trie_len = bytes.first_chunk().map_or(0, |head| u32::from_le_bytes(*head) as usize);
@@ -164,7 +165,7 @@ fn precompiled(encoded: &str) -> Result<(library::Precompiled, usize)> {
             "normalizer Precompiled: expected a trie and texts in base64, got {len} bytes, {trie_len} of them the trie"
         ));
     };
-    // After the trie come the replacements, each with a zero after it.
+    // The replacements come after the trie; each ends with a zero byte.
     let longest = texts.split(|&byte| byte == 0).map(<[u8]>::len).max().unwrap_or(0);
     let table = guarded("normalizer Precompiled", || Ok(library::Precompiled::from(&bytes)?))?;
     Ok((table, longest))

@@ -1,4 +1,4 @@
-//! Pre-tokenizers cut a text into words.
+//! Pre-tokenizers, which cut a text into words.
 
 use serde_json::Value;
 use tokenizers::{
@@ -13,7 +13,7 @@ use super::super::watch::{Halt, Watch};
 use super::{Fields, Find, flatten, refuse};
 use crate::error::Result;
 
-/// GPT-2's words, which the stage `ByteLevel` cuts by itself.
+/// GPT-2's expression for words, by which the stage `ByteLevel` splits.
 pub(in super::super) const GPT2: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
@@ -24,16 +24,16 @@ enum PreTokenizer {
         behavior: SplitDelimiterBehavior,
         invert: bool,
     },
-    /// Single characters that are of a kind.
+    /// Splits at single characters of a kind.
     Chars(Kind, SplitDelimiterBehavior),
-    /// Writes each byte as a character of the byte alphabet.
+    /// Replaces each byte by its character of the byte alphabet.
     Bytes,
-    /// Puts a text in front, where the word does not begin with it.
+    /// Puts a character in front of a word that does not begin with it.
     Prefix {
         text: char,
         only_first: bool,
     },
-    /// Writes a character for each space.
+    /// Replaces each space by a character.
     Spaces(char),
     Library(Box<PreTokenizerWrapper>),
 }
@@ -58,15 +58,16 @@ impl Kind {
 /// All pre-tokenizers of a file.
 pub(in super::super) struct PreTokenizers {
     stages: Vec<PreTokenizer>,
-    /// Whether a part of a text can get lost.
+    /// Whether a stage can drop a part of a text.
     pub(in super::super) shrinks: bool,
     /// Whether words are written in the byte alphabet.
     pub(in super::super) byte_level: bool,
-    /// Whether it matters which word begins the text.
+    /// Whether the first word of a text is treated differently.
     pub(in super::super) knows_first: bool,
 }
 
-/// A word, where it begins in the text that the first stage got, and whether it begins the whole prompt.
+/// A word. `at` is where it begins in the text that the first stage got; `first` says whether it begins the whole
+/// prompt.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Word<'a> {
     pub(in super::super) text: &'a str,
@@ -83,7 +84,7 @@ impl PreTokenizers {
         let mut work = MAX_BUILD;
         for fields in &fields {
             let kind = fields.kind;
-            // Twice the byte alphabet would write bytes of bytes.
+            // The byte alphabet applied twice would encode bytes of bytes.
             if all.byte_level && kind == "ByteLevel" || all.knows_first && kind == "Metaspace" {
                 return refuse(format!("pre_tokenizer {kind}: more than one of this kind"));
             }
@@ -92,7 +93,8 @@ impl PreTokenizers {
         Ok(all)
     }
 
-    /// Those that split by expressions, one after the other, and then write bytes: a GGUF file's.
+    /// The pre-tokenizers of a GGUF file: they split by these expressions, one after the other, and then write the byte
+    /// alphabet.
     pub(in super::super) fn of_splits(patterns: &[&str]) -> Result<Self> {
         let mut all =
             PreTokenizers { stages: Vec::new(), shrinks: false, byte_level: true, knows_first: false };
@@ -119,7 +121,7 @@ impl PreTokenizers {
             }
             "ByteLevel" => {
                 fields.check(&["add_prefix_space", "trim_offsets", "use_regex?"])?;
-                fields.flag("trim_offsets", true)?; // of places in the text, which nobody asks for
+                fields.flag("trim_offsets", true)?; // it changes offsets only, which are not used
                 if fields.flag("add_prefix_space", true)? {
                     self.stages.push(PreTokenizer::Prefix { text: ' ', only_first: false });
                 }
@@ -170,7 +172,7 @@ impl PreTokenizers {
             Value::Null => "always",
             _ => fields.text("prepend_scheme")?,
         };
-        // The older spelling; beside the newer one it must agree.
+        // `add_prefix_space` is the older setting. It must agree with `prepend_scheme` if both are there.
         let scheme = match (fields.flag("add_prefix_space", true)?, scheme) {
             (false, "never") => "never",
             (false, _) => return fields.wrong("add_prefix_space", "what `prepend_scheme` says"),
@@ -192,7 +194,7 @@ impl PreTokenizers {
         Ok(())
     }
 
-    /// Cuts a text into words and gives each to `model`.
+    /// Cuts a text into words, and calls `model` with each word.
     pub(in super::super) fn run(
         &self,
         word: Word<'_>,
@@ -240,7 +242,7 @@ impl PreTokenizers {
                 let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
                 Ok(splits.into_iter().map(|(_, offsets, _)| offsets).collect())
             })?,
-            // The others leave one word, with another text.
+            // These stages do not cut the word; they change its text.
             PreTokenizer::Prefix { text: prefix, only_first } => {
                 if text.starts_with(*prefix) || *only_first && !first {
                     return self.run_from(stage + 1, word, watch, model);
@@ -266,11 +268,11 @@ impl PreTokenizers {
     }
 }
 
-/// The words that matches and what lies between them make.
+/// The words made from matches and the parts between them, which are `parts`, as `behavior` says.
 fn arrange(parts: Vec<(Offsets, bool)>, behavior: SplitDelimiterBehavior) -> Vec<Offsets> {
     use SplitDelimiterBehavior as Behavior;
     let mut words: Vec<Offsets> = Vec::with_capacity(parts.len());
-    // Whether the part before was a match; for the first one, whatever lets it begin a word.
+    // Whether the part before was a match. The first part always begins a word.
     let mut before = false;
     match behavior {
         Behavior::Isolated => words.extend(parts.into_iter().map(|(part, _)| part)),
