@@ -1,14 +1,14 @@
-//! [`Json`]: the values of messages.
+//! [`Json`]: the type of the values in messages.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-/// A value as JSON has it. Objects keep the order of their keys, and whole numbers all their digits.
+/// A JSON value. Objects keep the order of their keys. Whole numbers keep all their digits.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Json {
-    /// `null`, for templates `none`.
+    /// `null`, which templates see as `none`.
     #[default]
     Null,
     /// `true` or `false`.
@@ -21,12 +21,12 @@ pub enum Json {
     String(String),
     /// A list.
     List(Vec<Json>),
-    /// Keys with their values; of a key that comes twice the last value counts.
+    /// Keys with their values. If a key comes twice, the last value counts.
     Object(Vec<(String, Json)>),
 }
 
 impl Json {
-    /// The value of a key, if this is an object that has it.
+    /// The value of a key, if this is an object that has the key.
     pub fn get(&self, key: &str) -> Option<&Json> {
         match self {
             Json::Object(fields) => fields.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value),
@@ -34,7 +34,7 @@ impl Json {
         }
     }
 
-    /// The text, if this is one.
+    /// The text, if this is a string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Json::String(text) => Some(text),
@@ -42,7 +42,7 @@ impl Json {
         }
     }
 
-    /// What it is, for errors.
+    /// The name of its type, for errors.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Json::Null => "null",
@@ -54,7 +54,7 @@ impl Json {
         }
     }
 
-    /// Values and bytes of text.
+    /// The number of values in it, itself included, plus the bytes of their texts.
     pub(super) fn size(&self) -> usize {
         match self {
             Json::String(text) => 1 + text.len(),
@@ -66,7 +66,8 @@ impl Json {
         }
     }
 
-    /// How many containers lie in each other, up to a limit: what is built by hand may be deeper than any stack.
+    /// Whether more than `limit` containers are nested in it. It looks no deeper, because a value that a program built
+    /// may be nested deeper than any stack allows.
     pub(super) fn is_deeper_than(&self, limit: usize) -> bool {
         match (self, limit) {
             (Json::List(_) | Json::Object(_), 0) => true,
@@ -90,8 +91,8 @@ impl FromStr for Json {
     }
 }
 
-/// Refuses the whole numbers of a JSON text of which the reader makes other numbers: those without room in 64 bits,
-/// which lose digits, and `-0`.
+/// Refuses whole numbers in a JSON text that the reader would change: those that do not fit in 64 bits, which would
+/// lose digits, and `-0`.
 fn check_whole_numbers(text: &str) -> Result<(), String> {
     let bytes = text.as_bytes();
     let mut at = 0;

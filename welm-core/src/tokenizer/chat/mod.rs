@@ -1,9 +1,9 @@
-//! Chat templates: messages to the text that a model was trained on.
+//! Chat templates, which turn messages into the text format that a model was trained on.
 //!
-//! A template is a program in Jinja2 that comes with the model, so it is as little trusted as the rest of the file.
-//! It is rendered the way transformers renders it, by [`jinja`], which has no access to files or to Rust, and is
-//! bounded in steps, in memory and in depth. The budget grows with the conversation. It runs on a thread of its own
-//! with a stack that its limits cannot use up, whatever stack the caller has.
+//! A template is a program in Jinja2 that comes with the model, so it is not trusted. [`jinja`] renders it in the same
+//! way as transformers. It has no access to files or to Rust, and its steps, memory and depth are bounded. The bound on
+//! steps and memory grows with the conversation. It runs on a thread of its own, whose stack is large enough for the
+//! bounds, because the caller's stack may be small.
 
 mod jinja;
 mod json;
@@ -20,36 +20,36 @@ use crate::side_file::{ADDITIONAL_TEMPLATES, CHAT_TEMPLATE, SPECIAL_TOKENS_MAP, 
 pub use json::Json;
 pub use request::{ChatRequest, Message};
 
-/// Most bytes of a template; the longest of published models have about 30 KB.
+/// Most bytes of a template. The longest of published models have about 30 KB.
 const MAX_TEMPLATE: usize = 1 << 20;
-/// Stack of the rendering thread in bytes; only what is touched takes memory.
+/// Bytes of the rendering thread's stack. Only pages that are touched take memory.
 const STACK: usize = 64 << 20;
-/// Fuel: of any rendering, and more for each message, and for each value and byte of what the template is given. One
-/// is a step, or 64 bytes read or made.
+/// The fuel of a rendering: a base, and more for each message, and for each value and byte of the template's variables.
+/// One unit is one step, or 64 bytes that are read or made.
 const FUEL: u64 = 200_000;
 const FUEL_PER_MESSAGE: u64 = 5_000;
 const FUEL_PER_BYTE: u64 = 2;
 
 /// A model's chat templates and the special tokens that they may name.
 pub(crate) struct ChatTemplate {
-    /// Names and sources; none if the model has none, an error if it has some that cannot be read. Errors wait until
-    /// a chat is asked for: the model is good without.
+    /// Names and sources; empty if the model has no template. An error if the templates cannot be read: it is reported
+    /// only when a chat is rendered, because the model can be used without.
     sources: Result<Vec<(String, String)>>,
-    /// `bos_token` and its like, as variables: name and text.
+    /// Variables for special tokens, such as `bos_token`: name and text.
     special: Vec<(String, String)>,
 }
 
-/// The name of the template that is taken unless another one is asked for, and of the one that is taken with tools.
+/// The name of the template that is used by default, and of the template that is used if the request has tools.
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
-/// The special tokens that transformers shows to templates, beside those that a model names itself.
+/// The special tokens that transformers passes to templates, beside those that a model defines itself.
 const SPECIAL: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl ChatTemplate {
     /// Reads `chat_template.jinja`, the folder `additional_chat_templates`, `tokenizer_config.json` and
-    /// `special_tokens_map.json`, as far as they are there.
+    /// `special_tokens_map.json`, if they exist.
     pub(crate) fn from_folder(folder: &Path) -> Self {
         let mut special = Vec::new();
         let sources = Self::read(folder, &mut special);
@@ -60,14 +60,14 @@ impl ChatTemplate {
         let file = folder.join(TOKENIZER_CONFIG.name);
         let config = TOKENIZER_CONFIG.json(folder)?.unwrap_or_default();
         let map = SPECIAL_TOKENS_MAP.json(folder)?.unwrap_or_default();
-        // A text, or an object around it.
+        // A token is a text, or an object with the text as `content`.
         let text =
             |value: &serde_json::Value| Some(value.get("content").unwrap_or(value).as_str()?.to_string());
         for name in SPECIAL {
             let token = [&config, &map].into_iter().find_map(|json| text(json.get(name)?));
             special.extend(token.map(|token| (name.to_string(), token)));
         }
-        // Those that a model names itself, such as `image_token`.
+        // Special tokens that a model defines itself, such as `image_token`.
         let own = config.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
         let named = ["extra_special_tokens", "model_specific_special_tokens"].into_iter();
         let named = named.filter_map(|key| config.get(key)?.as_object()).flatten();
@@ -105,8 +105,8 @@ impl ChatTemplate {
         }
     }
 
-    /// The templates in a GGUF file's metadata with their names, and the texts of the file's tokens for beginning and
-    /// end.
+    /// The templates of a GGUF file. `sources` are the names and sources in its metadata; `bos` and `eos` are the texts
+    /// of its tokens for beginning and end.
     pub(crate) fn from_gguf(
         sources: Result<Vec<(String, String)>>,
         bos: Option<&str>,
@@ -117,20 +117,20 @@ impl ChatTemplate {
         ChatTemplate { sources, special: special.into_iter().flatten().collect() }
     }
 
-    /// Whether there is a template, good or bad.
+    /// Whether there is a template, valid or not.
     pub(crate) fn is_present(&self) -> bool {
         self.sources.as_ref().is_ok_and(|sources| !sources.is_empty())
     }
 
-    /// The template that a conversation goes through.
+    /// The source of the template for a request.
     fn source<'s>(&'s self, request: &'s ChatRequest) -> Result<&'s str> {
         let named = |sources: &'s [(String, String)], wanted: &str| {
-            // Of two with one name the later one, as in a Python dict.
+            // Of two templates with the same name, the later one counts, as in a Python dict.
             sources.iter().rev().find(|(name, _)| name == wanted).map(|(_, source)| source.as_str())
         };
         if let Some(wanted) = &request.chat_template {
             let sources = self.sources.as_deref().unwrap_or_default();
-            // The one template of a model has no name.
+            // If a model has only one template, it has no name, as in transformers.
             let alone = matches!(sources, [(name, _)] if name == DEFAULT);
             let found = if alone { None } else { named(sources, wanted) };
             return Ok(found.unwrap_or(wanted));
@@ -149,7 +149,7 @@ impl ChatTemplate {
         })
     }
 
-    /// The text of a conversation.
+    /// Renders a conversation to text.
     pub(crate) fn render(&self, request: &ChatRequest) -> Result<String> {
         request.validate()?;
         let source = self.source(request)?;

@@ -1,4 +1,4 @@
-//! [`Message`] and [`ChatRequest`], and what transformers does with them before the template sees them.
+//! [`Message`] and [`ChatRequest`], and how transformers changes messages before the template gets them.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -6,15 +6,15 @@ use std::collections::{HashMap, HashSet};
 use super::json::Json;
 use crate::error::{Error, Result, quoted};
 
-/// How deep the values of a message may lie in each other.
+/// How deep the values of a message may be nested.
 pub(super) const MAX_DEPTH: usize = 100;
-/// The names under which a message's reasoning goes; templates read one of the first two.
+/// The keys that a message's reasoning may have. Templates read one of the first two.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
-/// Stands at the end of the message to be continued while the template runs.
+/// Marks the end of the message to be continued while the template runs.
 const CONTINUED: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
-/// One message of a conversation: a JSON object, which templates see as it is. Most have a `role` and a `content`;
-/// `tool_calls`, `name`, `reasoning_content` and others are there for templates that ask for them.
+/// One message of a conversation: a JSON object, which the template gets. Most messages have a `role` and a `content`.
+/// Some templates also use `tool_calls`, `name`, `reasoning_content` or other keys.
 ///
 /// ```
 /// use welm_core::{Json, Message};
@@ -30,13 +30,13 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message of `role` (`system`, `user` or `assistant`, and whatever else the template knows) that says
-    /// `content`: a text, or whatever the template takes.
+    /// A message with a `role` and a `content`. The role is `system`, `user`, `assistant`, or another that the template
+    /// knows. The content is a text, or another value that the template accepts.
     pub fn new(role: impl Into<String>, content: impl Into<Json>) -> Self {
         Message { fields: Vec::new() }.with("role", role.into()).with("content", content)
     }
 
-    /// The same message with a key more, or with another value of that key.
+    /// The same message with one more key, or with another value of that key.
     #[must_use]
     pub fn with(mut self, key: impl Into<String>, value: impl Into<Json>) -> Self {
         set(&mut self.fields, key.into(), value.into());
@@ -51,7 +51,7 @@ impl Message {
     /// Reads a JSON object.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] for what is no JSON, or no object.
+    /// [`Error::InvalidOption`] if the text is not JSON, or not an object.
     pub fn from_json(text: &str) -> Result<Self> {
         let json =
             text.parse::<Json>().map_err(|e| Error::option("message", format!("expected JSON, got {e}")))?;
@@ -71,7 +71,7 @@ impl TryFrom<Json> for Message {
     }
 }
 
-/// Of a key that comes twice the last value, at the first place, as in a Python dict.
+/// Removes repeated keys. A repeated key keeps its first place and gets its last value, as in a Python dict.
 fn unique(all: Vec<(String, Json)>) -> Vec<(String, Json)> {
     let mut fields: Vec<(String, Json)> = Vec::with_capacity(all.len());
     let mut places: HashMap<String, usize> = HashMap::with_capacity(all.len());
@@ -87,7 +87,7 @@ fn unique(all: Vec<(String, Json)>) -> Vec<(String, Json)> {
     fields
 }
 
-/// As in a Python dict: a key keeps its place.
+/// Sets the value of a key. A key that exists keeps its place, as in a Python dict.
 fn set(fields: &mut Vec<(String, Json)>, key: String, value: Json) {
     match fields.iter_mut().find(|(name, _)| *name == key) {
         Some((_, old)) => *old = value,
@@ -95,7 +95,7 @@ fn set(fields: &mut Vec<(String, Json)>, key: String, value: Json) {
     }
 }
 
-/// A conversation, and what else its template is to see: the arguments of transformers' `apply_chat_template`.
+/// A conversation and the other variables of its template: the arguments of transformers' `apply_chat_template`.
 ///
 /// ```
 /// use welm_core::{ChatRequest, Message};
@@ -109,24 +109,25 @@ fn set(fields: &mut Vec<(String, Json)>, key: String, value: Json) {
 pub struct ChatRequest {
     /// The conversation.
     pub messages: Vec<Message>,
-    /// Whether the text ends where the assistant's answer begins. `None`: unless a message is to be continued.
+    /// Whether the text ends with the beginning of the assistant's answer. `None` means true, unless a message is to be
+    /// continued.
     pub add_generation_prompt: Option<bool>,
-    /// Ends the text within the last message, which the model is to go on with: the name of the key to be continued,
+    /// Ends the text within the last message, so that the model continues it. The value is the key to be continued,
     /// most often `content`.
     pub continue_final_message: Option<String>,
-    /// JSON schemas of functions that the model may call. Templates see `none` without them; where a model has a
-    /// template named `tool_use`, it is taken with them.
+    /// JSON schemas of functions that the model may call. Templates see `none` without them. If there are tools and the
+    /// model has a template named `tool_use`, that template is used.
     pub tools: Option<Vec<Json>>,
-    /// Documents that the model may use, for templates that know them; each is an object.
+    /// Documents that the model may use, if its template supports them. Each is an object.
     pub documents: Option<Vec<Json>>,
-    /// Another template: the name of one of several that the model has, or the source of one.
+    /// Another template than the default: the name of one of the model's templates, or the source of a template.
     pub chat_template: Option<String>,
     /// Other variables of the template, such as `enable_thinking`. They may replace special tokens like `bos_token`.
     pub variables: Vec<(String, Json)>,
 }
 
-/// Arguments of `apply_chat_template` that are no variables of the template; taken for variables, they would go
-/// without effect.
+/// Arguments of `apply_chat_template` that are not variables of the template. They are refused as variables, because
+/// they would have no effect.
 const NOT_VARIABLES: [&str; 17] = [
     "add_generation_prompt",
     "chat_template",
@@ -148,13 +149,13 @@ const NOT_VARIABLES: [&str; 17] = [
 ];
 
 impl ChatRequest {
-    /// A conversation that an answer is wanted to.
+    /// A request for the next answer in a conversation.
     pub fn new(messages: impl Into<Vec<Message>>) -> Self {
         ChatRequest { messages: messages.into(), ..ChatRequest::default() }
     }
 
-    /// Reads a JSON object with the fields of this, `messages` at least. `continue_final_message` may be `true`, for
-    /// `content`, and all keys that are no fields are variables of the template.
+    /// Reads a JSON object whose keys are the fields of this struct. `messages` is required. `continue_final_message`
+    /// may be `true`, which means `content`. All other keys are variables of the template.
     ///
     /// ```
     /// use welm_core::ChatRequest;
@@ -164,14 +165,14 @@ impl ChatRequest {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidOption`], with the name of what is wrong.
+    /// [`Error::InvalidOption`], with the name of the key that is wrong.
     pub fn from_json(text: &str) -> Result<Self> {
         ChatRequest::try_from(
             text.parse::<Json>().map_err(|e| Error::option("request", format!("expected JSON, got {e}")))?,
         )
     }
 
-    /// Checks all but the template; afterwards all values can be followed by recursion.
+    /// Checks everything except the template. Afterwards, recursion over the values cannot overflow the stack.
     pub(super) fn validate(&self) -> Result<()> {
         if self.messages.is_empty() {
             return Err(Error::option("messages", "expected at least one, got none"));
@@ -216,7 +217,7 @@ impl ChatRequest {
         Ok(())
     }
 
-    /// Values and bytes, for which the template has the more fuel.
+    /// The number of values and bytes of text. The template gets fuel in proportion to it.
     pub(super) fn size(&self) -> usize {
         let fields = |fields: &[(String, Json)]| {
             fields.iter().map(|(key, value)| key.len() + value.size()).sum::<usize>()
@@ -226,7 +227,7 @@ impl ChatRequest {
         messages + others + fields(&self.variables)
     }
 
-    /// The messages as templates see them, and the text that the last one ends with if it is to be continued.
+    /// The messages as templates get them. If the last message is to be continued, also the text that it ends with.
     pub(super) fn conversation(&self, template: &str) -> Result<(Json, Option<String>)> {
         let mut messages: Vec<Vec<(String, Json)>> =
             self.messages.iter().map(|m| visible(&m.fields)).collect();
@@ -241,7 +242,7 @@ impl ChatRequest {
 impl TryFrom<Json> for ChatRequest {
     type Error = Error;
 
-    /// As [`ChatRequest::from_json`].
+    /// The same as [`ChatRequest::from_json`], for a value that was already read.
     fn try_from(json: Json) -> Result<Self> {
         let Json::Object(fields) = json else {
             let reason = format!("expected an object with messages, got {}", json.kind());
@@ -293,7 +294,8 @@ impl TryFrom<Json> for ChatRequest {
     }
 }
 
-/// Templates are asked to deal with keys that are absent, but hardly with `none`; and reasoning goes by two names.
+/// The fields of a message as templates get them. Keys with `null` are removed, because templates expect such keys to
+/// be absent. Reasoning gets both names that templates use.
 fn visible(fields: &[(String, Json)]) -> Vec<(String, Json)> {
     let mut visible: Vec<_> = fields.iter().filter(|(_, value)| *value != Json::Null).cloned().collect();
     let find = |name: &&str| visible.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
@@ -305,7 +307,7 @@ fn visible(fields: &[(String, Json)]) -> Vec<(String, Json)> {
     visible
 }
 
-/// Marks the end of the message that is to be continued; gives its text.
+/// Marks the end of the message that is to be continued, and returns its text.
 fn mark(last: &mut [(String, Json)], key: &str, template: &str) -> Result<String> {
     let wrong = |reason: String| Err(Error::option("continue_final_message", reason));
     let Some(value) = last.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone()) else {
@@ -347,14 +349,14 @@ fn mark(last: &mut [(String, Json)], key: &str, template: &str) -> Result<String
     }
 }
 
-/// The text up to the end of the message that is to be continued.
+/// Cuts the rendered text after the end of the message that is to be continued.
 pub(super) fn cut(mut rendered: String, text: &str) -> Result<String> {
     let end = rendered.rfind(CONTINUED.trim_end()).filter(|_| rendered.contains(text.trim()));
     let Some(end) = end else {
         let reason = "expected the chat template to show the last message as it is, got a text without it";
         return Err(Error::option("continue_final_message", reason));
     };
-    // Where the template has cut off the spaces at the end, those in front of them go, too.
+    // If the template has trimmed the space at the end of the mark, the spaces before the mark are trimmed, too.
     let whole = rendered[end..].starts_with(CONTINUED);
     rendered.truncate(end);
     if !whole {

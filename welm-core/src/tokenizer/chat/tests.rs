@@ -58,7 +58,7 @@ fn texts_are_those_of_transformers() {
     }
 }
 
-/// Whole messages, tools, documents and variables: the arguments of `apply_chat_template`.
+/// Requests with all arguments of `apply_chat_template`: messages, tools, documents and variables.
 #[test]
 fn requests_are_those_of_transformers() {
     let fixture: Json = read("chat.json").parse().unwrap();
@@ -91,7 +91,7 @@ fn requests_are_those_of_transformers() {
     }
 }
 
-/// What the language fixture has that this does not: what it says instead.
+/// Parts of the errors for everything that the fixture has and that is not supported.
 const UNSUPPORTED: [&str; 23] = [
     "the filter",
     "the attribute",
@@ -118,7 +118,8 @@ const UNSUPPORTED: [&str; 23] = [
     "views",
 ];
 
-/// Every expression gives what Python gives, or an error; what Python can and this cannot is named as such.
+/// Every expression gives the same as in Python, or an error. If Python supports it and this does not, the error says
+/// so.
 #[test]
 fn expressions_are_those_of_python() {
     let fixture: Json = read("chat_language.json").parse().unwrap();
@@ -151,7 +152,7 @@ fn expressions_are_those_of_python() {
     assert!(texts > 300 && absent < 20, "{texts} texts, {absent} absent");
 }
 
-/// The small model, loaded with these files beside it.
+/// The small model of the examples, loaded with these files beside it.
 fn model(files: &[(&str, &str)]) -> Model {
     let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/welm-nano");
     let folder = tempfile::tempdir().unwrap();
@@ -170,7 +171,7 @@ fn tokens_are_those_of_transformers() {
     let fixture = fixture();
     let model = model(&[
         ("chat_template.jinja", fixture["templates"]["nano"].as_str().unwrap()),
-        // The file of its own is taken, and the token may be an object.
+        // `chat_template.jinja` counts before this, and a token may be an object.
         (
             "tokenizer_config.json",
             r#"{"chat_template": "not this one", "eos_token": {"content": "<|endoftext|>", "special": true}}"#,
@@ -182,7 +183,7 @@ fn tokens_are_those_of_transformers() {
     let want: Vec<u32> =
         fixture["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
     assert_eq!(model.chat_tokens(&messages, true).unwrap(), want);
-    // Written in a message, the token is special all the same.
+    // A special token that is written in a message is also parsed.
     let end = model.token_id("<|endoftext|>").unwrap();
     assert_eq!(want.iter().filter(|&&id| id == end).count(), 3);
 }
@@ -239,7 +240,7 @@ fn one_of_several_templates_is_taken() {
     assert_eq!(text(&several, true, Some("default")), "dFalse");
     assert_eq!(text(&several, false, Some("rag")), "r");
     assert_eq!(text(&several, false, Some("own {{ bos_token }}")), "own <s>");
-    // As in transformers: the only template has no name, so this is a source.
+    // As in transformers, a single template has no name, so this is taken for the source of a template.
     assert_eq!(text(&template("d"), false, Some("default")), "default");
     let none = ChatTemplate::from_gguf(Ok(Vec::new()), None, None);
     assert_eq!(text(&none, false, Some("own")), "own");
@@ -313,14 +314,14 @@ fn wrong_requests_name_what_is_wrong() {
             "{json}"
         );
     }
-    // Twice the same key: the last value, at the first place.
+    // If a key comes twice, the last value counts, at the first place.
     let message = Message::from_json(r#"{"a": 1, "b": 2, "a": null}"#).unwrap();
     let request = ChatRequest::new([message.with("c", 1.5)]);
     assert_eq!(template("{{ messages[0] }}").render(&request).as_deref(), Ok("{'b': 2, 'c': 1.5}"));
     let mut request = ChatRequest::new([Message::new("user", "")]);
     request.variables = vec![("x".into(), i64::MAX.into()), ("y".into(), Json::Int(i128::MAX))];
     let text = template("{{ x }} {{ y }} {{ x + 1 }}").render(&request).unwrap();
-    // As Python prints them.
+    // Numbers are printed as in Python.
     let numbers = r#"[1e20, 3.4028234663852886e+38, 100000000000000000000.0, -0.0, 18446744073709551615, "99999999999999999999\\", -9223372036854775808, 1E5]"#;
     request.variables = vec![("x".into(), numbers.parse().unwrap())];
     assert_eq!(
@@ -378,7 +379,7 @@ fn faults_of_templates_are_errors_with_their_line() {
     assert_eq!(broken.render(&request), Err(Error::config("key", "reason")));
 }
 
-/// Templates that would take the process with them: by time, by memory, by depth; each with what stops it.
+/// Templates that would end or stall the process by time, memory or depth, each with the bound that stops it.
 #[test]
 fn hostile_templates_end() {
     const N: usize = 100_000;
@@ -521,7 +522,7 @@ fn hostile_templates_end() {
         ("{% filter replace('a', BIG) %}a{% endfilter %}", BUDGET),
     ] {
         cases.push((consumer.replace("BIG", big), stops));
-        // The same in a list that holds the same list many times, which costs little until one looks into it.
+        // The same with a list that holds one list many times. It costs little until something reads all of it.
         let listed = "{% set l = [['a' * 9000] * 99] * 99 %}";
         cases.push((format!("{listed}{}", consumer.replace("BIG", "[l, l, l]")), stops));
     }
@@ -543,7 +544,7 @@ fn hostile_templates_end() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Much of a kind is no reason to refuse a template, and takes no time that grows with its square.
+/// A template with very many names or keys is accepted, and does not take quadratic time.
 #[test]
 fn long_lists_of_names_are_read() {
     let names = |n: usize, end: &str| (0..n).map(|i| format!("a{i}{end}")).collect::<String>();
@@ -580,11 +581,12 @@ fn long_lists_of_names_are_read() {
         template("{{ messages[0] | length }} {{ k7 }}").render(&request).as_deref(),
         Ok("100001 200007")
     );
-    // A second, but minutes if each key were compared with all others; the machine may be busy.
+    // About a second. It would be minutes if each key were compared with all others. The bound allows for a busy
+    // machine.
     assert!(started.elapsed() < Duration::from_secs(100), "{:?}", started.elapsed());
 }
 
-/// As deep as may be: the stack is enough.
+/// The deepest templates that are allowed do not overflow the stack.
 #[test]
 fn chains_within_the_bounds_are_rendered() {
     let n = 590;
@@ -615,7 +617,7 @@ fn long_conversations_have_fuel() {
     assert!(template(source).render(&asked(&messages, true)).unwrap().ends_with("长."));
     let long = asked(&[Message::new("user", "word ".repeat(1 << 20))], true);
     assert_eq!(template(source).render(&long).unwrap().len(), 6 + 5 * (1 << 20) - 1 + 1);
-    // One that goes through all messages for each, and through the characters of some.
+    // A template that reads all messages for each message, and all characters of one.
     let source = "{% for m in messages %}{% for o in messages[loop.index0:] %}{% if o.role == 'x' %}{% endif %}{% endfor %}{% endfor %}{% for c in messages[49].content %}{{ c }}{% endfor %}";
     assert!(template(source).render(&asked(&messages[..400], true)).unwrap().ends_with("长"));
 }

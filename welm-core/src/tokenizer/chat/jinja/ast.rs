@@ -1,4 +1,4 @@
-//! The tree of a template: statements and expressions.
+//! The syntax tree of a template: statements and expressions.
 
 use std::rc::Rc;
 
@@ -7,7 +7,7 @@ use super::value::Value;
 pub(super) struct Expr {
     pub kind: Kind,
     pub line: usize,
-    /// How deep its deepest part lies in it.
+    /// The depth of its deepest part.
     pub depth: u16,
 }
 
@@ -25,13 +25,13 @@ pub(super) enum Kind {
     Binary(&'static str, Box<[Expr; 2]>),
     Concat(Vec<Expr>),
     Compare(Box<Expr>, Vec<(&'static str, Expr)>),
-    /// Condition, value, other value.
+    /// `value if condition else other`: condition and value, then the other value.
     If(Box<[Expr; 2]>, Option<Box<Expr>>),
     Attribute(Box<Expr>, Rc<str>),
     Item(Box<[Expr; 2]>),
     Slice(Box<[Option<Expr>; 3]>),
     Call(Box<Expr>, Args),
-    /// Without an expression, of the text of the tag that it stands in.
+    /// A filter of an expression; without one, of the text in the tag.
     Filter(Option<Box<Expr>>, Rc<str>, Args),
     Test(Box<Expr>, Rc<str>, Args),
 }
@@ -56,7 +56,7 @@ pub(super) struct MacroDef {
     pub name: Rc<str>,
     pub parameters: Vec<(Rc<str>, Option<Expr>)>,
     pub body: Vec<Statement>,
-    /// Whether the body names `caller`, `varargs` and `kwargs`, which it then gets.
+    /// Whether the body uses the names `caller`, `varargs` and `kwargs`. Only then they are defined.
     pub caller: bool,
     pub varargs: bool,
     pub kwargs: bool,
@@ -77,13 +77,13 @@ pub(super) enum Statement {
     If(Vec<(Expr, Vec<Statement>)>, Vec<Statement>),
     For(Rc<For>),
     Set(Target, Expr, usize),
-    /// With the filters that its text goes through.
+    /// `{% set name %}..{% endset %}`, with the filters that are applied to its text.
     SetBlock(Target, Option<Expr>, Vec<Statement>, usize),
     Macro(Rc<MacroDef>),
     CallBlock(Expr, Rc<MacroDef>),
     FilterBlock(Expr, Vec<Statement>),
     With(Vec<(Target, Expr)>, Vec<Statement>),
-    /// `{% generation %}`, which marks, for training, what the assistant says.
+    /// `{% generation %}`, which marks the assistant's text for training.
     Generation(Vec<Statement>),
     Break,
     Continue,

@@ -9,10 +9,10 @@ use super::value::{Dict, Result, Value, fault, undefined, unsupported};
 
 const LIST: [&str; 3] = ["copy", "count", "index"];
 const DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];
-/// What would change a value: there for Python, but not for templates.
+/// Methods that change a list. Python has them, but templates may not call them.
 const LIST_CHANGES: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 const DICT_CHANGES: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
-/// What Python has, but a template hardly asks for.
+/// Attributes that Python's numbers have, and that are not supported because templates hardly use them.
 const NUMBER: [&str; 14] = [
     "as_integer_ratio",
     "bit_count",
@@ -30,7 +30,7 @@ const NUMBER: [&str; 14] = [
     "from_number",
 ];
 
-/// An attribute as Python has it; none if there is no such one.
+/// An attribute of the value, as in Python; `None` if it does not have one.
 fn own(value: &Value, name: &Rc<str>) -> Result<Option<Value>> {
     if name.starts_with("__") && name.ends_with("__") {
         return unsupported(format_args!("the attribute {name}"));
@@ -85,7 +85,7 @@ fn own(value: &Value, name: &Rc<str>) -> Result<Option<Value>> {
     })
 }
 
-/// An item as Python has it; none if there is no such one, or nothing has.
+/// An item of the value, as in Python; `None` if there is no such item, or if the value has no items.
 fn entry(cx: &Interpreter, value: &Value, index: &Value) -> Result<Option<Value>> {
     let at = |n: usize| {
         let i = index.as_int()?;
@@ -227,7 +227,7 @@ fn view(cx: &Interpreter, dict: &Dict, name: &str) -> Result<Value> {
     ))
 }
 
-/// What `map(attribute="a.b.0")` and its like read: items by name or number, one after the other.
+/// Follows a path such as that of `map(attribute="a.b.0")`: reads items by name or number, one after the other.
 pub(super) fn path(cx: &Interpreter, value: &Value, path: &Value) -> Result<Value> {
     let Value::Str(path) = path else {
         return item(cx, value, path);

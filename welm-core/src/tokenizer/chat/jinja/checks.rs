@@ -1,4 +1,4 @@
-//! Tests: what follows `is`.
+//! Jinja2's tests: the names after `is`.
 
 use std::rc::Rc;
 
@@ -133,7 +133,7 @@ pub(super) fn apply(cx: &Interpreter, name: &str, value: &Value, args: CallArgs)
     })
 }
 
-/// `is` of Python: for constants what it says, for other values whether they are one object.
+/// Python's `is`: whether two constants are the same, or whether two other values are the same object.
 fn same(a: &Value, b: &Value) -> Result<bool> {
     use Value::*;
     Ok(match (a, b) {
@@ -143,7 +143,7 @@ fn same(a: &Value, b: &Value) -> Result<bool> {
         (Dict(a), Dict(b)) => Rc::ptr_eq(a, b),
         (Namespace(a), Namespace(b)) => Rc::ptr_eq(a, b),
         (Function(a), Function(b)) => a == b,
-        // Python may or may not keep one object for equal ones.
+        // In Python, equal large numbers may or may not be the same object.
         (Int(a), Int(b)) if a == b && !(-5..=256).contains(a) => {
             return super::value::unsupported("sameas of equal numbers");
         }

@@ -1,4 +1,4 @@
-//! How values compare, as Python compares them.
+//! Compares values as Python does.
 
 use std::cmp::Ordering;
 use std::rc::Rc;
@@ -60,7 +60,7 @@ fn equal_items(a: &[Value], b: &[Value], fuel: &Fuel) -> Result<bool> {
     Ok(true)
 }
 
-/// How two numbers compare: none if they are no two numbers, and inside, if one is not a number.
+/// Compares two numbers. `None` if one of the values is not a number; `Some(None)` if one is NaN.
 fn numbers(a: &Value, b: &Value) -> Option<Option<Ordering>> {
     match (a.as_int(), b.as_int()) {
         (Some(a), Some(b)) => Some(Some(a.cmp(&b))),
@@ -70,7 +70,7 @@ fn numbers(a: &Value, b: &Value) -> Option<Option<Ordering>> {
     }
 }
 
-/// Exact, as Python compares them.
+/// Compares an integer with a float exactly, as Python does.
 fn int_with_float(a: i128, b: f64) -> Option<Ordering> {
     if b.is_nan() {
         return None;
@@ -82,7 +82,8 @@ fn int_with_float(a: i128, b: f64) -> Option<Ordering> {
     Some(a.cmp(&(floor as i128)).then(if b > floor { Ordering::Less } else { Ordering::Equal }))
 }
 
-/// `<`, with `symbol` for what an error says; none where neither is less and they are not equal.
+/// Compares two values for `<` and its like; `symbol` is the operator, for errors. `None` if they are neither less,
+/// greater nor equal.
 pub(super) fn compare(a: &Value, b: &Value, symbol: &str, fuel: &Fuel) -> Result<Option<Ordering>> {
     use Value::*;
     fuel.pay(1)?;

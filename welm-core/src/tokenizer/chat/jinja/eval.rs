@@ -16,10 +16,10 @@ use super::ops;
 use super::parser::parse;
 use super::value::{Dict, Fault, Fuel, Result, Value, fault, undefined, undefined_name, unsupported};
 
-/// How deep statements, expressions and macros may lie in each other while they run: each takes a piece of the stack.
+/// How deep statements, expressions and macros may be nested while they run. Each level takes stack.
 const MAX_DEPTH: usize = 1500;
 
-/// Names with their values.
+/// The variables of a scope: names with their values.
 pub(super) struct Scope {
     names: RefCell<HashMap<Rc<str>, Value>>,
     outer: Option<Rc<Scope>>,
@@ -46,7 +46,7 @@ impl Scope {
     }
 }
 
-/// A macro, or what `call` makes of a block, with the names that it sees.
+/// A macro, or the body of a `call` block, with the scope in which it was defined.
 pub(super) struct Macro {
     pub(super) def: Rc<MacroDef>,
     scope: Rc<Scope>,
@@ -57,7 +57,7 @@ pub(super) struct Cycler {
     pub(super) at: Cell<usize>,
 }
 
-/// What a call is given.
+/// The arguments of a call.
 #[derive(Default)]
 pub(super) struct CallArgs {
     pub(super) positional: Vec<Value>,
@@ -69,7 +69,7 @@ impl CallArgs {
         CallArgs { positional, named: Vec::new() }
     }
 
-    /// The arguments by the names of the parameters.
+    /// Assigns the arguments to parameters with these names, in the order of `names`.
     pub(super) fn bind<const N: usize>(self, what: &str, names: [&str; N]) -> Result<[Option<Value>; N]> {
         let mut bound = [const { None }; N];
         if self.positional.len() > N {
@@ -98,11 +98,11 @@ enum Flow {
 pub(super) struct Interpreter {
     pub(super) fuel: Fuel,
     depth: Cell<usize>,
-    /// Scopes that something in them may hold, to be emptied at the end.
+    /// Scopes that a value in them may refer to. They are emptied at the end, so that such cycles are freed.
     captured: RefCell<Vec<Rc<Scope>>>,
 }
 
-/// The text of a template. Each variable is a name and a value.
+/// Renders a template to text. Each variable is a name and a value.
 pub(in super::super) fn render(source: &str, variables: &[(&str, &Json)], fuel: u64) -> Result<String> {
     let template = parse(source)?;
     let fuel = Fuel::new(fuel);
@@ -129,7 +129,7 @@ impl Interpreter {
         self.deeper_by(1, f)
     }
 
-    /// For what takes the stack of so many.
+    /// Runs `f`, which takes as much stack as `levels` levels.
     pub(super) fn deeper_by<T>(&self, levels: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
         self.fuel.pay(1)?;
         let depth = self.depth.get();
@@ -294,7 +294,7 @@ impl Interpreter {
         });
         let state = Rc::new(Loop { items, at: Cell::new(0), depth, changed: RefCell::new(None), again });
         let name: Rc<str> = "loop".into();
-        // As in Jinja2: a round that `break` or `continue` ends does not count for `else`.
+        // As in Jinja2, an iteration that `break` or `continue` ends does not count for `else`.
         let mut whole_rounds = false;
         for (i, item) in state.items.iter().enumerate() {
             self.fuel.pay(1)?;
@@ -430,7 +430,7 @@ impl Interpreter {
                 let args = self.args(args, scope)?;
                 checks::apply(self, name, &of, args).map(Value::Bool)
             }
-            // Those that `eval` has done.
+            // `eval` handles all other kinds.
             _ => fault("an expression that is not known"),
         }
     }
@@ -550,7 +550,7 @@ impl Interpreter {
     }
 }
 
-/// What `namespace` may hold.
+/// Sets an attribute of a `namespace`, if it may have that name.
 pub(super) fn set_attribute(namespace: &mut Dict, name: &Rc<str>, value: Value, fuel: &Fuel) -> Result<()> {
     if name.starts_with('_') {
         return fault(format!("cannot store the attribute '{name}', which begins with _, on a namespace"));

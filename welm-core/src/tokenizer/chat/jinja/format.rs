@@ -1,4 +1,4 @@
-//! `"%s" % x` and `"{}".format(x)`, as Python has them.
+//! Formats text as Python does: `"%s" % x` and `"{}".format(x)`.
 
 use std::rc::Rc;
 
@@ -6,10 +6,10 @@ use super::eval::CallArgs;
 use super::text::{middle, pad};
 use super::value::{Fuel, Result, Value, fault, float, size, unsupported};
 
-/// Most digits after the point.
+/// Most digits after the decimal point.
 const MAX_PRECISION: usize = 1000;
 
-/// How a value is to be written.
+/// How to write a value: fill, alignment, sign, width, precision and so on.
 #[derive(Default, Clone)]
 struct Spec {
     fill: Option<char>,
@@ -24,7 +24,7 @@ struct Spec {
     kind: Option<char>,
 }
 
-/// Digits at the start of a text.
+/// The number at the start of a text, if there is one, and the rest of the text.
 fn digits(text: &str) -> Result<(Option<usize>, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     match text[..end].parse() {
@@ -41,7 +41,7 @@ fn precision(n: usize) -> Result<usize> {
     Ok(n)
 }
 
-/// Flags, width and precision; `next` gives the values that stand for `*`.
+/// Parses flags, width and precision of a `%` format. `next` gives the values for `*`.
 fn spec_of_printf<'t, 'v>(
     mut rest: &'t str,
     mut next: impl FnMut() -> Result<&'v Value>,
@@ -225,7 +225,7 @@ fn integer(value: i128, kind: char, alternate: bool) -> (String, String) {
     (if alternate { prefix.into() } else { String::new() }, digits)
 }
 
-/// A number after its sign, with spaces or zeros up to the width.
+/// A number with its sign, filled up to the width.
 fn aligned(fuel: &Fuel, sign: &str, body: &str, spec: &Spec, default: char) -> Result<String> {
     let fill = spec.fill.unwrap_or(' ');
     let width = spec.width as i128;
@@ -258,7 +258,7 @@ fn exponent(text: &str) -> String {
     }
 }
 
-/// A floating-point number by `e`, `f`, `g` or `%`.
+/// Formats a floating-point number by `e`, `f`, `g` or `%`.
 fn real(fuel: &Fuel, value: f64, kind: char, spec: &Spec) -> Result<String> {
     if spec.alternate {
         return unsupported("# in the format of a floating-point number");
@@ -297,7 +297,7 @@ fn real(fuel: &Fuel, value: f64, kind: char, spec: &Spec) -> Result<String> {
     aligned(fuel, &sign(negative, spec), &text, spec, '>')
 }
 
-/// With `,` or `_` after every third digit.
+/// Puts `,` or `_` after every third digit, if the format asks for it.
 fn grouped(text: &str, spec: &Spec) -> Result<String> {
     let Some(separator) = spec.grouping else { return Ok(text.into()) };
     if spec.zero || spec.align == Some('=') {
@@ -505,7 +505,7 @@ pub(super) fn braces(fuel: &Fuel, text: &str, args: CallArgs) -> Result<String> 
     Ok(out)
 }
 
-/// Python's `center` and `^` round differently.
+/// `str.center`. The alignment `^` rounds differently in Python.
 pub(super) fn center(fuel: &Fuel, text: &str, width: i128) -> Result<String> {
     pad(fuel, text, width, ' ', |missing| middle(missing, width))
 }

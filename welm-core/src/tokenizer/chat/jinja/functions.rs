@@ -1,4 +1,4 @@
-//! Global functions.
+//! Jinja2's global functions, such as `range`.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use super::eval::{CallArgs, Cycler, Interpreter, set_attribute};
 use super::time;
 use super::value::{Dict, Result, Value, fault, range_len, unsupported};
 
-/// Most numbers of a range, as in Jinja2's sandbox.
+/// Most numbers in a range, as in Jinja2's sandbox.
 const MAX_RANGE: usize = 100_000;
 
 pub(super) fn global(name: &str) -> Option<Value> {
@@ -67,7 +67,7 @@ pub(super) fn call(cx: &Interpreter, name: &str, args: CallArgs) -> Result<Value
             if args.positional.is_empty() {
                 return fault("at least one item has to be provided");
             }
-            // As a list, so that values do not come to lie too deep in each other.
+            // Made as a list, which checks how deep the values are nested.
             let Value::List(seq) = Value::list(args.positional)? else { return fault("no items") };
             Ok(Value::Cycler(Rc::new(Cycler { items: seq.items.clone(), at: Cell::new(0) })))
         }

@@ -1,4 +1,4 @@
-//! `tojson`: Python's `json.dumps`.
+//! The filter `tojson`, which writes JSON as Python's `json.dumps` does.
 
 use super::compare::compare;
 use super::value::{Fuel, Result, Value, fault, float, size, unsupported};
@@ -6,7 +6,7 @@ use super::value::{Fuel, Result, Value, fault, float, size, unsupported};
 pub(super) struct Style {
     pub(super) ascii: bool,
     pub(super) sorted: bool,
-    /// What a level is indented by; without it all is in one line.
+    /// The indentation of one level; `None` for everything on one line.
     pub(super) indent: Option<String>,
     pub(super) between: String,
     pub(super) colon: String,
@@ -122,7 +122,7 @@ fn string(text: &str, ascii: bool, out: &mut String) {
     out.push('"');
 }
 
-/// The filter's options.
+/// The style that the filter's arguments ask for.
 pub(super) fn style(
     ascii: Option<Value>,
     indent: Option<Value>,

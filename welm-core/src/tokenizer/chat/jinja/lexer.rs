@@ -1,4 +1,4 @@
-//! A template to tokens, by Jinja2's rules for whitespace: `trim_blocks` and `lstrip_blocks` are on.
+//! Splits a template into tokens. Whitespace follows Jinja2's rules with `trim_blocks` and `lstrip_blocks` on.
 
 use std::rc::Rc;
 
@@ -7,7 +7,7 @@ use super::value::{Fault, Result};
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Token {
-    /// Text outside of tags.
+    /// Text outside tags.
     Data(Rc<str>),
     /// `{%`, `%}`, `{{` and `}}`.
     BlockBegin,
@@ -23,7 +23,7 @@ pub(super) enum Token {
 }
 
 impl Token {
-    /// For messages.
+    /// A description for error messages.
     pub(super) fn describe(&self) -> String {
         match self {
             Token::Data(_) => "text".into(),
@@ -41,10 +41,10 @@ impl Token {
     }
 }
 
-/// Most bytes of a name: each time that it is looked up, all of it is read.
+/// Most bytes of a name. Each look-up of a name reads all of it.
 const MAX_NAME: usize = 1000;
 
-/// The longer ones first.
+/// Operators and brackets, the longer ones first.
 const SIGNS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<",
     "=", ".", ":", "|", ",", ";",
@@ -54,14 +54,14 @@ struct Lexer<'s> {
     source: &'s str,
     at: usize,
     tokens: Vec<(Token, usize)>,
-    /// The line of `counted`.
+    /// The line number at byte `counted`.
     line: usize,
     counted: usize,
 }
 
-/// Tokens with their lines.
+/// The tokens of a template, each with its line number.
 pub(super) fn tokens(source: &str) -> Result<Vec<(Token, usize)>> {
-    // As Python reads a text file; and Jinja2 drops one line break at the end.
+    // Line breaks are read as Python reads a text file. Jinja2 drops one line break at the end.
     let mut source = source.replace("\r\n", "\n").replace('\r', "\n");
     if source.ends_with('\n') {
         source.pop();
@@ -73,7 +73,7 @@ pub(super) fn tokens(source: &str) -> Result<Vec<(Token, usize)>> {
     Ok(lexer.tokens)
 }
 
-/// The length of a tag of one word, after its `{%` and sign, and whether `-` closes it.
+/// For a tag that is the single word `word`: its length after `{%` and the sign, and whether `-` closes it.
 fn basic_tag(text: &str, word: &str) -> Option<(usize, bool)> {
     let spaces = |text: &str| text.len() - text.trim_start_matches(is_space).len();
     let mut at = spaces(text);
@@ -102,7 +102,8 @@ impl<'s> Lexer<'s> {
         Err(Fault { message: message.into(), line })
     }
 
-    /// Text from `from` to a tag: `sign` is the tag's, `block` whether spaces before it may go.
+    /// Adds the text from `from` to a tag at `to`. `sign` is the sign of the tag (`-`, `+` or none); `block` says
+    /// whether spaces before it on its line are dropped.
     fn data(&mut self, from: usize, to: usize, sign: u8, block: bool) {
         let mut text = &self.source[from..to];
         if sign == b'-' {
@@ -124,7 +125,7 @@ impl<'s> Lexer<'s> {
         self.at += rest.len() - rest.trim_start_matches(is_space).len();
     }
 
-    /// After a tag that `-` may have closed: what of the text goes with it.
+    /// Skips the whitespace that a tag drops after it: all if `-` closed it; else one line break, unless `+` closed it.
     fn closed(&mut self, minus: bool, plus: bool) {
         if minus {
             self.skip_spaces();
@@ -206,7 +207,7 @@ impl<'s> Lexer<'s> {
         self.fault("raw is not closed", open)
     }
 
-    /// What is between the brackets of a tag.
+    /// Reads the tokens inside a tag, up to `end`.
     fn tag(&mut self, end: &'static str, open: usize) -> Result<()> {
         let mut brackets = Vec::new();
         loop {
@@ -290,7 +291,7 @@ impl<'s> Lexer<'s> {
             }
             let Some((i, escaped)) = chars.next() else { break };
             let digits = |n: usize| {
-                // Without a sign, which the conversion would take.
+                // Only digits: `from_str_radix` would accept a sign.
                 let hex =
                     body.get(i + 1..i + 1 + n).filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))?;
                 u32::from_str_radix(hex, 16).ok()
@@ -333,7 +334,8 @@ impl<'s> Lexer<'s> {
                 'N' => return self.fault("not supported in templates: \\N in a string", start),
                 other => {
                     text.push('\\');
-                    // As Jinja2, which takes those apart before it looks for escapes.
+                    // Jinja2 first writes characters beyond ASCII as escapes such as `\xe9`. The backslash before one
+                    // then makes it literal text.
                     match other as u32 {
                         ..=0x7f => text.push(other),
                         code @ ..=0xff => text.push_str(&format!("x{code:02x}")),
@@ -350,7 +352,7 @@ impl<'s> Lexer<'s> {
         let start = self.at;
         let bytes = &self.source.as_bytes()[start..];
         let digits = |at: usize, allowed: fn(&u8) -> bool| {
-            // Between digits there may be single underscores.
+            // There may be single underscores between digits.
             let mut end = at;
             while let Some(b) = bytes.get(end) {
                 let underscore = *b == b'_' && end > at && bytes.get(end + 1).is_some_and(allowed);
@@ -378,7 +380,7 @@ impl<'s> Lexer<'s> {
         }
         let whole = digits(0, u8::is_ascii_digit);
         let mut end = whole;
-        // `x.0.1` are two items, not one and a number.
+        // `x.0.1` are two items, and not the number 0.1.
         let dotted =
             matches!(self.tokens.last(), Some((Token::Sign("."), _))) && self.source[..start].ends_with('.');
         if !dotted {
@@ -400,7 +402,7 @@ impl<'s> Lexer<'s> {
                 Err(_) => self.fault("expected a number", start),
             };
         }
-        // As Python, `0` is not followed by other digits: `007` are three numbers.
+        // As in Python, no other digits follow a `0`: `007` are three numbers.
         let end = if bytes[0] == b'0' { digits(0, |b| *b == b'0') } else { whole };
         self.at += end;
         match self.source[start..start + end].replace('_', "").parse() {

@@ -1,4 +1,4 @@
-//! `loop` of a `for`.
+//! The variable `loop` inside a `for`.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,7 +14,7 @@ pub(super) struct Loop {
     pub(super) at: Cell<usize>,
     pub(super) depth: usize,
     pub(super) changed: RefCell<Option<Value>>,
-    /// What `loop(...)` goes on with.
+    /// The loop and its scope for `loop(...)`, in a recursive loop.
     pub(super) again: Option<(Rc<For>, Rc<Scope>)>,
 }
 
@@ -56,7 +56,7 @@ impl Loop {
     }
 
     pub(super) fn changed(&self, values: Vec<Value>, fuel: &Fuel) -> Result<Value> {
-        // A list refuses this loop and what may come to hold it, which would never be freed.
+        // A list refuses `loop` itself, and values that could hold it later. Such a cycle would never be freed.
         let values = Value::list(values)?;
         let mut last = self.changed.borrow_mut();
         let same = match &*last {

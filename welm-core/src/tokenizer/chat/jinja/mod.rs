@@ -1,11 +1,12 @@
-//! Jinja2 as transformers sets it up, with Python's values.
+//! Jinja2 with the settings of transformers, and with Python's values.
 //!
-//! Chat templates are written for Python: they print lists by `repr`, join what `None` prints, compare by Python's
-//! rules. Engines for Rust have values of their own: of all pairs of some 30 values with all operators, filters, tests and
-//! methods, `minijinja` gives another text than Jinja2 for one in five, without a word. This one has a single rule: a text is the one that transformers gives, or there is an error that names what is not supported.
+//! Chat templates are written for Python: they print lists by `repr`, join the text of `None`, and compare by Python's
+//! rules. Engines for Rust have other values. For all operators, filters, tests and methods on all pairs of some 30
+//! values, `minijinja` gives another text than Jinja2 in one of five cases, without an error. This engine has one rule:
+//! it gives the same text as transformers, or an error that names what is not supported.
 //!
-//! Templates are not trusted. Every step, and all that is read or made, is paid for from one budget ([`value::Fuel`]);
-//! values, expressions, tags and calls lie in each other only so deep; and nothing but text comes out.
+//! Templates are not trusted. Every step, and everything that is read or made, is paid for from one budget
+//! ([`value::Fuel`]). The nesting of values, expressions, tags and calls is bounded. The only result is text.
 
 mod ast;
 mod attributes;

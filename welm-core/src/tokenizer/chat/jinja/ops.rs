@@ -279,7 +279,7 @@ pub(super) fn slice(fuel: &Fuel, value: &Value, bounds: [Value; 3]) -> Result<Va
         Value::Range(from, _, by) => {
             let at = |i: i128| i.checked_mul(*by).and_then(|i| i.checked_add(*from));
             match (at(start), at(stop), by.checked_mul(whole_step)) {
-                // Beyond that, the distance of two numbers has no room.
+                // With larger numbers, the difference of two of them could overflow.
                 (Some(start), Some(stop), Some(step)) if [start, stop, step].iter().all(near) => {
                     Ok(Value::Range(start, stop, step))
                 }

@@ -1,4 +1,4 @@
-//! Tokens to a tree, by Jinja2's grammar: statements here.
+//! Parses tokens into a syntax tree, by Jinja2's grammar. This file parses statements.
 
 mod expressions;
 
@@ -8,20 +8,20 @@ use super::ast::{Expr, For, Kind, MacroDef, Statement, Target};
 use super::lexer::{Token, tokens};
 use super::value::{Fault, Result};
 
-/// How deep expressions may nest, chains (`a + b + ...`) included: they are followed by recursion.
+/// How deep expressions may be nested. Chains such as `a + b + ...` count, because they are evaluated by recursion.
 const MAX_DEPTH: u16 = 600;
-/// How deep brackets, tags and prefixes may nest, each of which takes several calls of the parser.
+/// How deep brackets, tags and prefixes may be nested. Each takes several recursive calls of the parser.
 const MAX_NEST: usize = 150;
 
 struct Parser {
     tokens: Vec<(Token, usize)>,
     at: usize,
     nest: usize,
-    /// Whether `break` has a loop.
+    /// Whether it is inside a loop, where `break` is allowed.
     in_loop: bool,
-    /// Whether this may never run, so that filters without a name are an error only then.
+    /// Whether this code may never run. Then an unknown filter is an error only when it runs.
     soft: bool,
-    /// Names that have been read in the macros that are open.
+    /// Names that were used so far in the macros that are open.
     names: Vec<Rc<str>>,
 }
 
@@ -113,7 +113,7 @@ impl Parser {
         parsed
     }
 
-    /// An expression that holds others, the deepest of which is `inner` deep.
+    /// An expression with parts, of which the deepest has depth `inner`.
     fn node(&self, kind: Kind, inner: u16, line: usize) -> Result<Expr> {
         if inner >= MAX_DEPTH {
             let message = format!("expected expressions at most {MAX_DEPTH} deep, got a deeper one");
@@ -124,7 +124,7 @@ impl Parser {
 
     // Statements.
 
-    /// Statements up to a tag of one of these names, which is read, but not what follows its name.
+    /// Parses statements up to a tag with one of the names in `ends`. The name is consumed, but not what follows it.
     fn body(&mut self, ends: &[&str]) -> Result<Vec<Statement>> {
         let mut body = Vec::new();
         loop {
@@ -158,7 +158,7 @@ impl Parser {
         }
     }
 
-    /// What a tag encloses: from the tag's end to the name of the closing one, which is read.
+    /// Parses what a tag encloses, from the end of that tag to the name of the closing tag, which is consumed.
     fn enclosed(&mut self, end: &str) -> Result<Vec<Statement>> {
         self.open_body()?;
         let body = self.body(&[end])?;
@@ -208,7 +208,7 @@ impl Parser {
                 Statement::Macro(self.macro_def(name, "endmacro")?)
             }
             "call" => {
-                // What the block takes stands in front of what is called.
+                // The parameters of the block come before the call.
                 let outer = std::mem::take(&mut self.names);
                 let parameters = if self.is("(") { self.signature()? } else { Vec::new() };
                 let call = self.expression(true)?;
@@ -231,7 +231,7 @@ impl Parser {
                 Statement::Generation(self.enclosed("endgeneration")?)
             }
             "print" => {
-                // Unlike `{{ a, b }}`, which is a tuple.
+                // `{% print a, b %}` prints each value, unlike `{{ a, b }}`, which is a tuple.
                 let mut prints = vec![Statement::Print(self.expression(true)?)];
                 while self.skip(",") {
                     prints.push(Statement::Print(self.expression(true)?));
@@ -335,13 +335,13 @@ impl Parser {
             self.names.iter().any(|n| **n == *what) && parameters.iter().all(|(name, _)| **name != *what)
         };
         let (caller, varargs, kwargs) = (names("caller"), names("varargs"), names("kwargs"));
-        // A macro inside of this one names them for this one, too, as in Jinja2.
+        // Names used in a nested macro also count for this one, as in Jinja2.
         outer.append(&mut self.names);
         self.names = outer;
         Rc::new(MacroDef { name, parameters, body, caller, varargs, kwargs })
     }
 
-    /// What is given a value.
+    /// Parses the target of an assignment.
     fn target(&mut self, attributes: bool, ends: &[&str]) -> Result<Target> {
         let mut targets = Vec::new();
         let mut tuple = false;

@@ -1,4 +1,4 @@
-//! Methods of strings, as Python has them.
+//! The methods of Python's strings.
 
 use super::eval::CallArgs;
 use super::format;
@@ -46,11 +46,11 @@ pub(super) const METHODS: [&str; 40] = [
     "upper",
     "zfill",
 ];
-/// Those that Python has besides.
+/// Methods that Python has and that are not supported.
 pub(super) const METHODS_ABSENT: [&str; 7] =
     ["encode", "expandtabs", "format_map", "isidentifier", "isprintable", "maketrans", "translate"];
 
-/// Whether Python takes it for white space: Unicode's, and four control characters.
+/// Whether Python counts a character as whitespace: Unicode's whitespace, and four control characters.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\x1c'..='\x1f')
 }
@@ -78,12 +78,12 @@ pub(super) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     lines
 }
 
-/// Python's `str.capitalize` of one word, and of `title`: the first letter is a capital, the others are small.
+/// Python's `str.capitalize` of one word, also for `title`: the first letter becomes upper case, the others lower case.
 pub(super) fn capitalize(text: &str) -> Result<String> {
     let mut chars = text.chars();
     let Some(first) = chars.next() else { return Ok(String::new()) };
     let mut capital = title_case(first)?;
-    // Not letter by letter: a sigma at the end of a word is another one.
+    // Not letter by letter, because the lower case of a sigma is different at the end of a word.
     let whole = text.to_lowercase();
     let lower_first = first.to_lowercase().collect::<String>();
     capital.push_str(whole.strip_prefix(&lower_first).unwrap_or(&whole));
@@ -92,7 +92,7 @@ pub(super) fn capitalize(text: &str) -> Result<String> {
 
 fn title_case(c: char) -> Result<String> {
     match c {
-        // Letters whose capital at the start of a word is another one than elsewhere.
+        // Letters that have a title case, which differs from their upper case.
         'Ǆ'..='ǌ'
         | 'Ǳ'..='ǳ'
         | '\u{149}'
@@ -103,7 +103,7 @@ fn title_case(c: char) -> Result<String> {
         | '\u{1e96}'..='\u{1e9a}'
         | '\u{1f50}'..='\u{1ffc}'
         | '\u{10d0}'..='\u{10ff}' => unsupported(format_args!("the capital of {c:?} at the start of a word")),
-        // The others that have two capitals have one at the start.
+        // If the upper case of another letter has two characters, only the first is upper case in title case.
         c => {
             let mut upper = c.to_uppercase();
             let mut text = String::from(upper.next().unwrap_or(c));
@@ -164,7 +164,7 @@ fn is_title(text: &str) -> bool {
     any
 }
 
-/// Whether it is a letter: Unicode's alphabetic characters, of which Python leaves out some marks.
+/// Whether a character is a letter: alphabetic by Unicode. Python does not count some marks, which are an error here.
 fn is_letter(c: char) -> Result<bool> {
     let known = c.is_ascii()
         || !c.is_alphabetic()
@@ -175,7 +175,8 @@ fn is_letter(c: char) -> Result<bool> {
     if known { Ok(c.is_alphabetic()) } else { unsupported(format_args!("whether {c:?} is a letter")) }
 }
 
-/// Whether it is a digit, or a number, of those that are no ASCII.
+/// Whether an ASCII character is a digit. Digits and numbers beyond ASCII are an error, and so are ideographs, some of
+/// which are numbers, if `ideographs` is set.
 fn is_number(c: char, ideographs: bool) -> Result<bool> {
     let ideograph = matches!(c, '\u{3007}' | '\u{3021}'..='\u{3029}' | '\u{3038}'..='\u{303a}' | '\u{3400}'..='\u{4dbf}'
         | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{2ffff}');
@@ -201,7 +202,7 @@ fn all(text: &str, test: impl Fn(char) -> Result<bool>) -> Result<Value> {
     Ok((!text.is_empty()).into())
 }
 
-/// Only-positional parameters of a method, of which the first `required` must be there.
+/// The positional-only arguments of a method. The first `required` of them must be given.
 fn positional<const N: usize>(name: &str, args: CallArgs, required: usize) -> Result<[Option<Value>; N]> {
     if !args.named.is_empty() {
         return fault(format!("{name}() takes no keyword arguments"));
@@ -230,7 +231,7 @@ fn number(name: &str, value: &Value) -> Result<i128> {
     }
 }
 
-/// A text in `width` columns: `left` of the missing spaces stand in front.
+/// Fills a text up to `width` characters. `left` says how many of the missing characters come in front.
 pub(super) fn pad(
     fuel: &Fuel,
     text: &str,
@@ -247,7 +248,7 @@ pub(super) fn pad(
     Ok(fill(before).chain(text.chars()).chain(fill(missing - before)).collect())
 }
 
-/// Python's choice for `center`.
+/// How many characters Python's `center` puts in front.
 pub(super) fn middle(missing: usize, width: i128) -> usize {
     missing / 2 + (missing & 1 & usize::from(width & 1 == 1))
 }
@@ -343,7 +344,7 @@ fn find(text: &str, name: &str, args: CallArgs) -> Result<Value> {
 }
 
 fn replace_method(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
-    // Also with a count, which Python takes by place only.
+    // The count is also positional-only in Python.
     let [Some(old), Some(new), count] = positional(name, args, 2)? else {
         return fault("no argument");
     };
@@ -445,8 +446,8 @@ fn without_arguments(text: &str, name: &str, args: CallArgs) -> Result<Value> {
     })
 }
 
-/// The part of a text that a method looks at, with the number of characters in front of it; none where it begins after
-/// its end, where not even an empty text is found.
+/// The part of a text that a method searches, and the number of characters before it. `None` if the part would begin
+/// after its end; then not even an empty text is found.
 fn part<'t>(
     text: &'t str,
     name: &str,
@@ -471,7 +472,7 @@ fn part<'t>(
     Ok(Some((start as usize, &text[byte(start)..byte(end)])))
 }
 
-/// `str.replace`: all if `count` is negative.
+/// `str.replace`. Replaces all matches if `count` is negative.
 pub(super) fn replace(fuel: &Fuel, text: &str, old: &str, new: &str, count: i128) -> Result<String> {
     let matches = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() };
     let n = limit(count)?.min(matches);
@@ -508,7 +509,7 @@ fn split(fuel: &Fuel, text: &str, name: &str, args: CallArgs) -> Result<Value> {
                         parts.push(word);
                         rest = others;
                     }
-                    // The rest is one; the spaces at its far end stay only where the limit cut it off.
+                    // The rest is one part. Spaces at its other end are kept only if the limit ended the splitting.
                     _ => {
                         parts.push(rest);
                         break;

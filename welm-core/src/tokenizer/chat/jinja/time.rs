@@ -1,4 +1,4 @@
-//! `strftime_now`: the local time, as transformers takes it.
+//! The function `strftime_now`, which formats the local time as in transformers.
 
 use jiff::Zoned;
 use jiff::civil::DateTime;
@@ -27,7 +27,7 @@ pub(super) fn strftime_now(format: &str) -> Result<String> {
     Ok(out)
 }
 
-/// What Python gives on Linux in the C locale for a time that knows no zone, so that `%Z` and `%z` are empty.
+/// Formats as Python does on Linux, in the C locale, for a time without a time zone. So `%Z` and `%z` are empty.
 fn strftime(format: &str, at: &DateTime, out: &mut String) -> Result<()> {
     let weekday = at.weekday().to_sunday_zero_offset() as i64;
     let (of_year, year) = (i64::from(at.day_of_year()), i64::from(at.year()));
@@ -89,7 +89,7 @@ fn strftime(format: &str, at: &DateTime, out: &mut String) -> Result<()> {
             Some('P') => if hour < 12 { "am" } else { "pm" }.into(),
             Some('M') => number(at.minute().into(), 2, '0'),
             Some('S') => number(at.second().into(), 2, '0'),
-            // Python's own, which takes no flag.
+            // Python adds this one to those of C; it takes no flag.
             Some('f') if flag.is_none() => format!("{:06}", at.subsec_nanosecond() / 1000),
             Some('Z' | 'z') if flag.is_none() => String::new(),
             Some('D' | 'x') => composed("%m/%d/%y")?,
@@ -115,7 +115,7 @@ fn strftime(format: &str, at: &DateTime, out: &mut String) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// What Python's `datetime.strftime` gives.
+    /// The expected texts are those of Python's `datetime.strftime`.
     #[test]
     fn dates_are_those_of_python() {
         let all = "%A %a %d %e %-d %B %b %h %m %-m %Y %y %C %j %-j %H:%M:%S %I %-I %l %k %p %P %w %u %U %W %V %G %g|%D %F %T %R %r %c %x %X|%f|%Z%z|%^a %#p %_d %0e%n%t100%%";

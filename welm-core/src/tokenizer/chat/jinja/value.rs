@@ -1,4 +1,4 @@
-//! What a template computes with: Python's values, as far as templates see them.
+//! The values of templates: Python's values, as far as templates can see them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
@@ -9,13 +9,13 @@ use super::super::json::Json;
 use super::eval::{Cycler, Macro};
 use super::loops::Loop;
 
-/// How deep values may lie in each other: they are followed by recursion.
+/// How deep values may be nested, because they are read by recursion.
 pub(super) const MAX_DEPTH: usize = 128;
 
-/// 2 to the 127: numbers from here on are no [`Value::Int`].
+/// 2 to the power of 127. Numbers from here on do not fit in a [`Value::Int`].
 pub(super) const INT_END: f64 = -(i128::MIN as f64);
 
-/// Why a template ended early.
+/// The error that ended a template.
 #[derive(Debug)]
 pub(in super::super) struct Fault {
     pub message: String,
@@ -28,12 +28,12 @@ pub(super) fn fault<T>(message: impl Into<String>) -> Result<T> {
     Err(Fault { message: message.into(), line: None })
 }
 
-/// What Python can do there and this module cannot.
+/// An error for something that Python supports and this module does not.
 pub(super) fn unsupported<T>(what: impl std::fmt::Display) -> Result<T> {
     fault(format!("not supported in templates: {what}"))
 }
 
-/// The budget of a rendering: a unit is a step, or 64 bytes of text or of values.
+/// The budget of a rendering. One unit is one step, or 64 bytes of text or of values.
 pub(super) struct Fuel(Cell<u64>);
 
 impl Fuel {
@@ -54,12 +54,12 @@ impl Fuel {
         }
     }
 
-    /// Pays for reading or making so much text.
+    /// Pays for reading or making `bytes` bytes of text.
     pub(super) fn text(&self, bytes: usize) -> Result<()> {
         self.pay(bytes / 64)
     }
 
-    /// Pays for reading or making so many values.
+    /// Pays for reading or making `n` values.
     pub(super) fn items(&self, n: usize) -> Result<()> {
         self.pay(n / 2)
     }
@@ -67,29 +67,29 @@ impl Fuel {
 
 #[derive(Clone)]
 pub(super) enum Value {
-    /// With what an error would say of it.
+    /// An undefined value, with a description for errors.
     Undefined(Rc<str>),
     None,
     Bool(bool),
     Int(i128),
     Float(f64),
     Str(Rc<str>),
-    /// Text that `safe` has marked: without automatic escaping only its type tells it from other text.
+    /// Text that was marked by `safe`. Nothing is escaped automatically, so only its type differs from other text.
     Markup(Rc<str>),
     List(Rc<Seq>),
     Tuple(Rc<Seq>),
     Dict(Rc<Dict>),
-    /// `dict.items()` and its like: the name of its type, and what is in it.
+    /// A view of a dictionary, such as `dict.items()`: the name of its type, and its items.
     View(&'static str, Rc<Seq>),
     Range(i128, i128, i128),
-    /// What `map` and its like give: it can be gone through once.
+    /// The result of filters such as `map`. It can be iterated once.
     Generator(Rc<Generator>),
     Namespace(Rc<RefCell<Dict>>),
     Macro(Rc<Macro>),
     Loop(Rc<Loop>),
     Cycler(Rc<Cycler>),
     Joiner(Rc<(Rc<str>, Cell<bool>)>),
-    /// A method with what it is called on.
+    /// A method, with the value on which it is called.
     Method(Rc<(Value, Rc<str>)>),
     /// A global function.
     Function(&'static str),
@@ -104,11 +104,11 @@ pub(super) struct Generator {
 pub(super) struct Seq {
     pub(super) items: Vec<Value>,
     depth: usize,
-    /// Whether it is what `groupby` makes, with `grouper` and `list`.
+    /// Whether it is a group made by `groupby`, with the attributes `grouper` and `list`.
     pub(super) group: bool,
 }
 
-/// A dictionary: in the order in which keys came.
+/// A dictionary. It keeps the order in which keys were added.
 #[derive(Default, Clone)]
 pub(super) struct Dict {
     pub(super) entries: Vec<(Value, Value)>,
@@ -116,7 +116,7 @@ pub(super) struct Dict {
     depth: usize,
 }
 
-/// What is equal as a key: `1`, `1.0` and `true` are, and all that is undefined.
+/// A dictionary's key. `1`, `1.0` and `true` are the same key, and so are all undefined values.
 #[derive(PartialEq, Eq, Hash, Clone)]
 enum Key {
     Undefined,
@@ -127,7 +127,7 @@ enum Key {
     Tuple(Rc<[Key]>),
 }
 
-/// Pays for each part: a tuple may hold the same tuple many times.
+/// Makes a key. Pays for each part, because a tuple may contain the same tuple many times.
 fn key(value: &Value, fuel: &Fuel) -> Result<Key> {
     fuel.pay(1)?;
     Ok(match value {
@@ -152,7 +152,7 @@ impl Dict {
         Ok(self.index.get(&key(name, fuel)?).map(|&i| &self.entries[i].1))
     }
 
-    /// Of a name that has been paid for.
+    /// The value of a key that is a name; reading the name was already paid for.
     pub(super) fn get_str(&self, name: &Rc<str>) -> Option<&Value> {
         self.index.get(&Key::Str(name.clone())).map(|&i| &self.entries[i].1)
     }
@@ -170,14 +170,14 @@ impl Dict {
     }
 }
 
-/// How deep a container lies that holds this value.
+/// The depth of a container that holds this value.
 fn inner_depth(value: &Value) -> Result<usize> {
     let depth = match value {
         Value::List(seq) | Value::Tuple(seq) | Value::View(_, seq) => seq.depth,
         Value::Dict(dict) => dict.depth,
         Value::Generator(generator) => generator.depth,
         Value::Method(method) => inner_depth(&method.0)?,
-        // One that could be changed later could come to lie in itself.
+        // These values can change later, so they could come to contain themselves.
         Value::Namespace(_) | Value::Loop(_) | Value::Cycler(_) => {
             return unsupported(format_args!("a {} in another value", value.type_name()));
         }
@@ -276,7 +276,7 @@ impl Value {
         })
     }
 
-    /// As Python names it.
+    /// The name of its type in Python.
     pub(super) fn type_name(&self) -> &'static str {
         match self {
             Value::Undefined(_) => "Undefined",
@@ -368,7 +368,7 @@ impl Value {
         })
     }
 
-    /// What a loop over it goes through; a generator is empty afterwards.
+    /// The items of a loop over it. A generator is empty afterwards.
     pub(super) fn items(&self, fuel: &Fuel) -> Result<Vec<Value>> {
         let items: Vec<Value> = match self {
             Value::Undefined(_) => Vec::new(),
@@ -398,7 +398,7 @@ impl Value {
         Ok(items)
     }
 
-    /// `str()`, at the end of a text.
+    /// Appends `str()` of the value to a text.
     pub(super) fn print(&self, fuel: &Fuel, out: &mut String) -> Result<()> {
         match self {
             Value::Undefined(_) => Ok(()),
@@ -420,7 +420,7 @@ impl Value {
         Ok(out.into())
     }
 
-    /// `repr()`, at the end of a text.
+    /// Appends `repr()` of the value to a text.
     pub(super) fn repr(&self, fuel: &Fuel, out: &mut String) -> Result<()> {
         let start = out.len();
         match self {
@@ -466,7 +466,7 @@ impl Value {
             }
             other => return unsupported(format_args!("the text of a {}", other.type_name())),
         }
-        // What lies inside has paid for itself; twice does no harm.
+        // Nested values have already paid for their text. Paying twice does no harm.
         fuel.text(out.len() - start)
     }
 }
@@ -482,7 +482,7 @@ fn sequence(items: &[Value], fuel: &Fuel, out: &mut String) -> Result<()> {
     Ok(())
 }
 
-/// How often, or how wide: nothing for a negative number, and an error for one that Python refuses as well.
+/// A number as a count or a width: 0 if it is negative, and an error if it is so large that Python refuses it.
 pub(super) fn size(i: i128) -> Result<usize> {
     match i64::try_from(i) {
         Ok(i) => Ok(usize::try_from(i).unwrap_or(0)),
@@ -490,7 +490,7 @@ pub(super) fn size(i: i128) -> Result<usize> {
     }
 }
 
-/// As [`size`], without a limit for a negative number.
+/// The same as [`size`], but a negative number means no limit.
 pub(super) fn limit(i: i128) -> Result<usize> {
     let limit = size(i)?;
     Ok(if i < 0 { usize::MAX } else { limit })
@@ -503,11 +503,11 @@ pub(super) fn range_len(start: i128, stop: i128, step: i128) -> usize {
 
 /// Whether Python's `repr` shows a character as it is.
 pub(super) fn is_printable(c: char) -> bool {
-    // A combining character is escaped only where it comes first.
+    // `escape_debug` escapes a combining character only at the beginning of a text.
     format!("a{c}").escape_debug().nth(1).is_none_or(|first| first != '\\') || matches!(c, '\\' | '\'' | '"')
 }
 
-/// `repr()` of a text.
+/// Appends `repr()` of a text.
 fn quote(text: &str, out: &mut String) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
@@ -533,7 +533,7 @@ fn quote(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// `repr()` of a number: the shortest digits that give it back.
+/// `repr()` of a float: the shortest digits that read back as the same number.
 pub(super) fn float(f: f64) -> String {
     if f.is_nan() {
         return "nan".into();

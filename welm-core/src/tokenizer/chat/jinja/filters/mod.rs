@@ -1,4 +1,4 @@
-//! Filters: what follows `|`.
+//! Jinja2's filters: the names after `|`.
 
 mod numbers;
 mod sequences;
@@ -12,10 +12,10 @@ use super::value::{Result, Value, fault, unsupported};
 pub(super) use sequences::in_order;
 pub(super) use strings::escaped;
 
-/// What a filter makes of a value. It is told the name that it was called by, as some have several.
+/// A filter. It gets the name by which it was called, because some filters have several names.
 type Filter = fn(&Interpreter, &str, Value, CallArgs) -> Result<Value>;
 
-/// All filters there are.
+/// All supported filters.
 const FILTERS: [(&str, Filter); 49] = [
     ("abs", numbers::abs),
     ("attr", attr),
@@ -67,10 +67,10 @@ const FILTERS: [(&str, Filter); 49] = [
     ("urlencode", strings::urlencode),
     ("wordcount", strings::wordcount),
 ];
-/// Those that Jinja2 has besides: they make HTML, or something by chance.
+/// Filters that Jinja2 has and that are not supported: they make HTML, or a random choice.
 const FILTERS_ABSENT: [&str; 5] = ["random", "striptags", "urlize", "wordwrap", "xmlattr"];
 
-/// Whether there is such a filter, be it one that is refused.
+/// Whether Jinja2 has a filter with this name, supported or not.
 pub(super) fn is_known(name: &str) -> bool {
     find(name).is_some() || FILTERS_ABSENT.contains(&name)
 }
@@ -105,7 +105,7 @@ fn number(what: &str, value: Option<Value>, default: i128) -> Result<i128> {
     }
 }
 
-/// Text that a filter makes of text, marked as safe if that was.
+/// Text that a filter made from `of`. It is marked as safe if `of` is.
 pub(super) fn marked(of: &Value, text: impl Into<Rc<str>>) -> Value {
     match of {
         Value::Markup(_) => Value::Markup(text.into()),
@@ -122,7 +122,7 @@ fn only_text<'v>(what: &str, value: &'v Value) -> Result<&'v str> {
     }
 }
 
-/// The attribute of a value, or the default for one that has none.
+/// The attribute of a value, or `default` if the value does not have it.
 fn get(cx: &Interpreter, value: &Value, attribute: Option<&Value>, default: Option<&Value>) -> Result<Value> {
     let Some(attribute) = attribute else { return Ok(value.clone()) };
     let (Some(default), Value::Str(names)) = (default, attribute) else {
@@ -161,7 +161,7 @@ fn attr(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Result<Va
     fuel.text(attribute.len())?;
     match &value {
         Value::Undefined(what) => fault(&**what),
-        // Its items are no attributes.
+        // The items of a dictionary are not attributes.
         Value::Dict(dict) if dict.get_str(&attribute).is_some() => {
             let empty = Value::dict([], fuel)?;
             item(cx, &empty, &Value::Str(attribute))

@@ -1,4 +1,4 @@
-//! Filters that make numbers, or take them.
+//! Filters that return or take numbers.
 
 use super::super::eval::{CallArgs, Interpreter};
 use super::super::ops;
@@ -6,7 +6,7 @@ use super::super::text;
 use super::super::value::{Result, Value, fault, unsupported};
 use super::{number, only_text, truth};
 
-/// `int(text, base)`; none if it is no number.
+/// `int(text, base)`; `None` if the text is not a number.
 fn parse_int(text: &str, base: i128) -> Result<Option<i128>> {
     let text = text.trim_matches(text::is_space);
     if !text.is_ascii() {
@@ -39,7 +39,7 @@ fn parse_int(text: &str, base: i128) -> Result<Option<i128>> {
     }
 }
 
-/// `float(text)`; none if it is no number.
+/// `float(text)`; `None` if the text is not a number.
 fn parse_float(text: &str) -> Result<Option<f64>> {
     let text = text.trim_matches(text::is_space);
     if !text.is_ascii() {

@@ -1,4 +1,4 @@
-//! Filters of what can be gone through.
+//! Filters of sequences and other values that can be iterated.
 
 use super::super::checks;
 use super::super::compare::{compare, equal};
@@ -7,10 +7,11 @@ use super::super::ops;
 use super::super::value::{Dict, Fuel, Result, Seq, Value, fault, size, undefined};
 use super::{apply, get, marked, number, some, truth};
 
-/// How deep the filter of a `map` counts, which may be a `map`: a filter takes more of the stack than an expression.
+/// How many levels of depth the filter of a `map` counts for. It may be a `map` itself, and a filter takes more stack
+/// than an expression.
 const MAP_LEVELS: usize = 8;
 
-/// Values in order by a `less`, by merging: equal ones stay as they are, and a `less` without sense does no harm.
+/// Sorts values by `less` with a stable merge sort. An inconsistent `less` does no harm.
 pub(in super::super) fn in_order<T>(
     mut items: Vec<T>,
     reverse: bool,
@@ -39,7 +40,7 @@ pub(in super::super) fn in_order<T>(
     Ok(items)
 }
 
-/// By what filters compare that do not tell capitals from small letters.
+/// The value by which filters compare: without `case_sensitive`, text in lower case.
 fn folded(fuel: &Fuel, value: Value, case_sensitive: bool) -> Result<Value> {
     fuel.pay(1)?;
     Ok(match value {

@@ -1,4 +1,4 @@
-//! Filters of text, and of any value for its text.
+//! Filters of text, and of any value's text.
 
 use std::rc::Rc;
 
@@ -9,7 +9,7 @@ use super::super::text;
 use super::super::value::{Fuel, Result, Value, fault, size, unsupported};
 use super::{marked, number, only_text, some, truth};
 
-/// Text for HTML, as it is if `safe` has marked it.
+/// A value's text escaped for HTML. Text that was marked by `safe` stays as it is.
 pub(in super::super) fn escaped(fuel: &Fuel, value: &Value) -> Result<Rc<str>> {
     let text = value.to_text(fuel)?;
     if matches!(value, Value::Markup(_)) {
@@ -144,7 +144,7 @@ pub(super) fn pprint(cx: &Interpreter, name: &str, value: Value, args: CallArgs)
     Ok(out.into())
 }
 
-/// Filters that take anything for its text.
+/// Filters that take any value as its text.
 pub(super) fn plain(cx: &Interpreter, name: &str, value: Value, args: CallArgs) -> Result<Value> {
     let fuel = &cx.fuel;
     if name == "string" && matches!(value, Value::Markup(_)) {

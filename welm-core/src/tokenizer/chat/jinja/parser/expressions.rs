@@ -1,4 +1,4 @@
-//! Expressions, from those that bind least to those that bind most.
+//! Parses expressions, from the operators that bind least to those that bind most.
 
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -185,7 +185,7 @@ impl Parser {
                     Some(expr) => expr,
                     None => return self.fault("expected a filter"),
                 };
-                // No item of what a filter gives, but more filters, tests and calls.
+                // The result of a filter can have no item or attribute here, only more filters, tests and calls.
                 return self.filtered(expr);
             } else if filters && self.is_name("is") {
                 expr = self.test(expr)?;
@@ -406,7 +406,7 @@ impl Parser {
         Ok(name.into())
     }
 
-    /// `| filter(args) | ...`; with `inline` the first has no `|` in front.
+    /// Parses `| filter(args) | ...`. With `inline`, the first filter has no `|` in front.
     pub(super) fn filters(&mut self, mut of: Option<Expr>, mut inline: bool) -> Result<Option<Expr>> {
         while inline || self.is("|") {
             let line = self.line();
