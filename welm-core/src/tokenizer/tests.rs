@@ -6,7 +6,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use super::*;
 
-/// Chooses among `n`; a linear congruential generator is random enough to make texts.
+/// A random number below `n`, by a linear congruential generator.
 fn below(state: &mut u64, n: usize) -> usize {
     *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
     ((*state >> 33) as usize) % n
@@ -27,7 +27,7 @@ fn added(id: u32, content: &str, special: bool) -> Value {
            "single_word": false, "lstrip": false, "rstrip": false})
 }
 
-/// The byte alphabet in order of characters, two merges, and added tokens after them.
+/// A `tokenizer.json` with the byte alphabet in the order of its characters, two merges, and then added tokens.
 fn byte_level() -> Value {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
@@ -55,7 +55,7 @@ fn byte_level() -> Value {
     })
 }
 
-/// As Llama 2 has it: `▁` before the text and for spaces, bytes for unknown characters.
+/// A `tokenizer.json` like that of Llama 2: `▁` before the text and for spaces, bytes for unknown characters.
 fn sentence_piece() -> Value {
     let pieces = ["<unk>", "<s>", "</s>"].map(String::from).into_iter();
     let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
@@ -79,7 +79,7 @@ fn sentence_piece() -> Value {
     })
 }
 
-/// As T5 and its like have it: Unigram after a Metaspace.
+/// A `tokenizer.json` like that of T5: Unigram after a Metaspace.
 fn unigram() -> Value {
     let pieces = ["<unk>", "▁", "a", "b", "▁a", "ab", "你好", "▁Hello", "<s>"];
     let vocab: Vec<Value> = pieces.iter().zip(0..).map(|(piece, i)| json!([piece, -f64::from(i)])).collect();
@@ -129,7 +129,7 @@ fn byte_level_texts_come_back_byte_for_byte() {
     for text in texts(2_000) {
         assert_eq!(tokenizer.decode(&tokenizer.encode(&text, false, false).unwrap()), text);
     }
-    // Added tokens are spelled as they stand; special ones are no text; what is after the last id is nothing.
+    // Added tokens are spelled as they are in the file. Special tokens and ids after the last add nothing to a text.
     assert_eq!(tokenizer.token_bytes(261), "你好".as_bytes());
     assert_eq!(tokenizer.token_bytes(258), b"");
     assert_eq!(tokenizer.token_bytes(257), b" w");
@@ -137,7 +137,7 @@ fn byte_level_texts_come_back_byte_for_byte() {
     assert!(tokenizer.is_special(259) && !tokenizer.is_special(260));
     assert_eq!(tokenizer.token_to_id("<|end|>"), Some(259));
     assert_eq!(tokenizer.token_to_id("absent"), None);
-    // Half a character.
+    // The first of the two bytes of a character.
     let ids = tokenizer.encode("é", false, false).unwrap();
     assert_eq!((ids.len(), tokenizer.decode(&ids[..1])), (2, "\u{FFFD}".to_string()));
 }
@@ -150,7 +150,7 @@ fn only_the_beginning_of_the_template_is_added() {
     assert_eq!(tokenizer.encode("ab", true, true).unwrap(), [&[258], &plain[..]].concat());
     assert_eq!(tokenizer.encode("", true, false).unwrap(), [258]);
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(258), None));
-    // A template that only appends has no beginning.
+    // A template that only appends tokens puts nothing in front.
     json["post_processor"]["single"].as_array_mut().unwrap().remove(0);
     let tokenizer = from(&json).unwrap();
     assert_eq!((tokenizer.encode("ab", true, true).unwrap(), tokenizer.bos()), (plain, None));
@@ -170,7 +170,7 @@ fn sentence_piece_bytes_keep_the_leading_space() {
     assert_eq!(bytes("<0xE4>"), [0xE4]);
     assert_eq!(bytes("你"), "你".as_bytes());
     assert_eq!((bytes("</s>"), bytes("<tool>")), (&b""[..], &b"<tool>"[..]));
-    // 好 has no piece of its own and comes from three bytes.
+    // 好 has no piece of its own and is made of three bytes.
     let ids = tokenizer.encode("a 你好", false, false).unwrap();
     assert_eq!(tokenizer.decode(&ids), " a 你好");
     assert_eq!(from(&unigram()).unwrap().token_bytes(4), b" a");
@@ -220,7 +220,7 @@ fn a_damaged_file_is_an_error_or_works_but_never_panics() {
                     bytes[at] = b"\"{}[]:,019nt\xFF"[below(&mut state, 13)];
                 }
                 _ => {
-                    // A piece is lost.
+                    // A part of the file is lost.
                     let at = below(&mut state, bytes.len() - 40);
                     bytes.drain(at..at + 1 + below(&mut state, 40));
                 }
@@ -236,7 +236,7 @@ fn a_damaged_file_is_an_error_or_works_but_never_panics() {
     }
 }
 
-/// The byte alphabet, a word, and one token of each type.
+/// The vocabulary of a GGUF file: the byte alphabet, a word, and one token of each type.
 fn gguf() -> GgufVocab {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
@@ -253,7 +253,7 @@ fn gguf() -> GgufVocab {
 fn gguf_types_decide_what_is_found_in_a_text_and_what_is_shown() {
     let tokenizer = Tokenizer::from_gguf(gguf()).unwrap();
     let encode = |text: &str, parse| tokenizer.encode(text, false, parse).unwrap();
-    // <s> is a control token, <|im_end|> one by its name, <unk> counts as one, <tool> is found always.
+    // <s> is a control token, <|im_end|> is one by its name, and <unk> counts as one. <tool> is found in every text.
     for (text, id) in [("<s>", 258), ("<|im_end|>", 259), ("<unk>", 261)] {
         assert_eq!(encode(text, true), [id]);
         assert_eq!(encode(text, false).len(), text.len());
@@ -277,7 +277,7 @@ fn gguf_beginnings_and_whole_words() {
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(258), Some(259)));
     let without = Tokenizer::from_gguf(gguf()).unwrap();
     assert_eq!((without.encode("", true, false).unwrap(), without.bos()), (vec![], Some(258)));
-    // No merge leads to `abc`: only where whole words are looked up is it found.
+    // No merge makes `abc`. It is found only if whole words are looked up.
     assert_eq!(tokenizer.encode("abc", false, false).unwrap().len(), 2);
     vocab.pre = "llama-bpe".into();
     assert_eq!(Tokenizer::from_gguf(vocab).unwrap().encode("abc", false, false).unwrap(), [257]);
@@ -347,7 +347,7 @@ fn control_tokens_of_the_other_files_are_found() {
     let a = 64;
     let plain = encode(&from(&json).unwrap());
     assert_eq!(plain.len(), 11);
-    // A hole among the ids, and one below: the files' ids are right.
+    // Ids with a gap, and one below the others: the ids in the files count.
     let decoder =
         json!({"added_tokens_decoder": {"270": added(0, "<|end|>", true), "265": added(0, "<s>", true)}});
     let mut decoder = decoder;
@@ -357,7 +357,7 @@ fn control_tokens_of_the_other_files_are_found() {
     let tokenizer = with_files(&json, decoder.clone(), Value::Null, Value::Null).unwrap();
     assert_eq!((encode(&tokenizer), tokenizer.vocab_size()), (vec![265, a, 270], 271));
     assert!(tokenizer.is_special(270) && tokenizer.token_bytes(266).is_empty());
-    // By name and id only: control tokens are those that another file names.
+    // With names and ids only, the control tokens are those that another file names.
     let ids = json!({"<|end|>": 270, "<s>": 265});
     let named = json!({"eos_token": "<|end|>"});
     let tokenizer = with_files(&json, Value::Null, named.clone(), ids.clone()).unwrap();
@@ -366,7 +366,7 @@ fn control_tokens_of_the_other_files_are_found() {
     let tokenizer =
         with_files(&json, json!({"additional_special_tokens": ["<s>"]}), Value::Null, ids).unwrap();
     assert_eq!((tokenizer.is_special(270), tokenizer.is_special(265)), (false, true));
-    // A token of the vocabulary that a file names becomes a control token; one without any id none.
+    // If a file names a token of the vocabulary, it becomes a control token. A name without an id is ignored.
     let tokenizer = with_files(
         &json,
         json!({"eos_token": {"content": "ab", "lstrip": true}, "pad_token": "[PAD]"}),
@@ -376,7 +376,7 @@ fn control_tokens_of_the_other_files_are_found() {
     let tokenizer = tokenizer.unwrap();
     assert_eq!(tokenizer.encode("b  ab", false, true).unwrap(), [65, 256]);
     assert!(tokenizer.is_special(256) && tokenizer.token_to_id("[PAD]").is_none());
-    // Contradictions.
+    // Files that contradict each other.
     for (config, ids, name) in [
         (decoder.clone(), json!({"<s>": 266}), "265"),
         (decoder, json!({"<new>": 265}), "an id of its own"),
@@ -410,7 +410,7 @@ fn holes_among_added_ids_keep_the_ids_of_the_file() {
     assert!(reason(from(&json)).contains("400"));
 }
 
-/// transformers 5 drops `add_bos_token` where there is a `tokenizer.json`.
+/// transformers 5 ignores `add_bos_token` if there is a `tokenizer.json`.
 #[test]
 fn the_template_says_what_is_put_in_front() {
     for add in [true, false] {
@@ -499,7 +499,7 @@ fn stages_do_what_the_library_does() {
 
 #[test]
 fn text_without_tokens_is_an_error_that_says_where() {
-    // No token for unknown text: the library leaves it out.
+    // Without a token for unknown text, the library drops such text.
     let mut json = sentence_piece();
     json["model"]["byte_fallback"] = json!(false);
     json["model"]["unk_token"] = Value::Null;
@@ -509,7 +509,7 @@ fn text_without_tokens_is_an_error_that_says_where() {
         assert!(reason.contains("no token for the character") && reason.contains("near byte"), "{reason}");
     }
     assert_eq!(tokenizer.encode("ab", false, false).unwrap().len(), 2);
-    // The byte alphabet without one byte, from both kinds of file.
+    // A byte alphabet that lacks one byte, in both kinds of file.
     let mut json = byte_level();
     json["model"]["vocab"].as_object_mut().unwrap().remove("Ā");
     let mut vocab = gguf();
@@ -598,12 +598,12 @@ fn encoding_stops_when_it_is_told_to_and_never_takes_long() {
     let stop = || Some(FinishReason::Cancelled);
     let halt = tokenizer.encode_watched(&text, false, false, &mut Watch::new(&stop, usize::MAX)).unwrap_err();
     assert!(matches!(halt, Halt::Stopped(FinishReason::Cancelled)));
-    // Too many are too many after a few, and before anything if the bytes alone say so.
+    // Too many tokens are found early: after some tokens, or at once if the number of bytes already shows it.
     let halt = tokenizer.encode_watched(&text, false, false, &mut Watch::new(&|| None, 10)).unwrap_err();
     assert!(matches!(halt, Halt::TooMany(n) if n > 10), "{halt:?}");
     let ids = tokenizer.encode_watched(&text, false, false, &mut Watch::new(&|| None, usize::MAX)).unwrap();
     assert_eq!(ids.len(), 100_000);
-    // One word of a megabyte, and spaces that each match takes to the end, as the library has them.
+    // A word of a megabyte; and spaces for which every match attempt reads to the end, as in the library.
     assert_eq!(tokenizer.encode(&"ab".repeat(500_000), false, false).unwrap().len(), 500_000);
     let mut json = byte_level();
     json["added_tokens"][2]["content"] = json!(" ");
@@ -619,7 +619,7 @@ fn encoding_stops_when_it_is_told_to_and_never_takes_long() {
     assert_eq!(tokenizer.encode(&spaces(50), false, false).unwrap(), want.get_ids());
 }
 
-/// Its control tokens would be missed in silence.
+/// If the error were ignored, the control tokens in that file would be missing without notice.
 #[test]
 fn a_damaged_file_beside_tokenizer_json_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
@@ -636,7 +636,7 @@ fn a_damaged_file_beside_tokenizer_json_is_an_error() {
     assert!(Tokenizer::from_json_file(&path).is_ok());
 }
 
-/// What transformers 5 makes of the same files: the later flags count, but a control token stays one.
+/// The same as in transformers 5: the flags of the later file count, but a control token stays one.
 #[test]
 fn flags_that_differ_are_those_of_tokenizer_config() {
     let flagged = |normalized: bool, special: bool| {
@@ -662,10 +662,10 @@ fn flags_that_differ_are_those_of_tokenizer_config() {
     }
 }
 
-/// Base64 of a SentencePiece table that replaces `x`, and nothing else.
+/// Base64 of a SentencePiece table that replaces `x` and nothing else.
 fn charsmap(replacement: &str) -> String {
     let mut trie = [0u32; 512];
-    trie[0x78] = 0x78 | 1 << 8 | 0x100 << 10; // `x`, whose leaf is 0x100 away: the text at 0
+    trie[0x78] = 0x78 | 1 << 8 | 0x100 << 10; // `x`; its leaf is 0x100 further, and means the text at 0
     let mut bytes = (4 * trie.len() as u32).to_le_bytes().to_vec();
     bytes.extend(trie.iter().flat_map(|unit| unit.to_le_bytes()));
     bytes.extend(replacement.as_bytes());
@@ -680,7 +680,7 @@ fn charsmap(replacement: &str) -> String {
     bytes.chunks(3).map(group).collect()
 }
 
-/// As T5, XGLM and mBART have them: the longest replacement of SentencePiece's table is that of U+FDFA.
+/// Normalizers like those of T5, XGLM and mBART. The longest replacement in SentencePiece's table is that of U+FDFA.
 #[test]
 fn the_normalizers_of_converted_unigram_models_are_no_excess() {
     let fdfa = "صلى الله عليه وسلم";
@@ -697,7 +697,7 @@ fn the_normalizers_of_converted_unigram_models_are_no_excess() {
         let want = library.encode(text, false).unwrap();
         assert_eq!(tokenizer.encode(text, false, true).unwrap(), want.get_ids(), "{text:?}");
     }
-    // A replacement for what may be empty stands between all characters.
+    // If the pattern matches the empty string, the replacement is put between all characters.
     json["normalizer"]["normalizers"][3] =
         json!({"type": "Replace", "pattern": {"Regex": " *"}, "content": "▁"});
     assert!(reason(from(&json)).contains("256-fold"));
@@ -715,7 +715,7 @@ fn a_text_that_normalizers_could_make_too_long_is_an_error() {
         |text: &str| json!({"type": "Replace", "pattern": {"String": "a"}, "content": text.repeat(200)});
     let reason = run(json!([replace("c")])).unwrap_err().to_string();
     assert!(reason.contains("200-fold") && reason.contains("got 2097152"), "{reason}");
-    // What the stage before did not do counts for nothing.
+    // Only the actual growth of the text counts, not what the stage before could have added.
     assert_eq!(run(json!([{"type": "NFC"}, {"type": "Lowercase"}])).unwrap(), long.len());
 }
 
@@ -754,7 +754,7 @@ fn a_text_that_is_one_word_can_be_stopped() {
     for nth in 1..=all {
         assert!(matches!(stop_at(nth), Err(Halt::Stopped(FinishReason::Deadline))), "{nth}");
     }
-    // Its bytes say that it is too long, where no unknown token can stand for many.
+    // The number of bytes shows that the text is too long, if no unknown token can stand for many characters.
     let too_many = |json: &Value| match from(json).unwrap().encode_watched(
         &text,
         false,
@@ -768,7 +768,7 @@ fn a_text_that_is_one_word_can_be_stopped() {
     let mut fewer = json.clone();
     fewer["model"]["vocab"].as_object_mut().unwrap().remove("<0x41>");
     assert!(too_many(&fewer) < 10_000);
-    // What has no token stands nowhere apart.
+    // Characters without a token are never cut apart.
     assert_eq!(tokenizer.encode(&"é".repeat(50_000), false, false).unwrap().len(), 100_001);
     let reason = tokenizer.encode(&"é".repeat(1_200_000), false, false).unwrap_err().to_string();
     assert!(reason.contains("got 1200001 near byte 0"), "{reason}");
@@ -791,7 +791,7 @@ fn an_expression_of_a_normalizer_can_be_stopped() {
     assert!(matches!(halt, Halt::Stopped(FinishReason::Cancelled)), "{halt:?}");
 }
 
-/// Whatever merges, unknown characters and bytes a vocabulary has, cutting a word changes nothing.
+/// Cutting a word changes no ids, whatever merges, unknown characters and bytes a vocabulary has.
 #[test]
 fn cut_words_have_the_librarys_ids() {
     let mut state = 17;
@@ -829,7 +829,7 @@ fn cut_words_have_the_librarys_ids() {
             let text: String = (0..below(&mut state, 12))
                 .map(|_| [&alphabet[..], &["c", "d"]].concat()[below(&mut state, 7)])
                 .collect();
-            // Where it leaves out what it does not know, this is an error.
+            // The library drops unknown characters. Here they are an error.
             let Ok(got) = tokenizer.encode(&text, false, false) else { continue };
             assert_eq!(got, library.encode(text.as_str(), false).unwrap().get_ids(), "{text:?} {json}");
             compared += 1;
