@@ -2,8 +2,8 @@
 
     python tests/reference/block_formats.py [--out tests/fixtures]
 
-Needs numpy, gguf and safetensors. Half of the blocks have any bits with scales of usual size, the others the largest and
-the smallest scales that are finite."""
+Needs numpy, gguf and safetensors. Half of the blocks have random bits and scales of a usual size. The others have the
+largest and the smallest scales that are finite."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from safetensors.numpy import save_file
 
-# name -> the bytes at which a block has its f16; MXFP4 has one byte of an exponent instead.
+# name -> the offsets of the f16 scales in a block, in bytes. MXFP4 has a one-byte exponent instead.
 FORMATS = {
     "Q5_0": [0], "Q5_1": [0, 2], "IQ4_NL": [0], "MXFP4": [],
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_XS": [0],

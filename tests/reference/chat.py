@@ -3,15 +3,18 @@
     pip install transformers jinja2
     python tests/reference/chat.py [--out tests/fixtures]
 
-The templates are written for this file, in the style of the models that they are named after. Only smollm2 is the
-original, from the file of SmolLM2-135M-Instruct (Apache-2.0, Hugging Face). `language` uses all features of the
-language that templates use. No model has such a template, so it has special conversations, in which roles are values.
+The templates were written for this file, in the style of the models that they are named after. Only `smollm2` is an
+original, from the file of SmolLM2-135M-Instruct (Apache-2.0, Hugging Face). `language` uses all language features that
+templates use. It is not the template of a model, so it has its own conversations, in which roles are values.
 
-chat.json   templates: name -> source; tokens: the special tokens that all see; conversations: lists of
-            [role, content]; cases: template, conversation, add_generation_prompt and, of transformers, either `text`
-            or, where the template raises an exception, `error`. ids: the tokens of welm-nano with the
-            template `nano`. requests: template, dialogue, arguments (numbers of those that stand above, or a
-            request and null), and the text of apply_chat_template, or null where it raises.
+chat.json   templates       name -> source
+            tokens          the special tokens that all templates get
+            conversations   lists of [role, content]
+            cases           template, conversation, add_generation_prompt, and the result of transformers: `text`, or
+                            `error` if the template raises an exception
+            ids             the tokens of welm-nano with the template `nano`
+            requests        template, dialogue, arguments (their numbers in the lists above, or a request and null), and
+                            the text of apply_chat_template, or null if it raises
 """
 
 import argparse
@@ -375,7 +378,7 @@ def apply(tokenizer, template, request):
             request["messages"], chat_template=template, tokenize=False, **{k: v for k, v in request.items() if k != "messages"}
         )
     except Exception as error:
-        # The message of transformers is for people; we only need to know that it is an error.
+        # The message of transformers does not matter here, only that it is an error.
         assert not isinstance(error, (KeyError, ImportError)), error
         return None
 

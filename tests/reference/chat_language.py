@@ -1,14 +1,15 @@
-"""Renders pieces of the template language with transformers' Jinja2. Tests compare these texts with those of welm-core.
+"""Renders short templates with transformers' Jinja2. Tests compare these texts with those of welm-core.
 
     pip install transformers jinja2
     python tests/reference/chat_language.py [--out tests/fixtures]     writes chat_language.json
-    python tests/reference/chat_language.py --compare                  all of it, with an installed welm
+    python tests/reference/chat_language.py --compare                  compares with an installed welm
 
-chat_language.json   variables: what all templates see; cases: [template, its text, or null where Python raises].
+chat_language.json   variables   the variables of all templates
+                     cases       [template, its text, or null if Python raises]
 
-The file has each function, filter, test and method, and statements. `--compare` also tries all pairs of values with all
-operators, and all filters, tests and methods with all values. Each time the text must be the same, or welm must name
-what it does not support.
+The cases have each function, filter, test and method, and statements. `--compare` also tries all operators on all pairs
+of values, and all filters, tests and methods on all values. The texts must be the same, or welm must name what it does
+not support.
 """
 
 import argparse
@@ -47,7 +48,7 @@ VARIABLES = {
     },
 }
 
-# One expression a line.
+# One expression on each line.
 EXPRESSIONS = r"""
 1
 -1
@@ -435,7 +436,7 @@ range(0, 9 * 10 ** 18, 10 ** 18)[::10 ** 30]
 'hello'.startswith('', 6), 'hello'.endswith('', 3, 1), 'hello'.startswith('', 5)
 """.strip().split("\n")
 
-# One template a block, with a line of dashes between.
+# One template in each block; blocks are separated by a line of dashes.
 TEMPLATES = r"""
 {% for x in xs %}{{ x }}{% endfor %}
 ----
@@ -671,7 +672,7 @@ b
 {{ strftime_now('') }}|{{ strftime_now('100%% %n%t') }}|{{ strftime_now('%Z%z') }}|{{ strftime_now('%Y') | length }}{{ strftime_now('%d %b %Y') | length }}{{ strftime_now('%H:%M:%S') | length }}
 """.strip("\n").split("\n----\n")
 
-# For --compare: all pairs of these.
+# Values for --compare, which uses all pairs of them.
 VALUES = [
     "0", "1", "-7", "2.5", "-0.0", "1e16", "true", "false", "none", "missing", "''", "'abc'", "'ABC 12'", "'é你'", "' x '",
     "[]", "[1, 'a']", "[3, 1]", "(1, 2)", "()", "{}", "{'a': 1}", "range(3)", "{'k': 'v'}.items()", "'%s'", "namespace(a=1)",
@@ -713,7 +714,7 @@ def render(template):
 def known():
     for expression in EXPRESSIONS:
         yield "{{ " + expression + " }}"
-        # An expression that raises hides the others in its list.
+        # If one expression in a list raises, the results of the others are lost. So each is then tried alone.
         if render("{{ " + expression + " }}") is None and ", " in expression:
             parts = expression.split(", ")
             yield from ("{{ " + part + " }}" for part in parts)
@@ -728,7 +729,7 @@ def pairs():
         yield from ("{{ " + f"{a} | {call}" + " }}" for call in FILTER_CALLS)
         yield from ("{{ " + f"{a} is {call}" + " }}" for call in TEST_CALLS)
         yield from ("{{ " + f"({a}).{call}" + " }}" for call in METHOD_CALLS)
-        # With a variable, because Jinja2 has other rules for items of constants, which it evaluates while it compiles.
+        # Uses a variable, because Jinja2 evaluates items of constants while it compiles, by other rules.
         yield from ("{% set v = " + a + " %}{{ v" + call + " }}" for call in SUBSCRIPTS)
         yield from ("{% if " + a + " %}t{% endif %}", "{% for x in " + a + " %}{{ x }},{% endfor %}", "{{ " + a + " }}", "{{ [" + a + "] }}", "{{ -(" + a + ") }}")
 

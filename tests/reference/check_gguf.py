@@ -3,9 +3,9 @@
     pip install llama-cpp-python safetensors numpy
     python tests/reference/check_gguf.py [--fixtures tests/fixtures]
 
-llama.cpp rounds activations (to 8 bits for quantised matrices) and takes GELU from a float16 table
-of its tanh form, so only the float32 Llama agrees closely. This shows that the layout, the names and
-the metadata of the files are those that llama.cpp expects.
+llama.cpp rounds activations (to 8 bits for quantised matrices), and takes GELU from a float16 table of its tanh
+form. So only the float32 Llama agrees closely. This checks that layout, names and metadata of the files are as
+llama.cpp expects them.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Folders of families that transformers has no code of: their weights and settings in the place of a relative's.
+"""Makes folders of families that transformers does not have, by rewriting a folder of a similar family.
 
-The relative is computed by transformers; the same numbers under the names and in the layout of the other family have
-to give the same.
+transformers computes the results of the similar family. The same weights, under the names and in the layout of the
+other family, must give the same results.
 """
 
 import json
@@ -12,7 +12,11 @@ from safetensors.torch import load_file, save_file
 
 
 def rewrite(folder, settings, dropped, rename):
-    """Settings and tensors of a folder in the place of what is there."""
+    """Rewrites the settings and tensors of a folder, and deletes its config_v4.json.
+
+    settings(config) gives the new settings, `dropped` are the keys to remove, and rename(tensors, config) gives the new
+    tensors.
+    """
     path = folder / "config.json"
     config = json.loads(path.read_text())
     kept = {key: value for key, value in config.items() if key not in dropped}
@@ -23,7 +27,7 @@ def rewrite(folder, settings, dropped, rename):
 
 
 def granite_as_minicpm(folder):
-    """Granite with the usual scale of scores is MiniCPM."""
+    """Rewrites Granite as MiniCPM. They compute the same if attention has the usual scale."""
     def settings(config):
         depth = math.sqrt(config["num_hidden_layers"])
         head_dim = config["hidden_size"] // config["num_attention_heads"]
@@ -56,21 +60,21 @@ INTERNLM2 = {
 
 
 def grouped(q, k, v, config):
-    """The rows of wqkv: of each head of keys the heads of q that share it, itself, and its values."""
+    """The rows of wqkv. For each key head: the q heads that share it, then the key head, then its value head."""
     n = config["num_key_value_heads"]
     by_group = [rows.reshape(n, -1, *rows.shape[1:]) for rows in (q, k, v)]
     return torch.cat(by_group, dim=1).reshape(-1, *q.shape[1:]).contiguous()
 
 
 def llama_as_internlm2(folder):
-    """Llama with biases of attention is InternLM2."""
+    """Rewrites Llama with biases in attention as InternLM2, which computes the same."""
     def settings(config):
         return {
             "model_type": "internlm2",
             "architectures": ["InternLM2ForCausalLM"],
             "bias": config["attention_bias"],
             "rope_theta": config["rope_parameters"]["rope_theta"],
-            "rope_scaling": {"type": "dynamic", "factor": 2.0},  # nothing within the context trained on
+            "rope_scaling": {"type": "dynamic", "factor": 2.0},  # no effect within the context of training
         }
 
     def rename(tensors, config):

@@ -1,15 +1,15 @@
-"""Writes what the metrics of welm.eval must give, computed from their definitions in other ways than welm does.
+"""Writes the expected values of welm.eval's metrics, computed from their definitions in other ways than welm does.
 
     pip install nltk jieba
     python tests/reference/eval_metrics.py tests/fixtures/eval_metrics.json
 
-CMRC2018 em    punctuation of the script's list removed, lower case, outer white space removed: equal to an answer
-CMRC2018 f1    Chinese characters and nltk's words as pieces; p and r of the longest common substring of pieces,
-               2pr / (p + r), the best of the answers
-SQuAD          lower case, ASCII punctuation and articles removed, white space normalised; f1 of the bag of words
+CMRC2018 em    equal to an answer, after removing the punctuation in the script's list, lower-casing and trimming
+CMRC2018 f1    texts are cut into Chinese characters and nltk's words; p and r of their longest common substring;
+               2pr / (p + r), for the best of the answers
+SQuAD          lower case, without ASCII punctuation and articles, with white space normalised; f1 of the bag of words
 ROUGE-n        matches of n-grams, clipped; f1 of precision and recall; ROUGE-L: longest common subsequence
 BLEU           BLEU-4 of the corpus: clipped precisions, geometric mean, brevity penalty with the closest reference;
-               exponential smoothing of zero matches, as sacrebleu's default
+               exponential smoothing of zero matches, as by default in sacrebleu
 macro-F1       the mean of 2tp / (2tp + fp + fn) of the classes
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 import jieba
 import nltk
 
-# CMRC2018's list has "……", two characters, which no single character equals.
+# CMRC2018's list has "……", which is two characters. A single character never equals it.
 MARKS = "- : _ * ^ / \\ ~ ` + = ， 。 ： ？ ！ “ ” ； ’ 《 》 · 、 「 」 （ ） － ～ 『 』".split()
 
 ONE = [
@@ -140,8 +140,8 @@ def rouge(answers, text):
 
 def bleu(pairs):
     def words(text):
-        # Chinese characters and full-width marks are words, and by an old slip of the table of ranges everything from
-        # U+2001 to U+2A6D; the rest as mteval-v13a cuts it.
+        # Chinese characters and full-width marks are words. So is everything from U+2001 to U+2A6D, by an old mistake
+        # in the original table of ranges. The rest is cut as in mteval-v13a.
         wide = r"([\u2001-\u2a6d\u3400-\u4db5\u4e00-\u9fa5\u9fa6-\u9fbb\uf900-\ufa2d\ufa30-\ufa6a\ufa70-\ufad9\uff00-\uffef\u2e80-\u2eff\u3000-\u303f\u31c0-\u31ef\u2f00-\u2fdf\u2ff0-\u2fff\u3100-\u312f\u31a0-\u31bf\ufe10-\ufe1f\ufe30-\ufe4f\u2600-\u26ff\u2700-\u27bf\u3200-\u32ff\u3300-\u33ff])"
         text = re.sub(wide, r" \1 ", text)
         text = re.sub(r"([\{-\~\[-\` -\&\(-\+\:-\@\/])", r" \1 ", text)

@@ -60,14 +60,14 @@ ARCHITECTURES = {
 
 
 def add_settings(writer, arch, config):
-    """What llama.cpp's converter writes of a relative of Llama beside the sizes."""
+    """Writes the settings, beside the sizes, that llama.cpp's converter writes for a relative of Llama."""
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     head_dim = getattr(config, "head_dim", None)
     if head_dim is not None:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
-    if arch in ("mistral3", "smollm3", "granite"):  # these derive from Llama's
+    if arch in ("mistral3", "smollm3", "granite"):  # their converters derive from Llama's
         writer.add_vocab_size(config.vocab_size)
         writer.add_rope_dimension_count(head_dim or config.hidden_size // config.num_attention_heads)
     rope = config.rope_parameters
@@ -94,7 +94,7 @@ def add_settings(writer, arch, config):
 
 
 def add_multipliers(writer, arch, config):
-    """Those of Granite, and of MiniCPM."""
+    """Writes the multipliers of Granite or MiniCPM."""
     writer.add_embedding_scale(config.embedding_multiplier)
     writer.add_residual_scale(config.residual_multiplier)
     writer.add_logit_scale(config.logits_scaling)
@@ -103,7 +103,7 @@ def add_multipliers(writer, arch, config):
 
 
 def add_stretching(writer, arch, config):
-    """What depends on the context of the first training; the lists of divisors as tensors."""
+    """Writes the settings of YaRN or LongRoPE, such as the original context. Lists of divisors become tensors."""
     rope = config.rope_parameters
     original = rope["original_max_position_embeddings"]
     writer.add_rope_scaling_orig_ctx_len(original)
@@ -120,7 +120,7 @@ def add_stretching(writer, arch, config):
 
 
 def write(path, model, kind, arch=None):
-    """A GGUF file of a model with 264 tokens, as of another architecture that computes the same, if there is one."""
+    """Writes a GGUF file of a model with 264 tokens. `arch`: another architecture that computes the same, if given."""
     config = model.config
     assert config.vocab_size == len(TOKENS)
     arch = arch or ARCHITECTURES[config.model_type]
@@ -147,7 +147,7 @@ def write(path, model, kind, arch=None):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         to_gguf = llama_to_gguf
     else:
-        # llama.cpp writes no rope.freq_base for this architecture: 10000 is understood.
+        # llama.cpp writes no rope.freq_base for this architecture: it is always 10000.
         assert rope["rope_theta"] == 10000.0
         writer.add_parallel_residual(config.use_parallel_residual)
         writer.add_layer_norm_eps(config.layer_norm_eps)

@@ -6,7 +6,7 @@ Some layouts differ from Hugging Face's:
   (2 i, 2 i + 1), so within each head the rows are interleaved on the way to GGUF.
 - GPT-NeoX's fused qkv rows: transformers has q, k, v of head 0, then of head 1, and so on;
   llama.cpp has all of q, then all of k, then all of v. Its rotation is the same as transformers'.
-- Of Llama's relatives, some have its order of rows (`PERMUTED`), and the others that of transformers.
+- Some of Llama's relatives have Llama's order of rows (`PERMUTED`), the others that of transformers.
 - Gemma's norms multiply by 1 + weight in transformers; llama.cpp stores the sum.
 """
 
@@ -58,7 +58,7 @@ def gguf_name(hf_name, layer_names, outside_names):
 
 
 def interleave(rows, n_heads):
-    """q or k from transformers' order of rows to llama.cpp's. (n_heads * head_dim, ...)"""
+    """Reorders rows of q or k, (n_heads * head_dim, ...), from transformers' order to llama.cpp's."""
     half = rows.shape[0] // n_heads // 2
     return rows.reshape(n_heads, 2, half, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
@@ -86,7 +86,7 @@ PERMUTED = [gguf.MODEL_ARCH.MISTRAL3, gguf.MODEL_ARCH.SMOLLM3, gguf.MODEL_ARCH.G
 
 
 def relative_to_gguf(state, config, arch):
-    """{HF name: f32 array} -> {GGUF name: f32 array}, with the names that the package gguf knows"""
+    """{HF name: f32 array} -> {GGUF name: f32 array}, with the names of the package gguf"""
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors = {}
@@ -133,7 +133,7 @@ def neox_to_gguf(state, config):
 
 
 def read_gguf(path):
-    """(metadata {key: value}, {GGUF name: f32 array (rows, cols)}), everything dequantised."""
+    """(metadata {key: value}, {GGUF name: f32 array (rows, cols)}), with all tensors dequantised."""
     reader = gguf.GGUFReader(path)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {}
@@ -174,7 +174,7 @@ def llama_from_file(path):
     config = llama_config(metadata, tensors)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    rotary = type(model.model.rotary_emb)(config)  # its table is not a weight, so it is built on the real device
+    rotary = type(model.model.rotary_emb)(config)  # its table is not a weight, so it is made on the real device
     missing, unexpected = model.load_state_dict(
         llama_from_gguf(tensors, config), strict=False, assign=True)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
@@ -187,8 +187,8 @@ def llama_from_file(path):
 def smollm_tokenizer(metadata, special):
     """The byte-level BPE of a GGUF file with `tokenizer.ggml.pre` = smollm.
 
-    Each digit stands alone, then GPT-2's expression splits the rest. `special`: whether control
-    tokens such as `<|im_start|>` are recognised in text (llama.cpp's parse_special)."""
+    Each digit is a word of its own; GPT-2's expression splits the rest. `special`: whether control tokens such as
+    `<|im_start|>` are recognised in text (llama.cpp's parse_special)."""
     assert metadata["tokenizer.ggml.model"] == "gpt2" and metadata["tokenizer.ggml.pre"] == "smollm"
     vocab = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]

@@ -3,41 +3,40 @@
     pip install gguf torch transformers
     python tests/reference/int8_modes.py SmolLM2-135M-Instruct.Q4_1.gguf SCRATCH [ROW ...]
 
-Every matrix of the layers (not the embedding, which is also the output) is dequantised and run in
-transformers in float32 over the windows of running_text.json, each from an empty cache. The
-truth is that model as it is; each ROW runs it with the weights and the inputs of those matrices
-rounded the way the row says. Accumulation, attention, cache, norms and residuals stay float32,
-so a row shows the effect of the format only. The figures are those of truth.py. Each row is added to
-SCRATCH/table.md and SCRATCH/results.jsonl at once; rows that are there already are skipped.
+The model is dequantised and runs in transformers in float32 over the windows of running_text.json, each
+from an empty cache. Its results are the truth. Each ROW runs it again with weights and inputs of the layers'
+matrices rounded as the row says. (The embedding, which is also the output matrix, is not rounded.) Accumulation,
+attention, cache, norms and residuals stay float32, so a row shows the effect of the format only. The figures
+are those of truth.py. Each row is added to SCRATCH/table.md and SCRATCH/results.jsonl at once. Rows that are
+already there are skipped.
 
-A row is a list of words, the order is free:
+A row is a list of words, in any order:
 
     w32 w64 w128 wrow     weights int8 in groups of this many along K, or one scale for the row;
                           scale = max / 127 as float16. Without: float32.
-    a32 a64 a128 atok     activations likewise, scale float32. Without: bfloat16.
-    stored32              the weights have been through w32 before (a model kept as int8)
+    a32 a64 a128 atok     the same for activations, with float32 scales. Without: bfloat16.
+    stored32              the weights were rounded as by w32 before (a model stored as int8)
     wbf16                 weights times scale rounded to bfloat16 (a bfloat16 product: W8A16)
-    h32 h64 h128 ...      both rotated along K by a Hadamard matrix in blocks of this size
+    h32 h64 h128 ...      both are rotated along K by a Hadamard matrix, in blocks of this size
     hmax                  the same with the largest power of two that divides K
     hall                  one Hadamard matrix over all of K (Paley times Sylvester)
-    p64                   blocks of 64 whose channels are K / 64 apart
+    p64                   the same in blocks of 64 channels that are K / 64 apart
     hp64                  h64, then p64
     signs signs2 ...      fixed random signs before the rotation; the number is the seed
-    rbf16                 activations without a group are rounded to bfloat16 after the rotation too
+    rbf16                 activations without a group are also rounded to bfloat16 after the rotation
     smooth                SmoothQuant, alpha 0.5, from the first window's maxima
-    gains                 the same without data: the gains of the norm before are used as the maxima
+    gains                 the same without data: the weights of the norm before are used as the maxima
                           (1 if there is no norm before)
-    qkv: o: gate: down:   the words that follow are for the inputs of these matrices only
-                          (gate: stands for gate and up)
+    qkv: o: gate: down:   the words after it are for the inputs of these matrices only
+                          (gate: means gate and up)
 
-Activations are rounded to bfloat16 first, that is what a kernel reads, then smoothed, rotated and
-quantised in float32. Weights are smoothed and rotated from their float32 values. Rounding is to
-nearest even.
+Activations are first rounded to bfloat16, because a kernel reads them so. Then they are smoothed, rotated and
+quantised in float32. Weights are smoothed and rotated from their float32 values. Rounding is to nearest even.
 
-"rest" is the mean without the largest position: one position (window 5, second token) is so
-sensitive that its value is between 0.01 and 7 nats by chance, with any rounding: up to 0.0015 of the mean.
-"step" in the table is the shortest stretch of K that can be summed in int32 before
-a scale must be applied, weights and activations together.
+"rest" is the mean without the position of the largest value. One position (window 5, second token) is so
+sensitive that its value is anything between 0.01 and 7 nats with any rounding, which is up to 0.0015 of the mean.
+"step" is the smaller of the two group sizes: how many values along K can be summed in int32 before a scale
+must be applied.
 """
 
 import argparse
@@ -51,7 +50,7 @@ from torch import nn
 
 from gguf_models import llama_from_file
 
-INPUTS = {  # matrices that read the same activations
+INPUTS = {  # kind of input -> the matrices that read it
     "qkv": ("q_proj", "k_proj", "v_proj"),
     "o": ("o_proj",),
     "gate": ("gate_proj", "up_proj"),
@@ -79,7 +78,7 @@ ROWS = [
 
 
 def sylvester(n):
-    """The Hadamard matrix of a power of two, entries +-1. (n, n)"""
+    """The Hadamard matrix (n, n) with entries +-1; n is a power of two."""
     h = torch.ones(1, 1)
     while len(h) < n:
         h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
@@ -87,7 +86,7 @@ def sylvester(n):
 
 
 def paley(q):
-    """A Hadamard matrix of order q + 1 or, if q is 1 modulo 4, 2 q + 2. q: an odd prime."""
+    """A Hadamard matrix of order q + 1, or 2 q + 2 if q is 1 modulo 4. q: an odd prime."""
     squares = {i * i % q for i in range(1, q)}
     character = torch.tensor([0.0] + [1.0 if i in squares else -1.0 for i in range(1, q)])
     core = torch.stack([character.roll(i) for i in range(q)]).T
@@ -100,7 +99,7 @@ def paley(q):
 
 
 def hadamard(n):
-    """An orthogonal matrix with entries +-1 / sqrt(n). (n, n)"""
+    """An orthogonal matrix (n, n) with entries +-1 / sqrt(n)."""
     power = n & -n
     for order, prime in ((1, None), (12, 11), (20, 19), (36, 17)):
         if n % order == 0 and (n // order) & (n // order - 1) == 0:
@@ -111,18 +110,18 @@ def hadamard(n):
 
 
 def in_blocks(x, block):
-    """x (..., K) times a Hadamard matrix in each block of K."""
+    """Multiplies each block along K of x (..., K) by a Hadamard matrix."""
     assert x.shape[-1] % block == 0, f"K {x.shape[-1]} is not a multiple of {block}"
     return (x.reshape(*x.shape[:-1], -1, block) @ hadamard(block)).reshape(x.shape)
 
 
 def spread(x, block):
-    """Reorders channels so that those that are K / block apart are neighbours."""
+    """Reorders channels so that channels that are K / block apart become neighbours."""
     return x.reshape(*x.shape[:-1], block, -1).swapaxes(-1, -2).reshape(x.shape)
 
 
 def rotate(x, rotation, signs):
-    """x (..., K) rotated along K as the words `rotation` and `signs` (0: none) say."""
+    """Rotates x (..., K) along K, as the words `rotation` and `signs` (0: none) say."""
     k = x.shape[-1]
     if signs:
         generator = torch.Generator().manual_seed(k * signs)
@@ -140,7 +139,7 @@ def rotate(x, rotation, signs):
 
 
 def int8(x, group, f16_scale):
-    """x (..., K) rounded to int8 with one scale for each `group` of K (0: all of K), and back."""
+    """Rounds x (..., K) to int8 and back, with one scale for each `group` values along K (0: for all of K)."""
     k = x.shape[-1]
     group = group or k
     x = nn.functional.pad(x, (0, -k % group)).unflatten(-1, (-1, group))
@@ -174,14 +173,14 @@ class Format:
                 self.rotation = word
 
     def step(self):
-        """The shortest group; 0: all of K; None: no int8 product."""
+        """The smaller of the two group sizes. 0: all of K. None: no int8 product."""
         if self.w_group is None or self.a_group is None:
             return None
         return min((g for g in (self.w_group, self.a_group) if g), default=0)
 
 
 def parse(row):
-    """{kind of input: Format}"""
+    """Parses a row to {kind of input: Format}."""
     own, common, words = {}, [], None
     for word in row.split():
         if word.endswith(":"):
@@ -193,7 +192,7 @@ def parse(row):
 
 
 class Rounded(nn.Module):
-    """A matrix whose weights and inputs are rounded as `format` says; None: as they are."""
+    """A matrix whose weights and inputs are rounded as `format` says. None: not rounded."""
 
     def __init__(self, linear, kind):
         super().__init__()
@@ -232,7 +231,7 @@ class Rounded(nn.Module):
 
 
 def replace(model):
-    """Puts a Rounded in the place of every matrix of the layers: [(layer, kind, Rounded)]"""
+    """Replaces every matrix of the layers by a Rounded. Returns [(layer, kind, Rounded)]."""
     found = []
     for layer in model.model.layers:
         for kind, names in INPUTS.items():
@@ -246,9 +245,9 @@ def replace(model):
 
 
 def set_smoothers(matrices):
-    """max|x| ^ 0.5 / max|w| ^ 0.5 per channel, or |gain| for max|x|.
+    """Sets SmoothQuant's smoothers: max|x| ^ 0.5 / max|w| ^ 0.5 for each channel, or |gain| instead of max|x|.
 
-    One for all matrices that read the same activations."""
+    Matrices that read the same activations share them."""
     together = {}
     for layer, kind, rounded in matrices:
         together.setdefault((layer, kind), []).append(rounded)
@@ -264,14 +263,14 @@ def set_smoothers(matrices):
 
 @torch.no_grad()
 def logprobs(model, ids):
-    """Window by window: (window_len, vocab_size) f32. ids: (n_windows, window_len)"""
+    """Yields the log-probabilities of each window, (window_len, vocab_size) f32. ids: (n_windows, window_len)"""
     for window in ids:
         hidden = model.model(input_ids=window[None], use_cache=False).last_hidden_state[0]
         yield model.lm_head(hidden).log_softmax(-1)
 
 
 class Tally:
-    """Collects, window by window, the results of one row and the true ones."""
+    """Collects, window by window, the results of one row and the truth."""
 
     def __init__(self):
         self.nll, self.kl, self.same_top1 = [], [], []

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's low-level calls: token ids, and logits at every position."""
+"""Runs llama.cpp through llama-cpp-python's low-level calls: token ids, and logits at every position."""
 
 import ctypes
 

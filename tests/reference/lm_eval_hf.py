@@ -2,12 +2,12 @@
 
     python tests/reference/lm_eval_hf.py MODEL.gguf --tasks c3,tnews --data DIR [--limit 50] [--batch-size 8] [--dtype auto]
 
-Needs "welm[eval]", and `pip install torch transformers accelerate gguf`. Each task is run by one and then by the other,
-with the same number of threads. For each it prints how many questions there are, the largest difference of two
-log-likelihoods, on how many questions the choices or texts differ, on how many of those the two best choices are as
-close as the rounding of f32 (ties), both metrics and both times. It fails if choices differ that are no ties, or metrics
-by more than 1e-6 where no choice differs. With --dtype, welm computes with the weights as they are in the file, for
-instance, and nothing is compared but the times.
+Needs "welm[eval]", and `pip install torch transformers accelerate gguf`. Both run each task, one after the other, with
+the same number of threads. For each task it prints: the number of questions; the largest difference of two
+log-likelihoods; the number of questions with different choices or texts; how many of these are ties, where the two best
+choices differ only by the rounding of f32; both metrics; both times. It fails if choices differ without a tie, or if
+metrics differ by more than 1e-6 although no choice differs. With --dtype, welm computes in another type, for instance
+with the weights as they are in the file. Then only the times are compared.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> int:
 
 
 class Theirs(HFLM):
-    """lm-eval's model, which also tells how many tokens a continuation has, as tasks of this package ask."""
+    """lm-eval's model, which also returns the number of tokens of a continuation, because welm's tasks need it."""
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         results = super()._loglikelihood_tokens(requests, *args, **kwargs)
@@ -89,7 +89,7 @@ class Theirs(HFLM):
 
 
 class Watch:
-    """The time that a model's methods take, without loading data and making prompts."""
+    """Measures the time of a model's methods, without that for loading data and making prompts."""
 
     def __init__(self, lm: Any) -> None:
         self.lm, self.seconds = lm, 0.0
@@ -112,7 +112,7 @@ class Watch:
 
 
 def compare(name: str, theirs: tuple[Any, float], ours: tuple[Any, float], *, exact: bool) -> bool:
-    """Prints a line; whether something is wrong."""
+    """Prints the line of a task. Returns whether something is wrong."""
     most, differ, ties = 0.0, 0, 0
     for a, b in zip(theirs[0]["samples"][name], ours[0]["samples"][name], strict=True):
         assert a["arguments"] == b["arguments"]

@@ -3,7 +3,7 @@
     pip install torch transformers tokenizers safetensors gguf
     python tests/reference/make_fixtures.py [--out tests/fixtures] [NAME...]
 
-With names, only these fixtures are made, and the others stay. Every fixture is a folder:
+With names, only these fixtures are made; the others stay as they are. Every fixture is a folder:
 
     config.json             as transformers 5 writes it (`welm`: only the keys such a file must have)
     config_v4.json          the same model in the key names of transformers 4 (rope_theta, rotary_pct,
@@ -14,17 +14,17 @@ With names, only these fixtures are made, and the others stay. Every fixture is 
                             logprobs  (n, vocab)   f32   log-softmax at every position of the prompt
                             greedy    (64)         i64   the tokens that follow, by argmax
 
-and `expected.json` beside the folders says for each what it exercises, the seed, the smallest gap
-between the best and the second logit over the greedy steps, and how far the float32 reference is
-from the same computation in float64: a lower bound for any sensible tolerance.
+The file `expected.json` beside the folders has for each fixture: what it tests, its seed, the smallest gap between
+the best and the second logit over the greedy steps, and the difference between the float32 reference and the
+same computation in float64, which is a lower bound for any sensible tolerance.
 
-The GGUF files carry a tokenizer of 264 tokens, of which 0 and 1 are control tokens (end tokens): they
-are in no prompt and no continuation. `gguf_text` in `expected.json` is a text with its ids by it.
+The GGUF files have a tokenizer of 264 tokens. Tokens 0 and 1 are control tokens (end tokens), and are in no prompt
+and no continuation. `gguf_text` in `expected.json` is a text with the ids that this tokenizer gives it.
 
-The reference is float32, eager attention, computed *after* reading the folder back, so that it is
-the arithmetic of the stored (rounded) weights. Weights are drawn large (and norms and biases are
-random too), so that logits are far from uniform and a wrong sign, scale, rotation or bias shows.
-Seeds are searched until every greedy step has a clear winner and the text is not a short loop.
+The reference runs in float32 with eager attention. It is computed *after* reading the folder back, so that it uses
+the stored (rounded) weights. Weights are drawn large, and norms and biases are random, too. So logits are far from
+uniform, and a wrong sign, scale, rotation or bias changes the results clearly. Seeds are tried until every greedy
+step has a clear winner and the text is not a short loop.
 """
 
 import argparse
@@ -52,7 +52,7 @@ MIN_GAP = 0.02        # between the two best logits, at every greedy step
 MIN_DISTINCT = 20     # different tokens among the 64
 MAX_SEEDS = 20000
 
-# Common to all; bos/eos are null so that no token is special.
+# Settings of all models. bos and eos are null, so that no token is special.
 COMMON = dict(
     vocab_size=97,
     hidden_size=32,
@@ -104,8 +104,8 @@ def like_llama(kind, **changes):
 
 
 def gemma3(**changes):
-    """Gemma 3 with the rotary embeddings of its larger sizes. Untied, because the scaled embedding of a random model would
-    make it repeat its token."""
+    """Gemma 3 with the rotary embeddings of its larger sizes. The output matrix is not the embedding: with its scaled
+    embedding, a random model would then always repeat its last token."""
     base = dict(
         tie_word_embeddings=False,
         head_dim=16,
@@ -121,25 +121,25 @@ def gemma3(**changes):
 
 HUNYUAN_ROPE = dict(rope_type="dynamic", rope_theta=10000.0, alpha=50.0, factor=1.0)
 
-# Of a context that a dynamic embedding is computed for: that of prompt and continuation, and more.
+# The context that a dynamic rotary embedding is computed for. It is longer than prompt and continuation.
 DYNAMIC_CONTEXT = 160
 DYNAMIC_PROMPT = 80
 
 
 def longrope(pairs, original):
-    """LongRoPE whose lists differ by far, from a context that is shorter than the prompts, or not."""
+    """LongRoPE with two very different lists. `original`: the context from which on the long one is used."""
     return dict(rope_type="longrope", rope_theta=10000.0, original_max_position_embeddings=original,
                 short_factor=[1.0 + i / 8 for i in range(pairs)], long_factor=[2.0 + i for i in range(pairs)])
 
 
 def phi3(original=16, **changes):
-    """Phi-3 with everything that it may have: parts of heads turned, LongRoPE, a window shorter than the prompt."""
+    """Phi-3 with all its features: partial rotary embedding, LongRoPE, a window shorter than the prompt."""
     base = dict(
         num_attention_heads=2,
         num_key_value_heads=1,
         sliding_window=12,
         original_max_position_embeddings=original,
-        # The usual factor, of 1.5, would make float32 itself differ by more than it should.
+        # With the usual factor of 1.5, float32 itself would differ too much from float64.
         rope_parameters=dict(longrope(6, original), partial_rotary_factor=0.75, attention_factor=1.1),
         pad_token_id=None,
     )
@@ -156,7 +156,7 @@ def glm(kind, **changes):
 
 
 def granite(kind=GraniteConfig, **changes):
-    """Granite with a large epsilon, which its multiplier of residuals is a part of here."""
+    """Granite with a large epsilon, because welm divides epsilon by the square of the residual multiplier."""
     base = dict(rms_norm_eps=1e-2, embedding_multiplier=0.7, residual_multiplier=1.5, attention_multiplier=0.5,
                 logits_scaling=0.5)
     return like_llama(kind, **{**base, **changes})
@@ -280,7 +280,7 @@ FOLDERS = {
         "InternLM2, computed as Llama: q, k and v group by group with biases, dynamic rope scaling that has no effect",
         llama(attention_bias=True, tie_word_embeddings=False), torch.float16),
 }
-# These are stored as a relative, and then rewritten.
+# These are stored as a similar family, and then rewritten (see converted.py).
 CONVERTED = {"minicpm": converted.granite_as_minicpm, "internlm2": converted.llama_as_internlm2}
 # These store the weights of another fixture (before rounding).
 SAME_WEIGHTS_AS = {"llama_f16": "llama_gqa", "llama_bf16": "llama_gqa", "llama_sharded": "llama_gqa"}
@@ -338,8 +338,8 @@ GGUF_TEXT = "the thin hen  then\nran 120 m, 在 там."
 
 
 def stretched(model):
-    """The model with a dynamic rotary embedding as of DYNAMIC_CONTEXT, once and for all: transformers itself would
-    compute it anew for each token, and leave the keys of its cache as they are."""
+    """Fixes a model's dynamic rotary embedding to that for DYNAMIC_CONTEXT. transformers itself would compute it again
+    for each token, and not change the keys that are already in its cache."""
     rope = getattr(model.config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "dynamic" and "alpha" not in rope:
         rotary = model.model.rotary_emb
@@ -349,7 +349,7 @@ def stretched(model):
 
 
 def random_model(config, seed):
-    """A model whose every parameter is random: weights N(0, 0.3), norm weights around 1 (Gemma stores them less 1)."""
+    """A model with random parameters: weights N(0, 0.3), norm weights around 1 (Gemma stores them minus 1)."""
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
     model = model_class(config)(config).float().eval()
@@ -374,7 +374,7 @@ def random_prompt(config, seed, length=24, lowest=0):
 
 
 def random_gguf_prompt(config, seed):
-    """Shorter, since the vocabulary is larger, and without control tokens."""
+    """A prompt for the GGUF models: without control tokens, and shorter, because their vocabulary is larger."""
     return random_prompt(config, seed, 16, len(gguf_fixtures.CONTROL_TOKENS))
 
 
@@ -396,7 +396,7 @@ def greedy_with_cache(model, prompt):
 
 
 def is_lively(tokens):
-    """Enough different tokens, and the second half is not a loop of up to 12 tokens."""
+    """Whether there are enough different tokens, and the second half is not a loop of up to 12 tokens."""
     tail = tokens[N_GREEDY // 2:]
     looping = any(tail[period:] == tail[:-period] for period in range(1, 13))
     return len(set(tokens)) >= MIN_DISTINCT and not looping
@@ -404,7 +404,7 @@ def is_lively(tokens):
 
 @torch.no_grad()
 def rounded(model, dtype):
-    """The model with its parameters as they will be stored. Its rotary tables are not."""
+    """The model with its parameters rounded as they will be stored. Its rotary tables are not rounded."""
     for p in model.parameters():
         p.copy_(p.to(dtype).float())
     return model
@@ -431,13 +431,13 @@ def reference(model, prompt):
     assert gap >= MIN_GAP and len(greedy) == N_GREEDY, "rounding the weights closed the gap"
     assert is_lively(greedy), "rounding the weights made the text a loop"
 
-    # The path without a cache, over prompt and continuation at once, must tell the same.
+    # Without a cache, over prompt and continuation at once, the result must be the same.
     whole = torch.cat([prompt, torch.tensor(greedy)])
     logits = model(input_ids=whole[None], use_cache=False).logits[0]
     assert logits[len(prompt) - 1:-1].argmax(-1).tolist() == greedy
 
     logprobs = model(input_ids=prompt[None], use_cache=False).logits[0].log_softmax(-1)
-    # What float32 itself costs. The rotary tables stay float32 in transformers either way.
+    # The error of float32 itself. transformers computes the rotary tables in float32 also for the float64 model.
     double = copy.deepcopy(model).double()
     double_logprobs = double(input_ids=prompt[None], use_cache=False).logits[0].log_softmax(-1)
     error = (logprobs.double() - double_logprobs).abs().max().item()
@@ -498,7 +498,7 @@ def load_folder(folder, name):
 
 
 def add_old_buffers(path, config):
-    """What older transformers saved beside the weights: causal mask, mask value, rotary table."""
+    """Adds the buffers that older transformers saved beside the weights: causal mask, mask value, rotary table."""
     tensors = load_file(path)
     rotary_dim = config.hidden_size // config.num_attention_heads // 4
     for layer in range(config.num_hidden_layers):
@@ -531,7 +531,7 @@ def save_folder(folder, name, model, dtype):
 
 @torch.no_grad()
 def check_v4(folder, model, prompt):
-    """transformers itself reads config_v4.json as the same model."""
+    """Checks that transformers reads config_v4.json as the same model."""
     config = transformers.AutoConfig.for_model(**json.loads((folder / "config_v4.json").read_text()))
     other = model_class(config).from_pretrained(
         folder, config=config, dtype=torch.float32, attn_implementation="eager").eval()
@@ -586,7 +586,7 @@ def make_gguf_folder(out, name):
 
 def gguf_text(out):
     if not (out / "gguf_llama_f32").is_dir():
-        return None  # not made yet
+        return None  # the file does not exist yet
     metadata, _ = read_gguf(out / "gguf_llama_f32" / "model.gguf")
     ids = smollm_tokenizer(metadata, special=False).encode(GGUF_TEXT).ids
     return {"text": GGUF_TEXT, "ids": ids}

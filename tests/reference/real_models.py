@@ -1,10 +1,10 @@
-"""What transformers in f32 makes of a published GGUF file, for tests/models.rs.
+"""Computes results of a published GGUF file with transformers in f32, for tests/models.rs.
 
     pip install torch transformers accelerate gguf
     python tests/reference/real_models.py FILE.gguf tests/fixtures/models/NAME.json
 
-The weights are dequantised by the reader of transformers. Of each prompt: its ids, the log-probabilities of ids[1:], the
-five likeliest tokens after it, and 64 greedy tokens, which an end token does not end.
+The GGUF reader of transformers dequantises the weights. For each prompt it writes: its ids, the log-probabilities of
+ids[1:], the five likeliest tokens after it, and 64 greedy tokens. An end token does not stop these.
 """
 
 import argparse

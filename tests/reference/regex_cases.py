@@ -1,14 +1,13 @@
-"""Splits texts with Oniguruma, in the library that the models' authors used. Tests compare welm-core's expressions with
-it.
+"""Splits texts with Oniguruma, by the tokenizers library. Tests compare welm-core's regular expressions with it.
 
     pip install tokenizers
     python tests/reference/regex_cases.py welm-core/src/tokenizer/dfa               # what is committed
     python tests/reference/regex_cases.py /tmp/big --texts 1000 --patterns 20000     # more cases
     WELM_REGEX_CASES=/tmp/big/cases.json cargo nextest run -p welm-core --run-ignored all more_words
 
-cases.json    [expression, text, words] of published models and of generated expressions; no text where the library
+cases.json    [expression, text, words] of published models and of generated expressions; no text if the library
               refuses the expression
-classes.txt   classes, how many characters are in them, and an FNV hash of these
+classes.txt   classes, each with the number of its characters and an FNV hash of these
 """
 
 import argparse

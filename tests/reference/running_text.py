@@ -1,12 +1,11 @@
-"""Picks the running English text over which int8 is measured: 9 windows of 512 tokens of SmolLM2.
+"""Picks the English text on which int8 is measured: 9 windows of 512 tokens of SmolLM2.
 
     rustup component add rust-docs
     python tests/reference/running_text.py SmolLM2-135M-Instruct.Q4_1.gguf BOOK [--out tests/fixtures]
 
-BOOK is the folder share/doc/rust/html/book of a Rust toolchain (`rustup doc --path` leads there). The
-text is the prose (paragraphs, no code blocks) at the beginning of nine chapters of The Rust
-Programming Language, which is licensed MIT OR Apache-2.0 like this project. Writes
-running_text.json; truth.py adds llama.cpp's figures to it.
+BOOK is the folder share/doc/rust/html/book of a Rust toolchain (`rustup doc --path` shows where). The text is prose
+(paragraphs, no code blocks) from the beginnings of nine chapters of The Rust Programming Language, which is licensed
+MIT OR Apache-2.0 like this project. Writes running_text.json; truth.py adds llama.cpp's figures to it.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Small SentencePiece models, and the ids that `sentencepiece` makes of texts with them.
+"""Makes small SentencePiece models, and the ids that `sentencepiece` gives texts with them.
 
     pip install sentencepiece protobuf
     python tests/reference/sentencepiece_models.py
 
-writes `tests/fixtures/sentencepiece`: NAME.model, and NAME.json with the ids and what they are decoded to. The texts are
-in `texts.json`. Tables of rules are made of a few rules each; those that SentencePiece is built with have 300,000 bytes,
-and `differential/compare_sentencepiece.py` tries them.
+Writes `tests/fixtures/sentencepiece`: NAME.model, and NAME.json with the ids and the texts that they decode to. The
+input texts are in `texts.json`. The models' tables of normalization rules have only a few rules. SentencePiece's own
+tables have 300,000 bytes; `differential/compare_sentencepiece.py` tests these.
 """
 
 import json
@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE / "differential"))
 from texts import LINES, SPELLED, texts
 
 OUT = HERE.parent / "fixtures/sentencepiece"
-# What becomes of what: code points, as SentencePiece's own tables of rules are written.
+# Normalization rules: (text, replacement).
 RULES = [("\u3000", " "), ("\u00a0", " "), ("\t", " "), ("\n", " "), ("\r", " "), ("\u2003", " "), ("\u200b", ""),
          ("\ufeff", ""), ("\u00ad", ""), ("ﬁ", "fi"), ("ﬃ", "ffi"), ("½", "1⁄2"), ("Ａ", "A"), ("０", "0"), ("１", "1"), ("２", "2"),
          ("ｶ", "カ"), ("ｶﾞ", "ガ"), ("ﾊ", "ハ"), ("ﾊﾟ", "パ"), ("e\u0301", "é"), ("n\u0303", "ñ"), ("㎏", "kg"), ("①", "1"), ("²", "2"),
@@ -32,10 +32,10 @@ LLAMA = {"add_dummy_prefix": True, "remove_extra_whitespaces": False, "byte_fall
 GEMMA = LLAMA | {"add_dummy_prefix": False, "user_defined_symbols": ["\n", "\n\n", "\n\n\n", "▁▁", "▁▁▁", "▁▁▁▁", "\t", "<tool>", "</b>"]}
 SYMBOLS = {"user_defined_symbols": ["<tool>", "ab", "abc", "bcd", "中国", " x", "▁y", "ﬁ"], "control_symbols": ["<|end|>", "<pad2>"]}
 
-# Not all lines, so that the others have characters that are unknown.
+# The models are trained on some of the lines, so that the other lines have unknown characters.
 TRAINED = LINES[:9] + LINES[36:52]
 
-# Name -> options of the trainer, rules, and what is changed in the file.
+# Name -> options of the trainer, normalization rules, and changes of the file after training.
 MODELS = {
     "unigram": ({"model_type": "unigram"}, RULES, {}),
     "unigram_bytes": (LLAMA | {"model_type": "unigram"}, None, {}),
@@ -54,7 +54,7 @@ MODELS = {
 
 
 def train(folder: Path, name: str, options: dict, rules: list | None, changes: dict) -> bytes:
-    """A model of lines of `texts.py`."""
+    """Trains a model on lines of `texts.py`, and writes it."""
     (folder / "lines.txt").write_text("\n".join(line.replace("\n", " ") for line in TRAINED for _ in range(3)))
     if rules:
         codes = lambda text: " ".join(f"{ord(c):X}" for c in text)

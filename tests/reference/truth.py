@@ -3,25 +3,26 @@
     pip install gguf llama-cpp-python torch transformers safetensors tokenizers
     python tests/reference/truth.py SmolLM2-135M-Instruct.Q4_1.gguf SCRATCH [--fixtures tests/fixtures]
 
-Every tensor of the model is dequantised; the result is written to SCRATCH (700 MB) as float32, and
-as Q8_0 in the way llama.cpp's own `quantize` does (all matrices including the embedding, which is
-also the output; norms float32). Both run in llama.cpp on the CPU without flash attention over the
-windows of running_text.json, each from an empty cache and without a begin token.
+Every tensor of the model is dequantised. The model is then written to SCRATCH (700 MB) twice: as float32, and as
+Q8_0 like that of llama.cpp's own `quantize` (all matrices, with the embedding, which is also the output matrix; norms
+stay float32). Both run in llama.cpp on the CPU without flash attention, over the windows of running_text.json,
+each from an empty cache and without a begin token.
 
-The truth is float32 weights with a float32 cache. Compared with it, at all 4,608 positions:
+The truth is the result with float32 weights and a float32 cache. Other results are compared with it at all 4,608
+positions:
 
     kl            KL(truth || other) per token, in nats: mean, median, 99th percentile,
                   largest, and where (window, position) that is
-    top1          share of positions with the same most likely token
+    top1          fraction of positions with the same most likely token
     ppl           exp of the mean negative log-likelihood of the 4,599 tokens that have a predecessor
 
-The figures are added to running_text.json under "llama_cpp". Two lines are transformers in float32:
-over the same weights (the noise floor of the comparison), and over the Q8_0 weights (what rounding
-the weights costs, without rounding activations).
+The figures are added to running_text.json under "llama_cpp". Two lines are results of transformers in float32: with
+the same weights (the noise of the comparison), and with the Q8_0 weights (the error of rounding the weights,
+without rounding activations).
 
-Two things to know when reading them. The matrices were rounded to 4 bits by their publisher and the
-embedding to Q8_0, so that here Q8_0 loses nothing in the embedding and the output layer. And
-llama.cpp also rounds the activations to Q8_0 (int8 with a float16 scale for 32 values).
+Note two facts. The publisher has rounded the matrices to 4 bits and the embedding to Q8_0, so Q8_0 loses nothing in
+the embedding and the output layer. And llama.cpp also rounds activations to Q8_0 (int8 with a float16 scale for 32
+values).
 """
 
 import argparse
@@ -62,7 +63,7 @@ def requantise(source, target, dtype, file_type):
 
 
 class Tally:
-    """Collects, window by window, the results of one way of computing and the true ones."""
+    """Collects, window by window, the results of one way of computing and the truth."""
 
     def __init__(self):
         self.nll, self.kl, self.same_top1 = [], [], []
