@@ -1,12 +1,12 @@
-"""Compares welm's chat prompts with transformers', over real templates and conversations of many kinds.
+"""Compares welm's chat prompts with transformers', for real templates and many kinds of conversations.
 
     pip install transformers gguf ./welm-py
     python tests/reference/differential/sources.py WORK
     python tests/reference/differential/compare_chats.py WORK [NAME...]
 
-Each pair of template and conversation ends as equal (the same text, or both refuse), as a typed error of welm's where
-transformers has a text, or as DIFFERENT: another text, a text where transformers refuses, or an exception that is not
-welm's. The exit status is 1 if anything differs.
+Each pair of template and conversation has one of three results. Equal: the same text, or both refuse. A typed error:
+welm refuses, transformers gives a text. DIFFERENT: another text, a text where transformers refuses, or an exception
+that is not one of welm's errors. The exit status is 1 if anything differs.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def reason(error):
 
 
 def cut(want, got):
-    """The two texts from a little before they differ."""
+    """Both texts, from a little before the first difference on."""
     at = next((i for i, (a, b) in enumerate(zip(want, got)) if a != b), min(len(want), len(got)))
     start = max(0, at - 30)
     return json.dumps(want[start:at + 60], ensure_ascii=False), json.dumps(got[start:at + 60], ensure_ascii=False)
@@ -129,7 +129,7 @@ def outcome(work):
 
 
 def compare(path, folder):
-    """One template: counts, and lines on what differs or fails."""
+    """Compares one template. Returns counts, and lines that describe differences and errors."""
     shutil.copy(path, folder / "chat_template.jinja")
     reference = PreTrainedTokenizerFast.from_pretrained(folder)
     model = welm.Model(str(folder), device="cpu", threads=1, context_tokens=64)

@@ -1,11 +1,11 @@
-"""Compares welm's token ids with llama.cpp's and transformers', over real vocabularies and a thousand texts each.
+"""Compares welm's token ids with llama.cpp's and transformers', for real vocabularies and a thousand texts each.
 
     pip install transformers sentencepiece tiktoken gguf xllamacpp ./welm-py
     python tests/reference/differential/sources.py WORK
     python tests/reference/differential/compare_ids.py WORK [NAME...]
 
-A GGUF file is compared with llama.cpp, a folder with transformers' PreTrainedTokenizerFast, with special tokens parsed
-and without. Each ends as equal, as a typed error of welm's, or as DIFFERENT with the shortest text that shows it. The
+A GGUF file is compared with llama.cpp, a folder with transformers' PreTrainedTokenizerFast; both with special tokens
+parsed and without. The result is equal, a typed error of welm's, or DIFFERENT with the shortest text that shows it. The
 exit status is 1 if anything differs.
 """
 
@@ -20,12 +20,12 @@ import welm
 from texts import texts
 
 
-# Intended differences; welm-core/src/tokenizer/gguf.rs gives the reasons. These are names of tokens: the tokens are
-# left out of the comparison, and so are texts with them.
+# Intended differences; welm-core/src/tokenizer/gguf.rs gives the reasons. These tokens, and texts that contain them,
+# are not compared.
 MEANT = {
-    # Control tokens, as the file says. llama.cpp finds them in any text, so that a user can write a turn.
+    # The file says that these are control tokens. llama.cpp finds them in any text, so a user could write a turn.
     "gguf-lenml-gptoss": ["<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|constrain|>"],
-    # An ordinary token, as the file says. llama.cpp makes it a control token, so texts of HTML lose it.
+    # The file says that this is an ordinary token. llama.cpp makes it a control token, so HTML texts lose it.
     "ggml-vocab-qwen2": ["</s>"],
     "ggml-vocab-qwen35": ["</s>"],
     "gguf-lenml-qwen3": ["</s>"],
@@ -59,7 +59,7 @@ class Gguf:
         meant = {model.token_id(name) for name in self.meant}
         want = {i: self.vocabulary.piece(i) for i in range(n) if i not in meant}
         got = {i: model.token_bytes(i) for i in want}
-        # For tokens that are not written in the byte alphabet, llama.cpp gives a message instead of bytes.
+        # For tokens that are not written in the byte alphabet, llama.cpp returns a message instead of bytes.
         wrong = [i for i in want if want[i] != got[i] and not want[i].startswith(b"[UNK_BYTE_")]
         yield "bytes of tokens", {i: want[i] for i in wrong[:5]}, {i: got[i] for i in wrong[:5]}
         controls = [i for i in range(n) if model.is_special(i)]
@@ -90,7 +90,7 @@ class Folder:
 
 
 def shortest(text, differs):
-    """The shortest text that still differs, found by leaving parts out."""
+    """The shortest text that still differs, found by removing parts."""
     step = max(len(text) // 2, 1)
     while step:
         i = 0
@@ -105,7 +105,7 @@ def shortest(text, differs):
 
 
 def compare(folder, n):
-    """One vocabulary: (verdict, lines of detail)."""
+    """Compares one vocabulary. Returns (result, lines of details)."""
     is_gguf = (folder / "model.gguf").exists()
     try:
         path = folder / "model.gguf" if is_gguf else folder

@@ -1,11 +1,11 @@
-"""Compares welm's token ids with those of `sentencepiece`, over models with its own tables of rules and ten thousand texts.
+"""Compares welm's token ids with those of `sentencepiece`, for models with its own rules and ten thousand texts.
 
     pip install sentencepiece protobuf numpy safetensors gguf ./welm-py
     python tests/reference/differential/compare_sentencepiece.py WORK [MODEL...]
 
-Trains small models of both kinds in WORK/sentencepiece, with each table of rules and each way to treat white space and
-unknown characters. MODEL are files `tokenizer.model` that are tried, too. For each it says how many texts are equal, and
-shows the shortest that are not. The exit status is 1 if any differs.
+Trains small models of both kinds in WORK/sentencepiece: with each table of normalization rules, and with each way to
+treat white space and unknown characters. Each MODEL is a file `tokenizer.model`, which is also compared. For each model
+it prints how many texts are equal, and the shortest texts that differ. The exit status is 1 if any differs.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SYMBOLS = {"user_defined_symbols": ["<tool>", "\n", "\n\n", "▁▁", "▁▁▁
 
 
 def train(folder: Path) -> list[Path]:
-    """A model of each kind."""
+    """Trains a model of each kind."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = folder / "lines.txt"
     lines.write_text("\n".join(line.replace("\n", " ") for line in LINES for _ in range(3)))
@@ -51,7 +51,7 @@ def train(folder: Path) -> list[Path]:
 
 
 def compare(model: Path, encode, n: int) -> bool:
-    """Whether all texts have the same ids; `encode` gives those of welm for a list of texts."""
+    """Whether all texts have the same ids. encode(texts) gives welm's ids."""
     reference = spm.SentencePieceProcessor(model_file=str(model))
     names = [reference.id_to_piece(i) for i in range(min(len(reference), 1000)) if reference.is_control(i)]
     chosen = texts(names, n)
@@ -63,7 +63,7 @@ def compare(model: Path, encode, n: int) -> bool:
 
 
 def encoder(model: Path, folder: Path):
-    """welm's ids with a model, which is put into a folder of its own."""
+    """A function that gives welm's ids with a model. Puts the model into a folder of its own."""
     import welm
 
     shutil.rmtree(folder, ignore_errors=True)

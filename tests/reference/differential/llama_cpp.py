@@ -1,4 +1,4 @@
-"""The tokenizer of llama.cpp, from the library inside the wheel of xllamacpp."""
+"""The tokenizer of llama.cpp, from the library in the wheel of xllamacpp."""
 
 import ctypes
 
@@ -6,7 +6,7 @@ import xllamacpp
 
 
 class _Params(ctypes.Structure):
-    # llama_model_params, or something larger; only its defaults are used.
+    # At least as large as llama_model_params. Only the defaults are used.
     _fields_ = (("words", ctypes.c_uint64 * 48),)
 
 
@@ -44,7 +44,7 @@ _declare("llama_backend_init", None)()
 
 
 class Vocabulary:
-    """The vocabulary of a GGUF file with a model in it."""
+    """The vocabulary of a GGUF file, which must also contain a model."""
 
     def __init__(self, path):
         self.model = _load(str(path).encode(), _defaults())
@@ -67,7 +67,7 @@ class Vocabulary:
         return list(ids[:count])
 
     def piece(self, token):
-        """The bytes of a token; none for a control token."""
+        """The bytes of a token; empty for a control token."""
         room = 4096
         buffer = ctypes.create_string_buffer(room)
         count = _piece(self.vocab, token, buffer, room, 0, False)
@@ -79,7 +79,7 @@ class Vocabulary:
         return [i for i in range(len(self)) if _is_eog(self.vocab, i)]
 
     def controls(self):
-        """Control tokens, and the one for unknown text."""
+        """The control tokens and the token for unknown text."""
         return [i for i in range(len(self)) if _is_control(self.vocab, i) or _attributes(self.vocab, i) & 1]
 
     def special(self):

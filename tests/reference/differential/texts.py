@@ -42,7 +42,7 @@ SPELLED = ["<s>", "</s>", "<unk>", "<pad>", "<|endoftext|>", "<|im_start|>", "<|
 
 
 def assigned(rng: random.Random) -> str:
-    """A random character that may stand in a text."""
+    """A random character that a text can contain: no surrogate."""
     while True:
         plane = rng.choice([0x80, 0x250, 0x600, 0x1000, 0x3000, 0xFFFF, 0x10FFFF])
         char = chr(rng.randrange(plane + 1))
@@ -75,7 +75,7 @@ def piece(rng: random.Random, special: list[str]) -> str:
 
 
 def texts(special: list[str], n: int = 1000) -> list[str]:
-    """`n` texts, with these special tokens spelled in some."""
+    """`n` texts; some of them contain the spelling of these special tokens."""
     rng = random.Random(20)
     found = ["", *LINES]
     found += [a + space + b for space in SPACES for a, b in (("a", "b"), ("", "word"), ("x", ""), ("1", "é"))]

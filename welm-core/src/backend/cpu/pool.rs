@@ -36,7 +36,7 @@ const SPINS: u32 = 20_000;
 /// With fewer multiplications than this, one thread is faster than two.
 pub(crate) const WORTH_SHARING: usize = 1 << 14;
 
-/// The job's closure, behind one more reference so that the pointer is thin.
+/// The job's closure. Threads share a pointer to this reference, because a pointer to the closure itself would be fat.
 type Task<'a> = &'a (dyn Fn(Range<usize>) + Sync);
 
 /// Keeps a value in cache lines of its own, because several threads write it. 128 bytes, because processors fetch
