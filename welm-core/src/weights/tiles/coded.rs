@@ -48,7 +48,7 @@ pub(crate) struct Places {
     pub(crate) scale: usize,
     /// `m` of each group.
     pub(crate) min: usize,
-    /// `d` and `-dmin`, which all groups of a unit share.
+    /// `d` and `-dmin` of each row, which all groups of the row share.
     pub(crate) block: usize,
     /// Where the unit ends and the next begins.
     pub(crate) end: usize,

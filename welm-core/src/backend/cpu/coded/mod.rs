@@ -9,9 +9,9 @@
 //! these columns. The activations are those of [`super::quantize`]. So the f32 sums have one order, as in
 //! [`super::i8dot`].
 //!
-//! With 8-bit activations, `float(dot)` costs nothing. A dot product starts from the bits of the f32 [`BIAS`], so its
-//! bits are those of the f32 `BIAS + dot`. Then `(BIAS + dot) * scale - BIAS * scale` is one fused multiply-add. Both
-//! products are exact, so the result is rounded once, like that of `float(dot) * scale`.
+//! With 8-bit activations, `float(dot)` costs nothing. A dot product starts from the bits of the f32 `isa::BIAS`, so
+//! its bits are those of the f32 `BIAS + dot`. Then `(BIAS + dot) * scale - BIAS * scale` is one fused multiply-add.
+//! Both products are exact, so the result is rounded once, like that of `float(dot) * scale`.
 //!
 //! Weights are unpacked in units of 16 rows and 256 columns, into int8 tiles with f32 scales. One kernel multiplies
 //! these, whatever the format. A kernel for each of ten formats and each number of rows would be too many to compile.
