@@ -107,6 +107,8 @@ def dots(
     """
     labels = Labels()
     step = 0.8 / max(1, len(series))
+    blind = [(row, value) for row, value in enumerate(chance) if value is not None]
+    explained = len(series) > 1 or bool(blind)
     with _style():
         figure, axes = _axes(0.9 + len(rows) * max(0.28, 0.14 * len(series)))
         for at, (name, found) in enumerate(series):
@@ -120,8 +122,14 @@ def dots(
                     dot.others, [place] * len(dot.others), marker, color=colour, markersize=3, alpha=0.6
                 )
             values = [dot.value for _, dot in there]
-            axes.plot(values, [p for p, _ in there], marker, color=colour, markersize=6, label=labels(name))
-        blind = [(row, value) for row, value in enumerate(chance) if value is not None]
+            axes.plot(
+                values,
+                [p for p, _ in there],
+                marker,
+                color=colour,
+                markersize=6,
+                label=labels(name) if explained else "",
+            )
         for row, value in blind:
             axes.plot([value, value], [row - 0.45, row + 0.45], color="#555555", linestyle=":", linewidth=1.5)
         if blind:
@@ -132,13 +140,14 @@ def dots(
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(labels(x_label))
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-        _legend(axes, len(series) > 1 or bool(blind))
+        _legend(axes, explained)
         return _svg(figure), labels.notes
 
 
 def chart(plot: Chart) -> tuple[bytes, list[str]]:
     """A chart, and the notes of its caption."""
     labels = Labels()
+    several = len(plot.series) > 1
     with _style():
         figure, axes = _axes(4.0)
         if plot.diagonal:
@@ -156,13 +165,13 @@ def chart(plot: Chart) -> tuple[bytes, list[str]]:
                     marker=marker,
                     markersize=4,
                     linestyle=style,
-                    label=labels(series.label),
+                    label=labels(series.label) if several else "",
                 )
         axes.set_xlabel(labels(plot.x_label))
         axes.set_ylabel(labels(plot.y_label))
         axes.grid(axis="both" if plot.kind != "bar" else "y", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
-        _legend(axes, len(plot.series) > 1)
+        _legend(axes, several)
         return _svg(figure), labels.notes
 
 
@@ -181,7 +190,7 @@ def _bars(axes: Any, plot: Chart, labels: Labels) -> None:
             "hatch": hatches[at % len(hatches)],
             "edgecolor": "white",
         }
-        axes.bar(places, series.y, width, label=labels(series.label), **style)
+        axes.bar(places, series.y, width, label=labels(series.label) if len(plot.series) > 1 else "", **style)
     names = [labels(x if isinstance(x, str) else f"{x:g}") for x in groups]
     long = sum(map(len, names)) > 80
     axes.set_xticks(range(len(groups)), names, rotation=45 if long else 0, ha="right" if long else "center")
