@@ -99,6 +99,22 @@ def test_every_metric_of_a_run_has_its_sums(runs: tuple[Path, Path]) -> None:
                 assert task.options == (3 if task.base == "smp-ecisa" else pytest.approx(3.9))
 
 
+def test_tasks_of_other_kinds(tasks: list[str], tmp_path: Path) -> None:
+    """lm-eval's own classes: choices, generation, filters, log-likelihoods of whole texts."""
+    results = evaluate(tasks=tasks, out=tmp_path / "run", shots=1, threads=1)["results"]
+    (run,) = read_runs([tmp_path / "run"])
+    choose, read = run.tasks["choose"], run.tasks["read"].scores["bits_per_byte"]
+    assert (choose.chance, choose.scores["acc"].method) == (0.25, "Wilson")
+    assert run.tasks["go_on"].chance is None
+    assert run.tasks["go_on"].scores["exact_match"].interval is not None
+    assert run.tasks["draw"].scores["exact_match, first"].interval is not None
+    assert read.value == results["read"]["bits_per_byte,none"]
+    assert read.interval is not None
+    assert read.interval.low < read.value < read.interval.high
+    assert not read.higher_is_better
+    write_report([tmp_path / "run"], tmp_path / "out")
+
+
 def test_the_statistics_of_scipy() -> None:
     for right in (0, 3, 37, 40):
         want = stats.binomtest(right, 40).proportion_ci(method="wilson")

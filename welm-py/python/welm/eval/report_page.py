@@ -77,6 +77,7 @@ figure img { max-width: 100% }
 figcaption, h4 { font-size: 13px; font-weight: 600; margin: .3em 0 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid #bbb; padding: .3em .8em; margin: 0 0 1em;
   font: 13px/1.5 ui-monospace, monospace; unicode-bidi: isolate }
+@page { size: A4 landscape; margin: 12mm }
 @media print { body { max-width: none; margin: 0; font-size: 11px } table, pre, figcaption { font-size: 9px }
   .wide { overflow: visible } thead { display: table-header-group } }
 """

@@ -19,8 +19,8 @@ _SCORES = (
     "gives them. Intervals are of 95 %: Wilson's where each question is right or wrong, else the percentile "
     "bootstrap over the questions, 2,000 resamples with a fixed seed. They tell how much the score depends on "
     "which questions were drawn, not on the prompt: for that see the column over prompts, which has the lowest "
-    "and the highest score of a task's prompts. A metric without an interval cannot be computed from the samples "
-    "alone."
+    "and the highest score of a task's prompts. A score has no interval if the samples alone do not give it, or "
+    "if it is a graded one, such as f1, that is the same for all questions."
 )
 _CHANCE = (
     "Chance is the share of right choices if one chooses blindly: 1 / number of options, averaged over the "
@@ -198,11 +198,9 @@ def of_published(runs: Sequence[Run]) -> Iterator[Block]:
         cells = dict.fromkeys(models, "")
         mine = figures[task.base, score.metric]
         for figure in mine:
-            reasons = [
-                marks.setdefault(reason, _mark(len(marks)))
-                for reason in differences(figure, run, task, known)
-            ]
-            cells[_model(figure)] = f"{figure['value']:.2f}" + (f" [{', '.join(reasons)}]" if reasons else "")
+            reasons = differences(figure, run, task, known)
+            letters = sorted(marks.setdefault(reason, _mark(len(marks))) for reason in reasons)
+            cells[_model(figure)] = f"{figure['value']:.2f}" + (f" [{', '.join(letters)}]" if letters else "")
         ours = shown(score, score.value) + (f" ({span(score, score.interval)})" if score.interval else "")
         theirs = "; ".join(dict.fromkeys(known["protocols"][figure["protocol"]] for figure in mine))
         labels = [task.base, score.metric, run.label, str(task.shots), ours]
