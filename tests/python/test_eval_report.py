@@ -447,6 +447,10 @@ def test_folders_that_are_no_runs(run: Path, tmp_path: Path) -> None:
         ('{"results": {}, "configs": {}, "n-shot": {}, "welm": 5}', "with an object welm, got int"),
         (
             '{"results": {}, "configs": {}, "n-shot": {}, "welm": {}}',
+            "an object settings in welm, got NoneType",
+        ),
+        (
+            '{"results": {}, "configs": {}, "n-shot": {}, "welm": {"settings": {}}}',
             "expected results of one task or more, got none",
         ),
     ):

@@ -138,9 +138,11 @@ def _run(folder: Path, label: str) -> Run:
             got = "none" if key not in results else type(results[key]).__name__
             raise EvalError(f"{file}: expected results of `welm eval`, with an object {key}, got {got}")
     about = results["welm"]
-    settings: dict[str, Any] = about.get("settings") or {}
+    settings = about.get("settings")
+    if not isinstance(settings, dict):
+        raise EvalError(f"{file}: expected an object settings in welm, got {type(settings).__name__}")
     name = str(results.get("model_name") or "")
-    run = Run(folder, label, Path(name).name or name, about, settings)
+    run = Run(folder, label, Path(name).name or name, about, cast("dict[str, Any]", settings))
     for task in results["results"]:
         if task in results["configs"]:  # the others are groups, whose tasks are here too
             try:
@@ -223,7 +225,9 @@ def _samples(path: Path) -> Iterator[dict[str, Any]]:
                 if missing:
                     got = line[:60].rstrip()
                     raise EvalError(f"{path}, line {number}: expected a sample of lm-eval, got {got!r}")
-                yield row
+                # Texts of requests are most of a sample, and are not needed.
+                row["arguments"] = len(row.get("arguments") or ())
+                yield {name: value for name, value in row.items() if name not in ("resps", "filtered_resps")}
     except FileNotFoundError:
         raise EvalError(f"{path}: expected the samples of this run, got no such file") from None
     except UnicodeDecodeError as error:
@@ -238,7 +242,7 @@ def _options(config: dict[str, Any], row: dict[str, Any]) -> int | None:
     if isinstance(choices, str):
         choices = row["doc"].get(choices)
     # In lm-eval's own tasks, a request for each option.
-    return len(choices if _is_list(choices) else row["arguments"])
+    return len(choices) if _is_list(choices) else int(row["arguments"])
 
 
 def _is_list(value: object) -> TypeGuard[list[Any]]:
