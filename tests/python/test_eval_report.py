@@ -388,6 +388,24 @@ def test_experiments(run: Path, tmp_path: Path) -> None:
     assert "<h2>Does the &lt;model&gt; know? a</h2>" in page.read_text("utf-8")
 
 
+def test_a_folder_of_experiments_only(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "only" / "experiments"
+    (folder / "memory").mkdir(parents=True)
+    (folder / "memory" / "requests.jsonl").write_text("")
+    (folder / "x.json").write_text(json.dumps(EXPERIMENT))
+    _, written = write_report([folder.parent], tmp_path / "out")
+    text = written.read_text("utf-8")
+    assert text.startswith("# Evaluation of small.gguf\n")
+    assert "## Runs" not in text
+    assert "The experiment memory of only is unfinished: the same command goes on with it." in text
+    with pytest.raises(EvalError, match=r"expected tasks in common, got c3, .* and none"):
+        write_report([], tmp_path / "out", compare=(run, folder.parent))
+    assert reported(tmp_path / "out", folder.parent, run).keys() >= {"Error", "Scores"}
+    (folder.parent / "requests.jsonl").write_text('{"settings": {}}\n')
+    with pytest.raises(EvalError, match="is another's"):
+        write_report([folder.parent], tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

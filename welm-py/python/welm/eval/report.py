@@ -40,7 +40,7 @@ def write_report(
     read = read_runs([*runs, *(compare or ())])
     by_path = {run.path: run for run in read}
     pair = tuple(by_path[Path(path)] for path in compare) if compare else ()
-    models = list(dict.fromkeys(run.model for run in read))
+    models = list(dict.fromkeys(run.model for run in read if run.model))
     title = f"Evaluation of {', '.join(models)}"
     blocks = list(_blocks(read, pair))
     written = Path(out) / HTML, Path(out) / MARKDOWN
@@ -53,11 +53,13 @@ def write_report(
 def _blocks(runs: list[Run], pair: tuple[Run, ...]) -> Iterator[page.Block]:
     if not plots.available():
         yield page.Text(f"{NO_PLOTS[0].upper()}{NO_PLOTS[1:]}.")
-    yield from of_runs(runs)
-    yield from of_scores(runs)
+    measured = [run for run in runs if run.tasks]
+    if measured:
+        yield from of_runs(measured)
+        yield from of_scores(measured)
     if len(pair) == 2:
         yield from compared(*pair)
-    yield from of_published(runs)
+    yield from of_published(measured)
     for run in runs:
         yield from of_experiments(run)
 

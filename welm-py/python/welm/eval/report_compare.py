@@ -88,7 +88,7 @@ def compared(first: Run, second: Run) -> Iterator[Block]:
 
 
 def _names(run: Run) -> str:
-    return ", ".join(run.tasks)
+    return ", ".join(run.tasks) or "none"
 
 
 def _check(first: Run, second: Run, name: str) -> None:

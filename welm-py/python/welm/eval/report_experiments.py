@@ -12,21 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from welm.eval import report_plots as plots
+from welm.eval.journal import NAME as JOURNAL
 from welm.eval.journal import EvalError
 from welm.eval.report_page import Block, Figure, Heading, Sample, Table, Text
-from welm.eval.report_runs import Run, read_json
+from welm.eval.report_runs import EXPERIMENTS, Run, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FOLDER = "experiments"
 _KINDS = ("line", "bar", "scatter")
 
 
 def of_experiments(run: Run) -> Iterator[Block]:
     """All experiments of a run, by name."""
-    for path in sorted((run.path / FOLDER).glob("*.json")):
+    folder = run.path / EXPERIMENTS
+    for path in sorted(folder.glob("*.json")):
         yield from _Reader(path).blocks(run)
+    for journal in sorted(folder.glob(f"*/{JOURNAL}")):
+        name = journal.parent.name
+        if not (folder / f"{name}.json").is_file():
+            yield Text(
+                f"The experiment {name} of {run.label} is unfinished: the same command goes on with it."
+            )
 
 
 class _Reader:

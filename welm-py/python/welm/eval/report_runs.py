@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from welm.eval.report_statistics import Sums
 
 RESULTS = "results.json"
+EXPERIMENTS = "experiments"
+"""The folder of a run's experiments."""
 OTHER_RULES = ("_mean", "_sum", "_own", "_words")
 """The ends of metrics that judge the same answers by another rule."""
 # Metrics between 0 and 1, which papers give in percent.
@@ -97,9 +99,9 @@ class Run:
     label: str
     """Distinguishes it from others in a report."""
     model: str
-    about: dict[str, Any]
+    about: dict[str, Any] = field(default_factory=dict[str, Any])
     """The key ``welm`` of its results."""
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
     tasks: dict[str, Task] = field(default_factory=dict[str, Task])
 
 
@@ -131,6 +133,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def _run(folder: Path, label: str) -> Run:
     file = folder / RESULTS
     if not file.is_file():
+        found = sorted((folder / EXPERIMENTS).glob("*.json"))
+        if found and not (folder / JOURNAL).is_file():  # only experiments
+            return Run(folder, label, Path(str(read_json(found[0]).get("model") or "")).name)
         raise EvalError(_no_run(folder))
     results = read_json(file)
     for key in ("results", "configs", "n-shot", "welm"):

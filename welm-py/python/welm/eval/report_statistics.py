@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -132,10 +133,17 @@ def _sizes(questions: int) -> Iterator[int]:
 
 def _weights(questions: int) -> Iterator[Floats]:
     """How often each question is drawn, (resamples, questions), some resamples at a time."""
-    source = np.random.Generator(np.random.PCG64(SEED))
-    each = np.full(questions, 1 / questions)
-    for size in _sizes(questions):
-        yield source.multinomial(questions, each, size).astype(np.float64)
+    for part, size in enumerate(_sizes(questions)):
+        yield _drawn(questions, part, size)
+
+
+@lru_cache(maxsize=1)  # the metrics of a task ask for the same
+def _drawn(questions: int, part: int, size: int) -> Floats:
+    source = np.random.Generator(np.random.PCG64([SEED, part]))
+    # Each resample counts in a place of its own.
+    places = source.integers(0, questions, (size, questions)) + questions * np.arange(size)[:, None]
+    counts = np.bincount(places.ravel(), minlength=size * questions)
+    return counts.reshape(size, questions).astype(np.float64)
 
 
 def _percentiles(drawn: Floats) -> Interval:
