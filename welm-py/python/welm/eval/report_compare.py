@@ -100,7 +100,9 @@ def _check(first: Run, second: Run, name: str) -> None:
     if len(one) != len(other):
         short = min((one, other), key=len)
         same = all(one.get(number) == other.get(number) for number in short)
-        more = "the first ones are the same: run both with one --limit" if same else "and they differ"
+        more = (
+            "the first ones are the same: run both with one --limit" if same else "the first ones differ, too"
+        )
         raise EvalError(f"{where}, got {len(one)} and {len(other)}; {more}")
     differing = [number for number in one if one[number] != other.get(number)]
     raise EvalError(
@@ -110,19 +112,8 @@ def _check(first: Run, second: Run, name: str) -> None:
 
 
 def _tables(pairs: list[tuple[Task, Task]]) -> Iterator[Block]:
-    columns = [
-        "task",
-        "prompt",
-        "metric",
-        "questions",
-        "first",
-        "second",
-        "difference",
-        "95 % interval",
-        "p",
-        "test",
-    ]
-    columns += ["better", "worse"]
+    columns = "task, prompt, metric, questions, first, second, difference, 95 % interval".split(", ")
+    columns += ["p", "test", "better", "worse"]
     main: list[list[str]] = []
     other: list[list[str]] = []
     dots: dict[str, plots.Dot] = {}

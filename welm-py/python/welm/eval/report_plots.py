@@ -152,6 +152,8 @@ def chart(plot: Chart) -> tuple[bytes, list[str]]:
         figure, axes = _axes(4.0)
         if plot.diagonal:
             axes.axline((0, 0), slope=1, color="#777777", linestyle=":", linewidth=1)
+            if all(isinstance(v, (int, float)) and 0 <= v <= 1 for s in plot.series for v in (*s.x, *s.y)):
+                axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         if plot.kind == "bar":
             _bars(axes, plot, labels)
         else:
@@ -165,6 +167,7 @@ def chart(plot: Chart) -> tuple[bytes, list[str]]:
                     marker=marker,
                     markersize=4,
                     linestyle=style,
+                    markevery=max(1, len(series.x) // 25) if style else 1,
                     label=labels(series.label) if several else "",
                 )
         axes.set_xlabel(labels(plot.x_label))
@@ -222,7 +225,7 @@ def _axes(height: float) -> tuple[Any, Any]:
 def _legend(axes: Any, wanted: bool) -> None:
     if wanted:
         handles, names = axes.get_legend_handles_labels()
-        columns = max(1, min(4, 96 // (max(map(len, names)) + 8)))
+        columns = max(1, min(len(names), 96 // (max(map(len, names)) + 8)))
         axes.figure.legend(handles, names, loc="outside upper left", ncols=columns, frameon=False)
 
 

@@ -53,18 +53,9 @@ def speed(run: Run) -> str:
 
 def of_runs(runs: Sequence[Run]) -> Iterator[Block]:
     """What was run."""
-    columns = [
-        "run",
-        "model",
-        "backend",
-        "settings",
-        "requests",
-        "found",
-        "shortened",
-        "tokens",
-        "seconds",
-        "tokens/s",
-    ]
+    columns = "run, model, backend, settings, requests, found, shortened, tokens, seconds, tokens/s".split(
+        ", "
+    )
     rows: list[list[str]] = []
     for run in runs:
         skipped = ("model", "tasks", "device", "welm", "lm_eval")
@@ -96,18 +87,7 @@ def of_scores(runs: Sequence[Run]) -> Iterator[Block]:
     yield Heading("Scores")
     yield Text(_SCORES)
     yield Text(_CHANCE)
-    columns = [
-        "task",
-        "prompt",
-        "shots",
-        "run",
-        "metric",
-        "score",
-        "95 % interval",
-        "by",
-        "questions",
-        "chance",
-    ]
+    columns = "task, prompt, shots, run, metric, score, 95 % interval, by, questions, chance".split(", ")
     columns += ["above chance", "over prompts", "run's tokens/s"]
     main: list[list[str]] = []
     other: list[list[str]] = []
