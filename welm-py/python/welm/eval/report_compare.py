@@ -112,8 +112,8 @@ def _check(first: Run, second: Run, name: str) -> None:
 
 
 def _tables(pairs: list[tuple[Task, Task]]) -> Iterator[Block]:
-    columns = "task, prompt, metric, questions, first, second, difference, 95 % interval".split(", ")
-    columns += ["p", "test", "better", "worse"]
+    columns = ["task", "prompt", "metric", "questions", "first", "second", "difference"]
+    columns += ["95 % interval", "p", "test", "better", "worse"]
     main: list[list[str]] = []
     other: list[list[str]] = []
     dots: dict[str, plots.Dot] = {}

@@ -87,8 +87,8 @@ def of_scores(runs: Sequence[Run]) -> Iterator[Block]:
     yield Heading("Scores")
     yield Text(_SCORES)
     yield Text(_CHANCE)
-    columns = "task, prompt, shots, run, metric, score, 95 % interval, by, questions, chance".split(", ")
-    columns += ["above chance", "over prompts", "run's tokens/s"]
+    columns = ["task", "prompt", "shots", "run", "metric", "score", "95 % interval", "by", "questions"]
+    columns += ["chance", "above chance", "over prompts", "run's tokens/s"]
     main: list[list[str]] = []
     other: list[list[str]] = []
     for run, task, score in in_order(runs):
