@@ -211,6 +211,16 @@ def test_characters_that_the_font_lacks_are_in_the_caption() -> None:
     assert notes == ["[1] 乙", "[2] 重复"]
 
 
+def test_labels_that_matplotlib_would_hide_or_that_have_no_room(recwarn: pytest.WarningsRecorder) -> None:
+    long = "a very long label " * 10
+    svg, notes = dots(["a", "b"], [("_run", DOTS), (long, DOTS)], "x")
+    assert {"_run", "[1]"} <= texts_of(svg)
+    assert notes == [f"[1] {long}"]
+    chart(Chart("line", "x", "y", [Series("", [0.0], [1.0]), Series("", [0.0], [2.0])]))
+    chart(Chart("bar", "", "", []))
+    assert not recwarn.list
+
+
 def test_experiments_have_plots(runs: tuple[Path, Path], tmp_path: Path) -> None:
     plot = {"caption": "A <plot>", "kind": "line", "x_label": "长度", "y_label": "y"}
     series = {"label": "a", "x": [1, 2, None], "y": [0.1, None, 0.3]}

@@ -2,8 +2,8 @@
 
 The same figures give the same bytes with the same matplotlib. Colours are those of Okabe and Ito, which the
 colour-blind can tell apart; markers and line styles differ as well. The font is matplotlib's own, which is everywhere
-the same: labels with characters that it lacks, such as Chinese ones, are shown as [1], [2], and explained in the
-caption.
+the same: labels with characters that it lacks, such as Chinese ones, and long ones are shown as [1], [2], and explained
+in the caption.
 """
 
 # matplotlib need not be there.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
 WIDTH = 8.0
+LONGEST = 48
+"""Characters of a label; longer ones would leave no room for the plot."""
 _SETTINGS = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -67,22 +69,23 @@ class Chart:
     diagonal: bool = False
 
 
-@dataclass
 class Labels:
-    """Texts as the font can show them."""
+    """Texts as a plot can show them."""
 
-    notes: list[str] = field(default_factory=list)
-    """What stands for the others."""
+    def __init__(self) -> None:
+        """None so far."""
+        self._numbers: dict[str, int] = {}
 
     def __call__(self, text: str) -> str:
         """The text, or a number in its place."""
-        if all(ord(character) in _characters() for character in text):
-            return text
-        note = next((note for note in self.notes if note.endswith(f"] {text}")), None)
-        if note is None:
-            note = f"[{len(self.notes) + 1}] {text}"
-            self.notes.append(note)
-        return note.partition(" ")[0]
+        if len(text) <= LONGEST and all(ord(character) in _characters() for character in text):
+            return f" {text}" if text.startswith("_") else text  # matplotlib hides labels that begin so
+        return f"[{self._numbers.setdefault(text, len(self._numbers) + 1)}]"
+
+    @property
+    def notes(self) -> list[str]:
+        """What the numbers stand for."""
+        return [f"[{number}] {text}" for text, number in self._numbers.items()]
 
 
 def available() -> bool:
@@ -223,8 +226,8 @@ def _axes(height: float) -> tuple[Any, Any]:
 
 
 def _legend(axes: Any, wanted: bool) -> None:
-    if wanted:
-        handles, names = axes.get_legend_handles_labels()
+    handles, names = axes.get_legend_handles_labels()
+    if wanted and names:
         columns = max(1, min(len(names), 96 // (max(map(len, names)) + 8)))
         axes.figure.legend(handles, names, loc="outside upper left", ncols=columns, frameon=False)
 

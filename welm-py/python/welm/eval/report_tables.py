@@ -53,9 +53,8 @@ def speed(run: Run) -> str:
 
 def of_runs(runs: Sequence[Run]) -> Iterator[Block]:
     """What was run."""
-    columns = "run, model, backend, settings, requests, found, shortened, tokens, seconds, tokens/s".split(
-        ", "
-    )
+    columns = ["run", "model", "backend", "settings", "requests", "found", "shortened"]
+    columns += ["tokens", "seconds", "tokens/s"]
     rows: list[list[str]] = []
     for run in runs:
         skipped = ("model", "tasks", "device", "welm", "lm_eval")
