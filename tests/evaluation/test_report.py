@@ -18,7 +18,7 @@ from scipy import stats
 
 from welm.eval import evaluate, report_plots, write_report
 from welm.eval.report_metrics import sums_of
-from welm.eval.report_plots import Chart, Dot, Series, chart, dots
+from welm.eval.report_plots import Chart, Dot, Series, chart, dot_plots, dots
 from welm.eval.report_runs import read_runs
 from welm.eval.report_statistics import Interval, Sums, bootstrap, mcnemar, wilson
 from welm.eval.tasks import FOLDER, TASKS, published
@@ -199,6 +199,21 @@ def test_dots() -> None:
     svg, notes = dots(["c3, acc", "other"], [("run $1$", DOTS), ("two", DOTS)], "score", [25, None])
     assert {"c3, acc", "other", "run $1$", "two", "score", "chance"} <= texts_of(svg)
     assert notes == []
+
+
+def test_many_rows_are_in_several_plots() -> None:
+    names = [f"task {number}" for number in range(60)]
+    each = [Dot(number, None) for number in range(60)]
+    found = list(dot_plots(names, [("a", each), ("b", each)], "score", [25.0] * 60))
+    assert len(found) == 4
+    shown = [texts_of(svg) & set(names) for svg, _ in found]
+    assert [len(part) for part in shown] == [15] * 4
+    assert set().union(*shown) == set(names)
+    for svg, _ in found:
+        height = float(ElementTree.fromstring(svg).attrib["height"].removesuffix("pt")) / 72
+        assert height < 6.5, "inches, as have room on a page"
+    assert len(list(dot_plots(names[:19], [("a", each[:19])], "score"))) == 1
+    assert list(dot_plots([], [], "score")) == []
 
 
 def test_characters_that_the_font_lacks_are_in_the_caption() -> None:

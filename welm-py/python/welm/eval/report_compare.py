@@ -134,8 +134,9 @@ def _tables(pairs: list[tuple[Task, Task]]) -> Iterator[Block]:
     yield Text(f"{small} of {tests} differences have p below 0.05; {chance}.")
     if dots and plots.available():
         labels = "second less first, percentage points"
-        svg, notes = plots.dots(list(dots), [("difference", list(dots.values()))], labels, zero=True)
-        yield Figure(" ".join(["Differences with 95 % intervals.", *notes]), svg)
+        series = [("difference", list(dots.values()))]
+        for svg, notes in plots.dot_plots(list(dots), series, labels, zero=True):
+            yield Figure(" ".join(["Differences with 95 % intervals.", *notes]), svg)
     if other:
         yield Table("Differences by other rules", columns, other)
 

@@ -79,7 +79,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid #bb
   font: 13px/1.5 ui-monospace, monospace; unicode-bidi: isolate }
 @page { size: A4 landscape; margin: 12mm }
 @media print { body { max-width: none; margin: 0; font-size: 11px } table, pre, figcaption { font-size: 9px }
-  .wide { overflow: visible } thead { display: table-header-group } }
+  .wide { overflow: visible } figure img { max-height: 165mm } thead { display: table-header-group } }
 """
 # A number, or an interval.
 _NUMBER = re.compile(r"([+-]?\d[\d,.]*( to (?=.))?){1,2}( \(\d+\))?")

@@ -19,14 +19,15 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from welm.eval.report_statistics import Interval
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
-WIDTH = 8.0
+WIDTH, HEIGHT = 8.0, 5.5
+"""In inches; the height without title and legend."""
 LONGEST = 48
 """Characters of a label; longer ones would leave no room for the plot."""
 _SETTINGS = {
@@ -97,6 +98,26 @@ def available() -> bool:
     return bool(matplotlib.figure)
 
 
+def dot_plots(
+    rows: Sequence[str],
+    series: Sequence[tuple[str, Sequence[Dot | None]]],
+    x_label: str,
+    chance: Sequence[float | None] = (),
+    zero: bool = False,
+) -> Iterator[tuple[bytes, list[str]]]:
+    """As :func:`dots`, in as many plots as have room on printed pages."""
+    parts = math.ceil(len(rows) / max(1, int(HEIGHT / _row_height(len(series)))))
+    most = math.ceil(len(rows) / parts) if parts else 1
+    for start in range(0, len(rows), most):
+        part = slice(start, start + most)
+        shown = [(name, found[part]) for name, found in series]
+        yield dots(rows[part], shown, x_label, chance[part], zero)
+
+
+def _row_height(series: int) -> float:
+    return max(0.28, 0.14 * series)
+
+
 def dots(
     rows: Sequence[str],
     series: Sequence[tuple[str, Sequence[Dot | None]]],
@@ -113,7 +134,7 @@ def dots(
     blind = [(row, value) for row, value in enumerate(chance) if value is not None]
     explained = len(series) > 1 or bool(blind)
     with _style():
-        figure, axes = _axes(0.9 + len(rows) * max(0.28, 0.14 * len(series)))
+        figure, axes = _axes(0.9 + len(rows) * _row_height(len(series)))
         for at, (name, found) in enumerate(series):
             colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
             places = [row + (at + 0.5) * step - 0.4 for row in range(len(rows))]

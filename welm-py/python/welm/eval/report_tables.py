@@ -152,9 +152,9 @@ def _plot(runs: Sequence[Run]) -> Iterator[Block]:
         dots[run.label][name] = plots.Dot(100 * score.value, interval, others if len(others) > 1 else ())
     series = [(label, [found.get(name) for name in names]) for label, found in dots.items()]
     rows = [", ".join(name) for name in names]
-    svg, notes = plots.dots(rows, series, "score, percent", [chance[name] for name in names])
     caption = "Scores with 95 % intervals; small dots are the other prompts of a task; dotted: chance."
-    yield Figure(" ".join([caption, *notes]), svg)
+    for svg, notes in plots.dot_plots(rows, series, "score, percent", [chance[name] for name in names]):
+        yield Figure(" ".join([caption, *notes]), svg)
 
 
 def of_published(runs: Sequence[Run]) -> Iterator[Block]:
