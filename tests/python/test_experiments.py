@@ -541,6 +541,14 @@ def test_wrong_arguments(name: str, given: dict[str, Any], message: str, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_without_numpy_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("memory", "windows"):
+        monkeypatch.delitem(sys.modules, f"welm.eval.experiments.{module}")
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(EvalError, match=r'memory needs more \(.*numpy.*\): pip install "welm\[eval\]"'):
+        experiment("memory", out=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["explanation", "calibration"])
 def test_wrong_data(name: str, tmp_path: Path) -> None:
     with pytest.raises(EvalError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from welm._cli.arguments import Named, Whole, add_loading, loading, only_path, text
@@ -96,18 +97,19 @@ class Bar:
 
     def __init__(self) -> None:
         self._on = obeys(sys.stderr)
-        self._drawn = ""
+        self._next_draw = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Takes a report."""
-        line = f"{what}: {done:,} of {total:,} requests"[: (columns(sys.stderr) or 80) - 1]
-        if self._on and line != self._drawn:
-            self._drawn = line
-            say(f"\r{line}\x1b[K", end="")
+        now = time.monotonic()
+        if self._on and now >= self._next_draw:
+            self._next_draw = now + 0.05
+            line = f"{what}: {done:,} of {total:,}"
+            say(f"\r{line[: (columns(sys.stderr) or 80) - 1]}\x1b[K", end="")
 
     def clear(self) -> None:
         """Clears the line."""
-        if self._drawn:
+        if self._next_draw:
             say(CLEAR_LINE, end="")
 
 

@@ -66,7 +66,10 @@ def experiment(
         "corpus": [os.fspath(file) for file in corpus],
         "control": [os.fspath(file) for file in control],
     }
-    module = import_module(f"welm.eval.experiments.{name}")
+    try:
+        module = import_module(f"welm.eval.experiments.{name}")
+    except ModuleNotFoundError as error:
+        raise EvalError(f'{name} needs more ({error}): pip install "welm[eval]"') from None
     read = module.read(**given)
     place = os.fspath(path or welm.NANO)
     model = welm.Model(path, **options)

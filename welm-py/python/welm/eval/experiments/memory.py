@@ -19,6 +19,8 @@ from welm.eval.requests import COUNTED, Request
 from welm.eval.tasks.readers import SEED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from welm.eval.experiments.texts import Texts
 
 LENGTHS = (8, 16, 32, 64)
@@ -94,10 +96,7 @@ def read(
 
 def run(texts: Texts, files: Files) -> Record:
     """Runs the experiment."""
-    corpus, control = (
-        Tokens.of((text for file in some for text in documents(file)), texts.model.tokenize)
-        for some in (files.corpus, files.control)
-    )
+    corpus, control = tokenized(texts, files.corpus), tokenized(texts, files.control)
     kinds = chosen(corpus, control, texts.room - len(texts.added) - 1, files.limit)
     shares = [column for tokens in (HALF, CONTINUED) for column in (f"exact {tokens}", "low", "high")]
     table = Table(
@@ -116,6 +115,18 @@ def run(texts: Texts, files: Files) -> Record:
         table.rows.append(continued(kind, [next(results).result for _ in kind.windows]))
     title = "How far does the model continue texts that it was trained on?"
     return Record(title, list(TEXT), [table], plots(table), samples(texts, kinds))
+
+
+def tokenized(texts: Texts, files: list[Path]) -> Tokens:
+    """The documents of files."""
+    found = [text for file in files for text in documents(file)]
+
+    def shown() -> Iterator[str]:
+        for number, text in enumerate(found):
+            texts.progress("documents tokenized", number, len(found))
+            yield text
+
+    return Tokens.of(shown(), texts.model.tokenize)
 
 
 def chosen(corpus: Tokens, control: Tokens, room: int, limit: int) -> list[Kind]:
