@@ -51,7 +51,7 @@ TEXT = [
     "%.",
     "A temperature is fitted on one half of the questions, drawn by a fixed seed, by least negative log-"
     "likelihood; ECE is then compared on the other half. With few questions ECE is biased upwards and both "
-    "figures are rough.",
+    "figures are rough. The temperature is at most 100: one that large means that the confidence tells nothing.",
     "Does asking help? Where the verdict is below one half, the model is told that the answer is wrong and gives "
     "another: the likeliest of the other options, or a generated one. p is McNemar's exact test.",
 ]
