@@ -9,6 +9,7 @@
     python train.py eval      --work W                  # held-out loss per character
     python train.py sample    --work W --prompt '床前明月光，'
     python train.py scan      --work W                  # how much of its output is verse
+    python train.py texts     --work W                  # what was trained on, and what was held out, as texts
 
 DIR holds `<source>.txt.xz` files: UTF-8, documents separated by one blank line.
 W is a scratch folder. The model is a GPT-NeoX decoder with sequential residuals and full rotary
@@ -97,6 +98,13 @@ def stage_prepare(a):
 def load_docs(path):
     with open(path) as f:
         return [json.loads(line) for line in f]
+
+
+def stage_texts(a):
+    """Writes W/train.txt and W/heldout.txt for `welm experiment memory`: bodies, an empty line between."""
+    for name in ("train", "heldout"):
+        bodies = (d["body"] for d in load_docs(Path(a.work) / f"{name}.jsonl"))
+        (Path(a.work) / f"{name}.txt").write_text("\n\n".join(bodies) + "\n")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -720,7 +728,7 @@ def stage_scan(a):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("stage", choices=["prepare", "tokenizer", "train", "export", "eval", "sample", "scan"])
+    p.add_argument("stage", choices=["prepare", "tokenizer", "train", "export", "eval", "sample", "scan", "texts"])
     p.add_argument("--work", required=True, help="scratch folder")
     p.add_argument("--corpus", help="prepare: folder of <source>.txt.xz")
     p.add_argument("--minutes", type=float, default=80, help="train: budget of training time, pauses not counted")

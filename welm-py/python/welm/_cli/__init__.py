@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-COMMANDS = ("generate", "chat", "score", "quantize", "info", "bench", "eval", "report")
+COMMANDS = ("generate", "chat", "score", "quantize", "info", "bench", "eval", "experiment", "report")
 
 HELP = """\
 usage: {prog} PROMPT [OPTION...]
@@ -43,6 +43,7 @@ commands:
   info       shows a model's shape, the memory that it takes, and what is in its files
   bench      measures tokens a second
   eval       runs evaluation tasks
+  experiment runs an experiment: explanation, calibration or memory
   report     makes a page of the results of eval
 
   {prog} COMMAND --help shows the options of a command; {prog} --version shows the version.

@@ -31,6 +31,9 @@ NAME = "requests.jsonl"
 # Of larger files, so many pieces of this size are read: a whole file of many gigabytes would take minutes.
 _PIECES, _PIECE = 64, 1 << 16
 
+_CHANGES_BITS = ("dtype", "cache_dtype", "activations", "context_tokens")
+"""Options of loading that answers depend on, beside the device: the others change no bit."""
+
 
 class EvalError(welm.Error):
     """An evaluation cannot begin or go on; the message says why."""
@@ -131,6 +134,25 @@ class Journal:
 
 def _shown(value: object) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole, or leaves it as it is."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, "utf-8")
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
+def settings_of(path: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What answers depend on by the model: its files, and how it is loaded."""
+    changing = {name: options[name] for name in _CHANGES_BITS if options.get(name) is not None}
+    return {"welm": welm.__version__, "model": model_identity(path), **changing}
 
 
 def model_identity(path: str | os.PathLike[str]) -> str:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from array import array
 from collections import Counter
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_eval.api.model import TemplateLM
@@ -24,8 +22,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 import welm
+from welm.eval.asking import Asker, added_tokens
 from welm.eval.journal import EvalError, Journal
-from welm.eval.requests import Answer, Request, Runner, Scored, compute
+from welm.eval.requests import Request, Runner, Scored
 from welm.eval.tasks.ranking import LogLikelihood
 
 if TYPE_CHECKING:
@@ -73,9 +72,7 @@ class WelmLM(TemplateLM):
         """
         super().__init__()
         self.model = pretrained if isinstance(pretrained, welm.Model) else welm.Model(pretrained, **options)
-        self.journal = journal
-        self.identity = identity
-        self.runner: Runner = runner or partial(compute, self.model)
+        self.asker = Asker(self.model, journal=journal, identity=identity, runner=runner)
         self.window = window
         self.max_length = min(self.model.memory.context_tokens, self.model.memory.cache_tokens) - 1
         """Most tokens of a request, lm-eval's way of counting."""
@@ -83,19 +80,9 @@ class WelmLM(TemplateLM):
         config = self.model.config
         begin = config.bos_token_id if prefix_token_id is None else prefix_token_id
         self._prefix = next(iter(config.eos_token_ids), None) if begin is None else begin
-        self._added = self._added_tokens()
-        self.counts: Counter[str] = Counter()
-        """Requests ``computed``, ``found`` in the journal, and ``shortened``; ``tokens`` of those computed."""
-        self.seconds = 0.0
-        """Time that computing took."""
-        self._bar = tqdm(disable=True)
-
-    def _added_tokens(self) -> list[int]:
-        """The tokens that the tokenizer adds in front of a text."""
-        text = "a"
-        alone = self.model.tokenize(text)
-        whole = [t.id for t in self.model.generate(text, max_tokens=0, echo=True).choices[0].tokens]
-        return whole[: len(whole) - len(alone)] if whole[-len(alone) :] == alone else []
+        self._added = added_tokens(self.model)
+        self.counts = self.asker.counts
+        """Those of the asker, and requests that were ``shortened``."""
 
     @property
     def eot_token_id(self) -> int:
@@ -130,7 +117,7 @@ class WelmLM(TemplateLM):
     @property
     def tokenizer_name(self) -> str:
         """Distinguishes templates in lm-eval's own cache of prompts."""
-        return f"welm-{self.identity}"
+        return f"welm-{self.asker.identity}"
 
     # Requests.
 
@@ -149,7 +136,7 @@ class WelmLM(TemplateLM):
         # Some tasks ask for the number of tokens.
         return [
             (LogLikelihood(answer.result[0], len(continuation)), answer.result[1])
-            for answer, (_, _, continuation) in zip(self._answers(todo), requests, strict=True)
+            for answer, (_, _, continuation) in zip(self.asker.answers(todo), requests, strict=True)
         ]
 
     def _score(self, context: list[int], continuation: list[int]) -> Request:
@@ -181,7 +168,7 @@ class WelmLM(TemplateLM):
                     parts = [self._score(*make_disjoint_window(pair)) for pair in pairs]
                     todo += parts
                     counts.append(len(parts))
-                answers = iter(self._answers(todo))
+                answers = iter(self.asker.answers(todo))
                 results += [sum(next(answers).result[0] for _ in range(count)) for count in counts]
         return results
 
@@ -192,7 +179,7 @@ class WelmLM(TemplateLM):
         with self._show("generate_until", len(requests), disable_tqdm):
             for window in windows(requests, self.window):
                 todo = [self._generate(request.args, seen) for request in window]
-                results += [answer.result for answer in self._answers(todo)]
+                results += [answer.result for answer in self.asker.answers(todo)]
         return results
 
     def _generate(self, args: tuple[str, dict[str, Any]], seen: Counter[bytes]) -> Request:
@@ -212,42 +199,11 @@ class WelmLM(TemplateLM):
             seen[key] += 1
         return request
 
-    def _answers(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answers: those that the journal has, and the others computed. Equal requests are computed once."""
-        keys = [request.key(self.identity) for request in requests]
-        answers: dict[str, Answer] = {}
-        todo: dict[str, Request] = {}
-        for key, request in zip(keys, requests, strict=True):
-            if self.journal and key in self.journal.answers:
-                answers[key] = self.journal.answers[key]
-            elif request.continuation is not None and not request.continuation:
-                answers[key] = Answer([0.0, True], len(request.prompt))
-            else:
-                todo[key] = request
-        self.counts["found"] += len(answers)
-        self._bar.update(len(requests) - len(todo))
-        asked = list(todo)
-
-        def finish(index: int, answer: Answer) -> None:
-            answers[asked[index]] = answer
-            self.counts["computed"] += 1
-            self.counts["tokens"] += answer.tokens
-            self._bar.update()
-            if self.journal:
-                self.journal.add(asked[index], answer)
-
-        started = time.perf_counter()
-        try:
-            if todo:
-                self.runner(list(todo.values()), finish)
-        finally:
-            self.seconds += time.perf_counter() - started
-        return [answers[key] for key in keys]
-
     def _show(self, what: str, total: int | None, disable: bool) -> Any:
         """A progress bar, if stderr is a terminal."""
-        self._bar = tqdm(desc=what, total=total, unit=" requests", disable=disable or None)
-        return self._bar
+        bar = tqdm(desc=what, total=total, unit=" requests", disable=disable or None)
+        self.asker.progress = bar.update
+        return bar
 
 
 def windows(requests: Sequence[T], size: int) -> Iterator[list[T]]:

@@ -28,6 +28,10 @@ REQUESTS_OF_CALL = 4
 BLOCK = 16
 """Tokens of a block of the KV cache; only whole blocks are shared."""
 
+COUNTED = {"counted": True}
+"""Options of a request to score whose result has a third item: how many tokens greedy decoding gives before the first
+that differs."""
+
 Scored: TypeAlias = "tuple[float, bool]"
 """A log-likelihood, and whether greedy decoding would have given the same tokens."""
 
@@ -40,7 +44,7 @@ class Request(NamedTuple):
     continuation: array[int] | None
     """The ids whose log-likelihood is asked for; ``None`` if the prompt is to be continued."""
     options: dict[str, Any]
-    """Those of :meth:`welm.Model.generate`; none for scoring."""
+    """Those of :meth:`welm.Model.generate`. For scoring none, or :data:`COUNTED`."""
 
     def key(self, identity: str) -> str:
         """A hash of the request and of what else its answer depends on."""
@@ -169,7 +173,7 @@ def _call(model: welm.Model, requests: list[Request], cancel: welm.CancelToken) 
         continuations = [[request.continuation or ()] for request in requests]
         scores = model.score(prompts, continuations, logprobs=1, cancel=cancel)
         return [
-            Answer(_scored(score), len(request.prompt) + len(score.tokens))
+            Answer(_scored(score, **request.options), len(request.prompt) + len(score.tokens))
             for request, (score,) in zip(requests, scores, strict=True)
         ]
     generations = model.generate(prompts, **requests[0].options, cancel=cancel)
@@ -181,6 +185,9 @@ def _call(model: welm.Model, requests: list[Request], cancel: welm.CancelToken) 
     ]
 
 
-def _scored(score: welm.Score) -> list[float | bool]:
-    """See :data:`Scored`. The alternative is the likeliest token."""
-    return [score.logprob, all(token.alternatives[0].id == token.id for token in score.tokens)]
+def _scored(score: welm.Score, counted: bool = False) -> list[float | bool]:
+    """See :data:`Scored` and :data:`COUNTED`. The alternative is the likeliest token."""
+    differs = (at for at, token in enumerate(score.tokens) if token.alternatives[0].id != token.id)
+    greedy = next(differs, len(score.tokens))
+    scored = [score.logprob, greedy == len(score.tokens)]
+    return [*scored, greedy] if counted else scored

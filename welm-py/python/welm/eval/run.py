@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
 import welm
-from welm.eval.journal import EvalError, Journal, model_identity
+from welm.eval.journal import EvalError, Journal, settings_of, write_whole
 from welm.eval.lm import WelmLM
 from welm.eval.tasks import FOLDER, manager
 from welm.eval.tasks.data import DataError
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 RESULTS = "results.json"
-
-_CHANGES_BITS = ("dtype", "cache_dtype", "activations", "context_tokens")
-"""Options of loading that answers depend on, beside the device: the others change no bit."""
 
 
 def evaluate(
@@ -63,10 +59,8 @@ def evaluate(
     names = found(loaded, names)
     place = os.fspath(path or welm.NANO)
     settings: dict[str, Any] = {
-        "welm": welm.__version__,
         "lm_eval": version("lm_eval"),
-        "model": model_identity(place),
-        **{name: options[name] for name in _CHANGES_BITS if options.get(name) is not None},
+        **settings_of(place, options),
         "tasks": names,
         "shots": shots,
         "limit": limit,
@@ -111,8 +105,8 @@ def evaluate(
             "requests_found": lm.counts["found"],
             "requests_shortened": lm.counts["shortened"],
             "tokens": lm.counts["tokens"],
-            "seconds": lm.seconds,
-            "tokens_per_second": lm.counts["tokens"] / lm.seconds if lm.counts["tokens"] else None,
+            "seconds": lm.asker.seconds,
+            "tokens_per_second": lm.counts["tokens"] / lm.asker.seconds if lm.counts["tokens"] else None,
         }
         write(Path(out), results)
     return results
@@ -153,9 +147,9 @@ def write(folder: Path, results: dict[str, Any]) -> None:
             "".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows)
         )
         lines = "".join(f"{_json(_sample(row))}\n" for row in rows)
-        _replace(folder / f"samples_{task}.jsonl", lines)
+        write_whole(folder / f"samples_{task}.jsonl", lines)
     results["task_hashes"] = hashes
-    _replace(folder / RESULTS, _json(results, indent=2) + "\n")
+    write_whole(folder / RESULTS, _json(results, indent=2) + "\n")
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:
@@ -170,16 +164,3 @@ def _sample(row: dict[str, Any]) -> dict[str, Any]:
 
 def _json(value: object, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, default=handle_non_serializable, ensure_ascii=False)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole, or leaves it as it is."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, "utf-8")
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        error.filename = error.filename or os.fspath(path)
-        raise
