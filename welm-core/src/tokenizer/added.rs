@@ -161,15 +161,17 @@ fn spelled(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str())
 }
 
-/// The tokens that all files of a folder add to the vocabulary, in the order in which the library gets them.
+/// The tokens that all files of a folder add to the vocabulary, in the order in which the library gets them. Messages say
+/// that `declared` is from `file`.
 pub(super) fn collect(
     declared: Vec<AddedToken>,
+    file: &str,
     files: &SideFiles,
     vocab: &HashMap<String, u32>,
 ) -> Result<Vec<AddedToken>> {
     let mut tokens = Collected { tokens: Vec::new(), of_content: HashMap::new(), of_id: HashMap::new() };
     for token in declared {
-        tokens.add(token, vocab, "tokenizer.json")?;
+        tokens.add(token, vocab, file)?;
     }
     let file = "tokenizer_config.json";
     if let Some(decoder) = files.tokenizer_config.get("added_tokens_decoder").filter(|d| !d.is_null()) {

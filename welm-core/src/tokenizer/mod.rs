@@ -148,7 +148,7 @@ impl Tokenizer {
         let pre_tokenizers = PreTokenizers::read(&file.pre_tokenizer)?;
         let byte_level = normalizers.byte_level || pre_tokenizers.byte_level;
         let vocabulary = Vocabulary::new(file.model, byte_level)?;
-        let added = added::collect(file.added_tokens, files, &vocabulary.ids)?;
+        let added = added::collect(file.added_tokens, TOKENIZER.name, files, &vocabulary.ids)?;
         let bytes = TokenBytes::from_json(&vocabulary.ids, &added, &file.decoder, byte_level)?;
         let added = AddedTokens::new(&added, &normalizers)?;
         let prefix = template_prefix(&file.post_processor)?;
@@ -168,7 +168,8 @@ impl Tokenizer {
         let prefix = if vocab.add_bos { bos.into_iter().collect() } else { Vec::new() };
         let bytes = vocab.token_bytes()?;
         let normalizers = Normalizers::read(&Value::Null)?;
-        let added = added::collect(vocab.added(), &SideFiles::default(), &Default::default())?;
+        let key = "tokenizer.ggml.tokens";
+        let added = added::collect(vocab.added(), key, &SideFiles::default(), &Default::default())?;
         let added = AddedTokens::new(&added, &normalizers)?;
         let encoder = if vocab.is_byte_level() {
             let pre_tokenizers = vocab.pre_tokenizers()?;

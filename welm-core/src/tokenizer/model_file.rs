@@ -51,7 +51,7 @@ impl Tokenizer {
         let controls = own().filter(|(piece, _)| piece.kind.is_special());
         let controls = controls.map(|(piece, id)| AddedToken::plain(id, &piece.text, true)).collect();
         let vocab: HashMap<String, u32> = own().map(|(piece, id)| (piece.text.clone(), id)).collect();
-        let mut added = added::collect(controls, files, &vocab)?;
+        let mut added = added::collect(controls, "the model", files, &vocab)?;
         // They are looked for in the text as it stands; there is no other one before the model has it.
         added.iter_mut().for_each(|token| token.normalized = false);
         let bytes = TokenBytes::from_pieces(&declared.pieces, &added)?;
