@@ -202,6 +202,15 @@ impl Model {
             }
         }
         let limits = limits::<B>(&config, options)?;
+        let short = config.ropes.iter().find_map(|rope| rope.unstretched_in_transformers(limits.max_context));
+        if let Some(short) = short {
+            tracing::warn!(
+                context_tokens = limits.max_context,
+                short,
+                "the rotary embedding is stretched for all texts; transformers does not stretch it for a text of at most \
+                 `short` tokens, and with context_tokens of so many, neither does this"
+            );
+        }
         let started = Instant::now();
         let tokenizer = tokenizer.map(Arc::new);
         let backend = backend(&config, limits)?;
