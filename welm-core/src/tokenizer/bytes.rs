@@ -159,6 +159,11 @@ pub(super) fn byte_token(token: &str) -> Option<u8> {
     hex.then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
+/// How SentencePiece spells a byte: what [`byte_token`] reads.
+pub(super) fn spelled_byte(byte: u8) -> String {
+    format!("<0x{byte:02X}>")
+}
+
 /// What a piece of SentencePiece's adds to a text.
 pub(super) fn piece_bytes(piece: &str, kind: PieceKind) -> Vec<u8> {
     match kind {

@@ -15,6 +15,7 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::{Model as _, ModelWrapper};
 
 use super::byte_alphabet::byte_of;
+use super::bytes::spelled_byte;
 use super::cuts::Cuts;
 use super::guarded;
 use super::watch::{Halt, Watch};
@@ -330,7 +331,7 @@ impl Vocabulary {
         let cuts = if byte_level { None } else { cuts(&bpe) };
         let vocab: Vocab = bpe.vocab.into_iter().collect();
         // A fused unknown token may stand for any number of characters, but where each byte is a token none is unknown.
-        let all_bytes = || (0..=255u8).all(|byte| ids.contains_key(&format!("<{byte:#04X}>")));
+        let all_bytes = || (0..=255u8).all(|byte| ids.contains_key(&spelled_byte(byte)));
         let fuses = bpe.fuse_unk && bpe.unk_token.is_some() && !(bpe.byte_fallback && all_bytes());
         let longest = ids.keys().map(String::len).max().filter(|_| !fuses).map(|longest| longest.max(4));
         let model = guarded("model", || {

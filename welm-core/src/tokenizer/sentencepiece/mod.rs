@@ -21,6 +21,7 @@ mod unigram;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use super::bytes::spelled_byte;
 use super::piece::{Piece, PieceKind};
 use super::watch::{Halt, Watch};
 use crate::config::MAX_VOCAB;
@@ -134,7 +135,7 @@ impl SentencePiece {
             pieces.scores.push(score);
             pieces.kinds.push(kind);
         }
-        let byte = |byte: u8| pieces.ids.get(&format!("<0x{byte:02X}>")).copied();
+        let byte = |byte: u8| pieces.ids.get(&spelled_byte(byte)).copied();
         let bytes: Option<Vec<u32>> = if byte_fallback { (0..=255).map(byte).collect() } else { None };
         if byte_fallback && bytes.is_none() {
             return refuse("expected a piece for each of 256 bytes, got fewer".into());
