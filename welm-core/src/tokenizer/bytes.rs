@@ -150,6 +150,11 @@ impl TokenBytes {
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
+
+    /// Bytes of memory.
+    pub(super) fn size(&self) -> usize {
+        self.bytes.len() + 4 * (self.ends.len() + self.special.len())
+    }
 }
 
 /// The byte that `<0xE4>` spells.

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use super::size::of_map;
+
 /// Where a word can be cut without a change of its tokens: between two characters that stand side by side in no result
 /// of a merge, since no merge can then reach from one to the other. SentencePiece's vocabularies have `▁` at the
 /// beginnings of tokens only, so that a whole text, which is one word there, falls into its words.
@@ -23,6 +25,12 @@ impl Cuts {
             joined.extend(result.clone().zip(result.skip(1)));
         }
         Cuts { known, joined }
+    }
+
+    /// Bytes of memory.
+    pub(super) fn size(&self) -> usize {
+        let known = self.known.as_ref().map_or(0, |known| of_map::<char>(known.len()));
+        known + of_map::<(char, char)>(self.joined.len())
     }
 
     /// The bytes of the first piece.

@@ -40,6 +40,7 @@ mod onig;
 mod piece;
 mod pipeline;
 mod sentencepiece;
+mod size;
 mod stages;
 mod vocabulary;
 mod watch;
@@ -247,6 +248,15 @@ impl Tokenizer {
             [] => self.added.content(id).unwrap_or_default(),
             _ => "",
         }
+    }
+
+    /// Bytes of memory that it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        let encoder = match &self.encoder {
+            Encoder::Pipeline(pipeline) => pipeline.vocabulary.size(),
+            Encoder::Pieces { model, .. } => model.size(),
+        };
+        (encoder + self.added.size() + self.bytes.size()) as u64
     }
 
     /// One more than the largest id; the model's embedding may have more rows.

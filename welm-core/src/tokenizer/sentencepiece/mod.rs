@@ -23,6 +23,7 @@ use std::collections::hash_map::Entry;
 
 use super::bytes::spelled_byte;
 use super::piece::{Piece, PieceKind};
+use super::size::of_texts;
 use super::watch::{Halt, Watch};
 use crate::config::MAX_VOCAB;
 use crate::error::{Error, Result};
@@ -154,6 +155,17 @@ impl SentencePiece {
             longest: pieces.ids.keys().map(String::len).max().unwrap_or(1),
             pieces,
         })
+    }
+
+    /// Bytes of memory.
+    pub(super) fn size(&self) -> usize {
+        let SentencePiece { pieces, model, defined, table, .. } = self;
+        let model = match model {
+            Segmentation::Merges(merges) => merges.size(),
+            Segmentation::Unigram(unigram) => unigram.size(),
+        };
+        let pieces = of_texts(&pieces.ids) + size_of_val(&pieces.scores[..]) + size_of_val(&pieces.kinds[..]);
+        pieces + model + defined.size() + table.as_ref().map_or(0, CharsMap::size)
     }
 
     /// The ids of all pieces by their spelling.
