@@ -74,8 +74,9 @@ impl Model {
     /// Loads a Hugging Face folder, an int8 folder of [`crate::quantize`], a GGUF file, or the one GGUF file of a folder.
     /// Nothing is downloaded.
     ///
-    /// Files are mapped: they must not be changed while the model lives (see [`LoadOptions::guard_mapped_files`]). A folder without `tokenizer.json`
-    /// and SentencePiece's `tokenizer.model` (or `spiece.model`, `tokenizer.model.v3`) gives a model that takes and returns tokens only.
+    /// Files are mapped: they must not be changed while the model lives (see [`LoadOptions::guard_mapped_files`]). A folder
+    /// without `tokenizer.json` and SentencePiece's `tokenizer.model` (or `spiece.model`, `tokenizer.model.v3`) gives a model
+    /// that takes and returns tokens only.
     ///
     /// Everything in the files is used, or is known to have no effect, or is an error. Errors are settings that change the
     /// arithmetic in a way that is not implemented, and tensors that nothing reads
