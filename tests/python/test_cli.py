@@ -714,6 +714,22 @@ def test_info(model: welm.Model) -> None:
     assert re.search(r"^memory +\d+\.\d MB in all$", out, re.M)
 
 
+def test_info_names_the_devices() -> None:
+    flags = ("--cache-tokens", "1024", "--threads", "1")
+    cpu, cuda = run_json("info", *flags)["devices"]
+    want = welm.Model.estimate(device="cpu", threads=1, cache_tokens=1024).total_bytes
+    assert cpu == {"device": "cpu", "total_bytes": want, "unsupported": None}
+    # Where the package was built without kernels, that is the reason; else this type is one.
+    blocks = FIXTURES / "gguf_llama_q4_1" / "model.gguf"
+    assert cuda["device"] == "cuda"
+    with pytest.raises(welm.Error) as why:
+        welm.Model.estimate(blocks, device="cuda")
+    assert run_json("info", blocks)["devices"][1]["unsupported"] == str(why.value)
+    out, _ = run("info", blocks)
+    assert re.search(r"^cpu +can, with \d+\.\d MB of its memory$", out, re.M)
+    assert f"\ncuda            {why.value}\n" in out
+
+
 def write_gguf(path: Path, family: bytes) -> None:
     """A file of one setting and one tensor in IQ3_S, which nothing here loads."""
     key, name = b"general.architecture", b"output.weight"

@@ -20,11 +20,11 @@ use welm_cpu::int8::Grouping;
 pub struct Estimate {
     /// Weights that are used in place, in the mapped file. The system can drop them from memory and read them again.
     pub mapped_bytes: u64,
-    /// Weights that are converted or quantised into memory.
+    /// Weights that are converted or quantised into memory. Norms and biases always are.
     pub converted_bytes: u64,
     /// The KV cache.
     pub cache_bytes: u64,
-    /// Activations, logits and whatever else a step needs.
+    /// Activations, logits and whatever else a step needs. On the CPU also the tokenizer and the engine's queues.
     pub scratch_bytes: u64,
     /// Most tokens of one sequence.
     pub context_tokens: usize,
@@ -39,7 +39,7 @@ impl Estimate {
     }
 
     /// The memory that a model of this shape would take on the CPU if all its weights were converted while loading. If
-    /// [`LoadOptions::dtype`] is auto, they are counted as f32.
+    /// [`LoadOptions::dtype`] is auto, they are counted as f32. Tokenizer and queues are not counted.
     ///
     /// ```
     /// use welm_core::{Dtype, Estimate, LoadOptions, ModelConfig};
@@ -59,18 +59,18 @@ impl Estimate {
         let matrices = config.parts().filter(|part| part.kind != PartKind::Norm);
         let bytes =
             |part: PartSpec| Matrix::bytes_of(computed, part.rows(), part.cols, Grouping::of_cols(part.cols));
-        let mut estimate = Self::without_weights::<Cpu>(config, options)?;
-        estimate.converted_bytes = matrices.map(bytes).sum();
+        let mut estimate = Self::without_matrices::<Cpu>(config, options)?;
+        estimate.converted_bytes += matrices.map(bytes).sum::<u64>();
         Ok(estimate)
     }
 
-    /// Cache and scratch.
-    fn without_weights<B: Backend>(config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
+    /// Cache, scratch, and the weights that are f32 whatever the options say: norms and biases.
+    fn without_matrices<B: Backend>(config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
         let limits = limits::<B>(config, options)?;
         let layer = B::kv_layer_bytes(config, options, limits.n_blocks);
         Ok(Estimate {
             mapped_bytes: 0,
-            converted_bytes: 0,
+            converted_bytes: config.parts().map(|part| vector_bytes(&part)).sum(),
             cache_bytes: layer * config.n_layers as u64,
             scratch_bytes: Scratch::<B>::bytes(config, limits) + B::scratch_bytes(config, options, limits),
             context_tokens: limits.max_context,
@@ -79,7 +79,7 @@ impl Estimate {
     }
 
     pub(crate) fn of_source<B: Backend>(source: &Source, options: &LoadOptions) -> Result<Self> {
-        let mut estimate = Self::without_weights::<B>(&source.config, options)?;
+        let mut estimate = Self::without_matrices::<B>(&source.config, options)?;
         for spec in source.matrices() {
             let (bytes, mapped) = B::linear_bytes(&source.linear(&spec)?, options)?;
             *if mapped { &mut estimate.mapped_bytes } else { &mut estimate.converted_bytes } += bytes;
@@ -142,6 +142,12 @@ impl Estimate {
     }
 }
 
+/// Bytes of a norm, or of a matrix's bias.
+fn vector_bytes(part: &PartSpec) -> u64 {
+    let vectors = u64::from(part.kind == PartKind::Norm) + u64::from(part.bias);
+    4 * vectors * part.rows() as u64
+}
+
 /// The sizes that cache and scratch are allocated for.
 pub(crate) fn limits<B: Backend>(config: &ModelConfig, options: &LoadOptions) -> Result<Limits> {
     let context = options.context_tokens.unwrap_or(config.max_context);
@@ -165,57 +171,4 @@ pub(crate) fn limits<B: Backend>(config: &ModelConfig, options: &LoadOptions) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_limit_counts_what_it_limits() {
-        let estimate = Estimate {
-            mapped_bytes: 1_000,
-            converted_bytes: 100,
-            cache_bytes: 50,
-            scratch_bytes: 10,
-            context_tokens: 16,
-            cache_tokens: 5 * BLOCK_TOKENS,
-        };
-        let with = |memory, address_space, data| {
-            estimate.check(Available { memory, address_space, data }).map_err(|e| match e {
-                Error::OutOfMemory { required: 1_160, available, fitting_cache_tokens, .. } => {
-                    (available, fitting_cache_tokens)
-                }
-                other => panic!("{other}"),
-            })
-        };
-        assert_eq!(with(None, None, None), Ok(()));
-        assert_eq!(with(Some(1_160), Some(160), Some(160)), Ok(()));
-        assert_eq!(with(Some(1_159), None, None), Err((1_159, Some(4 * BLOCK_TOKENS))));
-        assert_eq!(with(None, Some(120), None), Err((1_120, Some(BLOCK_TOKENS))));
-        assert_eq!(with(Some(1_160), Some(160), Some(0)), Err((1_000, None)));
-    }
-
-    #[test]
-    fn a_step_has_the_tokens_that_were_asked_for_or_the_devices_own() {
-        fn chunk<B: Backend>(context: Option<usize>, asked: Option<usize>) -> usize {
-            let options =
-                LoadOptions { context_tokens: context, chunk_tokens: asked, ..LoadOptions::default() };
-            let limits = limits::<B>(&ModelConfig::welm_xl(), &options).unwrap();
-            assert_eq!(limits.max_rows, limits.chunk_tokens + options.max_running);
-            limits.chunk_tokens
-        }
-        for (context, asked, want) in
-            [(None, None, 256), (Some(16), None, 256), (None, Some(7), 7), (Some(16), Some(4_000), 4_000)]
-        {
-            assert_eq!(chunk::<Cpu>(context, asked), want);
-        }
-        #[cfg(feature = "kernels")]
-        for (context, asked, want) in [
-            (None, None, 2_048),
-            (Some(700), None, 700),
-            (Some(16), None, 256),
-            (None, Some(7), 7),
-            (Some(16), Some(4_000), 4_000),
-        ] {
-            assert_eq!(chunk::<crate::backend::cuda::Cuda>(context, asked), want);
-        }
-    }
-}
+mod tests;

@@ -31,6 +31,8 @@ impl<T: Pod> Memory<T> {
         // Only a hint: systems without huge pages refuse it.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
+        #[cfg(test)]
+        tests::count(map.len() as isize);
         Ok(Memory { map, len, _element: PhantomData })
     }
 
@@ -65,5 +67,30 @@ impl<T: Pod> Deref for Memory<T> {
 impl<T: Pod> DerefMut for Memory<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         bytemuck::cast_slice_mut(&mut self.map[..self.len * size_of::<T>()])
+    }
+}
+
+#[cfg(test)]
+impl<T> Drop for Memory<T> {
+    fn drop(&mut self) {
+        tests::count(-(self.map.len() as isize));
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::cell::Cell;
+
+    thread_local! {
+        static BYTES: Cell<isize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn count(bytes: isize) {
+        let _ = BYTES.try_with(|count| count.set(count.get() + bytes));
+    }
+
+    /// Bytes of [`Memory`](super::Memory) that this thread has taken and not given back.
+    pub(crate) fn memory_bytes() -> isize {
+        BYTES.get()
     }
 }

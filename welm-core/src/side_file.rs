@@ -36,6 +36,12 @@ pub(crate) const GENERATION_CONFIG: SideFile = SideFile::new("generation_config.
 pub(crate) const TOKENIZER: SideFile = SideFile::new("tokenizer.json", 1 << 27);
 /// SentencePiece's tokenizer, where there is no [`TOKENIZER`]; the largest public ones have 5 MB.
 pub(crate) const TOKENIZER_MODEL: SideFile = SideFile::new("tokenizer.model", 1 << 25);
+/// What T5, ALBERT and others call it.
+const SPIECE_MODEL: SideFile = SideFile::new("spiece.model", 1 << 25);
+/// What Mistral calls its third one.
+const TOKENIZER_MODEL_V3: SideFile = SideFile::new("tokenizer.model.v3", 1 << 25);
+/// All names of [`TOKENIZER_MODEL`]; the first that is there counts.
+pub(crate) const TOKENIZER_MODELS: [SideFile; 3] = [TOKENIZER_MODEL, SPIECE_MODEL, TOKENIZER_MODEL_V3];
 /// Special tokens, added tokens, chat template.
 pub(crate) const TOKENIZER_CONFIG: SideFile = SideFile::new("tokenizer_config.json", 1 << 23);
 /// Special tokens.
@@ -50,11 +56,13 @@ pub(crate) const ADDITIONAL_TEMPLATES: TemplateFolder = TemplateFolder { name: "
 pub(crate) const INDEX: SideFile = SideFile::new("model.safetensors.index.json", 1 << 24);
 
 /// Everything that describes a model and is no weights: what is copied beside weights that are written anew.
-pub(crate) const DESCRIPTIONS: [SideFile; 8] = [
+pub(crate) const DESCRIPTIONS: [SideFile; 10] = [
     CONFIG,
     GENERATION_CONFIG,
     TOKENIZER,
     TOKENIZER_MODEL,
+    SPIECE_MODEL,
+    TOKENIZER_MODEL_V3,
     TOKENIZER_CONFIG,
     SPECIAL_TOKENS_MAP,
     ADDED_TOKENS,

@@ -310,6 +310,12 @@ pub(crate) mod tests {
         static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
         /// Bytes that are allocated now, and the largest number so far.
         static BYTES: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
+        static TAKEN: Cell<isize> = const { Cell::new(0) };
+    }
+
+    /// What the system's allocator takes for it: whole sixteens, of which eight bytes are its own.
+    fn of_allocator(layout: Layout) -> isize {
+        (layout.size() + 8).next_multiple_of(16).max(32) as isize
     }
 
     fn count(bytes: isize) {
@@ -317,6 +323,11 @@ pub(crate) mod tests {
             let (now, most) = counts.get();
             counts.set((now + bytes, most.max(now + bytes)));
         });
+    }
+
+    /// Bytes that the system's allocator has taken for this thread, and not got back.
+    pub(crate) fn heap_bytes() -> isize {
+        TAKEN.get()
     }
 
     /// Runs `work`. Also returns the largest number of bytes that this thread had allocated meanwhile, beyond those
@@ -335,11 +346,13 @@ pub(crate) mod tests {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
             count(layout.size() as isize);
+            let _ = TAKEN.try_with(|taken| taken.set(taken.get() + of_allocator(layout)));
             // SAFETY: the caller's promise.
             unsafe { System.alloc(layout) }
         }
         unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
             count(-(layout.size() as isize));
+            let _ = TAKEN.try_with(|taken| taken.set(taken.get() - of_allocator(layout)));
             // SAFETY: the caller's promise.
             unsafe { System.dealloc(p, layout) }
         }

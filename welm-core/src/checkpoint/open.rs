@@ -12,7 +12,7 @@ use crate::config::{MAX_VOCAB, ModelConfig};
 use crate::error::{Error, Result};
 use crate::host::memory::expect_room;
 use crate::side_file::{
-    self, CONFIG, DESCRIPTIONS, INDEX, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODEL,
+    self, CONFIG, DESCRIPTIONS, INDEX, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODELS,
 };
 use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
 use crate::weights::gguf::Gguf;
@@ -152,10 +152,13 @@ fn open_folder(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Result<
     }
     let tokenizer = if TOKENIZER.is_in(path)? {
         Some(Tokenizer::from_json_file(&path.join(TOKENIZER.name))?)
-    } else if TOKENIZER_MODEL.is_in(path)? {
-        Some(Tokenizer::from_model_file(&path.join(TOKENIZER_MODEL.name))?)
     } else {
-        None
+        let mut there = TOKENIZER_MODELS.into_iter().filter_map(|file| match file.is_in(path) {
+            Ok(is_there) => is_there.then_some(Ok(file)),
+            Err(error) => Some(Err(error)),
+        });
+        let file = there.next().transpose()?;
+        file.map(|file| Tokenizer::from_model_file(&path.join(file.name))).transpose()?
     };
     if let Some(tokenizer) = &tokenizer {
         name_begin_and_end(path, tokenizer, &mut source.config)?;
@@ -331,6 +334,23 @@ mod tests {
         assert_eq!(got, [("default".into(), "a".into()), ("rag".into(), "b".into())]);
         let error = gguf_templates(&with(&["rag", "rag"])).unwrap_err().to_string();
         assert!(error.contains("`tokenizer.chat_templates`: `rag` is there twice"), "{error}");
+    }
+
+    #[test]
+    fn sentencepieces_file_is_found_by_all_its_names() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+        let text = "spaces and words";
+        let mut ids = Vec::new();
+        for file in TOKENIZER_MODELS {
+            let folder = tempfile::tempdir().unwrap();
+            for name in ["config.json", "model.safetensors"] {
+                fs::copy(fixtures.join("llama_gqa").join(name), folder.path().join(name)).unwrap();
+            }
+            fs::copy(fixtures.join("sentencepiece/bpe.model"), folder.path().join(file.name)).unwrap();
+            let tokenizer = open(folder.path(), true, false).unwrap().tokenizer.expect(file.name);
+            ids.push(tokenizer.encode(text, false, false).unwrap());
+        }
+        assert!(ids.len() == 3 && !ids[0].is_empty() && ids.iter().all(|other| *other == ids[0]));
     }
 
     #[test]

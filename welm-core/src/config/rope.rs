@@ -176,6 +176,22 @@ impl Rope {
         max_context.max((trained as f64 * f64::from(factor)) as usize)
     }
 
+    /// The length up to which transformers turns a text otherwise: it stretches each text by that text's own length, and
+    /// this, as llama.cpp, all texts by the context that the model is loaded with. None if there is no difference.
+    pub(crate) fn unstretched_in_transformers(&self, context: usize) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::Dynamic { original_context, .. }
+            | RopeScaling::LongRope { original_context, .. } => {
+                Some(original_context).filter(|&original| original < context)
+            }
+            RopeScaling::None
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Yarn { .. }
+            | RopeScaling::PerFrequency(_)
+            | RopeScaling::Llama3 { .. } => None,
+        }
+    }
+
     /// Angle per position of each pair, in radians, where the model is loaded with a context of so many tokens:
     /// `rotary_dim / 2` values.
     pub(crate) fn inv_freq(&self, context: usize) -> Vec<f32> {

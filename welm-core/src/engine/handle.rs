@@ -20,6 +20,11 @@ use crate::host::threads::{STACK, refused};
 use crate::host::{panics, quiet};
 use crate::options::LoadOptions;
 
+/// Bytes that the engine's thread takes by itself: for blocks of the cache, the rows of a step, and choosing tokens.
+pub(crate) fn queue_bytes(limits: Limits, vocab_size: usize) -> usize {
+    128 * limits.n_blocks + 64 * limits.max_rows + 16 * vocab_size
+}
+
 /// A model's connection to its engine.
 pub(crate) struct Handle {
     link: Local<Link>,
@@ -46,11 +51,9 @@ impl Handle {
         let fault = Arc::new(Mutex::new(None));
         let (thread_counters, thread_fault) = (Arc::clone(&counters), Arc::clone(&fault));
         // The memory of the thread's own vectors. They would abort the process if they got none.
-        let Limits { chunk_tokens, max_rows, .. } = engine.limits;
-        expect_room(
-            "the engine's queues",
-            STACK + (8 << 20) + 128 * n_blocks + 64 * max_rows + 16 * engine.vocab_size,
-        )?;
+        let chunk_tokens = engine.limits.chunk_tokens;
+        let queues = queue_bytes(engine.limits, engine.vocab_size);
+        expect_room("the engine's queues", STACK + (8 << 20) + queues)?;
         let quiet = quiet::is_quiet();
         let run = move || {
             let _unblocked = Unblocked::here();

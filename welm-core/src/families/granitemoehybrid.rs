@@ -25,7 +25,10 @@ fn read_folder(f: &Fields) -> Result<ModelConfig> {
     sizes.hidden_dim = f.size("shared_intermediate_size")?;
     let rope = llama::rope_of_folder(f, 10_000.0, &sizes)?;
     let mut config = llama::read_with(f, sizes, rope, 1e-6)?;
-    if f.opt_text("position_embedding_type")? != Some("rope") {
+    f.expect_text("normalization_function", &["rmsnorm"])?;
+    // What its layers of the other kind would be like.
+    f.skip(&["mamba_", "time_step_"]);
+    if f.nullable_text("position_embedding_type")? != Some("rope") {
         config.layers.iter_mut().for_each(|layer| layer.rope = None);
     }
     granite::with_multipliers(f, config)

@@ -78,6 +78,11 @@ fn names_in_folder(part: ModelPart) -> StoredAs {
 }
 
 fn read_gguf(m: &Metadata) -> Result<ModelConfig> {
+    // Early files count the dense half of a layer as an expert.
+    const EXPERTS: &str = "expert_count";
+    if m.opt_size(EXPERTS)?.is_some_and(|n| n > 1) {
+        return Err(m.error(EXPERTS, "expected at most 1: a mixture of experts is not supported"));
+    }
     Ok(with_norms(llama::read_plain_gguf(m, RopePairing::HalfSplit)?))
 }
 

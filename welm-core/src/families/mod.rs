@@ -203,6 +203,18 @@ pub(crate) fn of_gguf(file: &Gguf, path: &Path) -> Result<(ModelConfig, Names)> 
     Ok((config, Names { of: family.names, biases_as_stored: family.biases_as_stored }))
 }
 
+/// The names of all families in folders.
+#[cfg(test)]
+pub(crate) fn model_types() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|family| family.folder.model_type)
+}
+
+/// The names of all that have GGUF files, there.
+#[cfg(test)]
+pub(crate) fn architectures() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().filter_map(|family| Some(family.gguf.as_ref()?.architecture))
+}
+
 impl ModelConfig {
     /// Reads `config.json`, and `generation_config.json` where there is one, of a Hugging Face folder.
     ///

@@ -364,6 +364,55 @@ fn settings_of_public_relatives_are_known() {
     }
 }
 
+/// Rnj-1 is a Gemma 3 all of whose layers see everything, by YaRN.
+#[test]
+fn rnj_1_is_a_gemma_3() {
+    let rnj = |attn_factor: f64| {
+        with(
+            "gemma3_text",
+            &json!({"head_dim": 8, "final_logit_softcapping": 30.0, "sliding_window_pattern": 1, "rope_theta": 10_000.0,
+                "max_position_embeddings": 256, "rope_scaling": {"attn_factor": attn_factor, "beta_fast": 64.0,
+                "beta_slow": 1.0, "extrapolation_factor": 1.0, "factor": 4.0,
+                "original_max_position_embeddings": 64, "rope_type": "yarn"}}),
+        )
+    };
+    let config = rnj(1.0).unwrap();
+    assert!(config.layers.iter().all(|layer| layer.window.is_none() && layer.rope == Some(0)));
+    assert_eq!(config.logit_soft_cap, Some(30.0));
+    assert!((config.ropes[0].attention_factor - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6);
+    let error = rnj(1.5).unwrap_err().to_string();
+    assert!(error.contains("rope_scaling.attn_factor") && error.contains("expected 1"), "{error}");
+}
+
+#[test]
+fn granite_4_turns_nothing_where_it_has_no_positions() {
+    let turned = |value: Json| {
+        let config = with("granitemoehybrid", &json!({"position_embedding_type": value})).unwrap();
+        config.layers[0].rope.is_some()
+    };
+    assert!(turned(json!("rope")) && !turned(json!("nope")) && !turned(Json::Null));
+    assert_eq!(
+        fault("granitemoehybrid", &json!({"normalization_function": "layernorm"})),
+        "normalization_function"
+    );
+}
+
+#[test]
+fn a_context_that_stretches_short_texts_is_told() {
+    let factors = vec![1.5; 4];
+    let longrope = json!({"max_position_embeddings": 131_072, "original_max_position_embeddings": 4096,
+        "rope_scaling": {"long_factor": factors, "short_factor": factors, "type": "longrope"}});
+    let of = |family: &str, more: &Json, context| {
+        with(family, more).unwrap().ropes[0].unstretched_in_transformers(context)
+    };
+    assert_eq!(of("phi3", &longrope, 131_072), Some(4096));
+    assert_eq!(of("phi3", &longrope, 4097), Some(4096));
+    assert_eq!(of("phi3", &longrope, 4096), None);
+    let dynamic = json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}});
+    assert_eq!((of("llama", &dynamic, 64), of("llama", &dynamic, 128)), (None, Some(64)));
+    assert_eq!(of("llama", &json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}), 128), None);
+}
+
 #[test]
 fn a_configuration_is_one_object_without_repeated_keys() {
     let one = base("llama").to_string();

@@ -21,6 +21,15 @@ pub(crate) struct Available {
     pub(crate) data: Option<u64>,
 }
 
+/// Gives memory that was freed back to the system, as glibc does not by itself where small pieces lie between.
+pub(crate) fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the heap's own function, which any thread may call at any time.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 impl Available {
     /// What is available now.
     pub(crate) fn now() -> Self {

@@ -13,12 +13,14 @@ use crate::checkpoint::describe::Description;
 use crate::checkpoint::load::Source;
 use crate::checkpoint::open::{Opened, open};
 use crate::config::ModelConfig;
-use crate::engine::{Engine, Handle};
+use crate::engine::{Engine, Handle, queue_bytes};
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, limits};
+use crate::host;
 use crate::host::bus::{self, Unblocked};
 use crate::host::memory::Available;
 use crate::options::{Activations, Device, Dtype, LoadOptions};
+use crate::tokenizer::Tokenizer;
 
 /// The first device, if it can run this model as asked.
 #[cfg(feature = "kernels")]
@@ -51,6 +53,15 @@ fn no_cuda() -> Error {
     Error::Unavailable { what: "cuda device".into(), reason }
 }
 
+/// The memory that a model takes on the CPU, where all of it is the process's own.
+fn on_cpu(opened: &Opened, options: &LoadOptions) -> Result<Estimate> {
+    let config = &opened.source.config;
+    let mut estimate = Estimate::of_source::<Cpu>(&opened.source, options)?;
+    let queues = queue_bytes(limits::<Cpu>(config, options)?, config.vocab_size);
+    estimate.scratch_bytes += queues as u64 + opened.tokenizer.as_ref().map_or(0, Tokenizer::bytes);
+    Ok(estimate)
+}
+
 /// Has a mapped file that is truncated be an error, if that is wanted; while the result lives also on this thread.
 fn guard(options: &LoadOptions) -> Option<Unblocked> {
     options.guard_mapped_files.then(|| {
@@ -63,8 +74,9 @@ impl Model {
     /// Loads a Hugging Face folder, an int8 folder of [`crate::quantize`], a GGUF file, or the one GGUF file of a folder.
     /// Nothing is downloaded.
     ///
-    /// Files are mapped: they must not be changed while the model lives (see [`LoadOptions::guard_mapped_files`]). A folder without `tokenizer.json`
-    /// and SentencePiece's `tokenizer.model` gives a model that takes and returns tokens only.
+    /// Files are mapped: they must not be changed while the model lives (see [`LoadOptions::guard_mapped_files`]). A folder
+    /// without `tokenizer.json` and SentencePiece's `tokenizer.model` (or `spiece.model`, `tokenizer.model.v3`) gives a model
+    /// that takes and returns tokens only.
     ///
     /// Everything in the files is used, or is known to have no effect, or is an error. Errors are settings that change the
     /// arithmetic in a way that is not implemented, and tensors that nothing reads
@@ -154,7 +166,7 @@ impl Model {
             let reason = "expected auto, int8 or int16 on the cpu, got int8_rotated, which is for cuda";
             return Err(Error::option("activations", reason));
         }
-        let estimate = Estimate::of_source::<Cpu>(&opened.source, options)?;
+        let estimate = on_cpu(&opened, options)?;
         let available = Available::now();
         estimate.check(Available { memory: options.memory_limit.or(available.memory), ..available })?;
         Self::start(path, opened, options, estimate, |config, limits| Cpu::new(config, options, limits))
@@ -202,6 +214,15 @@ impl Model {
             }
         }
         let limits = limits::<B>(&config, options)?;
+        let short = config.ropes.iter().find_map(|rope| rope.unstretched_in_transformers(limits.max_context));
+        if let Some(short) = short {
+            tracing::warn!(
+                context_tokens = limits.max_context,
+                short,
+                "the rotary embedding is stretched for all texts; transformers does not stretch it for a text of at most \
+                 `short` tokens, and with context_tokens of so many, neither does this"
+            );
+        }
         let started = Instant::now();
         let tokenizer = tokenizer.map(Arc::new);
         let backend = backend(&config, limits)?;
@@ -214,6 +235,8 @@ impl Model {
             chunk_tokens = limits.chunk_tokens,
             backend = description, seconds = started.elapsed().as_secs_f64(), "model loaded"
         );
+        // What reading the files took for a while.
+        host::memory::give_back();
         let engine = Handle::start(engine, options)?;
         let prefix_cache = options.prefix_cache;
         Ok(Model {
@@ -238,7 +261,8 @@ impl Model {
         Description::of(path.as_ref())
     }
 
-    /// The memory that [`Model::load`] with these options would take, computed from the headers of the files.
+    /// The memory that [`Model::load`] with these options would take, computed from the headers of the files and from the
+    /// tokenizer.
     ///
     /// With [`Device::Cuda`] it is memory of a GPU, which need not be present. Otherwise it is memory of the CPU. It assumes
     /// that there is room for prompt steps of the size asked for, or of the default size ([`LoadOptions::chunk_tokens`]).
@@ -251,14 +275,15 @@ impl Model {
     pub fn estimate(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Estimate> {
         options.validate()?;
         let _guarded = guard(options);
-        let source = open(path.as_ref(), false, options.allow_unread_tensors)?.source;
-        source.files().check()?; // what was read of them
+        let on_host = !matches!(options.device, Device::Cuda(_));
+        let opened = open(path.as_ref(), on_host, options.allow_unread_tensors)?;
+        opened.source.files().check()?; // what was read of them
         match options.device {
             #[cfg(feature = "kernels")]
-            Device::Cuda(_) => Estimate::of_source::<Cuda>(&source, options),
+            Device::Cuda(_) => Estimate::of_source::<Cuda>(&opened.source, options),
             #[cfg(not(feature = "kernels"))]
             Device::Cuda(_) => Err(no_cuda()),
-            Device::Auto | Device::Cpu => Estimate::of_source::<Cpu>(&source, options),
+            Device::Auto | Device::Cpu => on_cpu(&opened, options),
         }
     }
 }

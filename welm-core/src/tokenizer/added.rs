@@ -29,6 +29,7 @@ use tokenizers::NormalizedString;
 
 use super::dfa::has;
 use super::onig::rust_word;
+use super::size::of_texts;
 use super::stages::{Normalizers, shown};
 use super::watch::{Halt, Watch};
 use crate::error::{Error, Result};
@@ -161,15 +162,17 @@ fn spelled(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str())
 }
 
-/// The tokens that all files of a folder add to the vocabulary, in the order in which the library gets them.
+/// The tokens that all files of a folder add to the vocabulary, in the order in which the library gets them. Messages say
+/// that `declared` is from `file`.
 pub(super) fn collect(
     declared: Vec<AddedToken>,
+    file: &str,
     files: &SideFiles,
     vocab: &HashMap<String, u32>,
 ) -> Result<Vec<AddedToken>> {
     let mut tokens = Collected { tokens: Vec::new(), of_content: HashMap::new(), of_id: HashMap::new() };
     for token in declared {
-        tokens.add(token, vocab, "tokenizer.json")?;
+        tokens.add(token, vocab, file)?;
     }
     let file = "tokenizer_config.json";
     if let Some(decoder) = files.tokenizer_config.get("added_tokens_decoder").filter(|d| !d.is_null()) {
@@ -341,6 +344,11 @@ impl AddedTokens {
         self.ids.get(content).copied()
     }
 
+    /// Bytes of memory.
+    pub(super) fn size(&self) -> usize {
+        [&self.raw, &self.normalized].map(Finder::size).iter().sum::<usize>() + of_texts(&self.ids)
+    }
+
     /// How the file spells an added token.
     pub(super) fn content(&self, id: u32) -> Option<&str> {
         let mut tokens = self.raw.tokens.iter().chain(&self.normalized.tokens);
@@ -364,6 +372,11 @@ impl Finder {
 
     pub(super) fn is_empty(&self) -> bool {
         self.tokens.is_empty()
+    }
+
+    fn size(&self) -> usize {
+        let texts: usize = self.tokens.iter().map(|token| token.content.len()).sum();
+        self.find.as_ref().map_or(0, AhoCorasick::memory_usage) + size_of_val(&self.tokens[..]) + texts
     }
 
     /// Cuts a text at its added tokens. Control tokens are text unless `parse_special`, but what they cover is not

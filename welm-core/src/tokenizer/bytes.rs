@@ -150,6 +150,11 @@ impl TokenBytes {
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
+
+    /// Bytes of memory.
+    pub(super) fn size(&self) -> usize {
+        self.bytes.len() + 4 * (self.ends.len() + self.special.len())
+    }
 }
 
 /// The byte of a token that is spelled like `<0xE4>`; `None` for other tokens.
@@ -157,6 +162,11 @@ pub(super) fn byte_token(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     let hex = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
     hex.then(|| u8::from_str_radix(digits, 16).ok())?
+}
+
+/// How SentencePiece spells a byte: what [`byte_token`] reads.
+pub(super) fn spelled_byte(byte: u8) -> String {
+    format!("<0x{byte:02X}>")
 }
 
 /// The bytes that a SentencePiece piece adds to a text.

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use super::size::of_map;
+
 /// The places where a word can be cut without changing its tokens: between two characters that are neighbours in no
 /// result of a merge. No merge can then join them. In SentencePiece vocabularies, `▁` is only at the beginning of
 /// tokens. So a whole text, which is one word for them, is cut into its words.
@@ -23,6 +25,12 @@ impl Cuts {
             joined.extend(result.clone().zip(result.skip(1)));
         }
         Cuts { known, joined }
+    }
+
+    /// Bytes of memory.
+    pub(super) fn size(&self) -> usize {
+        let known = self.known.as_ref().map_or(0, |known| of_map::<char>(known.len()));
+        known + of_map::<(char, char)>(self.joined.len())
     }
 
     /// The number of bytes of `word` before the first cut.

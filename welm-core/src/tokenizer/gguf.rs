@@ -475,6 +475,20 @@ mod tests {
     }
 
     #[test]
+    fn a_token_at_fault_is_said_to_be_of_the_gguf_file() {
+        let tokens = vec!["x".repeat(600), "a".into()];
+        let vocab = GgufVocab {
+            model: "llama".into(),
+            token_types: vec![3, 1],
+            scores: vec![0.0; tokens.len()],
+            tokens,
+            ..GgufVocab::default()
+        };
+        let error = crate::tokenizer::Tokenizer::from_gguf(vocab).err().unwrap().to_string();
+        assert!(error.contains("of tokenizer.ggml.tokens: expected at most 512 bytes, got 600"), "{error}");
+    }
+
+    #[test]
     fn names_split_as_llama_cpp_splits() {
         let text = "I'LL pay 12345 €,\n\n  don't! HelloÀB 你好。  ";
         for (pre, want) in [

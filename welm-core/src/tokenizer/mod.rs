@@ -43,6 +43,7 @@ mod onig;
 mod piece;
 mod pipeline;
 mod sentencepiece;
+mod size;
 mod stages;
 mod vocabulary;
 mod watch;
@@ -151,7 +152,7 @@ impl Tokenizer {
         let pre_tokenizers = PreTokenizers::read(&file.pre_tokenizer)?;
         let byte_level = normalizers.byte_level || pre_tokenizers.byte_level;
         let vocabulary = Vocabulary::new(file.model, byte_level)?;
-        let added = added::collect(file.added_tokens, files, &vocabulary.ids)?;
+        let added = added::collect(file.added_tokens, TOKENIZER.name, files, &vocabulary.ids)?;
         let bytes = TokenBytes::from_json(&vocabulary.ids, &added, &file.decoder, byte_level)?;
         let added = AddedTokens::new(&added, &normalizers)?;
         let prefix = template_prefix(&file.post_processor)?;
@@ -171,7 +172,8 @@ impl Tokenizer {
         let prefix = if vocab.add_bos { bos.into_iter().collect() } else { Vec::new() };
         let bytes = vocab.token_bytes()?;
         let normalizers = Normalizers::read(&Value::Null)?;
-        let added = added::collect(vocab.added(), &SideFiles::default(), &Default::default())?;
+        let key = "tokenizer.ggml.tokens";
+        let added = added::collect(vocab.added(), key, &SideFiles::default(), &Default::default())?;
         let added = AddedTokens::new(&added, &normalizers)?;
         let encoder = if vocab.is_byte_level() {
             let pre_tokenizers = vocab.pre_tokenizers()?;
@@ -250,6 +252,15 @@ impl Tokenizer {
             [] => self.added.content(id).unwrap_or_default(),
             _ => "",
         }
+    }
+
+    /// Bytes of memory that it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        let encoder = match &self.encoder {
+            Encoder::Pipeline(pipeline) => pipeline.vocabulary.size(),
+            Encoder::Pieces { model, .. } => model.size(),
+        };
+        (encoder + self.added.size() + self.bytes.size()) as u64
     }
 
     /// One more than the largest id. The model's embedding may have more rows.

@@ -53,7 +53,7 @@ impl Tokenizer {
         let controls = own().filter(|(piece, _)| piece.kind.is_special());
         let controls = controls.map(|(piece, id)| AddedToken::plain(id, &piece.text, true)).collect();
         let vocab: HashMap<String, u32> = own().map(|(piece, id)| (piece.text.clone(), id)).collect();
-        let mut added = added::collect(controls, files, &vocab)?;
+        let mut added = added::collect(controls, "the model", files, &vocab)?;
         // Added tokens are found in the original text, because there is no normalizer before the model.
         added.iter_mut().for_each(|token| token.normalized = false);
         let bytes = TokenBytes::from_pieces(&declared.pieces, &added)?;

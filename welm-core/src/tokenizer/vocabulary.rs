@@ -15,8 +15,10 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::{Model as _, ModelWrapper};
 
 use super::byte_alphabet::byte_of;
+use super::bytes::spelled_byte;
 use super::cuts::Cuts;
 use super::guarded;
+use super::size::{allocated, of_map, of_texts};
 use super::watch::{Halt, Watch};
 use crate::config::MAX_VOCAB;
 use crate::error::{Error, Result};
@@ -157,6 +159,7 @@ pub(super) struct Vocabulary {
     model: ModelWrapper,
     /// The ids of all its tokens, added ones not among them.
     pub(super) ids: HashMap<String, u32>,
+    n_merges: usize,
     /// The most bytes of a word that one token can stand for, where there is such a bound.
     longest: Option<usize>,
     /// Whether it merges pairs, and so passes over what it does not know.
@@ -290,7 +293,7 @@ impl Vocabulary {
                 .map(ModelWrapper::WordPiece)?
             }
         };
-        Ok(Vocabulary { model, ids, longest: None, bpe: false, byte_level, cuts: None })
+        Ok(Vocabulary { model, ids, n_merges: 0, longest: None, bpe: false, byte_level, cuts: None })
     }
 
     fn unigram(tokens: Vec<(String, f64)>, unk_id: Option<usize>, byte_fallback: bool) -> Result<Self> {
@@ -315,6 +318,7 @@ impl Vocabulary {
         Ok(Vocabulary {
             model: ModelWrapper::Unigram(model),
             ids,
+            n_merges: 0,
             longest: None,
             bpe: false,
             byte_level: false,
@@ -328,9 +332,10 @@ impl Vocabulary {
         let ids = bpe.vocab.clone();
         // Expressions have cut a text in the byte alphabet.
         let cuts = if byte_level { None } else { cuts(&bpe) };
+        let n_merges = bpe.merges.len();
         let vocab: Vocab = bpe.vocab.into_iter().collect();
         // A fused unknown token may stand for any number of characters, but where each byte is a token none is unknown.
-        let all_bytes = || (0..=255u8).all(|byte| ids.contains_key(&format!("<{byte:#04X}>")));
+        let all_bytes = || (0..=255u8).all(|byte| ids.contains_key(&spelled_byte(byte)));
         let fuses = bpe.fuse_unk && bpe.unk_token.is_some() && !(bpe.byte_fallback && all_bytes());
         let longest = ids.keys().map(String::len).max().filter(|_| !fuses).map(|longest| longest.max(4));
         let model = guarded("model", || {
@@ -351,7 +356,21 @@ impl Vocabulary {
             }
             builder.build()
         })?;
-        Ok(Vocabulary { model: ModelWrapper::BPE(model), ids, longest, bpe: true, byte_level, cuts })
+        let model = ModelWrapper::BPE(model);
+        Ok(Vocabulary { model, ids, n_merges, longest, bpe: true, byte_level, cuts })
+    }
+
+    /// Bytes of memory: as much as a tenth of a small model. What the library holds cannot be seen from outside, and
+    /// follows from the vocabulary: each text with its id, and by its id. Of words that it remembers later, the places are
+    /// counted, and not the texts.
+    pub(super) fn size(&self) -> usize {
+        let Vocabulary { model, ids, n_merges, cuts, .. } = self;
+        let with_scores = matches!(model, ModelWrapper::Unigram(_));
+        let scores = if with_scores { allocated(ids.len() * size_of::<(String, f64)>()) } else { 0 };
+        let words = if self.bpe || with_scores { CACHED_WORDS } else { 0 };
+        let merges = of_map::<((u32, u32), (u32, u32))>(*n_merges);
+        let cuts = cuts.as_ref().map_or(0, Cuts::size);
+        3 * of_texts(ids) + scores + of_map::<(String, Vec<u32>)>(words) + merges + cuts
     }
 
     /// At least so many tokens come from so many bytes.

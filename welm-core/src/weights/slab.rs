@@ -74,7 +74,11 @@ impl<T: Plain> Slab<T> {
         }
         let bytes = tensor.bytes();
         Ok(match cast::<T>(bytes) {
-            Some(_) => Slab(Storage::Mapped { map: Arc::clone(&tensor.map), range: tensor.range.clone() }),
+            Some(_) => {
+                #[cfg(test)]
+                tests::note(bytes);
+                Slab(Storage::Mapped { map: Arc::clone(&tensor.map), range: tensor.range.clone() })
+            }
             None => {
                 let mut values = Memory::zeroed(bytes.len() / size_of::<T>(), "weights")?;
                 values
@@ -132,5 +136,27 @@ impl<T: Plain> fmt::Debug for Slab<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = if self.is_mapped() { "mapped" } else { "owned" };
         write!(f, "Slab({:?} x {}, {place})", T::STORED, self.len())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::cell::RefCell;
+    use std::collections::HashMap;
+
+    thread_local! {
+        /// The places that became slabs, and their lengths.
+        static MAPPED: RefCell<HashMap<usize, usize>> = RefCell::default();
+    }
+
+    pub(super) fn note(bytes: &[u8]) {
+        MAPPED.with_borrow_mut(|mapped| mapped.insert(bytes.as_ptr().addr(), bytes.len()));
+    }
+
+    /// The bytes of mapped files that became slabs on this thread while it did this, each once.
+    pub(crate) fn mapped_bytes<T>(work: impl FnOnce() -> T) -> (T, u64) {
+        MAPPED.take();
+        let result = work();
+        (result, MAPPED.take().values().sum::<usize>() as u64)
     }
 }

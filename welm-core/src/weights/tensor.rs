@@ -209,6 +209,12 @@ pub(crate) fn rows_of(segments: &[Segment]) -> Vec<(&Segment, usize)> {
     segments.iter().flat_map(|s| (s.first_row..s.first_row + s.n_rows).map(move |r| (s, r))).collect()
 }
 
+/// The error of row `at` of the part `part`, whose rows these are: it names the tensor that has it.
+pub(crate) fn row_error(rows: &[(&Segment, usize)], at: usize, part: &str, reason: &str) -> Error {
+    let (segment, row) = rows[at];
+    Error::tensor(&segment.tensor.name, format!("row {row}, for `{part}`: {reason}"))
+}
+
 /// Prints a shape as `(rows, cols)`.
 pub(super) struct ShapeText<'a>(pub(super) &'a [usize]);
 

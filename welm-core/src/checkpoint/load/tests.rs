@@ -11,7 +11,7 @@ use super::*;
 use crate::config::QkNorm;
 use crate::config::part::LayerPart;
 use crate::options::LoadOptions;
-use crate::side_file::DESCRIPTIONS;
+use crate::side_file::{DESCRIPTIONS, TOKENIZER_MODELS};
 use crate::transformer::tests::peak_bytes;
 use crate::weights::gguf::tests::{Writer, array, string};
 use crate::{Model, quantize};
@@ -852,8 +852,8 @@ fn what_is_no_file_does_not_load() {
     for side in DESCRIPTIONS {
         for target in ["/dev/zero", "/dev/null", "nothing", "."] {
             let dir = folder(&config(), &llama());
-            // Beside it, tokenizer.model is not looked at.
-            if side.name != "tokenizer.model" {
+            // Beside it, SentencePiece's file is not looked at.
+            if TOKENIZER_MODELS.iter().all(|file| file.name != side.name) {
                 std::fs::write(dir.path().join("tokenizer.json"), tokenizer_json(&[])).unwrap();
             }
             let path = dir.path().join(side.name);

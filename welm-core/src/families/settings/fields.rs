@@ -117,6 +117,11 @@ impl Fields {
         self.given(key).map(|v| v.as_str().ok_or_else(|| self.wrong(key, "a string", v))).transpose()
     }
 
+    /// A text; null is absence.
+    pub(crate) fn nullable_text(&self, key: &str) -> Result<Option<&str>> {
+        if self.find(key).is_none() { Ok(None) } else { self.opt_text(key) }
+    }
+
     pub(crate) fn text(&self, key: &str) -> Result<&str> {
         self.opt_text(key)?.ok_or_else(|| self.missing(key))
     }
@@ -156,6 +161,12 @@ impl Fields {
         Ok(Some(Fields { object, prefix, read: RefCell::default() }).filter(|f| !f.object.is_empty()))
     }
 
+    /// Passes over all keys that begin so: settings of parts that the model does not have.
+    pub(crate) fn skip(&self, beginnings: &[&str]) {
+        let keys = self.object.keys().filter(|key| beginnings.iter().any(|begin| key.starts_with(begin)));
+        self.read.borrow_mut().extend(keys.cloned());
+    }
+
     /// A setting whose presence changes the arithmetic in ways that are not computed here.
     pub(crate) fn refuse(&self, key: &str) -> Result<()> {
         match self.find(key) {
@@ -180,10 +191,21 @@ impl Fields {
 
     /// Looks up whatever nobody read: refuses what changes the arithmetic, and tells the log what nobody knows.
     pub(crate) fn account_for_rest(&self) -> Result<()> {
+        let unknown = self.unknown()?;
+        if !unknown.is_empty() {
+            tracing::warn!(keys = unknown.join(", "), "config.json has settings that nothing reads");
+        }
+        Ok(())
+    }
+
+    /// What nobody read and nobody knows.
+    fn unknown(&self) -> Result<Vec<&str>> {
         let mut unknown = Vec::new();
         for (key, value) in self.unread() {
             match keys::of_config(key) {
                 keys::Effect::None => {}
+                // As if it were absent.
+                keys::Effect::Unknown if value.is_null() => {}
                 keys::Effect::Off(off) if off.is(value) => {}
                 keys::Effect::Off(off) => {
                     return Err(self.wrong(key, &format!("{off} ({})", keys::unsupported(key)), value));
@@ -191,9 +213,30 @@ impl Fields {
                 keys::Effect::Unknown => unknown.push(key.as_str()),
             }
         }
-        if !unknown.is_empty() {
-            tracing::warn!(keys = unknown.join(", "), "config.json has settings that nothing reads");
-        }
-        Ok(())
+        Ok(unknown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_settings_that_may_matter_are_told() {
+        let fields = |json: Json| Fields::new(Path::new("config.json"), json).unwrap();
+        // Of Hunyuan's dense models and of Phi-4-mini.
+        let known = json!({
+            "cla_share_factor": 2, "class_num": 0, "eod_token_id": 127_967, "full_attn_mod": 1, "im_end_id": 5,
+            "interpolate_factor": 1, "kv_lora_rank": null, "moe_topk": 1, "num_shared_expert": 1,
+            "org_vocab_size": 128_167, "pool_type": "last", "position_embedding_xdrope": false,
+            "qk_rope_head_dim": null, "v_head_dim": null, "vit_token": 64, "xdrope_section": null
+        });
+        assert_eq!(fields(known).unknown().unwrap(), Vec::<&str>::new());
+        let other =
+            fields(json!({"v_head_dim": 64, "mamba_expand": 2, "favourite": null, "_note": 1, "x": false}));
+        assert_eq!(other.unknown().unwrap(), ["mamba_expand", "v_head_dim", "x"]);
+        other.skip(&["mamba_"]);
+        assert_eq!(other.unknown().unwrap(), ["v_head_dim", "x"]);
     }
 }

@@ -95,7 +95,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     // Training.
     "initializer_range", "initializer_factor", "init_std", "init_method", "init_device", "gradient_checkpointing",
     "label2id", "id2label", "num_labels", "problem_type", "use_fused_cross_entropy", "fuse_cross_entropy",
-    "fused_ops", "router_aux_loss_coef",
+    "fused_ops", "router_aux_loss_coef", "full_attn_mod", "interpolate_factor", "cache_implementation",
     "classifier_dropout", "output_router_logits", "ep_size", "freeze_input_layernorm", "is_llama_config",
     "max_window_layers",
     // Sampling defaults, which a request states anew.
@@ -104,7 +104,20 @@ const WITHOUT_EFFECT: &[&str] = &[
     "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences",
     "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id",
     "forced_eos_token_id", "remove_invalid_values",
+    // Of images, videos and classes, beside Hunyuan's dense models. Their tensors would be refused.
+    "add_classification_head", "class_num", "pool_type", "skip_cls_token", "num_media_embeds", "mask_init_id",
+    "image_token_id", "im_start_id", "im_end_id", "im_newline_id", "video_start_id", "video_end_id", "text_start_id",
+    "text_end_id", "anyres_pooling_size", "anyres_vit_max_image_size", "anyres_vit_two_views",
+    "vit_add_patchemb_bias", "vit_input_resolution", "vit_mapping_type", "vit_norm_type", "vit_patch", "vit_path",
+    "vit_remove_prenorm", "vit_token", "vit_type", "vit_used_rms_norm",
+    // Of what a model would have if other settings, which are refused, turned it on.
+    "cla_share_factor", "moe_topk", "num_shared_expert", "moe_drop_tokens", "moe_layer_num_skipped",
+    "moe_random_routing_dropped_token", "group_limited_greedy", "n_group", "topk_group", "norm_topk_prob",
+    "routed_scaling_factor",
+    // Rows of the vocabulary before it was padded.
+    "org_vocab_size",
     // Tokens that do not begin or end a text here.
+    "pad_id", "eod_token_id",
     "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "decoder_start_token_id",
 ];
 

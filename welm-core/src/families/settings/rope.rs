@@ -158,6 +158,15 @@ impl Scaled<'_> {
             beta_slow: number("beta_slow")?.unwrap_or(1.0) as f32,
             truncate: section.flag("truncate")?.unwrap_or(true),
         };
+        // Of YaRN's first code, as Rnj-1 has them: transformers passes over them, others multiply.
+        for key in ["attn_factor", "extrapolation_factor"] {
+            if let Some(other) = number(key)?.filter(|&other| other != 1.0) {
+                return Err(Error::config(
+                    section.path(key),
+                    format!("expected 1 (not supported), got {other}"),
+                ));
+            }
+        }
         Ok((scaling, section.opt_number("attention_factor")?.unwrap_or(usual)))
     }
 
@@ -194,7 +203,7 @@ pub(crate) fn of_gguf(m: &Metadata, pairing: RopePairing, head_dim: usize) -> Re
     let number = |name: &str, absent: f32| {
         Ok::<_, Error>(m.opt_f32(&format!("rope.scaling.{name}"))?.unwrap_or(absent))
     };
-    let attention_factor = number("attn_factor", 1.0)?;
+    let mut attention_factor = number("attn_factor", 1.0)?;
     let kind = m.opt_text("rope.scaling.type")?.unwrap_or("linear");
     let (scaling, usual) = match kind {
         "none" => (RopeScaling::None, 1.0),
@@ -221,13 +230,17 @@ pub(crate) fn of_gguf(m: &Metadata, pairing: RopePairing, head_dim: usize) -> Re
     if kind == "longrope" && m.tensor(LONG_FACTORS)?.is_none() {
         return Err(m.error("rope.scaling.type", format!("longrope, and the file has no `{LONG_FACTORS}`")));
     }
+    let is_usual = |other: f32| (f64::from(other) / usual - 1.0).abs() < 1e-4;
+    // Early files of OLMo 3 have config.json's factor here, which is YaRN's own, and not one more.
+    if is_usual(attention_factor) {
+        attention_factor = 1.0;
+    }
     // These make something between YaRN and none.
     let mix = if kind == "yarn" { 1.0 } else { 0.0 };
     for (name, off) in [("yarn_ext_factor", mix), ("yarn_attn_factor", 1.0)] {
         let other = number(name, off)?;
         // llama.cpp's converter writes what YaRN takes anyway.
-        let is_usual = name == "yarn_attn_factor" && (f64::from(other) / usual - 1.0).abs() < 1e-4;
-        if other != off && !is_usual {
+        if other != off && !(name == "yarn_attn_factor" && is_usual(other)) {
             let reason = format!("expected {off} (not supported), got {other}");
             return Err(m.error(&format!("rope.scaling.{name}"), reason));
         }

@@ -48,6 +48,8 @@ fn rotary_settings_of_gguf_files_are_those_of_llama_cpp() {
     let of_both = with("llama.rope.scaling.yarn_log_multiplier", 0.5).unwrap().attention_factor;
     close(of_both, usual / (0.05 * 4f32.ln() + 1.0));
     close(with("llama.rope.scaling.attn_factor", 2.0).unwrap().attention_factor, 2.0 * usual);
+    // As early files of OLMo 3 repeat it.
+    close(with("llama.rope.scaling.attn_factor", usual).unwrap().attention_factor, usual);
     assert_eq!(
         with("llama.rope.scaling.yarn_beta_fast", 8.0).unwrap().scaling,
         RopeScaling::Yarn {
@@ -98,6 +100,21 @@ fn rotary_settings_of_gguf_files_are_those_of_llama_cpp() {
     for (more, part) in wrong {
         let error = rope(more).unwrap_err().to_string();
         assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+/// llama.cpp's converter wrote Hunyuan's `num_experts`, and its readers pass over it.
+#[test]
+fn one_expert_is_the_dense_half_of_a_layer() {
+    let read = |architecture: &str, n: u32| {
+        let key = format!("{architecture}.expert_count");
+        gguf(architecture, |file| file.key(&key, 4, &n.to_le_bytes())).map(|(config, _)| config.layers.len())
+    };
+    assert_eq!(read("hunyuan-dense", 1), read("hunyuan-dense", 0));
+    assert!(read("hunyuan-dense", 1).is_ok());
+    for (architecture, n) in [("hunyuan-dense", 2), ("llama", 1)] {
+        let error = read(architecture, n).unwrap_err().to_string();
+        assert!(error.contains("expert_count") && error.contains("a mixture of experts"), "{error}");
     }
 }
 

@@ -68,6 +68,11 @@ impl Merges {
         Merges { cuts: (!unused).then(|| Cuts::new(None, texts.map(|(text, _)| text.chars()))) }
     }
 
+    /// Bytes of memory.
+    pub(super) fn size(&self) -> usize {
+        self.cuts.as_ref().map_or(0, Cuts::size)
+    }
+
     /// Cuts a text into pieces: hands out the text and the id of each, none for a character without a piece.
     pub(super) fn segment(
         &self,

@@ -21,7 +21,9 @@ mod unigram;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use super::bytes::spelled_byte;
 use super::piece::{Piece, PieceKind};
+use super::size::of_texts;
 use super::watch::{Halt, Watch};
 use crate::config::MAX_VOCAB;
 use crate::error::{Error, Result};
@@ -134,7 +136,7 @@ impl SentencePiece {
             pieces.scores.push(score);
             pieces.kinds.push(kind);
         }
-        let byte = |byte: u8| pieces.ids.get(&format!("<0x{byte:02X}>")).copied();
+        let byte = |byte: u8| pieces.ids.get(&spelled_byte(byte)).copied();
         let bytes: Option<Vec<u32>> = if byte_fallback { (0..=255).map(byte).collect() } else { None };
         if byte_fallback && bytes.is_none() {
             return refuse("expected a piece for each of 256 bytes, got fewer".into());
@@ -153,6 +155,17 @@ impl SentencePiece {
             longest: pieces.ids.keys().map(String::len).max().unwrap_or(1),
             pieces,
         })
+    }
+
+    /// Bytes of memory.
+    pub(super) fn size(&self) -> usize {
+        let SentencePiece { pieces, model, defined, table, .. } = self;
+        let model = match model {
+            Segmentation::Merges(merges) => merges.size(),
+            Segmentation::Unigram(unigram) => unigram.size(),
+        };
+        let pieces = of_texts(&pieces.ids) + size_of_val(&pieces.scores[..]) + size_of_val(&pieces.kinds[..]);
+        pieces + model + defined.size() + table.as_ref().map_or(0, CharsMap::size)
     }
 
     /// The ids of all pieces by their spelling.

@@ -50,6 +50,11 @@ fn refuse<T>(reason: &str) -> Result<T> {
 }
 
 impl CharsMap {
+    /// Bytes of memory.
+    pub(super) fn size(&self) -> usize {
+        size_of_val(&self.units[..]) + self.replacements.len()
+    }
+
     /// Reads a table; none of no bytes.
     pub(super) fn read(bytes: &[u8]) -> Result<Option<Self>> {
         if bytes.is_empty() {

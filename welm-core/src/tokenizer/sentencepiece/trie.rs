@@ -45,7 +45,13 @@ impl Trie {
             nodes[at].n = (nodes.len() - nodes[at].first as usize) as u16;
             at += 1;
         }
+        nodes.shrink_to_fit();
         Trie { nodes }
+    }
+
+    /// Bytes of memory.
+    pub(super) fn size(&self) -> usize {
+        size_of_val(&self.nodes[..])
     }
 
     /// The strings that `text` begins with, the shortest first: their lengths and numbers.

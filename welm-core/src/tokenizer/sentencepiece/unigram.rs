@@ -52,6 +52,11 @@ impl Unigram {
         Unigram { trie, unknown: normal.fold(f32::MAX, f32::min) - UNKNOWN_PENALTY, single }
     }
 
+    /// Bytes of memory.
+    pub(super) fn size(&self) -> usize {
+        self.trie.size()
+    }
+
     /// Cuts a text into pieces: hands out the text and the id of each, none for a character without a piece.
     pub(super) fn segment(
         &self,

@@ -179,3 +179,12 @@ impl<'a> Cursor<'a> {
         Ok(TensorInfo { name, dtype, shape, offset })
     }
 }
+
+#[cfg(test)]
+impl StoredType {
+    /// The number that GGUF files give this type.
+    pub(crate) fn ggml_number(self) -> u32 {
+        let name = self.format().name();
+        GGML_TYPES.iter().position(|known| *known == name).expect("GGUF files have it") as u32
+    }
+}

@@ -84,7 +84,7 @@ pub(super) fn join(path: &Path, opened: Gguf) -> Result<Gguf> {
                 format!("expected the metadata of the model in its first part only, got `{key}` in this one");
             return Err(Error::file(path, reason));
         }
-        whole.tensors.take_from(next.tensors)?;
+        whole.tensors.take_from(next.tensors).map_err(|error| of_part(&path, error))?;
     }
     let n_tensors = whole.tensors.len() as u64;
     match whole.opt_u64("split.tensors.count")? {
@@ -101,10 +101,20 @@ fn is_of_any_file(key: &str) -> bool {
     key == "general.alignment"
 }
 
+/// An error of a part that the caller has not named, with the part's file.
+fn of_part(path: &Path, error: Error) -> Error {
+    let in_file = |reason: String| format!("{reason}; in {}", path.display());
+    match error {
+        Error::Config { setting, reason } => Error::Config { setting, reason: in_file(reason) },
+        Error::Tensor { name, reason } => Error::Tensor { name, reason: in_file(reason) },
+        other => other, // names its file
+    }
+}
+
 fn open_part(path: &Path, expected: Part) -> Result<Gguf> {
-    let gguf = Gguf::open_one(path)?;
+    let gguf = Gguf::open_one(path).map_err(|error| of_part(path, error))?;
     let said = |part: Part| format!("part {} of {}", part.index + 1, part.count);
-    match Part::of(&gguf)? {
+    match Part::of(&gguf).map_err(|error| of_part(path, error))? {
         Some(part) if part == expected => Ok(gguf),
         other => {
             let got = other.map_or("a whole model".into(), said);
@@ -189,6 +199,14 @@ mod tests {
         ] {
             let error = error(&parts, 0);
             assert!(error.contains(want), "{error}");
+            assert!(error.contains("-of-00003.gguf") || error.contains("split.tensors.count"), "{error}");
+        }
+        // A fault of a tensor's, whichever part was named.
+        let outside = part(2, 3, 3).info("c", &[1], 0, 64);
+        for index in [0, 1] {
+            let error = error(&with(2, outside.clone()), index);
+            assert!(error.starts_with("tensor `c`: F32 of shape (1)"), "{error}");
+            assert!(error.ends_with("m-00003-of-00003.gguf"), "{error}");
         }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m-00001-of-00003.gguf");

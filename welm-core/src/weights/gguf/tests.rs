@@ -4,7 +4,7 @@ use super::super::tests::{damage, mapped};
 use super::*;
 
 /// Writes small files, right or wrong.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct Writer {
     n_keys: u64,
     keys: Vec<u8>,

@@ -1,5 +1,8 @@
 //! Packs stored tensors into tiles: without loss if the tiles can hold their values, else quantised to int8.
 
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
 use half::f16;
 
 use super::int4::Int4Tiles;
@@ -9,10 +12,13 @@ use crate::error::{Error, Result};
 use crate::host::threads;
 use crate::memory::Memory;
 use crate::weights::formats::UnpackInt8;
-use crate::weights::tensor::{Segment, rows_of};
+use crate::weights::tensor::{Segment, row_error, rows_of};
 use welm_cpu::int8::{Grouping, quantize_group, rotate};
 use welm_cpu::isa::{GROUP, LANES};
 use welm_cpu::tiles::{INT4_TILE, INT8_TILE, tile_counts};
+
+/// Why a row has no int8.
+const NO_SCALE: &str = "a weight is not a number, or too large for an f16 scale";
 
 impl Int8Tiles {
     /// The grouping for [`Int8Tiles::pack`]: plain if a segment can be repacked without loss, else that of quantised
@@ -34,7 +40,8 @@ impl Int8Tiles {
     ) -> Result<Self> {
         let stored = rows_of(segments);
         debug_assert_eq!(stored.len(), rows);
-        Self::pack_rows(name, rows, cols, grouping, threads, |row, values| {
+        let refuse = |row: usize| row_error(&stored, row, name, NO_SCALE);
+        Self::pack_rows(refuse, rows, cols, grouping, threads, |row, values| {
             let (segment, row) = stored[row];
             let format = segment.tensor.dtype.format();
             if let Some(unpack) = format.int8().filter(|_| grouping == Grouping::Plain) {
@@ -51,15 +58,17 @@ impl Int8Tiles {
         if self.grouping == Grouping::Plain {
             return Ok(self.clone());
         }
-        Self::pack_rows(name, self.rows, self.cols, Grouping::Plain, threads, |row, values| {
+        let refuse = |row: usize| Error::tensor(name, format!("row {row}: {NO_SCALE}"));
+        Self::pack_rows(refuse, self.rows, self.cols, Grouping::Plain, threads, |row, values| {
             self.row_f32(row, values);
             None
         })
     }
 
-    /// Packs rows. `row` writes the values of a row, `(cols)`, or returns its blocks, which are then repacked.
+    /// Packs rows. `row` writes the values of a row, `(cols)`, or returns its blocks, which are then repacked. `refuse`
+    /// makes the error of a row.
     fn pack_rows<'s>(
-        name: &str,
+        refuse: impl Fn(usize) -> Error,
         rows: usize,
         cols: usize,
         grouping: Grouping,
@@ -75,17 +84,21 @@ impl Int8Tiles {
             .chunks_mut(per_thread * across * INT8_TILE)
             .zip(scale.chunks_mut(per_thread * groups * LANES))
             .enumerate();
-        let finite = threads::all(parts, |(part, (weight, scale))| {
+        let wrong = AtomicUsize::new(usize::MAX); // the first row that cannot be represented
+        threads::all(parts, |(part, (weight, scale))| {
             let first = part * per_thread * LANES;
             let mut to = TileRows { weight, scale, across, grouping };
             let mut values = vec![0.0f32; across * GROUP];
             (first..rows.min(first + per_thread * LANES)).all(|r| {
                 let exact = row(r, &mut values[..cols]);
-                to.write(r - first, exact, &mut values)
+                let fits = to.write(r - first, exact, &mut values);
+                wrong.fetch_min(if fits { usize::MAX } else { r }, Relaxed);
+                fits
             })
         });
-        if !finite {
-            return Err(Error::tensor(name, "a weight is not a number, or too large for an f16 scale"));
+        match wrong.into_inner() {
+            usize::MAX => {}
+            row => return Err(refuse(row)),
         }
         Ok(Int8Tiles { rows, cols, grouping, weight: weight.into(), scale: scale.into() })
     }
@@ -156,25 +169,33 @@ impl Int4Tiles {
         let parts = weight
             .chunks_mut(per_thread * across * INT4_TILE)
             .zip(scale.chunks_mut(scales).zip(min.chunks_mut(scales)))
-            .zip(stored.chunks(per_thread * LANES));
-        let packed = threads::all(parts, |((weight, (scale, min)), stored)| {
-            write_int4(weight, scale, min, stored, across)
+            .zip(stored.chunks(per_thread * LANES))
+            .enumerate();
+        let wrong = AtomicUsize::new(usize::MAX); // the first row that cannot be represented
+        threads::all(parts, |(part, ((weight, (scale, min)), stored))| {
+            let row = write_int4(weight, scale, min, stored, across);
+            wrong.fetch_min(row.map_or(usize::MAX, |row| part * per_thread * LANES + row), Relaxed);
+            row.is_none()
         });
-        if !packed {
-            return Err(Error::tensor(name, "a scale is not a number, or too large for four-bit weights"));
+        match wrong.into_inner() {
+            usize::MAX => {}
+            row => {
+                let reason = "a scale is not a number, or too large for four-bit weights";
+                return Err(row_error(&stored, row, name, reason));
+            }
         }
         Ok(Int4Tiles { rows, cols, weight: weight.into(), scale: scale.into(), min: min.into() })
     }
 }
 
-/// Packs whole tile rows. False if a scale cannot be represented.
+/// Packs whole tile rows. Returns the first row with a scale that cannot be represented.
 fn write_int4(
     weight: &mut [u8],
     scale: &mut [f16],
     min: &mut [f16],
     stored: &[(&Segment, usize)],
     across: usize,
-) -> bool {
+) -> Option<usize> {
     for (i, (segment, row)) in stored.iter().enumerate() {
         let (tile_row, o) = (i / LANES, i % LANES);
         let format = segment.tensor.dtype.format();
@@ -184,7 +205,7 @@ fn write_int4(
             let tile = tile_row * across + g;
             let (d, m) = unpack(block, &mut q);
             if !d.is_finite() || !m.is_finite() {
-                return false;
+                return Some(i);
             }
             scale[tile * LANES + o] = d;
             min[tile * LANES + o] = m;
@@ -194,7 +215,7 @@ fn write_int4(
             }
         }
     }
-    true
+    None
 }
 
 #[cfg(test)]
@@ -213,7 +234,8 @@ mod tests {
                     to.iter_mut().enumerate().for_each(|(k, x)| *x = value(r * cols + k));
                     None
                 };
-                let packed = Int8Tiles::pack_rows("t", rows, cols, grouping, 3, row).unwrap();
+                let refuse = |_| unreachable!("all rows fit");
+                let packed = Int8Tiles::pack_rows(refuse, rows, cols, grouping, 3, row).unwrap();
                 assert_eq!(packed.bytes(), (packed.weight.len() + 2 * packed.scale.len()) as u64);
                 for r in 0..rows {
                     let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);
@@ -297,6 +319,36 @@ mod tests {
         {
             let message = pack(dtype, scale).unwrap_err().to_string();
             assert!(message.contains("scale"), "{message}");
+        }
+    }
+
+    /// A matrix of two tensors, of which the second cannot be packed.
+    #[test]
+    fn the_tensor_that_is_at_fault_is_named() {
+        let stored = |name: &str, dtype: StoredType, bytes: &[u8]| Segment {
+            tensor: StoredTensor::new(&mapped(bytes), name, dtype, &[40, GROUP], 0).unwrap(),
+            first_row: 0,
+            n_rows: 40,
+        };
+        let floats = |bad: Option<usize>| -> Vec<u8> {
+            let value = |i: usize| if Some(i / GROUP) == bad { f32::NAN } else { 0.5 };
+            (0..40 * GROUP).flat_map(|i| value(i).to_le_bytes()).collect()
+        };
+        let blocks = |bad: Option<usize>| -> Vec<u8> {
+            let scale = |row| if Some(row) == bad { f16::INFINITY } else { f16::ONE };
+            (0..40).flat_map(|row| [&scale(row).to_le_bytes()[..], &[7; GROUP / 2]].concat()).collect()
+        };
+        for threads in [1, 3] {
+            let f32s =
+                [("k", None), ("v", Some(37))].map(|(n, bad)| stored(n, StoredType::F32, &floats(bad)));
+            let error = Int8Tiles::pack("layers.0.qkv", 80, GROUP, &f32s, Grouping::Plain, threads);
+            assert_eq!(
+                error.err().unwrap().to_string(),
+                format!("tensor `v`: row 37, for `layers.0.qkv`: {NO_SCALE}")
+            );
+            let q4 = [("k", None), ("v", Some(37))].map(|(n, bad)| stored(n, StoredType::Q4_0, &blocks(bad)));
+            let error = Int4Tiles::pack("layers.0.qkv", 80, GROUP, &q4, threads).err().unwrap().to_string();
+            assert!(error.starts_with("tensor `v`: row 37, for `layers.0.qkv`: a scale is not"), "{error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-"""``info``: shows a model's shape, and the memory that it takes."""
+"""``info``: shows a model's shape, the memory that it takes, and which devices can compute with it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterable, Iterator
 
-SUMMARY = """Shows a model's shape, and the memory that it takes.
+SUMMARY = """Shows a model's shape, the memory that it takes, and which devices can compute with it.
 
-The memory is what loading with these flags would take, computed from the headers of the files. For the other figures
-the model is loaded with a cache of one block. For files that cannot be loaded it shows what they contain, and why they
-cannot be loaded."""
+The memory is what loading with these flags would take, computed from the headers of the files. So are the devices: a
+GPU need not be there. For the other figures the model is loaded with a cache of one block. For files that cannot be
+loaded it shows what they contain, and why they cannot be loaded."""
 EXAMPLES = ("info", "info smollm2.gguf", "info my-model --dtype int8 --cache-tokens 65536 --json")
 
 # The least that a model can be loaded with.
@@ -55,6 +55,7 @@ def run(args: Namespace) -> int:
             **dataclasses.asdict(config),
             "has_chat_template": model.has_chat_template,
             "memory": dataclasses.asdict(estimate),
+            "devices": devices(path, options),
             "backend": model.backend,
         }
         print_json(value)
@@ -62,8 +63,24 @@ def run(args: Namespace) -> int:
     rows = [("path", path), ("format", description.format), *shape(config), ("types", types(description))]
     rows.append(("chat template", "yes" if model.has_chat_template else "no"))
     rows.append(("backend", model.backend))
+    for device in devices(path, options):
+        able = device["unsupported"] is None
+        size = megabytes(device["total_bytes"]) if able else ""
+        rows.append((device["device"], f"can, with {size} of its memory" if able else device["unsupported"]))
     print_rows([*rows, *memory(estimate, config.n_params)])
     return 0
+
+
+def devices(path: str | None, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The kinds of devices: the memory that loading with these options would take there, or why it would not load."""
+    found: list[dict[str, Any]] = []
+    for device in ("cpu", "cuda"):
+        try:
+            total = welm.Model.estimate(path, **{**options, "device": device}).total_bytes
+            found.append({"device": device, "total_bytes": total, "unsupported": None})
+        except welm.Error as error:
+            found.append({"device": device, "total_bytes": None, "unsupported": str(error)})
+    return found
 
 
 def about(description: welm.Description) -> dict[str, Any]:
