@@ -15,8 +15,8 @@ from welm.eval import WelmLM
 from welm.eval.asking import Asker
 from welm.eval.experiments import confidence, forms
 from welm.eval.experiments.confidence import Choice
-from welm.eval.experiments.statistics import mcnemar, wilson
 from welm.eval.experiments.texts import Texts
+from welm.eval.statistics import mcnemar_of, wilson
 
 
 def test_answers_are_as_likely_as_lm_eval_finds_them(model: welm.Model) -> None:
@@ -48,7 +48,7 @@ def test_intervals_and_tests() -> None:
     for lost, won in ((0, 0), (1, 9), (4, 4), (30, 12)):
         before, after = [True] * lost + [False] * won, [False] * lost + [True] * won
         expected = stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
-        assert mcnemar(before, after) == pytest.approx(expected)
+        assert mcnemar_of(before, after) == pytest.approx(expected)
 
 
 def test_the_temperature_is_that_of_a_general_minimiser() -> None:

@@ -20,7 +20,7 @@ from welm.eval import evaluate, report_plots, write_report
 from welm.eval.report_metrics import sums_of
 from welm.eval.report_plots import Chart, Dot, Series, chart, dot_plots, dots
 from welm.eval.report_runs import read_runs
-from welm.eval.report_statistics import Interval, Sums, bootstrap, mcnemar, wilson
+from welm.eval.statistics import Interval, Sums, bootstrap, mcnemar, wilson
 from welm.eval.tasks import FOLDER, TASKS, published
 
 ROOT = Path(__file__).parents[2]

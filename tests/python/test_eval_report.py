@@ -20,7 +20,7 @@ from welm.eval import EvalError, report_plots, write_report
 from welm.eval.report_compare import difference
 from welm.eval.report_page import Block, Sample, Table, Text, html, markdown
 from welm.eval.report_runs import read_runs
-from welm.eval.report_statistics import newcombe
+from welm.eval.statistics import newcombe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

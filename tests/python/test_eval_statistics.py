@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from welm.eval.report_metrics import alike, is_right_or_wrong, mean, sums_of
-from welm.eval.report_statistics import (
+from welm.eval.statistics import (
     Sums,
     bootstrap,
     bootstrap_difference,

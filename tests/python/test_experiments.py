@@ -36,11 +36,11 @@ from welm.eval.experiments import (
 from welm.eval.experiments.confidence import Choice
 from welm.eval.experiments.forms import END, VERDICT
 from welm.eval.experiments.record import Table
-from welm.eval.experiments.statistics import mcnemar, wilson
 from welm.eval.experiments.texts import Texts, common
 from welm.eval.experiments.windows import Counts, Tokens
 from welm.eval.journal import NAME, EvalError
 from welm.eval.requests import COUNTED, Answer, Request, compute
+from welm.eval.statistics import mcnemar_of, wilson
 from welm.eval.tasks.sources import SOURCES
 
 from conftest import PROMPT
@@ -73,9 +73,9 @@ def test_mcnemar_is_the_share_of_all_ways_to_swap_the_answers() -> None:
         swaps = itertools.product((1, -1), repeat=9)
         at_least = [abs(sum(s * d for s, d in zip(swap, differences, strict=True))) for swap in swaps]
         expected = sum(value >= abs(sum(differences)) for value in at_least) / 2**9
-        assert mcnemar(*zip(*pairs, strict=True)) == pytest.approx(expected)
-    assert mcnemar([True] * 9 + [False], [False] * 9 + [True]) == pytest.approx(22 / 1024)
-    assert mcnemar([False] * 3000, [True] * 3000) < 1e-300
+        assert mcnemar_of(*zip(*pairs, strict=True)) == pytest.approx(expected)
+    assert mcnemar_of([True] * 9 + [False], [False] * 9 + [True]) == pytest.approx(22 / 1024)
+    assert mcnemar_of([False] * 3000, [True] * 3000) < 1e-300
 
 
 def test_calibration_errors() -> None:

@@ -12,14 +12,14 @@ from welm.eval.journal import EvalError
 from welm.eval.report_metrics import alike
 from welm.eval.report_page import Block, Figure, Heading, Table, Text
 from welm.eval.report_runs import WILSON, Run, Score, Task, is_by_other_rule
-from welm.eval.report_statistics import (
+from welm.eval.report_tables import shown, span
+from welm.eval.statistics import (
     Interval,
     bootstrap_difference,
     mcnemar,
     newcombe,
     permutation,
 )
-from welm.eval.report_tables import shown, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

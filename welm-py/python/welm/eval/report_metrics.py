@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from welm.eval.report_statistics import Sums
+from welm.eval.statistics import Sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from welm.eval.report_statistics import Floats
+    from welm.eval.statistics import Floats
 
 
 def sums_of(metric: str, each: Sequence[Any], value: float) -> Sums | None:

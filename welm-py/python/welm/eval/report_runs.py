@@ -16,12 +16,12 @@ import numpy as np
 from welm.eval.journal import NAME as JOURNAL
 from welm.eval.journal import EvalError
 from welm.eval.report_metrics import is_right_or_wrong, sums_of
-from welm.eval.report_statistics import Interval, bootstrap, wilson
+from welm.eval.statistics import Interval, bootstrap, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from welm.eval.report_statistics import Sums
+    from welm.eval.statistics import Sums
 
 RESULTS = "results.json"
 EXPERIMENTS = "experiments"

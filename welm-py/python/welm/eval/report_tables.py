@@ -12,7 +12,7 @@ from welm.eval.tasks import published
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from welm.eval.report_statistics import Interval
+    from welm.eval.statistics import Interval
 
 _SCORES = (
     "acc, em, f1, rouge and exact_match are in percent, bleu is between 0 and 100, other metrics are as lm-eval "

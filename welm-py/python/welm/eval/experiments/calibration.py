@@ -23,8 +23,8 @@ from welm.eval.experiments.confidence import (
     selective,
 )
 from welm.eval.experiments.forms import ANSWER, ANSWER_TOKENS, BETTER, END, RIGHT, VERDICT, WRONG, Form, read
-from welm.eval.experiments.record import Cell, Plot, Record, Sample, Series, Table
-from welm.eval.experiments.statistics import mcnemar, mean, wilson
+from welm.eval.experiments.record import Cell, Plot, Record, Sample, Series, Table, mean
+from welm.eval.statistics import mcnemar_of, wilson
 from welm.eval.tasks import metrics, ranking
 from welm.eval.tasks.readers import SEED, Document
 
@@ -184,7 +184,7 @@ def changed(name: str, answers: Sequence[Judged], second: Sequence[str]) -> list
     after = [form.is_right(answer.doc, text) for answer, text in zip(answers, second, strict=True)]
     wrong = mean([not answer.right for answer in doubted])
     gained = (sum(after) - sum(before)) / n
-    return [name, n, len(doubted), wrong, sum(before) / n, sum(after) / n, gained, mcnemar(before, after)]
+    return [name, n, len(doubted), wrong, sum(before) / n, sum(after) / n, gained, mcnemar_of(before, after)]
 
 
 def measured(judged: dict[str, list[Judged]]) -> Table:

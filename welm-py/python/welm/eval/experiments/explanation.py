@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from welm.eval.experiments import forms
 from welm.eval.experiments.forms import ANSWER, END, REASON, Form, read
-from welm.eval.experiments.record import Cell, Plot, Record, Sample, Series, Table
-from welm.eval.experiments.statistics import mcnemar, mean, wilson
+from welm.eval.experiments.record import Cell, Plot, Record, Sample, Series, Table, mean
+from welm.eval.statistics import mcnemar_of, wilson
 from welm.eval.tasks import metrics
 from welm.eval.tasks.readers import SEED, Document
 
@@ -138,7 +138,7 @@ def compared(
     cells: list[Cell] = [form.name, n, chance]
     for right in (before, after):
         cells += [sum(right) / n, *wilson(sum(right), n)]
-    return [*cells, (sum(after) - sum(before)) / n, mcnemar(before, after)]
+    return [*cells, (sum(after) - sum(before)) / n, mcnemar_of(before, after)]
 
 
 def explain(texts: Texts, form: Form, docs: Sequence[Document], answers: Sequence[str]) -> list[Explained]:

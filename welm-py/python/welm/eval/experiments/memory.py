@@ -11,11 +11,11 @@ from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from welm.eval.experiments.record import Cell, Plot, Record, Sample, Series, Table
-from welm.eval.experiments.statistics import mean, wilson
+from welm.eval.experiments.record import Cell, Plot, Record, Sample, Series, Table, mean
 from welm.eval.experiments.windows import Counts, Tokens, documents
 from welm.eval.journal import EvalError
 from welm.eval.requests import COUNTED, Request
+from welm.eval.statistics import wilson
 from welm.eval.tasks.readers import SEED
 
 if TYPE_CHECKING:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Cell: TypeAlias = "str | float | int | None"
 
@@ -60,3 +63,8 @@ class Record:
     def as_json(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean as a cell: empty for no values."""
+    return sum(values) / len(values) if values else None

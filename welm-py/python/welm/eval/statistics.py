@@ -1,4 +1,4 @@
-"""Intervals and tests of scores, as a report shows them.
+"""Intervals and tests of scores, as reports and experiments show them.
 
 A score is either the share of questions that were answered right, or a function of sums over the questions (a mean,
 macro-F1, BLEU). For shares there are formulas:
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -45,7 +45,9 @@ class Interval(NamedTuple):
 
 
 def wilson(right: int, total: int) -> Interval:
-    """The interval of a share."""
+    """The interval of a share; of no question at all, from 0 to 1."""
+    if not total:
+        return Interval(0.0, 1.0)
     share = right / total
     middle = share + Z * Z / (2 * total)
     half = Z * math.sqrt(share * (1 - share) / total + Z * Z / (4 * total * total))
@@ -78,6 +80,12 @@ def mcnemar(only_first: int, only_second: int) -> float:
     total, least = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(total, k) for k in range(least + 1))
     return min(1.0, 2 * tail / (1 << total))
+
+
+def mcnemar_of(before: Sequence[bool], after: Sequence[bool]) -> float:
+    """:func:`mcnemar` of two ways to answer the same questions, each answer right or not."""
+    pairs = list(zip(before, after, strict=True))
+    return mcnemar(sum(b and not a for b, a in pairs), sum(a and not b for b, a in pairs))
 
 
 @dataclass(frozen=True)
