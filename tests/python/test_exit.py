@@ -126,7 +126,7 @@ import welm
 model = welm.Model()
 atexit.register(lambda: results.append(model.generate("春", max_tokens=4)))
 running = threading.Thread(
-    target=lambda: results.append(model.generate("春", max_tokens=480, n=32, ignore_eos=True)), daemon=True
+    target=lambda: results.append(model.generate("春", max_tokens=200, n=8, ignore_eos=True)), daemon=True
 )
 running.start()
 """
