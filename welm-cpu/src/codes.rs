@@ -66,8 +66,8 @@ pub struct Codes {
     pub min_of: [u8; GROUPS],
 }
 
-impl Codes {
-    pub fn new() -> Codes {
+impl Default for Codes {
+    fn default() -> Codes {
         Codes {
             code: [0; SUPER_BLOCK],
             d: f16::ZERO,
@@ -76,7 +76,9 @@ impl Codes {
             min_of: [0; GROUPS],
         }
     }
+}
 
+impl Codes {
     /// Scale and minimum of group `g`.
     pub fn scale(&self, scales: Scales, g: usize) -> (f32, f32) {
         let d = self.d.to_f32();
@@ -124,7 +126,7 @@ impl Coding {
 
     /// Converts whole blocks, of `bytes` bytes and `values` values each, to f32.
     pub fn dequantise(&self, bytes: usize, values: usize, blocks: &[u8], out: &mut [f32]) {
-        let mut codes = Codes::new();
+        let mut codes = Codes::default();
         for (block, out) in blocks.chunks_exact(bytes).zip(out.chunks_exact_mut(values)) {
             (self.read)(block, &mut codes);
             for (g, out) in out.chunks_exact_mut(self.group).enumerate() {

@@ -19,7 +19,7 @@
 //! while it is in the L1 cache.
 //!
 //! If there are enough registers, few rows are multiplied with codes that are unpacked in registers
-//! ([`CodedRows::in_registers`]). Writing unpacked weights to the L1 cache and reading them back took up to twice the
+//! (`CodedRows::in_registers`). Writing unpacked weights to the L1 cache and reading them back took up to twice the
 //! time, most of all if another process shares the core.
 
 mod unpack;

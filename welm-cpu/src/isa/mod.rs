@@ -36,6 +36,7 @@ pub const ROTATED: usize = 64;
 /// # Safety
 /// Every method requires that the CPU has the implementation's instructions; code reached through
 /// [`Isa::dispatch`] may rely on it. Pointers must be valid for the lengths that each method states.
+#[allow(clippy::missing_safety_doc)] // all methods have one promise, which stands above
 pub trait Simd: Copy + 'static {
     /// How many rows of activations a kernel multiplies at once with weights in registers: a power of two, at most 8.
     const ROWS: usize;

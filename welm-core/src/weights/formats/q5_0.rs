@@ -41,7 +41,7 @@ impl BlockFormat for Q5_0 {
 
     fn int8(&self) -> Option<UnpackInt8> {
         Some(|block, q| {
-            let mut codes = Codes::new();
+            let mut codes = Codes::default();
             read(block, &mut codes);
             q.iter_mut().zip(codes.code).for_each(|(q, code)| *q = code.cast_signed() - 16);
             codes.d

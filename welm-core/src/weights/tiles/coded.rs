@@ -82,7 +82,7 @@ impl CodedTiles {
             for (strip, stored) in data.chunks_mut(strip).zip(stored.chunks(LANES)) {
                 for (o, (segment, row)) in stored.iter().enumerate() {
                     let format = segment.tensor.dtype.format();
-                    let mut codes = Codes::new();
+                    let mut codes = Codes::default();
                     let blocks = segment.tensor.row_bytes(*row).chunks_exact(format.bytes());
                     for (block, first) in blocks.zip((0..cols).step_by(format.values())) {
                         (coding.read)(block, &mut codes);
@@ -104,7 +104,7 @@ impl CodedTiles {
         let strip_bytes = coding.strip_bytes(across);
         let strip = &self.data[row / LANES * strip_bytes..][..strip_bytes];
         let o = row % LANES;
-        let mut codes = Codes::new();
+        let mut codes = Codes::default();
         for (unit, out) in out.chunks_mut(SUPER_BLOCK).enumerate() {
             let places = coding.places(out.len() / GROUP);
             let unit = &strip[unit * coding.places(UNIT).end..][..places.end];
