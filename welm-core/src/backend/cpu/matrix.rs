@@ -1,15 +1,18 @@
 //! Matrices in memory: used in place in the mapped file, converted to another float type, or repacked as tiles.
 
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
 use half::{bf16, f16};
 
 use crate::checkpoint::load::{LinearSource, MatrixSource};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::host::threads;
 use crate::memory::Memory;
 use crate::weights::computed::Computed;
 use crate::weights::formats::StoredType;
 use crate::weights::slab::{Plain, Slab};
-use crate::weights::tensor::{Segment, release, rows_of};
+use crate::weights::tensor::{Segment, release, row_error, rows_of};
 use crate::weights::tiles::Tiled;
 use crate::weights::tiles::int8::Int8Tiles;
 use welm_cpu::int8::Grouping;
@@ -55,13 +58,13 @@ impl Matrix {
                 int8(tiles)
             }
             (Computed::F16, MatrixSource::Stored(segments)) => {
-                Matrix::F16(parts(&segments, cols, f16::from_f32, copy, threads)?)
+                Matrix::F16(parts(&name, &segments, cols, (f16::from_f32, f16::is_finite), copy, threads)?)
             }
             (Computed::Bf16, MatrixSource::Stored(segments)) => {
-                Matrix::Bf16(parts(&segments, cols, bf16::from_f32, copy, threads)?)
+                Matrix::Bf16(parts(&name, &segments, cols, (bf16::from_f32, bf16::is_finite), copy, threads)?)
             }
             (Computed::F32, MatrixSource::Stored(segments)) => {
-                Matrix::F32(parts(&segments, cols, |x| x, copy, threads)?)
+                Matrix::F32(parts(&name, &segments, cols, (|x| x, f32::is_finite), copy, threads)?)
             }
         };
         Ok((matrix, bias))
@@ -135,11 +138,13 @@ fn stored_as(segments: &[Segment], wanted: StoredType) -> bool {
     segments.iter().all(|s| s.tensor.dtype == wanted)
 }
 
-/// Float parts: in place if all are stored as `T` and `copy` is false, else one converted copy.
+/// Float parts: in place if all are stored as `T` and `copy` is false, else one converted copy. `to` converts a value, and
+/// says whether the result is finite; `name` is that of the matrix, for errors.
 fn parts<T: Plain>(
+    name: &str,
     source: &[Segment],
     cols: usize,
-    convert: impl Fn(f32) -> T + Sync,
+    to: (impl Fn(f32) -> T + Sync, impl Fn(T) -> bool + Sync),
     copy: bool,
     threads: usize,
 ) -> Result<Vec<Part<T>>> {
@@ -150,24 +155,71 @@ fn parts<T: Plain>(
         };
         return source.iter().map(part).collect();
     }
+    let (convert, is_finite) = to;
     let rows = rows_of(source);
     let mut values = Memory::zeroed(rows.len() * cols, "weights")?;
     let share = rows.len().div_ceil(threads);
-    let parts = values.chunks_mut(share * cols).zip(rows.chunks(share));
-    let converted = threads::all(parts, |(values, rows)| {
+    let parts = values.chunks_mut(share * cols).zip(rows.chunks(share)).enumerate();
+    let wrong = AtomicUsize::new(usize::MAX); // the first row that cannot be represented
+    threads::all(parts, |(part, (values, rows))| {
         let mut row = vec![0.0; cols];
-        for (to, (segment, r)) in values.chunks_mut(cols).zip(rows) {
+        for (i, (to, (segment, r))) in values.chunks_mut(cols).zip(rows).enumerate() {
             segment.tensor.row_f32(*r, &mut row);
-            if !row.iter().all(|x| x.is_finite()) {
+            to.iter_mut().zip(&row).for_each(|(to, &x)| *to = convert(x));
+            if !to.iter().all(|&x| is_finite(x)) {
+                wrong.fetch_min(part * share + i, Relaxed);
                 return false;
             }
-            to.iter_mut().zip(&row).for_each(|(to, &x)| *to = convert(x));
         }
         true
     });
     release(source);
-    if !converted {
-        return Err(Error::tensor(&source[0].tensor.name, "a weight is not a finite number"));
+    match wrong.into_inner() {
+        usize::MAX => Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows.len() }]),
+        row => {
+            let reason = format!("a weight is not a finite number in {}", T::STORED.format().name());
+            Err(row_error(&rows, row, name, &reason))
+        }
     }
-    Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows.len() }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::tensor::StoredTensor;
+    use crate::weights::tests::mapped;
+
+    /// Three rows of two of these values.
+    fn tensor(name: &str, values: [f32; 6]) -> StoredTensor {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        StoredTensor::new(&mapped(&bytes), name, StoredType::F32, &[3, 2], 0).unwrap()
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_an_error_that_names_its_tensor_and_its_row() {
+        let good = [1.0, -2.0, 3.0, 4.0, 5.0, 6.0];
+        let bf16s = (bf16::from_f32, bf16::is_finite);
+        // The largest f32 that rounds to a finite bf16, and the next.
+        let (fits, too_large) = (f32::from_bits(0x7F7F_7FFF), f32::from_bits(0x7F7F_8000));
+        for (value, ok) in [(fits, true), (too_large, false), (f32::NAN, false), (f32::NEG_INFINITY, false)] {
+            let mut other = good;
+            other[5] = value;
+            for threads in [1, 4] {
+                // Made anew: loading releases what it has read, and there is no file to read it from again.
+                let segments = [("q", good), ("k", other)].map(|(name, values)| Segment {
+                    tensor: tensor(name, values),
+                    first_row: 0,
+                    n_rows: 3,
+                });
+                match parts("qkv", &segments, 2, bf16s, false, threads) {
+                    Ok(parts) => assert!(ok && parts[0].values[11] == bf16::MAX, "{value}"),
+                    Err(error) => {
+                        let error = error.to_string();
+                        let told = ["`k`", "row 2", "`qkv`", "not a finite number in BF16"];
+                        assert!(!ok && told.iter().all(|told| error.contains(told)), "{value}: {error}");
+                    }
+                }
+            }
+        }
+    }
 }

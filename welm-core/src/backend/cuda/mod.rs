@@ -302,13 +302,13 @@ impl Backend for Cuda {
                 let packed = gemm::Packed::bf16(rows, cols, order, threads, |i, to| {
                     let mut values = vec![0.0; cols];
                     row(i, &mut values);
-                    if !values.iter().all(|x| x.is_finite()) {
+                    to.iter_mut().zip(values).for_each(|(to, x)| *to = bf16::from_f32(x));
+                    if !to.iter().all(|x| x.is_finite()) {
                         finite.store(false, Ordering::Relaxed);
                     }
-                    to.iter_mut().zip(values).for_each(|(to, x)| *to = bf16::from_f32(x));
                 });
                 if !finite.into_inner() {
-                    return Err(Error::tensor(&name, "a weight is not a finite number"));
+                    return Err(Error::tensor(&name, "a weight is not a finite number in BF16"));
                 }
                 packed
             }

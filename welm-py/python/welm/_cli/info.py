@@ -75,8 +75,9 @@ def devices(path: str | None, options: dict[str, Any]) -> list[dict[str, Any]]:
     """The kinds of devices: the memory that loading with these options would take there, or why it would not load."""
     found: list[dict[str, Any]] = []
     for device in ("cpu", "cuda"):
+        there: dict[str, Any] = {**options, "device": device}
         try:
-            total = welm.Model.estimate(path, **{**options, "device": device}).total_bytes
+            total = welm.Model.estimate(path, **there).total_bytes
             found.append({"device": device, "total_bytes": total, "unsupported": None})
         except welm.Error as error:
             found.append({"device": device, "total_bytes": None, "unsupported": str(error)})
