@@ -1,4 +1,6 @@
-//! How much memory a model will take, from its headers alone.
+//! How much memory a model will take, from the headers of its files and, on the CPU, its tokenizer.
+
+use welm_cpu::int8::Grouping;
 
 use crate::backend::cpu::{Cpu, Matrix};
 use crate::backend::{Backend, LEAST_CHUNK_TOKENS, Limits};
@@ -12,7 +14,6 @@ use crate::options::LoadOptions;
 use crate::transformer::Scratch;
 use crate::weights::computed::Computed;
 use crate::weights::formats::StoredType;
-use welm_cpu::int8::Grouping;
 
 /// Bytes that a loaded model takes; see [`crate::Model::estimate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,15 +7,15 @@
 use std::borrow::Cow;
 
 use safetensors::tensor::Dtype;
+use welm_cpu::int8::Grouping;
+use welm_cpu::isa::{GROUP, LANES};
+use welm_cpu::tiles::tile_counts;
 
 use crate::error::{Error, Result};
 use crate::weights::formats::StoredType;
 use crate::weights::slab::Slab;
 use crate::weights::tensor_map::TensorMap;
 use crate::weights::tiles::int8::Int8Tiles;
-use welm_cpu::int8::Grouping;
-use welm_cpu::isa::{GROUP, LANES};
-use welm_cpu::tiles::tile_counts;
 
 /// The `format` entry of the metadata.
 pub(crate) const FORMAT: &str = "welm-int8-2";

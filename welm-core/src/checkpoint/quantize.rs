@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use welm_cpu::int8::Grouping;
+
 use super::draft::Draft;
 use super::int8_folder::{self, FORMAT, View};
 use super::load::{LinearSource, MatrixSource, Source};
@@ -15,7 +17,6 @@ use crate::side_file::{ADDITIONAL_TEMPLATES, DESCRIPTIONS};
 use crate::weights::safetensors::SINGLE;
 use crate::weights::tensor::release;
 use crate::weights::tiles::int8::Int8Tiles;
-use welm_cpu::int8::Grouping;
 
 /// Writes an int8 folder from any model that [`crate::Model::load`] takes (GGUF files excepted, whose
 /// tokenizer has no file form here).

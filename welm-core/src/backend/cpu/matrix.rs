@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use half::{bf16, f16};
+use welm_cpu::int8::Grouping;
 
 use crate::checkpoint::load::{LinearSource, MatrixSource};
 use crate::error::Result;
@@ -15,7 +16,6 @@ use crate::weights::slab::{Plain, Slab};
 use crate::weights::tensor::{Segment, release, row_error, rows_of};
 use crate::weights::tiles::Tiled;
 use crate::weights::tiles::int8::Int8Tiles;
-use welm_cpu::int8::Grouping;
 
 /// Some rows of a float matrix, as a range of rows of a stored tensor.
 pub(crate) struct Part<T: Plain> {

@@ -22,6 +22,7 @@ use half::bf16;
 use welm_cpu::attention::Attend;
 use welm_cpu::cache::{CacheRows, NormOf};
 use welm_cpu::disjoint::Disjoint;
+use welm_cpu::isa::Isa;
 use welm_cpu::linear::Element;
 use welm_cpu::norm::{self, norm_add_row, norm_row};
 use welm_cpu::outputs::Epilogue;
@@ -45,7 +46,6 @@ use crate::memory::Memory;
 use crate::options::{Activations, CacheDtype, Dtype, LoadOptions};
 use crate::weights::computed::{Computed, Kernels};
 use crate::weights::slab::Plain;
-use welm_cpu::isa::Isa;
 
 pub(crate) use self::matrix::Matrix;
 

@@ -6,6 +6,7 @@ use welm_cpu::coded::CodedRows;
 use welm_cpu::disjoint::Disjoint;
 use welm_cpu::i8dot::Tiles;
 use welm_cpu::int8::Grouping;
+use welm_cpu::isa::{Isa, LANES};
 use welm_cpu::outputs::{Epilogue, Outputs};
 use welm_cpu::quantize::Quantized;
 use welm_cpu::tiles::tile_counts;
@@ -15,7 +16,6 @@ use super::room::Room;
 use crate::weights::tiles::Tiled;
 use crate::weights::tiles::int4::Int4Tiles;
 use crate::weights::tiles::int8::Int8Tiles;
-use welm_cpu::isa::{Isa, LANES};
 
 /// `out = x W^T + bias`, or `out += x W^T + bias`. The rows of `W` are those of all `parts`, one part after the other;
 /// `out` is `(n, rows)`, `bias` `(rows)`.

@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::bf16;
+use welm_cpu::int8::Grouping;
 use welm_kernels::attention::{Attention, attention_decode, attention_prefill, decode_scratch_len};
 use welm_kernels::gemm::{self, ALIGN, Arithmetic, Function, Input, Output, RowOrder, Weight, gemm};
 use welm_kernels::norm::{self, Rows};
@@ -37,7 +38,6 @@ use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::computed::{Computed, Kernels};
 use crate::weights::tensor::{Segment, release};
 use crate::weights::tiles::int8::Int8Tiles;
-use welm_cpu::int8::Grouping;
 
 /// A normalisation on the device.
 pub(crate) struct Norm {

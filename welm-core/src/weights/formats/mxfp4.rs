@@ -4,10 +4,10 @@
 //! first 16 elements. See "OCP Microscaling Formats (MX) Specification", version 1.0.
 
 use welm_cpu::codes::{Codes, Coding, Scales, Values, power};
+use welm_cpu::isa::BIAS;
 
 use super::codes::coded;
 use super::{SMALL_BLOCK, halves};
-use welm_cpu::isa::BIAS;
 
 /// Twice the values of the e2m1 codes, so that all are integers.
 const TABLE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];

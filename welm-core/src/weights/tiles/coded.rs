@@ -1,34 +1,16 @@
-//! Weights of 2 to 6 bits as GGUF files code them (see `weights::formats::codes`), repacked for vectors of sixteen
-//! rows.
-//!
-//! A strip is 16 rows. It consists of units of 256 columns; the last unit may be shorter. A unit has first its codes,
-//! then its scales:
-//!
-//! ```text
-//! codes of each 32 columns, in planes of (.., 16, 4) bytes: byte (p, o, i) has codes of row o, columns 4 j + i
-//!   four bits: 4 x (16, 4) u8, j = 2 p in the low bits, j = 2 p + 1 in the high     formats of 4, 5 and 6 bits
-//!   two bits:  2 x (16, 4) u8, j = 4 p + b in bits 2 b and 2 b + 1                  2 and 3 bits; high bits of 6
-//!   one bit:       (16, 4) u8, j in bit j                                           high bit of 3 and 5 bits
-//! scales of each group: (groups, 16) f16 d, then as many f16 m                  F16, F16Min
-//!                       (groups, 16) u8                                         Exponent
-//!                       (groups, 16) i8 sc, then as many u8 m,
-//!                       then (16) f16 d, (16) f16 -dmin                         Super, SuperMin
-//! ```
-//!
-//! Nothing is rounded, and a weight takes about as many bits as in the file: 4.63 for Q4_K instead of 4.5, 6.63 for
-//! Q6_K instead of 6.56. Units begin at multiples of 64 bytes. A strip is one run of memory, which is read from start
-//! to end.
+//! Weights of 2 to 6 bits as GGUF files code them, repacked for vectors of sixteen rows. [`welm_cpu::codes`] has what a
+//! code means, and the layout.
 
 use half::f16;
+use welm_cpu::codes::{Codes, Coding, Places, SUPER_BLOCK, Scales, UNIT};
+use welm_cpu::isa::{GROUP, LANES};
+use welm_cpu::tiles::tile_counts;
 
 use crate::error::Result;
 use crate::host::threads;
 use crate::memory::Memory;
 use crate::weights::slab::Slab;
 use crate::weights::tensor::{Segment, rows_of};
-use welm_cpu::codes::{Codes, Coding, Places, SUPER_BLOCK, Scales, UNIT};
-use welm_cpu::isa::{GROUP, LANES};
-use welm_cpu::tiles::tile_counts;
 
 /// A matrix `(rows, cols)` of coded weights.
 pub(crate) struct CodedTiles {

@@ -7,11 +7,11 @@
 //! Nothing is rounded. 32 weights take 20 bytes. As int8 they would take 34, and those of Q4_1 would be rounded.
 
 use half::f16;
+use welm_cpu::isa::{GROUP, LANES};
+use welm_cpu::tiles::{INT4_TILE, tile_counts};
 
 use super::int4_place;
 use crate::weights::slab::Slab;
-use welm_cpu::isa::{GROUP, LANES};
-use welm_cpu::tiles::{INT4_TILE, tile_counts};
 
 /// A four-bit matrix `(rows, cols)` in tiles.
 pub(crate) struct Int4Tiles {

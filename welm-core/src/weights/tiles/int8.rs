@@ -1,13 +1,13 @@
 //! int8 weights in tiles, and how to read rows back from them.
 
 use half::f16;
+use welm_cpu::int8::{Grouping, rotate};
+use welm_cpu::isa::{GROUP, LANES};
+use welm_cpu::tiles::{INT8_TILE, tile_counts};
 
 use super::int8_place;
 use crate::error::{Error, Result};
 use crate::weights::slab::Slab;
-use welm_cpu::int8::{Grouping, rotate};
-use welm_cpu::isa::{GROUP, LANES};
-use welm_cpu::tiles::{INT8_TILE, tile_counts};
 
 /// An int8 matrix `(rows, cols)` in tiles.
 #[derive(Clone)]

@@ -1,18 +1,4 @@
-//! Tiles of 16 rows and 32 columns: the layout in which the kernels of [`welm_cpu::isa`] read quantised weights.
-//!
-//! ```text
-//! int8:      weight (rows / 16, cols / 32, 8, 16, 4) u8: byte (j, o, i) is 128 + q of row o, column 4 j + i
-//! four bits: weight (rows / 16, cols / 32, 4, 16, 4) u8: byte (j, o, i) has q of column 8 j + i in its low four bits,
-//!            of column 8 j + 4 + i in its high four bits
-//! scale, min (rows / 16, groups, 16) f16
-//! ```
-//!
-//! Sixteen rows are interleaved four values at a time, because one `vpdpbusd` multiplies four values in each of its
-//! sixteen lanes. So the lanes are sixteen outputs, no sum across lanes is needed, and a vector of scales is one load.
-//! `vpdpbusd` needs unsigned weights, so int8 weights have an offset of 128. It adds 128 times the sum of a group's
-//! activations to a dot product. That is known before the loop, where it is subtracted at no cost. A register of
-//! four-bit weights serves two `vpdpbusd`: one for the low four bits of its bytes, one for the high. Rows and columns
-//! are padded with zeros to whole tiles.
+//! Matrices of quantised weights in tiles, whose layout is in [`welm_cpu::tiles`].
 //!
 //! [`int8`] and [`int4`] are matrices in this layout; [`pack`] makes them from stored tensors. [`coded`] is another
 //! layout, which is unpacked to int8 tiles when it is multiplied.
@@ -22,14 +8,15 @@ pub(crate) mod int4;
 pub(crate) mod int8;
 mod pack;
 
+use welm_cpu::int8::Grouping;
+use welm_cpu::isa::LANES;
+
 use self::coded::CodedTiles;
 use self::int4::Int4Tiles;
 use self::int8::Int8Tiles;
 use super::formats::StoredType;
 use super::tensor::Segment;
 use crate::error::Result;
-use welm_cpu::int8::Grouping;
-use welm_cpu::isa::LANES;
 
 /// A matrix of quantised weights, in any layout.
 pub(crate) enum Tiled {

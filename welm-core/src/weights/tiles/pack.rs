@@ -4,6 +4,9 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use half::f16;
+use welm_cpu::int8::{Grouping, quantize_group, rotate};
+use welm_cpu::isa::{GROUP, LANES};
+use welm_cpu::tiles::{INT4_TILE, INT8_TILE, tile_counts};
 
 use super::int4::Int4Tiles;
 use super::int8::Int8Tiles;
@@ -13,9 +16,6 @@ use crate::host::threads;
 use crate::memory::Memory;
 use crate::weights::formats::UnpackInt8;
 use crate::weights::tensor::{Segment, row_error, rows_of};
-use welm_cpu::int8::{Grouping, quantize_group, rotate};
-use welm_cpu::isa::{GROUP, LANES};
-use welm_cpu::tiles::{INT4_TILE, INT8_TILE, tile_counts};
 
 /// Why a row has no int8.
 const NO_SCALE: &str = "a weight is not a number, or too large for an f16 scale";

@@ -6,12 +6,12 @@ The same runs give the same bytes. Plots need matplotlib; without it the page ha
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from welm.eval import report_page as page
 from welm.eval import report_plots as plots
+from welm.eval.journal import write_whole
 from welm.eval.report_compare import compared
 from welm.eval.report_experiments import of_experiments
 from welm.eval.report_runs import read_runs
@@ -46,7 +46,7 @@ def write_report(
     written = Path(out) / HTML, Path(out) / MARKDOWN
     written[0].parent.mkdir(parents=True, exist_ok=True)
     for path, text in zip(written, (page.html(title, blocks), page.markdown(title, blocks)), strict=True):
-        _replace(path, text)
+        write_whole(path, text)
     return written
 
 
@@ -62,16 +62,3 @@ def _blocks(runs: list[Run], pair: tuple[Run, ...]) -> Iterator[page.Block]:
     yield from of_published(measured)
     for run in runs:
         yield from of_experiments(run)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole, or leaves it as it is."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, "utf-8")
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        error.filename = os.fspath(path)
-        raise
