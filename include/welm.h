@@ -1127,8 +1127,9 @@ welm_status welm_model_load(const char *path,
                             welm_error **error);
 
 /**
- * Memory that `welm_model_load` with these options would take, computed from the headers of the files. With the device
- * "cuda" it is memory of the device, which need not be there; otherwise it is memory of the CPU.
+ * Memory that `welm_model_load` with these options would take, computed from the headers of the files and, on the CPU,
+ * from the tokenizer. With the device "cuda" it is memory of the device, which need not be there; otherwise it is memory
+ * of the CPU.
  *
  * - ownership: nothing to free.
  * - threads: any, also several at once.

@@ -706,9 +706,14 @@ def test_info(model: welm.Model) -> None:
         assert about[name] == (list(want) if isinstance(want, tuple) else want)
     assert about["memory"]["cache_bytes"] == welm.Model.estimate(cache_tokens=1024).cache_bytes
     assert about["has_chat_template"] is False
+    assert about["tokenizer"] == "byte-level BPE"
+    assert about["tokenizer_tokens"] == model.config.vocab_size
+    assert sum(count["elements"] for count in about["types"]) == model.config.n_params
     out, _ = run("info", FIXTURES / "gguf_llama_q4_1" / "model.gguf")
     assert re.search(r"^family +llama$", out, re.M)
-    assert re.search(r"^types +\d+ Q4_1, \d+ F32$", out, re.M)
+    types = r"^types +Q4_1: \d+ tensors, [\d,]+ elements, [\d.]+ MB\n +F32: \d+ tensors, [\d,]+ elements, [\d.]+ MB$"
+    assert re.search(types, out, re.M)
+    assert re.search(r"^tokenizer +SentencePiece BPE of [\d,]+ tokens$", out, re.M)
     assert run("info", "--model", FIXTURES / "gguf_llama_q4_1" / "model.gguf") == (out, "")
     assert (about["format"], about["unsupported"]) == ("safetensors", None)
     assert re.search(r"^memory +\d+\.\d MB in all$", out, re.M)
@@ -746,7 +751,7 @@ def test_info_of_what_is_not_supported(tmp_path: Path) -> None:
     for path in (tmp_path / "m.gguf", tmp_path):
         about = run_json("info", path)
         assert (about["format"], about["family"], about["n_params"]) == ("gguf", "mamba", 1024)
-        assert about["types"] == [{"name": "IQ3_S", "tensors": 1, "elements": 1024}]
+        assert about["types"] == [{"name": "IQ3_S", "tensors": 1, "elements": 1024, "bytes": None}]
         assert about["settings"] == {"general.architecture": "mamba"}
         why = welm.Model.describe(path).unsupported
         assert why is not None
@@ -754,7 +759,7 @@ def test_info_of_what_is_not_supported(tmp_path: Path) -> None:
         assert "IQ3_S" in why
         assert about["unsupported"] == why
         out, _ = run("info", path)
-        for row in ("family          mamba", "types           1 IQ3_S", f"not supported   {why}"):
+        for row in ("family          mamba", "types           IQ3_S: 1 tensor, 1,024 elements", f"not supported   {why}"):
             assert f"{row}\n" in out
         assert out.endswith("\n  general.architecture = mamba\n")
         # Commands that load it print the same reason, in one line.

@@ -235,8 +235,9 @@ pub unsafe extern "C" fn welm_model_load(
     unsafe { status(error, body) }
 }
 
-/// Memory that `welm_model_load` with these options would take, computed from the headers of the files. With the device
-/// "cuda" it is memory of the device, which need not be there; otherwise it is memory of the CPU.
+/// Memory that `welm_model_load` with these options would take, computed from the headers of the files and, on the CPU,
+/// from the tokenizer. With the device "cuda" it is memory of the device, which need not be there; otherwise it is memory
+/// of the CPU.
 ///
 /// - ownership: nothing to free.
 /// - threads: any, also several at once.

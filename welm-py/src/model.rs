@@ -644,7 +644,8 @@ impl Model {
         output::description(py, &description)
     }
 
-    /// Memory that loading with these options would take, computed from the headers of the files.
+    /// Memory that loading with these options would take, computed from the headers of the files and, on the CPU, from
+    /// the tokenizer.
     ///
     /// >>> welm.Model.estimate(cache_tokens=1024).cache_tokens
     /// 1024

@@ -119,8 +119,9 @@ pub(crate) fn description<'py>(py: Python<'py>, d: &core::Description) -> Object
     let types = tuple(
         py,
         &d.types,
-        |t| record!(py, "TypeCount" { name: &t.name, tensors: t.tensors, elements: t.elements }),
+        |t| record!(py, "TypeCount" { name: &t.name, tensors: t.tensors, elements: t.elements, bytes: t.bytes }),
     )?;
+    let config = d.config.as_ref().map(|c| config(py, c)).transpose()?;
     let settings = PyDict::new(py);
     for (name, value) in &d.settings {
         settings.set_item(name, value)?;
@@ -131,6 +132,10 @@ pub(crate) fn description<'py>(py: Python<'py>, d: &core::Description) -> Object
         elements: d.elements,
         types: types,
         settings: settings,
+        config: config,
+        tokenizer: d.tokenizer.map(|(kind, _)| kind),
+        tokenizer_tokens: d.tokenizer.map(|(_, tokens)| tokens),
+        has_chat_template: d.has_chat_template,
         unsupported: d.unsupported.as_deref(),
     })
 }

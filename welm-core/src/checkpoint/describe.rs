@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
-use super::open::{Files, locate, open};
+use super::open::{Files, Opened, locate, open};
+use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::families::{ARCHITECTURE, MODEL_TYPE};
 use crate::side_file::CONFIG;
@@ -30,6 +31,13 @@ pub struct Description {
     pub types: Vec<TypeCount>,
     /// Numbers, flags and short texts of the metadata or of `config.json`, by name; no arrays.
     pub settings: Vec<(String, String)>,
+    /// The model's shape; none if the files cannot be loaded.
+    pub config: Option<ModelConfig>,
+    /// The kind of tokenizer, such as `byte-level BPE` or `SentencePiece unigram`, and how many tokens it has. None if
+    /// the files have no tokenizer or cannot be loaded.
+    pub tokenizer: Option<(&'static str, usize)>,
+    /// Whether there is a template for chats; false if the files cannot be loaded.
+    pub has_chat_template: bool,
     /// Why the files cannot be loaded, whatever the options; none if they can.
     pub unsupported: Option<String>,
 }
@@ -44,6 +52,8 @@ pub struct TypeCount {
     pub tensors: usize,
     /// Their elements.
     pub elements: u64,
+    /// Their bytes in the files; none for a type that is not supported.
+    pub bytes: Option<u64>,
 }
 
 impl Description {
@@ -69,8 +79,26 @@ impl Description {
         settings.sort_unstable();
         let types = count(&tensors);
         let elements = types.iter().map(|t| t.elements).sum();
-        let unsupported = open(path, true, false).err().map(|e| e.to_string());
-        Ok(Description { format, family, elements, types, settings, unsupported })
+        let nothing = Description {
+            format,
+            family,
+            elements,
+            types,
+            settings,
+            config: None,
+            tokenizer: None,
+            has_chat_template: false,
+            unsupported: None,
+        };
+        Ok(match open(path, true, false) {
+            Ok(Opened { source, tokenizer, chat }) => Description {
+                config: Some(source.config),
+                tokenizer: tokenizer.map(|tokenizer| tokenizer.kind_and_tokens()),
+                has_chat_template: chat.is_some_and(|chat| chat.is_present()),
+                ..nothing
+            },
+            Err(error) => Description { unsupported: Some(error.to_string()), ..nothing },
+        })
     }
 }
 
@@ -84,16 +112,17 @@ fn shown(value: &Json) -> Option<String> {
 }
 
 fn count(tensors: &TensorMap) -> Vec<TypeCount> {
-    let mut types: HashMap<&str, (usize, u64)> = HashMap::new();
-    for (name, shape) in tensors.types_and_shapes() {
-        let (tensors, elements) = types.entry(name).or_default();
+    let mut types: HashMap<&str, (usize, u64, Option<u64>)> = HashMap::new();
+    for (name, shape, in_file) in tensors.types_shapes_and_bytes() {
+        let (tensors, elements, bytes) = types.entry(name).or_insert((0, 0, Some(0)));
         *tensors += 1;
+        *bytes = bytes.zip(in_file).map(|(sum, more)| sum.saturating_add(more as u64));
         // A shape that is not read may be anything.
         *elements = elements.saturating_add(shape.iter().fold(1u64, |n, &dim| n.saturating_mul(dim as u64)));
     }
     let mut types: Vec<TypeCount> = types
         .into_iter()
-        .map(|(name, (tensors, elements))| TypeCount { name: name.to_string(), tensors, elements })
+        .map(|(name, (tensors, elements, bytes))| TypeCount { name: name.into(), tensors, elements, bytes })
         .collect();
     types.sort_by(|a, b| b.elements.cmp(&a.elements).then_with(|| a.name.cmp(&b.name)));
     types
@@ -122,8 +151,11 @@ mod tests {
         for path in [folder.path().join("m.gguf"), folder.path().to_path_buf()] {
             let got = Model::describe(&path).unwrap();
             assert_eq!((got.format, got.family.as_deref(), got.elements), ("gguf", Some("falcon"), 776));
-            let types: Vec<_> = got.types.iter().map(|t| (t.name.as_str(), t.tensors, t.elements)).collect();
-            assert_eq!(types, [("IQ2_XXS", 1, 512), ("TQ1_0", 1, 256), ("F32", 1, 8)]);
+            let types: Vec<_> =
+                got.types.iter().map(|t| (t.name.as_str(), t.tensors, t.elements, t.bytes)).collect();
+            let want = [("IQ2_XXS", 1, 512, None), ("TQ1_0", 1, 256, None), ("F32", 1, 8, Some(32))];
+            assert_eq!(types, want);
+            assert_eq!((&got.config, got.tokenizer, got.has_chat_template), (&None, None, false));
             let want = [("falcon.block_count", "24"), ("general.architecture", "falcon")];
             let settings: Vec<_> = got.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
             assert_eq!(settings, want);
@@ -147,6 +179,12 @@ mod tests {
         let counted: u64 = got.types.iter().map(|t| t.elements).sum();
         assert!(got.elements == counted && counted > 6_000_000, "{got:?}");
         assert!(got.settings.contains(&("model_type".into(), "welm".into())));
+        let config = got.config.as_ref().unwrap();
+        assert_eq!((config.family.as_str(), config.n_params()), ("welm", counted));
+        let bytes: u64 = got.types.iter().map(|t| t.bytes.unwrap()).sum();
+        assert!((2 * counted..=4 * counted).contains(&bytes), "{bytes}");
+        assert_eq!(got.tokenizer, Some(("byte-level BPE", config.vocab_size)));
+        assert!(!got.has_chat_template);
 
         // One message: the family, and the types.
         let folder = tempfile::tempdir().unwrap();

@@ -244,7 +244,7 @@ impl Model {
         })
     }
 
-    /// What the files of a model hold, and if [`Model::load`] would refuse them, why. Only headers are read.
+    /// What the files of a model hold, and if [`Model::load`] would refuse them, why. No weight is read.
     ///
     /// ```
     /// # fn main() -> welm_core::Result<()> {

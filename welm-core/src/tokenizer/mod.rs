@@ -186,6 +186,15 @@ impl Tokenizer {
         Ok(Tokenizer { added, encoder, bytes, prefix, bos, eos })
     }
 
+    /// What kind of tokenizer it is, such as `byte-level BPE`, and how many tokens it has.
+    pub(crate) fn kind_and_tokens(&self) -> (&'static str, usize) {
+        let kind = match &self.encoder {
+            Encoder::Pipeline(pipeline) => pipeline.vocabulary.kind(),
+            Encoder::Pieces { model, .. } => model.kind(),
+        };
+        (kind, self.bytes.len())
+    }
+
     /// The token ids of a text.
     ///
     /// `add_bos` puts the tokenizer's first tokens in front, if it has any. With `parse_special`, a special token that

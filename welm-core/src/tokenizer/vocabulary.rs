@@ -229,6 +229,17 @@ fn check_ids(vocab: &HashMap<String, u32>) -> Result<()> {
 }
 
 impl Vocabulary {
+    /// The model's name in the field, such as `BPE`.
+    pub(super) fn kind(&self) -> &'static str {
+        match self.model {
+            ModelWrapper::BPE(_) if self.byte_level => "byte-level BPE",
+            ModelWrapper::BPE(_) => "BPE",
+            ModelWrapper::Unigram(_) => "unigram",
+            ModelWrapper::WordPiece(_) => "WordPiece",
+            ModelWrapper::WordLevel(_) => "words",
+        }
+    }
+
     /// The model that a `tokenizer.json` declares; `byte_level` if words come in the byte alphabet.
     pub(super) fn new(declared: Declared, byte_level: bool) -> Result<Self> {
         let kind = declared.kind()?;

@@ -102,15 +102,16 @@ impl TensorMap {
         }
     }
 
-    /// The type's name and the shape of each tensor, whether it can be read or not, in no order.
-    pub(crate) fn types_and_shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+    /// The type's name, the shape and the bytes in the file of each tensor, whether it can be read or not, in no order.
+    /// The bytes of an unknown type are not known.
+    pub(crate) fn types_shapes_and_bytes(&self) -> impl Iterator<Item = (&str, &[usize], Option<usize>)> {
         self.tensors.values().map(|entry| {
-            let name = match &entry.stored {
-                Ok(tensor) => tensor.dtype.format().name(),
-                Err(Unreadable::Type(name)) => name,
-                Err(Unreadable::Empty) => "without elements",
+            let (name, bytes) = match &entry.stored {
+                Ok(tensor) => (tensor.dtype.format().name(), Some(tensor.bytes().len())),
+                Err(Unreadable::Type(name)) => (name.as_str(), None),
+                Err(Unreadable::Empty) => ("without elements", Some(0)),
             };
-            (name, &entry.shape[..])
+            (name, &entry.shape[..], bytes)
         })
     }
 

@@ -165,6 +165,8 @@ class TypeCount:
     """Tensors of this type."""
     elements: int
     """Their elements."""
+    bytes: int | None
+    """Their bytes in the files; ``None`` for a type that is not supported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,15 @@ class Description:
     """Types of the tensors, those with the most elements first."""
     settings: dict[str, str]
     """Numbers, flags and short texts of the metadata or of ``config.json``."""
+    config: ModelConfig | None
+    """The model's shape; ``None`` if the files cannot be loaded."""
+    tokenizer: str | None
+    """The kind of tokenizer, such as ``byte-level BPE`` or ``SentencePiece unigram``; ``None`` if the files have no
+    tokenizer or cannot be loaded."""
+    tokenizer_tokens: int | None
+    """How many tokens the tokenizer has; ``None`` where ``tokenizer`` is."""
+    has_chat_template: bool
+    """Whether there is a template for chats; ``False`` if the files cannot be loaded."""
     unsupported: str | None
     """Why the files cannot be loaded, whatever the options; ``None`` if they can."""
 

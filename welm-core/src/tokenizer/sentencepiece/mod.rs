@@ -157,6 +157,14 @@ impl SentencePiece {
         })
     }
 
+    /// The model's name in the field.
+    pub(super) fn kind(&self) -> &'static str {
+        match self.model {
+            Segmentation::Merges(_) => "SentencePiece BPE",
+            Segmentation::Unigram(_) => "SentencePiece unigram",
+        }
+    }
+
     /// Bytes of memory.
     pub(super) fn size(&self) -> usize {
         let SentencePiece { pieces, model, defined, table, .. } = self;

@@ -17,14 +17,9 @@ if TYPE_CHECKING:
 
 SUMMARY = """Shows a model's shape, the memory that it takes, and which devices can compute with it.
 
-The memory is what loading with these flags would take, computed from the headers of the files. So are the devices: a
-GPU need not be there. For the other figures the model is loaded with a cache of one block. For files that cannot be
-loaded it shows what they contain, and why they cannot be loaded."""
+No weight is read, and a GPU need not be there. The memory is what loading with these flags would take. For files that
+cannot be loaded it shows what they contain, and why they cannot be loaded."""
 EXAMPLES = ("info", "info smollm2.gguf", "info my-model --dtype int8 --cache-tokens 65536 --json")
-
-# The least that a model can be loaded with.
-SMALLEST: dict[str, Any] = {"cache_tokens": 16, "max_running": 1, "chunk_tokens": 1, "prefix_cache": False}
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds flags and positional arguments."""
@@ -36,33 +31,29 @@ def run(args: Namespace) -> int:
     """Runs the command; gives the exit code."""
     path = only_path(args)
     description = welm.Model.describe(path)
-    if description.unsupported is not None:
+    config = description.config
+    if config is None:
         tell_unsupported(path or welm.NANO, description, json=args.json)
         return 0
     options = loading(args)
     estimate = welm.Model.estimate(path, **options)
-    try:
-        model = welm.Model(path, **{**options, **SMALLEST})
-    except welm.OutOfMemory:
-        if not args.json:
-            print_rows(memory(estimate))
-        raise
-    config, path = model.config, path or welm.NANO
+    path = path or welm.NANO
     if args.json:
         value: dict[str, Any] = {
             "path": path,
             **about(description),
             **dataclasses.asdict(config),
-            "has_chat_template": model.has_chat_template,
+            "tokenizer": description.tokenizer,
+            "tokenizer_tokens": description.tokenizer_tokens,
+            "has_chat_template": description.has_chat_template,
             "memory": dataclasses.asdict(estimate),
             "devices": devices(path, options),
-            "backend": model.backend,
         }
         print_json(value)
         return 0
-    rows = [("path", path), ("format", description.format), *shape(config), ("types", types(description))]
-    rows.append(("chat template", "yes" if model.has_chat_template else "no"))
-    rows.append(("backend", model.backend))
+    rows = [("path", path), ("format", description.format), *shape(config), *types(description)]
+    rows.append(("tokenizer", tokenizer(description)))
+    rows.append(("chat template", "yes" if description.has_chat_template else "no"))
     for device in devices(path, options):
         able = device["unsupported"] is None
         size = megabytes(device["total_bytes"]) if able else ""
@@ -90,9 +81,23 @@ def about(description: welm.Description) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(description).items() if name in names}
 
 
-def types(description: welm.Description) -> str:
-    """The types of the tensors, in words."""
-    return ", ".join(f"{count.tensors} {count.name}" for count in description.types) or "no tensors"
+def types(description: welm.Description) -> Iterator[tuple[str, str]]:
+    """The types of the tensors, in words, a row each."""
+    name = "types"
+    for count in description.types:
+        size = "" if count.bytes is None else f", {megabytes(count.bytes)}"
+        tensors = "tensor" if count.tensors == 1 else "tensors"
+        yield name, f"{count.name}: {count.tensors} {tensors}, {count.elements:,} elements{size}"
+        name = ""
+    if not description.types:
+        yield name, "no tensors"
+
+
+def tokenizer(description: welm.Description) -> str:
+    """The kind of tokenizer, in words."""
+    if description.tokenizer is None:
+        return "none"
+    return f"{description.tokenizer} of {description.tokenizer_tokens:,} tokens"
 
 
 def tell_unsupported(path: str, description: welm.Description, *, json: bool) -> None:
@@ -107,7 +112,7 @@ def tell_unsupported(path: str, description: welm.Description, *, json: bool) ->
             ("format", description.format),
             ("family", description.family or "not told"),
             ("parameters", f"{description.elements:,}"),
-            ("types", types(description)),
+            *types(description),
             ("not supported", description.unsupported or ""),
             ("settings", ""),
         ]
