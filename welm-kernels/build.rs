@@ -9,7 +9,9 @@
 //! There are three reasons not to link one fatbin. The kernels of `sm_90a` need whole-program compilation. After a
 //! change only one file is compiled again. And the driver loads only the modules that are used.
 //!
-//! OUT_DIR has three files for each `.cu` file. With `WELM_CUDA_TRAP=1` they are in the folder `trap` there.
+//! OUT_DIR has three files for each `.cu` file. With `WELM_CUDA_TRAP=1` they are in the folder `trap` there. Cargo gives
+//! this script another OUT_DIR for other features, and for clippy. So the files of the others are taken if they are what
+//! would be compiled.
 //!
 //! - `<stem>.fatbin`
 //! - `<stem>.log`: what ptxas says of registers, shared memory and spills
@@ -95,7 +97,8 @@ fn build(strict: bool) -> Result<(), String> {
     fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
     let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let flags = flags(&archs, release, trap);
-    let compiler = Compiler { nvcc, version, flags, cuda: PathBuf::from("cuda"), out };
+    let others = others(&dir).into_iter().map(|dir| if trap { dir.join("trap") } else { dir }).collect();
+    let compiler = Compiler { nvcc, version, flags, cuda: PathBuf::from("cuda"), out, others };
     let stems = compiler.compile_all(jobs)?;
     write(&dir.join("code.rs"), table(&archs, release, &compiler.out, &stems).as_bytes())
 }
@@ -282,6 +285,8 @@ pub(crate) struct Compiler {
     pub(crate) cuda: PathBuf,
     /// The folder of results.
     pub(crate) out: PathBuf,
+    /// Folders that may have the same results already.
+    pub(crate) others: Vec<PathBuf>,
 }
 
 impl Compiler {
@@ -292,9 +297,7 @@ impl Compiler {
         let mut stale = Vec::new();
         for source in &sources {
             let stamp = self.stamp(source)?;
-            let up_to_date = fs::read_to_string(self.result(source, "stamp")).is_ok_and(|old| old == stamp)
-                && ["fatbin", "log"].iter().all(|kind| self.result(source, kind).is_file());
-            if !up_to_date {
+            if !self.is_there(&self.out, source, &stamp) && !self.takes_over(source, &stamp) {
                 stale.push((source, stamp));
             }
         }
@@ -320,6 +323,23 @@ impl Compiler {
         } else {
             Err(errors.join("\n"))
         }
+    }
+
+    /// Whether a folder has the results of this stamp.
+    fn is_there(&self, folder: &Path, source: &Path, stamp: &str) -> bool {
+        let result = |kind| result(folder, source, kind);
+        fs::read_to_string(result("stamp")).is_ok_and(|old| old == stamp)
+            && ["fatbin", "log"].iter().all(|kind| result(kind).is_file())
+    }
+
+    /// Copies the results of this stamp from another folder, if one has them.
+    fn takes_over(&self, source: &Path, stamp: &str) -> bool {
+        self.others.iter().filter(|folder| self.is_there(folder, source, stamp)).any(|folder| {
+            // The stamp comes last, as after compiling.
+            ["fatbin", "log", "stamp"]
+                .iter()
+                .all(|kind| fs::copy(result(folder, source, kind), self.result(source, kind)).is_ok())
+        })
     }
 
     fn compile(&self, source: &Path, stamp: &str, threads: usize) -> Result<(), String> {
@@ -362,8 +382,24 @@ impl Compiler {
     }
 
     fn result(&self, source: &Path, kind: &str) -> PathBuf {
-        self.out.join(stem(source)).with_extension(kind)
+        result(&self.out, source, kind)
     }
+}
+
+fn result(folder: &Path, source: &Path, kind: &str) -> PathBuf {
+    folder.join(stem(source)).with_extension(kind)
+}
+
+/// The folders that this script wrote into in other runs. Cargo names OUT_DIR `build/<package>-<hash>/out`.
+pub(crate) fn others(out: &Path) -> Vec<PathBuf> {
+    let (Some(own), Some(package)) = (out.parent(), option_env!("CARGO_PKG_NAME")) else { return Vec::new() };
+    let is_ours = |path: &Path| {
+        let name = path.file_name().and_then(OsStr::to_str);
+        let hash = name.and_then(|name| name.strip_prefix(package)?.strip_prefix('-'));
+        path != own && hash.is_some_and(|hash| hash.chars().all(|c| c.is_ascii_hexdigit()))
+    };
+    let folders = own.parent().into_iter().flat_map(|build| children(build).collect::<Vec<_>>());
+    folders.filter(|path| is_ours(path)).map(|path| path.join("out")).filter(|path| path.is_dir()).collect()
 }
 
 fn stem(path: &Path) -> String {

@@ -50,6 +50,14 @@ pub struct Whole {
 /// Tokens of the short prompt, and as many of the first generated tokens, which are not timed.
 const LEAD: usize = 8;
 
+/// When the tokens of an answer came, in seconds from the request.
+struct Came {
+    first: f64,
+    /// How many had come when the lead was over, and when that was.
+    lead: (usize, f64),
+    last: f64,
+}
+
 /// Loads a folder of [`crate::random_model::write`] onto a device, and times it. Prompts are cut into chunks of the
 /// engine's default size.
 ///
@@ -68,24 +76,39 @@ pub fn measure(folder: &Path, device: &Device, activations: Activations, request
     let load_seconds = start.elapsed().as_secs_f64();
     let c = model.config().clone();
 
-    let run = |prompt: usize, tokens: usize, seed: usize| -> Result<f64> {
+    let run = |prompt: usize, tokens: usize, seed: usize| -> Result<Came> {
         let prompt: Vec<u32> =
             (0..prompt).map(|i| ((i * 7919 + seed * 104_729) % c.vocab_size) as u32).collect();
         let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(tokens) };
         let start = Instant::now();
-        let answer = model.generate(&prompt, &options)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let got = answer.usage.completion_tokens;
+        let (mut got, mut first, mut lead) = (0, None, None);
+        for piece in model.stream(&prompt, &options)? {
+            let (new, now) = (piece?.tokens.len(), start.elapsed().as_secs_f64());
+            got += new;
+            if new > 0 {
+                first.get_or_insert(now);
+            }
+            if got >= LEAD {
+                lead.get_or_insert((got, now));
+            }
+        }
         ensure!(got == tokens, "expected {tokens} tokens, got {got}");
-        Ok(seconds)
+        let last = start.elapsed().as_secs_f64();
+        Ok(Came { first: first.unwrap_or(last), lead: lead.unwrap_or((got, last)), last })
     };
     let samples = 0..request.samples.max(1);
-    // The same prompt is run with few new tokens and with many; the difference is the time of the many.
-    let pair = |seed| Ok(run(LEAD, LEAD + request.tokens, seed)? - run(LEAD, LEAD, seed)?);
-    pair(0)?;
-    let decode = samples.clone().map(pair).collect::<Result<Vec<_>>>()?;
-    run(request.prompt, 1, 0)?;
-    let prefill = samples.map(|seed| run(request.prompt, 1, seed)).collect::<Result<Vec<_>>>()?;
+    // Seconds of `request.tokens` tokens after the lead. Of two tokens that come at once, both count.
+    let decode = |seed| {
+        let Came { lead: (early, at), last, .. } = run(LEAD, LEAD + request.tokens, seed)?;
+        let late = LEAD + request.tokens - early;
+        ensure!(late > 0, "expected tokens one after another, got all at once");
+        Ok((last - at) * request.tokens as f64 / late as f64)
+    };
+    let prefill = |seed| Ok(run(request.prompt, 1, seed)?.first);
+    decode(0)?;
+    let decode = samples.clone().map(decode).collect::<Result<Vec<_>>>()?;
+    prefill(0)?;
+    let prefill = samples.map(prefill).collect::<Result<Vec<_>>>()?;
 
     let weight_bytes = model.memory().mapped_bytes + model.memory().converted_bytes;
     let embedding = if c.tied_output { 0 } else { int8_bytes(c.vocab_size, c.dim, RowOrder::Plain) };

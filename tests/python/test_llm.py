@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 else:
     llm = pytest.importorskip("llm")
 
+from click.testing import CliRunner
+from llm.cli import cli as llm_cli
+
 
 @pytest.fixture(scope="module")
 def plugin() -> Welm:
@@ -85,6 +88,12 @@ def ask(*args: str, cwd: Path | None = None) -> str:
     return done.stdout.decode().removesuffix("\n")
 
 
+def settings(*args: str) -> None:
+    """Runs ``llm models options``, in this process."""
+    done = CliRunner().invoke(llm_cli, ["models", "options", *args])
+    assert done.exit_code == 0, done.output
+
+
 def copy_of(folder: Path, template: bool = True) -> welm.Model:
     """Copies the small model to another folder, with a template, so that its answers differ."""
     shutil.copytree(welm.NANO, folder)
@@ -114,18 +123,18 @@ def test_a_conversation_stays_with_its_model(home: Path, tmp_path: Path, model: 
     assert ask("-c", *flags, "秋", cwd=tmp_path.parent) == answer("秋")
     assert ask("-c", *flags, "夏") == answer("夏")
     # The user's default is for new conversations.
-    ask("models", "options", "set", "welm", "path", welm.NANO)
+    settings("set", "welm", "path", welm.NANO)
     assert ask("-c", *flags, "冬") == answer("冬")
     assert ask("-m", "welm", *flags, "春") == model.generate("春", max_tokens=9, temperature=0).text
 
     # One that began without a path stays with the small model, whatever the default becomes.
-    ask("models", "options", "clear", "welm")
+    settings("clear", "welm")
     first = ask("-m", "welm", *flags, PROMPT)
-    ask("models", "options", "set", "welm", "path", str(tmp_path / "talker"))
+    settings("set", "welm", "path", str(tmp_path / "talker"))
     want = model.generate(PROMPT + first + "，", max_tokens=9, temperature=0).text
     assert ask("-c", *flags, "，") == want
     # Another path that is given replaces it, and is kept from then on.
-    ask("models", "options", "clear", "welm")
+    settings("clear", "welm")
     ask("-c", "-o", "path", str(tmp_path / "talker"), *flags, "春")
     assert home.exists()
     again = tmp_path / "talker"

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use script::{Compiler, find_nvcc, flags, included, parse_archs, parse_trap, release_of, table};
+use script::{Compiler, find_nvcc, flags, included, others, parse_archs, parse_trap, release_of, table};
 use tempfile::TempDir;
 
 const NVCC: &str = if cfg!(windows) { "nvcc.exe" } else { "nvcc" };
@@ -221,7 +221,22 @@ fn sources(place: &Place) -> Compiler {
         flags: vec!["-O3".to_owned()],
         cuda: place.path("cuda"),
         out: place.path("out"),
+        others: Vec::new(),
     }
+}
+
+#[test]
+fn the_other_folders_of_the_script_are_found() {
+    let place = Place::new();
+    let names =
+        ["welm-kernels-01ab", "welm-kernels-ff", "welm-kernels-sys", "welm-core-01ab", "welm-kernels-2"];
+    for name in &names[..4] {
+        fs::create_dir_all(place.path(name).join("out")).unwrap();
+    }
+    fs::create_dir_all(place.path(names[4])).unwrap();
+    let found = others(&place.path(names[0]).join("out"));
+    assert_eq!(found, [place.path("welm-kernels-ff").join("out")]);
+    assert_eq!(others(Path::new("out")), [] as [PathBuf; 0]);
 }
 
 #[test]
@@ -303,6 +318,18 @@ fn only_what_changed_is_compiled() {
         fs::remove_file(place.path("out").join("b").with_extension(kind)).unwrap();
         assert_eq!(calls(&compiler, 1), (both.clone(), "b".to_owned()), "{kind}");
     }
+
+    // What another folder has is copied, if it is the same.
+    let other = Compiler { out: place.path("other"), others: vec![place.path("out")], ..sources(&place) };
+    fs::create_dir(&other.out).unwrap();
+    fs::write(place.path("cuda/b.cu"), "// changed").unwrap();
+    fs::write(place.path("cuda/deep.cuh"), "").unwrap();
+    assert_eq!(calls(&other, 2), (both.clone(), "b".to_owned()));
+    assert_eq!(
+        fs::read(place.path("other/a.fatbin")).unwrap(),
+        fs::read(place.path("out/a.fatbin")).unwrap()
+    );
+    assert_eq!(calls(&other, 2), (both.clone(), String::new()));
 
     // A file that does not compile says so each time, and holds up no other.
     fs::write(place.path("cuda/b.cu"), "error").unwrap();

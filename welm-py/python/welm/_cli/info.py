@@ -21,6 +21,7 @@ No weight is read, and a GPU need not be there. The memory is what loading with 
 cannot be loaded it shows what they contain, and why they cannot be loaded."""
 EXAMPLES = ("info", "info smollm2.gguf", "info my-model --dtype int8 --cache-tokens 65536 --json")
 
+
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds flags and positional arguments."""
     add_json(parser, "print a JSON object, sizes in bytes")
