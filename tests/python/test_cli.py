@@ -713,7 +713,7 @@ def test_info(model: welm.Model) -> None:
     assert re.search(r"^family +llama$", out, re.M)
     row = r"\d+ tensors, [\d,]+ elements, [\d.]+ MB"
     assert re.search(rf"^types +Q4_1: {row}\n +F32: {row}$", out, re.M)
-    assert re.search(r"^tokenizer +SentencePiece BPE of [\d,]+ tokens$", out, re.M)
+    assert re.search(r"^tokenizer +byte-level BPE of [\d,]+ tokens$", out, re.M)
     assert run("info", "--model", FIXTURES / "gguf_llama_q4_1" / "model.gguf") == (out, "")
     assert (about["format"], about["unsupported"]) == ("safetensors", None)
     assert re.search(r"^memory +\d+\.\d MB in all$", out, re.M)
