@@ -16,8 +16,6 @@
 mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86;
-#[cfg(target_arch = "x86_64")]
-mod x86_dot;
 
 use half::{bf16, f16};
 

@@ -2,18 +2,18 @@
 
 use std::arch::x86_64::*;
 
-/// The integer dot products of [`super::Simd`], with the sixteen lanes in two registers.
+/// The integer dot products of [`crate::isa::Simd`], with the sixteen lanes in two registers.
 ///
 /// # Safety
-/// The same as for the methods of [`super::Simd`].
+/// The same as for the methods of [`crate::isa::Simd`].
 pub(super) trait Dot: Copy + 'static {
-    /// As [`super::Simd::dot_group`].
+    /// As [`crate::isa::Simd::dot_group`].
     unsafe fn group<const R: usize, const FOURS: usize>(
         w: *const u8,
         x: [*const i8; R],
         acc: [[__m256i; 2]; R],
     ) -> [[__m256i; 2]; R];
-    /// As [`super::Simd::dot_group4`].
+    /// As [`crate::isa::Simd::dot_group4`].
     unsafe fn group4<const R: usize>(w: *const u8, x: [*const i8; R]) -> [[__m256i; 2]; R];
 }
 
