@@ -77,32 +77,38 @@ fn as_transformers(name: &str, reference: &str) {
 }
 
 #[test]
+#[ignore = "tests/models fetches the model"]
 fn gemma3_ids_are_those_of_transformers() {
     ids_as_transformers(GEMMA3, "gemma3.json");
 }
 
 #[test]
+#[ignore = "tests/models fetches the model"]
 fn qwen0_5b_ids_are_those_of_transformers() {
     ids_as_transformers(QWEN_0_5B, "qwen0.5b.json");
 }
 
 #[test]
+#[ignore = "tests/models fetches the model"]
 fn gemma3_in_f32_is_that_of_transformers() {
     as_transformers(GEMMA3, "gemma3.json");
 }
 
 #[test]
+#[ignore = "tests/models fetches the model"]
 fn qwen0_5b_in_f32_is_that_of_transformers() {
     as_transformers(QWEN_0_5B, "qwen0.5b.json");
 }
 
 #[test]
+#[ignore = "tests/models fetches the model"]
 fn qwen1_5b_in_f32_is_that_of_transformers() {
     as_transformers(QWEN_1_5B, "qwen1.5b.json");
 }
 
 /// By the template of the file, in the precision that it has if nobody asks for another.
 #[test]
+#[ignore = "tests/models fetches the model"]
 fn qwen0_5b_answers_in_chinese() {
     let model = Model::load(file(QWEN_0_5B), &LoadOptions::default()).unwrap();
     let question = [Message::new("user", "中国的首都是哪座城市？请用一句话回答。")];
@@ -123,16 +129,19 @@ fn described(name: &str, family: &str, types: &[&str]) {
 }
 
 #[test]
+#[ignore = "tests/models fetches the model"]
 fn gemma3_is_described() {
     described(GEMMA3, "gemma3", &["Q8_0", "Q5_0", "Q4_K", "Q6_K", "F32"]);
 }
 
 #[test]
+#[ignore = "tests/models fetches the model"]
 fn qwen0_5b_is_described() {
     described(QWEN_0_5B, "qwen2", &["Q5_0", "Q8_0", "Q4_K", "Q6_K", "F32"]);
 }
 
 #[test]
+#[ignore = "tests/models fetches the model"]
 fn qwen1_5b_is_described() {
     described(QWEN_1_5B, "qwen2", &["Q4_K", "Q6_K", "F32"]);
 }

@@ -18,6 +18,8 @@ fn run(module: &str, arguments: &[&str]) {
     command.current_dir(root).args(["-m", module]).args(arguments);
     // The caller may have another virtual environment, such as the one with the CUDA compiler.
     command.env_remove("VIRTUAL_ENV").env_remove("PYTHONPATH");
+    // Modules are compiled once, not by each of hundreds of processes.
+    command.env_remove("PYTHONDONTWRITEBYTECODE");
     let output = command.output().unwrap_or_else(|e| panic!("{python}: {e}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{module}:\n{}{}", text(&output.stdout), text(&output.stderr));
