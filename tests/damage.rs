@@ -1,80 +1,52 @@
-//! Damaged files: a typed error or a working model, and never a panic in any thread.
+//! Damaged files, and what the fuzz targets found once: a typed error or a working model, in a few seconds, with little
+//! memory, and never a panic in any thread.
+//!
+//! `WELM_DAMAGE=10000` makes as many damaged copies of each kind of file, `WELM_DAMAGE=123..124` one again.
 
-use std::path::{Path, PathBuf};
+// Its parts are for programs that fuzz, too.
+#[allow(dead_code, unused_macros, unreachable_pub, missing_docs)]
+#[path = "fuzz/src/lib.rs"]
+mod fuzz;
+
+use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
-use welm_core::{Error, GenerateOptions, LoadOptions, Model};
+use welm_core::{Error, LoadOptions, Model};
 use welm_tests::fixture;
 
+use fuzz::files::LOADED;
+
+#[global_allocator]
+static ALLOCATOR: fuzz::Budget = fuzz::Budget;
+
+/// A panic, of which the engine makes an error, or a caller nothing.
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Loads and generates; counts a working model. Errors are fine if they are about the files.
-fn try_model(path: &Path, what: &str) -> usize {
-    let options = LoadOptions {
-        threads: Some(1),
-        cache_tokens: Some(64),
-        max_running: 2,
-        chunk_tokens: Some(16),
-        memory_limit: Some(1 << 30),
-        ..LoadOptions::default()
-    };
-    let worked = match Model::load(path, &options) {
-        Ok(model) => match model.generate(&vec![1u32, 2, 3], &GenerateOptions::greedy(3)) {
-            Ok(_) => 1,
-            Err(Error::EngineStopped(reason)) => panic!("{what}: the engine stopped: {reason}"),
-            Err(_) => 0,
-        },
-        Err(_) => 0,
-    };
+/// Longest time of one input.
+const LONGEST: Duration = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 5 });
+
+/// Runs `job`, whose name is printed; ends the process if it takes too long, and fails if there was a panic anywhere.
+fn watched(name: &str, job: impl FnOnce()) {
+    println!("{name}");
+    let (done, waits) = channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if waits.recv_timeout(LONGEST) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{name} takes longer than {LONGEST:?}");
+                std::process::abort();
+            }
+        });
+        let _ends = done;
+        job();
+    });
     let panics = PANICS.lock().unwrap();
-    assert!(panics.is_empty(), "{what}: {panics:?}");
-    worked
+    assert!(panics.is_empty(), "{name}: {panics:?}");
 }
 
-/// Truncates one file of a model and flips bits in it; restores it afterwards.
-fn damage(model: &Path, file: &Path, flips: usize) {
-    let name = file.file_name().unwrap().to_string_lossy().into_owned();
-    let sound = std::fs::read(file).unwrap();
-    let (mut worked, mut tried) = (0, 0);
-    let mut attempt = |bytes: &[u8], what: String| {
-        std::fs::write(file, bytes).unwrap();
-        worked += try_model(model, &format!("{name}, {what}"));
-        tried += 1;
-    };
-    let mut state = 0x9E37_79B9u32;
-    let mut random = |below: usize| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as usize % below
-    };
-    for i in 0..40 {
-        let len = if i < 12 { i } else { random(sound.len()) };
-        attempt(&sound[..len.min(sound.len())], format!("cut at {len}"));
-    }
-    for i in 0..flips {
-        // Two thirds in the first kilobytes: headers and settings matter more than weights.
-        let range = if i % 3 == 0 { sound.len() } else { sound.len().min(4_096) };
-        let (at, bit) = (random(range), random(8));
-        let mut bytes = sound.clone();
-        bytes[at] ^= 1 << bit;
-        attempt(&bytes, format!("bit {bit} of byte {at}"));
-    }
-    std::fs::write(file, &sound).unwrap();
-    println!("{}: {worked} of {tried} damaged copies still work", file.display());
-    assert!(worked < tried, "no damage to {name} was noticed");
-    assert_eq!(try_model(model, "sound again"), 1);
-}
-
-fn copy(from: &Path) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(from).unwrap() {
-        let file = file.unwrap().path();
-        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
-    }
-    folder
-}
-
-#[test]
-fn every_file_of_a_model() {
+fn collect_panics() {
     std::panic::set_hook(Box::new(|info| {
         // The tokenizer library's own panics are caught and become errors.
         if !info.location().is_some_and(|l| l.file().contains("tokenizers-")) {
@@ -82,37 +54,92 @@ fn every_file_of_a_model() {
         }
         eprintln!("{info}");
     }));
-    for name in ["llama_sharded", "neox_odd"] {
-        let folder = copy(&fixture(name));
-        std::fs::remove_file(folder.path().join("expected.safetensors")).unwrap();
-        let _ = std::fs::remove_file(folder.path().join("config_v4.json"));
-        let files: Vec<PathBuf> =
-            std::fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().path()).collect();
-        for file in files {
-            damage(folder.path(), &file, 200);
+}
+
+/// Seeds of damaged copies: so many, or those that the variable names.
+fn seeds(few: u64) -> std::ops::Range<u64> {
+    let Ok(text) = std::env::var("WELM_DAMAGE") else { return 0..few };
+    let number = |text: &str| text.parse::<u64>().expect("WELM_DAMAGE is a number or FROM..TO");
+    match text.split_once("..") {
+        Some((from, to)) => number(from)..number(to),
+        None => 0..number(&text),
+    }
+}
+
+/// Uses damaged copies of a kind of file. Some of them must still work, and some not.
+fn damaged(name: &str, few: u64) {
+    collect_panics();
+    let kind = fuzz::damage::KINDS.iter().find(|kind| kind.name == name).unwrap();
+    let (seeds, before) = (seeds(few), LOADED.load(Relaxed));
+    for seed in seeds.clone() {
+        watched(&format!("{name}, copy {seed}"), || (kind.run)(seed));
+    }
+    let (copies, loaded) = (seeds.count(), LOADED.load(Relaxed) - before);
+    println!("{loaded} of {copies} copies can be loaded");
+    assert!(copies < 100 || (copies / 50..copies * 49 / 50).contains(&loaded));
+}
+
+#[test]
+fn damaged_gguf_files() {
+    damaged("gguf", 600);
+}
+
+#[test]
+fn damaged_folders() {
+    damaged("folder", 600);
+}
+
+#[test]
+fn damaged_tokenizers() {
+    damaged("tokenizer", 300);
+}
+
+#[test]
+fn damaged_tokenizers_of_sentencepiece() {
+    damaged("pieces", 300);
+}
+
+#[test]
+fn damaged_int8_folders() {
+    damaged("int8", 200);
+}
+
+/// With `WELM_DAMAGE`, a thousand places of each kind.
+#[test]
+fn files_that_are_cut() {
+    collect_panics();
+    let places = if std::env::var_os("WELM_DAMAGE").is_some() { 1_000 } else { 60 };
+    for target in
+        fuzz::TARGETS.iter().filter(|target| !["options", "stop", "template"].contains(&target.name))
+    {
+        for place in 0..places {
+            watched(&format!("{}, cut {place} of {places}", target.name), || {
+                fuzz::damage::cut(target, place, places);
+            });
         }
     }
-    // SentencePiece's tokenizers, with a model of the rows of the smallest.
-    for name in ["unigram_folding", "bpe_gemma"] {
-        let folder = copy(&fixture("llama_gqa"));
-        std::fs::remove_file(folder.path().join("expected.safetensors")).unwrap();
-        let file = folder.path().join("tokenizer.model");
-        std::fs::copy(fixture(&format!("sentencepiece/{name}.model")), &file).unwrap();
-        damage(folder.path(), &file, 200);
-    }
-    let folder = copy(&fixture("gguf_llama_q4_0"));
-    let file = folder.path().join("model.gguf");
-    damage(&file, &file, 300);
+}
 
-    // The int8 folder: its own tensors, and a real tokenizer.
-    let folder = copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/welm-nano"));
-    for (name, flips) in [
-        ("config.json", 100),
-        ("generation_config.json", 60),
-        ("tokenizer.json", 60),
-        ("model.safetensors", 100),
-    ] {
-        damage(folder.path(), &folder.path().join(name), flips);
+/// Inputs of a target, with names.
+fn inputs(target: &fuzz::Target) -> Vec<(String, Vec<u8>)> {
+    let seeds = (target.seeds)().into_iter().enumerate().map(|(i, seed)| (format!("seed {i}"), seed));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/regressions").join(target.name);
+    let found = std::fs::read_dir(folder).into_iter().flatten().map(|entry| {
+        let path = entry.unwrap().path();
+        (path.display().to_string(), std::fs::read(&path).unwrap())
+    });
+    seeds.chain(found).collect()
+}
+
+/// Seeds of the fuzz targets and what they found once, run as `tests/fuzz/run` runs them, without libFuzzer.
+#[test]
+fn nothing_is_found_again() {
+    for target in fuzz::TARGETS {
+        let inputs = inputs(target);
+        assert!(!inputs.is_empty(), "{}", target.name);
+        for (name, input) in inputs {
+            watched(&format!("{}: {name}", target.name), || (target.run)(&input));
+        }
     }
 }
 

@@ -4,9 +4,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Most bytes of one allocation, and of all together. Targets ask for at most 64 MiB of weights, cache and scratch, and
-/// their inputs are below 1 MiB.
-const MOST_AT_ONCE: usize = 128 << 20;
-const MOST: usize = 512 << 20;
+/// their inputs are below 1 MiB: an allocation of more than the limit and twice the input is a finding.
+const MOST_AT_ONCE: usize = 66 << 20;
+const MOST: usize = 128 << 20;
 
 static USED: AtomicUsize = AtomicUsize::new(0);
 

@@ -36,12 +36,29 @@ impl Drop for Folder {
     }
 }
 
+fn root() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().find(|folder| folder.join("tests/fixtures").is_dir()).expect("the repository")
+}
+
 /// A file of the repository.
 pub fn repository(path: &str) -> Vec<u8> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let root =
-        here.ancestors().find(|folder| folder.join("tests/fixtures").is_dir()).expect("the repository");
-    std::fs::read(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+    std::fs::read(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// Names in a folder of the repository, sorted.
+pub fn names(folder: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(root().join(folder)).unwrap_or_else(|e| panic!("{folder}: {e}"));
+    let name = |entry: std::io::Result<std::fs::DirEntry>| entry.expect("an entry").file_name().into_string();
+    let mut names: Vec<String> = entries.map(|entry| name(entry).expect("UTF-8")).collect();
+    names.sort();
+    names
+}
+
+/// Models in `tests/fixtures`, which are folders with this file.
+pub fn fixtures(file: &str) -> Vec<String> {
+    let has = |name: &String| root().join("tests/fixtures").join(name).join(file).is_file();
+    names("tests/fixtures").into_iter().filter(has).collect()
 }
 
 /// Options with small limits.
@@ -69,12 +86,16 @@ pub fn expected<T>(result: Result<T, Error>) -> Option<T> {
     }
 }
 
+/// Models that could be loaded since the process began.
+pub static LOADED: AtomicUsize = AtomicUsize::new(0);
+
 /// Loads a model and, if that works, uses it.
 pub fn try_model(path: &Path, text: &str) {
     if let Some(estimate) = expected(Model::estimate(path, &small())) {
         assert!(estimate.total_bytes() > 0);
     }
     let Some(model) = expected(Model::load(path, &small())) else { return };
+    LOADED.fetch_add(1, Relaxed);
     let rows = model.config().vocab_size;
     for parse_special in [false, true] {
         let Some(tokens) = expected(model.tokenize(text, parse_special)) else { continue };

@@ -14,11 +14,12 @@
 //! * an answer that differs from the target's own definition (`stop`, `options`).
 //!
 //! Panics of other libraries that welm catches are not findings. Inputs of old findings are in
-//! `tests/fuzz/regressions`, with a folder for each target; `tests/fuzzed.rs` runs them, and the seeds, with every test
+//! `tests/fuzz/regressions`, with a folder for each target; `tests/damage.rs` runs them, and the seeds, with every test
 //! run.
 
 mod budget;
 pub mod config;
+pub mod damage;
 pub mod files;
 pub mod gguf;
 pub mod int8;
