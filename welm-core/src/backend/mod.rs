@@ -44,7 +44,7 @@ pub(crate) struct Limits {
 pub(crate) enum Role {
     /// The residual stream, which every layer adds to, and what is normalised before it is added.
     Residual,
-    /// What a normalisation makes for the products behind it.
+    /// What a normalisation makes for the products after it.
     Normed,
     /// Anything else between two operations.
     Hidden,

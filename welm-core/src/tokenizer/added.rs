@@ -1,6 +1,7 @@
-//! Added tokens: what is found in a text before it is normalized and cut into words.
+//! Added tokens, which are found in a text before it is normalized and cut into words.
 //!
-//! `tokenizer.json` lists them with their ids. A folder can have more, as transformers finds them:
+//! `tokenizer.json` lists them with their ids. Other files of the folder can list more, and transformers reads these
+//! too:
 //!
 //! ```text
 //! tokenizer_config.json     added_tokens_decoder: id -> token; without it, the older files count:
@@ -10,13 +11,14 @@
 //!                           *_token; extra_special_tokens, additional_special_tokens: these are control tokens
 //! ```
 //!
-//! Where two of them give a token different ids, or two tokens one id, that is an error. Where they disagree on a token's
-//! flags, `tokenizer_config.json` is right, as in transformers, with a warning; but what one of them calls a control token
-//! is one, as the library forgets none. A control token without an id in any file gets one there that the model never
-//! saw; here it is none, with a warning.
+//! It is an error if two files give a token different ids, or give two tokens the same id. If they disagree on a
+//! token's flags, `tokenizer_config.json` is right, as in transformers, and there is a warning. But a token that any
+//! of them calls a control token is one, because the crate `tokenizers` does not forget it either. Transformers gives
+//! a control token without an id in any file a new id, which the model never saw. Here such a token is not added, and
+//! there is a warning.
 //!
-//! Finding is that of the library (leftmost, of those the longest), with the ids of the files: the library numbers added
-//! tokens anew where the files leave holes.
+//! Tokens are found in the same way as by the crate: the leftmost first, and of several at one place the longest. But
+//! they keep the ids of the files. The crate numbers added tokens anew where the files leave holes.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -34,42 +36,42 @@ use super::stages::{Normalizers, shown};
 use super::watch::{Halt, Watch};
 use crate::error::{Error, Result};
 
-/// Added tokens; real files have up to some thousands.
+/// The most added tokens; real files have up to some thousands.
 const MAX_ADDED: usize = 1 << 17;
-/// Bytes of one; real ones have up to a hundred.
+/// The most bytes of one token; real ones have up to a hundred.
 const MAX_LEN: usize = 512;
-/// Bytes of all together.
+/// The most bytes of all tokens together.
 const MAX_TOTAL: usize = 1 << 21;
 
 /// One added token.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AddedToken {
-    /// Beside the token in `tokenizer.json`, elsewhere as the key.
+    /// The id. In `tokenizer.json` it is a field of the token, elsewhere the key.
     #[serde(default = "no_id")]
     pub(super) id: u32,
     pub(super) content: String,
-    /// Only where no letter or digit is next to it.
+    /// The token is found only where no letter or digit is next to it.
     #[serde(default)]
     single_word: bool,
-    /// Takes the spaces before it.
+    /// The token includes the spaces before it.
     #[serde(default)]
     lstrip: bool,
-    /// Takes the spaces after it.
+    /// The token includes the spaces after it.
     #[serde(default)]
     pub(super) rstrip: bool,
-    /// Looked for in the normalized text.
+    /// The token is looked for in the normalized text.
     #[serde(default = "yes")]
     pub(super) normalized: bool,
     /// A control token.
     #[serde(default)]
     pub(super) special: bool,
-    /// Python's name of the type.
+    /// The name of the Python type, which transformers writes.
     #[serde(default, rename = "__type")]
     _type: Option<String>,
 }
 
-/// More than any token has, so that it is refused where no other id comes.
+/// More than any id, so that a token that gets no other one is refused.
 fn no_id() -> u32 {
     u32::MAX - 1
 }
@@ -79,7 +81,7 @@ fn yes() -> bool {
 }
 
 impl AddedToken {
-    /// One without any of the flags.
+    /// A token without any of the flags.
     pub(super) fn plain(id: u32, content: &str, special: bool) -> Self {
         let content = content.to_string();
         let flag = false;
@@ -100,7 +102,7 @@ fn refuse<T>(reason: String) -> Result<T> {
     Err(Error::Tokenizer(reason))
 }
 
-/// The other files of a folder that say something of its tokens, as far as they are there.
+/// The other files of a folder that describe tokens; those that do not exist are `None`.
 #[derive(Default)]
 pub(super) struct SideFiles {
     pub(super) tokenizer_config: Value,
@@ -108,7 +110,7 @@ pub(super) struct SideFiles {
     pub(super) added_tokens: Value,
 }
 
-/// The names of tokenizer_config.json that are not those of tokens.
+/// Names in tokenizer_config.json that end like those of tokens, and are not.
 const NOT_TOKENS: &[&str] = &["add_bos_token", "add_eos_token"];
 
 impl SideFiles {
@@ -116,7 +118,7 @@ impl SideFiles {
         self.tokenizer_config.get("added_tokens_decoder").is_some()
     }
 
-    /// The tokens to which the files give ids, as far as they can be read; [`collect`] refuses the rest.
+    /// The tokens to which the files give ids. What cannot be read is left out, because [`collect`] refuses it.
     pub(super) fn names_of_ids(&self) -> HashMap<u32, &str> {
         let decoder = self.tokenizer_config["added_tokens_decoder"].as_object();
         let flagged = decoder.into_iter().flatten();
@@ -126,13 +128,14 @@ impl SideFiles {
         bare.chain(flagged).collect()
     }
 
-    /// The token that the files call this, such as `bos_token`: none if no file does, and no token if one says so.
+    /// The token with this name, such as `bos_token`: `None` if no file has the name, `Some(None)` if a file says that
+    /// there is no such token.
     pub(super) fn token(&self, key: &str) -> Option<Option<&str>> {
         let files = [&self.tokenizer_config, &self.special_tokens_map];
         files.into_iter().find_map(|file| file.get(key)).map(spelled)
     }
 
-    /// What the files name as control tokens: a text, or an object with flags.
+    /// The control tokens that the files name, each a text or an object with flags.
     fn named(&self) -> impl Iterator<Item = (&str, &Value)> {
         let map = (!self.has_decoder()).then_some(&self.special_tokens_map);
         let objects = [Some(&self.tokenizer_config), map];
@@ -157,13 +160,13 @@ impl SideFiles {
     }
 }
 
-/// The text of a token that is named by itself or by an object.
+/// The text of a token, which is a string or in an object.
 fn spelled(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str())
 }
 
-/// The tokens that all files of a folder add to the vocabulary, in the order in which the library gets them. Messages say
-/// that `declared` is from `file`.
+/// The tokens that all files of a folder add to the vocabulary, in the order in which the crate `tokenizers` gets them.
+/// `file` is the name of the file that `declared` is from, for messages.
 pub(super) fn collect(
     declared: Vec<AddedToken>,
     file: &str,
@@ -210,7 +213,7 @@ pub(super) fn collect(
         }
         more.sort_by_key(|token| token.id);
         for token in more {
-            // It has no flags; where another file has the token, only the id must be the same.
+            // This file has no flags. If another file has the token too, only the ids must be equal.
             let known = tokens.of_content.get(&token.content).map(|&at| &tokens.tokens[at]);
             let token = known.cloned().map_or(token.clone(), |known| AddedToken { id: token.id, ..known });
             tokens.add(token, vocab, file)?;
@@ -291,7 +294,7 @@ impl Collected {
     }
 }
 
-/// A part of a text: an added token, or what lies between two.
+/// A part of a text: an added token, or the text between two of them.
 #[derive(Debug, PartialEq)]
 pub(super) enum Part {
     Token(u32),
@@ -301,7 +304,7 @@ pub(super) enum Part {
 /// Finds added tokens in texts.
 pub(super) struct AddedTokens {
     raw: Finder,
-    /// Those that are looked for after normalizing, as they are themselves normalized.
+    /// Tokens that are looked for in the normalized text. They are normalized themselves.
     pub(super) normalized: Finder,
     ids: HashMap<String, u32>,
 }
@@ -318,7 +321,7 @@ impl AddedTokens {
             return refuse(format!("added tokens: expected at most {MAX_TOTAL} bytes, got {total}"));
         }
         let ids = tokens.iter().map(|token| (token.content.clone(), token.id)).collect();
-        // Of two with the same normalized content, the first counts; control tokens are first.
+        // If two have the same normalized content, the first is found; control tokens come first.
         let order = || tokens.iter().filter(|t| t.special).chain(tokens.iter().filter(|t| !t.special));
         let (normalized, raw): (Vec<_>, Vec<_>) = order().cloned().partition(|token| token.normalized);
         let mut watch = Watch::none();
@@ -349,7 +352,7 @@ impl AddedTokens {
         [&self.raw, &self.normalized].map(Finder::size).iter().sum::<usize>() + of_texts(&self.ids)
     }
 
-    /// How the file spells an added token.
+    /// The text of an added token, as the file has it.
     pub(super) fn content(&self, id: u32) -> Option<&str> {
         let mut tokens = self.raw.tokens.iter().chain(&self.normalized.tokens);
         tokens.find(|token| token.id == id).map(|token| token.content.as_str())
@@ -379,8 +382,8 @@ impl Finder {
         self.find.as_ref().map_or(0, AhoCorasick::memory_usage) + size_of_val(&self.tokens[..]) + texts
     }
 
-    /// Cuts a text at its added tokens. Control tokens are text unless `parse_special`, but what they cover is not
-    /// looked at for others, as in the library.
+    /// Cuts a text at its added tokens. Without `parse_special` control tokens are text. No other token is looked for
+    /// within that text, as in the crate `tokenizers`.
     pub(super) fn split(
         &self,
         text: &str,
@@ -390,7 +393,7 @@ impl Finder {
         let whole = || Part::Text(0, text.len());
         let Some(find) = &self.find else { return Ok(vec![whole()]) };
         let (mut parts, mut done, mut looked_at) = (Vec::new(), 0, 0);
-        // The end of the spaces that were last passed over, which later matches may lie in.
+        // The end of the spaces that the last match took. Later matches may begin within them.
         let mut spaces = (0, 0);
         for found in find.find_iter(text) {
             watch.work(found.end() - looked_at)?;
@@ -429,7 +432,7 @@ impl Finder {
     }
 }
 
-/// The characters of words, those of `\w`.
+/// Whether a character belongs to a word: `\w` of regular expressions.
 fn is_word(c: char) -> bool {
     static WORD: LazyLock<ClassUnicode> = LazyLock::new(rust_word);
     match c {

@@ -1,30 +1,28 @@
 //! The tokenizer of a GGUF file: byte-level BPE, split the way llama.cpp splits, or SentencePiece's pieces.
 //!
-//! For byte-level BPE a GGUF file holds tokens and merges, but for the splitting of text into words only a name, `pre`; the
-//! regular expressions behind the names are in llama.cpp (`src/llama-vocab.cpp`) and are repeated here in the
-//! order it applies them: each one splits what the ones before left, matches and gaps alike. Ids equal
-//! llama.cpp's, with these exceptions:
+//! For byte-level BPE a GGUF file holds tokens and merges. How text is split into words is only a name, `pre`.
+//! llama.cpp has the regular expressions for each name (`src/llama-vocab.cpp`). They are repeated here, in its order:
+//! each expression splits all parts that the ones before it made, both matches and the text between them. Ids equal
+//! those of llama.cpp, with these exceptions:
 //!
-//! * Special tokens that overlap in a text: here the leftmost is taken, there the longest.
-//! * A merge of tokens that the vocabulary lacks is an error here, and skipped there.
-//! * gpt-oss's `<|start|>` and its like are control tokens if the file says so; there never.
-//! * `</s>` and other names that may be words stay normal tokens if the file says so. There they become
-//!   control tokens, and HTML loses them.
+//! * Of special tokens that overlap in a text, the leftmost is taken here, and the longest there.
+//! * A merge of tokens that are not in the vocabulary is an error here, and skipped there.
+//! * Tokens of gpt-oss such as `<|start|>` are control tokens here if the file says so, and never there.
+//! * `</s>` and other names that may be words are normal tokens here if the file says so. There they become control
+//!   tokens, and are lost in HTML.
+//! * Bytes that the vocabulary has no token for (SmolLM2 lacks some control characters) are an error here, and left
+//!   out in silence there.
 //!
-//! * Bytes that the vocabulary has no token for (SmolLM2 lacks some control characters) are an error here; there they
-//!   are left out without a word.
+//! The models `llama` (BPE by scores) and `t5` (unigram) are those of SentencePiece (`sentencepiece/`). Two things are
+//! as in llama.cpp and not as in SentencePiece: control and user-defined tokens are found first, and the text after
+//! such a token gets a space in front if the file wants one. Further differences from llama.cpp are:
 //!
-//! The models `llama` (BPE by scores) and `t5` (unigram) are SentencePiece's (sentencepiece/). As in llama.cpp, and not as in
-//! SentencePiece, control and user-defined tokens are found before the rest of the text is looked at, and what
-//! follows one gets a space in front if the file wants one. Further exceptions are:
-//!
-//! * The spelling of a control token never becomes that token but where special tokens are parsed; there merges may
-//!   lead to it.
-//! * `remove_extra_whitespaces` and `precompiled_charsmap` count for both; there only for `t5`.
-//! * Phi-3's control tokens take any white space after them, as in transformers; there only ASCII's.
-//! * What merges lead to an unused token is taken back, as in SentencePiece.
-//! * White space of `t5` is treated as in SentencePiece; there a text of spaces alone, or one in front, may become other
-//!   tokens. A character without a token becomes its bytes if the file has them.
+//! * The text of a control token becomes that token only where special tokens are parsed. There, merges may lead to it.
+//! * `remove_extra_whitespaces` and `precompiled_charsmap` are used for both models, there only for `t5`.
+//! * Control tokens of Phi-3 include all white space after them, as in transformers. There, only ASCII white space.
+//! * Merges that end in an unused token are undone, as in SentencePiece.
+//! * With `t5`, white space is treated as in SentencePiece. There, a text of spaces alone or with spaces in front may
+//!   get other tokens. A character without a token becomes its bytes, if the file has tokens for them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -38,7 +36,7 @@ use super::vocabulary::{Bpe, Vocabulary};
 use crate::config::MAX_VOCAB;
 use crate::error::{Error, Result};
 
-/// What a GGUF file's metadata says of its tokenizer, under `tokenizer.ggml.`.
+/// The tokenizer in a GGUF file's metadata: the keys that begin with `tokenizer.ggml.`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GgufVocab {
     /// `model`: `gpt2` (byte-level BPE), `llama` or `t5`.
@@ -50,27 +48,27 @@ pub(crate) struct GgufVocab {
     pub(crate) tokens: Vec<String>,
     /// `scores`, for pieces: one for each token.
     pub(crate) scores: Vec<f32>,
-    /// `merges`: two tokens with a space between, the most wanted first.
+    /// `merges`: two tokens with a space between them, in the order of their ranks.
     pub(crate) merges: Vec<String>,
     /// `token_type`: one for each token, or none at all.
     pub(crate) token_types: Vec<i64>,
-    /// `bos_token_id`; where the file is silent, [`GgufVocab::default_ids`].
+    /// `bos_token_id`; without the key, [`GgufVocab::default_ids`].
     pub(crate) bos: Option<u32>,
     /// `eos_token_id`.
     pub(crate) eos: Option<u32>,
-    /// `unknown_token_id`, for pieces; where the file is silent, their types say it.
+    /// `unknown_token_id`, for pieces; without the key, the piece whose type is unknown.
     pub(crate) unknown: Option<u32>,
-    /// `add_space_prefix`, for pieces; where the file is silent, whether `model` is `llama`.
+    /// `add_space_prefix`, for pieces; without the key, true if `model` is `llama`.
     pub(crate) add_space_prefix: bool,
     /// `remove_extra_whitespaces`, for pieces.
     pub(crate) remove_extra_whitespaces: bool,
     /// `precompiled_charsmap`, for pieces.
     pub(crate) charsmap: Vec<u8>,
-    /// Whether control tokens take the spaces after them. No key says it; llama.cpp has it of Phi-3's name.
+    /// Whether control tokens include the spaces after them. No key says so. llama.cpp decides by the name Phi-3.
     pub(crate) strips_after: bool,
     /// `fim_pad_token_id`, `fim_rep_token_id` and `fim_sep_token_id`, in this order.
     pub(crate) fim_ends: Vec<Option<u32>>,
-    /// `add_bos_token`; where the file is silent, [`GgufVocab::default_add_bos`].
+    /// `add_bos_token`; without the key, [`GgufVocab::default_add_bos`].
     pub(crate) add_bos: bool,
 }
 
@@ -78,7 +76,7 @@ pub(crate) struct GgufVocab {
 struct Pre {
     names: &'static [&'static str],
     splits: &'static [&'static str],
-    /// Whether a word that is a token becomes that token, even if no merges lead to it.
+    /// Whether a word that is in the vocabulary becomes that token, even if no merges lead to it.
     whole_words: bool,
 }
 
@@ -97,7 +95,7 @@ const QWEN35: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
-/// Letters that have cases, most of them, by number: some look like others.
+/// Most letters that have cases, by number, because some of them look the same.
 const DEEPSEEK_LLM_LETTERS: &str = r"\s?[A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}\x{38C}\x{38E}-\x{3A1}\x{3A3}-\x{3F5}\x{3F7}-\x{481}\x{48A}-\x{52F}\x{531}-\x{556}\x{10A0}-\x{10C5}\x{13A0}-\x{13F5}\x{13F8}-\x{13FD}\x{1C90}-\x{1CBA}\x{1CBD}-\x{1CBF}\x{1D00}-\x{1D2B}\x{1D6B}-\x{1D77}\x{1D79}-\x{1D9A}\x{1E00}-\x{1F15}\x{1F18}-\x{1F1D}\x{1F20}-\x{1F45}\x{1F48}-\x{1F4D}\x{1F50}-\x{1F57}\x{1F59}\x{1F5B}\x{1F5D}\x{1F5F}-\x{1F7D}\x{1F80}-\x{1FB4}\x{1FB6}-\x{1FBC}\x{1FBE}\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC}\x{1FD0}-\x{1FD3}\x{1FD6}-\x{1FDB}\x{1FE0}-\x{1FEC}\x{1FF2}-\x{1FF4}\x{1FF6}-\x{1FFC}\x{2102}\x{2107}\x{210A}-\x{2113}\x{2115}\x{2119}-\x{211D}\x{2124}\x{2126}\x{2128}\x{212A}-\x{212D}\x{212F}-\x{2134}\x{2139}\x{213C}-\x{213F}\x{2145}-\x{2149}\x{214E}\x{2183}\x{2184}\x{2C00}-\x{2C7B}\x{2C7E}-\x{2CE4}\x{2CEB}-\x{2CEE}\x{2CF2}\x{2CF3}\x{A640}-\x{A66D}\x{A680}-\x{A69B}\x{A722}-\x{A76F}\x{A771}-\x{A787}\x{A78B}-\x{A78E}\x{AB70}-\x{ABBF}\x{FB00}-\x{FB06}\x{FB13}-\x{FB17}\x{FF21}-\x{FF3A}\x{FF41}-\x{FF5A}\x{10400}-\x{1044F}\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}\x{118A0}-\x{118DF}\x{1E900}-\x{1E943}]+";
 const BAILINGMOE: &str = r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 const SEED_CODER: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -106,7 +104,7 @@ const EXAONE_MOE: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[
 const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 
-/// Every name that is known, and what it stands for.
+/// All values of `pre` that are known, and how each splits.
 const PRES: &[Pre] = &[
     Pre {
         names: &["default"],
@@ -203,7 +201,7 @@ const PRES: &[Pre] = &[
         whole_words: false,
     },
     Pre {
-        // The range U+0800 to U+4E00 has spaces in it, which llama.cpp never finds there.
+        // There are spaces between U+0800 and U+4E00, and llama.cpp never finds them in this range.
         names: &["deepseek-coder"],
         splits: &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"(?:(?!\s)[一-龥ࠀ-一가-퟿])+", r"\p{N}"],
         whole_words: false,
@@ -222,21 +220,21 @@ const PRES: &[Pre] = &[
     Pre { names: &["viking"], splits: &[BLOOM, r"\p{N}"], whole_words: false },
 ];
 
-/// Tokens that end a text or a turn. They are control tokens though converters may give them another type.
+/// Tokens that end a text or a turn. They are control tokens, although some converters give them another type.
 #[rustfmt::skip]
 const ENDS: &[&str] = &[
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<end_of_turn>",
     "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
     "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>",
 ];
-/// Tokens that end what is filled in, for padding, repository and file; a key goes before the names.
+/// Tokens that end an infill, for padding, repository and file. If the file has the key, the names do not matter.
 #[rustfmt::skip]
 const FIM_ENDS: [&[&str]; 3] = [
     &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
     &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
     &["<|file_sep|>"],
 ];
-/// Other tokens that are control tokens whatever the file says: for filling in the middle.
+/// Other tokens that are control tokens, whatever type the file gives them: those of infilling.
 #[rustfmt::skip]
 const FIM: &[&str] = &[
     "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "<|fim_suffix|>",
@@ -244,12 +242,12 @@ const FIM: &[&str] = &[
     "<fim_middle>", "<｜fim▁end｜>", "<MID>",
 ];
 
-/// Whether a token of this name is a control token, unless it may be a word.
+/// Whether a token with this name is a control token, unless the name may be a word.
 fn is_control_name(name: &str) -> bool {
     FIM_ENDS.iter().chain(&[ENDS, FIM]).any(|names| names.contains(&name))
 }
 
-/// Tokens of Phi-3 that keep the spaces after them.
+/// Tokens of Phi-3 that do not include the spaces after them.
 const KEEP_SPACES: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 
 impl GgufVocab {
@@ -318,8 +316,8 @@ impl GgufVocab {
         if never_a_word && is_control_name(name) { PieceKind::Control } else { kind }
     }
 
-    /// Adds the tokens that end a text by their names to those that keys of the file name: llama.cpp's rule. A name of
-    /// what is no control token here is a word, and ends nothing.
+    /// Adds the tokens that end a text by their names to those that keys of the file give: llama.cpp's rule. A token
+    /// that is no control token here is a word, and ends nothing.
     pub(crate) fn add_ends(&self, ends: &mut Vec<u32>) {
         let keyed = |kind: usize| self.fim_ends.get(kind).is_some_and(Option::is_some);
         let fim = FIM_ENDS.iter().enumerate().filter(|&(kind, _)| !keyed(kind)).map(|(_, names)| *names);
@@ -336,7 +334,7 @@ impl GgufVocab {
         others.dedup();
         others.retain(|&id| (id as usize) < self.tokens.len() && !ends.contains(&id));
         ends.append(&mut others);
-        // Where these are, the others only end a part of an answer.
+        // In a vocabulary with these, the others only end a part of an answer.
         let any = |names: [&str; 2]| names.iter().any(|name| named.contains_key(name));
         let parts = any(["<|return|>", "<|flush|>"]) && any(["<|call|>", "<|calls|>"]);
         let no_ends = [("<|end|>", parts), ("</s>", named.contains_key("<|tool_response>"))];
@@ -345,7 +343,7 @@ impl GgufVocab {
         }
     }
 
-    /// What each token adds to a text.
+    /// The bytes that each token stands for.
     pub(super) fn token_bytes(&self) -> Result<TokenBytes> {
         let mut special = Vec::new();
         let mut tokens = Vec::with_capacity(self.tokens.len());
@@ -448,7 +446,7 @@ impl GgufVocab {
     }
 }
 
-/// A token of this text; an unused place in the vocabulary has none. The name is llama.cpp's.
+/// A token with this text; `None` for an unused place in the vocabulary, which has a name of llama.cpp's.
 fn named_if_empty(token: String, id: usize) -> String {
     if token.is_empty() { format!("[EMPTY_{id}]") } else { token }
 }

@@ -1,7 +1,8 @@
 //! The model of a tokenizer: words to tokens.
 //!
-//! Read here from `tokenizer.json`, so that its size is bounded and no field is passed over, and built with the library's
-//! own builders, which merges pairs in n log n steps and keeps the ids of short words.
+//! The model is read here from `tokenizer.json`, so that its size has a limit and no field is ignored. Then it is
+//! built with the builders of the crate `tokenizers`. That crate merges pairs in n log n steps, and remembers the ids
+//! of short words.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -23,16 +24,16 @@ use super::watch::{Halt, Watch};
 use crate::config::MAX_VOCAB;
 use crate::error::{Error, Result};
 
-/// The longest token, in bytes as the file spells it. The longest of published vocabularies are 512 spaces or dashes.
+/// The most bytes of a token, as the file has it. The longest of published vocabularies are 512 spaces or dashes.
 const MAX_TOKEN: usize = 4_096;
-/// The same for a Unigram model, which looks for every token at every place.
+/// The same for a Unigram model. It looks for every token at every place of the text, so long tokens take time.
 const MAX_UNIGRAM_TOKEN: usize = 512;
-/// The longest word that a WordPiece model cuts up, in characters; its work is their square.
+/// The most characters of a word that a WordPiece model cuts; its time grows with their square.
 const MAX_WORD_CHARS: usize = 256;
-/// The most characters that the model gets at once, since nothing can stop it before it is done with them, which takes about
-/// a second: a megabyte, and what stages put in front. It is a text without a place where it can be cut, as no prompt is.
+/// The most characters that the model gets at once: a megabyte, and what stages put in front of it. That takes about a
+/// second, in which the model cannot be stopped. Only a text without any place where it can be cut is so long.
 const MAX_PIECE: usize = (1 << 20) + 64;
-/// Words whose tokens the library remembers. One takes up to 8 KiB, mostly some 100 bytes.
+/// The number of words whose tokens the crate remembers. Each takes up to 8 KiB, mostly about 100 bytes.
 const CACHED_WORDS: usize = 4_096;
 
 /// `model` of a `tokenizer.json`.
@@ -43,7 +44,7 @@ pub(super) struct Declared {
     kind: Option<String>,
     vocab: Tokens,
     merges: Option<Vec<Merge>>,
-    /// Would make ids random; it is for training, and switched off.
+    /// Makes ids random, for training. It is switched off here.
     #[serde(rename = "dropout")]
     _dropout: Option<f32>,
     unk_token: Option<String>,
@@ -57,7 +58,7 @@ pub(super) struct Declared {
 }
 
 impl Declared {
-    /// The type of the model, all of whose fields are known to it.
+    /// The type of the model. An error if there is a field that this type does not have.
     fn kind(&self) -> Result<&'static str> {
         // Files of early versions have no type.
         let kind = match (&self.kind, &self.vocab) {
@@ -67,7 +68,7 @@ impl Declared {
             (None, _) if self.max_input_chars_per_word.is_some() => "WordPiece",
             (None, _) => "WordLevel",
         };
-        // What each kind has; another's field would be one that nobody reads.
+        // The fields that each type has. Nothing would read a field of another type.
         let (kind, allowed): (_, &[&str]) = match kind {
             "BPE" => (
                 "BPE",
@@ -106,7 +107,7 @@ impl Declared {
     }
 }
 
-/// Two spellings are in use.
+/// A merge. Files write it in two ways.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Merge {
@@ -114,7 +115,7 @@ enum Merge {
     Text(String),
 }
 
-/// Tokens with ids, or in the order of ids with scores.
+/// A map from tokens to ids, or a list of tokens and scores in the order of ids.
 enum Tokens {
     Ids(HashMap<String, u32>),
     Scores(Vec<(String, f64)>),
@@ -157,12 +158,12 @@ impl<'de> Deserialize<'de> for Tokens {
 /// A model that is ready to run.
 pub(super) struct Vocabulary {
     model: ModelWrapper,
-    /// The ids of all its tokens, added ones not among them.
+    /// The ids of all its tokens, without added tokens.
     pub(super) ids: HashMap<String, u32>,
     n_merges: usize,
-    /// The most bytes of a word that one token can stand for, where there is such a bound.
+    /// The most bytes of a word that one token can stand for, if there is a limit.
     longest: Option<usize>,
-    /// Whether it merges pairs, and so passes over what it does not know.
+    /// Whether it merges pairs. Such a model leaves out characters that it does not know.
     bpe: bool,
     byte_level: bool,
     /// Where a word may be cut, if that is known.
@@ -171,7 +172,7 @@ pub(super) struct Vocabulary {
 
 /// Where a word may be cut, if that is known.
 fn cuts(bpe: &Bpe) -> Option<Cuts> {
-    // These look at a word's ends, or at a word as a whole.
+    // With these settings, ids depend on the ends of a word or on the whole word.
     if bpe.continuing_subword_prefix.is_some() || bpe.end_of_word_suffix.is_some() || bpe.ignore_merges {
         return None;
     }
@@ -219,7 +220,7 @@ fn check_ids(vocab: &HashMap<String, u32>) -> Result<()> {
             return refuse(format!("token {token:?}: expected an id below {MAX_VOCAB}, got {id}"));
         }
         if let Some(other) = given.insert(id, token) {
-            // In a fixed order, since the map has none.
+            // Sorted, because a map has no order.
             let (first, second) =
                 if other < token.as_str() { (other, token.as_str()) } else { (token.as_str(), other) };
             return refuse(format!("id {id} is given to both {first:?} and {second:?}"));
@@ -229,7 +230,7 @@ fn check_ids(vocab: &HashMap<String, u32>) -> Result<()> {
 }
 
 impl Vocabulary {
-    /// The model's name in the field, such as `BPE`.
+    /// The usual name of the model, such as `BPE`.
     pub(super) fn kind(&self) -> &'static str {
         match self.model {
             ModelWrapper::BPE(_) if self.byte_level => "byte-level BPE",
@@ -240,7 +241,7 @@ impl Vocabulary {
         }
     }
 
-    /// The model that a `tokenizer.json` declares; `byte_level` if words come in the byte alphabet.
+    /// Builds the model of a `tokenizer.json`. With `byte_level`, words come in the byte alphabet.
     pub(super) fn new(declared: Declared, byte_level: bool) -> Result<Self> {
         let kind = declared.kind()?;
         let vocab = match declared.vocab {
@@ -341,11 +342,11 @@ impl Vocabulary {
     pub(super) fn bpe(bpe: Bpe, byte_level: bool) -> Result<Self> {
         check_ids(&bpe.vocab)?;
         let ids = bpe.vocab.clone();
-        // Expressions have cut a text in the byte alphabet.
+        // In the byte alphabet, expressions have cut the text already.
         let cuts = if byte_level { None } else { cuts(&bpe) };
         let n_merges = bpe.merges.len();
         let vocab: Vocab = bpe.vocab.into_iter().collect();
-        // A fused unknown token may stand for any number of characters, but where each byte is a token none is unknown.
+        // A fused unknown token may stand for any number of characters. If each byte is a token, nothing is unknown.
         let all_bytes = || (0..=255u8).all(|byte| ids.contains_key(&spelled_byte(byte)));
         let fuses = bpe.fuse_unk && bpe.unk_token.is_some() && !(bpe.byte_fallback && all_bytes());
         let longest = ids.keys().map(String::len).max().filter(|_| !fuses).map(|longest| longest.max(4));
@@ -371,9 +372,9 @@ impl Vocabulary {
         Ok(Vocabulary { model, ids, n_merges, longest, bpe: true, byte_level, cuts })
     }
 
-    /// Bytes of memory: as much as a tenth of a small model. What the library holds cannot be seen from outside, and
-    /// follows from the vocabulary: each text with its id, and by its id. Of words that it remembers later, the places are
-    /// counted, and not the texts.
+    /// Bytes of memory, which can be a tenth of a small model. The crate does not say how much it holds, so it is
+    /// estimated from the vocabulary: two maps, from text to id and from id to text. Of the words that it will
+    /// remember, the entries are counted, and not their texts.
     pub(super) fn size(&self) -> usize {
         let Vocabulary { model, ids, n_merges, cuts, .. } = self;
         let with_scores = matches!(model, ModelWrapper::Unigram(_));
@@ -384,13 +385,13 @@ impl Vocabulary {
         3 * of_texts(ids) + scores + of_map::<(String, Vec<u32>)>(words) + merges + cuts
     }
 
-    /// At least so many tokens come from so many bytes.
+    /// The least number of tokens that so many bytes can become.
     pub(super) fn at_least(&self, bytes: usize) -> usize {
         self.longest.map_or(0, |longest| bytes.div_ceil(longest))
     }
 
-    /// The tokens of a word, put at the end of `into`. A part of the word that no token stands for is an error: the
-    /// library leaves it out. `place` says in words where the word is.
+    /// Appends the tokens of a word to `into`. A part of the word without a token is an error, where the crate leaves
+    /// it out. `place` says where the word is, for messages.
     pub(super) fn tokenize(
         &self,
         word: &str,
@@ -429,7 +430,7 @@ impl Vocabulary {
         self.cuts.as_ref().map_or(word, |cuts| &word[..cuts.first(word)])
     }
 
-    /// How many pieces a word has.
+    /// The number of tokens of a word.
     #[cfg(test)]
     pub(super) fn pieces(&self, word: &str) -> usize {
         let mut rest = word;

@@ -1,4 +1,4 @@
-//! Activations on the device, and the forms in which products take them.
+//! Activations on the device, and the forms that products read.
 
 use std::ops::Range;
 
@@ -11,14 +11,14 @@ use crate::backend::Role;
 use crate::error::Result;
 use crate::options::{Activations, LoadOptions};
 
-/// What a layer's int8 weights are multiplied with; without effect on others.
+/// The activations that a layer's int8 weights are multiplied with. Other weights are not affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// bf16, all rows.
+    /// bf16 for all rows.
     Bf16,
-    /// Prompts as int8 with a scale for 32 columns, generated tokens as bf16.
+    /// Prompts in int8 with a scale for every 32 columns, generated tokens in bf16.
     Int8,
-    /// Rotated: prompts as int8 with a scale for a row, generated tokens as bf16.
+    /// Rotated: prompts in int8 with a scale for each row, generated tokens in bf16.
     Rotated,
 }
 
@@ -31,7 +31,7 @@ impl Form {
         }
     }
 
-    /// Whether a weight is of the kind that takes this form.
+    /// Whether a weight is multiplied with activations in this form.
     pub(super) fn fits(self, w: &Weight) -> bool {
         match self {
             Form::Bf16 => false,
@@ -41,7 +41,7 @@ impl Form {
     }
 }
 
-/// Rows in a form other than plain bf16.
+/// Rows of activations in a form other than plain bf16.
 pub(super) enum Converted {
     Int8 {
         q: Memory<i8>,      // (max_rows, stride)
@@ -65,7 +65,7 @@ impl Converted {
         }
     }
 
-    /// Room for rows, if the form is not plain bf16.
+    /// Allocates memory for rows, if the form is not plain bf16.
     pub(super) fn new(device: &Device, form: Form, max_rows: usize, stride: usize) -> Result<Option<Self>> {
         let size = max_rows * stride;
         Ok(match form {
@@ -82,7 +82,7 @@ impl Converted {
         })
     }
 
-    /// The rows of a part as a product's input; none if they are plain.
+    /// The rows of prompts or of generated tokens as the input of a product; `None` if those are plain bf16.
     pub(super) fn input(&self, prompts: bool) -> Option<Input<'_>> {
         match self {
             Converted::Int8 { q, scale, scale_stride } => {
@@ -93,7 +93,7 @@ impl Converted {
         }
     }
 
-    /// Where a normalisation writes the rows of a part; none if they are plain.
+    /// Where a normalisation writes the rows of prompts or of generated tokens; `None` if those are plain bf16.
     pub(super) fn target(&mut self, prompts: bool) -> Option<Rows<'_>> {
         match self {
             Converted::Int8 { q, scale, scale_stride } => {
@@ -104,7 +104,7 @@ impl Converted {
         }
     }
 
-    /// Converts the rows of a part.
+    /// Converts rows, all of prompts or all of generated tokens.
     pub(super) fn convert(
         &mut self,
         device: &Device,
@@ -126,18 +126,18 @@ pub(crate) struct Buffer {
     data: Data,
     pub(super) rows: usize, // in use
     pub(super) cols: usize,
-    /// What a normalisation can write in place of `data`, and whether it has.
+    /// Memory that a normalisation can write instead of `data`, and whether it did.
     pub(super) converted: Option<Converted>,
     pub(super) is_converted: bool,
     host: Vec<f32>, // (max_rows, cols) of logits
 }
 
 enum Data {
-    /// Columns side by side.
+    /// Rows without a gap between them.
     F32(Memory<f32>),
-    /// The stride is a multiple of 128, and columns past those of the buffer are zero.
+    /// The stride is a multiple of 128, and the columns after those of the buffer are zero.
     Bf16(Memory<bf16>),
-    /// What is fused away.
+    /// A kernel that fuses two operations never writes it.
     None,
 }
 
@@ -197,7 +197,7 @@ impl Buffer {
     pub(super) fn read(&mut self) -> Result<&mut [f32]> {
         let len = self.rows * self.cols;
         let Data::F32(data) = &self.data else { unreachable!("forward reads a residual or logits") };
-        // Room for logits is there from the start; a residual is only read to find a fault.
+        // Memory for logits is there from the start. A residual is read only to find a fault.
         if self.host.len() < len {
             self.host.resize(len, 0.0);
         }

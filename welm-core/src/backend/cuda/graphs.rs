@@ -1,22 +1,22 @@
-//! Recordings of steps, of which those that were used last are kept.
+//! Recordings of steps. The ones that were used last are kept.
 
 use std::collections::VecDeque;
 
-/// Recordings that are kept.
+/// How many recordings are kept.
 const MOST: usize = 64;
 
-/// What is recorded for: rows, and how many keys they may see.
+/// What a recording is for: the number of rows, and how many keys each may attend to.
 pub(super) type Key = (usize, usize);
 
-/// Rows that a recording is made for, where `n` are asked for, up to `most`. There are so few different ones that soon
-/// every step has its recording; and as the products for few rows compute eight at a time, or sixteen, the rows to spare
-/// cost them nothing.
+/// The rows of the recording that serves a step of `n` rows; at most `most`. There are few different numbers, so that
+/// soon every step has its recording. Products for few rows compute 8 or 16 at a time, so the additional rows cost
+/// them nothing.
 pub(super) fn rounded_rows(n: usize, most: usize) -> usize {
     let rounded = if n <= 8 { n.next_power_of_two() } else { n.next_multiple_of(8) };
     rounded.min(most)
 }
 
-/// Recordings, `T`, those used last in front.
+/// Recordings of type `T`, the last used first.
 pub(super) struct Graphs<T> {
     kept: VecDeque<(Key, T)>,
 }
@@ -26,7 +26,7 @@ impl<T> Graphs<T> {
         Graphs { kept: VecDeque::with_capacity(MOST) }
     }
 
-    /// The recording, if it is kept; from now on the one that was used last.
+    /// The recording, if it is kept. It becomes the one that was used last.
     pub(super) fn get(&mut self, key: Key) -> Option<&T> {
         let at = self.kept.iter().position(|(known, _)| *known == key)?;
         let found = self.kept.remove(at)?;
@@ -34,7 +34,7 @@ impl<T> Graphs<T> {
         self.kept.front().map(|(_, graph)| graph)
     }
 
-    /// Keeps a recording, in place of the one whose last use is the longest ago if there are many. Gives it back.
+    /// Keeps a recording and returns it. If there are too many, the one whose last use is longest ago is dropped.
     pub(super) fn insert(&mut self, key: Key, graph: T) -> &T {
         self.kept.truncate(MOST - 1);
         self.kept.push_front((key, graph));

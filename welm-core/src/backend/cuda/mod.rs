@@ -1,12 +1,15 @@
 //! CUDA: every operation through the launchers of `welm-kernels`.
 //!
-//! The residual stream and the logits are f32, everything between is bf16; weights are bf16, or int8 as on the CPU,
-//! repacked. Prompts and generated tokens are computed in two ways: a prompt's rows with the kernels for many rows
-//! (whatever the device multiplies fastest with, as [`Activations`] allows), a generated token's with those for one
-//! row of a sequence, 16-bit activations and one order of summation. Either way a row's bits depend on that row and
-//! its own sequence only, and a token never changes sides, so that a request gets the same bits in every batch.
+//! The residual stream and the logits are f32, all other activations are bf16. Weights are bf16, or int8 with the
+//! values that the CPU has, in another layout.
 //!
-//! A step without prompts is recorded once for each number of rows, rounded up, as a CUDA graph, and repeated after that.
+//! Rows of prompts and rows of generated tokens are computed by different kernels. Prompts have kernels for many rows,
+//! which use the fastest tensor cores that [`Activations`] allows. Generated tokens have kernels for one row of each
+//! sequence, with 16-bit activations and one order of summation. The bits of a row depend on that row and its own
+//! sequence only, and a token is always computed by the same kind of kernel. So a request gets the same bits in every
+//! batch.
+//!
+//! A step without prompts is recorded as a CUDA graph, once for each number of rows (rounded up), and then repeated.
 
 mod activations;
 mod graphs;
@@ -61,11 +64,11 @@ pub(crate) struct Cuda {
     step: Step,
     graphs: Graphs<Graph>,
     form: Form,
-    /// Activations that no normalisation has converted.
+    /// Activations that are converted for a product, if the normalisation before it has not done so.
     converted: Option<Converted>,
-    /// Whether every layer's weights take the form, so that a normalisation can make it for the product behind it.
+    /// Whether the weights of all layers take activations in `form`, so that a normalisation can write this form.
     all_fit: bool,
-    /// What a product or an attention writes in one kernel and reads in its next.
+    /// Values that one kernel of a product or an attention writes and the next one reads.
     scratch: welm_kernels::Buffer<f32>,
     top: Option<TopK>,    // none if there are too many tokens
     top_values: Vec<f32>, // (max_logit_rows, TOP)
@@ -93,7 +96,7 @@ fn order(kind: PartKind) -> RowOrder {
     if kind == PartKind::Gated { RowOrder::Gated } else { RowOrder::Plain }
 }
 
-/// The widest input of a product.
+/// Columns of the widest input of a product.
 fn max_cols(config: &ModelConfig) -> usize {
     let widest = config.dim.max(config.hidden_dim).max(config.n_heads * config.head_dim);
     widest.next_multiple_of(ALIGN)
@@ -109,7 +112,7 @@ fn top_k(config: &ModelConfig) -> Option<usize> {
     (config.vocab_size <= MAX_VOCAB).then_some(TOP)
 }
 
-/// What the operation that needs the most of it needs.
+/// Values of scratch memory for the operation that needs most of it.
 fn scratch_len(config: &ModelConfig, limits: Limits) -> usize {
     let rows = RECORDED_ROWS.min(limits.max_rows);
     let attention = decode_scratch_len(rows, config.n_heads, config.head_dim, limits.max_context);
@@ -119,7 +122,7 @@ fn scratch_len(config: &ModelConfig, limits: Limits) -> usize {
 }
 
 impl Cuda {
-    /// Refuses what no kernel is written for.
+    /// Refuses a model or an option that no kernel is written for.
     pub(crate) fn check(config: &ModelConfig, options: &LoadOptions) -> Result<()> {
         if ![64, 80, 96, 128].contains(&config.head_dim) {
             let reason = format!("cuda attention is written for 64, 80, 96 and 128, not {}", config.head_dim);
@@ -140,7 +143,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// Takes the device, and allocates what the arithmetic needs beside the buffers.
+    /// Allocates what the operations need besides the buffers of activations.
     pub(crate) fn new(
         device: Device,
         config: &ModelConfig,
@@ -168,7 +171,7 @@ impl Cuda {
         })
     }
 
-    /// Whether int8 weights are rotated for the product, and have one scale for a row.
+    /// Whether int8 weights are rotated and have one scale for each row.
     fn rotates(form: Form, kind: PartKind) -> bool {
         form == Form::Rotated && kind != PartKind::Table
     }
@@ -178,11 +181,11 @@ impl Cuda {
         norm::Norm { weight: &norm.weight, bias: norm.bias.as_ref(), eps: norm.eps, layernorm }
     }
 
-    /// Rows of a product, each part with its arithmetic: prompts, generated tokens.
+    /// The rows of prompts and those of generated tokens, each with the arithmetic of their products.
     fn parts(&self) -> impl Iterator<Item = (Range<usize>, Arithmetic)> + use<> {
         let Step { n, n_prompt, .. } = self.step;
         let parts = [(0..n_prompt, Arithmetic::Fast), (n_prompt..n, Arithmetic::Exact)];
-        // Where both come to the same, weights are read once.
+        // If both have the same arithmetic, one product reads the weights once.
         let one = !self.device.is_hopper() && self.form == Form::Bf16;
         let whole = (0..n, Arithmetic::Exact);
         let parts = if one { vec![whole] } else { parts.to_vec() };
@@ -245,7 +248,7 @@ impl Backend for Cuda {
 
     fn scratch_bytes(config: &ModelConfig, options: &LoadOptions, limits: Limits) -> u64 {
         let (rows, step) = (limits.max_rows, Step::bytes(config, options, limits));
-        // Of what normalisations make, before the layers and before the logits, and of everything else.
+        // Converted activations: those that normalisations write, and all others.
         let dim = config.dim.next_multiple_of(ALIGN);
         let shapes = [(rows, max_cols(config)), (rows, dim)];
         let bytes = |(rows, stride)| Converted::bytes(Form::of(options), rows, stride);
@@ -498,7 +501,7 @@ impl Backend for Cuda {
             n_heads: c.n_heads,
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
-            // One that no position reaches is none.
+            // A window that no position reaches is the same as none.
             window: layer.window.and_then(|window| u32::try_from(window).ok()).unwrap_or(0),
             scale: layer.scale,
             soft_cap: layer.soft_cap,

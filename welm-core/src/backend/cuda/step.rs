@@ -1,4 +1,4 @@
-//! What a step's kernels are told of its rows: small arrays, brought to the device in one copy.
+//! The small arrays that tell the kernels of a step about its rows, copied to the device in one copy.
 
 use std::ops::Range;
 
@@ -14,12 +14,13 @@ use crate::config::{ModelConfig, Rope};
 use crate::error::Result;
 use crate::options::LoadOptions;
 
-/// Rows of generated tokens that attention takes at a time: what its scratch is for. A step of so few is recorded.
+/// How many rows of generated tokens attention computes at a time; its scratch memory is made for these. A step of at
+/// most so many rows is recorded.
 pub(super) const RECORDED_ROWS: usize = 64;
-/// A slot outside of every cache: the row's key and value go nowhere.
+/// A slot outside of every cache: the key and the value of the row are not written.
 const NO_SLOT: u32 = u32::MAX;
 
-/// The arrays of one step. Where they lie depends on the number of rows alone in a step without prompts.
+/// The arrays of one step. In a step without prompts their addresses depend on the number of rows only.
 pub(super) struct Arrays {
     pub(super) token_ids: Buffer<u32>,    // (n)
     pub(super) positions: Buffer<u32>,    // (n)
@@ -33,7 +34,7 @@ pub(super) struct Arrays {
     pub(super) block_tables: Buffer<u32>, // (table_len), of which the first are in use
 }
 
-/// The step under way.
+/// The current step.
 pub(super) struct Step {
     staging: Staging,
     pub(super) arrays: Arrays,
@@ -42,11 +43,11 @@ pub(super) struct Step {
     max_rows: usize,
     max_context: usize,
     table_len: usize,
-    /// Rows that are computed: those of the batch, and in a recorded step as many more as the recording has.
+    /// Rows that are computed: those of the batch, and in a recorded step additional ones up to those of the recording.
     pub(super) n: usize,
-    /// Of these the first, those of prompts.
+    /// How many of them, the first, are rows of prompts.
     pub(super) n_prompt: usize,
-    /// How far a generated token's blocks may reach: rounded up, so that recordings serve for long.
+    /// How many keys a generated token may attend to: rounded up, so that a recording serves many steps.
     pub(super) max_kv_len: usize,
     /// Whether the step is one that is recorded once and repeated.
     pub(super) is_recorded: bool,
@@ -64,7 +65,7 @@ impl Step {
             + Staging::bytes_of::<u32>(table_len(options, limits))
     }
 
-    /// Takes the memory.
+    /// Allocates the memory.
     pub(super) fn new(
         device: &Device,
         config: &ModelConfig,
@@ -89,7 +90,7 @@ impl Step {
         })
     }
 
-    /// Brings a batch to the device.
+    /// Copies a batch to the device.
     pub(super) fn begin(&mut self, device: &Device, batch: &Batch) -> Result<()> {
         self.n_prompt = batch.n_prompt_rows();
         self.is_recorded = self.n_prompt == 0 && batch.len() <= RECORDED_ROWS;
@@ -112,7 +113,7 @@ impl Step {
         Ok(())
     }
 
-    /// Some of the wanted rows, by their number among them.
+    /// Some of the rows whose logits are wanted, by their place among those.
     pub(super) fn wanted(&self, some: Range<usize>) -> Result<Buffer<u32>> {
         Ok(self.arrays.wanted.part(some.start * size_of::<u32>(), some.len())?)
     }
@@ -120,8 +121,8 @@ impl Step {
 
 /// Puts the arrays of a batch into the staging memory, for `n` rows.
 ///
-/// Rows past those of the batch are a sequence's first token: they read a block that is there, write none, and what they
-/// come to is not looked at.
+/// Rows after those of the batch have the values of a sequence's first token: they read a block that exists and write
+/// none. Nothing reads their results.
 fn lay_out(
     staging: &mut Staging,
     angles: &mut [Angles],

@@ -1,7 +1,7 @@
 //! The BPE model: characters are merged to pieces, the pair whose result has the best score first.
 //!
-//! Of equal scores the leftmost goes first. A queue holds the pairs of neighbours, so that a text of n characters takes
-//! n log n steps. A merge whose result is an unused piece counts on the way, and is taken back at the end.
+//! Of pairs with equal scores, the leftmost is merged first. A queue holds the pairs of neighbours, so that a text of n
+//! characters takes n log n steps. Pairs are also merged to unused pieces. At the end these are split again.
 //! Source: SentencePiece's `bpe::Model`.
 
 use std::cmp::Ordering;
@@ -15,14 +15,14 @@ use crate::tokenizer::watch::{Halt, Watch};
 
 /// The model, beside the pieces.
 pub(super) struct Merges {
-    /// Where a text may be cut; none if a piece is unused, since what is taken back depends on the whole text.
+    /// Where a text may be cut. Nowhere if a piece is unused, because then the whole text decides what is split again.
     cuts: Option<Cuts>,
 }
 
 /// A piece of the text, as far as merges have come.
 struct Symbol {
     start: u32,
-    /// 0 when it has become part of the one before.
+    /// 0 if it has become part of the piece before it.
     len: u32,
     before: u32,
     after: u32,
@@ -37,7 +37,7 @@ struct Pair {
     score: f32,
     left: u32,
     right: u32,
-    /// Of both together. Where it is another one by now, one of them has been merged.
+    /// Bytes of both together. If the sum is another one by now, one of them has been merged, and this pair is ignored.
     len: u32,
 }
 
@@ -73,7 +73,8 @@ impl Merges {
         self.cuts.as_ref().map_or(0, Cuts::size)
     }
 
-    /// Cuts a text into pieces: hands out the text and the id of each, none for a character without a piece.
+    /// Cuts a text into pieces, and hands out the text and the id of each. The id of a character without a piece is
+    /// `None`.
     pub(super) fn segment(
         &self,
         pieces: &Pieces,
@@ -102,7 +103,7 @@ struct Run<'a> {
     text: &'a str,
     symbols: Vec<Symbol>,
     queue: BinaryHeap<Pair>,
-    /// Bytes of the left part of each unused piece that was merged.
+    /// For each unused piece that was merged, the bytes of its left part.
     unused: HashMap<u32, usize>,
 }
 
@@ -163,7 +164,7 @@ impl<'a> Run<'a> {
         if self.pieces.kind(id) == PieceKind::Unused {
             self.unused.insert(id, l.len as usize);
         }
-        // Zero has one sign, as scores are compared.
+        // So that 0 and -0 are equal scores.
         self.queue.push(Pair { score: self.pieces.scores[id as usize] + 0.0, left, right, len });
     }
 

@@ -1,16 +1,18 @@
-//! SentencePiece: a whole text, spaces and all, to pieces.
+//! SentencePiece: turns a whole text, with its spaces, into pieces.
 //!
 //! ```text
 //! text -> normalizer.rs -> unigram.rs, or merges.rs (BPE) -> ids
-//!         a character without a piece: its bytes' pieces (byte_fallback), or the unknown one, once for a run of them
+//!         a character without a piece becomes the pieces of its bytes (byte_fallback); otherwise a run of such
+//!         characters becomes the unknown piece
 //! ```
 //!
-//! Ids are those of the library `sentencepiece`. Its models lie in `tokenizer.model` (`proto.rs`) and in GGUF files
-//! (`gguf.rs`). The crate `tokenizers` has all these parts, too, but for another order: its BPE merges by ranks of pairs,
-//! which a file of scores does not have, its unigram model adds in another precision, and its table of rules works on
-//! clusters of characters. Each of the three gives other ids for some texts.
+//! Ids are those of the library `sentencepiece`. Its models are in `tokenizer.model` (`proto.rs`) and in GGUF files
+//! (`gguf.rs`). The crate `tokenizers` has these parts too, but for some texts each of them gives other ids. Its BPE
+//! merges by ranks of pairs, and these files have scores. Its unigram model adds in another precision. Its table of
+//! rules is applied to grapheme clusters.
 //!
-//! In a text, control pieces are never found by their spelling; welm looks for them only where special tokens are parsed.
+//! The text of a control piece never becomes that piece. welm looks for control pieces only where special tokens are
+//! parsed.
 
 mod merges;
 mod normalizer;
@@ -33,21 +35,21 @@ pub(super) use normalizer::WhiteSpace;
 use trie::Trie;
 use unigram::Unigram;
 
-/// The longest piece of a BPE model, in bytes.
+/// The most bytes of a piece of a BPE model.
 const MAX_PIECE: usize = 4_096;
-/// The same for a unigram model, which looks for every piece at every place.
+/// The same for a unigram model. It looks for every piece at every place of the text, so long pieces take time.
 const MAX_UNIGRAM_PIECE: usize = 512;
-/// Bytes of the table of rules; that of `nmt_nfkc_cf` has 310,000.
+/// The most bytes of the table of rules; that of `nmt_nfkc_cf` has 310,000.
 const MAX_CHARSMAP: usize = 1 << 24;
 
-/// What a file says of its model.
+/// A model as a file has it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Declared {
-    /// In the order of their ids.
+    /// The pieces, in the order of their ids.
     pub(super) pieces: Vec<Piece>,
-    /// Else BPE.
+    /// Whether it is a unigram model; otherwise it is BPE.
     pub(super) unigram: bool,
-    /// Whether a unigram model's sums are f32, as SentencePiece's; else f64, as llama.cpp's.
+    /// Whether a unigram model adds in f32, as SentencePiece does; otherwise in f64, as llama.cpp does.
     pub(super) single: bool,
     /// Whether unknown characters become their bytes' pieces.
     pub(super) byte_fallback: bool,
@@ -71,7 +73,7 @@ impl Pieces {
         self.kinds[id as usize]
     }
 
-    /// The piece that a text can lead to.
+    /// The piece with this text, if a text can lead to it.
     fn of_text(&self, text: &str) -> Option<u32> {
         self.ids.get(text).copied().filter(|&id| self.kind(id).is_text())
     }
@@ -157,7 +159,7 @@ impl SentencePiece {
         })
     }
 
-    /// The model's name in the field.
+    /// The usual name of the model.
     pub(super) fn kind(&self) -> &'static str {
         match self.model {
             Segmentation::Merges(_) => "SentencePiece BPE",
@@ -181,8 +183,8 @@ impl SentencePiece {
         &self.pieces.ids
     }
 
-    /// The ids of a text, put at the end of `into`. `prefix` lets the model put its space in front, if it has one. `at` is
-    /// where the text begins, for messages.
+    /// Appends the ids of a text to `into`. With `prefix` the model adds its space in front, if its settings have one.
+    /// `at` is where the text begins, for messages.
     pub(super) fn encode(
         &self,
         text: &str,

@@ -1,4 +1,4 @@
-//! What happens to a text before it is cut into pieces: rules that a table holds, and white space.
+//! Changes a text before it is cut into pieces: by the rules of a table, and in its white space.
 //!
 //! ```text
 //! at each place: user-defined piece -> itself;  longest rule of the table -> its replacement;  character -> itself
@@ -7,27 +7,27 @@
 //!         they are written ▁ (escape_whitespaces)
 //! ```
 //!
-//! The table (`precompiled_charsmap`) is how a file holds `nmt_nfkc`, `nfkc_cf` and their like: so nothing here knows a
-//! rule of Unicode. It is the length of a double array (u32), the array (u32 each), and the replacements, with a zero after
-//! each. A unit of the array holds
+//! A file holds the rules of `nmt_nfkc`, `nfkc_cf` and others as a table, `precompiled_charsmap`. So there are no
+//! rules of Unicode in this code. The table has the length of a double array (u32), the array (of u32), and the
+//! replacements, each with a zero after it. An element of the array holds
 //!
 //! ```text
 //! bits 0..8  the byte that leads to it     bit 8  a replacement is at its offset     bit 31  it is a replacement's place
 //! offset = bits 10..32, times 256 if bit 9 is set: where its children are, each at `offset ^ byte`
 //! ```
 //!
-//! The library's `Precompiled` reads the same table, but applies it to clusters of characters, which gives other texts than
-//! SentencePiece does. Source: SentencePiece's `Normalizer`, and S. Yata's darts-clone.
+//! `Precompiled` of the crate `tokenizers` reads the same table, but applies it to grapheme clusters. That gives other
+//! texts than SentencePiece. Source: SentencePiece's `Normalizer`, and S. Yata's darts-clone.
 
 use super::trie::Trie;
 use crate::error::{Error, Result};
 use crate::tokenizer::watch::{Halt, Watch};
 
-/// Bytes of the longest rule; those of `nfkc` have some twenty.
+/// The most bytes that a rule replaces; those of `nfkc` have about twenty.
 const MAX_RULE: usize = 256;
-/// Bytes that a rule makes; those of Unicode's normal forms make at most 33.
+/// The most bytes that a rule makes; those of Unicode's normal forms make at most 33.
 const MAX_REPLACEMENT: usize = 256;
-/// Bytes that may come of a text.
+/// The most bytes that a text may become.
 const MAX_NORMALIZED: usize = 1 << 28;
 
 /// The settings, with the names that SentencePiece gives them.
@@ -55,7 +55,7 @@ impl CharsMap {
         size_of_val(&self.units[..]) + self.replacements.len()
     }
 
-    /// Reads a table; none of no bytes.
+    /// Reads a table; `None` if there are no bytes.
     pub(super) fn read(bytes: &[u8]) -> Result<Option<Self>> {
         if bytes.is_empty() {
             return Ok(None);
@@ -81,7 +81,7 @@ impl CharsMap {
         Ok(Some(CharsMap { units, replacements }))
     }
 
-    /// The longest rule that a text begins with: its bytes, and what they become.
+    /// The longest rule for the beginning of a text: how many bytes it replaces, and what they become.
     fn rule(&self, text: &str) -> Result<Option<(usize, &str)>> {
         let damaged = || refuse("expected a rule for whole characters that leads into it, got another");
         let unit = |at: u32| self.units.get(at as usize).copied();
@@ -114,7 +114,7 @@ impl CharsMap {
     }
 }
 
-/// A text as the model gets it. `prefix`: whether a space is to be put in front or at the end, if the settings want one.
+/// The text that the model gets. With `prefix`, a space is added in front or at the end, if the settings want one.
 pub(super) fn normalize(
     text: &str,
     space: WhiteSpace,
@@ -123,7 +123,7 @@ pub(super) fn normalize(
     defined: &Trie,
     watch: &mut Watch<'_>,
 ) -> std::result::Result<String, Halt> {
-    // What the text begins with, and its bytes there.
+    // The replacement of the beginning of the text, and how many bytes it replaces.
     let begin = |rest: &'_ str| -> Result<(usize, Option<&str>)> {
         if let Some(len) = defined.longest(rest.as_bytes()) {
             return Ok((len, None));

@@ -1,8 +1,8 @@
 //! `tokenizer.model`: the few fields of SentencePiece's `ModelProto` that matter for a text.
 //!
-//! Protocol buffers are a list of numbered fields. A field is a number and a kind (varint), and by kind a varint, 8 bytes,
-//! bytes with their length before them, or 4 bytes. A message in a message is such bytes; here there is one level of them.
-//! Fields of other numbers are about training, and passed over. Source: `sentencepiece_model.proto`.
+//! Protocol buffers are a list of numbered fields. A field is a number and a kind (varint), and by kind a varint, 8
+//! bytes, bytes with their length before them, or 4 bytes. A message within a message is such bytes; here there is one
+//! level of them. Fields with other numbers are about training, and are ignored. Source: `sentencepiece_model.proto`.
 
 use super::{Declared, WhiteSpace};
 use crate::config::MAX_VOCAB;
@@ -96,7 +96,7 @@ impl<'a> Value<'a> {
         self.number().map(|number| number != 0)
     }
 
-    /// An id; a negative one is none.
+    /// An id; negative numbers mean that there is none.
     fn id(self) -> Option<Option<u32>> {
         self.number().map(|number| u32::try_from(number).ok().filter(|&id| id < 1 << 31))
     }
@@ -172,7 +172,7 @@ impl Declared {
         Ok(all)
     }
 
-    /// What SentencePiece asks of a file beyond what every vocabulary needs.
+    /// Checks what SentencePiece demands of a file, beyond what every vocabulary needs.
     fn check_proto(&self) -> Result<()> {
         let count = |kind| self.pieces.iter().filter(|piece| piece.kind == kind).count();
         let (unknown, bytes) = (count(PieceKind::Unknown), count(PieceKind::Byte));
@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(read(&[0x12, 0x02, 7, 8, 9]), Some((2, Value::Bytes(&[7, 8]))));
         assert_eq!(read(&[0x1D, 1, 0, 0, 0]), Some((3, Value::Fixed32(1))));
         assert_eq!(read(&[0x21, 1, 0, 0, 0, 0, 0, 0, 0]), Some((4, Value::Fixed64)));
-        // Too few bytes, a group, the number 0.
+        // Too few bytes, a group (an old kind of field), or the field number 0.
         for bytes in [
             &[0x12, 0x03, 7][..],
             &[0x0B],

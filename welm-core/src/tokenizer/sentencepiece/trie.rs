@@ -1,17 +1,17 @@
-//! A trie of byte strings: one walk finds all that begin at a place of a text.
+//! A trie of byte strings: one walk finds all strings that a text begins with.
 
 use std::collections::VecDeque;
 
 /// The strings, each with a number.
 pub(super) struct Trie {
-    /// In the order of their depth, children of one node side by side; the first is the root.
+    /// The nodes in the order of their depth. Children of one node are next to each other. The first node is the root.
     nodes: Vec<Node>,
 }
 
 struct Node {
     /// The first child; the others follow it, in the order of their bytes.
     first: u32,
-    /// How many there are.
+    /// How many children there are.
     n: u16,
     /// The byte that leads here.
     byte: u8,
@@ -22,12 +22,12 @@ struct Node {
 const NONE: u32 = u32::MAX;
 
 impl Trie {
-    /// Of strings that are all different, none of them empty.
+    /// Builds it. The strings must be different, and none of them empty.
     pub(super) fn new(mut strings: Vec<(&[u8], u32)>) -> Self {
         strings.sort_unstable();
         let node = |byte| Node { first: 0, n: 0, byte, value: NONE };
         let mut nodes = vec![node(0)];
-        // Of each node that has no children yet: its strings, and how many of their bytes lead to it.
+        // For each node that has no children yet: its strings, and how many bytes of them lead to the node.
         let mut parts = VecDeque::from([(0, strings.len(), 0)]);
         let mut at = 0;
         while let Some((mut start, end, depth)) = parts.pop_front() {

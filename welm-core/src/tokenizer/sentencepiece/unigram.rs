@@ -5,20 +5,20 @@
 //! best(e) = max over pieces p that end at e:  best(start of p) + score(p)
 //! ```
 //!
-//! Viterbi's algorithm, one place of the text after the other; of equal ways the one found first is kept. Where two ways are
-//! nearly as good, rounding chooses: sums are f32, as SentencePiece has them, or f64, as llama.cpp and the crate
-//! `tokenizers` have them. Source: T. Kudo, arXiv:1804.10959, and SentencePiece's `EncodeOptimized`.
+//! This is Viterbi's algorithm, one place of the text after the other. Of equal sums, the one found first is kept. If
+//! two sums are nearly equal, rounding decides. So sums are in f32, as in SentencePiece, or in f64, as in llama.cpp
+//! and the crate `tokenizers`. Source: T. Kudo, arXiv:1804.10959, and SentencePiece's `EncodeOptimized`.
 
 use super::Pieces;
 use super::trie::Trie;
 use crate::tokenizer::piece::PieceKind;
 use crate::tokenizer::watch::{Halt, Watch};
 
-/// What an unknown character costs beside the worst piece.
+/// How much lower the score of an unknown character is than that of the worst piece.
 const UNKNOWN_PENALTY: f32 = 10.0;
 
-/// The score of a user-defined piece, for each byte after the first: better than what normal pieces have. SentencePiece
-/// 0.2.3 has it so, as was found out by trying; versions before had -0.1 for nearly all.
+/// The score of a user-defined piece for each byte after the first: better than those of normal pieces. Found by trying
+/// SentencePiece 0.2.3. Older versions had -0.1 for nearly all of them.
 const DEFINED_BONUS: f64 = 0.1;
 
 /// The pieces as a trie.
@@ -30,11 +30,11 @@ pub(super) struct Unigram {
     single: bool,
 }
 
-/// How the best way to a place ends.
+/// The last piece of the best sum up to a place.
 #[derive(Clone, Copy)]
 struct Best {
     score: f64,
-    /// Where the last piece begins; [`NOWHERE`] while no way is known.
+    /// Where the last piece begins; [`NOWHERE`] if no pieces end here.
     start: u32,
     /// The last piece; [`UNKNOWN`] for a character without one.
     id: u32,
@@ -57,7 +57,8 @@ impl Unigram {
         self.trie.size()
     }
 
-    /// Cuts a text into pieces: hands out the text and the id of each, none for a character without a piece.
+    /// Cuts a text into pieces, and hands out the text and the id of each. The id of a character without a piece is
+    /// `None`.
     pub(super) fn segment(
         &self,
         pieces: &Pieces,
@@ -70,7 +71,7 @@ impl Unigram {
         for (start, c) in text.char_indices() {
             let before = best[start].score;
             let mut end_with = |end: usize, score: f32, id: u32| {
-                // An f32 sum is that of f64, rounded.
+                // A sum of two f32 is their sum in f64, rounded.
                 let sum = before + f64::from(score);
                 let sum = if self.single { f64::from(sum as f32) } else { sum };
                 let best = &mut best[end];
