@@ -337,7 +337,7 @@ typedef struct {
    */
   const char *dtype;
   /**
-   * Element type of the cached keys and values; on CUDA it has to be bf16 (f32 or bf16; default: bf16).
+   * Element type of the cached keys and values; on CUDA it has to be bf16 (f32, bf16 or f16; default: bf16).
    */
   const char *cache_dtype;
   /**

@@ -733,8 +733,10 @@ fn what_cuda_cannot_do_is_refused() {
     let message =
         "option `dtype`: cuda computes with bf16 or int8 weights, and `embed` is stored as Bf16; got f32";
     assert_eq!(f32s, message);
-    let cache = refuse(folder.path(), LoadOptions { cache_dtype: CacheDtype::F32, ..LoadOptions::default() });
-    assert_eq!(cache, "option `cache_dtype`: expected bf16 on cuda, got f32");
+    for (cache_dtype, name) in [(CacheDtype::F32, "f32"), (CacheDtype::F16, "f16")] {
+        let cache = refuse(folder.path(), LoadOptions { cache_dtype, ..LoadOptions::default() });
+        assert_eq!(cache, format!("option `cache_dtype`: expected bf16 on cuda, got {name}"));
+    }
     let changed = |change: Change| {
         let options = LoadOptions { allow_unread_tensors: true, ..LoadOptions::default() };
         let folder = with_more_norms();

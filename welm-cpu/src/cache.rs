@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::batch::{BLOCK_TOKENS, BatchRows};
 use crate::disjoint::Disjoint;
@@ -46,6 +46,18 @@ impl CacheElement for bf16 {
         unsafe { S::store_bf16(p, v) }
     }
     unsafe fn cache(rows: CacheRows<bf16>, isa: Isa) {
+        // SAFETY: the caller's promise.
+        unsafe { isa.dispatch(rows) }
+    }
+}
+
+impl CacheElement for f16 {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(p: *mut f16, v: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { S::store_f16(p, v) }
+    }
+    unsafe fn cache(rows: CacheRows<f16>, isa: Isa) {
         // SAFETY: the caller's promise.
         unsafe { isa.dispatch(rows) }
     }

@@ -48,6 +48,13 @@ impl Kernel for Everything<'_> {
             S::store_bf16(narrow.as_mut_ptr().add(LANES), odd);
             keep(std::array::from_fn(|i| narrow[i].to_f32()));
             keep(std::array::from_fn(|i| narrow[LANES + i].to_f32()));
+            // The largest, what is rounded to it and what is not, subnormal values, ties.
+            let edges = [65_504.0, 65_519.99, 65_520.0, -1e9, 6e-8, -3e-8, 2.5e-5, 1.000_488_3];
+            for values in [a, odd, S::load(edges.repeat(2).as_ptr())] {
+                let mut halves = [f16::ZERO; LANES];
+                S::store_f16(halves.as_mut_ptr(), values);
+                keep(std::array::from_fn(|i| halves[i].to_f32()));
+            }
             S::prefetch(std::ptr::null::<f32>());
             let x = [self.x.as_ptr(), self.x.as_ptr().add(32)];
             let acc = [S::splat_i32(-77), S::splat_i32(12_345)];

@@ -40,8 +40,8 @@ use crate::stream::Stream;
 ///   or cuda:N; default: auto).
 /// - ``dtype``: element type of the weights in memory; auto is never less exact than the file (auto, f32, bf16 or
 ///   int8; default: auto).
-/// - ``cache_dtype``: element type of the cached keys and values; on CUDA it has to be bf16 (f32 or bf16; default:
-///   bf16).
+/// - ``cache_dtype``: element type of the cached keys and values; on CUDA it has to be bf16 (f32, bf16 or f16;
+///   default: bf16).
 /// - ``activations``: precision of activations where they are multiplied by int8 or four-bit weights (auto, int8,
 ///   int8_rotated or int16; default: auto).
 /// - ``threads``: compute threads (1 to 1024; default: as many as CPU affinity and cgroup quota allow).

@@ -130,10 +130,12 @@ fn truth_of(args: &TruthArgs) -> Result<()> {
     let usual = LoadOptions { device: Device::Cpu, threads: Some(args.threads), ..LoadOptions::default() };
     let exact = LoadOptions { dtype: Dtype::F32, cache_dtype: CacheDtype::F32, ..usual.clone() };
     let wide = LoadOptions { activations: Activations::Int16, ..usual.clone() };
-    let f32_cache = |options: &LoadOptions| LoadOptions { cache_dtype: CacheDtype::F32, ..options.clone() };
+    let cache = |options: &LoadOptions, cache_dtype| LoadOptions { cache_dtype, ..options.clone() };
     let ways = [
-        ("int16 activations, f32 cache", f32_cache(&wide)),
-        ("f32 cache", f32_cache(&usual)),
+        ("int16 activations, f32 cache", cache(&wide, CacheDtype::F32)),
+        ("f32 cache", cache(&usual, CacheDtype::F32)),
+        ("int16 activations, f16 cache", cache(&wide, CacheDtype::F16)),
+        ("f16 cache", cache(&usual, CacheDtype::F16)),
         ("int16 activations", wide),
         ("default", usual),
     ];

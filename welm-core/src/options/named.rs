@@ -53,9 +53,13 @@ pub enum Dtype {
 pub enum CacheDtype {
     /// 32-bit floats.
     F32,
-    /// bfloat16: half the memory.
+    /// bfloat16, which has 8 bits of precision: half the memory.
     #[default]
     Bf16,
+    /// IEEE half precision, which has 11 bits of precision: half the memory. Only on the CPU.
+    ///
+    /// A key or value above 65,504 becomes infinite, and then the request is an error.
+    F16,
 }
 
 /// Precision of activations where they are multiplied by int8 or four-bit weights.
@@ -184,8 +188,10 @@ named! { Dtype, "dtype",
 named! { CacheDtype, "cache_dtype",
     "f32" => F32,
     "bf16" => Bf16,
+    "f16" => F16,
     "float32" => F32,
     "bfloat16" => Bf16,
+    "float16" => F16,
 }
 
 named! { Activations, "activations",
@@ -233,13 +239,14 @@ mod tests {
 
         let wrong = ["", "F32", "f16", "int4"];
         spelled("dtype", Dtype::NAMES, &wrong, "auto, f32, bf16 or int8");
-        spelled("cache_dtype", CacheDtype::NAMES, &["auto", "int8", ""], "f32 or bf16");
+        spelled("cache_dtype", CacheDtype::NAMES, &["auto", "int8", ""], "f32, bf16 or f16");
         let wrong = ["", "bf16", "int8 rotated"];
         spelled("activations", Activations::NAMES, &wrong, "auto, int8, int8_rotated or int16");
 
         let shown = [Dtype::Auto, Dtype::F32, Dtype::Bf16, Dtype::Int8].map(|x| x.to_string());
         assert_eq!(shown, ["auto", "f32", "bf16", "int8"]);
-        assert_eq!([CacheDtype::F32, CacheDtype::Bf16].map(|x| x.to_string()), ["f32", "bf16"]);
+        let all = [CacheDtype::F32, CacheDtype::Bf16, CacheDtype::F16].map(|x| x.to_string());
+        assert_eq!(all, ["f32", "bf16", "f16"]);
         let all = [Activations::Auto, Activations::Int8, Activations::Int8Rotated, Activations::Int16];
         assert_eq!(all.map(|x| x.to_string()), ["auto", "int8", "int8_rotated", "int16"]);
         assert_eq!(Device::Cuda(0).to_string(), "cuda:0");

@@ -35,7 +35,7 @@ mod piece;
 
 use std::ops::Range;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use self::piece::{BLOCKS, Piece, STRIP};
 pub use self::piece::{PIECE, Sums, TILE};
@@ -369,6 +369,13 @@ impl Attend for f32 {
 
 impl Attend for bf16 {
     unsafe fn attend(run: Run<bf16>, isa: Isa) {
+        // SAFETY: the caller's promise.
+        unsafe { isa.dispatch(run) }
+    }
+}
+
+impl Attend for f16 {
+    unsafe fn attend(run: Run<f16>, isa: Isa) {
         // SAFETY: the caller's promise.
         unsafe { isa.dispatch(run) }
     }

@@ -262,6 +262,23 @@ unsafe fn widen_f16(p: *const f16) -> float32x4_t {
     }
 }
 
+/// Four f32 to f16, rounded to nearest even; NaN stays NaN.
+///
+/// # Safety
+/// The CPU has NEON.
+#[inline(always)]
+unsafe fn narrow_f16(v: float32x4_t) -> uint16x4_t {
+    let halves: uint16x4_t;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "fcvtn {halves:v}.4h, {v:v}.4s", halves = out(vreg) halves, v = in(vreg) v,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    halves
+}
+
 /// Four bf16, widened exactly.
 ///
 /// # Safety
@@ -429,6 +446,13 @@ impl<D: Dot> Simd for Neon<D> {
             let bits = each!(vreinterpretq_s32_f32, v);
             let bits = each!(vshlq_n_s32::<23>, bits);
             each!(vreinterpretq_f32_s32, bits)
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut f16, v: Self::V) {
+        for i in 0..4 {
+            // SAFETY: NEON by the contract; 16 writable f16.
+            unsafe { vst1_u16(p.add(4 * i).cast(), narrow_f16(v[i])) };
         }
     }
     #[inline(always)]

@@ -105,6 +105,9 @@ pub trait Simd: Copy + 'static {
     unsafe fn to_exponent(v: Self::V) -> Self::V;
     /// Writes 16 bf16, rounded to nearest even; NaN stays NaN. The same as `bf16::from_f32`.
     unsafe fn store_bf16(p: *mut bf16, v: Self::V);
+    /// Writes 16 f16, rounded to nearest even; what is too large becomes infinite, and NaN stays NaN. The same as
+    /// `f16::from_f32`.
+    unsafe fn store_f16(p: *mut f16, v: Self::V);
     /// Prefetches the cache line of `p` into the L2 cache; `p` may point anywhere. Not into the L1 cache: prefetches
     /// come long before the use, and would evict lines in use.
     unsafe fn prefetch<T>(p: *const T);
@@ -445,6 +448,13 @@ impl Simd for Scalar {
         for (i, x) in v.into_iter().enumerate() {
             // SAFETY: the caller gives 16 writable bf16.
             unsafe { p.add(i).write_unaligned(bf16::from_f32(x)) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut f16, v: Self::V) {
+        for (i, x) in v.into_iter().enumerate() {
+            // SAFETY: the caller gives 16 writable f16.
+            unsafe { p.add(i).write_unaligned(f16::from_f32(x)) };
         }
     }
     #[inline(always)]

@@ -18,7 +18,7 @@ mod soft_cap;
 use std::ops::Range;
 
 use bytemuck::Pod;
-use half::bf16;
+use half::{bf16, f16};
 use welm_cpu::attention::Attend;
 use welm_cpu::cache::{CacheRows, NormOf};
 use welm_cpu::disjoint::Disjoint;
@@ -82,6 +82,7 @@ pub(crate) struct Linear {
 pub(crate) enum KvLayer {
     F32(Pages<f32>),
     Bf16(Pages<bf16>),
+    F16(Pages<f16>),
 }
 
 /// See [`NormSource`].
@@ -335,6 +336,7 @@ impl Backend for Cpu {
         Ok(match self.cache_dtype {
             CacheDtype::F32 => KvLayer::F32(Pages::new(len)?),
             CacheDtype::Bf16 => KvLayer::Bf16(Pages::new(len)?),
+            CacheDtype::F16 => KvLayer::F16(Pages::new(len)?),
         })
     }
 
@@ -478,6 +480,7 @@ impl Backend for Cpu {
         match kv {
             KvLayer::F32(pages) => self.cache_rows(qkv, pages, batch, layer, norms),
             KvLayer::Bf16(pages) => self.cache_rows(qkv, pages, batch, layer, norms),
+            KvLayer::F16(pages) => self.cache_rows(qkv, pages, batch, layer, norms),
         }
         Ok(())
     }
@@ -494,6 +497,7 @@ impl Backend for Cpu {
         match kv {
             KvLayer::F32(pages) => self.attend(out, qkv, pages, batch, layer),
             KvLayer::Bf16(pages) => self.attend(out, qkv, pages, batch, layer),
+            KvLayer::F16(pages) => self.attend(out, qkv, pages, batch, layer),
         }
         Ok(())
     }
@@ -516,6 +520,7 @@ impl Backend for Cpu {
         match kv {
             KvLayer::F32(pages) => pages.copy_block(from, to, len),
             KvLayer::Bf16(pages) => pages.copy_block(from, to, len),
+            KvLayer::F16(pages) => pages.copy_block(from, to, len),
         }
         Ok(())
     }

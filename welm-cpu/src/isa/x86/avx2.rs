@@ -191,6 +191,14 @@ impl<D: Dot> Simd for Avx2<D> {
         }
     }
     #[inline(always)]
+    unsafe fn store_f16(p: *mut f16, v: Self::V) {
+        // SAFETY: F16C by the contract; 16 writable f16.
+        unsafe {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.1));
+        }
+    }
+    #[inline(always)]
     unsafe fn store_bf16(p: *mut bf16, v: Self::V) {
         // SAFETY: AVX2 by the contract; 16 writable bf16.
         unsafe {

@@ -181,6 +181,11 @@ impl Simd for Avx512Vnni {
         // SAFETY: AVX-512F by the contract.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(v))) }
     }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut f16, v: Self::V) {
+        // SAFETY: AVX-512F by the contract; 16 writable f16.
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
     /// Does not use `vcvtneps2bf16`, which takes denormal values for zero.
     #[inline(always)]
     unsafe fn store_bf16(p: *mut bf16, v: Self::V) {

@@ -1,6 +1,6 @@
 //! Compares attention with its formula, computed one number at a time, for all tilings and instruction sets.
 
-use half::bf16;
+use half::{bf16, f16};
 use welm_cpu::exp::exp_to_most;
 use welm_cpu::isa::{LANES, Scalar, Simd};
 use welm_cpu::soft_cap::soft_cap;
@@ -158,6 +158,7 @@ fn tiles_of_rows_are_the_definition_bit_for_bit() {
         let heads = Heads { n_heads, n_kv_heads, head_dim };
         Case::new(heads, &runs, |x| x).check(&[1, 3]);
         Case::new(heads, &runs, bf16::from_f32).check(&[2]);
+        Case::new(heads, &runs, f16::from_f32).check(&[1]);
     }
 }
 
@@ -171,6 +172,7 @@ fn single_rows_at_the_edges_of_blocks_and_pieces() {
         for last in [0, 1, 14, 15, 16, 17, 126, 127, 128, 129, 255, 256, 257, 400] {
             // Alone, so that threads take pieces of the tile; and with others, so that they take whole tiles.
             Case::new(heads, &[(last, 1)], bf16::from_f32).check(&[1, 2, 5]);
+            Case::new(heads, &[(last, 1)], f16::from_f32).check(&[2]);
         }
         let all = [0, 1, 15, 16, 17, 127, 128, 255, 256, 300].map(|last| (last, 1));
         Case::new(heads, &all, |x| x).check(&[2]);
