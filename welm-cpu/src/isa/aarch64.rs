@@ -16,7 +16,7 @@ use super::{Kernel, LANES, Simd};
 /// # Safety
 /// The CPU has NEON; the kernel's fields are as their comments say.
 #[target_feature(enable = "neon")]
-pub unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Out {
+pub(super) unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the feature is enabled here, which is what `Neon` asks for.
     unsafe { kernel.run::<Neon<Pairs>>() }
 }
@@ -26,20 +26,20 @@ pub unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Out {
 /// # Safety
 /// The CPU has NEON and dotprod; the kernel's fields are as their comments say.
 #[target_feature(enable = "neon,dotprod")]
-pub unsafe fn run_neondot<K: Kernel>(kernel: K) -> K::Out {
+pub(super) unsafe fn run_neondot<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the features are enabled here, which is what `Neon` and `Sdot` ask for.
     unsafe { kernel.run::<Neon<Sdot>>() }
 }
 
 /// Four registers of four lanes. `D` computes the integer dot products.
 #[derive(Clone, Copy)]
-pub struct Neon<D>(PhantomData<D>);
+pub(super) struct Neon<D>(PhantomData<D>);
 
 /// The integer dot products of [`Simd`], with the sixteen lanes in four registers.
 ///
 /// # Safety
 /// The same as for the methods of [`Simd`].
-pub trait Dot: Copy + 'static {
+pub(super) trait Dot: Copy + 'static {
     /// As [`Simd::ROWS`].
     const ROWS: usize;
     /// As [`Simd::dot_group`].
@@ -54,11 +54,11 @@ pub trait Dot: Copy + 'static {
 
 /// For every NEON: products of i8 in 16 bits, of which pairs are added.
 #[derive(Clone, Copy)]
-pub struct Pairs;
+pub(super) struct Pairs;
 
 /// For CPUs with `dotprod`: `sdot` adds four products at a time.
 #[derive(Clone, Copy)]
-pub struct Sdot;
+pub(super) struct Sdot;
 
 /// Adds to each lane four products of i8: of the lane's four bytes of `w` and of bytes `4 * I..4 * I + 4` of `x`.
 ///
