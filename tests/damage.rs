@@ -112,9 +112,10 @@ fn files_that_are_cut() {
     for target in
         fuzz::TARGETS.iter().filter(|target| !["options", "stop", "template"].contains(&target.name))
     {
+        let seeds = (target.seeds)();
         for place in 0..places {
             watched(&format!("{}, cut {place} of {places}", target.name), || {
-                fuzz::damage::cut(target, place, places);
+                fuzz::damage::cut(target, &seeds, place, places);
             });
         }
     }

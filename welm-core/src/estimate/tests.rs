@@ -105,7 +105,8 @@ fn compare(source: &Source, options: &LoadOptions, what: &str) {
 /// Compares for every type to compute with, and for one thread and two.
 fn compare_all(source: &Source, what: &str) {
     for dtype in [Dtype::Auto, Dtype::F32, Dtype::Bf16, Dtype::Int8] {
-        for (threads, copy_weights, cache_dtype) in [(1, false, CacheDtype::F32), (2, true, CacheDtype::F16)]
+        for (threads, copy_weights, cache_dtype) in
+            [(1, false, CacheDtype::F32), (2, true, CacheDtype::Bf16), (1, true, CacheDtype::F16)]
         {
             let options = LoadOptions {
                 dtype,
