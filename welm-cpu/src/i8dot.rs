@@ -126,12 +126,16 @@ impl TileRows<'_> {
         unsafe {
             let mut acc = [S::splat(0.0); R];
             let (mut dot, mut hi) = ([S::splat_i32(0); R], [S::splat_i32(0); R]);
+            let weights = self.w.as_ptr().add(w);
+            // Tiles of a block of rows lie one after the other, `BLOCK` apart; so do groups. Indices are not computed
+            // from `r` in the loop: with too few registers for that, each tile's address came from the stack.
+            let (first, first_group) = (x.tile_at(r, 0), x.group_at(r, 0));
             for k in 0..tiles {
-                let w = self.w.as_ptr().add(w + k * tile);
                 for line in 0..fetch.lines {
                     S::prefetch(fetch.at.wrapping_add((k * fetch.lines + line) * LINE));
                 }
-                let (at, group_at) = (x.tile_at(r, k), x.group_at(r, k / PER));
+                let w = weights.add(k * tile);
+                let (at, group_at) = (first + k * BLOCK, first_group + k / PER * BLOCK);
                 if PER == 1 || k % PER == 0 {
                     for i in 0..R {
                         dot[i] = S::splat_i32(*x.lo_start.get_unchecked(group_at + i));
