@@ -76,7 +76,7 @@ impl LoadArgs {
             dtype: self.dtype,
             activations: self.activations,
             device: self.device,
-            cache_dtype: if self.f32_cache { CacheDtype::F32 } else { CacheDtype::Bf16 },
+            cache_dtype: if self.f32_cache { CacheDtype::F32 } else { CacheDtype::Auto },
             threads: self.threads,
             isa: self.isa.clone(),
             progress: terminal.then(|| {

@@ -337,7 +337,8 @@ typedef struct {
    */
   const char *dtype;
   /**
-   * Element type of the cached keys and values; on CUDA it has to be bf16 (f32, bf16 or f16; default: bf16).
+   * Element type of the cached keys and values; auto is f16 on the CPU and bf16 on CUDA, which has no other (auto,
+   * f32, bf16 or f16; default: auto).
    */
   const char *cache_dtype;
   /**

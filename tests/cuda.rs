@@ -735,7 +735,7 @@ fn what_cuda_cannot_do_is_refused() {
     assert_eq!(f32s, message);
     for (cache_dtype, name) in [(CacheDtype::F32, "f32"), (CacheDtype::F16, "f16")] {
         let cache = refuse(folder.path(), LoadOptions { cache_dtype, ..LoadOptions::default() });
-        assert_eq!(cache, format!("option `cache_dtype`: expected bf16 on cuda, got {name}"));
+        assert_eq!(cache, format!("option `cache_dtype`: expected auto or bf16 on cuda, got {name}"));
     }
     let changed = |change: Change| {
         let options = LoadOptions { allow_unread_tensors: true, ..LoadOptions::default() };

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use safetensors::SafeTensors;
 use welm_core::{
-    CancelToken, ChatRequest, Choice, Error, FinishReason, GenerateOptions, Generation, LoadOptions, Message,
-    Model, Prompt, Score, ScoreOptions,
+    CacheDtype, CancelToken, ChatRequest, Choice, Error, FinishReason, GenerateOptions, Generation,
+    LoadOptions, Message, Model, Prompt, Score, ScoreOptions,
 };
 use welm_tests::{at_rest, exact, fixture, log_softmax, nano};
 
@@ -424,6 +424,12 @@ fn with_values(name: &str, tensor: &str, at: std::ops::Range<usize>, value: f32,
     for file in std::fs::read_dir(fixture(name)).unwrap().map(Result::unwrap) {
         std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
     }
+    replace(folder, tensor, at, value);
+    Model::load(folder, &exact()).unwrap()
+}
+
+/// Replaces some values of a tensor of f32.
+fn replace(folder: &Path, tensor: &str, at: std::ops::Range<usize>, value: f32) {
     let file = folder.join("model.safetensors");
     let mut bytes = std::fs::read(&file).unwrap();
     let view = SafeTensors::deserialize(&bytes).unwrap();
@@ -432,7 +438,6 @@ fn with_values(name: &str, tensor: &str, at: std::ops::Range<usize>, value: f32,
         bytes[start + 4 * i..][..4].copy_from_slice(&value.to_le_bytes());
     }
     std::fs::write(file, bytes).unwrap();
-    Model::load(folder, &exact()).unwrap()
 }
 
 #[test]
@@ -503,6 +508,43 @@ fn logits_that_are_no_numbers_end_their_request_alone() {
             );
             let said = format!("logits at position {at}: expected finite numbers, got ");
             assert!(text.starts_with(&said) && text.ends_with(began), "{text}");
+        }
+    }
+}
+
+/// An infinite key could have a score of minus infinity: then its token would be ignored, and nobody would know.
+#[test]
+fn a_key_or_value_that_an_f16_cache_cannot_hold_is_an_error() {
+    for (part, sign) in [("k", 1.0), ("k", -1.0), ("v", 1.0)] {
+        // Token 90 is nearly all in dimension 3, whose key or value is then above 65,504; those of others stay below.
+        let folder = tempfile::tempdir().unwrap();
+        let tensor = format!("model.layers.0.self_attn.{part}_proj.weight");
+        with_values("llama_mha", &tensor, 5 * 32 + 3..5 * 32 + 4, sign * 1.5e4, folder.path());
+        replace(folder.path(), "model.embed_tokens.weight", 90 * 32 + 3..90 * 32 + 4, 1e3);
+        for (kind, holds) in [
+            (CacheDtype::F32, true),
+            (CacheDtype::Bf16, true),
+            (CacheDtype::Auto, false),
+            (CacheDtype::F16, false),
+        ] {
+            let options = LoadOptions { cache_dtype: kind, ..LoadOptions::default() };
+            let model = Model::load(folder.path(), &options).unwrap();
+            for at in 1..20 {
+                let sound: Vec<u32> = (0..25).map(|i| (at * 7 + i * 3) % 90).collect();
+                assert!(model.logits(&sound, 0).is_ok(), "{part} {kind}");
+                let mut prompt = sound;
+                prompt[at as usize] = 90;
+                let got = model.logits(&prompt, 24);
+                if holds {
+                    assert!(got.is_ok(), "{part} {kind}");
+                    continue;
+                }
+                let text = got.unwrap_err().to_string();
+                let began = format!(
+                    "it began in layer 0, at position {at}; keys and values above 65504 need the cache_dtype bf16 or f32"
+                );
+                assert!(text.ends_with(&began), "{part} {kind}: {text}");
+            }
         }
     }
 }

@@ -210,11 +210,11 @@ fn int8_is_no_less_true_than_q8_0_of_llama_cpp() {
     let f32_cache = LoadOptions { cache_dtype: CacheDtype::F32, ..int8.clone() };
     let wide = LoadOptions { activations: Activations::Int16, ..int8.clone() };
     let four = LoadOptions { dtype: Dtype::Auto, ..int8.clone() };
-    let mut default = Divergence::new("welm int8, bf16 cache", int8);
+    let mut default = Divergence::new("welm int8, f16 cache", int8);
     let mut others = [
         Divergence::new("welm int8, f32 cache, part of the text", f32_cache),
-        Divergence::new("welm int8, 16-bit activations, bf16 cache, part of the text", wide),
-        Divergence::new("welm four bits as stored, bf16 cache (default), part of the text", four),
+        Divergence::new("welm int8, 16-bit activations, f16 cache, part of the text", wide),
+        Divergence::new("welm four bits as stored, f16 cache (default), part of the text", four),
     ];
     let mut part = None;
     for (i, window) in windows.iter().enumerate() {
@@ -239,7 +239,7 @@ fn int8_is_no_less_true_than_q8_0_of_llama_cpp() {
     theirs("f32").line("llama.cpp Q8_0, f32 cache");
 
     for (name, ours, theirs) in
-        [("bf16 cache", &ours, theirs("f16")), ("f32 cache", &f32_cache, theirs("f32"))]
+        [("f16 cache", &ours, theirs("f16")), ("f32 cache", &f32_cache, theirs("f32"))]
     {
         assert!(
             ours.mean_kl <= theirs.mean_kl,

@@ -4,6 +4,8 @@ memory accesses does not depend on the values.
     python3 models.py gguf SHAPE FILE           Q8_0, for llama.cpp
     python3 models.py ctranslate2 SHAPE FOLDER  int8, for CTranslate2
     python3 models.py requantize FROM TO        a GGUF file of real weights as Q8_0, by llama.cpp itself
+    python3 models.py onnx FROM FOLDER          a GGUF file of real weights as int4 for onnxruntime-genai, by its own
+                                                builder; needs torch and transformers
 
 What is there already is left alone. Values are finite and as large as those of a trained model, so that nothing
 overflows and no arithmetic meets subnormal numbers.
@@ -12,6 +14,7 @@ overflows and no arithmetic meets subnormal numbers.
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +162,34 @@ def requantize(source, path):
     os.replace(partial, path)
 
 
+# ---- onnxruntime-genai ---------------------------------------------------------------------------------------
+
+
+def build_onnx(source, folder):
+    """The file's weights as transformers reads them, in the builder's int4: 32 weights share a scale, and activations are
+    8-bit integers in products (accuracy level 4, its fastest)."""
+    import torch
+    import transformers
+
+    partial, floats = folder.with_suffix(".partial"), folder.with_suffix(".floats")
+    for path in (partial, floats):
+        shutil.rmtree(path, ignore_errors=True)
+    source = Path(source).resolve()
+    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(floats)
+    model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    # The weights are floats now. But as long as it remembers that they were GGUF, it refuses to save them.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(floats)
+    del model
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(floats), "-o", str(partial)]
+    command += ["-p", "int4", "-e", "cpu", "-c", str(floats / "cache")]
+    subprocess.run([*command, "--extra_options", "int4_accuracy_level=4"], check=True)
+    shutil.rmtree(floats)
+    os.replace(partial, folder)
+
+
 # ---- CTranslate2 --------------------------------------------------------------------------------------------
 
 
@@ -225,15 +256,15 @@ def write_ctranslate2(shape, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("format", choices=["gguf", "ctranslate2", "requantize"])
-    parser.add_argument("source", help="a shape, or for requantize a file")
+    parser.add_argument("format", choices=["gguf", "ctranslate2", "requantize", "onnx"])
+    parser.add_argument("source", help="a shape, or for requantize and onnx a file")
     parser.add_argument("path", type=Path)
     args = parser.parse_args()
     if args.path.exists():
         return
     args.path.parent.mkdir(parents=True, exist_ok=True)
-    if args.format == "requantize":
-        requantize(args.source, args.path)
+    if args.format in ("requantize", "onnx"):
+        {"requantize": requantize, "onnx": build_onnx}[args.format](args.source, args.path)
         return
     if args.source not in SHAPES:
         sys.exit(f"expected one of {', '.join(SHAPES)}, got {args.source}")

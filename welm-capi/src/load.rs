@@ -35,7 +35,8 @@ pub struct welm_load_options {
     /// Element type of the weights in memory; auto is never less exact than the file (auto, f32, bf16 or int8;
     /// default: auto).
     pub dtype: *const c_char,
-    /// Element type of the cached keys and values; on CUDA it has to be bf16 (f32, bf16 or f16; default: bf16).
+    /// Element type of the cached keys and values; auto is f16 on the CPU and bf16 on CUDA, which has no other (auto,
+    /// f32, bf16 or f16; default: auto).
     pub cache_dtype: *const c_char,
     /// Precision of activations where they are multiplied by int8 or four-bit weights (auto, int8, int8_rotated or
     /// int16; default: auto).

@@ -118,16 +118,16 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// The model gave logits that are not finite numbers: its weights, or the device, are at fault. The request ends
-    /// with this, and no other does.
+    /// The model gave logits that are not finite numbers. Its weights, or the device, are at fault; or a key or value is
+    /// above 65,504, which is the most that a KV cache of f16 holds. The request ends with this, and no other does.
     #[error("logits at position {position}: expected finite numbers, got {got}; it began {began}")]
     NotFinite {
         /// The token after which it was, counted from 0 at the start of the prompt.
         position: usize,
         /// What came, and for which token.
         got: String,
-        /// The first layer whose output is not finite, with its position: `in layer 3, at position 0`; `in the
-        /// embedding`, or `after the last layer`.
+        /// The first layer whose output is not finite, with its position: `in layer 3, at position 0`, and what the cache
+        /// holds if that is f16; or `in the embedding`, or `after the last layer`.
         began: String,
     },
     /// A scoring was cancelled, or its deadline passed, before all scores were there.

@@ -40,8 +40,8 @@ use crate::stream::Stream;
 ///   or cuda:N; default: auto).
 /// - ``dtype``: element type of the weights in memory; auto is never less exact than the file (auto, f32, bf16 or
 ///   int8; default: auto).
-/// - ``cache_dtype``: element type of the cached keys and values; on CUDA it has to be bf16 (f32, bf16 or f16;
-///   default: bf16).
+/// - ``cache_dtype``: element type of the cached keys and values; auto is f16 on the CPU and bf16 on CUDA, which has
+///   no other (auto, f32, bf16 or f16; default: auto).
 /// - ``activations``: precision of activations where they are multiplied by int8 or four-bit weights (auto, int8,
 ///   int8_rotated or int16; default: auto).
 /// - ``threads``: compute threads (1 to 1024; default: as many as CPU affinity and cgroup quota allow).
@@ -84,7 +84,7 @@ impl Model {
     #[new]
     #[pyo3(
         signature = (path = None, **options),
-        text_signature = "(path=None, *, device='auto', dtype='auto', cache_dtype='bf16', activations='auto', \
+        text_signature = "(path=None, *, device='auto', dtype='auto', cache_dtype='auto', activations='auto', \
             threads=None, isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=None, max_running=64, \
             queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None, allow_unread_tensors=False, \
             guard_mapped_files=True, progress=None)"
@@ -652,7 +652,7 @@ impl Model {
     #[staticmethod]
     #[pyo3(
         signature = (path = None, **options),
-        text_signature = "(path=None, *, device='auto', dtype='auto', cache_dtype='bf16', activations='auto', \
+        text_signature = "(path=None, *, device='auto', dtype='auto', cache_dtype='auto', activations='auto', \
             threads=None, isa=None, context_tokens=None, cache_tokens=None, chunk_tokens=None, max_running=64, \
             queue_limit=1024, prefix_cache=True, copy_weights=False, memory_limit=None, allow_unread_tensors=False, \
             guard_mapped_files=True)"

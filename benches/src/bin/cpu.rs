@@ -81,7 +81,7 @@ struct RunArgs {
     #[arg(long, default_value_t = Activations::Auto)]
     activations: Activations,
     /// Element type of the KV cache: f32 or bf16
-    #[arg(long, default_value_t = CacheDtype::Bf16)]
+    #[arg(long, default_value_t = CacheDtype::Auto)]
     cache: CacheDtype,
     /// Instruction set at most
     #[arg(long)]
@@ -134,8 +134,8 @@ fn truth_of(args: &TruthArgs) -> Result<()> {
     let ways = [
         ("int16 activations, f32 cache", cache(&wide, CacheDtype::F32)),
         ("f32 cache", cache(&usual, CacheDtype::F32)),
-        ("int16 activations, f16 cache", cache(&wide, CacheDtype::F16)),
-        ("f16 cache", cache(&usual, CacheDtype::F16)),
+        ("int16 activations, bf16 cache", cache(&wide, CacheDtype::Bf16)),
+        ("bf16 cache", cache(&usual, CacheDtype::Bf16)),
         ("int16 activations", wide),
         ("default", usual),
     ];

@@ -105,6 +105,10 @@ pub(crate) trait Backend: Sized + Send + 'static {
     fn kv_layer(&mut self, n_blocks: usize) -> Result<Self::KvLayer>;
     /// Allocates activations.
     fn buffer(&mut self, max_rows: usize, cols: usize, role: Role) -> Result<Self::Buffer>;
+    /// The largest key or value that its cache holds, if that is less than the largest f32.
+    fn largest_cached(&self) -> Option<f32> {
+        None
+    }
     /// One line for the log: threads, instruction set.
     fn describe(&self) -> String;
 

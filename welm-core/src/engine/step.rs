@@ -289,10 +289,14 @@ impl<B: Backend> EngineLoop<B> {
         let owners: Vec<Option<usize>> = (0..b.len()).map(owner).collect();
         let e = &mut self.engine;
         let found = origins(&mut e.backend, &e.weights, &mut e.kv, &mut e.scratch, b, &owners)?;
+        let largest = e.backend.largest_cached();
+        let cache = largest.map_or(String::new(), |largest| {
+            format!("; keys and values above {largest} need the cache_dtype bf16 or f32")
+        });
         let say = |origin: Option<&(usize, usize)>| match origin {
             None => "after the last layer".into(),
             Some((0, row)) => format!("in the embedding, at position {}", b.positions[*row]),
-            Some((n, row)) => format!("in layer {}, at position {}", n - 1, b.positions[*row]),
+            Some((n, row)) => format!("in layer {}, at position {}{cache}", n - 1, b.positions[*row]),
         };
         Ok((0..sequences.len()).map(|owner| say(found.get(&owner))).collect())
     }

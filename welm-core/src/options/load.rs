@@ -43,8 +43,8 @@ options! {
         /// A folder written by [`quantize`](crate::quantize()) stays int8 whatever is asked for, because the floats that it
         /// was made from are not in it. The log warns then.
         pub dtype: Dtype = Dtype::Auto, Dtype::domain();
-        /// Element type of the cached keys and values; on CUDA it has to be bf16.
-        pub cache_dtype: CacheDtype = CacheDtype::Bf16, CacheDtype::domain();
+        /// Element type of the cached keys and values; auto is f16 on the CPU and bf16 on CUDA, which has no other.
+        pub cache_dtype: CacheDtype = CacheDtype::Auto, CacheDtype::domain();
         /// Precision of activations where they are multiplied by int8 or four-bit weights.
         ///
         /// It has no effect on float weights.

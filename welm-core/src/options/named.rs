@@ -51,14 +51,17 @@ pub enum Dtype {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum CacheDtype {
+    /// The most exact type of 16 bits that the device has: [`CacheDtype::F16`] on the CPU, [`CacheDtype::Bf16`] on CUDA.
+    #[default]
+    Auto,
     /// 32-bit floats.
     F32,
-    /// bfloat16, which has 8 bits of precision: half the memory.
-    #[default]
+    /// bfloat16, which has 8 bits of precision and the range of f32: half the memory.
     Bf16,
     /// IEEE half precision, which has 11 bits of precision: half the memory. Only on the CPU.
     ///
-    /// A key or value above 65,504 becomes infinite, and then the request is an error.
+    /// A key or value above 65,504 becomes infinite, and then the request is an error, which says so. Then the model
+    /// needs [`CacheDtype::Bf16`].
     F16,
 }
 
@@ -186,6 +189,7 @@ named! { Dtype, "dtype",
 }
 
 named! { CacheDtype, "cache_dtype",
+    "auto" => Auto,
     "f32" => F32,
     "bf16" => Bf16,
     "f16" => F16,
@@ -239,14 +243,15 @@ mod tests {
 
         let wrong = ["", "F32", "f16", "int4"];
         spelled("dtype", Dtype::NAMES, &wrong, "auto, f32, bf16 or int8");
-        spelled("cache_dtype", CacheDtype::NAMES, &["auto", "int8", ""], "f32, bf16 or f16");
+        spelled("cache_dtype", CacheDtype::NAMES, &["Auto", "int8", ""], "auto, f32, bf16 or f16");
         let wrong = ["", "bf16", "int8 rotated"];
         spelled("activations", Activations::NAMES, &wrong, "auto, int8, int8_rotated or int16");
 
         let shown = [Dtype::Auto, Dtype::F32, Dtype::Bf16, Dtype::Int8].map(|x| x.to_string());
         assert_eq!(shown, ["auto", "f32", "bf16", "int8"]);
-        let all = [CacheDtype::F32, CacheDtype::Bf16, CacheDtype::F16].map(|x| x.to_string());
-        assert_eq!(all, ["f32", "bf16", "f16"]);
+        let all =
+            [CacheDtype::Auto, CacheDtype::F32, CacheDtype::Bf16, CacheDtype::F16].map(|x| x.to_string());
+        assert_eq!(all, ["auto", "f32", "bf16", "f16"]);
         let all = [Activations::Auto, Activations::Int8, Activations::Int8Rotated, Activations::Int16];
         assert_eq!(all.map(|x| x.to_string()), ["auto", "int8", "int8_rotated", "int16"]);
         assert_eq!(Device::Cuda(0).to_string(), "cuda:0");

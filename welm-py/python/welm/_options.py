@@ -19,7 +19,7 @@ class LoadOptions(TypedDict, total=False):
 
     device: str
     dtype: Literal["auto", "f32", "bf16", "int8", "float32", "bfloat16"]
-    cache_dtype: Literal["f32", "bf16", "f16", "float32", "bfloat16", "float16"]
+    cache_dtype: Literal["auto", "f32", "bf16", "f16", "float32", "bfloat16", "float16"]
     activations: Literal["auto", "int8", "int8_rotated", "int16", "int8-rotated"]
     threads: SupportsIndex | None
     isa: str | None

@@ -307,7 +307,10 @@ impl Backend for Cpu {
     }
 
     fn kv_layer_bytes(config: &ModelConfig, options: &LoadOptions, n_blocks: usize) -> u64 {
-        let bytes = if options.cache_dtype == CacheDtype::F32 { 4 } else { 2 };
+        let bytes = match options.cache_dtype {
+            CacheDtype::F32 => 4,
+            CacheDtype::Auto | CacheDtype::Bf16 | CacheDtype::F16 => 2,
+        };
         2 * bytes * (n_blocks * block_values(config)) as u64
     }
 
@@ -336,7 +339,7 @@ impl Backend for Cpu {
         Ok(match self.cache_dtype {
             CacheDtype::F32 => KvLayer::F32(Pages::new(len)?),
             CacheDtype::Bf16 => KvLayer::Bf16(Pages::new(len)?),
-            CacheDtype::F16 => KvLayer::F16(Pages::new(len)?),
+            CacheDtype::Auto | CacheDtype::F16 => KvLayer::F16(Pages::new(len)?),
         })
     }
 
@@ -348,6 +351,10 @@ impl Backend for Cpu {
             cols,
             id: self.n_buffers,
         })
+    }
+
+    fn largest_cached(&self) -> Option<f32> {
+        matches!(self.cache_dtype, CacheDtype::Auto | CacheDtype::F16).then_some(f16::MAX.to_f32())
     }
 
     fn describe(&self) -> String {

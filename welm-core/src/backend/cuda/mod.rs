@@ -137,8 +137,8 @@ impl Cuda {
             let reason = "cuda computes layers with norms before their halves, and these have none";
             return Err(Error::config("norms before each half", reason));
         }
-        if options.cache_dtype != CacheDtype::Bf16 {
-            let reason = format!("expected bf16 on cuda, got {}", options.cache_dtype);
+        if !matches!(options.cache_dtype, CacheDtype::Auto | CacheDtype::Bf16) {
+            let reason = format!("expected auto or bf16 on cuda, got {}", options.cache_dtype);
             return Err(Error::option("cache_dtype", reason));
         }
         Ok(())
