@@ -263,8 +263,11 @@ def main():
     if args.path.exists():
         return
     args.path.parent.mkdir(parents=True, exist_ok=True)
-    if args.format in ("requantize", "onnx"):
-        {"requantize": requantize, "onnx": build_onnx}[args.format](args.source, args.path)
+    if args.format == "requantize":
+        requantize(args.source, args.path)
+        return
+    if args.format == "onnx":
+        build_onnx(args.source, args.path)
         return
     if args.source not in SHAPES:
         sys.exit(f"expected one of {', '.join(SHAPES)}, got {args.source}")

@@ -14,8 +14,6 @@ import measure
 import numpy
 import onnxruntime_genai as og
 
-VOCABULARY = 30_000  # ids that every model here has
-
 
 class OnnxRuntime:
     @classmethod
@@ -36,7 +34,7 @@ class OnnxRuntime:
         length = context + tokens
         params.set_search_options(batch_size=batch, max_length=length, min_length=length, do_sample=False)
         generator = og.Generator(self.model, params)
-        prompts = self.random.integers(1_000, VOCABULARY, (batch, context), dtype=numpy.int32)
+        prompts = self.random.integers(1_000, measure.VOCABULARY, (batch, context), dtype=numpy.int32)
         start = time.perf_counter()
         generator.append_tokens(prompts)
         return generator, time.perf_counter() - start

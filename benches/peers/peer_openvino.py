@@ -11,8 +11,6 @@ import numpy
 import openvino
 import openvino_genai
 
-VOCABULARY = 30_000  # ids that every model here has
-
 
 class OpenVINO:
     @classmethod
@@ -25,7 +23,7 @@ class OpenVINO:
         self.settings = "default"
 
     def generate(self, batch, context, tokens):
-        ids = openvino.Tensor(self.random.integers(1_000, VOCABULARY, (batch, context)))
+        ids = openvino.Tensor(self.random.integers(1_000, measure.VOCABULARY, (batch, context)))
         inputs = openvino_genai.TokenizedInputs(ids, openvino.Tensor(numpy.ones((batch, context), dtype=numpy.int64)))
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens, config.ignore_eos, config.do_sample = tokens, True, False

@@ -60,7 +60,7 @@ pub enum CacheDtype {
     Bf16,
     /// IEEE half precision, which has 11 bits of precision: half the memory. Only on the CPU.
     ///
-    /// A key or value above 65,504 becomes infinite, and then the request is an error, which says so. Then the model
+    /// It cannot hold a key or value above 65,504. A request that has one ends with an error, which says so. Such a model
     /// needs [`CacheDtype::Bf16`].
     F16,
 }
