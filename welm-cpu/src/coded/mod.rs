@@ -18,39 +18,39 @@
 //! For many rows, whole strips are unpacked into the L2 cache, once for all rows. For few rows, a unit is multiplied
 //! while it is in the L1 cache.
 //!
-//! If there are enough registers, few rows are multiplied with codes that are unpacked in registers
-//! (`CodedRows::in_registers`). Writing unpacked weights to the L1 cache and reading them back took up to twice the
-//! time, most of all if another process shares the core.
+//! If there are enough registers, few rows are multiplied with codes and scales that are unpacked in registers
+//! (`CodedRows::in_registers`). Writing unpacked codes to the L1 cache and reading them back took up to twice the time,
+//! most of all if another process shares the core. Doing so with scales took up to 1.8 times the time, too.
 
 mod unpack;
 
-use crate::codes::UNIT;
-use crate::codes::{Coding, Values};
+use crate::codes::{Coding, Places, UNIT, Values};
 use crate::i8dot::LINE;
-use crate::isa::{GROUP, Isa, Kernel, LANES, Simd};
+use crate::isa::{BIAS, GROUP, Isa, Kernel, LANES, Simd};
 use crate::outputs::Outputs;
 use crate::quantize::{Quantized, start};
 use crate::tiles::INT8_TILE;
 
 pub use unpack::Unit;
-use unpack::{Unpack, code, plain};
+use unpack::{GroupScales, Unpack, code, plain};
 
-/// Units of a strip that are unpacked together for few rows. While they are unpacked, no memory is prefetched; so one is
-/// 3 to 7 % faster than two where memory is the limit, and two were as fast as four.
-const AT_ONCE: usize = 1;
-/// How many units ahead memory is prefetched.
+/// How many units ahead memory is prefetched. Of 1 to 16 units, three were the best or as good, with any format and
+/// number of rows.
 const AHEAD: usize = 3;
 /// The most cache lines of a stored unit for each of its tiles, rounded up: formats of six bits have that many.
 const MOST_LINES: usize = 7;
 
 /// The product of some strips, 16 outputs each, with all activation rows; implements [`Kernel`].
 pub struct CodedRows<'a> {
-    pub isa: Isa,
-    pub data: &'a [u8], // strips
-    pub coding: &'static Coding,
-    pub x: &'a Quantized,
-    pub outputs: Outputs<'a>,
-    pub room: &'a mut [Unit],
+    isa: Isa,
+    data: &'a [u8], // strips
+    coding: &'static Coding,
+    x: &'a Quantized,
+    outputs: Outputs<'a>,
+    room: &'a mut [Unit],
+    strip_bytes: usize,
+    whole: Places, // of a unit of 256 columns
+    last: Places,  // of the last unit of a strip
 }
 
 /// What is prefetched into the L2 cache while a unit is multiplied: how many bytes ahead, and how many lines for each
@@ -61,7 +61,23 @@ struct Fetch {
     lines: usize,
 }
 
-impl CodedRows<'_> {
+impl<'a> CodedRows<'a> {
+    /// The product of the strips of `data` with `x`. `room` is for units of one strip at least, while they are
+    /// multiplied.
+    pub fn new(
+        isa: Isa,
+        data: &'a [u8],
+        coding: &'static Coding,
+        x: &'a Quantized,
+        outputs: Outputs<'a>,
+        room: &'a mut [Unit],
+    ) -> Self {
+        let whole = coding.places(UNIT);
+        let last = coding.places((x.tiles - 1) % UNIT + 1);
+        let strip_bytes = coding.strip_bytes(x.tiles);
+        CodedRows { isa, data, coding, x, outputs, room, strip_bytes, whole, last }
+    }
+
     /// Computes them.
     ///
     /// # Safety
@@ -78,7 +94,7 @@ impl CodedRows<'_> {
 
     /// Where unit `u` of strip `t` is stored.
     fn unit(&self, t: usize, u: usize) -> *const u8 {
-        let at = t * self.coding.strip_bytes(self.x.tiles) + u * self.coding.places(UNIT).end;
+        let at = t * self.strip_bytes + u * self.whole.end;
         debug_assert!(at < self.data.len());
         self.data.as_ptr().wrapping_add(at)
     }
@@ -88,11 +104,11 @@ impl CodedRows<'_> {
     /// # Safety
     /// The units exist, and only this thread uses `to`.
     #[inline(always)]
-    unsafe fn unpack(&self, t: usize, u: usize, n: usize, scales_only: bool, to: *mut Unit) {
+    unsafe fn unpack(&self, t: usize, u: usize, n: usize, to: *mut Unit) {
         let tiles = (n * UNIT).min(self.x.tiles - u * UNIT);
         let from = self.unit(t, u);
         // SAFETY: the caller's promise.
-        unsafe { self.isa.dispatch(Unpack { coding: self.coding, tiles, scales_only, from, to }) };
+        unsafe { self.isa.dispatch(Unpack { coding: self.coding, tiles, from, to }) };
     }
 
     /// Dot products of one plane of `R` rows with one tile of each of `T` strips: over its 32 columns, or with `HALVES`
@@ -197,8 +213,8 @@ impl CodedRows<'_> {
     /// Adds to `acc` the products of unit `u` of `T` strips with `R` rows from `r` on.
     ///
     /// # Safety
-    /// The CPU has the instructions of `S`. `unit` has the unpacked unit of each strip. If `BITS` is not 0, only its
-    /// scales are unpacked, and its codes are at `codes`. The rows lie in one block.
+    /// The CPU has the instructions of `S`. `unit` has the unpacked unit of each strip, or if `BITS` is not 0, the stored
+    /// unit is at `codes`. The rows lie in one block.
     #[inline(always)]
     unsafe fn multiply<
         S: Simd,
@@ -218,8 +234,13 @@ impl CodedRows<'_> {
     ) {
         let x = self.x;
         let (halves, tiles) = (if HALVES { 2 } else { 1 }, UNIT.min(x.tiles - u * UNIT));
+        let places = if tiles == UNIT { self.whole } else { self.last };
         // SAFETY: the caller's promise. A prefetch may go anywhere.
         unsafe {
+            let mut stored = [GroupScales::<S>::of(self.coding.scales, places, codes[0]); T];
+            for t in 1..T {
+                stored[t] = GroupScales::of(self.coding.scales, places, codes[t]);
+            }
             for k in 0..tiles {
                 for t in 0..T {
                     // Not `0..fetch.lines`: a loop of unknown length costs as much as the prefetches in it.
@@ -240,10 +261,22 @@ impl CodedRows<'_> {
                 }
                 let mut product = [[S::splat(0.0); R]; T];
                 for half in 0..halves {
+                    let g = halves * k + half;
+                    // Before the dot products: a branch after them made the compiler keep all their operands.
+                    let mut scales = [S::splat(0.0); T];
+                    for t in 0..T {
+                        scales[t] = match BITS {
+                            0 => S::load(unit[t].scale.as_ptr().add(g).cast()),
+                            _ => stored[t].scale(g),
+                        };
+                    }
                     let dot = self.both::<S, R, T, WIDE, HALVES, BITS, TABLE>(w, at, half);
                     for t in 0..T {
-                        let scale = S::load(unit[t].scale.as_ptr().add(halves * k + half).cast());
-                        let bias = S::load(unit[t].bias.as_ptr().add(halves * k + half).cast());
+                        let scale = scales[t];
+                        let bias = match BITS {
+                            0 => S::load(unit[t].bias.as_ptr().add(halves * k + half).cast()),
+                            _ => S::mul(scale, S::splat(-BIAS)),
+                        };
                         for i in 0..R {
                             product[t][i] = match (WIDE, half) {
                                 (true, 0) => S::mul(S::to_f32(dot[t][i]), scale),
@@ -267,14 +300,21 @@ impl CodedRows<'_> {
             for k in 0..tiles {
                 let at = x.tile_at(r, u * UNIT + k);
                 for half in 0..halves {
+                    let g = halves * k + half;
+                    let mut mins = [S::splat(0.0); T];
+                    for t in 0..T {
+                        mins[t] = match BITS {
+                            0 => S::load(unit[t].min.as_ptr().add(g).cast()),
+                            _ => stored[t].min(g),
+                        };
+                    }
                     for i in 0..R {
                         let sum = S::splat(match HALVES {
                             true => x.halves.get_unchecked(at + i).sum[half],
                             false => *x.sum.get_unchecked(at + i),
                         });
                         for t in 0..T {
-                            let min = S::load(unit[t].min.as_ptr().add(halves * k + half).cast());
-                            acc[t][i] = S::fma(min, sum, acc[t][i]);
+                            acc[t][i] = S::fma(mins[t], sum, acc[t][i]);
                         }
                     }
                 }
@@ -286,7 +326,8 @@ impl CodedRows<'_> {
     /// exist.
     ///
     /// If `unpacked`, the strips' units are at `units`, those of one strip after the other. Otherwise `units` is room
-    /// in which they are unpacked here. If `BITS` is not 0, only scales go there, and codes are unpacked in registers.
+    /// in which they are unpacked here, one of each strip. If `BITS` is not 0, `units` is not used: codes and scales are
+    /// unpacked in registers.
     ///
     /// # Safety
     /// The CPU has the instructions of `S`; the rows and the strips exist; no other task writes these outputs.
@@ -308,29 +349,24 @@ impl CodedRows<'_> {
         unpacked: bool,
     ) {
         let per_strip = self.units();
-        let bytes = self.coding.places(UNIT).end;
-        let (step, fetch) = match unpacked {
-            true => (per_strip, Fetch { ahead: 0, lines: 0 }),
-            false => (AT_ONCE, Fetch { ahead: AHEAD * bytes, lines: bytes.div_ceil(UNIT * LINE) }),
+        let bytes = self.whole.end;
+        let fetch = match unpacked {
+            true => Fetch { ahead: 0, lines: 0 },
+            false => Fetch { ahead: AHEAD * bytes, lines: bytes.div_ceil(UNIT * LINE) },
         };
         // SAFETY: instructions by the caller's promise; `product::matmul` and `Quantized` establish the sizes.
         unsafe {
             let mut acc = [[S::splat(0.0); R]; T];
-            for first in (0..per_strip).step_by(step) {
-                let some = step.min(per_strip - first);
-                if !unpacked {
-                    for i in 0..T {
-                        self.unpack(t + i, first, some, BITS > 0, units.add(i * some));
+            for u in 0..per_strip {
+                let (mut unit, mut codes) = ([&*units; T], [self.data.as_ptr(); T]);
+                for i in 0..T {
+                    let at = units.add(if unpacked { i * per_strip + u } else { i });
+                    if BITS == 0 && !unpacked {
+                        self.unpack(t + i, u, 1, at);
                     }
+                    (unit[i], codes[i]) = (&*at, self.unit(t + i, u));
                 }
-                for u in 0..some {
-                    let (mut unit, mut codes) = ([&*units; T], [self.data.as_ptr(); T]);
-                    for i in 0..T {
-                        (unit[i], codes[i]) = (&*units.add(i * some + u), self.unit(t + i, first + u));
-                    }
-                    let at = (r, first + u);
-                    self.multiply::<S, R, T, WIDE, HALVES, BITS, TABLE>(unit, codes, at, fetch, &mut acc);
-                }
+                self.multiply::<S, R, T, WIDE, HALVES, BITS, TABLE>(unit, codes, (r, u), fetch, &mut acc);
             }
             for i in 0..T {
                 self.outputs.write::<S, R>(t + i, r, rows, acc[i]);
@@ -370,7 +406,7 @@ impl CodedRows<'_> {
             if !at_once {
                 for t in first..last {
                     // SAFETY: the strip exists, and has room.
-                    unsafe { self.unpack(t, 0, units, false, room.add((t - first) * units)) };
+                    unsafe { self.unpack(t, 0, units, room.add((t - first) * units)) };
                 }
             }
             let mut r = 0;

@@ -31,13 +31,81 @@ pub(super) fn plain(values: Values) -> bool {
     values == Values::Less(0)
 }
 
+/// The scales of a stored unit, which are read one group at a time, of its 16 rows.
+#[derive(Clone, Copy)]
+pub(super) struct GroupScales<S: Simd> {
+    scales: Scales,
+    scale: *const u8,
+    min: *const u8,
+    /// `d` and `-dmin` of [`Scales::Super`] and [`Scales::SuperMin`], otherwise 0.
+    d: S::V,
+    dmin: S::V,
+}
+
+impl<S: Simd> GroupScales<S> {
+    /// # Safety
+    /// The CPU has the instructions of `S`; a unit with its parts at `places` is at `from`.
+    #[inline(always)]
+    pub(super) unsafe fn of(scales: Scales, places: Places, from: *const u8) -> Self {
+        // SAFETY: the caller's promise; `Coding::places` says what lies where.
+        unsafe {
+            let at = |place: usize| from.add(place);
+            let (mut d, mut dmin) = (S::splat(0.0), S::splat(0.0));
+            if matches!(scales, Scales::Super | Scales::SuperMin) {
+                d = S::load_f16(at(places.block).cast());
+            }
+            if scales == Scales::SuperMin {
+                dmin = S::load_f16(at(places.block + 2 * LANES).cast());
+            }
+            GroupScales { scales, scale: at(places.scale), min: at(places.min), d, dmin }
+        }
+    }
+
+    /// The scale of group `g`.
+    ///
+    /// # Safety
+    /// As [`GroupScales::of`]; the unit has that group.
+    #[inline(always)]
+    pub(super) unsafe fn scale(&self, g: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.scales {
+                Scales::F16 | Scales::F16Min => S::load_f16(self.scale.add(2 * LANES * g).cast()),
+                Scales::Super | Scales::SuperMin => {
+                    S::mul(self.d, S::load_i8(self.scale.add(LANES * g).cast()))
+                }
+                Scales::Exponent => {
+                    let mut of_rows = [0.0; LANES];
+                    for (o, scale) in of_rows.iter_mut().enumerate() {
+                        *scale = power(*self.scale.add(LANES * g + o));
+                    }
+                    S::load(of_rows.as_ptr())
+                }
+            }
+        }
+    }
+
+    /// The minimum of group `g`, if the format has minima.
+    ///
+    /// # Safety
+    /// As [`GroupScales::scale`].
+    #[inline(always)]
+    pub(super) unsafe fn min(&self, g: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.scales {
+                Scales::SuperMin => S::mul(self.dmin, S::load_i8(self.min.add(LANES * g).cast())),
+                _ => S::load_f16(self.min.add(2 * LANES * g).cast()),
+            }
+        }
+    }
+}
+
 /// Unpacks consecutive units; implements [`Kernel`].
 pub(super) struct Unpack {
     pub coding: &'static Coding,
     /// Tiles of all units together.
     pub tiles: usize,
-    /// Unpack scales and minima, but no codes.
-    pub scales_only: bool,
     pub from: *const u8,
     pub to: *mut Unit,
 }
@@ -107,52 +175,21 @@ impl UnpackUnit {
     /// As [`UnpackUnit::codes`].
     #[inline(always)]
     unsafe fn scales<S: Simd>(&self) {
-        let Places { scale, min, block, .. } = self.places;
-        let groups = self.tiles * (GROUP / self.coding.group);
-        // SAFETY: the caller's promise; `Coding::places` says what lies where.
+        let scales = self.coding.scales;
+        // SAFETY: the caller's promise.
         unsafe {
-            let at = |place: usize| self.from.add(place);
-            let (to_scale, to_min) = (&mut (*self.to).scale, &mut (*self.to).min);
-            match self.coding.scales {
-                Scales::F16 | Scales::F16Min => {
-                    for g in 0..groups {
-                        S::store(to_scale[g].as_mut_ptr(), S::load_f16(at(scale + 2 * LANES * g).cast()));
-                        if self.coding.scales == Scales::F16Min {
-                            S::store(to_min[g].as_mut_ptr(), S::load_f16(at(min + 2 * LANES * g).cast()));
-                        }
-                    }
-                }
-                Scales::Exponent => {
-                    for g in 0..groups {
-                        for o in 0..LANES {
-                            to_scale[g][o] = power(*at(scale + LANES * g + o));
-                        }
-                    }
-                }
-                Scales::Super | Scales::SuperMin => {
-                    let d = S::load_f16(at(block).cast());
-                    for g in 0..groups {
-                        let sc = S::load_i8(at(scale + LANES * g).cast());
-                        S::store(to_scale[g].as_mut_ptr(), S::mul(d, sc));
-                    }
-                    if self.coding.scales == Scales::SuperMin {
-                        let d = S::load_f16(at(block + 2 * LANES).cast());
-                        for g in 0..groups {
-                            let m = S::load_i8(at(min + LANES * g).cast());
-                            S::store(to_min[g].as_mut_ptr(), S::mul(d, m));
-                        }
-                    }
-                }
-            }
-            for g in 0..groups {
-                let scale = S::load(to_scale[g].as_ptr());
+            let from = GroupScales::<S>::of(scales, self.places, self.from);
+            for g in 0..self.tiles * (GROUP / self.coding.group) {
+                let scale = from.scale(g);
+                S::store((&mut (*self.to).scale)[g].as_mut_ptr(), scale);
                 S::store((&mut (*self.to).bias)[g].as_mut_ptr(), S::mul(scale, S::splat(-BIAS)));
+                if scales.has_min() {
+                    S::store((&mut (*self.to).min)[g].as_mut_ptr(), from.min(g));
+                }
             }
         }
     }
-}
 
-impl UnpackUnit {
     /// # Safety
     /// As [`UnpackUnit::codes`].
     #[inline(always)]
@@ -177,7 +214,7 @@ impl Kernel for Unpack {
     const DOTS: bool = false;
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Unpack { coding, tiles, scales_only, from, to } = self;
+        let Unpack { coding, tiles, from, to } = self;
         let whole = coding.places(UNIT);
         for u in 0..tiles.div_ceil(UNIT) {
             let tiles = UNIT.min(tiles - u * UNIT);
@@ -186,9 +223,7 @@ impl Kernel for Unpack {
             unsafe {
                 let (from, to) = (from.add(u * whole.end), to.add(u));
                 let unit = UnpackUnit { coding, places, tiles, from, to };
-                if !scales_only {
-                    unit.weights::<S>();
-                }
+                unit.weights::<S>();
                 unit.scales::<S>();
             }
         }

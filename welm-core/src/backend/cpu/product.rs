@@ -75,7 +75,7 @@ unsafe fn run(isa: Isa, room: &Room, part: &Tiled, own: Range<usize>, x: &Quanti
                 let strip = w.coding.strip_bytes(x.tiles);
                 let data = &w.data[own.start * strip..own.end * strip];
                 let room = &mut room.take()[..];
-                CodedRows { isa, data, coding: w.coding, x, outputs, room }.compute();
+                CodedRows::new(isa, data, w.coding, x, outputs, room).compute();
             }
         }
     }
