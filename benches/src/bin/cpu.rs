@@ -80,7 +80,7 @@ struct RunArgs {
     /// Bits of an activation before an int8 weight: auto, int8 or int16
     #[arg(long, default_value_t = Activations::Auto)]
     activations: Activations,
-    /// Element type of the KV cache: f32 or bf16
+    /// Element type of the KV cache: auto, f32, bf16 or f16
     #[arg(long, default_value_t = CacheDtype::Auto)]
     cache: CacheDtype,
     /// Instruction set at most

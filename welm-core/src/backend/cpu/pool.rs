@@ -66,7 +66,7 @@ impl Shared {
             if next >= tasks {
                 return;
             }
-            let claimed = ((tasks - next) / (2 * threads)).max(1);
+            let claimed = (5 * (tasks - next) / (6 * threads)).max(1); // most of an equal share
             let exchange =
                 self.word.0.compare_exchange(word, word + claimed, Ordering::AcqRel, Ordering::Relaxed);
             if exchange.is_err() {
