@@ -8,8 +8,9 @@
 //! The whole state of a job is one atomic word: the number of tasks and the index of the next. A thread claims tasks by
 //! one compare-exchange on that word. A claim that succeeds belongs to the current job, and a job cannot end while a
 //! claimed task is not done. So a worker that wakes up late can neither touch a finished job nor miss the current one.
-//! A claim takes a share of the tasks that are left, so the first claims are many tasks in a row. Threads then read
-//! long runs of memory and rarely contend for the word.
+//! A claim takes five sixths of an equal share of the tasks that are left, so the first claims are many tasks in a row.
+//! Threads then read long runs of memory, of which only the beginnings are not prefetched, and rarely contend for the
+//! word. What is left is for threads that are faster than others.
 //!
 //! Which thread computes a task must not matter: tasks write disjoint outputs and share no sums.
 
@@ -66,7 +67,7 @@ impl Shared {
             if next >= tasks {
                 return;
             }
-            let claimed = (5 * (tasks - next) / (6 * threads)).max(1); // most of an equal share
+            let claimed = (5 * (tasks - next) / (6 * threads)).max(1);
             let exchange =
                 self.word.0.compare_exchange(word, word + claimed, Ordering::AcqRel, Ordering::Relaxed);
             if exchange.is_err() {
