@@ -5,7 +5,8 @@ event loop of that request. The thread ends when no request is open. Engines do 
 threads never ask for the GIL, because others may hold it for long, or the interpreter may be gone.
 
 The thread has only weak references. A waiting task is kept alive by its event loop, a stream by the code that iterates
-it. A request ends when nobody has a reference to it any more.
+it. A request ends when nobody has a reference to it any more. A loop is called once for all that comes before it looks,
+so a loop that has stopped is not called again, and can be collected.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from welm._errors import ForkError, QueueFull, Unavailable
 from welm._welm import Selector
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -43,11 +44,23 @@ class _Inbox:
         self._pid = os.getpid()
         self._items: deque[Any] = deque()
         self._arrival: asyncio.Future[None] | None = None
+        self._told = False
+
+    def append(self, item: object) -> bool:
+        """Keeps an item; any thread may call this. Tells whether the loop now has to be called, to :meth:`look`."""
+        self._items.append(item)
+        told, self._told = self._told, True
+        return not told
+
+    def look(self) -> None:
+        """Wakes the task that waits, if there is an item. To be called by the loop, as all others are."""
+        self._told = False  # first: what is appended from here on has a call of its own
+        if self._items and self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     def put(self, item: object) -> None:
         self._items.append(item)
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+        self.look()
 
     async def get(self) -> Any:
         if self._pid != os.getpid():
@@ -104,21 +117,22 @@ class _Waiter:
 
     @staticmethod
     def _hand_on(events: list[tuple[weakref.ref[_Inbox], Any]]) -> None:
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[_Inbox, Any]]] = {}
+        loops: dict[asyncio.AbstractEventLoop, list[weakref.ref[_Inbox]]] = {}
         for listener, item in events:
-            if (inbox := listener()) is not None:
-                loops.setdefault(inbox.loop, []).append((inbox, item))
-        for loop, arrivals in loops.items():
+            if (inbox := listener()) is not None and inbox.append(item):
+                loops.setdefault(inbox.loop, []).append(listener)
+        inbox = None
+        for loop, listeners in loops.items():
             try:
-                loop.call_soon_threadsafe(_deliver, arrivals)
+                loop.call_soon_threadsafe(_each, listeners, _Inbox.look)
             except RuntimeError:  # the loop is closed
-                for inbox, _ in arrivals:
-                    inbox.abandon()
+                _each(listeners, _Inbox.abandon)
 
 
-def _deliver(arrivals: list[tuple[_Inbox, Any]]) -> None:
-    for inbox, item in arrivals:
-        inbox.put(item)
+def _each(listeners: list[weakref.ref[_Inbox]], method: Callable[[_Inbox], None]) -> None:
+    for listener in listeners:
+        if (inbox := listener()) is not None:
+            method(inbox)
 
 
 def _no_thread(reason: BaseException) -> Unavailable:
