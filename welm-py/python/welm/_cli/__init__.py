@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-COMMANDS = ("generate", "chat", "score", "quantize", "info", "bench", "eval", "experiment", "report")
+COMMANDS = ("generate", "chat", "score", "quantize", "info", "bench", "serve", "eval", "experiment", "report")
 
 HELP = """\
 usage: {prog} PROMPT [OPTION...]
@@ -42,6 +42,7 @@ commands:
   quantize   writes an int8 copy of a model
   info       shows a model's shape, the memory that it takes, and what is in its files
   bench      measures tokens a second
+  serve      serves a model over HTTP
   eval       runs evaluation tasks
   experiment runs an experiment: explanation, calibration or memory
   report     makes a page of the results of eval

@@ -1,0 +1,476 @@
+"""Clients that are slow, broken or hostile: others do not notice them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import welm
+from welm.serve import connections
+
+from conftest import PROMPT, at_rest
+from serving import Running, parse, read_answer, split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BODY: dict[str, Any] = {"model": "welm", "prompt": PROMPT, "max_tokens": 8, "temperature": 0}
+LONG: dict[str, Any] = {**BODY, "max_tokens": 480, "ignore_eos": True}
+
+
+@pytest.fixture
+def server(model: welm.Model) -> Iterator[Running]:
+    at_rest(model)
+    with Running(model, max_body=1 << 20) as running:
+        yield running
+    at_rest(model)
+
+
+def request(body: dict[str, Any], *, path: str = "/v1/completions", more: str = "") -> bytes:
+    data = json.dumps(body).encode()
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{more}Content-Length: {len(data)}\r\n\r\n".encode()
+        + data
+    )
+
+
+def well(server: Running, model: welm.Model) -> None:
+    """The server answers, correctly and soon."""
+    began = time.monotonic()
+    status, _, answer = server.post("/v1/completions", BODY)
+    assert status == 200
+    assert answer["choices"][0]["text"] == model.generate(PROMPT, max_tokens=8, temperature=0).text
+    assert time.monotonic() - began < 5
+
+
+# Bodies.
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "expected a JSON object"),
+        (b"[]", "got an array"),
+        (b"null", "got null"),
+        (b"3", "got a number"),
+        (b'"x"', "got a string"),
+        (b"{", "expected a JSON object"),
+        (b'{"prompt": NaN}', "NaN"),
+        (b'{"prompt": -Infinity}', "Infinity"),
+        (b'{"prompt": "\xff"}', "expected UTF-8, got 0xff at byte 12"),
+        (b'{"prompt": "\xe5\xba"}', "expected UTF-8"),
+        (b"\xff\xfe{\x00}\x00", "expected UTF-8"),
+        (b"[" * 100_000, "fewer levels"),
+        (b'{"a":' * 100_000, "fewer levels"),
+        (b'{"max_tokens": ' + b"9" * 5000 + b"}", "expected a JSON object"),
+        (b'{"model": "welm", "prompt": "\\ud800"}', "prompt"),
+        (b'{"model": "xl", "prompt": "\\ud800"}', "prompt"),
+    ],
+    ids=range(16),
+)
+def test_broken_bodies(server: Running, model: welm.Model, body: bytes, told: str) -> None:
+    status, _, answer = server.post("/v1/completions", body)
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert told in answer["error"]["message"]
+    well(server, model)
+
+
+def test_a_large_body_is_refused_before_it_is_read(server: Running, model: welm.Model) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n{"
+    status, _, answer = parse(server.raw(head))
+    assert (status, answer["error"]["message"]) == (413, "body: expected at most 1,048,576 bytes")
+    # Without a length it is refused when it has become too large.
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with server.connect() as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        sent = 0
+        try:
+            while sent < 200:
+                sock.sendall(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
+                sent += 1
+            got = read_answer(sock)
+        except (BrokenPipeError, ConnectionResetError):
+            got = b"HTTP/1.1 413"
+    assert b" 413" in got[:20]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    well(server, model)
+
+
+# Heads.
+
+
+def test_floods_of_headers(server: Running, model: welm.Model) -> None:
+    for flood in (b"a: b\r\n" * 100_000, b"a: " + b"b" * 1_000_000, b"b" * 1_000_000):
+        with server.connect() as sock:
+            got = b""
+            try:
+                sock.sendall(b"GET /health HTTP/1.1\r\n" + flood)
+                got = read_answer(sock)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it was closed before the end was read
+        assert got[9:12] in (b"431", b"400", b"")
+    well(server, model)
+
+
+NO_HTTP = (
+    b"\r\n\r\n",
+    b"GET\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+    b"GET /\xff HTTP/1.1\r\n\r\n",
+)
+
+
+@pytest.mark.parametrize("head", NO_HTTP)
+def test_no_http(server: Running, model: welm.Model, head: bytes) -> None:
+    with server.connect() as sock:
+        sock.sendall(head)
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1000)[9:12] in (b"400", b"404", b"")
+    well(server, model)
+
+
+def test_slow_heads_and_idle_connections_are_closed(
+    server: Running, model: welm.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    with server.connect() as silent, server.connect() as slow:
+        ended = False
+        for byte in b"GET /health HTTP/1.1\r\nHost: localhost\r\n" * 10:
+            time.sleep(0.02)
+            try:
+                slow.sendall(bytes([byte]))
+            except (BrokenPipeError, ConnectionResetError):
+                ended = True
+                break
+        assert ended
+        assert silent.recv(10) == b""
+    well(server, model)
+
+
+def test_more_connections_than_there_is_room_for(server: Running, model: welm.Model) -> None:
+    """Those that wait for a request make room, the oldest first."""
+    kind: Any = server.server.config.http_protocol_class
+    kind.most = 50
+    with server.connect() as busy:
+        busy.sendall(request({**LONG, "n": 8}))
+        while not model.stats().open:
+            time.sleep(0.001)
+        crowd = [server.connect() for _ in range(200)]
+        well(server, model)
+        assert len(server.server.server_state.connections) <= 51
+        assert crowd[0].recv(10) == b""
+        crowd[-1].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert split(read_answer(crowd[-1]))[0] == 200
+        assert split(read_answer(busy))[0] == 200
+        for sock in crowd:
+            sock.close()
+
+
+# Clients that do not read.
+
+
+def test_a_slow_reader_keeps_nobody_waiting(server: Running, model: welm.Model) -> None:
+    with server.connect() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        slow.sendall(request({**LONG, "n": 16, "stream": True, "logprobs": 20}))
+        for _ in range(20):
+            assert slow.recv(1)
+            well(server, model)
+        at_rest(model)  # it was computed to its end, although nothing is read
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        assert len(read_answer_to_end(slow)) > 1_000_000
+
+
+def read_answer_to_end(sock: socket.socket) -> bytes:
+    got = b""
+    while not got.endswith(b"0\r\n\r\n"):
+        part = sock.recv(1 << 20)
+        assert part
+        got += part
+    return got
+
+
+def test_a_reader_that_has_stopped_is_dropped(
+    server: Running, model: welm.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.2)
+    with server.connect() as stopped:
+        stopped.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        stopped.sendall(request({**LONG, "n": 32, "stream": True, "logprobs": 20}))
+        until = time.monotonic() + 20
+        while server.server.server_state.connections and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not server.server.server_state.connections
+    at_rest(model)
+    well(server, model)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/welm/v1/completions", "/score"])
+def test_hanging_up_cancels(server: Running, model: welm.Model, path: str, stream: bool) -> None:
+    body = {**LONG, "n": 64, **({"stream": True} if stream else {})}
+    if path == "/score":
+        body = {"prompt": PROMPT, "continuations": [[7] * 400] * 60}
+    elif path != "/v1/completions":
+        body = {"model": "xl", "prompt": PROMPT, "max_tokens": 480, "n": 64}
+    before = model.stats()
+    with server.connect() as sock:
+        sock.sendall(request(body, path=path))
+        while not model.stats().open:
+            time.sleep(0.001)
+    at_rest(model)
+    after = model.stats()
+    assert after.completion_tokens - before.completion_tokens < 64 * 480 / 2
+    well(server, model)
+
+
+def test_hanging_up_while_waiting(model: welm.Model) -> None:
+    with Running(model, parallel=1) as server:
+        sockets = [server.connect() for _ in range(20)]
+        for sock in sockets:
+            sock.sendall(request(LONG))
+        while server.service.gate.waiting < 19:
+            time.sleep(0.001)
+        for sock in sockets:
+            sock.close()
+        at_rest(model)
+        until = time.monotonic() + 10
+        while server.service.gate.waiting and time.monotonic() < until:
+            time.sleep(0.01)
+        assert server.service.gate.waiting == 0
+        well(server, model)
+
+
+def test_a_full_queue(model: welm.Model) -> None:
+    with (
+        Running(model, parallel=1, queue_limit=2) as server,
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
+    ):
+        first = pool.submit(server.post, "/v1/completions", LONG)
+        while not model.stats().open:
+            time.sleep(0.001)
+        waiting = [pool.submit(server.post, "/v1/completions", BODY) for _ in range(2)]
+        while server.service.gate.waiting < 2:
+            time.sleep(0.001)
+        status, headers, answer = server.post("/v1/completions", BODY)
+        assert (status, headers["retry-after"], answer["error"]["code"]) == (429, "1", "queue_full")
+        assert server.post("/v1/completions", {"model": "xl", "prompt": "春"})[0] == 503
+        assert server.post("/v1/completions", {**BODY, "stream": True})[0] == 429
+        status, _, answer = server.post("/v1/completions", BODY, headers={"X-Request-Timeout": "0.01"})
+        assert [one.result()[0] for one in [first, *waiting]] == [200] * 3
+        # A request that waits has a deadline, too.
+        first = pool.submit(server.post, "/v1/completions", {**LONG, "n": 8})
+        while not model.stats().open:
+            time.sleep(0.001)
+        assert server.post("/v1/completions", BODY, headers={"X-Request-Timeout": "0.01"})[0] == 504
+        assert first.result()[0] == 200
+        well(server, model)
+
+
+def test_a_flood_of_one_client_does_not_starve_another(model: welm.Model) -> None:
+    keys = {"a": "alice", "b": "bob"}
+    with Running(model, keys=keys, parallel=4) as server, concurrent.futures.ThreadPoolExecutor(60) as pool:
+        flood = [
+            pool.submit(server.post, "/v1/completions", {**LONG, "max_tokens": 200, "n": 4}, "a")
+            for _ in range(60)
+        ]
+        while server.service.gate.waiting < 50:
+            time.sleep(0.001)
+        assert server.post("/v1/completions", BODY, "b")[0] == 200
+        assert server.service.gate.waiting > 40  # bob did not wait for alice's requests
+        assert {one.result()[0] for one in flood} == {200}
+
+
+def test_beginnings_are_shared_within_a_key_only(model: welm.Model) -> None:
+    prompt = "海内存知己，天涯若比邻。" * 8
+
+    def cached(server: Running, key: str) -> int:
+        usage = server.post("/v1/completions", {**BODY, "prompt": prompt}, key)[2]["usage"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    keys = {"a": "alice", "b": "bob"}
+    with Running(model, keys=keys) as server:
+        assert cached(server, "a") == 0
+        assert cached(server, "b") == 0
+        assert cached(server, "a") > 0
+    with Running(model, keys=keys, share_prefixes=True) as server:
+        cached(server, "a")
+        assert cached(server, "b") > 0
+
+
+# Browsers.
+
+
+def test_pages_of_others_are_refused(model: welm.Model) -> None:
+    with Running(model, origins=("https://mine.example",), hosts=("localhost", "127.0.0.1")) as server:
+        for headers, want in (
+            ({}, 200),
+            ({"Host": "127.0.0.1:8000"}, 200),
+            ({"Host": "evil.example"}, 403),
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Origin": "null"}, 403),
+            ({"Origin": "http://localhost"}, 200),
+            ({"Origin": "https://mine.example"}, 200),
+        ):
+            status, told, _ = server.get("/v1/models", headers)
+            assert status == want, headers
+            allowed = told.get("access-control-allow-origin")
+            assert allowed == (headers["Origin"] if "mine" in headers.get("Origin", "") else None)
+        lines = (
+            "OPTIONS /v1/models HTTP/1.1",
+            "Host: localhost",
+            "Origin: https://mine.example",
+            "Connection: close",
+        )
+        status, told, _ = split(server.raw("\r\n".join([*lines, "", ""]).encode()))
+        assert (status, told["access-control-allow-methods"]) == (204, "GET, POST")
+
+
+# The log.
+
+
+def test_the_log_has_no_prompts(model: welm.Model, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "welm.serve")
+    for prompts in (False, True):
+        caplog.clear()
+        with Running(model, keys={"k": "alice"}, log_prompts=prompts) as server:
+            server.post("/v1/completions", BODY, "k")
+            server.post("/v1/completions", {**BODY, "model": "xl"}, "k")
+            server.post("/v1/completions", {**BODY, "top_p": 9}, "k")
+            server.get("/health")
+        lines = [json.loads(record.message) for record in caplog.records if record.name == "welm.serve"]
+        assert [line["status"] for line in lines] == [200, 200, 400]
+        assert (lines[0]["client"], lines[0]["completion_tokens"], lines[0]["path"]) == (
+            "alice",
+            8,
+            "/v1/completions",
+        )
+        assert "top_p" in lines[2]["error"]
+        assert (PROMPT in caplog.text) == prompts
+
+
+def test_an_internal_error_tells_nothing(
+    model: welm.Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a secret")
+
+    with Running(model) as server:
+        monkeypatch.setattr(server.service, "whole", broken)
+        status, _, answer = server.post("/v1/completions", BODY)
+        assert (status, answer["error"]["message"]) == (500, "an internal error")
+        assert server.post("/v1/completions", {**BODY, "model": "xl"})[0] == 503
+    assert "a secret" in caplog.text  # in the log it is
+
+
+# Processes.
+
+
+class Process:
+    """`welm serve` as a process."""
+
+    def __init__(self, *args: str, env: dict[str, str] | None = None) -> None:
+        line = [sys.executable, "-m", "welm", "serve", "--port", "0", "--threads", "1", *args]
+        self.process = subprocess.Popen(
+            line, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
+        )
+        assert self.process.stderr is not None
+        self.first = self.process.stderr.readline()
+        self.port = int(self.first.split(" (")[0].rsplit(":", 1)[1])
+
+    def post(self, body: dict[str, Any], more: str = "") -> int:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as sock:
+            sock.sendall(request(body, more=more))
+            return split(read_answer(sock))[0]
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        self.process.communicate(timeout=30)
+        return self.process.returncode
+
+
+def test_quotas_outlive_a_kill(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a alice\n", "utf-8")
+    args = (
+        "--api-keys",
+        str(tmp_path / "keys"),
+        "--quota-file",
+        str(tmp_path / "quota"),
+        "--requests-per-minute",
+        "2",
+    )
+    body, key = {"model": "xl", "prompt": "春", "max_tokens": 1}, "Authorization: a\r\n"
+    first = Process(*args)
+    assert first.post(body, key) == 200
+    assert first.end(signal.SIGKILL) == -9
+    second = Process(*args)
+    assert [second.post(body, key) for _ in range(2)] == [200, 429]
+    assert second.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains(number: int) -> None:
+    process = Process()
+    with socket.create_connection(("127.0.0.1", process.port), timeout=20) as sock:
+        sock.sendall(request({**LONG, "model": "welm-nano", "n": 4, "stream": True}))
+        got = sock.recv(100)
+        process.process.send_signal(number)
+        time.sleep(0.3)
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", process.port), timeout=20)
+        while part := sock.recv(1 << 16):
+            got += part
+    assert b"data: [DONE]" in got
+    assert process.process.wait(20) == 0
+    process.process.communicate()
+
+
+def test_options_of_the_command(tmp_path: Path) -> None:
+    (tmp_path / "welm.toml").write_text('model-name = ["a", "b"]\nmax_body = 1000\nthreads = 1\n', "utf-8")
+    process = Process("--config", str(tmp_path / "welm.toml"), env={"WELM_SERVE_MAX_BODY": "40"})
+    assert process.first.startswith("a at http://127.0.0.1:")
+    assert process.post({"model": "b", "prompt": "x" * 100}) == 413
+    assert process.post({"model": "b", "prompt": "x"}) == 200
+    assert process.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "code", "told"),
+    [
+        (["--host", "0.0.0.0"], {}, 2, "expected --api-keys, or --without-keys"),
+        (["--api-keys", "/nowhere"], {}, 1, "/nowhere"),
+        (["--model-name", "xl"], {}, 1, "xl is a model of WeLM's API"),
+        (["--port", "70000"], {}, 2, "--port: expected 0 to 65535"),
+        ([], {"WELM_SERVE_PROT": "1"}, 1, "WELM_SERVE_PROT: unknown option, did you mean port?"),
+        ([], {"WELM_SERVE_PORT": "x"}, 1, "WELM_SERVE_PORT: expected a whole number"),
+        ([], {"WELM_SERVE_LOG_PROMPTS": "yes"}, 1, "WELM_SERVE_LOG_PROMPTS: expected true or false"),
+        (["--config", "/nowhere.toml"], {}, 1, "/nowhere.toml"),
+        (["nowhere.gguf"], {}, 1, "nowhere.gguf"),
+    ],
+)
+def test_wrong_options(args: list[str], env: dict[str, str], code: int, told: str) -> None:
+    line = [sys.executable, "-m", "welm", "serve", *args]
+    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **env}, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        line = [sys.executable, "-m", "welm", "serve", "--port", str(taken.getsockname()[1])]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "cannot listen at 127.0.0.1" in done.stderr

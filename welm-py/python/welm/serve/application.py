@@ -1,0 +1,142 @@
+"""The application: which path leads where."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+import welm
+from welm.serve import openai_chat, openai_completions, openai_responses, tokens, welm_api
+from welm.serve.door import Door, log
+from welm.serve.errors import Refusal, refusal_of
+from welm.serve.service import Service
+from welm.serve.wire import compact
+
+if TYPE_CHECKING:
+    from welm.serve.settings import Settings
+
+Handler = Callable[[Service, Request, dict[str, Any]], Awaitable[Response]]
+
+_LACKING = {
+    "/v1/embeddings": "this model makes no embeddings",
+    "/v1/moderations": "this model does not moderate",
+    "/v1/images/generations": "this model makes no images",
+    "/v1/audio/speech": "this model makes no sound",
+    "/v1/audio/transcriptions": "this model does not listen",
+}
+"""Endpoints of OpenAI that are refused by name."""
+
+
+def application(model: welm.Model, settings: Settings) -> FastAPI:
+    """The application; see :func:`welm.serve.app`."""
+    service = Service(model, settings)
+    app = FastAPI(title="welm", version=welm.__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.service = service
+
+    def post(path: str, handler: Handler) -> None:
+        async def endpoint(request: Request) -> Response:
+            try:
+                return await handler(service, request, await service.body(request))
+            except ClientDisconnect:
+                return Response(status_code=499)  # nobody reads it; nginx logs this number, too
+            except Exception as error:
+                return _refused(request, error)
+
+        app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
+
+    post("/v1/completions", _completions)
+    post("/welm/v1/completions", welm_api.answer)
+    post("/v1/chat/completions", openai_chat.answer)
+    post("/v1/responses", openai_responses.answer)
+    for prefix in ("", "/v1"):
+        post(f"{prefix}/tokenize", tokens.tokenize)
+        post(f"{prefix}/detokenize", tokens.detokenize)
+        post(f"{prefix}/score", tokens.score)
+    for path, why in _LACKING.items():
+        app.add_api_route(path, _lacking(why), methods=["POST"], response_model=None)
+    _add_state(app, service)
+    _add_errors(app)
+    app.add_middleware(Door, settings=settings)
+    return app
+
+
+async def _completions(service: Service, http: Request, body: dict[str, Any]) -> Response:
+    """Two APIs have this path: the model's name tells which is meant."""
+    if welm_api.is_welm(body):
+        return await welm_api.answer(service, http, body)
+    return await openai_completions.answer(service, http, body)
+
+
+def _lacking(why: str) -> Callable[[], Awaitable[Response]]:
+    async def endpoint() -> Response:
+        raise Refusal(400, why, code="unsupported_endpoint")
+
+    return endpoint
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    """Adds the endpoints that tell about the server."""
+
+    def about(name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "welm",
+            "max_model_len": service.context,
+        }
+
+    @app.get("/v1/models", response_model=None)
+    async def models(request: Request) -> dict[str, Any]:
+        service.job(request)
+        return {"object": "list", "data": [about(name) for name in service.settings.model_names]}
+
+    @app.get("/v1/models/{name:path}", response_model=None)
+    async def one_model(request: Request, name: str) -> dict[str, Any]:
+        service.job(request)
+        service.check_model(name)
+        return about(name)
+
+    @app.get("/health", response_model=None)
+    async def health() -> Response:
+        return Response(compact({"status": "ok"}), media_type="application/json")
+
+    @app.get("/ready", response_model=None)
+    async def ready() -> Response:
+        state = "draining" if service.draining else "ready"
+        return Response(
+            compact({"status": state}), 503 if service.draining else 200, media_type="application/json"
+        )
+
+    @app.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    refusal = refusal_of(error)
+    request.state.note["error"] = refusal.message
+    if refusal.status == 500:
+        log.error("an internal error", exc_info=error)
+    return refusal.response()
+
+
+def _add_errors(app: FastAPI) -> None:
+    """All errors have OpenAI's shape."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        return _refused(request, error)
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        what = f"{request.method} {request.url.path[:200]}"
+        message = f"{what}: no such endpoint" if error.status_code == 404 else f"{what}: {error.detail}"
+        return Refusal(error.status_code, message, code="unknown_url").response()
+
+    app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(HTTPException, unknown)

@@ -1,0 +1,104 @@
+"""What stands before all endpoints: addresses and origins are checked, requests are numbered and logged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from welm.serve.errors import Refusal
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from welm.serve.settings import Settings
+
+log = logging.getLogger("welm.serve")
+"""One line of JSON for each request. Prompts and answers are in it only if the settings say so."""
+
+QUIET = ("/health", "/ready", "/metrics")
+"""Asked for every few seconds, and not logged."""
+
+
+class Door:
+    """A layer around the application."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        """Takes the application inside."""
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        number = uuid.uuid4().hex
+        note: dict[str, Any] = {}
+        scope.setdefault("state", {})["note"] = note
+        status = 0
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        allowed = self._origin(headers)
+
+        async def send_and_look(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                more = [(b"x-request-id", number.encode())]
+                if allowed:
+                    more += [(b"access-control-allow-origin", allowed.encode()), (b"vary", b"Origin")]
+                message["headers"] = [*message["headers"], *more]
+            await send(message)
+
+        try:
+            refusal = self._refusal(headers, allowed)
+            if refusal:
+                await refusal.response()(scope, receive, send_and_look)
+            elif allowed and scope["method"] == "OPTIONS":
+                await _preflight(send_and_look)
+            else:
+                await self._app(scope, receive, send_and_look)
+        finally:
+            if scope["path"] not in QUIET:
+                line = {
+                    "request": number,
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status or None,  # null: the client hung up before there was one
+                    "seconds": round(time.monotonic() - began, 4),
+                    **note,
+                }
+                log.info("%s", json.dumps(line, ensure_ascii=False))
+
+    def _origin(self, headers: dict[bytes, str]) -> str | None:
+        """The page of another site that asks, if it may."""
+        origin = headers.get(b"origin")
+        return origin if origin is not None and ({origin, "*"} & {*self._settings.origins}) else None
+
+    def _refusal(self, headers: dict[bytes, str], allowed: str | None) -> Refusal | None:
+        """Why a request is not let in. A browser may have been sent here by a page of somebody else."""
+        host = headers.get(b"host", "")
+        if self._settings.hosts and _name(host) not in self._settings.hosts:
+            return Refusal(403, f"Host: expected {', '.join(self._settings.hosts)}, got {_name(host)[:80]}")
+        origin = headers.get(b"origin")
+        if origin is not None and allowed is None and urlsplit(origin).netloc != host:
+            return Refusal(403, f"Origin: pages of {origin[:80]} may not use this server")
+        return None
+
+
+def _name(host: str) -> str:
+    """The name in a header ``Host``, without the port."""
+    return host.rsplit(":", 1)[0] if not host.endswith("]") else host
+
+
+async def _preflight(send: Send) -> None:
+    headers = [
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-headers", b"*, authorization"),
+        (b"access-control-max-age", b"600"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,79 @@
+"""Errors as clients see them: statuses, and a body in the shape of OpenAI's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+import welm
+
+
+class Refusal(Exception):
+    """An answer that is an error."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        """Makes one. ``param`` is the field of the request that is wrong, ``retry_after`` is in seconds."""
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after = retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body, as OpenAI has it."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": _TYPES.get(
+                    self.status, "server_error" if self.status >= 500 else "invalid_request_error"
+                ),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        """The whole response."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return JSONResponse(self.body, self.status, headers)
+
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """What a client is told of an exception. Only what the client can do something about has details."""
+    match error:
+        case Refusal():
+            return error
+        case welm.TooLong():
+            return Refusal(400, str(error), param="max_tokens", code="context_length_exceeded")
+        case welm.InvalidOption():
+            return Refusal(400, str(error), param=error.option)
+        case welm.EmptyPrompt() | welm.ChatTemplateError() | welm.TokenizerError():
+            return Refusal(400, str(error))
+        case welm.QueueFull():
+            return Refusal(429, str(error), code="queue_full", retry_after=1)
+        case welm.EngineStopped() | welm.DeviceLost() | welm.Unavailable():
+            return Refusal(503, "the model cannot serve any more; the server has to be restarted")
+        case welm.OutOfMemory():
+            return Refusal(503, "there is not enough memory for this answer", retry_after=1)
+        case welm.NotFinite() | welm.DeviceError():
+            return Refusal(500, str(error))
+        case TypeError() if str(error).startswith("argument '"):  # the engine's own check of a type
+            return Refusal(400, str(error), param=str(error).split("'")[1])
+        case _:
+            return Refusal(500, "an internal error")
+
+
+def timed_out(seconds: float) -> Refusal:
+    """A request that took too long."""
+    return Refusal(504, f"the request was not finished in {seconds:g} s", code="timeout")

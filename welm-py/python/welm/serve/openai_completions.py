@@ -1,0 +1,143 @@
+"""``POST /v1/completions`` as OpenAI has it: continues texts."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+import welm
+from welm.serve.fields import Fields
+from welm.serve.openai_fields import (
+    MOST_LOGPROBS,
+    logprob_of,
+    reason_of,
+    sampling,
+    spelling,
+    streamed,
+    usage_of,
+)
+from welm.serve.wire import DONE, compact, event, is_list
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from starlette.requests import Request
+
+    from welm.serve.service import Job, Service
+
+
+async def answer(service: Service, http: Request, body: dict[str, Any]) -> Response:
+    """Answers a request."""
+    job = service.job(http)
+    fields = Fields(body)
+    service.check_model(fields.need("model", str))
+    prompts = _prompts(fields)
+    options = {**sampling(fields), "max_tokens": fields.take("max_tokens", default=16)}
+    options["echo"] = fields.take("echo", bool, default=False)
+    if (logprobs := fields.take("logprobs", int)) is not None:
+        if not 0 <= logprobs <= MOST_LOGPROBS:
+            fields.refuse("logprobs", f"expected 0 to {MOST_LOGPROBS}, got {logprobs}")
+        options["logprobs"] = logprobs
+    stream, with_usage = streamed(fields)
+    fields.only("suffix", "text is only continued at its end; there is no text after the gap")
+    fields.only("best_of", "as many sequences are generated as are returned, n", options["n"])
+    fields.end()
+    service.charge(job)
+
+    head = {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": service.name,
+    }
+    if stream:
+        events = _events(service, job, prompts, options, head, with_usage)
+        return await service.events(job, events)
+    generations = await service.whole(job, prompts, options)
+    choices = [
+        {
+            "text": choice.text,
+            "index": index,
+            "logprobs": Logprobs().of(choice.tokens) if "logprobs" in options else None,
+            "finish_reason": reason_of(choice.finish_reason),
+        }
+        for index, choice in enumerate(c for generation in generations for c in generation.choices)
+    ]
+    if service.settings.log_prompts:
+        job.note(prompt=prompts, answers=[choice["text"] for choice in choices])
+    usage = usage_of([generation.usage for generation in generations])
+    return Response(compact({**head, "choices": choices, "usage": usage}), media_type="application/json")
+
+
+def _prompts(fields: Fields) -> list[str | list[int]]:
+    """One prompt or several, as text or as token ids."""
+    given: str | list[Any] = fields.need("prompt", str, list)
+    if isinstance(given, str) or _are_tokens(given):
+        return [given]
+    if not given:
+        fields.refuse("prompt", "expected a prompt, got an empty array")
+    for one in given:
+        if not isinstance(one, str) and not _are_tokens(one):
+            fields.wrong("prompt", "text, token ids, or an array of these", one)
+    return given
+
+
+def _are_tokens(value: object) -> bool:
+    return is_list(value) and all(type(token) is int for token in value) and value != []
+
+
+async def _events(
+    service: Service,
+    job: Job,
+    prompts: Sequence[str | list[int]],
+    options: dict[str, Any],
+    head: dict[str, Any],
+    with_usage: bool,
+) -> AsyncGenerator[bytes, None]:
+    used: list[welm.Usage] = []
+    n = options["n"]
+    logprobs: dict[int, Logprobs] = {}
+    async for number, piece in service.pieces(job, prompts, options, used):
+        told = None
+        index = number * n + piece.index
+        if "logprobs" in options:
+            told = logprobs.setdefault(index, Logprobs()).of(piece.tokens)
+        elif not piece.text and not piece.finish:
+            continue
+        choice = {
+            "text": piece.text,
+            "index": index,
+            "logprobs": told,
+            "finish_reason": piece.finish and reason_of(piece.finish.reason),
+        }
+        yield event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
+    if with_usage:
+        yield event({**head, "choices": [], "usage": usage_of(used)})
+    yield DONE
+
+
+class Logprobs:
+    """The log-probabilities of a sequence, which may come in pieces."""
+
+    def __init__(self) -> None:
+        """Begins at the start of the text."""
+        self._offset = 0
+
+    def of(self, tokens: Sequence[welm.Token]) -> dict[str, Any]:
+        """Those of the next tokens. Of alternatives that are written alike the likeliest is there."""
+        offsets: list[int] = []
+        for token in tokens:
+            offsets.append(self._offset)
+            self._offset += len(token.text)
+        return {
+            "tokens": [spelling(token) for token in tokens],
+            "token_logprobs": [logprob_of(token) for token in tokens],
+            "top_logprobs": [
+                {spelling(one): logprob_of(one) for one in reversed(token.alternatives)} or None
+                for token in tokens
+            ],
+            "text_offset": offsets,
+        }

@@ -1,0 +1,107 @@
+"""WeLM's public API: one request, which continues a text.
+
+Programs that were written for it differ from its documentation, and all of them are served: numbers may be strings,
+the key may stand alone in ``Authorization``, ``stop`` may be empty. Some read the answer as a Python literal, and some
+take each part that arrives for a whole object. So the answer has no ``null``, ``true`` or ``false``, and is sent in one
+write with its length.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from welm.serve.errors import refusal_of
+from welm.serve.fields import Fields
+from welm.serve.settings import RESERVED
+from welm.serve.wire import compact
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from welm.serve.service import Service
+
+_STATUSES = {401: 403, 404: 400, 408: 400, 413: 400, 500: 503}
+"""Statuses that WeLM's API does not have, and the one in their place."""
+
+
+def is_welm(body: dict[str, Any]) -> bool:
+    """Whether a completion is meant for this API, which is so if it is for a model of it; others are OpenAI's."""
+    return body.get("model") in RESERVED
+
+
+async def answer(service: Service, http: Request, body: dict[str, Any]) -> Response:
+    """Answers a request."""
+    try:
+        return await _answer(service, http, body)
+    except Exception as error:
+        refusal = refusal_of(error)
+        refusal.status = (
+            503 if refusal.code == "queue_full" else _STATUSES.get(refusal.status, refusal.status)
+        )
+        raise refusal from error
+
+
+async def _answer(service: Service, http: Request, body: dict[str, Any]) -> Response:
+    job = service.job(http)
+    fields = Fields(body)
+    name = fields.need("model", str)
+    if name not in RESERVED:
+        service.check_model(name)
+    prompt: str = fields.take("prompt", str, default="")
+    echo = _switch(fields, "echo")
+    options: dict[str, Any] = {
+        "max_tokens": _number(fields, "max_tokens", 16, whole=True),
+        "temperature": _number(fields, "temperature", 0.85),
+        "top_p": _number(fields, "top_p", 0.95),
+        "top_k": _number(fields, "top_k", 50, whole=True),
+        "n": _number(fields, "n", 1, whole=True),
+        "stop": sorted(set(fields.take("stop", str, default=""))),
+    }
+    fields.end()
+    service.charge(job, always=True)
+    (generation,) = await service.whole(job, [prompt], options)
+    choices = [
+        {
+            "text": prompt + choice.text if echo else choice.text,
+            "index": index,
+            "logprobs": 0,
+            "finish_reason": "finished",
+        }
+        for index, choice in enumerate(generation.choices)
+    ]
+    told = {
+        "id": str(uuid.uuid4()),
+        "object": "text_generation",
+        "created": int(time.time()),
+        "model": name,
+        "choices": choices,
+    }
+    if service.settings.log_prompts:
+        job.note(prompt=prompt, answers=[choice["text"] for choice in choices])
+    return Response(compact(told), media_type="application/json")
+
+
+def _number(fields: Fields, name: str, default: float, *, whole: bool = False) -> float:
+    """A number, which may be written as a string."""
+    given = fields.take(name, default=default)
+    try:
+        value = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value) or (whole and value != int(value)):
+        fields.refuse(name, f"expected a {'whole ' * whole}number, got {str(given)[:40]}")
+    return int(value) if whole else value
+
+
+def _switch(fields: Fields, name: str) -> bool:
+    """True or false, which may be written as a string or a number."""
+    value = fields.take(name, default=False)
+    known = {"true": True, "false": False, "1": True, "0": False, "": False}
+    if (word := str(value).lower()) not in known:
+        fields.refuse(name, f"expected true or false, got {word[:40]!r}")
+    return known[word]

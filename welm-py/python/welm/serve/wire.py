@@ -1,0 +1,162 @@
+"""Bodies of requests, and answers as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, cast
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from welm.serve.errors import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+BODY_SECONDS = 60.0
+"""Longest wait for a further part of a body."""
+
+
+async def read_json(request: Request, most: int) -> dict[str, Any]:
+    """The JSON object in a request's body, whatever its ``Content-Type``, of at most so many bytes."""
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > most:
+        raise _too_large(most)
+    body = bytearray()
+    parts = request.stream()
+    while True:
+        try:
+            body += await asyncio.wait_for(anext(parts), BODY_SECONDS)
+        except StopAsyncIteration:
+            break
+        except asyncio.TimeoutError:
+            raise Refusal(408, f"the body did not come in {BODY_SECONDS:g} s") from None
+        if len(body) > most:
+            raise _too_large(most)
+    try:
+        value: object = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise Refusal(
+            400, f"body: expected UTF-8, got {body[error.start]:#04x} at byte {error.start}"
+        ) from None
+    except RecursionError:
+        raise Refusal(400, "body: expected JSON with fewer levels") from None
+    except ValueError as error:
+        raise Refusal(400, f"body: expected a JSON object, got something else: {error}") from None
+    if not isinstance(value, dict):
+        raise Refusal(400, f"body: expected a JSON object, got {kind_of(value)}")
+    return cast("dict[str, Any]", value)
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, f"body: expected at most {most:,} bytes")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether a JSON value is an array."""
+    return isinstance(value, list)
+
+
+def kind_of(value: object) -> str:
+    """The type of a JSON value, as JSON calls it."""
+    kinds: dict[type, str] = {
+        list: "an array",
+        str: "a string",
+        bool: "a boolean",
+        type(None): "null",
+        dict: "an object",
+    }
+    return kinds.get(type(value), "a number")
+
+
+async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+    """Waits for work. If the client hangs up before it is done, the work is cancelled: raises `ClientDisconnect`.
+
+    The body must have been read.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def compact(value: Any) -> bytes:
+    """JSON without spaces."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+class Events(Response):
+    """A response of server-sent events.
+
+    When nothing comes for a while, a comment is sent. When the client hangs up, the iterator is closed.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None], keep_alive: float) -> None:
+        """Takes the events, each as its bytes, and the seconds after which a comment is sent."""
+        super().__init__()
+        self._events, self._keep_alive = events, keep_alive
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends all of them."""
+        sending = asyncio.ensure_future(self._send(send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait([sending, gone], return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            for one in (sending, gone):
+                one.cancel()
+            await asyncio.gather(sending, gone, return_exceptions=True)
+            await self._events.aclose()
+
+    async def _send(self, send: Send) -> None:
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),  # nginx would hold the events back
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        coming = asyncio.ensure_future(anext(self._events, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait([coming], timeout=self._keep_alive)
+                part = coming.result() if done else b": keep-alive\n\n"
+                if part is None:
+                    break
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                if done:
+                    coming = asyncio.ensure_future(anext(self._events, None))
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def event(value: Any, name: str | None = None) -> bytes:
+    """One event with JSON."""
+    head = b"" if name is None else f"event: {name}\n".encode()
+    return head + b"data: " + compact(value) + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
