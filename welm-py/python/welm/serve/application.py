@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
 import welm
 from welm.serve import openai_chat, openai_completions, openai_responses, tokens, welm_api
@@ -60,6 +61,8 @@ def application(model: welm.Model, settings: Settings) -> FastAPI:
     for path, why in _LACKING.items():
         app.add_api_route(path, _lacking(why), methods=["POST"], response_model=None)
     _add_state(app, service)
+    if settings.page:
+        _add_page(app)
     _add_errors(app)
     app.add_middleware(Door, settings=settings)
     return app
@@ -116,6 +119,28 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_model=None)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
+
+
+def _add_page(app: FastAPI) -> None:
+    """Adds the page at ``/``. It loads nothing from elsewhere, and the browser is told so."""
+    folder = Path(__file__).parent / "page"
+    policy = {
+        "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+        "connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
+    kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+
+    def add(path: str, file: Path) -> None:
+        async def endpoint() -> Response:
+            return FileResponse(file, headers=policy, media_type=kinds[file.suffix])
+
+        app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+
+    for file in sorted(folder.iterdir()):
+        add("/" if file.name == "index.html" else f"/page/{file.name}", file)
 
 
 def _refused(request: Request, error: Exception) -> Response:

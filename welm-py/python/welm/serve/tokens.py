@@ -26,7 +26,11 @@ def _model(service: Service, fields: Fields) -> None:
 
 
 async def tokenize(service: Service, http: Request, body: dict[str, Any]) -> Response:
-    """The tokens of a text (``prompt``) or of a conversation (``messages``)."""
+    """The tokens of a text (``prompt``) or of a conversation (``messages``).
+
+    Unless ``add_special_tokens`` is false, a text has the tokens of a prompt: where the model wants it, with the one
+    that starts a text.
+    """
     service.job(http)
     fields = Fields(body)
     _model(service, fields)
@@ -34,8 +38,14 @@ async def tokenize(service: Service, http: Request, body: dict[str, Any]) -> Res
     if messages is None:
         prompt: str = fields.need("prompt", str)
         special: bool = fields.take("parse_special", bool, default=False)
+        begin: bool = fields.take("add_special_tokens", bool, default=True)
         fields.end()
-        tokens = await asyncio.to_thread(service.model.tokenize, prompt, special)
+        if begin:
+            # The prompt of a request that computes nothing.
+            got = await service.model.generate_async(prompt, max_tokens=0, echo=True, parse_special=special)
+            tokens = [token.id for token in got.choices[0].tokens]
+        else:
+            tokens = await asyncio.to_thread(service.model.tokenize, prompt, special)
     else:
         conversation = messages_of(fields, messages)
         template = {
