@@ -25,7 +25,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-COMMANDS = ("generate", "chat", "score", "quantize", "info", "bench", "serve", "eval", "experiment", "report")
+COMMANDS = (
+    "generate",
+    "chat",
+    "score",
+    "quantize",
+    "info",
+    "bench",
+    "serve",
+    "batch",
+    "eval",
+    "experiment",
+    "report",
+)
 
 HELP = """\
 usage: {prog} PROMPT [OPTION...]
@@ -43,6 +55,7 @@ commands:
   info       shows a model's shape, the memory that it takes, and what is in its files
   bench      measures tokens a second
   serve      serves a model over HTTP
+  batch      answers the requests of a file
   eval       runs evaluation tasks
   experiment runs an experiment: explanation, calibration or memory
   report     makes a page of the results of eval

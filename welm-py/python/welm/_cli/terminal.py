@@ -98,8 +98,10 @@ class Progress:
     The bar appears when the work has taken 0.3 seconds, and is cleared at its end.
     """
 
-    def __init__(self, label: str, *, quiet: bool = False) -> None:
+    def __init__(self, label: str, *, quiet: bool = False, unit: str | None = None) -> None:
+        """Its reports are in bytes, or in a ``unit``."""
         self._label = label
+        self._unit = unit
         self._bar = obeys(sys.stderr)
         self._quiet = quiet
         self._next_draw = time.monotonic() + 0.3
@@ -107,7 +109,7 @@ class Progress:
         self._drawn = False
 
     def __call__(self, done: int, total: int) -> None:
-        """Takes a report, in bytes."""
+        """Takes a report."""
         share = done / max(total, 1)
         if self._bar:
             if time.monotonic() >= self._next_draw:
@@ -116,7 +118,10 @@ class Progress:
                 say(f"\r{self._line(share, total)}\x1b[K", end="")
         elif not self._quiet and int(10 * share) > self._tenth:
             self._tenth = int(10 * share)
-            say(f"{self._label}: {self._tenth * 10} % of {megabytes(total)}")
+            say(f"{self._label}: {self._tenth * 10} % of {self._amount(total)}")
+
+    def _amount(self, total: int) -> str:
+        return megabytes(total) if self._unit is None else f"{total:,} {self._unit}"
 
     def _line(self, share: float, total: int) -> str:
         """The bar, or as much as one line has room for: a second line could not be cleared."""
@@ -124,10 +129,10 @@ class Progress:
         full, rest = (
             ("█", "░") if (sys.stderr.encoding or "").lower().replace("-", "") == "utf8" else ("#", ".")
         )
-        size = min(room - len(f"{self._label}   100% of {megabytes(total)}"), 30)
+        size = min(room - len(f"{self._label}   100% of {self._amount(total)}"), 30)
         if size >= 5:
             bar = f"{full * int(size * share)}{rest * (size - int(size * share))}"
-            return f"{self._label} {bar} {share:4.0%} of {megabytes(total)}"
+            return f"{self._label} {bar} {share:4.0%} of {self._amount(total)}"
         return f"{self._label} {share:.0%}" if room >= len(self._label) + 5 else f"{share:.0%}"[:room]
 
     def __enter__(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
@@ -20,7 +20,7 @@ from welm.serve.openai_fields import (
     streamed,
     usage_of,
 )
-from welm.serve.wire import DONE, compact, event, is_list
+from welm.serve.wire import DONE, compact, event, is_list, is_object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -106,9 +106,9 @@ def messages_of(fields: Fields, given: list[Any], name: str = "messages") -> lis
 
 
 def _object(fields: Fields, where: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
+    if not is_object(value):
         fields.wrong(where, "an object", value)
-    return cast("dict[str, Any]", value)
+    return value
 
 
 def _text(fields: Fields, where: str, part: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
@@ -19,7 +19,7 @@ from welm.serve.openai_chat import (
     tokens_of,
 )
 from welm.serve.openai_fields import sampling
-from welm.serve.wire import compact, event
+from welm.serve.wire import compact, event, is_object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -40,7 +40,7 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
     given = fields.need("input", str, list)
     items: list[Any] = [{"role": "user", "content": given}] if isinstance(given, str) else given
     for at, item in enumerate(items):
-        kind = cast("dict[str, Any]", item).get("type", "message") if isinstance(item, dict) else "message"
+        kind = item.get("type", "message") if is_object(item) else "message"
         if kind != "message":
             fields.refuse(f"input[{at}]", f"expected a message, got {str(kind)[:40]}")
     instructions = fields.take("instructions", str)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -47,9 +47,9 @@ async def read_json(request: Request, most: int) -> dict[str, Any]:
         raise Refusal(400, "body: expected JSON with fewer levels") from None
     except ValueError as error:
         raise Refusal(400, f"body: expected a JSON object, got something else: {error}") from None
-    if not isinstance(value, dict):
+    if not is_object(value):
         raise Refusal(400, f"body: expected a JSON object, got {kind_of(value)}")
-    return cast("dict[str, Any]", value)
+    return value
 
 
 def _too_large(most: int) -> Refusal:
@@ -63,6 +63,11 @@ def _no_constant(name: str) -> NoReturn:
 def is_list(value: object) -> TypeGuard[list[Any]]:
     """Whether a JSON value is an array."""
     return isinstance(value, list)
+
+
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a JSON value is an object."""
+    return isinstance(value, dict)
 
 
 def kind_of(value: object) -> str:

@@ -1,0 +1,232 @@
+"""Many requests from a file, in the format of OpenAI's batches, on this machine or on a Ray cluster.
+
+Each line of the input is a request: ``{"custom_id": "1", "url": "/v1/chat/completions", "body": {...}}``. Each line of
+the output is its answer, with the same ``custom_id``: ``{"id": ..., "custom_id": "1", "response": {"status_code": 200,
+"request_id": ..., "body": {...}}, "error": null}``. A request that is wrong has its error in ``body``, with its status.
+Lines are written as answers come, so their order is not that of the input.
+
+Answers that are in the output already are kept: after a kill the same call goes on where it was. Needs
+``pip install "welm[serve]"``; with a cluster, ``"welm[cluster]"``.
+
+.. code-block:: python
+
+    import welm.batch
+
+    welm.batch.run("model.gguf", "questions.jsonl", "answers.jsonl")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import welm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["BatchError", "run"]
+
+WINDOW = 512
+"""Requests that a model works on at once."""
+
+
+class BatchError(Exception):
+    """An input or output that is not what it should be."""
+
+
+def run(
+    path: str | os.PathLike[str] | None,
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    model_name: str | None = None,
+    ray: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    **options: Any,
+) -> dict[str, int]:
+    """Answers the requests of the file ``src`` that ``dst`` has no answer for yet; gives how many there are by status.
+
+    ``path`` and ``options`` are those of :class:`welm.Model`. ``model_name`` is the name that the requests must have;
+    by default each may have its own. ``ray`` is the address of a Ray cluster: a model on every GPU, or on every node,
+    under the same path. ``progress`` is called with the answers that are there and the requests in all.
+
+    The same requests have the same answers on a cluster of machines of the same kind, if they have a seed or
+    temperature 0, apart from ids and times. Raises :class:`BatchError` for files that are wrong, before a model is
+    loaded, and :class:`OSError` if the output cannot be written; what was written stays.
+    """
+    if find_spec("fastapi") is None:
+        raise BatchError('fastapi is missing: pip install "welm[serve]"')
+    requests = _read(src)
+    done = _done(dst, requests)
+    statuses: dict[str, int] = {}
+    for status in done.values():
+        statuses[status] = statuses.get(status, 0) + 1
+    left = [line for name, line in requests.items() if name not in done]
+    if progress is not None:
+        progress(len(done), len(requests))
+    if not left:
+        return statuses
+    place = os.fspath(path or welm.NANO)
+    answers = (
+        _here(place, left, model_name, options)
+        if ray is None
+        else _there(ray, place, left, model_name, options)
+    )
+    written = len(done)
+    with open(dst, "ab") as file:
+        for answer in answers:
+            file.write(answer.encode() + b"\n")
+            file.flush()
+            status = str(json.loads(answer)["response"]["status_code"])
+            statuses[status] = statuses.get(status, 0) + 1
+            written += 1
+            if progress is not None:
+                progress(written, len(requests))
+        os.fsync(file.fileno())
+    return statuses
+
+
+def _read(src: str | os.PathLike[str]) -> dict[str, str]:
+    """The lines of the input, by their ``custom_id``."""
+    lines: dict[str, str] = {}
+    with open(src, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{os.fspath(src)}:{number}"
+            try:
+                name = json.loads(line)["custom_id"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise BatchError(
+                    f"{where}: expected a JSON object with a custom_id, got {line[:60]!r}"
+                ) from None
+            if not isinstance(name, str):
+                raise BatchError(f"{where}: custom_id: expected a string, got {str(name)[:40]}")
+            if name in lines:
+                raise BatchError(f"{where}: custom_id: {name[:40]} is there twice")
+            lines[name] = line
+    return lines
+
+
+def _done(dst: str | os.PathLike[str], requests: dict[str, str]) -> dict[str, str]:
+    """The statuses of the answers that are there. A line that was not written to its end is cut off."""
+    done: dict[str, str] = {}
+    if not os.path.exists(dst):
+        return done
+    with open(dst, "r+b") as file:
+        whole = file.read()
+        end = whole.rfind(b"\n") + 1
+        for number, line in enumerate(whole[:end].splitlines(), 1):
+            try:
+                answer = json.loads(line)
+                name, status = answer["custom_id"], str(answer["response"]["status_code"])
+            except (ValueError, KeyError, TypeError):
+                raise BatchError(f"{os.fspath(dst)}:{number}: expected an answer of a batch") from None
+            if name not in requests:
+                raise BatchError(f"{os.fspath(dst)}:{number}: {str(name)[:40]} is an answer of another batch")
+            done[name] = status
+        file.truncate(end)
+    return done
+
+
+class _Worker:
+    """A model that answers lines."""
+
+    def __init__(self, path: str, name: str | None, options: dict[str, Any]) -> None:
+        from welm.serve.inside import Inside
+
+        model = welm.Model(path, **options)
+        shown = name or Path(path).stem
+        self._inside = Inside(model, shown, any_name=name is None, parallel=options.get("max_running", 64))
+
+    async def answers(self, lines: Iterable[str]) -> list[str]:
+        """The answers of some lines."""
+        return await asyncio.gather(*(self.answer(line) for line in lines))
+
+    async def answer(self, line: str) -> str:
+        """The answer of a line."""
+        request = json.loads(line)
+        status, body = await self._inside.ask(request)
+        return json.dumps(
+            {
+                "id": f"batch_req_{uuid.uuid4().hex}",
+                "custom_id": request["custom_id"],
+                "response": {"status_code": status, "request_id": uuid.uuid4().hex, "body": body},
+                "error": None,
+            },
+            ensure_ascii=False,
+        )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The same for Ray Data."""
+        return {"answer": asyncio.run(self.answers(str(line) for line in batch["line"]))}
+
+
+def _here(path: str, lines: list[str], name: str | None, options: dict[str, Any]) -> Iterator[str]:
+    """The answers as they come, computed in this process.
+
+    The event loop is on a thread of its own, because that of the caller may have one that runs.
+    """
+    worker = _Worker(path, name, options)
+    loop = asyncio.new_event_loop()
+    waiting, rest = set[asyncio.Task[str]](), iter(lines)
+
+    async def step() -> set[asyncio.Task[str]]:
+        waiting.update(loop.create_task(worker.answer(line)) for line in islice(rest, WINDOW - len(waiting)))
+        if not waiting:
+            return set()
+        ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        waiting.difference_update(ended)
+        return ended
+
+    async def give_up() -> None:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            while ended := pool.submit(loop.run_until_complete, step()).result():
+                for task in ended:
+                    yield task.result()
+        finally:
+            # After Ctrl-C the last step may still run; it ends when its tasks do.
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in waiting])
+            pool.submit(loop.run_until_complete, give_up()).result()
+            loop.close()
+
+
+def _there(
+    address: str, path: str, lines: list[str], name: str | None, options: dict[str, Any]
+) -> Iterator[str]:
+    """The answers as they come from a cluster."""
+    from welm._cluster import connect, failure, place
+
+    ray: Any = connect(address)
+    actors, needs = place(ray, str(options.get("device", "auto")))
+    size = min(
+        WINDOW, max(-(-len(lines) // (4 * actors)), 1)
+    )  # small enough that all actors have work, to the end
+    data: Any = ray.data.from_items(
+        [{"line": line} for line in lines], override_num_blocks=-(-len(lines) // size)
+    )
+    answers = data.map_batches(
+        _Worker,
+        fn_constructor_args=(path, name, options),
+        batch_size=size,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        **needs,
+    )
+    try:
+        for row in answers.iter_rows():
+            yield str(row["answer"])
+    except ray.exceptions.RayError as error:
+        raise failure(error) from error
