@@ -308,7 +308,7 @@ async def drop_waiting_task_with_its_loop(model: welm.Model) -> None:
     class SlowLoop(asyncio.SelectorEventLoop):
         """The thread that hands on the pieces holds it most of the time."""
 
-        def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> asyncio.Handle:
+        def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> asyncio.Handle:  # type: ignore[override]
             handle = super().call_soon_threadsafe(*args, **kwargs)
             time.sleep(0.05)
             return handle

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import welm
-from welm.serve import connections
+from welm.serve import connections, wire
 
 from conftest import PROMPT, at_rest
 from serving import Running, parse, read_answer, split
@@ -75,8 +75,8 @@ def well(server: Running, model: welm.Model) -> None:
         (b"[" * 100_000, "fewer levels"),
         (b'{"a":' * 100_000, "fewer levels"),
         (b'{"max_tokens": ' + b"9" * 5000 + b"}", "expected a JSON object"),
-        (b'{"model": "welm", "prompt": "\\ud800"}', "prompt"),
-        (b'{"model": "xl", "prompt": "\\ud800"}', "prompt"),
+        (b'{"model": "welm", "prompt": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"\\uD800": 1, "model": "xl"}', "half of a surrogate pair"),
     ],
     ids=range(16),
 )
@@ -178,6 +178,77 @@ def test_more_connections_than_there_is_room_for(server: Running, model: welm.Mo
             sock.close()
 
 
+def test_endless_trailers_and_half_heads_behind_a_request(server: Running, model: welm.Model) -> None:
+    trailers = b"POST /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    for begin in (trailers, request({**LONG, "n": 8, "stream": True}) + b"GET /health HTTP/1.1\r\n"):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with server.connect() as sock:
+            sock.sendall(begin)
+            closed = False
+            for _ in range(100_000):
+                try:
+                    sock.sendall(b"a: " + b"b" * 10_000 + b"\r\n")
+                except (BrokenPipeError, ConnectionResetError):
+                    closed = True
+                    break
+            assert closed
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+        at_rest(model)
+    well(server, model)
+
+
+def test_half_bodies_make_room_for_others(server: Running, model: welm.Model) -> None:
+    kind: Any = server.server.config.http_protocol_class
+    kind.most = 20
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"
+    crowd = [server.connect() for _ in range(60)]
+    for sock in crowd:
+        sock.sendall(head)
+    well(server, model)
+    assert len(server.server.server_state.connections) <= 21
+    for sock in crowd:
+        sock.close()
+
+
+def test_a_body_that_does_not_come(
+    server: Running, model: welm.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "BODY_SECONDS", 0.3)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    with server.connect() as sock:
+        sock.sendall(head)
+        for _ in range(10):  # slowly
+            sock.sendall(b" ")
+            time.sleep(0.05)
+        status, _, answer = parse(read_answer(sock))
+    assert (status, answer["error"]["message"]) == (408, "the body did not come in 0.3 s")
+
+
+def test_those_without_a_key_send_no_bodies(model: welm.Model) -> None:
+    with Running(model, keys={"k": "alice"}) as server:
+        head = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+        assert split(server.raw(head.format("/v1/chat/completions").encode()))[0] == 401  # before it came
+        assert server.post("/v1/completions", {"model": "welm", "prompt": "x" * 70_000})[0] == 413
+        assert server.post("/v1/completions", {"model": "welm", "prompt": "x"})[0] == 401
+        assert server.post("/v1/completions", {"model": "xl", "prompt": "x"})[0] == 403
+
+
+def test_an_answer_that_comes_before_the_body_is_read(server: Running) -> None:
+    """Many clients read no answer before they have sent all."""
+    for path, size, status in (("/v1/embeddings", 1 << 20, 400), ("/v1/completions", 5 << 20, 413)):
+        assert server.post(path, b'{"input": "' + b"x" * (size - 100) + b'"}')[0] == status
+
+
+def test_nothing_is_upgraded(server: Running) -> None:
+    """Java's client asks for HTTP/2 with its first request."""
+    more = (
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
+    )
+    for body in (BODY, {**BODY, "prompt": "\r\nUpgrade: x"}):
+        status, _, answer = parse(server.raw(request(body, more=more)))
+        assert (status, answer["object"]) == (200, "text_completion")
+
+
 # Clients that do not read.
 
 
@@ -217,6 +288,50 @@ def test_a_reader_that_has_stopped_is_dropped(
     well(server, model)
 
 
+def test_a_reader_that_is_slow_but_reads_is_kept(
+    server: Running, model: welm.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.3)
+    with server.connect() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        slow.sendall(request({**LONG, "n": 8, "stream": True, "logprobs": 20}, more="Connection: close\r\n"))
+        got, until = b"", time.monotonic() + 1.5
+        while time.monotonic() < until:
+            got += slow.recv(8000)
+            time.sleep(0.01)
+        while part := slow.recv(1 << 20):
+            got += part
+    assert b"data: [DONE]" in got
+    at_rest(model)
+
+
+def test_an_answer_that_is_not_fetched(
+    server: Running, model: welm.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is small enough to be written at once, after which the server wants to close."""
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.3)
+    with server.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        body = {**LONG, "max_tokens": 200, "n": 8, "logprobs": 5}
+        sock.sendall(request(body, more="Connection: close\r\n"))
+        until = time.monotonic() + 20
+        time.sleep(0.2)
+        while server.server.server_state.connections and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not server.server.server_state.connections
+
+
+def test_hanging_up_at_once_computes_nothing(server: Running, model: welm.Model) -> None:
+    before = model.stats()
+    for _ in range(40):
+        with server.connect() as sock:
+            sock.sendall(request(LONG))
+    at_rest(model)
+    time.sleep(0.1)
+    at_rest(model)
+    assert model.stats().completion_tokens - before.completion_tokens < 40 * 480 / 4
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/completions", "/welm/v1/completions", "/score"])
 def test_hanging_up_cancels(server: Running, model: welm.Model, path: str, stream: bool) -> None:
@@ -251,6 +366,44 @@ def test_hanging_up_while_waiting(model: welm.Model) -> None:
             time.sleep(0.01)
         assert server.service.gate.waiting == 0
         well(server, model)
+
+
+def test_many_prompts_are_one_request(model: welm.Model) -> None:
+    with Running(model, parallel=2, queue_limit=8) as server:
+        status, _, answer = server.post("/v1/completions", {**BODY, "prompt": [PROMPT] * 8})
+        assert status == 200
+        want = model.generate(PROMPT, max_tokens=8, temperature=0).text
+        assert [choice["text"] for choice in answer["choices"]] == [want] * 8
+        for count in (9, 100_000):
+            began = time.monotonic()
+            status, _, answer = server.post("/v1/completions", {**BODY, "prompt": [[1]] * count})
+            assert (status, answer["error"]["param"]) == (400, "prompt")
+            assert time.monotonic() - began < 3
+        # While one such request runs, another client does not meet a full queue.
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            first = pool.submit(server.post, "/v1/completions", {**LONG, "prompt": [PROMPT] * 8})
+            while not model.stats().open:
+                time.sleep(0.001)
+            assert server.post("/v1/completions", BODY)[0] == 200
+            assert first.result()[0] == 200
+        for n in (-1_000_000, 0):
+            assert server.post("/v1/completions", {**BODY, "n": n})[0] == 400
+            assert server.post("/v1/completions", {"model": "xl", "prompt": "x", "n": n})[0] == 400
+        well(server, model)
+
+
+def test_long_texts_to_tokenize_keep_nobody_waiting(model: welm.Model) -> None:
+    keys = {"a": "alice", "b": "bob"}
+    with Running(model, keys=keys) as server, concurrent.futures.ThreadPoolExecutor(20) as pool:
+        long = {"prompt": "床前明月光，疑是地上霜。\n" * 20_000, "add_special_tokens": False}
+        flood = [pool.submit(server.post, "/tokenize", long, "a") for _ in range(20)]
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert server.post("/v1/completions", BODY, "b")[0] == 200
+        assert server.post("/tokenize", {"prompt": "春"}, "b")[0] == 200
+        assert time.monotonic() - began < 3
+        assert not all(one.done() for one in flood)
+        assert {one.result()[0] for one in flood} == {200}
 
 
 def test_a_full_queue(model: welm.Model) -> None:
@@ -321,6 +474,8 @@ def test_pages_of_others_are_refused(model: welm.Model) -> None:
             ({"Host": "evil.example"}, 403),
             ({"Origin": "https://evil.example"}, 403),
             ({"Origin": "null"}, 403),
+            ({"Origin": "http://["}, 403),
+            ({"Host": "LOCALHOST"}, 200),
             ({"Origin": "http://localhost"}, 200),
             ({"Origin": "https://mine.example"}, 200),
         ):
@@ -371,8 +526,12 @@ def test_an_internal_error_tells_nothing(
         monkeypatch.setattr(server.service, "whole", broken)
         status, _, answer = server.post("/v1/completions", BODY)
         assert (status, answer["error"]["message"]) == (500, "an internal error")
+        assert caplog.text.count("ZeroDivisionError: a secret") == 1  # in the log it is
         assert server.post("/v1/completions", {**BODY, "model": "xl"})[0] == 503
-    assert "a secret" in caplog.text  # in the log it is
+        assert caplog.text.count("ZeroDivisionError: a secret") == 2
+        monkeypatch.setattr(server.service, "_each", broken)
+        assert server.post("/v1/completions", {**BODY, "stream": True})[0] == 500
+        assert caplog.text.count("ZeroDivisionError: a secret") == 3
 
 
 # Processes.
@@ -437,9 +596,25 @@ def test_a_signal_drains(number: int) -> None:
     process.process.communicate()
 
 
+def test_a_request_that_is_cut_is_no_success() -> None:
+    process = Process("--drain", "1")
+    with socket.create_connection(("127.0.0.1", process.port), timeout=20) as sock:
+        long = {**LONG, "model": "welm-nano", "n": 64, "stream": True, "prompt": [PROMPT] * 40}
+        sock.sendall(request(long))
+        sock.recv(100)
+        assert process.end(signal.SIGTERM) == 1
+
+
 def test_options_of_the_command(tmp_path: Path) -> None:
     (tmp_path / "welm.toml").write_text('model-name = ["a", "b"]\nmax_body = 1000\nthreads = 1\n', "utf-8")
-    process = Process("--config", str(tmp_path / "welm.toml"), env={"WELM_SERVE_MAX_BODY": "40"})
+    # Kubernetes sets such variables for a service of this name.
+    kubernetes = {
+        "WELM_SERVE_SERVICE_HOST": "10.0.0.1",
+        "WELM_SERVE_PORT": "tcp://10.0.0.1:80",
+        "WELM_SERVE_PORT_80_TCP": "x",
+    }
+    env = {"WELM_SERVE_MAX_BODY": "40", "WELM_SERVE_CONFIG": "/nowhere", **kubernetes}
+    process = Process("--config", str(tmp_path / "welm.toml"), env=env)
     assert process.first.startswith("a at http://127.0.0.1:")
     assert process.post({"model": "b", "prompt": "x" * 100}) == 413
     assert process.post({"model": "b", "prompt": "x"}) == 200
@@ -454,6 +629,9 @@ def test_options_of_the_command(tmp_path: Path) -> None:
         (["--model-name", "xl"], {}, 1, "xl is a model of WeLM's API"),
         (["--port", "70000"], {}, 2, "--port: expected 0 to 65535"),
         ([], {"WELM_SERVE_PROT": "1"}, 1, "WELM_SERVE_PROT: unknown option, did you mean port?"),
+        (["--host", "no such host", "--without-keys"], {}, 1, "cannot listen at no such host"),
+        (["--drain", "inf"], {}, 2, "--drain: expected 0 to 86400"),
+        (["--quota-file", "/nowhere/quota"], {}, 1, "--quota-file: /nowhere/quota: unable to open"),
         ([], {"WELM_SERVE_PORT": "x"}, 1, "WELM_SERVE_PORT: expected a whole number"),
         ([], {"WELM_SERVE_LOG_PROMPTS": "yes"}, 1, "WELM_SERVE_LOG_PROMPTS: expected true or false"),
         (["--config", "/nowhere.toml"], {}, 1, "/nowhere.toml"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from welm.serve import Settings
-from welm.serve.gate import Full, Gate
+from welm.serve.gate import Full, Gate, Late
 from welm.serve.keys import Keys, read_keys
 from welm.serve.quota import Quota
 
@@ -97,14 +100,42 @@ async def test_a_large_request_is_not_overtaken_for_ever() -> None:
 @case
 async def test_too_many_are_refused() -> None:
     crowd = Crowd(Gate(1, 2))
-    await crowd.come("a1", "a2", "b1", "c1")
+    await crowd.come("a1", "a2", "a3", "a4")
     with pytest.raises(Full):
-        await crowd.tasks["c1"]
+        await crowd.tasks["a4"]
     await crowd.leave("a1")
-    await crowd.come("c2")
+    await crowd.come("a5")
     assert crowd.gate.waiting == 2
-    await crowd.leave("a2", "b1", "c2")
-    assert crowd.came == ["a1", "a2", "b1", "c2"]
+    await crowd.leave("a2", "a3", "a5")
+    assert crowd.came == ["a1", "a2", "a3", "a5"]
+
+
+@case
+async def test_the_flood_of_a_client_leaves_room_for_others() -> None:
+    crowd = Crowd(Gate(1, 2))
+    await crowd.come("a1", "a2", "a3", "a4", "b1", "b2", "b3", "c1", "c2", "d1", "d2", "e1")
+    for name in ("a4", "b3", "e1"):  # more than two of a client; more than eight in all
+        with pytest.raises(Full):
+            await crowd.tasks[name]
+    for name in ("a1", "a2", "b1", "c1", "d1", "a3", "b2", "c2", "d2"):
+        await crowd.leave(name)
+    assert crowd.came == ["a1", "a2", "b1", "c1", "d1", "a3", "b2", "c2", "d2"]
+
+
+@case
+async def test_a_turn_that_does_not_come_in_time() -> None:
+    gate = Gate(1, 10)
+    async with gate.enter("a", 1):
+        with pytest.raises(Late):
+            async with gate.enter("b", 1, 0.01):
+                pass
+        assert gate.waiting == 0
+    async with gate.enter("b", -1000):
+        with pytest.raises(Late):  # fewer than one is one
+            async with gate.enter("c", -1, 0.01):
+                pass
+    async with gate.enter("c", 1, 0.01):
+        pass
 
 
 @case
@@ -158,7 +189,7 @@ async def test_cancelling_at_any_moment_loses_no_place() -> None:
 
 
 def test_keys() -> None:
-    keys = Keys({"k": "alice", "schlüssel": "bob"})
+    keys = Keys({"k": "alice", "other": "bob"})
     salts = set()
     for header in ("k", "Bearer k", "bearer k", "BEARER  k "):
         client = keys.client(header, "1.2.3.4")
@@ -167,7 +198,7 @@ def test_keys() -> None:
         salts.add(client.salt)
     for wrong in (None, "", "K", "Bearer", "Basic k", "Bearer k k", "k k"):
         assert keys.client(wrong, "1.2.3.4") is None
-    other = keys.client("Bearer schlüssel", "x")
+    other = keys.client("Bearer other", "x")
     assert other is not None
     assert other.name == "bob"
     assert (len(salts), len({*salts, other.salt, None, "k"})) == (1, 4)
@@ -185,6 +216,10 @@ def test_keys() -> None:
         ("a alice\nsecret\n", ":2: expected a key and a name, got 1 words"),
         ("a b c\n", ":1: expected a key and a name, got 3 words"),
         ("secret alice\nsecret bob\n", ":2: expected each key once"),
+        (
+            "geheimnis alice\nschlüssel bob\n",
+            ":2: expected a key of ASCII characters, which is what HTTP can carry",
+        ),
     ],
 )
 def test_files_of_keys(tmp_path: Path, text: str, wrong: str | None) -> None:
@@ -198,45 +233,62 @@ def test_files_of_keys(tmp_path: Path, text: str, wrong: str | None) -> None:
     assert str(error.value) == f"{path}{wrong if wrong[0] == ':' else f': {wrong}'}"
 
 
-def test_quotas(tmp_path: Path) -> None:
-    now = 1_000_000 * 86_400.0
-    path = str(tmp_path / "quota")
-    quota = Quota(path, 2, 10, lambda: now)
-    assert quota.admit("a") is None
-    now += 20
-    assert quota.admit("a") is None
-    told = quota.admit("a")
-    assert told is not None
-    assert (told[1], "2 requests" in told[0]) == (41, True)  # the first is forgotten in 40 seconds
-    assert quota.admit("b") is None
-    now += 40
-    assert quota.admit("a") is None
-    assert quota.admit("a") is not None
-    quota.add("b", 9)
-    now += 60
-    assert quota.admit("b") is None
-    quota.add("b", 1)
-    told = quota.admit("b")
-    assert told is not None
-    assert told[1] == 86_400 - 120 + 1
-    quota.close()
-    again = Quota(path, 2, 10, lambda: now)
-    assert again.admit("b") is not None
-    assert again.admit("a") is None
-    now += 86_400
-    assert again.admit("b") is None
-    again.close()
-    free = Quota(None, 0, 0, lambda: now)
-    free.add("a", 10**9)
-    assert [free.admit("a") for _ in range(100)] == [None] * 100
+@case
+async def test_quotas() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        now = 1_000_000 * 86_400.0
+        path = f"{folder}/quota"
+        quota = Quota(path, 2, 10, lambda: now)
+        assert await quota.admit("a") is None
+        now += 20
+        assert await quota.admit("a") is None
+        told = await quota.admit("a")
+        assert told is not None
+        assert (told[1], "2 requests" in told[0]) == (41, True)  # the first is forgotten in 40 seconds
+        assert await quota.admit("b") is None
+        now += 40
+        assert await quota.admit("a") is None
+        assert await quota.admit("a") is not None
+        await quota.add("b", 9)
+        now += 60
+        assert await quota.admit("b") is None
+        await quota.add("b", 1)
+        told = await quota.admit("b")
+        assert told is not None
+        assert told[1] == 86_400 - 120 + 1
+        quota.close()
+        again = Quota(path, 2, 10, lambda: now)
+        assert await again.admit("b") is not None
+        assert await again.admit("a") is None
+        now += 86_400
+        assert await again.admit("b") is None
+        # Another process writes: the loop goes on, and the error says what it is.
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            waiting = asyncio.ensure_future(again.admit("b"))
+            for _ in range(20):
+                await asyncio.sleep(0.01)
+            assert not waiting.done()
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                await waiting
+            other.execute("ROLLBACK")
+        assert await again.admit("b") is None
+        again.close()
+    free = Quota(None, 0, 0)
+    await free.add("a", 10**9)
+    assert [await free.admit("a") for _ in range(100)] == [None] * 100
     free.close()
 
 
 @pytest.mark.parametrize(
     ("values", "wrong"),
     [
-        ({"model_names": ()}, "model_names: expected one name or more"),
+        ({"model_names": ()}, "model_names: expected a tuple of one name or more"),
         ({"model_names": ("a", "xl")}, "model_names: xl is a model of WeLM's API"),
+        ({"model_names": "mine"}, "model_names: expected a tuple"),
+        ({"keys": {"": "alice"}}, "keys: expected a key of ASCII characters without spaces for alice"),
+        ({"keys": {"a b": "alice"}}, "keys: expected a key"),
+        ({"keys": {"钥匙": "alice"}}, "keys: expected a key"),
         ({"parallel": 0}, "parallel: expected 1 or more"),
         ({"queue_limit": 0}, "queue_limit: expected 1 or more"),
         ({"timeout": 0}, "timeout: expected seconds"),

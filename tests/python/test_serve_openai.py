@@ -150,6 +150,13 @@ def test_a_part_of_a_character_is_told_by_its_bytes(client: openai.OpenAI, chat:
     assert bytes.fromhex("".join(names).replace("bytes:", "").replace("\\x", "")) == "😀".encode()
 
 
+def test_offsets_count_characters(client: openai.OpenAI, chat: welm.Model) -> None:
+    tokens = [*chat.tokenize("😀"), *chat.tokenize("春")]
+    got = client.completions.create(model="mine", prompt=tokens, echo=True, logprobs=0, max_tokens=0)
+    assert got.choices[0].logprobs is not None
+    assert got.choices[0].logprobs.text_offset == [0] * (len(tokens) - 1) + [1]
+
+
 def test_streams_have_the_same_texts(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {
         "model": "mine", "prompt": [PROMPT, "春眠"], "n": 2, "seed": 3, "max_tokens": 20, "stop": "。", "logprobs": 1,
@@ -269,6 +276,10 @@ def test_responses(client: openai.OpenAI, chat: welm.Model) -> None:
     )  # fmt: skip
     assert got.usage is not None
     assert (got.usage.input_tokens, got.usage.output_tokens) == (want.usage.prompt_tokens, 12)
+    kept = client.responses.create(
+        model="mine", input="春", max_output_tokens=1, user="u", metadata={"a": "b"}
+    )
+    assert (kept.user, kept.metadata) == ("u", {"a": "b"})
     short = client.responses.create(model="mine", input="春", max_output_tokens=4, extra_body={"seed": 2})
     assert short.output_text == chat.generate(
         chat.chat_tokens([{"role": "user", "content": "春"}]), seed=2, max_tokens=4, temperature=1, top_p=1, top_k=0
@@ -419,6 +430,7 @@ RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ({"conversation": "conv_1"}, "conversation"),
     ({"background": True}, "background"),
+    ({"n": 4}, "n"),
     ({"store": True}, "store"),
     ({"tools": [{"type": "web_search"}]}, "tools"),
     ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "text"),
@@ -492,10 +504,15 @@ def test_tokens_and_scores(server: Running, chat: welm.Model) -> None:
     assert [[t["logprob"] for t in one["tokens"]] for one in got["scores"]] == [
         [t.logprob for t in one.tokens] for one in want
     ]
-    for path, wrong in (
-        ("/tokenize", {}), ("/tokenize", {"prompt": 3}), ("/detokenize", {"tokens": ["x"]}),
-        ("/score", {"prompt": "x"}), ("/score", {"prompt": "x", "continuations": [3]}),
-    ):  # fmt: skip
+    faults: list[tuple[str, dict[str, Any]]] = [
+        ("/tokenize", {}),
+        ("/tokenize", {"prompt": 3}),
+        ("/detokenize", {"tokens": ["x"]}),
+        ("/score", {"prompt": "x"}),
+        ("/score", {"prompt": ["a", "b"], "continuations": ["x"]}),
+        ("/score", {"prompt": "x", "continuations": [3]}),
+    ]
+    for path, wrong in faults:
         assert server.post(path, wrong, "sk-a")[0] == 400, (path, wrong)
         assert server.post(path, wrong)[0] == 401
 

@@ -212,6 +212,35 @@ def test_requests_a_minute(model: welm.Model) -> None:
         assert [server.post("/v1/completions", body, "a")[0] for _ in range(2)] == [200, 429]
 
 
+def test_what_is_echoed_is_not_charged(model: welm.Model) -> None:
+    keys = {"a": "alice"}
+    with Running(
+        model, keys=keys, characters_per_day=40, requests_per_minute=0, quota_everywhere=True
+    ) as server:
+        for stream in (False, True):
+            for prompt in (PROMPT * 4, model.tokenize(PROMPT * 4)):
+                body = {
+                    "model": "welm",
+                    "prompt": prompt,
+                    "max_tokens": 4,
+                    "n": 2,
+                    "echo": True,
+                    "temperature": 0,
+                }
+                data = json.dumps({**body, "stream": stream}).encode()
+                head = HEAD.replace(b"key-a", b"a") % len(data)
+                with server.connect() as sock:
+                    sock.sendall(head.replace(b"Host", b"Connection: close\r\nHost") + data)
+                    got = b""
+                    while part := sock.recv(1 << 16):
+                        got += part
+                assert split(got)[0] == 200
+        assert (
+            server.post("/v1/completions", {"model": "xl", "prompt": "春", "max_tokens": 20}, "a")[0] == 200
+        )
+        assert server.post("/v1/completions", {"model": "xl", "prompt": "春"}, "a")[0] == 429
+
+
 def test_characters_a_day_and_a_restart(model: welm.Model, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "keys": {"a": "alice"}, "characters_per_day": 40, "requests_per_minute": 0,

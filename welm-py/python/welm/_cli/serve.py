@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,9 @@ EXAMPLES = (
 )
 
 PREFIX = "WELM_SERVE_"
+
+_KUBERNETES = re.compile(r"WELM_SERVE_(SERVICE_.*|PORT_.*|PORT=[a-z]+://.*)", re.DOTALL)
+"""Variables that Kubernetes sets for a service of the name `welm-serve`."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -68,7 +73,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add(
         "--drain",
-        type=Real(0),
+        type=Real(0, 86_400),
         metavar="SECONDS",
         help="time for open requests at the end (default: 30)",
     )
@@ -138,7 +143,10 @@ def run(args: Namespace) -> int:
     with sock:
         with Progress("loading", quiet=True) as progress:
             model = welm.Model(path, progress=progress, **options)
-        app = welm.serve.app(model, settings)
+        try:
+            app = welm.serve.app(model, settings)
+        except sqlite3.Error as error:
+            raise Failure(f"argument --quota-file: {settings.quota_file}: {error}") from None
         address = f"[{host}]" if ":" in host else host
         say(f"{settings.model_names[0]} at http://{address}:{sock.getsockname()[1]} ({model.backend})")
         return serve(app, sock, drain=getattr(args, "drain", 30.0))
@@ -167,10 +175,11 @@ def _complete(args: Namespace) -> None:
     environment = {
         name.removeprefix(PREFIX).lower(): (name, value)
         for name, value in os.environ.items()
-        if name.startswith(PREFIX)
+        if name.startswith(PREFIX) and not _KUBERNETES.fullmatch(f"{name}={value}")
     }
-    if "config" in environment and getattr(args, "config", None) is None:
-        args.config = environment.pop("config")[1]
+    config = environment.pop("config", None)
+    if config is not None and getattr(args, "config", None) is None:
+        args.config = config[1]
     file = _read_toml(args.config) if getattr(args, "config", None) is not None else {}
     given = {name: (f"{args.config}: {name}", value) for name, value in file.items()}
     for name, (where, value) in [*given.items(), *environment.items()]:

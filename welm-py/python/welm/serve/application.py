@@ -13,10 +13,9 @@ from starlette.responses import FileResponse, Response
 
 import welm
 from welm.serve import openai_chat, openai_completions, openai_responses, tokens, welm_api
-from welm.serve.door import Door, log
-from welm.serve.errors import Refusal, refusal_of
+from welm.serve.checks import Checks
+from welm.serve.errors import Refusal, compact, refusal_of
 from welm.serve.service import Service
-from welm.serve.wire import compact
 
 if TYPE_CHECKING:
     from welm.serve.settings import Settings
@@ -36,22 +35,29 @@ _LACKING = {
 def application(model: welm.Model, settings: Settings) -> FastAPI:
     """The application; see :func:`welm.serve.app`."""
     service = Service(model, settings)
-    app = FastAPI(title="welm", version=welm.__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="welm",
+        version=welm.__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
     app.state.service = service
 
     def post(path: str, handler: Handler) -> None:
         async def endpoint(request: Request) -> Response:
             try:
+                service.job(request)  # bodies are read for those who may send them
                 return await handler(service, request, await service.body(request))
             except ClientDisconnect:
-                return Response(status_code=499)  # nobody reads it; nginx logs this number, too
+                return _gone()
             except Exception as error:
                 return _refused(request, error)
 
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
 
-    post("/v1/completions", _completions)
-    post("/welm/v1/completions", welm_api.answer)
+    _add_welm(app, service)
     post("/v1/chat/completions", openai_chat.answer)
     post("/v1/responses", openai_responses.answer)
     for prefix in ("", "/v1"):
@@ -59,27 +65,46 @@ def application(model: welm.Model, settings: Settings) -> FastAPI:
         post(f"{prefix}/detokenize", tokens.detokenize)
         post(f"{prefix}/score", tokens.score)
     for path, why in _LACKING.items():
-        app.add_api_route(path, _lacking(why), methods=["POST"], response_model=None)
+        post(path, _lacking(why))
     _add_state(app, service)
     if settings.page:
         _add_page(app)
     _add_errors(app)
-    app.add_middleware(Door, settings=settings)
+    app.add_middleware(Checks, settings=settings)
     return app
 
 
-async def _completions(service: Service, http: Request, body: dict[str, Any]) -> Response:
-    """Two APIs have this path: the model's name tells which is meant."""
-    if welm_api.is_welm(body):
-        return await welm_api.answer(service, http, body)
-    return await openai_completions.answer(service, http, body)
+def _add_welm(app: FastAPI, service: Service) -> None:
+    """Adds the paths of WeLM's API, of which one is OpenAI's as well: the model's name tells which is meant.
+
+    So it is only known after the body is read which status a wrong key has. Of a body with a wrong key little is read.
+    """
+
+    async def either(request: Request) -> Response:
+        try:
+            known = service.keys.client(request.headers.get("authorization"), "") is not None
+            body = await service.body(request, None if known else 1 << 16)
+            if request.url.path.endswith("/welm/v1/completions") or welm_api.is_welm(body):
+                return await welm_api.answer(service, request, body)
+            return await openai_completions.answer(service, request, body)
+        except ClientDisconnect:
+            return _gone()
+        except Exception as error:
+            return _refused(request, error)
+
+    for path in ("/v1/completions", "/welm/v1/completions"):
+        app.add_api_route(path, either, methods=["POST"], response_model=None)
 
 
-def _lacking(why: str) -> Callable[[], Awaitable[Response]]:
-    async def endpoint() -> Response:
+def _gone() -> Response:
+    return Response(status_code=499)  # nobody reads it; nginx logs this number, too
+
+
+def _lacking(why: str) -> Handler:
+    async def answer(service: Service, http: Request, body: dict[str, Any]) -> Response:
         raise Refusal(400, why, code="unsupported_endpoint")
 
-    return endpoint
+    return answer
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
@@ -105,11 +130,11 @@ def _add_state(app: FastAPI, service: Service) -> None:
         service.check_model(name)
         return about(name)
 
-    @app.get("/health", response_model=None)
+    @app.api_route("/health", methods=["GET", "HEAD"], response_model=None)
     async def health() -> Response:
         return Response(compact({"status": "ok"}), media_type="application/json")
 
-    @app.get("/ready", response_model=None)
+    @app.api_route("/ready", methods=["GET", "HEAD"], response_model=None)
     async def ready() -> Response:
         state = "draining" if service.draining else "ready"
         return Response(
@@ -145,9 +170,7 @@ def _add_page(app: FastAPI) -> None:
 
 def _refused(request: Request, error: Exception) -> Response:
     refusal = refusal_of(error)
-    request.state.note["error"] = refusal.message
-    if refusal.status == 500:
-        log.error("an internal error", exc_info=error)
+    request.state.log_fields["error"] = refusal.message
     return refusal.response()
 
 
@@ -161,7 +184,9 @@ def _add_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         what = f"{request.method} {request.url.path[:200]}"
         message = f"{what}: no such endpoint" if error.status_code == 404 else f"{what}: {error.detail}"
-        return Refusal(error.status_code, message, code="unknown_url").response()
+        response = Refusal(error.status_code, message, code="unknown_url").response()
+        response.headers.update(error.headers or {})
+        return response
 
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(HTTPException, unknown)

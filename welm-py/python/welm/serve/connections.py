@@ -1,32 +1,31 @@
 """Connections of clients that are slow, or that only come to occupy places.
 
 uvicorn bounds neither the head of a request nor the time that it may take, and keeps a client that does not read. Here
-each of these has a bound, and when there are too many connections, those that wait for a request are closed, the
-oldest first. So thousands of idle connections keep nobody else out.
+each of these has a bound. When there are too many connections, those that have not sent a whole request are closed, the
+oldest first. So thousands of connections that are idle, or send slowly, keep nobody else out.
 """
 
 from __future__ import annotations
 
-import asyncio
+import re
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
 
 HEAD_SECONDS = 30.0
 """Longest time from a connection, or the last answer, to the end of a request's head."""
 
 HEAD_BYTES = 64 << 10
-"""Most bytes of a request's head."""
+"""Most bytes of a request that are not its body, beside as many as the body has."""
 
 STALL_SECONDS = 120.0
-"""Longest time that a client with an unsent answer may not read at all."""
+"""Longest time that a client with an unsent answer may read nothing."""
 
-LINGER_SECONDS = 10.0
-"""Longest time that a closed connection may take to send the rest."""
+_UPGRADE = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
 
 
 class Connection(HttpToolsProtocol):
@@ -34,48 +33,74 @@ class Connection(HttpToolsProtocol):
 
     most: ClassVar[int]
     """Most connections."""
-    idle: ClassVar[OrderedDict[Connection, None]]
-    """Those that wait for a request's head, the oldest first."""
+    unfinished: ClassVar[OrderedDict[Connection, None]]
+    """Those whose request has not come to its end, the oldest first."""
 
-    _head = 0
-    """Bytes of the head that is being read; -1 while a request is served."""
-    _timer: asyncio.TimerHandle | None = None
+    _in_head = True
+    _head_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+    _received = _body = _unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
         super().connection_made(transport)
         self._wait_for_head()
-        if len(self.connections) > self.most and self.idle:
-            next(iter(self.idle))._leave()
+        if len(self.connections) > self.most and self.unfinished:
+            next(iter(self.unfinished))._leave()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""
-        self._set_timer(None)
-        self.idle.pop(self, None)
+        for timer in (self._head_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
+        self.unfinished.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """A part of a request."""
+        if self._in_head:
+            # Nothing is upgraded here. The parser would take the body for that of another protocol.
+            head, gap, rest = data.partition(b"\r\n\r\n")
+            data = _UPGRADE.sub(b"x-not-used", head) + gap + rest
+        self._received += len(data)
         super().data_received(data)
-        if self._head >= 0 and not self.transport.is_closing():
-            self._head += len(data)
-            if self._head > HEAD_BYTES:
+        if self._received - self._body > HEAD_BYTES + self._body and not self.transport.is_closing():
+            if self._in_head:
                 self.transport.write(
                     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
                 )
                 self._leave()
+            else:  # there may be a part of an answer
+                self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._received = self._body = 0
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        self._head = -1
-        self._set_timer(None)
-        self.idle.pop(self, None)
+        self._in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request has come to its end."""
+        self.unfinished.pop(self, None)
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """The answer is written."""
         super().on_response_complete()
-        if self.cycle.response_complete and not self.transport.is_closing():
+        if self.transport.is_closing():
+            self._watch_unsent()
+        elif self.cycle.response_complete:  # no further request has come already
             self._wait_for_head()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -83,37 +108,45 @@ class Connection(HttpToolsProtocol):
         self._leave()
 
     def pause_writing(self) -> None:
-        """The client does not read what was written."""
+        """The client does not read as fast as is written."""
         super().pause_writing()
-        self._set_timer(STALL_SECONDS, self.transport.abort)
+        self._watch_unsent()
 
     def resume_writing(self) -> None:
-        """It has read some."""
+        """It has read most."""
         super().resume_writing()
-        self._set_timer(None)
+        if self._stall_timer is not None and not self.transport.is_closing():
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _wait_for_head(self) -> None:
-        self._head = 0
-        self.idle[self] = None
-        self._set_timer(HEAD_SECONDS)
+        self._in_head = True
+        self.unfinished[self] = None
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._leave)
 
-    def _set_timer(self, seconds: float | None, then: Callable[[], object] | None = None) -> None:
-        """After so many seconds the connection ends."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None if seconds is None else self.loop.call_later(seconds, then or self._leave)
+    def _watch_unsent(self) -> None:
+        """Ends the connection when nothing was read for a while."""
+        self._unsent = self.transport.get_write_buffer_size()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        self._stall_timer = self.loop.call_later(STALL_SECONDS, self._check_unsent)
+
+    def _check_unsent(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unsent:
+            self._watch_unsent()
+        else:
+            self.transport.abort()
 
     def _leave(self) -> None:
         """Closes the connection; what is unsent has a while to be read."""
-        self.idle.pop(self, None)
-        if self.transport.is_closing():
-            self.transport.abort()
-            return
+        self.unfinished.pop(self, None)
         self.transport.close()
-        self._set_timer(LINGER_SECONDS, self.transport.abort)
+        self._watch_unsent()
 
 
 def connections(most: int) -> type[Connection]:
     """The class of connections of a server that has so many at most."""
-    made: dict[str, Any] = {"most": most, "idle": OrderedDict()}
+    made: dict[str, Any] = {"most": most, "unfinished": OrderedDict()}
     return type("Connection", (Connection,), made)

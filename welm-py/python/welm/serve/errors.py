@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import sqlite3
 from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 import welm
+
+log = logging.getLogger("welm.serve")
+
+
+def compact(value: Any) -> bytes:
+    """JSON without spaces. What came from a client, such as a name that is unknown, may not be text."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
+        errors="replace"
+    )
 
 
 class Refusal(Exception):
@@ -40,20 +52,25 @@ class Refusal(Exception):
             }
         }
 
-    def response(self) -> JSONResponse:
+    def response(self) -> Response:
         """The whole response."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return JSONResponse(self.body, self.status, headers)
+        return Response(compact(self.body), self.status, headers, "application/json")
 
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """What a client is told of an exception. Only what the client can do something about has details."""
+    """What a client is told of an exception. Faults of the server go to the log, and a client learns no details."""
+    refusal = error if isinstance(error, Refusal) else _refusal(error)
+    if refusal is not error and refusal.status >= 500:
+        log.error("a request failed", exc_info=error)
+    return refusal
+
+
+def _refusal(error: BaseException) -> Refusal:
     match error:
-        case Refusal():
-            return error
         case welm.TooLong():
             return Refusal(400, str(error), param="max_tokens", code="context_length_exceeded")
         case welm.InvalidOption():
@@ -68,6 +85,8 @@ def refusal_of(error: BaseException) -> Refusal:
             return Refusal(503, "there is not enough memory for this answer", retry_after=1)
         case welm.NotFinite() | welm.DeviceError():
             return Refusal(500, str(error))
+        case sqlite3.Error():
+            return Refusal(503, "the quotas cannot be read", retry_after=1)
         case TypeError() if str(error).startswith("argument '"):  # the engine's own check of a type
             return Refusal(400, str(error), param=str(error).split("'")[1])
         case _:

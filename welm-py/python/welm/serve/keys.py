@@ -35,10 +35,21 @@ def read_keys(path: str) -> dict[str, str]:
             raise ValueError(f"{path}:{number}: expected a key and a name, got {len(words)} words")
         if words[0] in keys:
             raise ValueError(f"{path}:{number}: expected each key once")
+        if not words[0].isascii():
+            raise ValueError(
+                f"{path}:{number}: expected a key of ASCII characters, which is what HTTP can carry"
+            )
         keys[words[0]] = words[1]
     if not keys:
         raise ValueError(f"{path}: expected keys, got none")
     return keys
+
+
+def check_keys(keys: Mapping[str, str]) -> None:
+    """Raises :class:`ValueError` for a key that no client can send. The message does not have the key."""
+    for key, name in keys.items():
+        if not key or not key.isascii() or key != "".join(key.split()):
+            raise ValueError(f"keys: expected a key of ASCII characters without spaces for {name}")
 
 
 class Keys:

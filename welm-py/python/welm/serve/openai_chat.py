@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 import welm
+from welm.serve.errors import compact
 from welm.serve.fields import Fields
 from welm.serve.openai_fields import (
     MOST_LOGPROBS,
@@ -20,7 +20,7 @@ from welm.serve.openai_fields import (
     streamed,
     usage_of,
 )
-from welm.serve.wire import DONE, compact, event, is_list, is_object
+from welm.serve.wire import DONE, event, is_list, is_object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -51,8 +51,8 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
         **fields.take("chat_template_kwargs", dict, default={}),
     }
     refuse_the_rest(fields)
-    service.charge(job)
-    prompt = await tokens_of(service, conversation, template)
+    await service.charge(job)
+    prompt = await tokens_of(service, job, conversation, template)
     options["max_tokens"] = rest_of_context(service, prompt) if limit is None else limit
 
     head = {
@@ -74,7 +74,7 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
         for index, choice in enumerate(generation.choices)
     ]
     if service.settings.log_prompts:
-        job.note(messages=conversation, answers=[choice.text for choice in generation.choices])
+        job.log(messages=conversation, answers=[choice.text for choice in generation.choices])
     told = {**head, "choices": choices, "usage": usage_of([generation.usage])}
     return Response(compact(told), media_type="application/json")
 
@@ -96,6 +96,8 @@ def messages_of(fields: Fields, given: list[Any], name: str = "messages") -> lis
             fields.refuse(where, NO_TOOLS, code="unsupported_parameter")
         if is_list(content):
             content = "".join(_text(fields, f"{where}.content[{n}]", part) for n, part in enumerate(content))
+        if content is None and role == "assistant" and "content" in message:
+            content = ""
         if not isinstance(content, str):
             fields.wrong(f"{where}.content", "a string or an array", content)
         told = {"role": "system" if role == "developer" else role, "content": content}
@@ -139,10 +141,13 @@ def refuse_the_rest(fields: Fields) -> None:
     fields.end()
 
 
-async def tokens_of(service: Service, messages: list[dict[str, Any]], template: dict[str, Any]) -> list[int]:
-    """The tokens of a conversation; on another thread, because it may be long."""
+async def tokens_of(
+    service: Service, job: Job, messages: list[dict[str, Any]], template: dict[str, Any]
+) -> list[int]:
+    """The tokens of a conversation."""
     given = {name: value for name, value in template.items() if value is not None}
-    return await asyncio.to_thread(service.model.chat_tokens, messages, **given)
+    tokens: list[int] = await service.prepare(job, service.model.chat_tokens, messages, **given)
+    return tokens
 
 
 def rest_of_context(service: Service, prompt: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 import welm
+from welm.serve.errors import compact
 from welm.serve.fields import Fields
 from welm.serve.openai_fields import (
     MOST_LOGPROBS,
+    are_tokens,
     logprob_of,
     reason_of,
     sampling,
@@ -19,7 +22,7 @@ from welm.serve.openai_fields import (
     streamed,
     usage_of,
 )
-from welm.serve.wire import DONE, compact, event, is_list
+from welm.serve.wire import DONE, event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -45,7 +48,7 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
     fields.only("suffix", "text is only continued at its end; there is no text after the gap")
     fields.only("best_of", "as many sequences are generated as are returned, n", options["n"])
     fields.end()
-    service.charge(job)
+    await service.charge(job)
 
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
@@ -67,7 +70,7 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
         for index, choice in enumerate(c for generation in generations for c in generation.choices)
     ]
     if service.settings.log_prompts:
-        job.note(prompt=prompts, answers=[choice["text"] for choice in choices])
+        job.log(prompt=prompts, answers=[choice["text"] for choice in choices])
     usage = usage_of([generation.usage for generation in generations])
     return Response(compact({**head, "choices": choices, "usage": usage}), media_type="application/json")
 
@@ -75,18 +78,14 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
 def _prompts(fields: Fields) -> list[str | list[int]]:
     """One prompt or several, as text or as token ids."""
     given: str | list[Any] = fields.need("prompt", str, list)
-    if isinstance(given, str) or _are_tokens(given):
+    if isinstance(given, str) or are_tokens(given):
         return [given]
     if not given:
         fields.refuse("prompt", "expected a prompt, got an empty array")
     for one in given:
-        if not isinstance(one, str) and not _are_tokens(one):
+        if not isinstance(one, str) and not are_tokens(one):
             fields.wrong("prompt", "text, token ids, or an array of these", one)
     return given
-
-
-def _are_tokens(value: object) -> bool:
-    return is_list(value) and all(type(token) is int for token in value) and value != []
 
 
 async def _events(
@@ -120,18 +119,22 @@ async def _events(
 
 
 class Logprobs:
-    """The log-probabilities of a sequence, which may come in pieces."""
+    """The log-probabilities of a sequence, which may come in pieces.
+
+    The offset of a token that begins inside a character is that of the character.
+    """
 
     def __init__(self) -> None:
         """Begins at the start of the text."""
         self._offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def of(self, tokens: Sequence[welm.Token]) -> dict[str, Any]:
         """Those of the next tokens. Of alternatives that are written alike the likeliest is there."""
         offsets: list[int] = []
         for token in tokens:
             offsets.append(self._offset)
-            self._offset += len(token.text)
+            self._offset += len(self._decoder.decode(token.bytes))
         return {
             "tokens": [spelling(token) for token in tokens],
             "token_logprobs": [logprob_of(token) for token in tokens],

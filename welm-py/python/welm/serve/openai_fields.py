@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import welm
+from welm.serve.wire import is_list
 
 if TYPE_CHECKING:
     from welm.serve.fields import Fields
@@ -40,7 +41,12 @@ def sampling(fields: Fields) -> dict[str, Any]:
     if (bias := fields.take("logit_bias", dict)) is not None:
         options["logit_bias"] = {}
         for token, value in bias.items():
-            if not token.isdecimal() or isinstance(value, bool) or not isinstance(value, int | float):
+            if (
+                not token.isdecimal()
+                or len(token) > 10
+                or isinstance(value, bool)
+                or not isinstance(value, int | float)
+            ):
                 fields.refuse("logit_bias", 'expected token ids and numbers, such as {"40": -2.5}')
             options["logit_bias"][int(token)] = value
     fields.ignore("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "metadata")
@@ -79,6 +85,11 @@ def usage_of(used: list[welm.Usage]) -> dict[str, Any]:
 def reason_of(reason: str) -> str:
     """Why a sequence ended, in OpenAI's words."""
     return "length" if reason == "length" else "stop"
+
+
+def are_tokens(value: object) -> bool:
+    """Whether a prompt is token ids."""
+    return is_list(value) and value != [] and all(type(token) is int for token in value)
 
 
 def spelling(token: welm.Token) -> str:

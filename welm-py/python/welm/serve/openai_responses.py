@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 import welm
+from welm.serve.errors import compact
 from welm.serve.fields import Fields
 from welm.serve.openai_chat import (
     NO_REASONING,
@@ -19,7 +20,7 @@ from welm.serve.openai_chat import (
     tokens_of,
 )
 from welm.serve.openai_fields import sampling
-from welm.serve.wire import compact, event, is_object
+from welm.serve.wire import event, is_object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -46,11 +47,12 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
     instructions = fields.take("instructions", str)
     first = [] if instructions is None else [{"role": "system", "content": instructions}]
     conversation = first + messages_of(fields, items, "input")
+    fields.only("n", "a response is one answer", 1)
+    metadata, user = fields.take("metadata", dict), fields.take("user", str)
     options = sampling(fields)
     stream: bool = fields.take("stream", bool, default=False)
     fields.only("stream_options", "there is nothing to choose", {"include_obfuscation": False})
     limit = fields.take("max_output_tokens", int)
-    fields.only("n", "a response is one answer", 1)
     fields.only("previous_response_id", NO_STATE)
     fields.only("conversation", NO_STATE)
     fields.only("prompt", NO_STATE)
@@ -65,8 +67,8 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
     fields.only("truncation", "a conversation that is too long is refused, not cut", "disabled")
     fields.only("top_logprobs", "log-probabilities are given by /v1/chat/completions", 0)
     fields.end()
-    service.charge(job)
-    prompt = await tokens_of(service, conversation, {})
+    await service.charge(job)
+    prompt = await tokens_of(service, job, conversation, {})
     options["max_tokens"] = rest_of_context(service, prompt) if limit is None else limit
     told: dict[str, Any] = {
         "id": f"resp_{uuid.uuid4().hex}",
@@ -77,7 +79,7 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
         "incomplete_details": None,
         "instructions": instructions,
         "max_output_tokens": limit,
-        "metadata": {},
+        "metadata": metadata or {},
         "model": service.name,
         "output": [],
         "parallel_tool_calls": False,
@@ -91,7 +93,7 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
         "top_p": options["top_p"],
         "truncation": "disabled",
         "usage": None,
-        "user": None,
+        "user": user,
     }
     if stream:
         number = _Numbers()
@@ -99,7 +101,7 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
         return await service.events(job, events, lambda refusal: number.event("error", **_error(refusal)))
     (generation,) = await service.whole(job, [prompt], options)
     if service.settings.log_prompts:
-        job.note(messages=conversation, answers=[generation.text])
+        job.log(messages=conversation, answers=[generation.text])
     item = _item(_item_id(), generation.text, "completed")
     _finish(told, item, generation.choices[0].finish_reason, generation.usage)
     return Response(compact(told), media_type="application/json")
@@ -130,7 +132,7 @@ def _finish(told: dict[str, Any], item: dict[str, Any], reason: str, used: welm.
     told["output"] = [item]
     told["usage"] = {
         "input_tokens": used.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": used.cached_tokens},
+        "input_tokens_details": {"cached_tokens": used.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": used.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": used.prompt_tokens + used.completion_tokens,

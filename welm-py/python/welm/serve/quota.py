@@ -1,10 +1,12 @@
-"""Quotas: requests in a minute and generated characters in a day, for each key."""
+"""Quotas: requests in a minute and generated characters in a day, for each owner of a key."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ MINUTE, DAY = 60.0, 86_400
 class Quota:
     """Counts what clients use.
 
-    An SQLite file in its mode for journals ahead of writing (WAL): what is counted outlives the process, also one that
-    is killed, and a request costs some 20 microseconds. Several processes may share the file.
+    An SQLite file with a write-ahead log (WAL): what is counted outlives the process, also one that is killed. Several
+    processes may share the file. A thread of its own waits for the file, so that the event loop does not.
     """
 
     def __init__(
@@ -35,21 +37,36 @@ class Quota:
         per_day: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Opens or makes the file; without ``path`` it is in memory. A limit of 0 is none."""
+        """Opens or makes the file; without ``path`` it is in memory. A limit of 0 is none.
+
+        Raises :class:`sqlite3.Error`, as the methods do.
+        """
         self._per_minute, self._per_day, self._clock = per_minute, per_day, clock
         self._base = sqlite3.connect(
-            path or ":memory:", isolation_level=None, check_same_thread=False, timeout=5
+            path or ":memory:", isolation_level=None, check_same_thread=False, timeout=2
         )
         self._base.execute("PRAGMA journal_mode = WAL")
         self._base.execute("PRAGMA synchronous = NORMAL")
         self._base.executescript(_TABLES)
+        self._base.execute("DELETE FROM requests WHERE at <= ?", (clock() - MINUTE,))
+        self._thread = ThreadPoolExecutor(1, "welm-quota")
 
-    def admit(self, owner: str) -> tuple[str, int] | None:
+    async def admit(self, owner: str) -> tuple[str, int] | None:
         """Counts a request. If a quota is used up, it is not counted: gives why, and after how many seconds to ask."""
+        if not self._per_minute and not self._per_day:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._admit, owner)
+
+    async def add(self, owner: str, characters: int) -> None:
+        """Counts generated characters."""
+        if self._per_day and characters:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._add, owner, characters)
+
+    def _admit(self, owner: str) -> tuple[str, int] | None:
         now = self._clock()
         with self._transaction():
             if self._per_minute:
-                self._base.execute("DELETE FROM requests WHERE at <= ?", (now - MINUTE,))
+                self._base.execute("DELETE FROM requests WHERE owner = ? AND at <= ?", (owner, now - MINUTE))
                 count, first = self._base.execute(
                     "SELECT count(*), min(at) FROM requests WHERE owner = ?", (owner,)
                 ).fetchone()
@@ -61,11 +78,11 @@ class Quota:
                 ).fetchone()
                 if used and used[0] >= self._per_day:
                     return f"{self._per_day:,} characters a day are used up", int(DAY - now % DAY) + 1
-            self._base.execute("INSERT INTO requests VALUES (?, ?)", (owner, now))
+            if self._per_minute:
+                self._base.execute("INSERT INTO requests VALUES (?, ?)", (owner, now))
         return None
 
-    def add(self, owner: str, characters: int) -> None:
-        """Counts generated characters."""
+    def _add(self, owner: str, characters: int) -> None:
         day = self._clock() // DAY
         with self._transaction():
             self._base.execute("DELETE FROM characters WHERE day < ?", (day,))
@@ -76,6 +93,7 @@ class Quota:
 
     def close(self) -> None:
         """Closes the file."""
+        self._thread.shutdown()
         self._base.close()
 
     @contextlib.contextmanager

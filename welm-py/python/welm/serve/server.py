@@ -39,7 +39,10 @@ def is_loopback(host: str) -> bool:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises :class:`OSError`."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise OSError(f"cannot listen at {host}: {error}") from None
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -57,6 +60,8 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, *, drain: float = 30.0) -> None:
         """Serves an application; its open requests have ``drain`` seconds to end after the first signal."""
         self._app = app
+        self.cut = 0
+        """Requests that were open at the end, and had no answer."""
         config = uvicorn.Config(
             app,
             http=connections(_most_connections()),
@@ -76,6 +81,11 @@ class Server(uvicorn.Server):
         self._app.state.service.draining = True
         super().handle_exit(sig, frame)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends; requests that are open have a while."""
+        await super().shutdown(sockets)
+        self.cut = len(self.server_state.tasks)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Handles signals; uvicorn would raise them again at its end."""
@@ -85,7 +95,7 @@ class Server(uvicorn.Server):
 
 
 def run(app: FastAPI, sock: socket.socket, *, drain: float = 30.0) -> int:
-    """Serves until SIGTERM or Ctrl-C; gives the exit code, 0 if the open requests could end.
+    """Serves until SIGTERM or Ctrl-C; gives the exit code, 0 if all open requests had their answers.
 
     From then on no connection is accepted, and the requests that are open have ``drain`` seconds to end. A second
     Ctrl-C ends the server at once. The log goes to stderr.
@@ -98,7 +108,9 @@ def run(app: FastAPI, sock: socket.socket, *, drain: float = 30.0) -> int:
         log.setLevel(logging.INFO)
     server = Server(app, drain=drain)
     server.run([sock])
-    return 130 if server.force_exit else 0
+    if server.cut and not server.force_exit:
+        log.error("%d requests were not finished in %g s", server.cut, drain)
+    return 130 if server.force_exit else int(server.cut > 0)
 
 
 def _most_connections() -> int:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 
 import welm
-from welm.serve.errors import Refusal, refusal_of, timed_out
-from welm.serve.gate import Full, Gate
+from welm.serve.errors import Refusal, log, refusal_of, timed_out
+from welm.serve.gate import Full, Gate, Late
 from welm.serve.keys import Client, Keys
 from welm.serve.metrics import Metrics
 from welm.serve.quota import Quota
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
     from welm.serve.settings import Settings
 
     Prompt = str | list[int]
+
+
+PREPARING = 2
+"""Texts that are tokenized at once. The engine tokenizes prompts on other threads."""
 
 
 @dataclass
@@ -43,14 +50,28 @@ class Job:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Options of the engine that do not depend on the endpoint."""
 
+    waits: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the prompt of this request that waits for its turn."""
+
+    @property
+    def age(self) -> float:
+        """Seconds since it came."""
+        return time.monotonic() - self.began
+
     @property
     def left(self) -> float:
         """Seconds until its deadline."""
-        return max(self.timeout - (time.monotonic() - self.began), 0.0)
+        return max(self.timeout - self.age, 0.0)
 
-    def note(self, **values: Any) -> None:
+    def log(self, **values: Any) -> None:
         """Adds to the request's line in the log."""
-        self.http.state.note.update(values)
+        self.http.state.log_fields.update(values)
+
+    def count(self, usage: welm.Usage) -> None:
+        """Adds the tokens of a prompt to the line in the log."""
+        fields = self.http.state.log_fields
+        for name in ("prompt_tokens", "completion_tokens"):
+            fields[name] = fields.get(name, 0) + getattr(usage, name)
 
 
 class Service:
@@ -58,9 +79,13 @@ class Service:
 
     def __init__(self, model: welm.Model, settings: Settings) -> None:
         """Opens the quotas."""
-        self.model, self.settings = model, settings
+        self.model = model
         self.keys = Keys(settings.keys)
+        self.settings = settings.with_values(keys={})  # from here on there are hashes only
         self.gate = Gate(settings.parallel, settings.queue_limit)
+        # Tokenizing and templates, which clients take turns for as well.
+        self._preparing = Gate(PREPARING, settings.queue_limit)
+        self._pool = ThreadPoolExecutor(PREPARING, "welm-prepare")
         self.quota = Quota(settings.quota_file, settings.requests_per_minute, settings.characters_per_day)
         self.metrics = Metrics(self)
         self.created = int(time.time())
@@ -86,7 +111,7 @@ class Service:
         if client is None:
             message = "expected an API key in the header Authorization: Bearer KEY, got none or a wrong one"
             raise Refusal(401, message, code="invalid_api_key")
-        http.state.note["client"] = client.name
+        http.state.log_fields["client"] = client.name
         job = Job(http, client, self._timeout(http))
         if client.salt is not None and not self.settings.share_prefixes:
             job.options["cache_salt"] = client.salt
@@ -104,15 +129,15 @@ class Service:
             raise Refusal(400, f"X-Request-Timeout: expected seconds, more than 0, got {asked[:40]}")
         return min(seconds, self.settings.timeout)
 
-    async def body(self, http: Request) -> dict[str, Any]:
+    async def body(self, http: Request, most: int | None = None) -> dict[str, Any]:
         """The JSON object that a request has."""
-        return await read_json(http, self.settings.max_body)
+        return await read_json(http, most or self.settings.max_body)
 
-    def charge(self, job: Job, *, always: bool = False) -> None:
+    async def charge(self, job: Job, *, always: bool = False) -> None:
         """Counts a request towards the quotas of its owner, or refuses it. There are none for clients without keys."""
         if job.client.salt is None or not (always or self.settings.quota_everywhere):
             return
-        if spent := self.quota.admit(job.client.name):
+        if spent := await self.quota.admit(job.client.name):
             raise Refusal(429, f"quota: {spent[0]}", code="rate_limit_exceeded", retry_after=spent[1])
         job.counted = True
 
@@ -129,19 +154,27 @@ class Service:
         self, job: Job, prompts: Sequence[Prompt], options: dict[str, Any]
     ) -> list[welm.Generation]:
         """The answers to prompts. When the client hangs up, the work ends: raises `ClientDisconnect`."""
+        answers: list[welm.Generation | None] = [None] * len(prompts)
 
-        async def one(prompt: Prompt) -> welm.Generation:
+        async def one(number: int) -> None:
             async with self.turn(job, options.get("n")):
-                return await self.model.generate_async(prompt, **job.options, **options, deadline=job.left)
+                given: dict[str, Any] = {**job.options, **options, "deadline": job.left}
+                answers[number] = await self.model.generate_async(prompts[number], **given)
 
-        generations: list[welm.Generation] = await unless_gone(
-            job.http, _all([one(prompt) for prompt in prompts])
-        )
-        for generation in generations:
+        try:
+            await unless_gone(job.http, self._each(len(prompts), one))
+        except (asyncio.CancelledError, ClientDisconnect):
+            self.metrics.finished("cancelled", job.age)
+            raise
+        generations = [answer for answer in answers if answer is not None]
+        characters = 0
+        for prompt, generation in zip(prompts, generations, strict=True):
             for choice in generation.choices:
+                characters += len(choice.text) - self._echoed(job, prompt, options)
                 self._ended(job, choice.finish_reason)
-            self._used(job, generation.usage)
-        self._spend(job, sum(len(choice.text) for g in generations for choice in g.choices))
+            self.metrics.used(generation.usage)
+            job.count(generation.usage)
+        await self._charge_characters(job, characters)
         return generations
 
     async def pieces(
@@ -153,27 +186,37 @@ class Service:
         keeps nobody waiting.
         """
         queue: asyncio.Queue[tuple[int, welm.Piece] | BaseException | None] = asyncio.Queue()
+        characters = 0
 
-        async def one(number: int, prompt: Prompt) -> None:
+        async def one(number: int) -> None:
+            nonlocal characters
             cached = completion = 0
             async with self.turn(job, options.get("n")):
-                stream = self.model.stream_async(prompt, **job.options, **options, deadline=job.left)
+                given: dict[str, Any] = {**job.options, **options, "deadline": job.left}
+                stream = self.model.stream_async(prompts[number], **given)
                 async with stream:
                     async for piece in stream:
+                        characters += len(piece.text)
                         if piece.finish:
                             completion += piece.finish.completion_tokens
                             cached = max(cached, piece.finish.cached_tokens)
+                            characters -= self._echoed(job, prompts[number], options)
                             self._ended(job, piece.finish.reason)
-                        self._spend(job, len(piece.text))
                         queue.put_nowait((number, piece))
             used.append(welm.Usage(stream.prompt_tokens or 0, completion, cached))
-            self._used(job, used[-1])
+            self.metrics.used(used[-1])
+            job.count(used[-1])
 
         async def run() -> None:
             try:
-                await _all([one(number, prompt) for number, prompt in enumerate(prompts)])
+                await self._each(len(prompts), one)
             except Exception as error:
                 queue.put_nowait(error)
+            except asyncio.CancelledError:
+                self.metrics.finished("cancelled", job.age)
+                raise
+            finally:
+                await self._charge_characters(job, characters)
             queue.put_nowait(None)
 
         running = asyncio.ensure_future(run())
@@ -185,6 +228,35 @@ class Service:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+    async def _each(self, count: int, one: Callable[[int], Coroutine[Any, Any, None]]) -> None:
+        """Works on the prompts of a request, in order, on as many at once as there are places in the engine."""
+        if count > self.settings.queue_limit:
+            message = f"prompt: expected at most {self.settings.queue_limit:,} prompts, got {count:,}"
+            raise Refusal(400, message, param="prompt")
+        rest = iter(range(count))
+
+        async def worker() -> None:
+            for number in rest:
+                await one(number)
+
+        tasks = [asyncio.ensure_future(worker()) for _ in range(min(count, self.settings.parallel))]
+        try:
+            await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    async def prepare(self, job: Job, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        """Calls a function that takes long for a long text: on another thread, in the client's turn."""
+        try:
+            async with self._preparing.enter(job.client.name, 1, job.left):
+                call = partial(function, *given, **named)
+                return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        except (Full, Late) as error:
+            raise self._not_in_time(job, error) from None
 
     async def events(
         self, job: Job, events: AsyncGenerator[bytes, None], failed: Callable[[Refusal], bytes] | None = None
@@ -205,56 +277,51 @@ class Service:
             await events.aclose()
             raise
         failed = failed or (lambda refusal: event(refusal.body))
-        return Events(_told(coming, events, failed), self.settings.keep_alive)
+        return Events(_with_errors(coming, events, failed), self.settings.keep_alive)
 
     @contextlib.asynccontextmanager
     async def turn(self, job: Job, sequences: object) -> AsyncGenerator[None, None]:
-        """Waits until the engine has room for a request and it is its client's turn."""
-        turn = self.gate.enter(job.client.name, sequences if isinstance(sequences, int) else 1)
+        """Waits until the engine has room for so many sequences and it is their client's turn."""
+        count = sequences if isinstance(sequences, int) else 1
         waited = time.monotonic()
         try:
-            await asyncio.wait_for(turn.__aenter__(), job.left)
-        except Full:
-            raise Refusal(429, "too many requests wait", code="queue_full", retry_after=1) from None
-        except asyncio.TimeoutError:
-            raise timed_out(job.timeout) from None
-        self.metrics.queue_time.observe(time.monotonic() - waited)
-        try:
-            yield
-        finally:
-            await turn.__aexit__(None, None, None)
+            async with contextlib.AsyncExitStack() as stack:
+                async with job.waits:  # of the prompts of a request one waits at a time
+                    await stack.enter_async_context(self.gate.enter(job.client.name, count, job.left))
+                self.metrics.queue_time.observe(time.monotonic() - waited)
+                yield
+        except (Full, Late) as error:
+            raise self._not_in_time(job, error) from None
+
+    def _not_in_time(self, job: Job, error: Full | Late) -> Refusal:
+        if isinstance(error, Late):
+            return timed_out(job.timeout)
+        return Refusal(429, "too many requests wait", code="queue_full", retry_after=1)
 
     def _ended(self, job: Job, reason: str) -> None:
-        self.metrics.finished(reason, time.monotonic() - job.began)
+        self.metrics.finished(reason, job.age)
         if reason == "deadline":
             raise timed_out(job.timeout)
         if reason == "cancelled":
             raise ClientDisconnect
 
-    def _used(self, job: Job, usage: welm.Usage) -> None:
-        self.metrics.used(usage)
-        note = job.http.state.note
-        note["prompt_tokens"] = note.get("prompt_tokens", 0) + usage.prompt_tokens
-        note["completion_tokens"] = note.get("completion_tokens", 0) + usage.completion_tokens
+    def _echoed(self, job: Job, prompt: Prompt, options: dict[str, Any]) -> int:
+        """How many characters of a text are the prompt's, which are not charged."""
+        if not job.counted or not options.get("echo"):
+            return 0
+        return len(prompt if isinstance(prompt, str) else self.model.detokenize(prompt))
 
-    def _spend(self, job: Job, characters: int) -> None:
-        if job.counted and characters:
-            self.quota.add(job.client.name, characters)
-
-
-async def _all(work: list[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """The results of all; when one fails, the others are cancelled."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+    async def _charge_characters(self, job: Job, characters: int) -> None:
+        """Counts generated characters. If that fails, the client gets its answer nevertheless."""
+        if not job.counted or characters <= 0:
+            return
+        try:
+            await self.quota.add(job.client.name, characters)
+        except sqlite3.Error as error:
+            log.error("%d characters of %s are not counted: %s", characters, job.client.name, error)
 
 
-async def _told(
+async def _with_errors(
     first: asyncio.Future[bytes], rest: AsyncGenerator[bytes, None], failed: Callable[[Refusal], bytes]
 ) -> AsyncGenerator[bytes, None]:
     """The first event and the rest; an error is an event, too."""

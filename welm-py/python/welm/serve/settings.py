@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from welm.serve.keys import check_keys
+
 RESERVED = ("medium", "large", "xl")
 """The models of WeLM's public API. A completion for one of them is answered as that API answers."""
 
@@ -15,12 +17,13 @@ class Settings:
 
     model_names: tuple[str, ...] = ("welm",)
     """The names that the model has for clients; the first is the one in answers."""
-    keys: dict[str, str] = field(default_factory=dict[str, str])
+    keys: dict[str, str] = field(default_factory=dict[str, str], repr=False)
     """API keys, each with the name of its owner. Without any, everybody is served."""
     parallel: int = 64
     """Most sequences given to the engine at once; `max_running` of the model is a good value."""
     queue_limit: int = 1024
-    """Most requests that wait; further ones are refused with status 429."""
+    """Most requests of a client that wait, and most prompts of a request; further ones are refused with status 429. Of
+    all clients together four times as many may wait."""
     timeout: float = 600.0
     """Seconds after which a request ends, waiting included. A client asks for less with `X-Request-Timeout`."""
     max_body: int = 8 << 20
@@ -49,8 +52,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if not self.model_names:
-            raise ValueError("model_names: expected one name or more, got none")
+        if not self.model_names or isinstance(self.model_names, str):
+            raise ValueError(f"model_names: expected a tuple of one name or more, got {self.model_names!r}")
+        check_keys(self.keys)
         for name in self.model_names:
             if name in RESERVED:
                 raise ValueError(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
 import welm
-from welm.serve.errors import timed_out
+from welm.serve.errors import compact, timed_out
 from welm.serve.fields import Fields
 from welm.serve.openai_chat import messages_of, tokens_of
-from welm.serve.openai_fields import logprob_of, spelling
-from welm.serve.wire import compact, unless_gone
+from welm.serve.openai_fields import are_tokens, logprob_of, spelling
+from welm.serve.wire import unless_gone
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -31,7 +30,7 @@ async def tokenize(service: Service, http: Request, body: dict[str, Any]) -> Res
     Unless ``add_special_tokens`` is false, a text has the tokens of a prompt: where the model wants it, with the one
     that starts a text.
     """
-    service.job(http)
+    job = service.job(http)
     fields = Fields(body)
     _model(service, fields)
     messages = fields.take("messages", list)
@@ -40,12 +39,7 @@ async def tokenize(service: Service, http: Request, body: dict[str, Any]) -> Res
         special: bool = fields.take("parse_special", bool, default=False)
         begin: bool = fields.take("add_special_tokens", bool, default=True)
         fields.end()
-        if begin:
-            # The prompt of a request that computes nothing.
-            got = await service.model.generate_async(prompt, max_tokens=0, echo=True, parse_special=special)
-            tokens = [token.id for token in got.choices[0].tokens]
-        else:
-            tokens = await asyncio.to_thread(service.model.tokenize, prompt, special)
+        tokens: list[int] = await service.prepare(job, _tokens, service.model, prompt, special, begin)
     else:
         conversation = messages_of(fields, messages)
         template = {
@@ -53,19 +47,27 @@ async def tokenize(service: Service, http: Request, body: dict[str, Any]) -> Res
             **fields.take("chat_template_kwargs", dict, default={}),
         }
         fields.end()
-        tokens = await tokens_of(service, conversation, template)
+        tokens = await tokens_of(service, job, conversation, template)
     told = {"tokens": tokens, "count": len(tokens), "max_model_len": service.context}
     return Response(compact(told), media_type="application/json")
 
 
+def _tokens(model: welm.Model, prompt: str, special: bool, begin: bool) -> list[int]:
+    if not begin:
+        return model.tokenize(prompt, special)
+    # The prompt of a request that computes nothing.
+    got = model.generate(prompt, max_tokens=0, echo=True, parse_special=special)
+    return [token.id for token in got.choices[0].tokens]
+
+
 async def detokenize(service: Service, http: Request, body: dict[str, Any]) -> Response:
     """The text of tokens."""
-    service.job(http)
+    job = service.job(http)
     fields = Fields(body)
     _model(service, fields)
     tokens: list[int] = fields.need("tokens", list)
     fields.end()
-    text = await asyncio.to_thread(service.model.detokenize, tokens)
+    text = await service.prepare(job, service.model.detokenize, tokens)
     return Response(compact({"prompt": text}), media_type="application/json")
 
 
@@ -75,9 +77,11 @@ async def score(service: Service, http: Request, body: dict[str, Any]) -> Respon
     fields = Fields(body)
     _model(service, fields)
     prompt: str | list[int] = fields.need("prompt", str, list)
+    if not isinstance(prompt, str) and not are_tokens(prompt):
+        fields.refuse("prompt", "expected one text, or its token ids")
     continuations: list[str | list[int]] = fields.need("continuations", list)
     fields.end()
-    service.charge(job)
+    await service.charge(job)
 
     async def work() -> list[welm.Score]:
         async with service.turn(job, max(len(continuations), 1)):

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
-from welm.serve.errors import refusal_of
+from welm.serve.errors import compact, refusal_of
 from welm.serve.fields import Fields
 from welm.serve.settings import RESERVED
-from welm.serve.wire import compact
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from welm.serve.service import Service
 
-_STATUSES = {401: 403, 404: 400, 408: 400, 413: 400, 500: 503}
-"""Statuses that WeLM's API does not have, and the one in their place."""
+_STATUSES = {401: 403, 404: 400, 500: 503}
+"""Statuses that WeLM's API does not have, and the one in their place. Bodies that are too large or too slow have 413
+and 408 in both APIs: it is not known then which is meant."""
 
 
 def is_welm(body: dict[str, Any]) -> bool:
@@ -63,7 +63,7 @@ async def _answer(service: Service, http: Request, body: dict[str, Any]) -> Resp
         "stop": sorted(set(fields.take("stop", str, default=""))),
     }
     fields.end()
-    service.charge(job, always=True)
+    await service.charge(job, always=True)
     (generation,) = await service.whole(job, [prompt], options)
     choices = [
         {
@@ -82,7 +82,7 @@ async def _answer(service: Service, http: Request, body: dict[str, Any]) -> Resp
         "choices": choices,
     }
     if service.settings.log_prompts:
-        job.note(prompt=prompt, answers=[choice["text"] for choice in choices])
+        job.log(prompt=prompt, answers=[choice["text"] for choice in choices])
     return Response(compact(told), media_type="application/json")
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from welm.serve.errors import Refusal
+from welm.serve.errors import Refusal, compact
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
@@ -17,32 +19,30 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-BODY_SECONDS = 60.0
-"""Longest wait for a further part of a body."""
+BODY_SECONDS = 120.0
+"""Longest time in which a body has to come."""
+
+DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0
+"""How much of a body that is refused is still read: a client that is still sending could not read the answer."""
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 async def read_json(request: Request, most: int) -> dict[str, Any]:
     """The JSON object in a request's body, whatever its ``Content-Type``, of at most so many bytes."""
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > most:
-        raise _too_large(most)
-    body = bytearray()
-    parts = request.stream()
-    while True:
-        try:
-            body += await asyncio.wait_for(anext(parts), BODY_SECONDS)
-        except StopAsyncIteration:
-            break
-        except asyncio.TimeoutError:
-            raise Refusal(408, f"the body did not come in {BODY_SECONDS:g} s") from None
-        if len(body) > most:
-            raise _too_large(most)
+    try:
+        body = await asyncio.wait_for(_read(request, most), BODY_SECONDS)
+    except asyncio.TimeoutError:
+        raise Refusal(408, f"the body did not come in {BODY_SECONDS:g} s") from None
     try:
         value: object = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        if _SURROGATE.search(body):
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise Refusal(
-            400, f"body: expected UTF-8, got {body[error.start]:#04x} at byte {error.start}"
-        ) from None
+        got = f"{body[error.start]:#04x} at byte {error.start}"
+        raise Refusal(400, f"body: expected UTF-8, got {got}") from None
+    except UnicodeEncodeError:
+        raise Refusal(400, "body: expected text, got half of a surrogate pair") from None
     except RecursionError:
         raise Refusal(400, "body: expected JSON with fewer levels") from None
     except ValueError as error:
@@ -50,6 +50,31 @@ async def read_json(request: Request, most: int) -> dict[str, Any]:
     if not is_object(value):
         raise Refusal(400, f"body: expected a JSON object, got {kind_of(value)}")
     return value
+
+
+async def _read(request: Request, most: int) -> bytes:
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and (len(length) > 18 or int(length) > most):
+        if "expect" not in request.headers:  # else nothing was sent yet
+            await drain(request)
+        raise _too_large(most)
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most:
+            await drain(request)
+            raise _too_large(most)
+    return bytes(body)
+
+
+async def drain(request: Request) -> None:
+    """Reads the rest of a body and forgets it, within bounds, and only as long as something comes."""
+    parts, left, until = request.stream(), DRAIN_BYTES, time.monotonic() + DRAIN_SECONDS
+    while left > 0 and time.monotonic() < until:
+        try:
+            left -= len(await asyncio.wait_for(anext(parts), 0.5))
+        except (StopAsyncIteration, asyncio.TimeoutError):
+            return
 
 
 def _too_large(most: int) -> Refusal:
@@ -103,11 +128,6 @@ async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def compact(value: Any) -> bytes:
-    """JSON without spaces."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 class Events(Response):

@@ -1,30 +1,25 @@
-"""What stands before all endpoints: addresses and origins are checked, requests are numbered and logged."""
+"""Before all endpoints: `Host` and `Origin` are checked, requests get a number, and a line in the log."""
 
 from __future__ import annotations
 
 import json
-import logging
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from welm.serve.errors import Refusal
+from welm.serve.errors import Refusal, log
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from welm.serve.settings import Settings
 
-log = logging.getLogger("welm.serve")
-"""One line of JSON for each request. Prompts and answers are in it only if the settings say so."""
-
 QUIET = ("/health", "/ready", "/metrics")
 """Asked for every few seconds, and not logged."""
 
 
-class Door:
-    """A layer around the application."""
+class Checks:
+    """A layer around the application. Its log has one line of JSON for each request."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         """Takes the application inside."""
@@ -37,8 +32,8 @@ class Door:
             return
         began = time.monotonic()
         number = uuid.uuid4().hex
-        note: dict[str, Any] = {}
-        scope.setdefault("state", {})["note"] = note
+        fields: dict[str, Any] = {}  # of the line in the log; others add to them
+        scope.setdefault("state", {})["log_fields"] = fields
         status = 0
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         allowed = self._origin(headers)
@@ -62,29 +57,29 @@ class Door:
             else:
                 await self._app(scope, receive, send_and_look)
         finally:
-            if scope["path"] not in QUIET:
+            if scope["path"].removeprefix(scope.get("root_path", "")) not in QUIET:
                 line = {
                     "request": number,
                     "method": scope["method"],
                     "path": scope["path"],
                     "status": status or None,  # null: the client hung up before there was one
                     "seconds": round(time.monotonic() - began, 4),
-                    **note,
+                    **fields,
                 }
                 log.info("%s", json.dumps(line, ensure_ascii=False))
 
     def _origin(self, headers: dict[bytes, str]) -> str | None:
-        """The page of another site that asks, if it may."""
+        """The other site whose page sends the request, if the settings allow that site."""
         origin = headers.get(b"origin")
         return origin if origin is not None and ({origin, "*"} & {*self._settings.origins}) else None
 
     def _refusal(self, headers: dict[bytes, str], allowed: str | None) -> Refusal | None:
         """Why a request is not let in. A browser may have been sent here by a page of somebody else."""
         host = headers.get(b"host", "")
-        if self._settings.hosts and _name(host) not in self._settings.hosts:
+        if self._settings.hosts and _name(host).lower() not in self._settings.hosts:
             return Refusal(403, f"Host: expected {', '.join(self._settings.hosts)}, got {_name(host)[:80]}")
         origin = headers.get(b"origin")
-        if origin is not None and allowed is None and urlsplit(origin).netloc != host:
+        if origin is not None and allowed is None and origin.partition("://")[2] != host:
             return Refusal(403, f"Origin: pages of {origin[:80]} may not use this server")
         return None
 
