@@ -879,6 +879,17 @@ typedef struct {
    * 100; default: 0).
    */
   size_t logprobs;
+  /**
+   * Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+   * all that have none).
+   *
+   * UTF-8; NULL is none. As the `cache_salt` of requests. It changes no score.
+   */
+  const char *cache_salt;
+  /**
+   * Length of `cache_salt` in bytes, or `WELM_NUL_TERMINATED`, which is the default.
+   */
+  size_t cache_salt_len;
 } welm_score_options;
 
 /**

@@ -213,6 +213,10 @@ inline welm_score_options to_c(const ScoreOptions& options) noexcept {
     c.deadline_ms = deadline_ms(options.deadline);
     c.cancel = options.cancel ? options.cancel->get() : nullptr;
     c.logprobs = options.logprobs;
+    if (options.cache_salt) {
+        c.cache_salt = options.cache_salt->data();
+        c.cache_salt_len = options.cache_salt->size();
+    }
     return c;
 }
 

@@ -330,6 +330,11 @@ struct ScoreOptions {
     /// How many of the likeliest tokens are reported at each place of a continuation, with log-probabilities (at most
     /// 100; default: 0).
     std::size_t logprobs = 0;
+    /// Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+    /// all that have none).
+    ///
+    /// It changes no score.
+    std::optional<std::string> cache_salt{};
 };
 
 namespace detail {

@@ -562,9 +562,24 @@ fn only_requests_of_the_same_salt_share_what_was_computed() {
     let hits = || model.stats().prefix_hit_tokens;
     let (cached, want) = run(Some("a"), 3);
     assert_eq!(cached, 0);
-    // Scores and logits have no salt, so they find nothing of those that have.
+    // Scores and logits without a salt find nothing of those that have one.
+    let pair = [(Prompt::Tokens(&prompt), Prompt::Tokens(&[400, 500]))];
+    let score = |salt: Option<&str>| {
+        let before = model.stats().prefix_hit_tokens;
+        let options = ScoreOptions { cache_salt: salt.map(String::from), ..ScoreOptions::default() };
+        let score = model.score_pairs(&pair, &options).unwrap();
+        (model.stats().prefix_hit_tokens - before, score)
+    };
+    let (cached, scores) = score(Some("other"));
+    assert_eq!(cached, 0);
+    assert_eq!(score(Some("a")), (48, scores.clone()));
+    assert_eq!(score(Some("other")).1, scores);
+    let empty = ScoreOptions { cache_salt: Some(String::new()), ..ScoreOptions::default() };
+    let error = model.score_pairs(&pair, &empty).unwrap_err();
+    assert!(matches!(&error, Error::InvalidOption { option, .. } if *option == "cache_salt"), "{error}");
+    let before = hits();
     let logits = model.logits(&prompt, 63).unwrap();
-    assert_eq!(hits(), 0);
+    assert_eq!(hits() - before, 0);
     assert_eq!(run(Some("a"), 3), (48, want.clone()));
     assert_eq!(run(Some("a"), 1), (48, want[..1].to_vec()));
     assert_eq!(run(Some("b"), 3), (0, want.clone()));

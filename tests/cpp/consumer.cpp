@@ -390,6 +390,11 @@ void the_rest(const welm::Model& model, const std::string& path) {
     welm::ScoreOptions ends;
     ends.logprobs = 1;
     CHECK(model.score_pairs({{"床前明月光，", "疑"}}, ends).all()[0].tokens[0].alternatives.size() == 1);
+    ends.cache_salt = "a tenant's";
+    CHECK(model.score_pairs({{"床前明月光，", "疑"}}, ends).all()[0].logprob == model.score("床前明月光，", {"疑"}).all()[0].logprob);
+    ends.cache_salt = "";
+    CHECK(failure([&] { model.score_pairs({{"a", "b"}}, ends); }).code() == WELM_INVALID_OPTION);
+    ends.cache_salt.reset();
     ends.cancel = &cancel;
     CHECK(model.score_pairs({{"a", "b"}}, ends).all().size() == 1);
     cancel.cancel();

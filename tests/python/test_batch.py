@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import welm
-from welm import batch
+import welm.batch as batch
 
 from conftest import PROMPT
 

@@ -309,7 +309,7 @@ def test_errors_are_a_line_and_exit_code_1(args: tuple[str, ...], message: str) 
         ((PROMPT, "--a\nb"), "unknown option --a b"),
         ((PROMPT, "\x1b[1m"), r'unexpected argument "\x1b[1m"'),
         ((PROMPT, "another"), 'unexpected argument "another"; a prompt with spaces'),
-        (("serve", "it"), "commands are generate, chat, score, quantize, info, bench"),
+        (("translate", "it"), "commands are generate, chat, score, quantize, info, bench"),
         (("chat", FIXTURES / "welm"), f"; a model is --model {FIXTURES / 'welm'}"),
         ((PROMPT, "--dtype", "int3"), '--dtype: expected auto, f32, bf16 or int8, got "int3", did you mean int8?'),
         ((PROMPT, "--device", "cdua:1"), 'expected auto, cpu, cuda or cuda:N, got "cdua:1", did you mean cuda?'),

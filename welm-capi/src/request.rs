@@ -10,7 +10,7 @@ use crate::error::welm_status::WELM_INVALID_ARGUMENT;
 use crate::error::{Failure, welm_status};
 use crate::guard::{free, status, value};
 use crate::sized::{self, Growing, flag};
-use crate::text::{WELM_NUL_TERMINATED, array, text, texts};
+use crate::text::{WELM_NUL_TERMINATED, array, optional_text, text, texts};
 
 /// A prompt, as text or as tokens; see `welm_prompt_text` and `welm_prompt_tokens`. It is passed by value. What it
 /// points to needs to live only until the function that takes it returns.
@@ -230,12 +230,8 @@ impl welm_generate_options {
         let logit_bias = unsafe { array("logit_bias", self.logit_bias, self.n_logit_bias) }?;
         // SAFETY: by this function's contract.
         let stop_token_ids = unsafe { array("stop_token_ids", self.stop_token_ids, self.n_stop_token_ids) }?;
-        let cache_salt = if self.cache_salt.is_null() {
-            None
-        } else {
-            // SAFETY: by this function's contract.
-            Some(unsafe { text("cache_salt", self.cache_salt, self.cache_salt_len) }?.to_string())
-        };
+        // SAFETY: by this function's contract.
+        let cache_salt = unsafe { optional_text("cache_salt", self.cache_salt, self.cache_salt_len) }?;
         Ok(GenerateOptions {
             max_tokens: self.max_tokens,
             temperature: self.temperature,

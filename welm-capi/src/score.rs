@@ -12,7 +12,7 @@ use crate::list::{TokenList, welm_token};
 use crate::model::welm_model;
 use crate::request::{welm_cancel_token, welm_prompt};
 use crate::sized::{self, Growing};
-use crate::text::{array, put, text, texts};
+use crate::text::{WELM_NUL_TERMINATED, array, optional_text, put, text, texts};
 
 /// The log-likelihood of a given continuation.
 #[repr(C)]
@@ -98,9 +98,16 @@ pub struct welm_score_options {
     /// How many of the likeliest tokens are reported at each place of a continuation, with log-probabilities (at most
     /// 100; default: 0).
     pub logprobs: usize,
+    /// Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+    /// all that have none).
+    ///
+    /// UTF-8; NULL is none. As the `cache_salt` of requests. It changes no score.
+    pub cache_salt: *const c_char,
+    /// Length of `cache_salt` in bytes, or `WELM_NUL_TERMINATED`, which is the default.
+    pub cache_salt_len: usize,
 }
 
-// SAFETY: `repr(C)`, size first; numbers and a pointer; ends with one of their size.
+// SAFETY: `repr(C)`, size first; numbers and pointers; ends with one of their size.
 unsafe impl Growing for welm_score_options {}
 
 impl Default for welm_score_options {
@@ -110,20 +117,25 @@ impl Default for welm_score_options {
             deadline_ms: 0,
             cancel: ptr::null(),
             logprobs: 0,
+            cache_salt: ptr::null(),
+            cache_salt_len: WELM_NUL_TERMINATED,
         }
     }
 }
 
 impl welm_score_options {
     /// # Safety
-    /// `cancel` is NULL or a token that was not freed.
-    unsafe fn to_core(self) -> ScoreOptions {
-        ScoreOptions {
+    /// `cancel` is NULL or a token that was not freed; `cache_salt` is NULL or a text of its length.
+    unsafe fn to_core(self) -> Result<ScoreOptions, Failure> {
+        // SAFETY: by this function's contract.
+        let cache_salt = unsafe { optional_text("cache_salt", self.cache_salt, self.cache_salt_len) }?;
+        Ok(ScoreOptions {
             deadline: Some(self.deadline_ms).filter(|&ms| ms != 0).map(Duration::from_millis),
             // SAFETY: by this function's contract.
             cancel: unsafe { self.cancel.as_ref() }.map(|c| c.0.clone()),
             logprobs: self.logprobs,
-        }
+            cache_salt,
+        })
     }
 }
 
@@ -173,7 +185,7 @@ pub unsafe extern "C" fn welm_model_score_pairs(
         let model = welm_model::get(model)?;
         let prompts = array("prompts", prompts, n)?;
         let continuations = array("continuations", continuations, n)?;
-        let options = sized::read("options", options, Default::default())?.to_core();
+        let options = sized::read("options", options, Default::default())?.to_core()?;
         if scores.is_null() {
             return Err(Failure::null("scores"));
         }

@@ -49,6 +49,22 @@ pub(crate) unsafe fn text<'a>(argument: &str, data: *const c_char, len: usize) -
     })
 }
 
+/// A text that may be NULL, as a value of its own.
+///
+/// # Safety
+/// As for `text`.
+pub(crate) unsafe fn optional_text(
+    argument: &str,
+    data: *const c_char,
+    len: usize,
+) -> Result<Option<String>, Failure> {
+    if data.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: by this function's contract.
+    Ok(Some(unsafe { text(argument, data, len) }?.to_string()))
+}
+
 /// A NUL-terminated text that may be NULL.
 ///
 /// # Safety

@@ -411,7 +411,8 @@ impl Model {
     /// each prompt. All are computed together, and equal beginnings once, so one call is much faster than many.
     ///
     /// ``deadline`` is in seconds, or a ``timedelta``; ``cancel`` is a :class:`welm.CancelToken`. Both end the scoring
-    /// with :class:`welm.Cancelled`. Ctrl-C ends it with ``KeyboardInterrupt``.
+    /// with :class:`welm.Cancelled`. Ctrl-C ends it with ``KeyboardInterrupt``. ``cache_salt`` is that of
+    /// :meth:`generate`.
     ///
     /// >>> likely, unlikely = model.score("白日依山尽，", ["黄河入海流。", "黄河入电脑。"])
     /// >>> likely.logprob < 0
@@ -424,7 +425,8 @@ impl Model {
     /// True
     #[pyo3(
         signature = (prompt, continuations, /, **options),
-        text_signature = "($self, prompt, continuations, /, *, deadline=None, cancel=None, logprobs=0)"
+        text_signature = "($self, prompt, continuations, /, *, deadline=None, cancel=None, logprobs=0, \
+            cache_salt=None)"
     )]
     fn score<'py>(
         &self,
@@ -454,7 +456,8 @@ impl Model {
     /// True
     #[pyo3(
         signature = (prompt, continuations, /, **options),
-        text_signature = "($self, prompt, continuations, /, *, deadline=None, cancel=None, logprobs=0)"
+        text_signature = "($self, prompt, continuations, /, *, deadline=None, cancel=None, logprobs=0, \
+            cache_salt=None)"
     )]
     fn score_async<'py>(
         &self,

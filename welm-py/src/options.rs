@@ -55,6 +55,8 @@ pub(crate) fn score_options(call: &str, given: Option<&Bound<'_, PyDict>>) -> Py
             "deadline" => options.deadline = argument.duration()?,
             "cancel" => options.cancel = cancel(argument)?,
             "logprobs" => options.logprobs = argument.count()?,
+            "cache_salt" if argument.value.is_none() => {}
+            "cache_salt" => options.cache_salt = Some(argument.text()?.to_string()),
             _ => return Ok(false),
         }
         Ok(true)

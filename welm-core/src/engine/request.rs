@@ -117,6 +117,11 @@ impl Request {
         (request, receiver)
     }
 
+    /// Shares computed beginnings of prompts only with requests of the same salt.
+    pub(crate) fn set_salt(&mut self, salt: Option<&str>) {
+        self.cache_root = CacheRoot::of_salt(salt);
+    }
+
     /// Why the request must end at time `now`, if it must: it was cancelled, is late, or its receiver is gone.
     pub(crate) fn interrupted(&self, now: Instant) -> Option<FinishReason> {
         if self.dropped.is_cancelled() {

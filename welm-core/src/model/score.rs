@@ -58,7 +58,8 @@ impl Model {
     /// token, or else the first end token. A prompt of tokens is used as it is, and the continuation is tokenized alone.
     ///
     /// An empty continuation has no tokens; its log-probability is 0. The prompt is computed once if the prefix cache is
-    /// on, which is shared with requests that have no [`GenerateOptions::cache_salt`]. Memory does not grow with the number
+    /// on, which is shared with requests that have no [`GenerateOptions::cache_salt`]; [`Model::score_pairs`] has an
+    /// option for it. Memory does not grow with the number
     /// of continuations, but for the results.
     ///
     /// [`GenerateOptions::cache_salt`]: crate::GenerateOptions::cache_salt
@@ -150,6 +151,7 @@ impl Model {
         request.logprobs = Some(options.logprobs);
         request.deadline = deadline;
         request.cancel = options.cancel.clone();
+        request.set_salt(options.cache_salt.as_deref());
         Stream::submit(self, (request, events))
     }
 

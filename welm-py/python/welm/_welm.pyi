@@ -407,6 +407,7 @@ class Model:
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         logprobs: SupportsIndex = 0,
+        cache_salt: str | None = None,
     ) -> list[Score]: ...
     @overload
     def score(
@@ -418,6 +419,7 @@ class Model:
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         logprobs: SupportsIndex = 0,
+        cache_salt: str | None = None,
     ) -> list[list[Score]]: ...
     @overload
     def score_async(  # type: ignore[overload-overlap]  # a str is a sequence of str, too; it is one prompt
@@ -429,6 +431,7 @@ class Model:
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         logprobs: SupportsIndex = 0,
+        cache_salt: str | None = None,
     ) -> Coroutine[Any, Any, list[Score]]: ...
     @overload
     def score_async(
@@ -440,6 +443,7 @@ class Model:
         deadline: float | timedelta | None = None,
         cancel: CancelToken | None = None,
         logprobs: SupportsIndex = 0,
+        cache_salt: str | None = None,
     ) -> Coroutine[Any, Any, list[list[Score]]]: ...
     def logits(self, prompt: _Prompt, /, from_: SupportsIndex = 0) -> NDArray[float32]: ...
     def tokenize(self, text: str, /, parse_special: bool = False) -> list[int]: ...

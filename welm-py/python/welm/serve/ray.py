@@ -20,7 +20,7 @@ Quotas are counted by each copy; those on one machine share a ``quota_file``. Ne
 """
 
 # Ray has no types that a type checker knows, and need not be there when it runs.
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

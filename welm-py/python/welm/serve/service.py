@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from welm.serve.settings import Settings
 
-    Prompt = str | list[int]
 
+Prompt = str | list[int]
+"""A text, or its token ids."""
 
 PREPARING = 2
 """Texts that are tokenized at once. The engine tokenizes prompts on other threads."""

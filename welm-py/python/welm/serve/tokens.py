@@ -85,7 +85,7 @@ async def score(service: Service, http: Request, body: dict[str, Any]) -> Respon
 
     async def work() -> list[welm.Score]:
         async with service.turn(job, max(len(continuations), 1)):
-            return await service.model.score_async(prompt, continuations, deadline=job.left)
+            return await service.model.score_async(prompt, continuations, deadline=job.left, **job.options)
 
     try:
         scores = await unless_gone(http, work())
