@@ -41,12 +41,12 @@ class Ask:
     stream: bool
 
 
-def asks() -> list[Ask]:
-    """Prompts of a few to a few hundred tokens, answers of 8 to 128."""
+def asks(longest: int = 40) -> list[Ask]:
+    """Prompts of one to so many verses or lines, a few to a few hundred tokens; answers of 8 to 128 tokens."""
     chance = random.Random(7)
     made = []
     for seed in range(KINDS):
-        length = int(4 ** chance.uniform(0, 2.6))
+        length = min(int(4 ** chance.uniform(0, 2.6)), longest)
         prompt = "".join(chance.choice(WORDS) for _ in range(length))
         made.append(Ask(prompt, int(2 ** chance.uniform(3, 7)), seed, chance.random() < 0.7))
     return made
@@ -79,7 +79,9 @@ class Clock:
         self.last = now
 
 
-async def over_http(url: str, name: str, key: str, kind: int, ask: Ask, patience: int | None, seen: Seen) -> None:
+async def over_http(
+    url: str, name: str, key: str, kind: int, ask: Ask, patience: int | None, seen: Seen
+) -> None:
     """One request; a client with `patience` hangs up after so many pieces, or so many hundredths of a second."""
     parts = urlsplit(url)
     body = json.dumps(
@@ -92,7 +94,9 @@ async def over_http(url: str, name: str, key: str, kind: int, ask: Ask, patience
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 22)
     try:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n"
-        writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(
+            f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        )
         if patience is not None and not ask.stream:
             try:
                 await asyncio.wait_for(reader.read(1), patience / 100)
@@ -154,9 +158,10 @@ async def in_process(model: Any, kind: int, ask: Ask, patience: int | None, seen
     seen.finished = True
 
 
-async def crowd(one: Any, connections: int, seconds: float) -> dict[str, Any]:
+async def crowd(one: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Clients that ask again and again until the time is over."""
-    kinds, began, all_seen, faults = asks(), time.perf_counter(), [], []
+    kinds, began, all_seen, faults = asks(args.longest), time.perf_counter(), [], []
+    seconds = args.seconds
 
     async def client(number: int) -> None:
         chance = random.Random(number)
@@ -174,13 +179,22 @@ async def crowd(one: Any, connections: int, seconds: float) -> dict[str, Any]:
         while True:
             await asyncio.sleep(10)
             done = time.perf_counter() - began
-            print(f"\r{done:.0f} of {seconds:.0f} s, {len(all_seen)} requests", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{done:.0f} of {seconds:.0f} s, {len(all_seen)} requests",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     watching = asyncio.ensure_future(progress())
-    await asyncio.gather(*(client(number) for number in range(connections)))
+    await asyncio.gather(*(client(number) for number in range(args.connections)))
     watching.cancel()
     print(file=sys.stderr)
-    return {"seconds": time.perf_counter() - began, "faults": faults, "seen": [asdict(seen) for seen in all_seen]}
+    return {
+        "seconds": time.perf_counter() - began,
+        "faults": faults,
+        "seen": [asdict(seen) for seen in all_seen],
+    }
 
 
 async def generated(url: str) -> float | None:
@@ -200,7 +214,7 @@ async def serve(args: argparse.Namespace) -> dict[str, Any]:
     async def one(kind: int, ask: Ask, patience: int | None, seen: Seen) -> None:
         await over_http(args.target, args.model, args.key, kind, ask, patience, seen)
 
-    told = await crowd(one, args.connections, args.seconds)
+    told = await crowd(one, args)
     after = await generated(args.target)
     told["tokens"] = None if before is None or after is None else after - before
     return told
@@ -210,7 +224,7 @@ async def direct(args: argparse.Namespace) -> dict[str, Any]:
     import welm
 
     model = welm.Model(args.target, threads=args.threads)
-    told = await crowd(lambda *given: in_process(model, *given), args.connections, args.seconds)
+    told = await crowd(lambda *given: in_process(model, *given), args)
     told["tokens"] = model.stats().completion_tokens
     return told
 
@@ -220,13 +234,15 @@ def check(args: argparse.Namespace) -> int:
     import welm
 
     model = welm.Model(args.target, threads=args.threads, prefix_cache=False)
-    kinds, alone, wrong, compared = asks(), {}, 0, 0
+    kinds, alone, wrong, compared = asks(args.longest), {}, 0, 0
     for seen in json.loads(Path(args.more[0]).read_text())["seen"]:
         if not seen["finished"]:
             continue
         ask = kinds[seen["kind"]]
         if seen["kind"] not in alone:
-            got = model.generate(ask.prompt, max_tokens=ask.max_tokens, seed=ask.seed, temperature=0.8, top_p=1, top_k=0)
+            got = model.generate(
+                ask.prompt, max_tokens=ask.max_tokens, seed=ask.seed, temperature=0.8, top_p=1, top_k=0
+            )
             alone[seen["kind"]] = got.text
         compared += 1
         wrong += seen["text"] != alone[seen["kind"]]
@@ -240,7 +256,9 @@ def quantile(values: list[float], q: float) -> float:
 
 def report(args: argparse.Namespace) -> int:
     runs = {Path(path).stem: json.loads(Path(path).read_text()) for path in [args.target, *args.more]}
-    print("| | finished | hung up | failed | answers/s | tokens/s | first p50 | first p99 | between p50 | between p99 |")
+    print(
+        "| | finished | hung up | failed | answers/s | tokens/s | first p50 | first p99 | between p50 | between p99 |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     drawn = {}
     for name, run in runs.items():
@@ -271,15 +289,23 @@ def plot(drawn: dict[str, tuple[list[float], list[float]]], path: str) -> None:
     for axis, which, title in zip(axes, (0, 1), ("first token", "between tokens"), strict=True):
         for name, values in drawn.items():
             ordered = sorted(values[which])
-            axis.plot([v * 1000 for v in ordered], [100 * (n + 1) / len(ordered) for n in range(len(ordered))], label=name)
-        axis.set(xscale="log", xlabel="ms", ylabel="% of clients" if which == 0 else "% of tokens", title=title)
+            axis.plot(
+                [v * 1000 for v in ordered],
+                [100 * (n + 1) / len(ordered) for n in range(len(ordered))],
+                label=name,
+            )
+        axis.set(
+            xscale="log", xlabel="ms", ylabel="% of clients" if which == 0 else "% of tokens", title=title
+        )
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(path, dpi=110)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("serve", "direct", "check", "report"))
     parser.add_argument("target")
     parser.add_argument("more", nargs="*")
@@ -287,6 +313,7 @@ def main() -> int:
     parser.add_argument("--key", default="none")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--longest", type=int, default=40)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out")
     parser.add_argument("--plot")

@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ import pytest
 import welm
 from welm.serve import connections, wire
 
-from conftest import PROMPT, at_rest
+from conftest import FIXTURES, PROMPT, at_rest
 from serving import Running, parse, read_answer, split
 
 if TYPE_CHECKING:
@@ -461,6 +463,36 @@ def test_beginnings_are_shared_within_a_key_only(model: welm.Model) -> None:
     with Running(model, keys=keys, share_prefixes=True) as server:
         cached(server, "a")
         assert cached(server, "b") > 0
+
+
+def test_a_poisoned_request_ends_alone(tmp_path: Path) -> None:
+    """The embedding of one token is no number, so requests with it fail in the engine."""
+    for file in (FIXTURES / "llama_mha").iterdir():
+        shutil.copy(file, tmp_path)
+    data = bytearray((tmp_path / "model.safetensors").read_bytes())
+    size = struct.unpack("<Q", data[:8])[0]
+    begin = json.loads(data[8 : 8 + size])["model.embed_tokens.weight"]["data_offsets"][0]
+    struct.pack_into("<f", data, 8 + size + begin + 4 * 32 * 96, float("nan"))
+    (tmp_path / "model.safetensors").write_bytes(data)
+    broken, sound = welm.Model(tmp_path, dtype="f32"), welm.Model(FIXTURES / "llama_mha", dtype="f32")
+    body = {"model": "welm", "max_tokens": 30, "temperature": 0, "logprobs": 0, "ignore_eos": True}
+    with Running(broken) as server, concurrent.futures.ThreadPoolExecutor(20) as pool:
+        asked = [
+            pool.submit(server.post, "/v1/completions", {**body, "prompt": [n, 5, 96 if n % 3 == 0 else 7]})
+            for n in range(20)
+        ]
+        for n, one in enumerate(asked):
+            status, _, answer = one.result()
+            if n % 3 == 0:
+                assert (status, "not a finite number" in answer["error"]["message"]) == (500, True), answer
+                continue
+            want = sound.generate([n, 5, 7], max_tokens=30, temperature=0, ignore_eos=True, logprobs=0)
+            assert status == 200
+            assert answer["choices"][0]["logprobs"]["token_logprobs"] == [
+                t.logprob for t in want.choices[0].tokens
+            ]
+        assert server.get("/health")[0] == 200
+    at_rest(broken)
 
 
 # Browsers.
