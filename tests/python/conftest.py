@@ -49,6 +49,14 @@ class Endless(Liar):
         return self.items[0]
 
 
+def with_template(folder: Path, template: str) -> Path:
+    """Makes the folder a copy of the small model, with a chat template."""
+    for file in Path(welm.NANO).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def model() -> welm.Model:
     # On one thread: threads that wait for work take it from the tests beside these.

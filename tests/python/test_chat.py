@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import welm
 
-from conftest import PROMPT, at_rest
+from conftest import PROMPT, at_rest, with_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,11 +26,7 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory: pytest.TempPathFactory) -> welm.Model:
     """A model with a chat template, which writes the token that starts a text."""
-    folder: Path = tmp_path_factory.mktemp("chat")
-    for file in Path(welm.NANO).iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    return welm.Model(folder)
+    return welm.Model(with_template(tmp_path_factory.mktemp("chat"), TEMPLATE))
 
 
 OPTIONS: list[dict[str, Any]] = [

@@ -475,7 +475,8 @@ def test_a_poisoned_request_ends_alone(tmp_path: Path) -> None:
     struct.pack_into("<f", data, 8 + size + begin + 4 * 32 * 96, float("nan"))
     (tmp_path / "model.safetensors").write_bytes(data)
     broken, sound = welm.Model(tmp_path, dtype="f32"), welm.Model(FIXTURES / "llama_mha", dtype="f32")
-    body = {"model": "welm", "max_tokens": 30, "temperature": 0, "logprobs": 0, "ignore_eos": True}
+    options: dict[str, Any] = {"max_tokens": 30, "temperature": 0, "logprobs": 0, "ignore_eos": True}
+    body = {"model": "welm", **options, "logit_bias": {"96": -100}}
     with Running(broken) as server, concurrent.futures.ThreadPoolExecutor(20) as pool:
         asked = [
             pool.submit(server.post, "/v1/completions", {**body, "prompt": [n, 5, 96 if n % 3 == 0 else 7]})
@@ -484,9 +485,11 @@ def test_a_poisoned_request_ends_alone(tmp_path: Path) -> None:
         for n, one in enumerate(asked):
             status, _, answer = one.result()
             if n % 3 == 0:
-                assert (status, "not a finite number" in answer["error"]["message"]) == (500, True), answer
+                assert (status, "expected finite numbers" in answer["error"]["message"]) == (500, True), (
+                    answer
+                )
                 continue
-            want = sound.generate([n, 5, 7], max_tokens=30, temperature=0, ignore_eos=True, logprobs=0)
+            want = sound.generate([n, 5, 7], **options, logit_bias={96: -100})
             assert status == 200
             assert answer["choices"][0]["logprobs"]["token_logprobs"] == [
                 t.logprob for t in want.choices[0].tokens

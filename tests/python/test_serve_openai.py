@@ -6,7 +6,6 @@ import asyncio
 import json
 import math
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -14,7 +13,7 @@ import pytest
 
 import welm
 
-from conftest import PROMPT, at_rest
+from conftest import PROMPT, at_rest, with_template
 from serving import Running
 
 if TYPE_CHECKING:
@@ -35,11 +34,7 @@ FLAT = [*MESSAGES[:3], {"role": "user", "content": "举头望明月"}]
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory: pytest.TempPathFactory) -> welm.Model:
-    folder: Path = tmp_path_factory.mktemp("chat")
-    for file in Path(welm.NANO).iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    return welm.Model(folder, threads=1)
+    return welm.Model(with_template(tmp_path_factory.mktemp("chat"), TEMPLATE), threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -542,7 +537,8 @@ def test_metrics(server: Running, client: openai.OpenAI, chat: welm.Model) -> No
 
 def test_a_comment_keeps_a_slow_stream_alive(chat: welm.Model) -> None:
     with Running(chat, keep_alive=0.05, parallel=1) as server:
-        long = json.dumps({"model": "welm", "prompt": PROMPT, "max_tokens": 480, "ignore_eos": True}).encode()
+        body = {"model": "welm", "prompt": PROMPT, "max_tokens": 480, "ignore_eos": True}
+        long = json.dumps({**body, "n": 16}).encode()
         head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
         with server.connect() as first:
             first.sendall(head % len(long) + long)

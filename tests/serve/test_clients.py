@@ -14,6 +14,7 @@ import pytest
 
 import welm
 
+from conftest import with_template
 from serving import Running
 
 if TYPE_CHECKING:
@@ -26,11 +27,7 @@ MESSAGES: list[Any] = [{"role": "system", "content": "作诗"}, {"role": "user",
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> welm.Model:
-    folder: Path = tmp_path_factory.mktemp("chat")
-    for file in Path(welm.NANO).iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    return welm.Model(folder, threads=1)
+    return welm.Model(with_template(tmp_path_factory.mktemp("chat"), TEMPLATE), threads=1)
 
 
 @pytest.fixture(scope="module")
