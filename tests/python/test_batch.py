@@ -138,7 +138,8 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
     src = write(tmp_path / "in", *(request(f"{n}", prompt=PROMPT, max_tokens=4, seed=n) for n in range(50)))
     line = [sys.executable, "-m", "welm", "batch", str(src), str(tmp_path / "out"), "--threads", "1"]
     limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", *line]  # blocks of 1,024 bytes
-    done = subprocess.run(limited, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # compiled modules would be cut, too, and stay so
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 1
     assert done.stderr.count("\n") <= 12
     assert "File too large" in done.stderr
