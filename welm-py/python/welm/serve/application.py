@@ -14,13 +14,17 @@ from starlette.responses import FileResponse, Response
 import welm
 from welm.serve import openai_chat, openai_completions, openai_responses, tokens, welm_api
 from welm.serve.checks import Checks
-from welm.serve.errors import Refusal, compact, refusal_of
-from welm.serve.service import Service
+from welm.serve.errors import Refusal, json_response, refusal_of
+from welm.serve.service import Job, Service
+from welm.serve.wire import read_json
 
 if TYPE_CHECKING:
     from welm.serve.settings import Settings
 
-Handler = Callable[[Service, Request, dict[str, Any]], Awaitable[Response]]
+Handler = Callable[[Service, Job, dict[str, Any]], Awaitable[Response]]
+
+LITTLE = 1 << 16
+"""Most bytes of a body with a wrong key."""
 
 _LACKING = {
     "/v1/embeddings": "this model makes no embeddings",
@@ -47,15 +51,10 @@ def application(model: welm.Model, settings: Settings) -> FastAPI:
 
     def post(path: str, handler: Handler) -> None:
         async def endpoint(request: Request) -> Response:
-            try:
-                service.job(request)  # bodies are read for those who may send them
-                return await handler(service, request, await service.body(request))
-            except ClientDisconnect:
-                return _gone()
-            except Exception as error:
-                return _refused(request, error)
+            job = service.job(request)  # bodies are read for those who may send them
+            return await handler(service, job, await service.body(job))
 
-        app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
+        _add_post(app, path, endpoint)
 
     _add_welm(app, service)
     post("/v1/chat/completions", openai_chat.answer)
@@ -74,34 +73,45 @@ def application(model: welm.Model, settings: Settings) -> FastAPI:
     return app
 
 
+def _add_post(app: FastAPI, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
+    """Adds an endpoint, whose errors are answers."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it; nginx logs this number, too
+        except Exception as error:
+            return _refused(request, error)
+
+    app.add_api_route(path, guarded, methods=["POST"], response_model=None)
+
+
 def _add_welm(app: FastAPI, service: Service) -> None:
     """Adds the paths of WeLM's API, of which one is OpenAI's as well: the model's name tells which is meant.
 
     So it is only known after the body is read which status a wrong key has. Of a body with a wrong key little is read.
     """
 
+    def is_welm(request: Request, body: dict[str, Any]) -> bool:
+        return request.url.path.endswith("/welm/v1/completions") or welm_api.is_welm(body)
+
     async def either(request: Request) -> Response:
         try:
-            known = service.keys.client(request.headers.get("authorization"), "") is not None
-            body = await service.body(request, None if known else 1 << 16)
-            if request.url.path.endswith("/welm/v1/completions") or welm_api.is_welm(body):
-                return await welm_api.answer(service, request, body)
-            return await openai_completions.answer(service, request, body)
-        except ClientDisconnect:
-            return _gone()
-        except Exception as error:
-            return _refused(request, error)
+            job = service.job(request)
+        except Refusal as refusal:
+            body = await read_json(request, LITTLE if refusal.status == 401 else service.settings.max_body)
+            raise (welm_api.with_status(refusal) if is_welm(request, body) else refusal) from None
+        body = await service.body(job)
+        answer = welm_api.answer if is_welm(request, body) else openai_completions.answer
+        return await answer(service, job, body)
 
     for path in ("/v1/completions", "/welm/v1/completions"):
-        app.add_api_route(path, either, methods=["POST"], response_model=None)
-
-
-def _gone() -> Response:
-    return Response(status_code=499)  # nobody reads it; nginx logs this number, too
+        _add_post(app, path, either)
 
 
 def _lacking(why: str) -> Handler:
-    async def answer(service: Service, http: Request, body: dict[str, Any]) -> Response:
+    async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
         raise Refusal(400, why, code="unsupported_endpoint")
 
     return answer
@@ -132,14 +142,13 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.api_route("/health", methods=["GET", "HEAD"], response_model=None)
     async def health() -> Response:
-        return Response(compact({"status": "ok"}), media_type="application/json")
+        return json_response({"status": "ok"})
 
     @app.api_route("/ready", methods=["GET", "HEAD"], response_model=None)
     async def ready() -> Response:
-        state = "draining" if service.draining else "ready"
-        return Response(
-            compact({"status": state}), 503 if service.draining else 200, media_type="application/json"
-        )
+        if service.draining:
+            return json_response({"status": "draining"}, 503)
+        return json_response({"status": "ready"})
 
     @app.get("/metrics", response_model=None)
     async def metrics() -> Response:

@@ -21,6 +21,11 @@ def compact(value: Any) -> bytes:
     )
 
 
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response with JSON."""
+    return Response(compact(value), status, headers, "application/json")
+
+
 class Refusal(Exception):
     """An answer that is an error."""
 
@@ -55,7 +60,7 @@ class Refusal(Exception):
     def response(self) -> Response:
         """The whole response."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return Response(compact(self.body), self.status, headers, "application/json")
+        return json_response(self.body, self.status, headers)
 
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

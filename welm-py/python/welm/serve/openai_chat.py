@@ -6,10 +6,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import Response
-
 import welm
-from welm.serve.errors import compact
+from welm.serve.errors import json_response
 from welm.serve.fields import Fields
 from welm.serve.openai_fields import (
     MOST_LOGPROBS,
@@ -25,7 +23,7 @@ from welm.serve.wire import DONE, event, is_list, is_object
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from starlette.requests import Request
+    from starlette.responses import Response
 
     from welm.serve.service import Job, Service
 
@@ -34,9 +32,8 @@ NO_SCHEMA = "answers cannot be held to a schema; only text is given"
 NO_REASONING = "reasoning is not told apart from the answer; a model's own switch is in chat_template_kwargs"
 
 
-async def answer(service: Service, http: Request, body: dict[str, Any]) -> Response:
+async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
     """Answers a request."""
-    job = service.job(http)
     fields = Fields(body)
     service.check_model(fields.need("model", str))
     conversation = messages_of(fields, fields.need("messages", list))
@@ -76,7 +73,7 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
     if service.settings.log_prompts:
         job.log(messages=conversation, answers=[choice.text for choice in generation.choices])
     told = {**head, "choices": choices, "usage": usage_of([generation.usage])}
-    return Response(compact(told), media_type="application/json")
+    return json_response(told)
 
 
 def messages_of(fields: Fields, given: list[Any], name: str = "messages") -> list[dict[str, Any]]:

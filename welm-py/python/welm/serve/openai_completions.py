@@ -7,10 +7,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import Response
-
 import welm
-from welm.serve.errors import compact
+from welm.serve.errors import json_response
 from welm.serve.fields import Fields
 from welm.serve.openai_fields import (
     MOST_LOGPROBS,
@@ -27,14 +25,13 @@ from welm.serve.wire import DONE, event
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from starlette.requests import Request
+    from starlette.responses import Response
 
     from welm.serve.service import Job, Service
 
 
-async def answer(service: Service, http: Request, body: dict[str, Any]) -> Response:
+async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
     """Answers a request."""
-    job = service.job(http)
     fields = Fields(body)
     service.check_model(fields.need("model", str))
     prompts = _prompts(fields)
@@ -72,7 +69,7 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
     if service.settings.log_prompts:
         job.log(prompt=prompts, answers=[choice["text"] for choice in choices])
     usage = usage_of([generation.usage for generation in generations])
-    return Response(compact({**head, "choices": choices, "usage": usage}), media_type="application/json")
+    return json_response({**head, "choices": choices, "usage": usage})
 
 
 def _prompts(fields: Fields) -> list[str | list[int]]:

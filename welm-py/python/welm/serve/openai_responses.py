@@ -6,10 +6,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import Response
-
 import welm
-from welm.serve.errors import compact
+from welm.serve.errors import json_response
 from welm.serve.fields import Fields
 from welm.serve.openai_chat import (
     NO_REASONING,
@@ -25,7 +23,7 @@ from welm.serve.wire import event, is_object
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from starlette.requests import Request
+    from starlette.responses import Response
 
     from welm.serve.errors import Refusal
     from welm.serve.service import Job, Service
@@ -33,9 +31,8 @@ if TYPE_CHECKING:
 NO_STATE = "nothing is stored here; send the whole conversation as input"
 
 
-async def answer(service: Service, http: Request, body: dict[str, Any]) -> Response:
+async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
     """Answers a request."""
-    job = service.job(http)
     fields = Fields(body)
     service.check_model(fields.need("model", str))
     given = fields.need("input", str, list)
@@ -104,7 +101,7 @@ async def answer(service: Service, http: Request, body: dict[str, Any]) -> Respo
         job.log(messages=conversation, answers=[generation.text])
     item = _item(_item_id(), generation.text, "completed")
     _finish(told, item, generation.choices[0].finish_reason, generation.usage)
-    return Response(compact(told), media_type="application/json")
+    return json_response(told)
 
 
 def _error(refusal: Refusal) -> dict[str, Any]:

@@ -130,9 +130,11 @@ class Service:
             raise Refusal(400, f"X-Request-Timeout: expected seconds, more than 0, got {asked[:40]}")
         return min(seconds, self.settings.timeout)
 
-    async def body(self, http: Request, most: int | None = None) -> dict[str, Any]:
-        """The JSON object that a request has."""
-        return await read_json(http, most or self.settings.max_body)
+    async def body(self, job: Job) -> dict[str, Any]:
+        """The JSON object that a request has. The deadline counts from its end, not from its beginning."""
+        body = await read_json(job.http, self.settings.max_body)
+        job.began = time.monotonic()
+        return body
 
     async def charge(self, job: Job, *, always: bool = False) -> None:
         """Counts a request towards the quotas of its owner, or refuses it. There are none for clients without keys."""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import Response
-
 import welm
-from welm.serve.errors import compact, timed_out
+from welm.serve.errors import json_response, timed_out
 from welm.serve.fields import Fields
 from welm.serve.openai_chat import messages_of, tokens_of
 from welm.serve.openai_fields import are_tokens, logprob_of, spelling
 from welm.serve.wire import unless_gone
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
+    from starlette.responses import Response
 
-    from welm.serve.service import Service
+    from welm.serve.service import Job, Service
 
 
 def _model(service: Service, fields: Fields) -> None:
@@ -24,13 +22,12 @@ def _model(service: Service, fields: Fields) -> None:
         service.check_model(name)
 
 
-async def tokenize(service: Service, http: Request, body: dict[str, Any]) -> Response:
+async def tokenize(service: Service, job: Job, body: dict[str, Any]) -> Response:
     """The tokens of a text (``prompt``) or of a conversation (``messages``).
 
     Unless ``add_special_tokens`` is false, a text has the tokens of a prompt: where the model wants it, with the one
     that starts a text.
     """
-    job = service.job(http)
     fields = Fields(body)
     _model(service, fields)
     messages = fields.take("messages", list)
@@ -49,7 +46,7 @@ async def tokenize(service: Service, http: Request, body: dict[str, Any]) -> Res
         fields.end()
         tokens = await tokens_of(service, job, conversation, template)
     told = {"tokens": tokens, "count": len(tokens), "max_model_len": service.context}
-    return Response(compact(told), media_type="application/json")
+    return json_response(told)
 
 
 def _tokens(model: welm.Model, prompt: str, special: bool, begin: bool) -> list[int]:
@@ -60,20 +57,18 @@ def _tokens(model: welm.Model, prompt: str, special: bool, begin: bool) -> list[
     return [token.id for token in got.choices[0].tokens]
 
 
-async def detokenize(service: Service, http: Request, body: dict[str, Any]) -> Response:
+async def detokenize(service: Service, job: Job, body: dict[str, Any]) -> Response:
     """The text of tokens."""
-    job = service.job(http)
     fields = Fields(body)
     _model(service, fields)
     tokens: list[int] = fields.need("tokens", list)
     fields.end()
     text = await service.prepare(job, service.model.detokenize, tokens)
-    return Response(compact({"prompt": text}), media_type="application/json")
+    return json_response({"prompt": text})
 
 
-async def score(service: Service, http: Request, body: dict[str, Any]) -> Response:
+async def score(service: Service, job: Job, body: dict[str, Any]) -> Response:
     """The log-likelihood of each of ``continuations`` after ``prompt``; both are texts or token ids."""
-    job = service.job(http)
     fields = Fields(body)
     _model(service, fields)
     prompt: str | list[int] = fields.need("prompt", str, list)
@@ -88,7 +83,7 @@ async def score(service: Service, http: Request, body: dict[str, Any]) -> Respon
             return await service.model.score_async(prompt, continuations, deadline=job.left, **job.options)
 
     try:
-        scores = await unless_gone(http, work())
+        scores = await unless_gone(job.http, work())
     except welm.Cancelled:
         raise timed_out(job.timeout) from None
     told = [
@@ -101,4 +96,4 @@ async def score(service: Service, http: Request, body: dict[str, Any]) -> Respon
         }
         for one in scores
     ]
-    return Response(compact({"model": service.name, "scores": told}), media_type="application/json")
+    return json_response({"model": service.name, "scores": told})

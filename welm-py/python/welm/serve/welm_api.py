@@ -13,16 +13,14 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import Response
-
-from welm.serve.errors import compact, refusal_of
+from welm.serve.errors import Refusal, json_response, refusal_of
 from welm.serve.fields import Fields
 from welm.serve.settings import RESERVED
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
+    from starlette.responses import Response
 
-    from welm.serve.service import Service
+    from welm.serve.service import Job, Service
 
 _STATUSES = {401: 403, 404: 400, 500: 503}
 """Statuses that WeLM's API does not have, and the one in their place. Bodies that are too large or too slow have 413
@@ -34,20 +32,21 @@ def is_welm(body: dict[str, Any]) -> bool:
     return body.get("model") in RESERVED
 
 
-async def answer(service: Service, http: Request, body: dict[str, Any]) -> Response:
+async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
     """Answers a request."""
     try:
-        return await _answer(service, http, body)
+        return await _answer(service, job, body)
     except Exception as error:
-        refusal = refusal_of(error)
-        refusal.status = (
-            503 if refusal.code == "queue_full" else _STATUSES.get(refusal.status, refusal.status)
-        )
-        raise refusal from error
+        raise with_status(refusal_of(error)) from error
 
 
-async def _answer(service: Service, http: Request, body: dict[str, Any]) -> Response:
-    job = service.job(http)
+def with_status(refusal: Refusal) -> Refusal:
+    """The same with a status that this API has."""
+    refusal.status = 503 if refusal.code == "queue_full" else _STATUSES.get(refusal.status, refusal.status)
+    return refusal
+
+
+async def _answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
     fields = Fields(body)
     name = fields.need("model", str)
     if name not in RESERVED:
@@ -83,7 +82,7 @@ async def _answer(service: Service, http: Request, body: dict[str, Any]) -> Resp
     }
     if service.settings.log_prompts:
         job.log(prompt=prompt, answers=[choice["text"] for choice in choices])
-    return Response(compact(told), media_type="application/json")
+    return json_response(told)
 
 
 def _number(fields: Fields, name: str, default: float, *, whole: bool = False) -> float:
