@@ -81,6 +81,14 @@ class Running:
         return status, told, body
 
 
+def request(body: dict[str, Any], *, path: str = "/v1/completions", more: str = "") -> bytes:
+    data = json.dumps(body).encode()
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{more}Content-Length: {len(data)}\r\n\r\n".encode()
+        + data
+    )
+
+
 def read_answer(sock: socket.socket) -> bytes:
     got = b""
     while True:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import logging
-import os
 import resource
 import shutil
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +18,7 @@ import welm
 from welm.serve import connections, wire
 
 from conftest import FIXTURES, PROMPT, at_rest
-from serving import Running, parse, read_answer, split
+from serving import Running, parse, read_answer, request, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,14 +34,6 @@ def server(model: welm.Model) -> Iterator[Running]:
     with Running(model, max_body=1 << 20) as running:
         yield running
     at_rest(model)
-
-
-def request(body: dict[str, Any], *, path: str = "/v1/completions", more: str = "") -> bytes:
-    data = json.dumps(body).encode()
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{more}Content-Length: {len(data)}\r\n\r\n".encode()
-        + data
-    )
 
 
 def well(server: Running, model: welm.Model) -> None:
@@ -567,123 +555,3 @@ def test_an_internal_error_tells_nothing(
         monkeypatch.setattr(server.service, "_each", broken)
         assert server.post("/v1/completions", {**BODY, "stream": True})[0] == 500
         assert caplog.text.count("ZeroDivisionError: a secret") == 3
-
-
-# Processes.
-
-
-class Process:
-    """`welm serve` as a process."""
-
-    def __init__(self, *args: str, env: dict[str, str] | None = None) -> None:
-        line = [sys.executable, "-m", "welm", "serve", "--port", "0", "--threads", "1", *args]
-        self.process = subprocess.Popen(
-            line, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
-        )
-        assert self.process.stderr is not None
-        self.first = self.process.stderr.readline()
-        self.port = int(self.first.split(" (")[0].rsplit(":", 1)[1])
-
-    def post(self, body: dict[str, Any], more: str = "") -> int:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as sock:
-            sock.sendall(request(body, more=more))
-            return split(read_answer(sock))[0]
-
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        self.process.communicate(timeout=30)
-        return self.process.returncode
-
-
-def test_quotas_outlive_a_kill(tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("a alice\n", "utf-8")
-    args = (
-        "--api-keys",
-        str(tmp_path / "keys"),
-        "--quota-file",
-        str(tmp_path / "quota"),
-        "--requests-per-minute",
-        "2",
-    )
-    body, key = {"model": "xl", "prompt": "春", "max_tokens": 1}, "Authorization: a\r\n"
-    first = Process(*args)
-    assert first.post(body, key) == 200
-    assert first.end(signal.SIGKILL) == -9
-    second = Process(*args)
-    assert [second.post(body, key) for _ in range(2)] == [200, 429]
-    assert second.end(signal.SIGTERM) == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains(number: int) -> None:
-    process = Process()
-    with socket.create_connection(("127.0.0.1", process.port), timeout=20) as sock:
-        sock.sendall(request({**LONG, "model": "welm-nano", "n": 4, "stream": True}))
-        got = sock.recv(100)
-        process.process.send_signal(number)
-        time.sleep(0.3)
-        with pytest.raises(OSError, match="refused"):
-            socket.create_connection(("127.0.0.1", process.port), timeout=20)
-        while part := sock.recv(1 << 16):
-            got += part
-    assert b"data: [DONE]" in got
-    assert process.process.wait(20) == 0
-    process.process.communicate()
-
-
-def test_a_request_that_is_cut_is_no_success() -> None:
-    process = Process("--drain", "1")
-    with socket.create_connection(("127.0.0.1", process.port), timeout=20) as sock:
-        long = {**LONG, "model": "welm-nano", "n": 64, "stream": True, "prompt": [PROMPT] * 40}
-        sock.sendall(request(long))
-        sock.recv(100)
-        assert process.end(signal.SIGTERM) == 1
-
-
-def test_options_of_the_command(tmp_path: Path) -> None:
-    (tmp_path / "welm.toml").write_text('model-name = ["a", "b"]\nmax_body = 1000\nthreads = 1\n', "utf-8")
-    # Kubernetes sets such variables for a service of this name.
-    kubernetes = {
-        "WELM_SERVE_SERVICE_HOST": "10.0.0.1",
-        "WELM_SERVE_PORT": "tcp://10.0.0.1:80",
-        "WELM_SERVE_PORT_80_TCP": "x",
-    }
-    env = {"WELM_SERVE_MAX_BODY": "40", "WELM_SERVE_CONFIG": "/nowhere", **kubernetes}
-    process = Process("--config", str(tmp_path / "welm.toml"), env=env)
-    assert process.first.startswith("a at http://127.0.0.1:")
-    assert process.post({"model": "b", "prompt": "x" * 100}) == 413
-    assert process.post({"model": "b", "prompt": "x"}) == 200
-    assert process.end(signal.SIGTERM) == 0
-
-
-@pytest.mark.parametrize(
-    ("args", "env", "code", "told"),
-    [
-        (["--host", "0.0.0.0"], {}, 2, "expected --api-keys, or --without-keys"),
-        (["--api-keys", "/nowhere"], {}, 1, "/nowhere"),
-        (["--model-name", "xl"], {}, 1, "xl is a model of WeLM's API"),
-        (["--port", "70000"], {}, 2, "--port: expected 0 to 65535"),
-        ([], {"WELM_SERVE_PROT": "1"}, 1, "WELM_SERVE_PROT: unknown option, did you mean port?"),
-        (["--host", "no such host", "--without-keys"], {}, 1, "cannot listen at no such host"),
-        (["--drain", "inf"], {}, 2, "--drain: expected 0 to 86400"),
-        (["--quota-file", "/nowhere/quota"], {}, 1, "--quota-file: /nowhere/quota: unable to open"),
-        ([], {"WELM_SERVE_PORT": "x"}, 1, "WELM_SERVE_PORT: expected a whole number"),
-        ([], {"WELM_SERVE_LOG_PROMPTS": "yes"}, 1, "WELM_SERVE_LOG_PROMPTS: expected true or false"),
-        (["--config", "/nowhere.toml"], {}, 1, "/nowhere.toml"),
-        (["nowhere.gguf"], {}, 1, "nowhere.gguf"),
-    ],
-)
-def test_wrong_options(args: list[str], env: dict[str, str], code: int, told: str) -> None:
-    line = [sys.executable, "-m", "welm", "serve", *args]
-    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **env}, timeout=60)
-    assert done.returncode == code, done.stderr
-    assert told in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_a_port_that_is_taken() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        line = [sys.executable, "-m", "welm", "serve", "--port", str(taken.getsockname()[1])]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "cannot listen at 127.0.0.1" in done.stderr

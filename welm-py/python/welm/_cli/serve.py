@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +119,10 @@ def run(args: Namespace) -> int:
         raise Failure(f'{error.name} is missing: pip install "welm[serve]"') from None
 
     host, port = getattr(args, "host", "127.0.0.1"), getattr(args, "port", 8000)
-    keys = read_keys(args.api_keys) if hasattr(args, "api_keys") else {}
+    try:
+        keys = read_keys(args.api_keys) if hasattr(args, "api_keys") else {}
+    except ValueError as error:
+        raise Failure(f"argument --api-keys: {error}") from None
     if not keys and not is_loopback(host) and not hasattr(args, "without_keys"):
         args.parser.error(
             f"argument --host: {host} is reached from other machines; expected --api-keys, or --without-keys"
@@ -139,14 +141,17 @@ def run(args: Namespace) -> int:
         else (),
         **{name: getattr(args, name) for name in _SAME if hasattr(args, name)},
     )
-    sock = listen(host, port)  # before the model is loaded: a port that is taken is found at once
+    try:
+        sock = listen(host, port)  # before the model is loaded: a port that is taken is found at once
+    except OSError as error:
+        raise Failure(str(error)) from None
     with sock:
         with Progress("loading", quiet=True) as progress:
             model = welm.Model(path, progress=progress, **options)
         try:
             app = welm.serve.app(model, settings)
-        except sqlite3.Error as error:
-            raise Failure(f"argument --quota-file: {settings.quota_file}: {error}") from None
+        except OSError as error:
+            raise Failure(f"argument --quota-file: {error}") from None
         address = f"[{host}]" if ":" in host else host
         say(f"{settings.model_names[0]} at http://{address}:{sock.getsockname()[1]} ({model.backend})")
         return serve(app, sock, drain=getattr(args, "drain", 30.0))

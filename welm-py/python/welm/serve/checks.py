@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from welm.serve.errors import Refusal, log
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 QUIET = ("/health", "/ready", "/metrics")
 """Asked for every few seconds, and not logged."""
+
+_CUT = Refusal(503, "the server has ended before the request was finished", code="draining")
 
 
 class Checks:
@@ -56,9 +60,16 @@ class Checks:
                 await _preflight(send_and_look)
             else:
                 await self._app(scope, receive, send_and_look)
+        except asyncio.CancelledError:
+            if not scope["app"].state.service.draining:
+                raise
+            fields["error"] = _CUT.message
+            if not status:
+                await _CUT.response()(scope, receive, send_and_look)
         finally:
             if scope["path"].removeprefix(scope.get("root_path", "")) not in QUIET:
                 line = {
+                    "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
                     "request": number,
                     "method": scope["method"],
                     "path": scope["path"],

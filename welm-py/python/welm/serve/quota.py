@@ -39,16 +39,14 @@ class Quota:
     ) -> None:
         """Opens or makes the file; without ``path`` it is in memory. A limit of 0 is none.
 
-        Raises :class:`sqlite3.Error`, as the methods do.
+        Raises :class:`OSError` if the file cannot be used. The methods raise :class:`sqlite3.Error`.
         """
         self._per_minute, self._per_day, self._clock = per_minute, per_day, clock
-        self._base = sqlite3.connect(
-            path or ":memory:", isolation_level=None, check_same_thread=False, timeout=2
-        )
-        self._base.execute("PRAGMA journal_mode = WAL")
-        self._base.execute("PRAGMA synchronous = NORMAL")
-        self._base.executescript(_TABLES)
-        self._base.execute("DELETE FROM requests WHERE at <= ?", (clock() - MINUTE,))
+        try:
+            self._base = _open(path or ":memory:")
+            self._base.execute("DELETE FROM requests WHERE at <= ?", (clock() - MINUTE,))
+        except sqlite3.Error as error:
+            raise OSError(f"{path}: {error}") from error
         self._thread = ThreadPoolExecutor(1, "welm-quota")
 
     async def admit(self, owner: str) -> tuple[str, int] | None:
@@ -105,3 +103,15 @@ class Quota:
             self._base.execute("ROLLBACK")
             raise
         self._base.execute("COMMIT")
+
+
+def _open(path: str) -> sqlite3.Connection:
+    base = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=2)
+    try:
+        base.execute("PRAGMA journal_mode = WAL")
+        base.execute("PRAGMA synchronous = NORMAL")
+        base.executescript(_TABLES)
+    except BaseException:
+        base.close()
+        raise
+    return base

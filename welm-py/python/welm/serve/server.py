@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -50,7 +51,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, f"cannot listen at {host}:{port}: {error.strerror}") from None
+        raise OSError(f"cannot listen at {host}:{port}: {error.strerror}") from None
     return sock
 
 
@@ -84,7 +85,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends; requests that are open have a while."""
         await super().shutdown(sockets)
-        self.cut = len(self.server_state.tasks)
+        cut = self.server_state.tasks
+        self.cut = len(cut)
+        if cut:  # they are cancelled; a moment to tell their clients
+            await asyncio.wait(cut, timeout=1)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
