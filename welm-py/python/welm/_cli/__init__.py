@@ -37,6 +37,7 @@ COMMANDS = (
     "eval",
     "experiment",
     "report",
+    "train",
 )
 
 HELP = """\
@@ -59,6 +60,7 @@ commands:
   eval       runs evaluation tasks
   experiment runs an experiment: explanation, calibration or memory
   report     makes a page of the results of eval
+  train      trains a model by a recipe
 
   {prog} COMMAND --help shows the options of a command; {prog} --version shows the version.
 

@@ -1,0 +1,171 @@
+"""Pre-training: exact resume, the same bytes twice, two processes like one."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import welm.train
+from welm.train import RecipeError
+from welm.train.pretrain.measure import nats_per_character
+from welm.train.pretrain.optimizer import Both, optimizer_of
+from welm.train.pretrain.shapes import new_model
+from welm.train.pretrain.tokens import Rows
+from welm.train.recipe import Pretrain, Shape
+from welm.train.tokenizer import END_ID, load
+
+from conftest import command, made, run, save, values
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def history(folder: Path) -> dict[tuple[int, str], float]:
+    """Losses by step and name."""
+    lines = (folder / "out" / "pretrain" / "history.jsonl").read_text("utf-8").splitlines()
+    return {
+        (one["step"], name): value
+        for one in map(json.loads, lines)
+        for name, value in one.items()
+        if name == "loss" or name.startswith("heldout/")
+    }
+
+
+def trained(folder: Path, *steps: str, **more: Any) -> dict[tuple[int, str], float]:
+    done = run(*steps, "--config", str(save(values(folder, **more), folder / "recipe.toml")))
+    assert done.returncode == 0, done.stderr
+    return history(folder)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "out" / "pretrain" / "model" / "model.safetensors").read_bytes()
+
+
+def forget(folder: Path) -> None:
+    (folder / "out" / "pretrain").rename(folder / f"old{time.monotonic_ns()}")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_killed_and_resumed_it_is_the_same_run(folder: Path, optimizer: str) -> None:
+    more = {"pretrain": {**values(folder)["pretrain"], "optimizer": optimizer}}
+    whole = trained(folder, "corpus", "tokenizer", "pretrain", **more)
+    assert len([one for one in whole if one[1] == "loss"]) == 50
+    assert whole[50, "loss"] < whole[1, "loss"] - 0.5
+    model = weights(folder)
+    forget(folder)
+    assert trained(folder, "pretrain", **more) == whole
+    assert weights(folder) == model
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        forget(folder)
+        process = subprocess.Popen(
+            command("pretrain", "--config", str(folder / "recipe.toml")), stderr=subprocess.PIPE, text=True
+        )
+        checkpoints = folder / "out" / "pretrain" / "checkpoints"
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not (checkpoints / "checkpoint-8").exists():
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+        assert not (folder / "out" / "pretrain" / "model").exists()
+        # A checkpoint that was being written when the process was killed.
+        (checkpoints / "checkpoint-999").mkdir()
+        assert trained(folder, "pretrain", **more) == whole
+        assert weights(folder) == model
+
+
+def test_two_processes_are_like_one(folder: Path) -> None:
+    one = trained(folder, "corpus", "tokenizer", "pretrain")
+    forget(folder)
+    more = {**values(folder)["pretrain"], "micro_batch": 2, "shard": True}
+    path = save(values(folder, pretrain=more), folder / "recipe.toml")
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*line, "-m", "welm", "train", "pretrain", "--config", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    two = history(folder)
+    assert one.keys() == two.keys()
+    assert max(abs(one[key] - two[key]) for key in one) < 1e-3
+    weights(folder)
+
+
+def test_rows_have_all_documents(folder: Path) -> None:
+    recipe = made(folder)
+    trained(folder, "corpus", "tokenizer", "pretrain")
+    words = load(recipe.out / "tokenizer")
+    rows = Rows(recipe.out / "pretrain" / "tokens", 64, 1500)
+    ids = torch.cat([rows[number]["input_ids"] for number in range(len(rows))]).tolist()
+    documents = [words.decode(part) for part in _split(ids)]
+    corpus = {
+        text
+        for source in ("poems", "recipes")
+        for text in welm.train.documents.texts_of(recipe.out / "corpus", "train", source)
+    }
+    assert {*documents[:-1]} <= corpus
+    assert len(documents) in (len(corpus), len(corpus) + 1)  # the last one is cut
+    kinds = ["《" in text[:1] for text in documents[:200]]
+    assert 10 < sum(kinds) < 190  # sources are mixed
+
+
+def _split(ids: list[int]) -> list[list[int]]:
+    parts: list[list[int]] = [[]]
+    for one in ids:
+        if one == END_ID:
+            parts.append([])
+        else:
+            parts[-1].append(one)
+    return parts
+
+
+def test_loss_per_character() -> None:
+    """Of a model that knows nothing, all tokens have the same probability."""
+    pieces = 100
+
+    def even(ids: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*ids.shape, pieces)
+
+    texts = ["abc", "x" * 50]
+    loss = nats_per_character(even, lambda text: [3] * len(text), texts, 16)
+    tokens = 4 + 51  # with the ends
+    assert loss == pytest.approx(math.log(pieces) * tokens / 53)
+
+
+def test_the_optimizers_share_out_the_parameters() -> None:
+    model = new_model(Shape(layers=2, dim=32, heads=2, hidden=64, context=16), 300, 1)
+    both = optimizer_of(model, Pretrain(optimizer="muon"))
+    assert isinstance(both, Both)
+    seen = [id(one) for group in both.param_groups for one in group["params"]]
+    assert len(seen) == len({*seen}) == len(list(model.parameters()))
+    matrices = {id(p) for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name}
+    assert {id(one) for one in both.param_groups[0]["params"]} == matrices
+    assert both.param_groups[-1]["weight_decay"] == 0  # biases and norms
+
+
+def test_a_batch_that_does_not_divide(folder: Path) -> None:
+    recipe = made(folder, pretrain={**values(folder)["pretrain"], "batch": 6})
+    welm.train.run("corpus", recipe)
+    welm.train.run("tokenizer", recipe)
+    with pytest.raises(
+        RecipeError, match=r"pretrain\.batch: expected a multiple of micro_batch times processes, 4, got 6"
+    ):
+        welm.train.run("pretrain", recipe)
+
+
+def test_too_little_text(folder: Path) -> None:
+    recipe = made(folder, pretrain={**values(folder)["pretrain"], "batch": 4096, "micro_batch": 4})
+    welm.train.run("corpus", recipe)
+    welm.train.run("tokenizer", recipe)
+    with pytest.raises(RecipeError, match=r"the corpus has \d+ rows, fewer than a batch, 4096"):
+        welm.train.run("pretrain", recipe)

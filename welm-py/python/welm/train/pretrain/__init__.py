@@ -1,0 +1,256 @@
+"""Step ``pretrain``: transformers' Trainer on accelerate, from packed tokens to a model.
+
+The folder gets ``model`` (transformers' GPT-NeoX), ``history.jsonl`` (losses and samples), ``loss.png``, and
+``checkpoints``, from which a run goes on. For several processes it is started by torchrun.
+"""
+
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils import logging
+
+from welm.train import tokenizer
+from welm.train.pipelines import run_stages
+from welm.train.pretrain.measure import continued, heldout, nats_per_character, plot
+from welm.train.pretrain.optimizer import optimizer_of
+from welm.train.pretrain.shapes import new_model, shape_of
+from welm.train.pretrain.tokens import Rows, stages_of
+from welm.train.recipe import RecipeError
+from welm.train.steps import begin, fingerprint, is_done, mark_done, mark_of, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import TrainerControl, TrainerState
+
+    from welm.train.recipe import Pretrain, Recipe, Shape
+
+SAMPLE = 64
+"""Tokens of a sample."""
+
+MOST_LOSSES = 10_000
+"""Most training losses in the history."""
+
+_NO_INFLUENCE = {"save_every", "compile"}
+"""Settings that do not change a run that was begun. Those of measurements change its history."""
+
+
+def run(recipe: Recipe, out: Path) -> None:
+    """Trains a model, or goes on. After SIGTERM or Ctrl-C a checkpoint is written."""
+    settings = recipe.pretrain
+    before = mark_of(recipe.out / "tokenizer")
+    mark = fingerprint(before, settings.model_dump_json(exclude=_NO_INFLUENCE))
+    if is_done(out, mark):
+        return
+    if not before:
+        raise RecipeError(f"{recipe.out / 'tokenizer'}: the step tokenizer comes first")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    shape = shape_of(settings)
+    arguments = _arguments(settings, shape, out)
+    with arguments.main_process_first(desc="tokens"):
+        if arguments.process_index == 0:
+            begin(out, mark)
+            run_stages(stages_of(recipe, out / "tokens"), recipe.executor, out / "logs")
+    trainer = _trainer(recipe, arguments, shape, out)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(out / "checkpoints"))
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise KeyboardInterrupt
+    trainer.save_model(str(out / "model"))
+    if trainer.is_world_process_zero():
+        mark_done(out, mark)
+
+
+def _arguments(settings: Pretrain, shape: Shape, out: Path) -> TrainingArguments:
+    given: dict[str, Any] = {}
+    if settings.shard:
+        config = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
+        given = {"fsdp": True, "fsdp_config": {**config, "activation_checkpointing": settings.checkpointing}}
+    steps = max(settings.tokens // (settings.batch * shape.context), 1)
+    arguments = TrainingArguments(
+        str(out / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=settings.micro_batch,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.final},
+        warmup_steps=settings.warmup,
+        max_grad_norm=settings.clip,
+        bf16=settings.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=settings.seed,
+        torch_compile=settings.compile,
+        activation_checkpointing=settings.checkpointing and not settings.shard,
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        logging_steps=max(steps // MOST_LOSSES, 1),
+        logging_nan_inf_filter=False,
+        report_to=[],
+        dataloader_drop_last=True,
+        **given,
+    )
+    together = settings.micro_batch * arguments.world_size
+    if settings.batch % together:
+        raise RecipeError(
+            f"pretrain.batch: expected a multiple of micro_batch times processes, {together}, got {settings.batch}"
+        )
+    arguments.gradient_accumulation_steps = settings.batch // together
+    return arguments
+
+
+class _Trainer(Trainer):
+    """A trainer with the optimizer of a recipe."""
+
+    settings: Pretrain
+    optimizer: torch.optim.Optimizer | None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = optimizer_of(self.model if model is None else model, self.settings)
+        return self.optimizer
+
+
+def _trainer(recipe: Recipe, arguments: TrainingArguments, shape: Shape, out: Path) -> _Trainer:
+    settings = recipe.pretrain
+    set_seed(settings.seed)
+    words = tokenizer.load(recipe.out / "tokenizer")
+    pieces = words.get_piece_size()
+    rows = Rows(out / "tokens", shape.context, pieces)
+    if len(rows) < settings.batch:
+        raise RecipeError(f"pretrain: the corpus has {len(rows)} rows, fewer than a batch, {settings.batch}")
+    trainer = _Trainer(new_model(shape, pieces, settings.seed), arguments, train_dataset=rows)
+    trainer.settings = settings
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(_Measure(recipe, words, shape, trainer, out))
+    trainer.add_callback(_Progress(settings.batch * shape.context))
+    trainer.add_callback(_Stop())
+    return trainer
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that is whole: what is written last is there."""
+    found = []
+    for one in folder.glob("checkpoint-*"):
+        try:
+            json.loads((one / "trainer_state.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        found.append((int(one.name.rpartition("-")[2]), str(one)))
+    return max(found)[1] if found else None
+
+
+class _Stop(TrainerCallback):
+    """After a signal, writes a checkpoint and ends."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self._asked = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._asked and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+
+class _Progress(TrainerCallback):
+    """A bar that counts tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        """``tokens`` are those of a step."""
+        self._tokens = tokens
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._bar = tqdm(
+            desc="pretrain",
+            total=state.max_steps * self._tokens,
+            initial=state.global_step * self._tokens,
+            unit="tok",
+            unit_scale=True,
+            disable=not state.is_world_process_zero,
+        )
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._bar.update(self._tokens)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if "loss" in state.log_history[-1]:
+            self._bar.set_postfix(loss=f"{state.log_history[-1]['loss']:.3f}")
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self._bar.close()
+
+
+class _Measure(TrainerCallback):
+    """Measures held-out losses, and writes samples, the history and the plot."""
+
+    def __init__(self, recipe: Recipe, words: Any, shape: Shape, trainer: Trainer, out: Path) -> None:
+        self._settings, self._shape, self._out = recipe.pretrain, shape, out
+        self._words, self._trainer = words, trainer
+        self._texts = heldout(recipe)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        if state.global_step % self._settings.measure_every and state.global_step < state.max_steps:
+            return
+        model = given["model"]
+        model.eval()
+        try:
+            told: dict[str, Any] = {}
+            for name, texts in self._texts.items():
+                told[f"heldout/{name}"] = nats_per_character(
+                    lambda ids: self._logits(model, ids), self._words.encode, texts, self._shape.context
+                )
+            for prompt in self._settings.prompts if not self._settings.shard else ():
+                ids = continued(model, self._words.encode(prompt), SAMPLE, self._settings.seed)
+                told[f"sample/{prompt}"] = self._words.decode(ids)
+        finally:
+            model.train()
+        state.log_history.append({**told, "step": state.global_step})
+        self._write(state)
+
+    def _logits(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
+        with self._trainer.compute_loss_context_manager():
+            return model(ids.to(self._trainer.args.device)).logits
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._write(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._write(state)
+
+    def _write(self, state: TrainerState) -> None:
+        if not state.is_world_process_zero:
+            return
+        lines = (json.dumps(one, ensure_ascii=False) for one in state.log_history)
+        write(self._out / "history.jsonl", "\n".join(lines) + "\n")
+        if any(name.startswith("heldout/") for name in state.log_history[-1]):
+            plot(state.log_history, self._settings.batch * self._shape.context, self._out / "loss.png")

@@ -1,0 +1,80 @@
+"""Documents to rows of token ids, by datatrove: shuffled, joined, cut. A row has as many tokens as the context."""
+
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from datatrove.data import Document
+from datatrove.pipeline.tokens import DocumentTokenizer, DocumentTokenizerMerger
+
+from welm.train.documents import TRAIN, texts_of, times
+from welm.train.pipelines import Stage
+from welm.train.tokenizer import END
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from datatrove.data import DocumentsPipeline
+
+    from welm.train.recipe import Recipe
+
+NAME = "corpus"
+
+
+def stages_of(recipe: Recipe, out: Path) -> list[Stage]:
+    """The stages that write the tokens of one pass over the corpus, a file of 16 bits (or 32) a token.
+
+    A document is followed by the end token. Documents of all sources are mixed.
+    """
+    corpus, tokenizer, seed = recipe.out / "corpus", recipe.out / "tokenizer", recipe.pretrain.seed
+    weights = {source.name: source.weight for source in recipe.corpus.sources}
+    parts = DocumentTokenizer(
+        str(out / "parts"),
+        str(tokenizer / "tokenizer.json"),
+        eos_token=END,
+        save_final_metadata=True,
+        shuffle_documents=False,
+        seed=seed,
+    )
+    merger = DocumentTokenizerMerger(str(out / "parts"), str(out / "all"), NAME, seed=seed, progress=False)
+    return [
+        Stage("tokenize", len(weights), [partial(_weighted, corpus, weights), parts]),
+        Stage("shuffle", 1, [merger]),
+    ]
+
+
+def _weighted(
+    corpus: Path, weights: dict[str, float], data: DocumentsPipeline, rank: int = 0, world_size: int = 1
+) -> Iterator[Document]:
+    """The documents of sources, each as often as its weight says."""
+    for source in [*weights][rank::world_size]:
+        for number, text in enumerate(texts_of(corpus, TRAIN, source)):
+            for _ in range(times(text, weights[source])):
+                yield Document(text=text, id=f"{source}/{number}")
+
+
+class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """The rows of a file of tokens, read from disk when they are needed."""
+
+    def __init__(self, out: Path, context: int, pieces: int) -> None:
+        """``context`` is the number of tokens of a row."""
+        width = np.uint16 if pieces <= 1 << 16 else np.uint32
+        (file,) = sorted((out / "all").glob("*.ds"))
+        self._tokens = np.memmap(file, dtype=width, mode="r")
+        self._context = context
+
+    def __len__(self) -> int:
+        """The number of rows; what is left over at the end is in none."""
+        return len(self._tokens) // self._context
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        """A row as the model takes it. transformers shifts the labels."""
+        tokens = self._tokens[row * self._context : (row + 1) * self._context]
+        ids = torch.from_numpy(tokens.astype(np.int64))
+        return {"input_ids": ids, "labels": ids}
