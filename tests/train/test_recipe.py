@@ -55,7 +55,7 @@ def test_two_sources_of_one_name(tmp_path: Path) -> None:
         (
             ["corpse", "--config", "x"],
             2,
-            "argument STEP: expected corpus, tokenizer, pretrain, export or all",
+            "argument STEP: expected corpus, tokenizer, pretrain, export, prompts or all",
         ),
         (["corpus"], 2, "--config"),
     ],

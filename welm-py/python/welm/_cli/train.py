@@ -11,7 +11,7 @@ from welm._cli.streams import Failure, say
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-SUMMARY = """Trains a model: corpus, tokenizer, pretrain, export, each a step of its own, or all of them.
+SUMMARY = """Trains a model: corpus, tokenizer, pretrain, export, prompts, each a step of its own, or all of them.
 
 A recipe in TOML says how; welm.train.recipe documents its fields. A step that is done with the same settings is left
 out. After Ctrl-C, or if the process is killed, the same command goes on where it was. Several processes:
@@ -25,7 +25,13 @@ EXAMPLES = (
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds flags and positional arguments."""
     add = parser.add_argument
-    add("steps", nargs="+", type=text, metavar="STEP", help="corpus, tokenizer, pretrain, export, or all")
+    add(
+        "steps",
+        nargs="+",
+        type=text,
+        metavar="STEP",
+        help="corpus, tokenizer, pretrain, export, prompts, or all",
+    )
     add("--config", required=True, metavar="FILE", help="the recipe")
     parser.set_defaults(parser=parser)
 
@@ -43,7 +49,8 @@ def run(args: Namespace) -> int:
             args.parser.error(f"argument STEP: expected {', '.join(known)} or all, got {step}")
     try:
         recipe = welm.train.read(args.config)
-        for step in known if "all" in args.steps else args.steps:
+        every = [step for step in known if step != "prompts" or recipe.prompts]
+        for step in every if "all" in args.steps else args.steps:
             try:
                 welm.train.run(step, recipe)
             except ImportError as error:

@@ -19,8 +19,8 @@ from welm.train.recipe import Recipe, RecipeError, read
 
 __all__ = ["STEPS", "Recipe", "RecipeError", "read", "run"]
 
-STEPS = ("corpus", "tokenizer", "pretrain", "export")
-"""The steps, in order."""
+STEPS = ("corpus", "tokenizer", "pretrain", "export", "prompts")
+"""The steps, in order. `prompts` is done if the recipe has it."""
 
 
 def run(step: str, recipe: Recipe) -> None:

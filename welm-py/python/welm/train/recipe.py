@@ -230,6 +230,40 @@ class Pretrain(Section):
     """Whether activations are computed again in the backward pass, which saves memory."""
 
 
+class Prompts(Section):
+    """Step ``prompts``: multi-prompted training."""
+
+    data: File
+    """Folder of the data sets, with the names and fields that ``prompts/tasks`` states; those that are there are used."""
+    base: File | None = None
+    """Folder or GGUF file of the model that is trained; by default this recipe's export."""
+    tasks: tuple[str, ...] = ()
+    """Tasks, or types of tasks; by default all."""
+    heldout: tuple[str, ...] = ()
+    """Tasks, or types of tasks, that are left out."""
+    rows: Count = 10_000
+    """Prompts with answers to train on."""
+    cap: Count = 2000
+    """A larger task counts as if it had so many examples."""
+    smoothing: Share = 0.5
+    """A task's part of the rows grows with its size to this power."""
+    longest: Count = 512
+    """Most tokens of a prompt with its answer."""
+    lora: int = Field(default=16, ge=0)
+    """Rank of the adapters (LoRA) of all matrices; 0 trains the whole model."""
+    batch: Count = 32
+    """Rows in a step."""
+    micro_batch: Count = 8
+    """Rows that are computed at once."""
+    rate: float = Field(default=2e-4, gt=0)
+    """Highest learning rate."""
+    warmup: Share = 0.03
+    seed: int = 1
+    precision: Literal["bf16", "f32"] = "bf16"
+    save_every: Count = 50
+    """Steps between checkpoints."""
+
+
 class Export(Section):
     """Step ``export``."""
 
@@ -249,6 +283,7 @@ class Recipe(Section):
     tokenizer: TokenizerStep = TokenizerStep()
     pretrain: Pretrain = Pretrain()
     export: Export = Export()
+    prompts: Prompts | None = None
 
 
 def read(path: str | Path) -> Recipe:

@@ -9,11 +9,9 @@ The folder gets ``model`` (transformers' GPT-NeoX), ``history.jsonl`` (losses an
 from __future__ import annotations
 
 import json
-import signal
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -31,6 +29,7 @@ from welm.train.pretrain.optimizer import optimizer_of
 from welm.train.pretrain.shapes import new_model, shape_of
 from welm.train.pretrain.tokens import Rows, stages_of
 from welm.train.recipe import RecipeError
+from welm.train.running import Progress, Stop, last_checkpoint
 from welm.train.steps import begin, fingerprint, is_done, mark_done, mark_of, write
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def run(recipe: Recipe, out: Path) -> None:
             begin(out, mark)
             run_stages(stages_of(recipe, out / "tokens"), recipe.executor, out / "logs")
     trainer = _trainer(recipe, arguments, shape, out)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(out / "checkpoints"))
+    trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
     if trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt
     trainer.save_model(str(out / "model"))
@@ -137,71 +136,9 @@ def _trainer(recipe: Recipe, arguments: TrainingArguments, shape: Shape, out: Pa
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_Measure(recipe, words, shape, trainer, out))
-    trainer.add_callback(_Progress(settings.batch * shape.context))
-    trainer.add_callback(_Stop())
+    trainer.add_callback(Progress("pretrain", settings.batch * shape.context, "tok"))
+    trainer.add_callback(Stop())
     return trainer
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole: what is written last is there."""
-    found = []
-    for one in folder.glob("checkpoint-*"):
-        try:
-            json.loads((one / "trainer_state.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
-        found.append((int(one.name.rpartition("-")[2]), str(one)))
-    return max(found)[1] if found else None
-
-
-class _Stop(TrainerCallback):
-    """After a signal, writes a checkpoint and ends."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, *_: Any) -> None:
-        self._asked = True
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self._asked and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
-
-
-class _Progress(TrainerCallback):
-    """A bar that counts tokens."""
-
-    def __init__(self, tokens: int) -> None:
-        """``tokens`` are those of a step."""
-        self._tokens = tokens
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._bar = tqdm(
-            desc="pretrain",
-            total=state.max_steps * self._tokens,
-            initial=state.global_step * self._tokens,
-            unit="tok",
-            unit_scale=True,
-            disable=not state.is_world_process_zero,
-        )
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._bar.update(self._tokens)
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if "loss" in state.log_history[-1]:
-            self._bar.set_postfix(loss=f"{state.log_history[-1]['loss']:.3f}")
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self._bar.close()
 
 
 class _Measure(TrainerCallback):
