@@ -234,7 +234,7 @@ class Prompts(Section):
     """Step ``prompts``: multi-prompted training."""
 
     data: File
-    """Folder of the data sets, with the names and fields that ``prompts/tasks`` states; those that are there are used."""
+    """Folder of the data sets, with the names and fields of ``prompts/tasks``. Those that are there are used."""
     base: File | None = None
     """Folder or GGUF file of the model that is trained; by default this recipe's export."""
     tasks: tuple[str, ...] = ()
