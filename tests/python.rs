@@ -55,7 +55,7 @@ fn pyright() {
 fn ruff() {
     let config = ["--config", "welm-py/pyproject.toml"];
     for arguments in [&["check"][..], &["format", "--check"]] {
-        let folders = ["welm-py/python", "tests/python", "tests/evaluation", "tests/serve"];
+        let folders = ["welm-py/python", "tests/python", "tests/evaluation", "tests/serve", "tests/train"];
         run("ruff", &[arguments, &config[..], &folders[..]].concat());
     }
 }

@@ -521,7 +521,18 @@ def test_a_path_need_not_be_text(tmp_path: Path) -> None:
 def test_help_and_version() -> None:
     assert run("--version") == (f"welm {welm.__version__}\n", "")
     out, _ = run("--help")
-    for name in ("generate", "chat", "score", "quantize", "info", "bench", "eval", "experiment", "report", "train"):
+    for name in (
+        "generate",
+        "chat",
+        "score",
+        "quantize",
+        "info",
+        "bench",
+        "eval",
+        "experiment",
+        "report",
+        "train",
+    ):
         assert f"\n  {name} " in out
         helped, _ = run(name, "--help")
         assert f"usage: python -m welm {name} " in helped
