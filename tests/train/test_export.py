@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 TEXT = "《静夜思》\n床前明月光，疑是地上霜。WeLM 3.14 のmodel 🙂"
 
 
-@pytest.fixture
-def recipe(folder: Path) -> Recipe:
+@pytest.fixture(params=["bpe", "unigram"])
+def recipe(folder: Path, request: pytest.FixtureRequest) -> Recipe:
     """A model that is trained."""
-    more = {"export": {"int8": True}, "pretrain": {**values(folder)["pretrain"], "tokens": 2560}}
+    more = {
+        "export": {"int8": True},
+        "pretrain": {**values(folder)["pretrain"], "tokens": 2560},
+        "tokenizer": {"pieces": 1500, "characters": 600, "kind": request.param},
+    }
     done = run("all", "--config", str(save(values(folder, **more), folder / "recipe.toml")))
     assert done.returncode == 0, done.stderr
     return made(folder, **more)

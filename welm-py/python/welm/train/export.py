@@ -51,7 +51,7 @@ def run(recipe: Recipe, out: Path) -> None:
     weights = from_megatron(settings.megatron, shape, pieces) if settings.megatron else load_file(model)
     weights = {name: value.float().contiguous() for name, value in weights.items()}
     folder(weights, shape, recipe.out / "tokenizer", pieces, out)
-    write_gguf(weights, shape, words, out / "model.gguf")
+    write_gguf(weights, shape, words, recipe.tokenizer.kind, out / "model.gguf")
     if settings.int8:
         _int8(out, recipe.out / "export-int8")
     mark_done(out, mark)
@@ -104,7 +104,7 @@ _IN_GGUF = {
 
 
 def write_gguf(
-    weights: Weights, shape: Shape, words: sentencepiece.SentencePieceProcessor, path: Path
+    weights: Weights, shape: Shape, words: sentencepiece.SentencePieceProcessor, kind: str, path: Path
 ) -> None:
     """Writes a GGUF file: matrices in f16, the rest in f32."""
     partial = path.with_name(f"{path.name}.part")
@@ -117,7 +117,7 @@ def write_gguf(
     writer.add_head_count(shape.heads)
     writer.add_parallel_residual(False)
     writer.add_layer_norm_eps(1e-5)
-    _vocabulary(writer, words)
+    _vocabulary(writer, words, kind)
     if not any(_is_output(name) for name in weights):  # llama.cpp asks for one
         weights = {**weights, "embed_out.weight": weights["gpt_neox.embed_in.weight"]}
     for name, value in weights.items():
@@ -139,7 +139,7 @@ def write_gguf(
     os.replace(partial, path)
 
 
-def _vocabulary(writer: gguf.GGUFWriter, words: sentencepiece.SentencePieceProcessor) -> None:
+def _vocabulary(writer: gguf.GGUFWriter, words: sentencepiece.SentencePieceProcessor, kind: str) -> None:
     """SentencePiece's pieces. llama.cpp has BPE by scores under the name of Llama, and unigram under that of T5."""
     kinds = []
     for number in range(words.get_piece_size()):
@@ -152,7 +152,8 @@ def _vocabulary(writer: gguf.GGUFWriter, words: sentencepiece.SentencePieceProce
         else:
             kinds.append(gguf.TokenType.NORMAL)
     pieces = range(words.get_piece_size())
-    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_model("t5" if kind == "unigram" else "llama")
+    writer.add_remove_extra_whitespaces(False)
     writer.add_token_list([words.id_to_piece(number).encode() for number in pieces])
     writer.add_token_scores([words.get_score(number) for number in pieces])
     writer.add_token_types(kinds)

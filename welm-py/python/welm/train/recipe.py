@@ -135,7 +135,7 @@ class Executor(Section):
     workers: Count = 1
     """How many tasks run at once."""
     tasks: Count = 8
-    """Into how many the files are divided. The result does not depend on it, but for the order of documents."""
+    """Into how many the files of the corpus are divided. Another number is another order of the documents."""
     address: str = "auto"
     """Ray: address of the cluster; ``local`` starts one here."""
     partition: str = ""

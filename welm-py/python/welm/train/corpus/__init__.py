@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def run(recipe: Recipe, out: Path) -> None:
     """Makes the corpus in a folder, or goes on with it."""
-    mark = _fingerprint(recipe.corpus)
+    mark = _fingerprint(recipe.corpus, recipe.executor.tasks)
     if is_done(out, mark):
         return
     begin(out, mark)
@@ -32,9 +32,9 @@ def run(recipe: Recipe, out: Path) -> None:
     mark_done(out, mark)
 
 
-def _fingerprint(corpus: Corpus) -> str:
+def _fingerprint(corpus: Corpus, tasks: int) -> str:
     paths = [path for source in corpus.sources for path in source.files]
     if corpus.contamination:
         paths += corpus.contamination.files
     sizes = [(file.name, file.stat().st_size) for file in files_of(paths)]
-    return fingerprint(corpus.model_dump_json(), json.dumps(sizes))
+    return fingerprint(corpus.model_dump_json(), json.dumps([tasks, sizes]))
