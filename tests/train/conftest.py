@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +106,6 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with two sources."""
-    random.seed(1)
     write_lines(tmp_path / "poems.jsonl", documents("poems")[:300])
     write_lines(tmp_path / "recipes.jsonl", documents("recipes")[:60])
     return tmp_path

@@ -13,13 +13,14 @@ import pytest
 import welm.train
 from welm.train import RecipeError
 from welm.train.corpus.rules import broken_rule
-from welm.train.corpus.sources import texts_of
+from welm.train.corpus.sources import files_of, texts_of
 from welm.train.corpus.words import words
 from welm.train.documents import texts_of as kept_of
 from welm.train.documents import times
 from welm.train.recipe import Rules
+from welm.train.steps import alone
 
-from conftest import bytes_of, documents, made, write_lines
+from conftest import bytes_of, documents, made, save, values, write_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,3 +194,48 @@ def test_a_missing_file(folder: Path) -> None:
     (folder / "poems.jsonl").unlink()
     with pytest.raises(RecipeError, match=r"poems.jsonl: no such file"):
         welm.train.run("corpus", made(folder))
+
+
+def test_only_what_a_step_has_made_is_replaced(folder: Path) -> None:
+    recipe = made(folder)
+    (recipe.out / "corpus").mkdir(parents=True)
+    (recipe.out / "corpus" / "mine.txt").write_text("x", "utf-8")
+    with pytest.raises(RecipeError, match="expected an empty folder, or one that this step has made"):
+        welm.train.run("corpus", recipe)
+    (recipe.out / "corpus" / "mine.txt").unlink()
+    welm.train.run("corpus", recipe)
+    before = bytes_of(recipe.out / "corpus" / "train")
+    welm.train.run("corpus", made(folder, corpus={**_corpus(folder), "heldout": 0.2}))
+    assert bytes_of(recipe.out / "corpus.1" / "train") == before
+    assert bytes_of(recipe.out / "corpus" / "train") != before
+
+
+def test_folders_that_datatrove_would_misread(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"expected a folder without \*, \? and \["):
+        welm.train.run("corpus", made(folder, out=str(folder / "out [2]")))
+    (folder / "a [b].jsonl").write_bytes((folder / "poems.jsonl").read_bytes())
+    assert files_of([folder / "a [b].jsonl"]) == [folder / "a [b].jsonl"]
+
+
+def test_half_surrogates(folder: Path) -> None:
+    texts = [f"{TEXT}\ud83d 很好。", TEXT + "一个完整的句子。"]
+    (folder / "recipes.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8"
+    )
+    recipe = made(folder)
+    welm.train.run("corpus", recipe)
+    out = recipe.out / "corpus"
+    assert [text for part in ("train", "heldout") for text in kept_of(out, part, "recipes")] == [texts[1]]
+    assert json.loads((out / "report.json").read_text("utf-8"))["reasons"]["rules"]["max_broken"] == 1
+
+
+def test_two_at_once(folder: Path) -> None:
+    recipe = made(folder)
+    with alone(recipe.out / "corpus"), pytest.raises(RecipeError, match="another process works on it"):
+        welm.train.run("corpus", recipe)
+
+
+def test_a_recipe_is_the_same_from_everywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(values(folder), folder / "recipe.toml")
+    monkeypatch.chdir(folder)
+    assert welm.train.read("recipe.toml") == welm.train.read(path)

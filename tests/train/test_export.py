@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,12 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import welm
 import welm.train
 from welm.train import RecipeError
+from welm.train.recipe import Shape
 
 from conftest import EXAMPLE, made, run, save, values
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from welm.train.recipe import Recipe
 
 TEXT = "《静夜思》\n床前明月光，疑是地上霜。WeLM 3.14 のmodel 🙂"
@@ -92,7 +93,12 @@ def test_a_megatron_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
             saved[there] = value.clone()
         folder = tmp_path / "megatron" / f"mp_rank_{rank:02d}"
         folder.mkdir(parents=True)
-        torch.save({"model": saved, "checkpoint_version": 3.0, "iteration": 7}, folder / "model_optim_rng.pt")
+        beside = {
+            "args": argparse.Namespace(lr=1.0),
+            "rng_state": [{"np": np.random.get_state()}],
+            "iteration": 7,
+        }
+        torch.save({"model": saved, "checkpoint_version": 3.0, **beside}, folder / "model_optim_rng.pt")
     again = recipe.model_copy(
         update={"export": recipe.export.model_copy(update={"megatron": tmp_path / "megatron", "int8": False})}
     )
@@ -105,15 +111,17 @@ def test_a_megatron_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
     torch.save({"model": saved}, folder / "model_optim_rng.pt")
     shutil.rmtree(folder.parent / "mp_rank_00")
     with pytest.raises(RecipeError, match=r"gpt_neox\.embed_in\.weight: expected \(1500, 32\), got"):
-        welm.train.run("export", _other(again, tmp_path))
+        welm.train.run("export", again)
 
 
-def _other(recipe: Recipe, folder: Path) -> Recipe:
-    """The same with a link to the same checkpoint, which is not done yet."""
-    (folder / "link").symlink_to(folder / "megatron")
-    return recipe.model_copy(
-        update={"export": recipe.export.model_copy(update={"megatron": folder / "link"})}
+def test_settings_that_have_changed(recipe: Recipe) -> None:
+    """An export of weights that were trained in another shape would be wrong, and say nothing."""
+    shape = {**values(Path())["pretrain"]["shape"], "heads": 4}
+    other = recipe.model_copy(
+        update={"pretrain": recipe.pretrain.model_copy(update={"shape": Shape(**shape)})}
     )
+    with pytest.raises(RecipeError, match=r"pretrain: the recipe has changed: do the step pretrain again"):
+        welm.train.run("export", other)
 
 
 def test_the_toy_recipe_from_text_to_an_answer(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import welm.train
 from welm.train import RecipeError
 from welm.train.tokenizer import END_ID, HARD, check, load
 
-from conftest import bytes_of, documents, made
+from conftest import bytes_of, documents, made, write_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,3 +61,14 @@ def test_too_few_pieces(folder: Path) -> None:
     welm.train.run("corpus", recipe)
     with pytest.raises(RecipeError, match=r"tokenizer.pieces: expected at least \d+, got 300"):
         welm.train.run("tokenizer", recipe)
+
+
+def test_held_out_texts_with_odd_characters(folder: Path) -> None:
+    """What SentencePiece writes for a space, and the names of pieces, do not stop the report."""
+    texts = [text + "▁▂▃ <pad>" for text in documents("recipes")[:60]]
+    write_lines(folder / "recipes.jsonl", texts)
+    recipe = made(folder)
+    welm.train.run("corpus", recipe)
+    welm.train.run("tokenizer", recipe)
+    report = json.loads((recipe.out / "tokenizer" / "report.json").read_text("utf-8"))
+    assert [*report["sources"]] == ["poems"]

@@ -13,9 +13,12 @@ Every step reads what the steps before it wrote, and can be stopped and started 
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from importlib import import_module
 
 from welm.train.recipe import Recipe, RecipeError, read
+from welm.train.steps import alone
 
 __all__ = ["STEPS", "Recipe", "RecipeError", "read", "run"]
 
@@ -25,4 +28,10 @@ STEPS = ("corpus", "tokenizer", "pretrain", "export", "prompts")
 
 def run(step: str, recipe: Recipe) -> None:
     """Does a step, if it is not done with the same settings. Raises :class:`RecipeError`."""
-    import_module(f"welm.train.{step}").run(recipe, recipe.out / step)
+    if any(character in str(recipe.out) for character in "*?["):  # datatrove would take them for a pattern
+        raise RecipeError(f"{recipe.out}: expected a folder without *, ? and [")
+    module = import_module(f"welm.train.{step}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and step != "pretrain":
+        raise RecipeError(f"{step}: only pretrain runs in several processes")
+    with alone(recipe.out / step) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        module.run(recipe, recipe.out / step)

@@ -19,7 +19,7 @@ TRAIN, HELDOUT = "train", "heldout"
 
 def share_of(text: str, name: str) -> float:
     """A number from 0 to 1, by a hash of a text. Another name gives another number."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=name.encode()[:16])
+    digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=8, person=name.encode()[:16])
     return int.from_bytes(digest.digest(), "big") / 2**64
 
 

@@ -23,7 +23,7 @@ import welm
 from welm.train.megatron import from_megatron
 from welm.train.pretrain.shapes import config_of, shape_of
 from welm.train.recipe import RecipeError
-from welm.train.steps import begin, fingerprint, is_done, mark_done, mark_of, write
+from welm.train.steps import begin, fingerprint, is_done, mark_done, required, stamp, write
 from welm.train.tokenizer import END, END_ID, PAD, PAD_ID, UNK, UNK_ID, load
 
 if TYPE_CHECKING:
@@ -39,21 +39,30 @@ Weights = dict[str, torch.Tensor]
 def run(recipe: Recipe, out: Path) -> None:
     """Writes the folder."""
     settings, model = recipe.export, recipe.out / "pretrain" / "model" / "model.safetensors"
-    origin = str(settings.megatron) if settings.megatron else mark_of(recipe.out / "pretrain")
-    mark = fingerprint(origin, mark_of(recipe.out / "tokenizer"), settings.model_dump_json())
+    before = required(recipe.out / "tokenizer", recipe.tokenizer.model_dump_json())
+    if settings.megatron:
+        if not settings.megatron.is_dir():
+            raise RecipeError(f"{settings.megatron}: no such folder")
+        origin = (
+            stamp(sorted(settings.megatron.glob("mp_rank_*/*"))) + shape_of(recipe.pretrain).model_dump_json()
+        )
+    else:
+        origin = required(recipe.out / "pretrain", recipe.pretrain.settings)
+    chosen = settings.model_dump_json(exclude={"megatron"})
+    mark = fingerprint(before, origin, chosen)
     if is_done(out, mark):
         return
-    if not origin:
-        raise RecipeError(f"{recipe.out / 'pretrain'}: the step pretrain comes first")
-    begin(out, mark)
+    begin(out, mark, chosen)
     words = load(recipe.out / "tokenizer")
     shape, pieces = shape_of(recipe.pretrain), words.get_piece_size()
     weights = from_megatron(settings.megatron, shape, pieces) if settings.megatron else load_file(model)
     weights = {name: value.float().contiguous() for name, value in weights.items()}
     folder(weights, shape, recipe.out / "tokenizer", pieces, out)
     write_gguf(weights, shape, words, recipe.tokenizer.kind, out / "model.gguf")
+    int8 = recipe.out / "export-int8"
+    shutil.rmtree(int8, ignore_errors=True)
     if settings.int8:
-        _int8(out, recipe.out / "export-int8")
+        welm.quantize(out, int8)
     mark_done(out, mark)
 
 
@@ -164,11 +173,6 @@ def _vocabulary(writer: gguf.GGUFWriter, words: sentencepiece.SentencePieceProce
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
-
-
-def _int8(source: Path, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    welm.quantize(source, target)
 
 
 def _is_output(name: str) -> bool:

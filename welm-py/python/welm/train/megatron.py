@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import argparse
+import pickle
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from welm.train.recipe import RecipeError
@@ -37,6 +40,15 @@ _NAMES = (
 
 _LAYER = r"(?:encoder|decoder|transformer)\.layers\.(\d+)"
 
+_BESIDE = [
+    argparse.Namespace,
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+]
+"""What stands beside the weights in a checkpoint: Megatron's arguments, and the state of NumPy's random numbers."""
+
 _ROWS = ("query_key_value", "dense_h_to_4h", "embed_in", "embed_out")
 _COLUMNS = ("attention.dense.weight", "dense_4h_to_h.weight")
 
@@ -55,6 +67,10 @@ def from_megatron(checkpoint: Path, shape: Shape, pieces: int) -> dict[str, torc
             f"{checkpoint}: pipeline parallelism: merge the stages with Megatron's own tools first"
         )
     parts = [dict(_renamed(_weights(rank), rank)) for rank in ranks]
+    for rank, part in zip(ranks, parts, strict=True):
+        if part.keys() != parts[0].keys():
+            odd = min(part.keys() ^ parts[0].keys())
+            raise RecipeError(f"{rank}: {odd} is in one part of the checkpoint and not in another")
     weights = {name: _joined(name, [part[name] for part in parts]) for name in parts[0]}
     for name in ("gpt_neox.embed_in.weight", "embed_out.weight"):
         if name in weights:
@@ -67,7 +83,14 @@ def _weights(rank: Path) -> dict[str, torch.Tensor]:
     files = [rank / name for name in ("model_optim_rng.pt", "model_rng.pt") if (rank / name).exists()]
     if not files:
         raise RecipeError(f"{rank}: expected model_optim_rng.pt")
-    saved = torch.load(files[0], map_location="cpu", weights_only=True)
+    try:
+        with torch.serialization.safe_globals(_BESIDE):
+            saved = torch.load(files[0], map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        told = str(error).splitlines()[0]
+        raise RecipeError(
+            f"{files[0]}: only weights are read; save a file with `model` alone: {told}"
+        ) from None
     if saved.get("checkpoint_version", 3.0) < 2.0:
         raise RecipeError(
             f"{files[0]}: expected version 2 or newer of the checkpoint, got {saved['checkpoint_version']}"

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -52,7 +54,14 @@ def run_stages(stages: list[Stage], executor: Executor, logs: Path) -> None:
 class _Local(LocalPipelineExecutor):
     """A local executor that writes its log into files only."""
 
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.main = os.getpid()
+
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
+        if os.getpid() != self.main:
+            with contextlib.suppress(OSError, AttributeError):  # Linux: a task ends when its parent does
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             try:
                 return super()._run_for_rank(rank, local_rank, node_rank)

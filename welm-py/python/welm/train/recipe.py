@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,7 +32,7 @@ class RecipeError(Exception):
 
 def _from_recipe(path: Path, info: ValidationInfo) -> Path:
     """Paths in a recipe are relative to its folder."""
-    return Path(info.context["folder"], path) if info.context else path
+    return Path(os.path.abspath(Path(info.context["folder"], path))) if info.context else path
 
 
 File = Annotated[Path, AfterValidator(_from_recipe)]
@@ -147,10 +148,16 @@ class Executor(Section):
 class Corpus(Section):
     """Step ``corpus``."""
 
+    @property
+    def settings(self) -> str:
+        """All of it, without the paths of files."""
+        paths: Any = {"sources": {"__all__": {"files"}}, "contamination": {"files"}}
+        return self.model_dump_json(exclude=paths)
+
     sources: tuple[Source, ...] = Field(min_length=1)
     rules: Rules = Rules()
     quality: Quality | None = None
-    duplicates: Duplicates | None = Duplicates()
+    duplicates: Duplicates | Literal[False] = Duplicates()
     contamination: Contamination | None = None
     heldout: Share = 0.01
     """Share of the documents that are kept for measuring, chosen by a hash of their text."""
@@ -193,6 +200,12 @@ class Shape(Section):
 class Pretrain(Section):
     """Step ``pretrain``."""
 
+    @property
+    def settings(self) -> str:
+        """What the trained model depends on."""
+        how = {"micro_batch", "shard", "checkpointing", "compile", "save_every"}
+        return self.model_dump_json(exclude={*how, "measure_every", "measure_documents", "prompts"})
+
     shape: Literal["nano", "medium", "large", "xl"] | Shape = "nano"
     tokens: Count = 100_000_000
     """Tokens to train on. The corpus is read as often as that takes."""
@@ -221,7 +234,7 @@ class Pretrain(Section):
     measure_documents: Count = 200
     """Most held-out documents of a source that are measured."""
     prompts: tuple[str, ...] = ()
-    """Continued at each measurement, as samples."""
+    """Continued at each measurement, as samples; not with ``shard``."""
     compile: bool = False
     """Whether torch compiles the model."""
     shard: bool = False

@@ -6,15 +6,20 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
+
+from welm.train.recipe import RecipeError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
+    from typing_extensions import Self
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -23,33 +28,67 @@ def last_checkpoint(folder: Path) -> str | None:
     for one in folder.glob("checkpoint-*"):
         try:
             json.loads((one / "trainer_state.json").read_text("utf-8"))
+            found.append((int(one.name.removeprefix("checkpoint-")), str(one)))
         except (OSError, ValueError):
             continue
-        found.append((int(one.name.rpartition("-")[2]), str(one)))
     return max(found)[1] if found else None
 
 
 class Stop(TrainerCallback):
-    """After a signal, writes a checkpoint and ends."""
+    """After SIGTERM or Ctrl-C, has a checkpoint written and ends the training; a second Ctrl-C ends it at once.
+
+    The block in which it holds has the signals; after it they are as they were, and one that came is raised again.
+    """
 
     def __init__(self) -> None:
         """Nothing is asked yet."""
-        self._asked = False
+        self._asked: int | None = None
+        self._before: dict[int, Any] = {}
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Called by the trainer at the beginning."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+    def __enter__(self) -> Self:
+        """Takes the signals, if this is the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
 
-    def _ask(self, *_: Any) -> None:
-        self._asked = True
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Gives them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._asked and kind is None:
+            signal.raise_signal(self._asked)
+
+    def _ask(self, number: int, _: object) -> None:
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = number
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Called by the trainer after a step."""
-        if self._asked and state.global_step < state.max_steps:
+        """Called by the trainer after a step. All processes end after the same step."""
+        asked = self._asked is not None
+        if torch.distributed.is_initialized():
+            told = torch.tensor(int(asked), device=args.device)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            asked = bool(told)
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # from such a checkpoint, the trainer would do one more step
+        elif asked:
             control.should_save = control.should_training_stop = True
+
+
+def accumulated(arguments: TrainingArguments, batch: int, name: str) -> int:
+    """How many times a process computes gradients before a step.
+
+    Raises :class:`RecipeError` if that is no whole number.
+    """
+    together: int = arguments.train_batch_size * arguments.world_size
+    if batch % together:
+        told = f"expected a multiple of micro_batch times devices, {together}, got {batch}"
+        raise RecipeError(f"{name}.batch: {told}")
+    return batch // together
 
 
 class Progress(TrainerCallback):

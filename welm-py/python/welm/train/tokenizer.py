@@ -21,7 +21,7 @@ from tqdm import tqdm
 from welm.train.corpus.words import HAN, HANGUL, KANA
 from welm.train.documents import HELDOUT, TRAIN, texts_of, times
 from welm.train.recipe import RecipeError
-from welm.train.steps import begin, fingerprint, is_done, mark_done, mark_of, write
+from welm.train.steps import begin, fingerprint, is_done, mark_done, required, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -54,12 +54,11 @@ _SCRIPTS = (
 def run(recipe: Recipe, out: Path) -> None:
     """Trains the tokenizer, and measures it."""
     corpus = recipe.out / "corpus"
-    mark = fingerprint(mark_of(corpus), recipe.tokenizer.model_dump_json())
+    settings = recipe.tokenizer.model_dump_json()
+    mark = fingerprint(required(corpus, recipe.corpus.settings), settings)
     if is_done(out, mark):
         return
-    if not mark_of(corpus):
-        raise RecipeError(f"{corpus}: the step corpus comes first")
-    begin(out, mark)
+    begin(out, mark, settings)
     _train(recipe, corpus, out)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
     fast = converted(processor, recipe.tokenizer.kind)
@@ -216,7 +215,9 @@ def _report(
     scripts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for source in recipe.corpus.sources:
         texts = [
-            text for text in texts_of(corpus, HELDOUT, source.name) if UNK not in text and END not in text
+            text
+            for text in texts_of(corpus, HELDOUT, source.name)
+            if not any(piece in text for piece in (UNK, END, PAD, SPACE))
         ]
         if not texts:
             continue

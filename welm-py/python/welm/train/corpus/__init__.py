@@ -8,33 +8,28 @@ with all documents that a stage took out. Documents keep their text as it is.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from welm.train.corpus.sources import files_of
 from welm.train.corpus.stages import stages_of
 from welm.train.pipelines import run_stages
-from welm.train.steps import begin, fingerprint, is_done, mark_done
+from welm.train.steps import begin, fingerprint, is_done, mark_done, stamp
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from welm.train.recipe import Corpus, Recipe
+    from welm.train.recipe import Recipe
 
 
 def run(recipe: Recipe, out: Path) -> None:
     """Makes the corpus in a folder, or goes on with it."""
-    mark = _fingerprint(recipe.corpus, recipe.executor.tasks)
+    corpus, executor = recipe.corpus, recipe.executor
+    files = files_of(path for source in corpus.sources for path in source.files)
+    sets = files_of(corpus.contamination.files) if corpus.contamination else []
+    tasks = min(executor.tasks, len(files))
+    mark = fingerprint(corpus.settings, str(tasks), stamp(files), stamp(sets))
     if is_done(out, mark):
         return
-    begin(out, mark)
-    run_stages(stages_of(recipe.corpus, out, recipe.executor.tasks), recipe.executor, out / "logs")
+    begin(out, mark, corpus.settings)
+    run_stages(stages_of(corpus, out, tasks), executor, out / "logs")
     mark_done(out, mark)
-
-
-def _fingerprint(corpus: Corpus, tasks: int) -> str:
-    paths = [path for source in corpus.sources for path in source.files]
-    if corpus.contamination:
-        paths += corpus.contamination.files
-    sizes = [(file.name, file.stat().st_size) for file in files_of(paths)]
-    return fingerprint(corpus.model_dump_json(), json.dumps([tasks, sizes]))

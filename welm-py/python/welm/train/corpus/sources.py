@@ -31,8 +31,8 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
     """The files that a recipe means, sorted. Raises :class:`RecipeError` if there are none for a name."""
     found: list[Path] = []
     for path in paths:
-        matches = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)]
-        files = [Path(match) for match in matches if Path(match).is_file()]
+        matches = [path] if path.exists() else map(Path, sorted(glob.glob(str(path), recursive=True)))
+        files = [match for match in matches if match.is_file()]
         if not files:
             raise RecipeError(f"{path}: no such file")
         found += files
@@ -96,6 +96,15 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
             yield text
 
 
+def _encodable(text: str) -> str:
+    """The text with U+FFFD for half surrogates, which JSON can have and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 class ReadSources(PipelineStep):
     """Reads the files of all sources. A file belongs to one task."""
 
@@ -107,16 +116,13 @@ class ReadSources(PipelineStep):
         super().__init__()
         self._files = [(source, file) for source in sources for file in files_of(source.files)]
 
-    def __len__(self) -> int:
-        """The number of files."""
-        return len(self._files)
-
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Gives the documents of the files of a task."""
         for source, file in self._files[rank::world_size]:
             for number, text in enumerate(texts_of(file, source.field)):
                 if share_of(text, "untitled") < source.untitled:
                     text = text.partition("\n")[2] or text
+                text = _encodable(text)
                 if text.strip():
                     metadata: dict[str, Any] = {"source": source.name}
                     yield Document(text=text, id=f"{source.name}/{file.name}/{number}", metadata=metadata)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 def _text(document: Document) -> bytes:
     text: str = document.text
-    return text.encode("utf-8", "surrogatepass")
+    return text.encode()
 
 
 class _Chain:
@@ -73,7 +73,7 @@ class _Chain:
 def stages_of(corpus: Corpus, out: Path, tasks: int) -> list[Stage]:
     """The stages, in order."""
     sources = ReadSources(corpus.sources)
-    chain = _Chain(out, min(tasks, len(sources)))
+    chain = _Chain(out, tasks)
     rules = {source.name: source.rules or corpus.rules for source in corpus.sources}
     chain.keep("rules", sources, Tally("read"), RuleFilter(rules, chain.removed("rules")))
     if corpus.quality:

@@ -29,8 +29,8 @@ from welm.train.pretrain.optimizer import optimizer_of
 from welm.train.pretrain.shapes import new_model, shape_of
 from welm.train.pretrain.tokens import Rows, stages_of
 from welm.train.recipe import RecipeError
-from welm.train.running import Progress, Stop, last_checkpoint
-from welm.train.steps import begin, fingerprint, is_done, mark_done, mark_of, write
+from welm.train.running import Progress, Stop, accumulated, last_checkpoint
+from welm.train.steps import begin, fingerprint, is_done, mark_done, required, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,29 +45,26 @@ SAMPLE = 64
 MOST_LOSSES = 10_000
 """Most training losses in the history."""
 
-_NO_INFLUENCE = {"save_every", "compile"}
-"""Settings that do not change a run that was begun. Those of measurements change its history."""
-
 
 def run(recipe: Recipe, out: Path) -> None:
     """Trains a model, or goes on. After SIGTERM or Ctrl-C a checkpoint is written."""
     settings = recipe.pretrain
-    before = mark_of(recipe.out / "tokenizer")
-    mark = fingerprint(before, settings.model_dump_json(exclude=_NO_INFLUENCE))
+    before = required(recipe.out / "tokenizer", recipe.tokenizer.model_dump_json())
+    mark = fingerprint(before, settings.settings)
     if is_done(out, mark):
         return
-    if not before:
-        raise RecipeError(f"{recipe.out / 'tokenizer'}: the step tokenizer comes first")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     shape = shape_of(settings)
     arguments = _arguments(settings, shape, out)
     with arguments.main_process_first(desc="tokens"):
         if arguments.process_index == 0:
-            begin(out, mark)
+            begin(out, mark, settings.settings)
             run_stages(stages_of(recipe, out / "tokens"), recipe.executor, out / "logs")
     trainer = _trainer(recipe, arguments, shape, out)
-    trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
+    with Stop() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
     if trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt
     trainer.save_model(str(out / "model"))
@@ -99,15 +96,11 @@ def _arguments(settings: Pretrain, shape: Shape, out: Path) -> TrainingArguments
         logging_steps=max(steps // MOST_LOSSES, 1),
         logging_nan_inf_filter=False,
         report_to=[],
+        ddp_timeout=86_400,  # one process makes the tokens, which takes long
         dataloader_drop_last=True,
         **given,
     )
-    together = settings.micro_batch * arguments.world_size
-    if settings.batch % together:
-        raise RecipeError(
-            f"pretrain.batch: expected a multiple of micro_batch times processes, {together}, got {settings.batch}"
-        )
-    arguments.gradient_accumulation_steps = settings.batch // together
+    arguments.gradient_accumulation_steps = accumulated(arguments, settings.batch, "pretrain")
     return arguments
 
 
@@ -137,7 +130,6 @@ def _trainer(recipe: Recipe, arguments: TrainingArguments, shape: Shape, out: Pa
         trainer.remove_callback(callback)
     trainer.add_callback(_Measure(recipe, words, shape, trainer, out))
     trainer.add_callback(Progress("pretrain", settings.batch * shape.context, "tok"))
-    trainer.add_callback(Stop())
     return trainer
 
 
@@ -169,6 +161,8 @@ class _Measure(TrainerCallback):
             model.train()
         state.log_history.append({**told, "step": state.global_step})
         self._write(state)
+        if state.is_world_process_zero:
+            plot(state.log_history, self._settings.batch * self._shape.context, self._out / "loss.png")
 
     def _logits(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
         with self._trainer.compute_loss_context_manager():
@@ -189,5 +183,3 @@ class _Measure(TrainerCallback):
             return
         lines = (json.dumps(one, ensure_ascii=False) for one in state.log_history)
         write(self._out / "history.jsonl", "\n".join(lines) + "\n")
-        if any(name.startswith("heldout/") for name in state.log_history[-1]):
-            plot(state.log_history, self._settings.batch * self._shape.context, self._out / "loss.png")

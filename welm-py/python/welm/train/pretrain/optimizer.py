@@ -40,26 +40,27 @@ def optimizer_of(model: torch.nn.Module, settings: Pretrain) -> torch.optim.Opti
 
 
 class Both(torch.optim.Optimizer):
-    """Optimizers that step together. A schedule sees the groups of all of them."""
+    """Optimizers that step together, as if they were one: they share its groups and its state."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
         """Takes optimizers of different parameters."""
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
         self.optimizers = optimizers
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        super().__init__([{"params": group["params"]} for group in groups], {})
-        self.param_groups = groups  # the same objects, so that a new rate reaches the optimizers
+        self._sizes = [len(optimizer.param_groups) for optimizer in optimizers]
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for optimizer, size in zip(self.optimizers, self._sizes, strict=True):
+            optimizer.param_groups = [next(groups) for _ in range(size)]
+            optimizer.state = self.state
 
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """One step of each."""
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The states of all."""
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the states of all."""
-        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        """Takes a state, as an optimizer does."""
+        super().load_state_dict(state_dict)
+        self._share()

@@ -14,6 +14,7 @@ from datatrove.pipeline.tokens import DocumentTokenizer, DocumentTokenizerMerger
 
 from welm.train.documents import TRAIN, texts_of, times
 from welm.train.pipelines import Stage
+from welm.train.recipe import RecipeError
 from welm.train.tokenizer import END
 
 if TYPE_CHECKING:
@@ -39,10 +40,12 @@ def stages_of(recipe: Recipe, out: Path) -> list[Stage]:
         str(tokenizer / "tokenizer.json"),
         eos_token=END,
         save_final_metadata=True,
-        shuffle_documents=False,
+        shuffle_documents=True,
         seed=seed,
     )
-    merger = DocumentTokenizerMerger(str(out / "parts"), str(out / "all"), NAME, seed=seed, progress=False)
+    merger = DocumentTokenizerMerger(
+        str(out / "parts"), str(out / "all"), NAME, max_tokens_per_file=1 << 62, seed=seed, progress=False
+    )
     return [
         Stage("tokenize", len(weights), [partial(_weighted, corpus, weights), parts]),
         Stage("shuffle", 1, [merger]),
@@ -65,7 +68,10 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __init__(self, out: Path, context: int, pieces: int) -> None:
         """``context`` is the number of tokens of a row."""
         width = np.uint16 if pieces <= 1 << 16 else np.uint32
-        (file,) = sorted((out / "all").glob("*.ds"))
+        files = sorted((out / "all").glob("*.ds"))
+        if len(files) != 1:
+            raise RecipeError(f"{out}: expected the tokens, which the first process makes")
+        (file,) = files
         self._tokens = np.memmap(file, dtype=width, mode="r")
         self._context = context
 

@@ -17,8 +17,8 @@ from transformers.utils import logging
 from welm.train.prompts.mixture import Deck, interleaved, shares
 from welm.train.prompts.templates import Task, tasks
 from welm.train.recipe import RecipeError
-from welm.train.running import Progress, Stop, last_checkpoint
-from welm.train.steps import begin, fingerprint, is_done, mark_done, mark_of, write
+from welm.train.running import Progress, Stop, accumulated, last_checkpoint
+from welm.train.steps import begin, fingerprint, is_done, mark_done, required, stamp, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,13 +34,18 @@ def run(recipe: Recipe, out: Path) -> None:
     if settings is None:
         raise RecipeError("prompts: expected the table [prompts] in the recipe")
     base = settings.base or recipe.out / "export"
-    before = str(base) if settings.base else mark_of(recipe.out / "export")
-    if not before:
-        raise RecipeError(f"{base}: the step export comes first, or a model as prompts.base")
-    mark = fingerprint(before, settings.model_dump_json(exclude={"save_every"}))
+    if settings.base and not base.exists():
+        raise RecipeError(f"{base}: no such file or folder")
+    if settings.base:
+        before = stamp(sorted(base.iterdir()) if base.is_dir() else [base])
+    else:
+        before = required(base, recipe.export.model_dump_json(exclude={"megatron"}))
+    given_files = [file for task in chosen(settings).values() for file in task.found(settings.data)]
+    how = {"data", "base", "micro_batch", "save_every"}
+    mark = fingerprint(before, stamp(given_files), settings.model_dump_json(exclude=how))
     if is_done(out, mark):
         return
-    begin(out, mark)
+    begin(out, mark, settings.model_dump_json(exclude=how))
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     given = {"gguf_file": base.name} if base.suffix == ".gguf" else {}
@@ -52,7 +57,9 @@ def run(recipe: Recipe, out: Path) -> None:
         raise RecipeError(f"{base}: {error}") from None
     rows, told = rows_of(settings, tokenizer)
     trainer = _trainer(settings, model, tokenizer, rows, out)
-    trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
+    with Stop() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
     if trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt
     trained = trainer.model.merge_and_unload() if settings.lora else trainer.model
@@ -132,7 +139,6 @@ def _trainer(settings: Prompts, model: Any, tokenizer: Any, rows: list[Row], out
         str(out / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=max(settings.batch // settings.micro_batch, 1),
         train_sampling_strategy="sequential",  # the rows are mixed already
         learning_rate=settings.rate,
         lr_scheduler_type="cosine",
@@ -149,6 +155,7 @@ def _trainer(settings: Prompts, model: Any, tokenizer: Any, rows: list[Row], out
         max_length=None,
         completion_only_loss=True,
     )
+    arguments.gradient_accumulation_steps = accumulated(arguments, settings.batch, "prompts")
     adapters = None
     if settings.lora:
         adapters = LoraConfig(r=settings.lora, lora_alpha=2 * settings.lora, target_modules="all-linear")
@@ -164,5 +171,4 @@ def _trainer(settings: Prompts, model: Any, tokenizer: Any, rows: list[Row], out
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(Progress("prompts", settings.batch, "row"))
-    trainer.add_callback(Stop())
     return trainer

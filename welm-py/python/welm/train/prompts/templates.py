@@ -60,24 +60,36 @@ class Task:
 
     def examples(self, data: Path) -> Iterator[dict[str, Any]]:
         """The examples of the files that are in a folder. Raises :class:`RecipeError` with the line that is wrong."""
-        for name in self.files:
-            file = data / name
-            if not file.is_file():
-                continue
+        for file in self.found(data):
             with open(file, encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
-                    where = f"{file}:{number}"
+                    if not line.strip():
+                        continue
                     try:
-                        example = json.loads(line)
-                        if self.skip and self.skip.render(example) == "True":
-                            continue
-                        more = {name: one.render(example) for name, one in self.fields.items()}
-                    except (json.JSONDecodeError, jinja2.TemplateError, TypeError, IndexError) as error:
-                        raise RecipeError(f"{where}: {error}") from None
-                    label = example.get(self.label) if self.label else None
-                    if self.label and str(label) not in self.templates[0].words:
-                        raise RecipeError(f"{where}: {label} is no label of {self.name}")
-                    yield {**example, **more}
+                        example = self._read(line)
+                    except (ValueError, TypeError, IndexError, jinja2.TemplateError) as error:
+                        raise RecipeError(f"{file}:{number}: {error}") from None
+                    if example is not None:
+                        yield example
+
+    def found(self, data: Path) -> list[Path]:
+        """The files that are in a folder."""
+        return [data / name for name in self.files if (data / name).is_file()]
+
+    def _read(self, line: str) -> dict[str, Any] | None:
+        example = json.loads(line)
+        if not isinstance(example, dict):
+            raise ValueError("expected a JSON object")
+        if self.skip and self.skip.render(example) == "True":
+            return None
+        example |= {name: one.render(example) for name, one in self.fields.items()}
+        if self.label:
+            label = example.get(self.label)
+            if str(label) not in self.templates[0].words:
+                raise ValueError(f"{label} is no label of {self.name}")
+        for number in range(len(self.templates)):  # a field that is missing is found here
+            self.filled(example, number)
+        return example
 
     def filled(self, example: dict[str, Any], number: int) -> tuple[str, str]:
         """Prompt and answer of an example, by the template of a number."""
