@@ -359,9 +359,13 @@ fn idle_for_a_second() {
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
     };
-    let before = ticks();
-    std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(ticks() - before, 0, "ticks of 10 ms in a second without a request");
+    let used = || {
+        let before = ticks();
+        std::thread::sleep(Duration::from_secs(1));
+        ticks() - before
+    };
+    // On a busy machine a thread may be on its way to sleep for longer than that.
+    assert!((0..5).any(|_| used() == 0), "ticks of 10 ms in each of five seconds without a request");
     drop(model);
 }
 

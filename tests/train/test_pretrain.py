@@ -23,7 +23,7 @@ from welm.train.pretrain.tokens import Rows
 from welm.train.recipe import Pretrain, Shape
 from welm.train.tokenizer import END_ID, load
 
-from conftest import command, made, run, save, values
+from conftest import command, documents, made, run, save, values, write_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +81,32 @@ def test_killed_and_resumed_it_is_the_same_run(folder: Path, optimizer: str) -> 
         (checkpoints / "checkpoint-999").mkdir()
         assert trained(folder, "pretrain", **more) == whole
         assert weights(folder) == model
+
+
+def test_resumed_in_a_later_pass_over_the_corpus(folder: Path) -> None:
+    """Rows come in another order in each pass, and samples on the way change nothing."""
+    write_lines(folder / "poems.jsonl", documents("poems")[:40])
+    write_lines(folder / "recipes.jsonl", documents("recipes")[:3])
+    base = {**values(folder)["pretrain"], "tokens": 12_800}
+    whole = trained(folder, "corpus", "tokenizer", "pretrain", pretrain=base)
+    rows = Rows(folder / "out" / "pretrain" / "tokens", 64, 1500)
+    assert len(rows) < 100  # of 200 that are read
+    model = weights(folder)
+    forget(folder)
+    more = {**base, "prompts": ["春"], "measure_every": 3}
+    path = save(values(folder, pretrain=more), folder / "recipe.toml")
+    process = subprocess.Popen(command("pretrain", "--config", str(path)), stderr=subprocess.DEVNULL)
+    checkpoints = folder / "out" / "pretrain" / "checkpoints"
+    until = time.monotonic() + 100
+    while time.monotonic() < until and not (checkpoints / "checkpoint-36").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    again = trained(folder, "pretrain", pretrain=more)
+    assert {key: again[key] for key in whole if key[1] == "loss"} == {
+        key: value for key, value in whole.items() if key[1] == "loss"
+    }
+    assert weights(folder) == model
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -66,20 +66,21 @@ def nats_per_character(
 
 
 def continued(model: Any, ids: list[int], tokens: int, seed: int) -> list[int]:
-    """A sample of the tokens that come after a prompt."""
-    torch.manual_seed(seed)
+    """A sample of the tokens that come after a prompt. Random numbers outside are not touched."""
     prompt = torch.tensor([[END_ID, *ids]], device=model.device)
-    out: torch.Tensor = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=tokens,
-        do_sample=True,
-        temperature=0.8,
-        top_p=0.9,
-        top_k=50,
-        eos_token_id=END_ID,
-        pad_token_id=END_ID,
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        out: torch.Tensor = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=tokens,
+            do_sample=True,
+            temperature=0.8,
+            top_p=0.9,
+            top_k=50,
+            eos_token_id=END_ID,
+            pad_token_id=END_ID,
+        )
     return [int(one) for one in out[0, prompt.shape[1] :]]
 
 
