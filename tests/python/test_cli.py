@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 import welm
-from welm._cli import arguments, terminal
+from welm._cli import COMMANDS, arguments, terminal
 from welm._cli.streams import one_line
 from welm._cli.terminal import OFF, Progress, Shading, shade_of, width, wrapped
 
@@ -521,18 +521,7 @@ def test_a_path_need_not_be_text(tmp_path: Path) -> None:
 def test_help_and_version() -> None:
     assert run("--version") == (f"welm {welm.__version__}\n", "")
     out, _ = run("--help")
-    for name in (
-        "generate",
-        "chat",
-        "score",
-        "quantize",
-        "info",
-        "bench",
-        "eval",
-        "experiment",
-        "report",
-        "train",
-    ):
+    for name in COMMANDS:
         assert f"\n  {name} " in out
         helped, _ = run(name, "--help")
         assert f"usage: python -m welm {name} " in helped
