@@ -39,9 +39,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Runs the command; gives the exit code."""
     try:
-        import welm.train
+        return _run(args)
     except ImportError as error:
         raise Failure(f'{error.name} is missing: pip install "welm[train]"') from None
+
+
+def _run(args: Namespace) -> int:
+    import welm.train
 
     known = welm.train.STEPS
     for step in args.steps:
@@ -51,10 +55,7 @@ def run(args: Namespace) -> int:
         recipe = welm.train.read(args.config)
         every = [step for step in known if step != "prompts" or recipe.prompts]
         for step in every if "all" in args.steps else args.steps:
-            try:
-                welm.train.run(step, recipe)
-            except ImportError as error:
-                raise Failure(f'{error.name} is missing: pip install "welm[train]"') from None
+            welm.train.run(step, recipe)
             if os.environ.get("RANK", "0") == "0":
                 say(f"{step}: {recipe.out / step}")
     except welm.train.RecipeError as error:

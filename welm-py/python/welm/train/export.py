@@ -39,7 +39,7 @@ Weights = dict[str, torch.Tensor]
 def run(recipe: Recipe, out: Path) -> None:
     """Writes the folder."""
     settings, model = recipe.export, recipe.out / "pretrain" / "model" / "model.safetensors"
-    before = required(recipe.out / "tokenizer", recipe.tokenizer.model_dump_json())
+    before = required(recipe.out / "tokenizer", recipe.tokenizer.settings)
     if settings.megatron:
         if not settings.megatron.is_dir():
             raise RecipeError(f"{settings.megatron}: no such folder")
@@ -48,11 +48,10 @@ def run(recipe: Recipe, out: Path) -> None:
         )
     else:
         origin = required(recipe.out / "pretrain", recipe.pretrain.settings)
-    chosen = settings.model_dump_json(exclude={"megatron"})
-    mark = fingerprint(before, origin, chosen)
+    mark = fingerprint(before, origin, settings.settings)
     if is_done(out, mark):
         return
-    begin(out, mark, chosen)
+    begin(out, mark, settings.settings)
     words = load(recipe.out / "tokenizer")
     shape, pieces = shape_of(recipe.pretrain), words.get_piece_size()
     weights = from_megatron(settings.megatron, shape, pieces) if settings.megatron else load_file(model)

@@ -43,6 +43,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def settings(self) -> str:
+        """What the result of a step depends on."""
+        return self.model_dump_json()
+
 
 class Rules(Section):
     """What a document must be like; a rule that it breaks removes it. Shares are of its characters unless said."""
@@ -246,6 +251,11 @@ class Pretrain(Section):
 class Prompts(Section):
     """Step ``prompts``: multi-prompted training."""
 
+    @property
+    def settings(self) -> str:
+        """What the trained model depends on, without paths."""
+        return self.model_dump_json(exclude={"data", "base", "micro_batch", "save_every"})
+
     data: File
     """Folder of the data sets, with the names and fields of ``prompts/tasks``. Those that are there are used."""
     base: File | None = None
@@ -279,6 +289,11 @@ class Prompts(Section):
 
 class Export(Section):
     """Step ``export``."""
+
+    @property
+    def settings(self) -> str:
+        """All but the paths."""
+        return self.model_dump_json(exclude={"megatron"})
 
     int8: bool = False
     """Whether an int8 copy is written as well, into ``export-int8``."""

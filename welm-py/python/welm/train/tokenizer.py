@@ -54,7 +54,7 @@ _SCRIPTS = (
 def run(recipe: Recipe, out: Path) -> None:
     """Trains the tokenizer, and measures it."""
     corpus = recipe.out / "corpus"
-    settings = recipe.tokenizer.model_dump_json()
+    settings = recipe.tokenizer.settings
     mark = fingerprint(required(corpus, recipe.corpus.settings), settings)
     if is_done(out, mark):
         return

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from welm.train.recipe import Source
 
-TEXT, LINES, PARQUET = (".txt", ".md", ""), (".jsonl", ".json"), (".parquet",)
+LINES, PARQUET = (".jsonl", ".json"), ".parquet"
 _COMPRESSED = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".bz2": "bz2"}
 
 
@@ -43,7 +43,7 @@ def texts_of(path: Path, field: str) -> Iterator[str]:
     """The texts of a file, one a document. Raises :class:`RecipeError` with the line that is wrong."""
     inner = path.with_suffix("") if path.suffix in _COMPRESSED else path
     try:
-        if inner.suffix in PARQUET:
+        if inner.suffix == PARQUET:
             yield from _parquet(path, field)
             return
         compression = _COMPRESSED.get(path.suffix)

@@ -49,7 +49,7 @@ MOST_LOSSES = 10_000
 def run(recipe: Recipe, out: Path) -> None:
     """Trains a model, or goes on. After SIGTERM or Ctrl-C a checkpoint is written."""
     settings = recipe.pretrain
-    before = required(recipe.out / "tokenizer", recipe.tokenizer.model_dump_json())
+    before = required(recipe.out / "tokenizer", recipe.tokenizer.settings)
     mark = fingerprint(before, settings.settings)
     if is_done(out, mark):
         return

@@ -39,13 +39,12 @@ def run(recipe: Recipe, out: Path) -> None:
     if settings.base:
         before = stamp(sorted(base.iterdir()) if base.is_dir() else [base])
     else:
-        before = required(base, recipe.export.model_dump_json(exclude={"megatron"}))
+        before = required(base, recipe.export.settings)
     given_files = [file for task in chosen(settings).values() for file in task.found(settings.data)]
-    how = {"data", "base", "micro_batch", "save_every"}
-    mark = fingerprint(before, stamp(given_files), settings.model_dump_json(exclude=how))
+    mark = fingerprint(before, stamp(given_files), settings.settings)
     if is_done(out, mark):
         return
-    begin(out, mark, settings.model_dump_json(exclude=how))
+    begin(out, mark, settings.settings)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     given = {"gguf_file": base.name} if base.suffix == ".gguf" else {}
@@ -90,12 +89,12 @@ def rows_of(settings: Prompts, tokenizer: Any) -> tuple[list[Row], dict[str, Any
 
     Examples that are longer than ``longest`` tokens are left out.
     """
-    found = {name: list(task.examples(settings.data)) for name, task in chosen(settings).items()}
+    known = chosen(settings)
+    found = {name: list(task.examples(settings.data)) for name, task in known.items()}
     missing = [name for name, examples in found.items() if not examples]
     found = {name: examples for name, examples in found.items() if examples}
     if not found:
         raise RecipeError(f"{settings.data}: there are no examples of any task")
-    known = tasks()
     parts = shares(
         {name: len(examples) for name, examples in found.items()}, settings.cap, settings.smoothing
     )
