@@ -54,7 +54,7 @@ def values(folder: Path, **more: Any) -> dict[str, Any]:
             "precision": "f32",
             "save_every": 4,
             "measure_every": 20,
-            "measure_documents": 3,
+            "measure_characters": 300,
             "shape": {"layers": 2, "dim": 32, "heads": 2, "hidden": 64, "context": 64},
         },
     }

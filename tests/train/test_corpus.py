@@ -113,7 +113,7 @@ def test_duplicates_and_contamination(folder: Path) -> None:
     write_lines(folder / "recipes.jsonl", [*recipes, recipes[5], twin, leaked])
     (folder / "eval" / "task").mkdir(parents=True)
     (folder / "eval" / "task" / "test.jsonl").write_text(
-        json.dumps({"q": ["短", {"text": TEXT[3:33]}], "n": 3}, ensure_ascii=False) + "\n", "utf-8"
+        json.dumps({"q": ["短", {"text": TEXT[3:33]}], "n": 3}, ensure_ascii=False) + "\n\n", "utf-8"
     )
     recipe = made(
         folder,

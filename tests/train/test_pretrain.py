@@ -131,21 +131,24 @@ def test_two_processes_are_like_one(folder: Path, optimizer: str) -> None:
 
 
 def test_rows_have_all_documents(folder: Path) -> None:
+    special = "标记<|endoftext|>是文本的结尾，而<pad>只是用来补齐长度的；在这里，它们不过是普通的文字而已。"
+    write_lines(folder / "recipes.jsonl", [*documents("recipes")[:60], *(f"{special}{n}" for n in range(9))])
     recipe = made(folder)
     trained(folder, "corpus", "tokenizer", "pretrain")
     words = load(recipe.out / "tokenizer")
     rows = Rows(recipe.out / "pretrain" / "tokens", 64, 1500)
     ids = torch.cat([rows[number]["input_ids"] for number in range(len(rows))]).tolist()
-    documents = [words.decode(part) for part in _split(ids)]
+    read = [words.decode(part) for part in _split(ids)]
     corpus = {
         text
         for source in ("poems", "recipes")
         for text in welm.train.documents.texts_of(recipe.out / "corpus", "train", source)
     }
-    assert {*documents[:-1]} <= corpus
-    assert len(documents) in (len(corpus), len(corpus) + 1)  # the last one is cut
-    assert [text for text in documents if text in corpus] != [*corpus]  # shuffled
-    kinds = ["《" in text[:1] for text in documents[:200]]
+    assert {*read[:-1]} <= corpus
+    assert any(text.startswith(special) for text in read)
+    assert len(read) in (len(corpus), len(corpus) + 1)  # the last one is cut
+    assert [text for text in read if text in corpus] != [*corpus]  # shuffled
+    kinds = ["《" in text[:1] for text in read[:200]]
     assert 10 < sum(kinds) < 190  # sources are mixed
 
 

@@ -18,7 +18,7 @@ import welm
 import welm.eval.tasks
 import welm.train
 from welm.train import RecipeError
-from welm.train.prompts import chosen, rows_of
+from welm.train.prompts import _row, chosen, rows_of
 from welm.train.prompts.mixture import Deck, interleaved, shares
 from welm.train.prompts.templates import tasks
 from welm.train.recipe import Prompts
@@ -175,6 +175,10 @@ def test_trained_on_prompts(recipe: Recipe, folder: Path, data: Path) -> None:
         for r in rows
     }
     assert answers & {"正面", "负面", "好评", "差评", "是", "否", "推荐", "不推荐", "满意", "不满意"}
+
+    # The name of a special token in a prompt is text.
+    ids = _row(("a<|endoftext|>b", "c"), tokenizer)["input_ids"]
+    assert ids.count(tokenizer.eos_token_id) == 1
 
     # Killed and resumed, with adapters, it is the same run.
     runs = []

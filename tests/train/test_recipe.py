@@ -10,7 +10,7 @@ import pytest
 import welm.train
 from welm.train import RecipeError
 from welm.train.pretrain.shapes import SHAPES, new_model, parameters_of
-from welm.train.recipe import Shape
+from welm.train.recipe import Shape, parse
 
 from conftest import EXAMPLE, made, run, save, values
 
@@ -31,7 +31,6 @@ def test_the_example_is_read() -> None:
         ({"pretrain": {"batch": 0}}, "pretrain.batch; Input should be greater than or equal to 1"),
         ({"pretrain": {"optimizer": "sgd"}}, "pretrain.optimizer; Input should be 'adamw' or 'muon'"),
         ({"tokenizer": {"pieces": 10}}, "tokenizer.pieces; Input should be greater than or equal to 300"),
-        ({"corpus": {"sources": []}}, "corpus.sources; Tuple should have at least 1 item"),
         ({"corpus": {"quality": {"good": ["poems"], "bad": ["novels"]}}}, "there is no source novels"),
         ({"executor": {"kind": "spark"}}, "executor.kind; Input should be 'local', 'ray' or 'slurm'"),
     ],
@@ -64,6 +63,12 @@ def test_wrong_commands(args: list[str], code: int, told: str) -> None:
     done = run(*args)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1)
     assert told in done.stderr
+
+
+def test_a_corpus_without_sources(tmp_path: Path) -> None:
+    recipe = parse({"out": str(tmp_path / "out")}, tmp_path / "recipe.toml")
+    with pytest.raises(RecipeError, match=r"corpus\.sources: expected at least one source"):
+        welm.train.run("corpus", recipe)
 
 
 def test_steps_have_an_order(folder: Path) -> None:

@@ -159,7 +159,8 @@ class Corpus(Section):
         paths: Any = {"sources": {"__all__": {"files"}}, "contamination": {"files"}}
         return self.model_dump_json(exclude=paths)
 
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: tuple[Source, ...] = ()
+    """Needed by all steps but ``prompts`` with a ``base``."""
     rules: Rules = Rules()
     quality: Quality | None = None
     duplicates: Duplicates | Literal[False] = Duplicates()
@@ -209,7 +210,7 @@ class Pretrain(Section):
     def settings(self) -> str:
         """What the trained model depends on."""
         how = {"micro_batch", "shard", "checkpointing", "compile", "save_every"}
-        return self.model_dump_json(exclude={*how, "measure_every", "measure_documents", "prompts"})
+        return self.model_dump_json(exclude={*how, "measure_every", "measure_characters", "prompts"})
 
     shape: Literal["nano", "medium", "large", "xl"] | Shape = "nano"
     tokens: Count = 100_000_000
@@ -223,6 +224,8 @@ class Pretrain(Section):
     """Highest learning rate of AdamW."""
     muon_rate: float = Field(default=0.02, gt=0)
     """Highest learning rate of Muon, for the matrices inside the layers. The rest has AdamW."""
+    short: Share = 0.0
+    """Share of the steps, the first ones, in which each sequence is cut into four, which makes attention cheaper."""
     warmup: Share = 0.01
     final: Share = 0.1
     """The rate at the end of the cosine, as a share of the highest."""
@@ -236,8 +239,8 @@ class Pretrain(Section):
     """Steps between checkpoints."""
     measure_every: Count = 500
     """Steps between measurements on held-out documents."""
-    measure_documents: Count = 200
-    """Most held-out documents of a source that are measured."""
+    measure_characters: Count = 100_000
+    """Held-out text of a source that is measured. The last document is read to its end."""
     prompts: tuple[str, ...] = ()
     """Continued at each measurement, as samples; not with ``shard``."""
     compile: bool = False
@@ -307,7 +310,7 @@ class Recipe(Section):
     out: File
     """Folder of all results. Each step has its own there."""
     executor: Executor = Executor()
-    corpus: Corpus
+    corpus: Corpus = Corpus()
     tokenizer: TokenizerStep = TokenizerStep()
     pretrain: Pretrain = Pretrain()
     export: Export = Export()

@@ -18,6 +18,7 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from tqdm import tqdm
 
+from welm.train import plots
 from welm.train.corpus.words import HAN, HANGUL, KANA
 from welm.train.documents import HELDOUT, TRAIN, texts_of, times
 from welm.train.recipe import RecipeError
@@ -270,16 +271,13 @@ def _counted(processor: sentencepiece.SentencePieceProcessor, line: str) -> tupl
 
 
 def _plot(groups: dict[str, dict[str, list[int]]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
     rows = max(len(group) for group in groups.values())
-    figure = Figure(figsize=(9, 1 + 0.26 * max(rows, 3)), layout="constrained")
+    figure = plots.figure(9, 1 + 0.26 * max(rows, 3))
     for axes, (title, group) in zip(
         figure.subplots(1, len(groups), sharex=True), groups.items(), strict=True
     ):
         order = sorted(group, key=lambda name: group[name][0] / max(group[name][1], 1))
-        axes.barh(order, [group[name][0] / max(group[name][1], 1) for name in order], color="#2b6cb0")
+        axes.barh(order, [group[name][0] / max(group[name][1], 1) for name in order], color=plots.BLUE)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("characters per token")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plots.save(figure, path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from welm.train.corpus.sources import files_of
 from welm.train.corpus.stages import stages_of
 from welm.train.pipelines import run_stages
+from welm.train.recipe import RecipeError
 from welm.train.steps import begin, fingerprint, is_done, mark_done, stamp
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 def run(recipe: Recipe, out: Path) -> None:
     """Makes the corpus in a folder, or goes on with it."""
     corpus, executor = recipe.corpus, recipe.executor
+    if not corpus.sources:
+        raise RecipeError("corpus.sources: expected at least one source")
     files = files_of(path for source in corpus.sources for path in source.files)
     sets = files_of(corpus.contamination.files) if corpus.contamination else []
     tasks = min(executor.tasks, len(files))

@@ -70,6 +70,8 @@ def contamination_filter(
 def _strings_of(file: Path) -> Iterator[str]:
     with open(file, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 yield from _strings(json.loads(line))
             except json.JSONDecodeError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from welm.train import plots
 from welm.train.steps import write
 
 if TYPE_CHECKING:
@@ -161,13 +162,11 @@ def _shown(document: dict[str, Any]) -> str:
 
 
 def _plot(counts: Counts, states: list[str], order: list[str], path: Path) -> None:
-    from matplotlib.figure import Figure
-
     order = sorted(order, key=lambda name: counts[states[0]].get(name, (0, 0))[1])
-    figure = Figure(figsize=(8, 1.2 + 0.28 * len(order)), layout="constrained")
+    figure = plots.figure(8, 1.2 + 0.28 * len(order))
     axes = figure.add_subplot()
     kept = [counts[states[-1]].get(name, (0, 0))[1] / 1e6 for name in order]
-    axes.barh(order, kept, color="#2b6cb0", label="kept")
+    axes.barh(order, kept, color=plots.BLUE, label="kept")
     left = kept
     colours = ("#f6ad55", "#e53e3e", "#805ad5", "#38a169", "#718096")
     for (before, after), colour in reversed([*zip(pairwise(states), colours, strict=False)]):
@@ -178,5 +177,4 @@ def _plot(counts: Counts, states: list[str], order: list[str], path: Path) -> No
         left = [a + b for a, b in zip(left, gone, strict=True)]
     axes.set_xlabel("million characters")
     axes.legend(loc="lower right", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plots.save(figure, path)

@@ -27,7 +27,7 @@ from welm.train.pipelines import run_stages
 from welm.train.pretrain.measure import continued, heldout, nats_per_character, plot
 from welm.train.pretrain.optimizer import optimizer_of
 from welm.train.pretrain.shapes import new_model, shape_of
-from welm.train.pretrain.tokens import Rows, stages_of
+from welm.train.pretrain.tokens import Rows, batch_of, stages_of
 from welm.train.recipe import RecipeError
 from welm.train.running import Progress, Stop, accumulated, last_checkpoint
 from welm.train.steps import begin, fingerprint, is_done, mark_done, required, write
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState
 
     from welm.train.recipe import Pretrain, Recipe, Shape
+
+PARTS = 4
+"""Into how many parts a sequence is cut in the short steps."""
 
 SAMPLE = 64
 """Tokens of a sample."""
@@ -56,12 +59,17 @@ def run(recipe: Recipe, out: Path) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     shape = shape_of(settings)
+    if settings.short and shape.context % PARTS:
+        raise RecipeError(f"pretrain.short: expected a context that {PARTS} divides, got {shape.context}")
     arguments = _arguments(settings, shape, out)
     with arguments.main_process_first(desc="tokens"):
         if arguments.process_index == 0:
             begin(out, mark, settings.settings)
             run_stages(stages_of(recipe, out / "tokens"), recipe.executor, out / "logs")
     trainer = _trainer(recipe, arguments, shape, out)
+    torch._dynamo.config.automatic_dynamic_shapes = (
+        False  # short and long sequences are compiled each for itself
+    )
     with Stop() as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
@@ -105,7 +113,7 @@ def _arguments(settings: Pretrain, shape: Shape, out: Path) -> TrainingArguments
 
 
 class _Trainer(Trainer):
-    """A trainer with the optimizer of a recipe."""
+    """A trainer with the optimizer of a recipe, and its short steps."""
 
     settings: Pretrain
     optimizer: torch.optim.Optimizer | None
@@ -114,6 +122,11 @@ class _Trainer(Trainer):
         if self.optimizer is None:
             self.optimizer = optimizer_of(self.model if model is None else model, self.settings)
         return self.optimizer
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        short = self.state.global_step < self.settings.short * self.state.max_steps
+        batches = (batch_of(batch["input_ids"], PARTS if short else 1) for batch in epoch_iterator)
+        return super().get_batch_samples(batches, num_batches, device)
 
 
 def _trainer(recipe: Recipe, arguments: TrainingArguments, shape: Shape, out: Path) -> _Trainer:

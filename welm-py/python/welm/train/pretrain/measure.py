@@ -9,27 +9,38 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from welm.train import plots
 from welm.train.documents import HELDOUT, texts_of
 from welm.train.tokenizer import END_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from welm.train.recipe import Recipe
 
-TOGETHER = 16
+TOGETHER = 4
 """Windows that are computed at once."""
 
 
 def heldout(recipe: Recipe) -> dict[str, list[str]]:
     """The first held-out documents of each source."""
-    most = recipe.pretrain.measure_documents
     found = {}
     for source in recipe.corpus.sources:
         texts = texts_of(recipe.out / "corpus", HELDOUT, source.name)
-        found[source.name] = [text for text, _ in zip(texts, range(most), strict=False)]
+        found[source.name] = first(texts, recipe.pretrain.measure_characters)
     return {name: texts for name, texts in found.items() if texts}
+
+
+def first(texts: Iterable[str], characters: int) -> list[str]:
+    """The first texts that have so many characters together."""
+    taken: list[str] = []
+    for text in texts:
+        if characters <= 0:
+            break
+        taken.append(text)
+        characters -= len(text)
+    return taken
 
 
 def nats_per_character(
@@ -86,13 +97,11 @@ def continued(model: Any, ids: list[int], tokens: int, seed: int) -> list[int]:
 
 def plot(history: list[dict[str, Any]], row: int, path: Path) -> None:
     """The training loss, and the held-out loss of each source. ``row`` is the number of tokens of a step."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = plots.figure(9, 4.5)
     left, right = figure.subplots(1, 2)
     steps = [one for one in history if "loss" in one]
     left.plot(
-        [one["step"] * row / 1e6 for one in steps], [one["loss"] for one in steps], lw=1, color="#2b6cb0"
+        [one["step"] * row / 1e6 for one in steps], [one["loss"] for one in steps], lw=1, color=plots.BLUE
     )
     left.set_ylabel("training loss, nats a token")
     measured = [one for one in history if any(name.startswith("heldout/") for name in one)]
@@ -107,5 +116,4 @@ def plot(history: list[dict[str, Any]], row: int, path: Path) -> None:
         right.legend(frameon=False, fontsize=6, ncols=2)
     for axes in (left, right):
         axes.set_xlabel("million tokens")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plots.save(figure, path)

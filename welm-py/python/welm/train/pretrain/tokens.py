@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ def stages_of(recipe: Recipe, out: Path) -> list[Stage]:
     """
     corpus, tokenizer, seed = recipe.out / "corpus", recipe.out / "tokenizer", recipe.pretrain.seed
     weights = {source.name: source.weight for source in recipe.corpus.sources}
-    parts = DocumentTokenizer(
+    parts = _PlainText(
         str(out / "parts"),
         str(tokenizer / "tokenizer.json"),
         eos_token=END,
@@ -62,6 +62,16 @@ def _weighted(
                 yield Document(text=text, id=f"{source}/{number}")
 
 
+class _PlainText(DocumentTokenizer):
+    """A tokenizer to which the name of a special token in a document is text like any other."""
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        words = super().tokenizer
+        words.encode_special_tokens = True
+        return words
+
+
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """The rows of a file of tokens, read from disk when they are needed."""
 
@@ -80,7 +90,17 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return len(self._tokens) // self._context
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        """A row as the model takes it. transformers shifts the labels."""
+        """The ids of a row."""
         tokens = self._tokens[row * self._context : (row + 1) * self._context]
-        ids = torch.from_numpy(tokens.astype(np.int64))
-        return {"input_ids": ids, "labels": ids}
+        return {"input_ids": torch.from_numpy(tokens.astype(np.int64))}
+
+
+def batch_of(ids: torch.Tensor, parts: int) -> dict[str, torch.Tensor]:
+    """What the model learns from. Each row is cut into parts; the first token of a part is not predicted.
+
+    transformers shifts the labels.
+    """
+    ids = ids.reshape(ids.shape[0] * parts, -1)
+    labels = ids.clone()
+    labels[:, 0] = -100
+    return {"input_ids": ids, "labels": labels}

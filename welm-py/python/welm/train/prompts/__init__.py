@@ -121,8 +121,13 @@ def rows_of(settings: Prompts, tokenizer: Any) -> tuple[list[Row], dict[str, Any
 
 
 def _row(filled: tuple[str, str], tokenizer: Any) -> Row:
-    """Prompt and answer are tokenized apart, as they are when a model is asked."""
-    prompt, answer = (tokenizer(text, add_special_tokens=False).input_ids for text in filled)
+    """Prompt and answer are tokenized apart, as they are when a model is asked.
+
+    The name of a special token in them is text like any other.
+    """
+    prompt, answer = (
+        tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids for text in filled
+    )
     ids = [*prompt, *answer, tokenizer.eos_token_id]
     return {"input_ids": ids, "completion_mask": [0] * len(prompt) + [1] * (len(answer) + 1)}
 
