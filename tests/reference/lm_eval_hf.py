@@ -1,13 +1,18 @@
 """Compares welm with lm-eval's own transformers model on the same GGUF file in f32: answers, metrics, seconds.
 
-    python tests/reference/lm_eval_hf.py MODEL.gguf --tasks c3,tnews --data DIR [--limit 50] [--batch-size 8] [--dtype auto]
+    python tests/reference/lm_eval_hf.py MODEL.gguf --tasks c3,tnews --data DIR [--limit 50] [--batch-size 8]
+        [--llama-cpp http://127.0.0.1:8000]
 
 Needs "welm[eval]", and `pip install torch transformers accelerate gguf`. Both run each task, one after the other, with
 the same number of threads. For each task it prints: the number of questions; the largest difference of two
 log-likelihoods; the number of questions with different choices or texts; how many of these are ties, where the two best
-choices differ only by the rounding of f32; both metrics; both times. It fails if choices differ without a tie, or if
-metrics differ by more than 1e-6 although no choice differs. With --dtype, welm computes in another type, for instance
-with the weights as they are in the file. Then only the times are compared.
+choices differ only by the rounding of f32; both metrics; the times. It fails if choices differ without a tie, or if
+metrics differ by more than 1e-6 although no choice differs.
+
+The times are those of welm in f32, of welm with the weights as they are in the file, of transformers in f32, and, with
+--llama-cpp, of lm-eval's model "gguf" with the server of llama-cpp-python, which computes the file as it is:
+
+    python -m llama_cpp.server --model MODEL.gguf --logits_all true --n_ctx 2048 --n_threads 2 --n_threads_batch 2
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from typing import Any
 
 import torch
 from lm_eval import simple_evaluate
+from lm_eval.models.gguf import GGUFLM
 from lm_eval.models.huggingface import HFLM
 
 from welm.eval import WelmLM
@@ -40,31 +46,37 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--dtype", default="f32")
+    parser.add_argument("--llama-cpp", metavar="URL")
     args = parser.parse_args()
 
     names = args.tasks.split(",")
     manager = task_manager(args.data, names)
     torch.set_num_threads(args.threads)
-    exact = {"cache_dtype": "f32"} if args.dtype == "f32" else {}
-    ours = WelmLM(args.model, dtype=args.dtype, context_tokens=args.context, threads=args.threads, **exact)
-    theirs = Theirs(
-        str(args.model.parent),
-        gguf_file=args.model.name,
-        dtype="float32",
-        device="cpu",
-        batch_size=args.batch_size,
-        max_length=ours.max_length,
-        truncation=True,
-        prefix_token_id=ours.prefix_token_id,
-    )
+    given: dict[str, Any] = {"context_tokens": args.context, "threads": args.threads}
+    ours = WelmLM(args.model, dtype="f32", cache_dtype="f32", **given)
+    models = {
+        "transformers": Theirs(
+            str(args.model.parent),
+            gguf_file=args.model.name,
+            dtype="float32",
+            device="cpu",
+            batch_size=args.batch_size,
+            max_length=ours.max_length,
+            truncation=True,
+            prefix_token_id=ours.prefix_token_id,
+        ),
+        "welm f32": ours,
+        "welm": WelmLM(args.model, **given),
+    }
+    if args.llama_cpp:
+        models["llama.cpp"] = Server(args.llama_cpp, args.context)
     wrong = 0
-    print(f"{'task':16} {'n':>4} {'max diff':>9} {'differ':>6} {'ties':>4}  metric: hf, welm; seconds: hf, welm")
+    print(f"{'task':16} {'n':>4} {'max diff':>9} {'differ':>6} {'ties':>4}  metrics: transformers, welm f32")
     for name in found(manager, names):
-        runs = []
-        for lm in (theirs, ours):
+        results, seconds = {}, {}
+        for kind, lm in models.items():
             watch = Watch(lm)
-            results = simple_evaluate(
+            results[kind] = simple_evaluate(
                 lm,
                 tasks=[name],
                 num_fewshot=args.shots,
@@ -72,10 +84,10 @@ def main() -> int:
                 task_manager=manager,
                 bootstrap_iters=0,
             )
-            assert results is not None
             watch.stop()
-            runs.append((results, watch.seconds))
-        wrong += compare(name, *runs, exact=args.dtype == "f32")
+            seconds[kind] = watch.seconds
+        wrong += compare(name, results["transformers"], results["welm f32"])
+        print("    seconds: " + ", ".join(f"{kind} {value:.1f}" for kind, value in seconds.items()), flush=True)
     return int(wrong > 0)
 
 
@@ -86,6 +98,18 @@ class Theirs(HFLM):
         results = super()._loglikelihood_tokens(requests, *args, **kwargs)
         pairs = zip(requests, results, strict=True)
         return [(LogLikelihood(value, len(request[2])), greedy) for request, (value, greedy) in pairs]
+
+
+class Server(GGUFLM):
+    """lm-eval's model for llama-cpp-python's server. Numbers of tokens, which welm's tasks need, are made up."""
+
+    def __init__(self, url: str, context: int) -> None:
+        super().__init__(url, context)
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        results = super().loglikelihood(requests, disable_tqdm)
+        pairs = zip(requests, results, strict=True)
+        return [(LogLikelihood(value, len(request.args[1])), greedy) for request, (value, greedy) in pairs]
 
 
 class Watch:
@@ -111,10 +135,10 @@ class Watch:
             delattr(self.lm, method)
 
 
-def compare(name: str, theirs: tuple[Any, float], ours: tuple[Any, float], *, exact: bool) -> bool:
+def compare(name: str, theirs: Any, ours: Any) -> bool:
     """Prints the line of a task. Returns whether something is wrong."""
     most, differ, ties = 0.0, 0, 0
-    for a, b in zip(theirs[0]["samples"][name], ours[0]["samples"][name], strict=True):
+    for a, b in zip(theirs["samples"][name], ours["samples"][name], strict=True):
         assert a["arguments"] == b["arguments"]
         a, b = ([each[0] for each in run["resps"]] for run in (a, b))
         if isinstance(a[0], str):
@@ -126,19 +150,18 @@ def compare(name: str, theirs: tuple[Any, float], ours: tuple[Any, float], *, ex
             differ += 1
             first, second = sorted(a, reverse=True)[:2]
             ties += first - second < TIE
-    texts = ours[0]["samples"][name] and isinstance(ours[0]["samples"][name][0]["resps"][0][0], str)
+    texts = ours["samples"][name] and isinstance(ours["samples"][name][0]["resps"][0][0], str)
     metrics = []
     wrong = differ > ties
-    for metric, value in theirs[0]["results"][name].items():
-        other = ours[0]["results"][name].get(metric)
+    for metric, value in theirs["results"][name].items():
+        other = ours["results"][name].get(metric)
         if isinstance(value, float) and "_stderr" not in metric:
             metrics.append(f"{metric} {value:.6f} {other:.6f}")
             wrong |= not differ and abs(value - other) > 1e-6 * max(1.0, abs(value))
-    count = len(ours[0]["samples"][name])
-    speed = f"{theirs[1]:.1f} s, {ours[1]:.1f} s, {theirs[1] / ours[1]:.2f} times the speed"
+    count = len(ours["samples"][name])
     figures = f"{most:9.2e} {differ:6} {ties if not texts else '':>4}"
-    print(f"{name:16} {count:4} {figures}  {'; '.join(metrics)}; {speed}", flush=True)
-    return exact and wrong
+    print(f"{name:16} {count:4} {figures}  {'; '.join(metrics)}", flush=True)
+    return wrong
 
 
 if __name__ == "__main__":
