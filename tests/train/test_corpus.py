@@ -14,11 +14,11 @@ import welm.train
 from welm.train import RecipeError
 from welm.train.corpus.rules import broken_rule
 from welm.train.corpus.sources import files_of, texts_of
-from welm.train.corpus.words import words
 from welm.train.documents import texts_of as kept_of
 from welm.train.documents import times
 from welm.train.recipe import Rules
 from welm.train.steps import alone
+from welm.train.words import words
 
 from conftest import bytes_of, documents, made, save, values, write_lines
 

@@ -19,7 +19,7 @@ from welm.train import RecipeError
 from welm.train.pretrain.measure import nats_per_character
 from welm.train.pretrain.optimizer import Both, optimizer_of
 from welm.train.pretrain.shapes import new_model
-from welm.train.pretrain.tokens import Rows
+from welm.train.pretrain.tokens import Rows, batch_of
 from welm.train.recipe import Pretrain, Shape
 from welm.train.tokenizer import END_ID, load
 
@@ -54,9 +54,9 @@ def forget(folder: Path) -> None:
     (folder / "out" / "pretrain").rename(folder / f"old{time.monotonic_ns()}")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_killed_and_resumed_it_is_the_same_run(folder: Path, optimizer: str) -> None:
-    more = {"pretrain": {**values(folder)["pretrain"], "optimizer": optimizer}}
+@pytest.mark.parametrize(("optimizer", "short"), [("adamw", 0.0), ("muon", 0.3)])
+def test_killed_and_resumed_it_is_the_same_run(folder: Path, optimizer: str, short: float) -> None:
+    more = {"pretrain": {**values(folder)["pretrain"], "optimizer": optimizer, "short": short}}
     whole = trained(folder, "corpus", "tokenizer", "pretrain", **more)
     assert len([one for one in whole if one[1] == "loss"]) == 50
     assert whole[50, "loss"] < whole[1, "loss"] - 0.5
@@ -89,7 +89,7 @@ def test_resumed_in_a_later_pass_over_the_corpus(folder: Path) -> None:
     write_lines(folder / "recipes.jsonl", documents("recipes")[:3])
     base = {**values(folder)["pretrain"], "tokens": 12_800}
     whole = trained(folder, "corpus", "tokenizer", "pretrain", pretrain=base)
-    rows = Rows(folder / "out" / "pretrain" / "tokens", 64, 1500)
+    rows = Rows(folder / "out" / "tokens", 64, 1500)
     assert len(rows) < 100  # of 200 that are read
     model = weights(folder)
     forget(folder)
@@ -109,12 +109,12 @@ def test_resumed_in_a_later_pass_over_the_corpus(folder: Path) -> None:
     assert weights(folder) == model
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_two_processes_are_like_one(folder: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "shard"), [("adamw", True), ("muon", True), ("muon", False)])
+def test_two_processes_are_like_one(folder: Path, optimizer: str, *, shard: bool) -> None:
     base = {**values(folder)["pretrain"], "optimizer": optimizer}
     one = trained(folder, "corpus", "tokenizer", "pretrain", pretrain=base)
     forget(folder)
-    more = {**base, "micro_batch": 2, "shard": True}
+    more = {**base, "micro_batch": 2, "shard": shard}
     path = save(values(folder, pretrain=more), folder / "recipe.toml")
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     line = [*line, "-m", "welm", "train", "pretrain", "--config", str(path)]
@@ -131,12 +131,13 @@ def test_two_processes_are_like_one(folder: Path, optimizer: str) -> None:
 
 
 def test_rows_have_all_documents(folder: Path) -> None:
-    special = "标记<|endoftext|>是文本的结尾，而<pad>只是用来补齐长度的；在这里，它们不过是普通的文字而已。"
-    write_lines(folder / "recipes.jsonl", [*documents("recipes")[:60], *(f"{special}{n}" for n in range(9))])
+    recipes = documents("recipes")[:60]
+    special = [f"{text}\n做法的最后写着<|endoftext|>，它在这里只是文字。" for text in recipes[:9]]
+    write_lines(folder / "recipes.jsonl", [*recipes[9:], *special])
     recipe = made(folder)
     trained(folder, "corpus", "tokenizer", "pretrain")
     words = load(recipe.out / "tokenizer")
-    rows = Rows(recipe.out / "pretrain" / "tokens", 64, 1500)
+    rows = Rows(recipe.out / "tokens", 64, 1500)
     ids = torch.cat([rows[number]["input_ids"] for number in range(len(rows))]).tolist()
     read = [words.decode(part) for part in _split(ids)]
     corpus = {
@@ -145,7 +146,7 @@ def test_rows_have_all_documents(folder: Path) -> None:
         for text in welm.train.documents.texts_of(recipe.out / "corpus", "train", source)
     }
     assert {*read[:-1]} <= corpus
-    assert any(text.startswith(special) for text in read)
+    assert {*special} & {*read}
     assert len(read) in (len(corpus), len(corpus) + 1)  # the last one is cut
     assert [text for text in read if text in corpus] != [*corpus]  # shuffled
     kinds = ["《" in text[:1] for text in read[:200]]
@@ -160,6 +161,21 @@ def _split(ids: list[int]) -> list[list[int]]:
         else:
             parts[-1].append(one)
     return parts
+
+
+def test_short_sequences(folder: Path) -> None:
+    ids = torch.arange(3, 19).reshape(2, 8)
+    whole, short = batch_of(ids, 1), batch_of(ids, 4)
+    assert whole["input_ids"].tolist() == ids.tolist()
+    assert whole["labels"].tolist() == [[-100, *row[1:]] for row in ids.tolist()]
+    assert short["input_ids"].tolist() == ids.reshape(8, 2).tolist()
+    assert short["labels"].tolist() == [[-100, row[1]] for row in ids.reshape(8, 2).tolist()]
+    shape = {**values(folder)["pretrain"]["shape"], "context": 66}
+    recipe = made(folder, pretrain={**values(folder)["pretrain"], "shape": shape, "short": 0.5})
+    welm.train.run("corpus", recipe)
+    welm.train.run("tokenizer", recipe)
+    with pytest.raises(RecipeError, match=r"pretrain\.short: expected a context that 4 divides, got 66"):
+        welm.train.run("pretrain", recipe)
 
 
 def test_loss_per_character() -> None:

@@ -19,10 +19,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from tqdm import tqdm
 
 from welm.train import plots
-from welm.train.corpus.words import HAN, HANGUL, KANA
 from welm.train.documents import HELDOUT, TRAIN, texts_of, times
 from welm.train.recipe import RecipeError
 from welm.train.steps import begin, fingerprint, is_done, mark_done, required, write
+from welm.train.words import HAN, HANGUL, KANA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

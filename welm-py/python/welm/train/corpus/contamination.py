@@ -13,10 +13,11 @@ import numpy as np
 from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
 from datatrove.utils.hashing import create_hash_func
 from datatrove.utils.text import TextNormConfig, ngrams, simplify_text
+from datatrove.utils.word_tokenizers import WordTokenizer
 
 from welm.train.corpus.sources import files_of
-from welm.train.corpus.words import Words, words
 from welm.train.recipe import RecipeError
+from welm.train.words import WORD, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,22 @@ if TYPE_CHECKING:
 def _config(settings: Contamination) -> NGramsDecontConfig:
     # Numbers stay as they are: dates, and lists of numbers, would all be alike.
     return NGramsDecontConfig(n_grams=settings.ngram, norm_config=TextNormConfig(norm_numbers=False))
+
+
+class Words(WordTokenizer):
+    """The words of `welm.train.words`, for datatrove."""
+
+    def word_tokenize(self, text: str) -> list[str]:
+        """The words of a text."""
+        return words(text)
+
+    def sent_tokenize(self, text: str) -> list[str]:
+        """The lines of a text."""
+        return text.splitlines()
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        """Where the words are."""
+        return [match.span() for match in WORD.finditer(text)]
 
 
 class Index:

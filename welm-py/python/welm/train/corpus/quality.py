@@ -16,9 +16,9 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from welm.train.corpus.words import words
 from welm.train.documents import share_of
 from welm.train.recipe import RecipeError
+from welm.train.words import words
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from welm.train.corpus.words import HAN, HANGUL, KANA
+from welm.train.words import HAN, HANGUL, KANA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

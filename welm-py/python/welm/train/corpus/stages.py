@@ -21,12 +21,11 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 
-from welm.train.corpus.contamination import Index, contamination_filter
+from welm.train.corpus.contamination import Index, Words, contamination_filter
 from welm.train.corpus.quality import QualityFilter, TrainQuality
 from welm.train.corpus.report import report
 from welm.train.corpus.rules import RuleFilter
 from welm.train.corpus.sources import ReadSources, Tally
-from welm.train.corpus.words import Words
 from welm.train.documents import HELDOUT, TRAIN, share_of
 from welm.train.pipelines import Stage
 

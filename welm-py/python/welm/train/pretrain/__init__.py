@@ -1,7 +1,8 @@
 """Step ``pretrain``: transformers' Trainer on accelerate, from packed tokens to a model.
 
 The folder gets ``model`` (transformers' GPT-NeoX), ``history.jsonl`` (losses and samples), ``loss.png``, and
-``checkpoints``, from which a run goes on. For several processes it is started by torchrun.
+``checkpoints``, from which a run goes on. The tokens of the corpus are in ``tokens`` beside it; other settings of the
+step have the same. For several processes it is started by torchrun.
 """
 
 # pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
@@ -23,11 +24,10 @@ from transformers import (
 from transformers.utils import logging
 
 from welm.train import tokenizer
-from welm.train.pipelines import run_stages
 from welm.train.pretrain.measure import continued, heldout, nats_per_character, plot
 from welm.train.pretrain.optimizer import optimizer_of
 from welm.train.pretrain.shapes import new_model, shape_of
-from welm.train.pretrain.tokens import Rows, batch_of, stages_of
+from welm.train.pretrain.tokens import Rows, batch_of, make
 from welm.train.recipe import RecipeError
 from welm.train.running import Progress, Stop, accumulated, last_checkpoint
 from welm.train.steps import begin, fingerprint, is_done, mark_done, required, write
@@ -65,7 +65,7 @@ def run(recipe: Recipe, out: Path) -> None:
     with arguments.main_process_first(desc="tokens"):
         if arguments.process_index == 0:
             begin(out, mark, settings.settings)
-            run_stages(stages_of(recipe, out / "tokens"), recipe.executor, out / "logs")
+            make(recipe, before, recipe.out / "tokens")
     trainer = _trainer(recipe, arguments, shape, out)
     torch._dynamo.config.automatic_dynamic_shapes = (
         False  # short and long sequences are compiled each for itself
@@ -134,7 +134,7 @@ def _trainer(recipe: Recipe, arguments: TrainingArguments, shape: Shape, out: Pa
     set_seed(settings.seed)
     words = tokenizer.load(recipe.out / "tokenizer")
     pieces = words.get_piece_size()
-    rows = Rows(out / "tokens", shape.context, pieces)
+    rows = Rows(recipe.out / "tokens", shape.context, pieces)
     if len(rows) < settings.batch:
         raise RecipeError(f"pretrain: the corpus has {len(rows)} rows, fewer than a batch, {settings.batch}")
     trainer = _Trainer(new_model(shape, pieces, settings.seed), arguments, train_dataset=rows)

@@ -1,0 +1,69 @@
+"""Documents to tokens, by datatrove: shuffled, joined, each followed by the end token."""
+
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from datatrove.data import Document
+from datatrove.pipeline.tokens import DocumentTokenizer, DocumentTokenizerMerger
+
+from welm.train.documents import TRAIN, texts_of, times
+from welm.train.pipelines import Stage
+from welm.train.tokenizer import END
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from datatrove.data import DocumentsPipeline
+
+    from welm.train.recipe import Recipe
+
+NAME = "corpus"
+
+
+def stages_of(recipe: Recipe, out: Path) -> list[Stage]:
+    """The stages that write the tokens of one pass over the corpus, a file of 16 bits (or 32) a token.
+
+    A document is followed by the end token. Documents of all sources are mixed.
+    """
+    corpus, tokenizer, seed = recipe.out / "corpus", recipe.out / "tokenizer", recipe.pretrain.seed
+    weights = {source.name: source.weight for source in recipe.corpus.sources}
+    parts = _PlainText(
+        str(out / "parts"),
+        str(tokenizer / "tokenizer.json"),
+        eos_token=END,
+        save_final_metadata=True,
+        shuffle_documents=True,
+        seed=seed,
+    )
+    merger = DocumentTokenizerMerger(
+        str(out / "parts"), str(out / "all"), NAME, max_tokens_per_file=1 << 62, seed=seed, progress=False
+    )
+    return [
+        Stage("tokenize", len(weights), [partial(_weighted, corpus, weights), parts]),
+        Stage("shuffle", 1, [merger]),
+    ]
+
+
+def _weighted(
+    corpus: Path, weights: dict[str, float], data: DocumentsPipeline, rank: int = 0, world_size: int = 1
+) -> Iterator[Document]:
+    """The documents of sources, each as often as its weight says."""
+    for source in [*weights][rank::world_size]:
+        for number, text in enumerate(texts_of(corpus, TRAIN, source)):
+            for _ in range(times(text, weights[source])):
+                yield Document(text=text, id=f"{source}/{number}")
+
+
+class _PlainText(DocumentTokenizer):
+    """A tokenizer to which the name of a special token in a document is text like any other."""
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        words = super().tokenizer
+        words.encode_special_tokens = True
+        return words
