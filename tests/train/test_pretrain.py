@@ -18,8 +18,8 @@ import welm.train
 from welm.train import RecipeError
 from welm.train.pretrain.measure import nats_per_character
 from welm.train.pretrain.optimizer import Both, optimizer_of
+from welm.train.pretrain.rows import Rows, batch_of
 from welm.train.pretrain.shapes import new_model
-from welm.train.pretrain.tokens import Rows, batch_of
 from welm.train.recipe import Pretrain, Shape
 from welm.train.tokenizer import END_ID, load
 
@@ -57,7 +57,7 @@ def forget(folder: Path) -> None:
 @pytest.mark.parametrize(("optimizer", "short"), [("adamw", 0.0), ("muon", 0.3)])
 def test_killed_and_resumed_it_is_the_same_run(folder: Path, optimizer: str, short: float) -> None:
     more = {"pretrain": {**values(folder)["pretrain"], "optimizer": optimizer, "short": short}}
-    whole = trained(folder, "corpus", "tokenizer", "pretrain", **more)
+    whole = trained(folder, "corpus", "tokenizer", "tokens", "pretrain", **more)
     assert len([one for one in whole if one[1] == "loss"]) == 50
     assert whole[50, "loss"] < whole[1, "loss"] - 0.5
     model = weights(folder)
@@ -88,7 +88,7 @@ def test_resumed_in_a_later_pass_over_the_corpus(folder: Path) -> None:
     write_lines(folder / "poems.jsonl", documents("poems")[:40])
     write_lines(folder / "recipes.jsonl", documents("recipes")[:3])
     base = {**values(folder)["pretrain"], "tokens": 12_800}
-    whole = trained(folder, "corpus", "tokenizer", "pretrain", pretrain=base)
+    whole = trained(folder, "corpus", "tokenizer", "tokens", "pretrain", pretrain=base)
     rows = Rows(folder / "out" / "tokens", 64, 1500)
     assert len(rows) < 100  # of 200 that are read
     model = weights(folder)
@@ -112,7 +112,7 @@ def test_resumed_in_a_later_pass_over_the_corpus(folder: Path) -> None:
 @pytest.mark.parametrize(("optimizer", "shard"), [("adamw", True), ("muon", True), ("muon", False)])
 def test_two_processes_are_like_one(folder: Path, optimizer: str, *, shard: bool) -> None:
     base = {**values(folder)["pretrain"], "optimizer": optimizer}
-    one = trained(folder, "corpus", "tokenizer", "pretrain", pretrain=base)
+    one = trained(folder, "corpus", "tokenizer", "tokens", "pretrain", pretrain=base)
     forget(folder)
     more = {**base, "micro_batch": 2, "shard": shard}
     path = save(values(folder, pretrain=more), folder / "recipe.toml")
@@ -135,7 +135,7 @@ def test_rows_have_all_documents(folder: Path) -> None:
     special = [f"{text}\n做法的最后写着<|endoftext|>，它在这里只是文字。" for text in recipes[:9]]
     write_lines(folder / "recipes.jsonl", [*recipes[9:], *special])
     recipe = made(folder)
-    trained(folder, "corpus", "tokenizer", "pretrain")
+    trained(folder, "corpus", "tokenizer", "tokens", "pretrain")
     words = load(recipe.out / "tokenizer")
     rows = Rows(recipe.out / "tokens", 64, 1500)
     ids = torch.cat([rows[number]["input_ids"] for number in range(len(rows))]).tolist()
@@ -174,6 +174,7 @@ def test_short_sequences(folder: Path) -> None:
     recipe = made(folder, pretrain={**values(folder)["pretrain"], "shape": shape, "short": 0.5})
     welm.train.run("corpus", recipe)
     welm.train.run("tokenizer", recipe)
+    welm.train.run("tokens", recipe)
     with pytest.raises(RecipeError, match=r"pretrain\.short: expected a context that 4 divides, got 66"):
         welm.train.run("pretrain", recipe)
 
@@ -206,6 +207,7 @@ def test_a_batch_that_does_not_divide(folder: Path) -> None:
     recipe = made(folder, pretrain={**values(folder)["pretrain"], "batch": 6})
     welm.train.run("corpus", recipe)
     welm.train.run("tokenizer", recipe)
+    welm.train.run("tokens", recipe)
     with pytest.raises(
         RecipeError, match=r"pretrain\.batch: expected a multiple of micro_batch times devices, 4, got 6"
     ):
@@ -216,5 +218,6 @@ def test_too_little_text(folder: Path) -> None:
     recipe = made(folder, pretrain={**values(folder)["pretrain"], "batch": 4096, "micro_batch": 4})
     welm.train.run("corpus", recipe)
     welm.train.run("tokenizer", recipe)
+    welm.train.run("tokens", recipe)
     with pytest.raises(RecipeError, match=r"the corpus has \d+ rows, fewer than a batch, 4096"):
         welm.train.run("pretrain", recipe)

@@ -54,7 +54,7 @@ def test_two_sources_of_one_name(tmp_path: Path) -> None:
         (
             ["corpse", "--config", "x"],
             2,
-            "argument STEP: expected corpus, tokenizer, pretrain, export, prompts or all",
+            "argument STEP: expected corpus, tokenizer, tokens, pretrain, export, prompts or all",
         ),
         (["corpus"], 2, "--config"),
     ],
@@ -73,7 +73,12 @@ def test_a_corpus_without_sources(tmp_path: Path) -> None:
 
 def test_steps_have_an_order(folder: Path) -> None:
     path = save(values(folder), folder / "recipe.toml")
-    for step, before in (("tokenizer", "corpus"), ("pretrain", "tokenizer"), ("export", "tokenizer")):
+    for step, before in (
+        ("tokenizer", "corpus"),
+        ("tokens", "tokenizer"),
+        ("pretrain", "tokenizer"),
+        ("export", "tokenizer"),
+    ):
         done = run(step, "--config", str(path))
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert f"the step {before} comes first" in done.stderr

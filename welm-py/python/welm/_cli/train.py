@@ -11,14 +11,14 @@ from welm._cli.streams import Failure, say
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-SUMMARY = """Trains a model: corpus, tokenizer, pretrain, export, prompts, each a step of its own, or all of them.
+SUMMARY = """Trains a model: corpus, tokenizer, tokens, pretrain, export and prompts, each by itself, or all of them.
 
 A recipe in TOML says how; welm.train.recipe documents its fields. A step that is done with the same settings is left
 out. After Ctrl-C, or if the process is killed, the same command goes on where it was. Several processes:
 torchrun --nproc-per-node 8 -m welm train pretrain --config recipe.toml. Needs pip install "welm[train]"."""
 EXAMPLES = (
     "train all --config recipe.toml",
-    "train corpus tokenizer --config recipe.toml",
+    "train corpus tokenizer tokens --config recipe.toml",
 )
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         type=text,
         metavar="STEP",
-        help="corpus, tokenizer, pretrain, export, prompts, or all",
+        help="corpus, tokenizer, tokens, pretrain, export, prompts, or all",
     )
     add("--config", required=True, metavar="FILE", help="the recipe")
     parser.set_defaults(parser=parser)

@@ -22,7 +22,7 @@ from welm.train.steps import alone
 
 __all__ = ["STEPS", "Recipe", "RecipeError", "read", "run"]
 
-STEPS = ("corpus", "tokenizer", "pretrain", "export", "prompts")
+STEPS = ("corpus", "tokenizer", "tokens", "pretrain", "export", "prompts")
 """The steps, in order. `prompts` is done if the recipe has it."""
 
 

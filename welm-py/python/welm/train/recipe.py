@@ -204,7 +204,12 @@ class Shape(Section):
 
 
 class Pretrain(Section):
-    """Step ``pretrain``."""
+    """Step ``pretrain``, and the order of the documents in ``tokens``."""
+
+    @property
+    def order(self) -> str:
+        """What the tokens depend on."""
+        return f"seed {self.seed}"
 
     @property
     def settings(self) -> str:

@@ -1,8 +1,7 @@
 """Step ``pretrain``: transformers' Trainer on accelerate, from packed tokens to a model.
 
 The folder gets ``model`` (transformers' GPT-NeoX), ``history.jsonl`` (losses and samples), ``loss.png``, and
-``checkpoints``, from which a run goes on. The tokens of the corpus are in ``tokens`` beside it; other settings of the
-step have the same. For several processes it is started by torchrun.
+``checkpoints``, from which a run goes on. For several processes it is started by torchrun.
 """
 
 # pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
@@ -26,8 +25,8 @@ from transformers.utils import logging
 from welm.train import tokenizer
 from welm.train.pretrain.measure import continued, heldout, nats_per_character, plot
 from welm.train.pretrain.optimizer import optimizer_of
+from welm.train.pretrain.rows import Rows, batch_of
 from welm.train.pretrain.shapes import new_model, shape_of
-from welm.train.pretrain.tokens import Rows, batch_of, make
 from welm.train.recipe import RecipeError
 from welm.train.running import Progress, Stop, accumulated, last_checkpoint
 from welm.train.steps import begin, fingerprint, is_done, mark_done, required, write
@@ -52,8 +51,8 @@ MOST_LOSSES = 10_000
 def run(recipe: Recipe, out: Path) -> None:
     """Trains a model, or goes on. After SIGTERM or Ctrl-C a checkpoint is written."""
     settings = recipe.pretrain
-    before = required(recipe.out / "tokenizer", recipe.tokenizer.settings)
-    mark = fingerprint(before, settings.settings)
+    required(recipe.out / "tokenizer", recipe.tokenizer.settings)
+    mark = fingerprint(required(recipe.out / "tokens", settings.order), settings.settings)
     if is_done(out, mark):
         return
     logging.set_verbosity_error()
@@ -62,14 +61,12 @@ def run(recipe: Recipe, out: Path) -> None:
     if settings.short and shape.context % PARTS:
         raise RecipeError(f"pretrain.short: expected a context that {PARTS} divides, got {shape.context}")
     arguments = _arguments(settings, shape, out)
-    with arguments.main_process_first(desc="tokens"):
+    with arguments.main_process_first():
         if arguments.process_index == 0:
             begin(out, mark, settings.settings)
-            make(recipe, before, recipe.out / "tokens")
     trainer = _trainer(recipe, arguments, shape, out)
-    torch._dynamo.config.automatic_dynamic_shapes = (
-        False  # short and long sequences are compiled each for itself
-    )
+    # Short and long sequences are compiled each for itself.
+    torch._dynamo.config.automatic_dynamic_shapes = False
     with Stop() as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
@@ -104,7 +101,6 @@ def _arguments(settings: Pretrain, shape: Shape, out: Path) -> TrainingArguments
         logging_steps=max(steps // MOST_LOSSES, 1),
         logging_nan_inf_filter=False,
         report_to=[],
-        ddp_timeout=86_400,  # one process makes the tokens, which takes long
         dataloader_drop_last=True,
         **given,
     )

@@ -10,27 +10,9 @@ import numpy as np
 import torch
 
 from welm.train.recipe import RecipeError
-from welm.train.steps import begin, fingerprint, is_done, mark_done
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from welm.train.recipe import Recipe
-
-
-def make(recipe: Recipe, before: str, out: Path) -> None:
-    """Makes the tokens in a folder, or goes on with it. ``before`` is the fingerprint of the tokenizer."""
-    weights = "".join(f"{source.name} {source.weight}\n" for source in recipe.corpus.sources)
-    settings = f"{weights}seed {recipe.pretrain.seed}\n"
-    mark = fingerprint(before, settings)
-    if is_done(out, mark):
-        return
-    from welm.train.pipelines import run_stages  # datatrove is needed here only
-    from welm.train.pretrain.packing import stages_of
-
-    begin(out, mark, settings)
-    run_stages(stages_of(recipe, out), recipe.executor, out / "logs")
-    mark_done(out, mark)
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -41,7 +23,7 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         width = np.uint16 if pieces <= 1 << 16 else np.uint32
         files = sorted((out / "all").glob("*.ds"))
         if len(files) != 1:
-            raise RecipeError(f"{out}: expected the tokens, which the first process makes")
+            raise RecipeError(f"{out / 'all'}: expected one file of tokens, got {len(files)}")
         (file,) = files
         self._tokens = np.memmap(file, dtype=width, mode="r")
         self._context = context

@@ -1,4 +1,8 @@
-"""Documents to tokens, by datatrove: shuffled, joined, each followed by the end token."""
+"""Step ``tokens``: documents to tokens, by datatrove: shuffled, joined, each followed by the end token.
+
+The folder gets ``all``, with one file of 16 bits (or 32) a token: one pass over the corpus, in which a document of a
+source with a weight is as often as that says.
+"""
 
 # pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
 
@@ -11,7 +15,8 @@ from datatrove.data import Document
 from datatrove.pipeline.tokens import DocumentTokenizer, DocumentTokenizerMerger
 
 from welm.train.documents import TRAIN, texts_of, times
-from welm.train.pipelines import Stage
+from welm.train.pipelines import Stage, run_stages
+from welm.train.steps import begin, fingerprint, is_done, mark_done, required
 from welm.train.tokenizer import END
 
 if TYPE_CHECKING:
@@ -25,16 +30,23 @@ if TYPE_CHECKING:
 NAME = "corpus"
 
 
-def stages_of(recipe: Recipe, out: Path) -> list[Stage]:
-    """The stages that write the tokens of one pass over the corpus, a file of 16 bits (or 32) a token.
+def run(recipe: Recipe, out: Path) -> None:
+    """Makes the tokens in a folder, or goes on with it."""
+    settings = recipe.pretrain.order
+    mark = fingerprint(required(recipe.out / "tokenizer", recipe.tokenizer.settings), settings)
+    if is_done(out, mark):
+        return
+    begin(out, mark, settings)
+    run_stages(_stages(recipe, out), recipe.executor, out / "logs")
+    mark_done(out, mark)
 
-    A document is followed by the end token. Documents of all sources are mixed.
-    """
-    corpus, tokenizer, seed = recipe.out / "corpus", recipe.out / "tokenizer", recipe.pretrain.seed
+
+def _stages(recipe: Recipe, out: Path) -> list[Stage]:
     weights = {source.name: source.weight for source in recipe.corpus.sources}
+    seed = recipe.pretrain.seed
     parts = _PlainText(
         str(out / "parts"),
-        str(tokenizer / "tokenizer.json"),
+        str(recipe.out / "tokenizer" / "tokenizer.json"),
         eos_token=END,
         save_final_metadata=True,
         shuffle_documents=True,
@@ -44,7 +56,7 @@ def stages_of(recipe: Recipe, out: Path) -> list[Stage]:
         str(out / "parts"), str(out / "all"), NAME, max_tokens_per_file=1 << 62, seed=seed, progress=False
     )
     return [
-        Stage("tokenize", len(weights), [partial(_weighted, corpus, weights), parts]),
+        Stage("tokenize", len(weights), [partial(_weighted, recipe.out / "corpus", weights), parts]),
         Stage("shuffle", 1, [merger]),
     ]
 
