@@ -26,7 +26,7 @@ from tqdm import tqdm
 from welm.train.recipe import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from welm.train.recipe import Executor
 
@@ -124,6 +124,28 @@ def _completed(logs: Path) -> int:
     return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
 
 
+@contextlib.contextmanager
+def _signals_at_the_end() -> Generator[None, None, None]:
+    """Handles Ctrl-C and SIGTERM at the end of the block. dill, in it, catches whatever is raised, and goes on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[Any, ...]] = []
+    before: dict[int, Callable[..., Any]] = {}
+    for one in (signal.SIGINT, signal.SIGTERM):
+        handler = signal.getsignal(one)
+        if callable(handler):
+            before[one] = handler
+            signal.signal(one, lambda *got: came.append(got))
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
+    for number, frame in came[:1]:
+        before[number](number, frame)
+
+
 class _Slurm:
     """Stages as jobs, each of which starts after the one before it."""
 
@@ -154,8 +176,9 @@ class _Slurm:
     def submit(self) -> None:
         """Submits the stages that are not done."""
         try:
-            if self._last:
-                self._last.run()
+            with _signals_at_the_end():
+                if self._last:
+                    self._last.run()
         except (OSError, subprocess.CalledProcessError) as error:
             raise RecipeError(f"sbatch: {error}") from None
 
