@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Held-out bits a character of models, and of a 5-gram model of the same corpus, by source.
 
-    python examples/welm-nano/measure.py CORPUS MODEL... [--characters 20000] [--ngram]
+    python examples/train/welm-nano/measure.py CORPUS MODEL... [--characters 20000] [--ngram]
 
 CORPUS is the folder that `welm train corpus` made. A model is what welm loads. A document stands after an end token, its
 own end token is predicted, too, and long documents are cut into windows of the model's context, as `welm train pretrain`
