@@ -103,9 +103,6 @@ class Theirs(HFLM):
 class Server(GGUFLM):
     """lm-eval's model for llama-cpp-python's server. Numbers of tokens, which welm's tasks need, are made up."""
 
-    def __init__(self, url: str, context: int) -> None:
-        super().__init__(url, context)
-
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
         results = super().loglikelihood(requests, disable_tqdm)
         pairs = zip(requests, results, strict=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 import welm
 from welm.train.documents import HELDOUT, TRAIN, texts_of
-from welm.train.pretrain.measure import first
+from welm.train.pretrain.measure import first, windows_of
 
 ORDER = 5
 BEGIN, END = "\1" * (ORDER - 1), "\0"
@@ -62,8 +62,7 @@ def bits_of_model(model: welm.Model, texts: list[str]) -> float:
     nats = 0.0
     for text in texts:
         ids = [*end, *model.tokenize(text), *end]
-        for at in range(0, len(ids) - 1, context):
-            window = ids[at : at + context + 1]
+        for window in windows_of(ids, context):
             logits = np.asarray(model.logits(window[:-1]), dtype=np.float64)
             logits -= logits.max(-1, keepdims=True)
             right = logits[np.arange(len(window) - 1), window[1:]]

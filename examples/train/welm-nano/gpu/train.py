@@ -94,15 +94,16 @@ def train(minutes: float, out: Path, changes: list) -> None:
 
 def take(folder: Path, path: Path) -> None:
     import welm.train
+    from welm.train.pretrain import mark_of
     from welm.train.recipe import Pretrain
-    from welm.train.steps import begin, fingerprint, mark_done, required
+    from welm.train.steps import begin, mark_done
 
     recipe = welm.train.read(path)
     settings = Pretrain.model_validate_json((folder / "settings.json").read_text())
     if settings.settings != recipe.pretrain.settings:
         raise SystemExit(f"{path}: expected in [pretrain] the settings of {folder / 'settings.json'}")
     out = recipe.out / "pretrain"
-    mark = fingerprint(required(recipe.out / "tokens", settings.order), settings.settings)
+    mark = mark_of(recipe)
     begin(out, mark, settings.settings)
     (out / "model").mkdir(exist_ok=True)
     shutil.copy(folder / "config.json", out / "model")

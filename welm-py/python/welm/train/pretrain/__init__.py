@@ -51,8 +51,7 @@ MOST_LOSSES = 10_000
 def run(recipe: Recipe, out: Path) -> None:
     """Trains a model, or goes on. After SIGTERM or Ctrl-C a checkpoint is written."""
     settings = recipe.pretrain
-    required(recipe.out / "tokenizer", recipe.tokenizer.settings)
-    mark = fingerprint(required(recipe.out / "tokens", settings.order), settings.settings)
+    mark = mark_of(recipe)
     if is_done(out, mark):
         return
     logging.set_verbosity_error()
@@ -75,6 +74,13 @@ def run(recipe: Recipe, out: Path) -> None:
     trainer.save_model(str(out / "model"))
     if trainer.is_world_process_zero():
         mark_done(out, mark)
+
+
+def mark_of(recipe: Recipe) -> str:
+    """The fingerprint of this step. Raises :class:`RecipeError` if a step before it is not done."""
+    settings = recipe.pretrain
+    required(recipe.out / "tokenizer", recipe.tokenizer.settings)
+    return fingerprint(required(recipe.out / "tokens", settings.order), settings.settings)
 
 
 def _arguments(settings: Pretrain, shape: Shape, out: Path) -> TrainingArguments:

@@ -43,6 +43,11 @@ def first(texts: Iterable[str], characters: int) -> list[str]:
     return taken
 
 
+def windows_of(ids: list[int], context: int) -> list[list[int]]:
+    """Cuts ids into windows, each of which begins with the last token of the one before it."""
+    return [ids[at : at + context + 1] for at in range(0, len(ids) - 1, context)]
+
+
 def nats_per_character(
     logits: Callable[[torch.Tensor], torch.Tensor],
     encode: Callable[[str], list[int]],
@@ -57,7 +62,7 @@ def nats_per_character(
     windows = []
     for text in texts:
         ids = [END_ID, *encode(text), END_ID]
-        windows += [ids[at : at + context + 1] for at in range(0, len(ids) - 1, context)]
+        windows += windows_of(ids, context)
     windows.sort(key=len)
     nats = 0.0
     for at in range(0, len(windows), TOGETHER):
