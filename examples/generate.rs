@@ -7,7 +7,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser;
 use welm_core::GenerateOptions;
@@ -91,15 +91,12 @@ fn run() -> anyhow::Result<()> {
         parse_special: args.parse_special,
         ..GenerateOptions::default()
     };
-    let started = Instant::now();
-    let mut first = None;
     let mut stdout = std::io::stdout();
     let mut stream = model.stream(args.prompt.as_str(), &options)?;
     let mut completion_tokens = 0;
     let mut texts = vec![String::new(); args.n];
     for piece in &mut stream {
         let piece = piece?;
-        first.get_or_insert_with(|| started.elapsed());
         completion_tokens += piece.finish.map_or(0, |f| f.completion_tokens);
         if args.n == 1 {
             write!(stdout, "{}", piece.text)?;
@@ -115,14 +112,15 @@ fn run() -> anyhow::Result<()> {
             writeln!(stdout, "[{i}] {text}")?;
         }
     }
-    let first = first.unwrap_or_default();
-    let rest = started.elapsed() - first;
+    // The engine's own times: this thread may get several pieces at once.
+    let stats = model.stats();
+    let (first, between) = (stats.time_to_first_token, stats.time_between_tokens);
     let (dim, off) = if std::io::stderr().is_terminal() { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
     tell(&format!(
         "{dim}{} prompt tokens in {:.0} ms; {completion_tokens} tokens, {:.1} tok/s; seed {}; {}{off}\n",
         stream.prompt_tokens(),
-        first.as_secs_f64() * 1e3,
-        completion_tokens.saturating_sub(args.n) as f64 / rest.as_secs_f64().max(1e-9),
+        first.sum_s / first.count().max(1) as f64 * 1e3,
+        (args.n as u64 * between.count()) as f64 / between.sum_s.max(1e-9),
         stream.seed(),
         model.backend(),
     ));

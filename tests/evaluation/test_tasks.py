@@ -16,7 +16,9 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 
 from welm.eval import tasks
+from welm.eval.report_runs import _options
 from welm.eval.tasks import metrics, mix
+from welm.eval.tasks.data import DataError
 from welm.eval.tasks.ranking import RULES, LogLikelihood
 
 CASES = json.loads((Path(__file__).parents[1] / "fixtures/eval_metrics.json").read_text("utf-8"))
@@ -129,6 +131,43 @@ def test_right_and_wrong_answers(name: str, task_of: dict[str, Any]) -> None:
             for wrong in ("", "\n", "zzz"):
                 found = task.process_results(doc, [wrong])
                 assert max(v for k, v in found.items() if k != "bleu") < 0.15, (wrong, found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_report_knows_the_number_of_options(name: str, task_of: dict[str, Any]) -> None:
+    task = task_of[name]
+    for doc in task.eval_docs:
+        requests = {"doc": doc, "arguments": len(task.requests(doc, "")) if is_ranking(task) else 1}
+        expected = len(task.doc_to_choice(doc)) if is_ranking(task) else None
+        assert _options(task.config.to_dict(), requests) == expected
+
+
+def test_examples_are_never_questions(tmp_path: Path) -> None:
+    """Where the same file has both, and where some of the examples are asked, too."""
+    rows = (tasks.FOLDER / "samples/pd.jsonl").read_text("utf-8").splitlines(keepends=True)
+    for test, shots, split, most in (
+        ({"pd/dev": rows}, {}, "test", 9),
+        ({"pd/test": rows[:6]}, {"pd/dev": rows}, "shots", 4),
+    ):
+        folder = tmp_path / split
+        for name, some in {**test, **shots}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.jsonl").write_text("".join(some), "utf-8")
+        task = tasks.manager(str(folder)).load("pd")["tasks"]["pd"]
+        assert task.config.metadata["read"] == next(iter(test))
+        assert task.config.metadata["documents"] == len(next(iter(test.values())))
+        assert task.fewshot_cfg.split == split
+        task.set_config("num_fewshot", most)
+        task.set_fewshot_seed(1234)
+        task.build_all_requests()
+        for instance in task.instances:
+            prompt, _ = instance.args
+            assert prompt.count(task.doc_to_text(instance.doc)) == 1
+        task.set_config("num_fewshot", most + 1)
+        with pytest.raises(
+            DataError, match=f"pd: expected at most {most} examples in a prompt, got {most + 1}"
+        ):
+            task.build_all_requests()
 
 
 class Knowing(LM):

@@ -20,7 +20,7 @@ from welm.eval import EvalError, report_plots, write_report
 from welm.eval.report_compare import difference
 from welm.eval.report_page import Block, Sample, Table, Text, html, markdown
 from welm.eval.report_runs import read_runs
-from welm.eval.statistics import newcombe
+from welm.eval.statistics import newcombe, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -261,18 +261,42 @@ def test_lower_may_be_better(tmp_path: Path) -> None:
     assert found.value == pytest.approx(-1 / 3)
 
 
+def test_a_run_that_has_more_questions(tmp_path: Path) -> None:
+    """Those that both have are compared."""
+    docs = [{"text": str(n), "candidates": list("ab" if n % 2 else "abcd")} for n in range(60)]
+    right = [[1, 0, 0] * 20, [1, 1, 0] * 10]
+    ones = [[0.5] * 60, [0.5, 1.0] * 15]
+    folders = [
+        write_run(
+            tmp_path / name,
+            {
+                "c3": {"metrics": {"acc": right[at]}, "docs": docs[: len(right[at])]},
+                "x": {"metrics": {"f1": ones[at]}, "docs": docs[: len(right[at])], "config": WRITE},
+            },
+        )
+        for at, name in enumerate(("many", "few"))
+    ]
+    for order in (1, -1):
+        found = reported(tmp_path / "out", compare=tuple(folders[::order]))["Differences"]
+        c3, f1 = found
+        assert (c3["questions"], f1["questions"]) == ("30", "30")
+        values = (c3["first"], c3["second"])[::order]
+        assert values == ("33.33", "66.67")
+        assert {c3["better"], c3["worse"]} == {"10", "0"}
+        assert (f1["first"], f1["second"])[::order] == ("50.00", "75.00")
+    few = read_runs(folders)[0].tasks["c3"].only(range(0, 60, 2))
+    assert (len(few.hashes), few.chance, few.scores["acc"].value) == (30, 0.25, pytest.approx(1 / 3))
+    assert few.scores["acc"].interval == wilson(10, 30)
+
+
 def test_other_questions_are_refused(tmp_path: Path) -> None:
     def folder(name: str, texts: Sequence[str], task: str = "c3") -> Path:
         docs = [{"text": text, "candidates": ["a", "b"]} for text in texts]
         return write_run(tmp_path / name, {task: {"metrics": {"acc": shares(1, len(docs))}, "docs": docs}})
 
-    one, few = folder("one", "abcdef"), folder("few", "abcd")
+    one = folder("one", "abcdef")
     changed, other = folder("changed", "abxdyf"), folder("other", "abcdef", "c4")
     for two, message in (
-        (
-            few,
-            "expected the same questions of c3, got 6 and 4; the first ones are the same: run both with one --limit",
-        ),
         (changed, "got 2 of 6 that differ, the first of them number 2; run both with the same --data"),
         (other, "expected tasks in common, got c3 and c4"),
     ):
@@ -478,15 +502,16 @@ def test_folders_that_are_no_runs(run: Path, tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_says_how_to_go_on(tmp_path: Path) -> None:
-    settings = {"tasks": ["c3", "a b"], "shots": 3, "limit": None, "chat": True}
+    settings = {"tasks": ["c3", "a b"], "shots": 3, "limit": None, "chat": True, "data": "/some/data"}
+    settings |= {"dtype": "int8", "context_tokens": 512, "device": "ray, auto", "max_length": 511}
     lines = [json.dumps({"settings": settings}), json.dumps({"key": "a"}), json.dumps({"key": "b"}), '{"key"']
     (tmp_path / "requests.jsonl").write_text("\n".join(lines))
     with pytest.raises(EvalError) as error:
         write_report([tmp_path], tmp_path / "out")
     assert str(error.value) == (
         f"{tmp_path}: this run is unfinished: 2 of its requests are there, and no results.json; "
-        f"`python -m welm eval MODEL --tasks 'c3,a b' --shots 3 --chat --out {tmp_path}` goes on with it, "
-        "with the model and the --data that it was begun with"
+        "`python -m welm eval MODEL --tasks 'c3,a b' --shots 3 --data /some/data --dtype int8 --context-tokens 512 "
+        f"--chat --ray ADDRESS --out {tmp_path}` goes on with it, with the model that it was begun with"
     )
     (tmp_path / "requests.jsonl").write_text("{}\n")
     with pytest.raises(EvalError, match=r"got one whose requests\.jsonl is another's"):

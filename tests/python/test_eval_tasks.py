@@ -17,7 +17,7 @@ import pytest
 from welm.eval import tasks
 from welm.eval.tasks import ranking, readers
 from welm.eval.tasks.data import DataError, Row
-from welm.eval.tasks.sources import SOURCES, documents
+from welm.eval.tasks.sources import SOURCES, documents, origin, without
 
 NAMES = sorted(SOURCES)
 
@@ -73,12 +73,39 @@ def test_a_folder(name: str, tmp_path: Path) -> None:
 def test_the_order_is_drawn_by_a_seed(tmp_path: Path) -> None:
     """A file that is sorted by its labels gives all labels early."""
     (row, *_) = lines(tasks.FOLDER / "samples/tnews.jsonl")
-    rows = [{**row, "label": label} for label in (100, 104, 116) for _ in range(100)]
+    rows = [{**row, "sentence": f"第{n}条", "label": label} for label in (100, 104, 116) for n in range(100)]
     written(tmp_path, "tnews/dev", *rows)
     found = [d["gold"] for d in documents("tnews", "test", tmp_path)]
     assert found == [d["gold"] for d in documents("tnews", "test", tmp_path)]
     assert len(found) == 300
     assert min(found[:30].count(gold) for gold in set(found)) >= 5
+
+
+def test_documents_that_are_there_twice(tmp_path: Path) -> None:
+    """They are asked once. The order of the others stays, and equal texts with other labels are others."""
+    rows = [{"text": f"第{n}条", "label": "positive"} for n in range(50)]
+    written(tmp_path / "once", "chnsenticorp/test", *rows)
+    written(tmp_path / "twice", "chnsenticorp/test", *rows, rows[3], {**rows[3], "label": "negative"})
+    once, twice = (documents("chnsenticorp", "test", tmp_path / name) for name in ("once", "twice"))
+    assert len(once) == 50
+    assert len(twice) == 51
+    assert {str(document) for document in once} < {str(document) for document in twice}
+    assert without(once, once) == []
+    assert without([{"id": 1, "a": 2}, {"id": 2, "a": 2}, {"id": 3, "a": 3}], [{"id": 9, "a": 3}]) == [
+        {"id": 1, "a": 2}
+    ]
+
+
+def test_where_documents_come_from(tmp_path: Path) -> None:
+    sample = lines(tasks.FOLDER / "samples/c3.jsonl")
+    written(tmp_path, "c3/m-dev", *sample)
+    written(tmp_path, "c3/d-dev", *sample)
+    assert origin("c3", "test", tmp_path) == "c3/m-dev+c3/d-dev"
+    assert origin("c3", "shots", tmp_path) == ""
+    assert origin("c3", "test", "samples") == "c3"
+    assert origin("c3", "test", None) == "clue/clue c3 validation"
+    assert origin("chnsenticorp", "test", None) == "lansinuote/ChnSentiCorp test"
+    assert origin("pd", "test", None) == ""
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -210,6 +210,35 @@ def test_only_what_a_step_has_made_is_replaced(folder: Path) -> None:
     assert bytes_of(recipe.out / "corpus" / "train") != before
 
 
+def test_a_step_that_could_not_begin_goes_on(folder: Path) -> None:
+    """The disk was full when it had written one of its own files."""
+    recipe = made(folder)
+    (recipe.out / "corpus").mkdir(parents=True)
+    (recipe.out / "corpus" / "settings.json.part").write_text("{", "utf-8")
+    welm.train.run("corpus", recipe)
+    assert (recipe.out / "corpus" / "done").exists()
+
+
+def test_nothing_is_left(folder: Path) -> None:
+    recipe = made(folder, corpus={**_corpus(folder), "rules": {"min_characters": 10_000}})
+    with pytest.raises(RecipeError, match=r"no document is left after the stage rules; .*removed/rules has"):
+        welm.train.run("corpus", recipe)
+
+
+def test_a_file_that_moved_to_another_source(folder: Path) -> None:
+    write_lines(folder / "more.jsonl", documents("recipes")[60:70])
+    poems, recipes, more = (str(folder / f"{name}.jsonl") for name in ("poems", "recipes", "more"))
+    for files, of_recipes in (([poems, more], 60), ([poems], 70)):
+        sources = [
+            {"name": "poems", "files": files, "licence": "MIT"},
+            {"name": "recipes", "files": [recipes, more][: 1 + (of_recipes == 70)], "licence": "MIT"},
+        ]
+        recipe = made(folder, corpus={"sources": sources})
+        welm.train.run("corpus", recipe)
+        report = json.loads((recipe.out / "corpus" / "report.json").read_text("utf-8"))
+        assert report["sources"]["recipes"]["read"][0] == of_recipes
+
+
 def test_folders_that_datatrove_would_misread(folder: Path) -> None:
     with pytest.raises(RecipeError, match=r"expected a folder without \*, \? and \["):
         welm.train.run("corpus", made(folder, out=str(folder / "out [2]")))

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from transformers import Trainer
 
 import welm.train
 from welm.train import RecipeError
-from welm.train.pretrain.measure import nats_per_character
+from welm.train.documents import share_of
+from welm.train.pretrain.measure import nats_per_character, some_of
 from welm.train.pretrain.optimizer import Both, optimizer_of
 from welm.train.pretrain.rows import Rows, batch_of
 from welm.train.pretrain.shapes import new_model
@@ -89,7 +91,7 @@ def test_resumed_in_a_later_pass_over_the_corpus(folder: Path) -> None:
     write_lines(folder / "recipes.jsonl", documents("recipes")[:3])
     base = {**values(folder)["pretrain"], "tokens": 12_800}
     whole = trained(folder, "corpus", "tokenizer", "tokens", "pretrain", pretrain=base)
-    rows = Rows(folder / "out" / "tokens", 64, 1500)
+    rows = Rows(folder / "out" / "tokens", 64, 1500, 1)
     assert len(rows) < 100  # of 200 that are read
     model = weights(folder)
     forget(folder)
@@ -111,8 +113,13 @@ def test_resumed_in_a_later_pass_over_the_corpus(folder: Path) -> None:
 
 @pytest.mark.parametrize(("optimizer", "shard"), [("adamw", True), ("muon", True), ("muon", False)])
 def test_two_processes_are_like_one(folder: Path, optimizer: str, *, shard: bool) -> None:
-    base = {**values(folder)["pretrain"], "optimizer": optimizer}
+    """In three passes over a corpus whose rows are no multiple of a batch."""
+    write_lines(folder / "poems.jsonl", documents("poems")[:40])
+    write_lines(folder / "recipes.jsonl", documents("recipes")[:3])
+    base = {**values(folder)["pretrain"], "optimizer": optimizer, "tokens": 12_800}
     one = trained(folder, "corpus", "tokenizer", "tokens", "pretrain", pretrain=base)
+    (tokens,) = (folder / "out" / "tokens" / "all").glob("*.ds")
+    assert tokens.stat().st_size // (2 * 64) % base["batch"] != 0
     forget(folder)
     more = {**base, "micro_batch": 2, "shard": shard}
     path = save(values(folder, pretrain=more), folder / "recipe.toml")
@@ -128,6 +135,39 @@ def test_two_processes_are_like_one(folder: Path, optimizer: str, *, shard: bool
         # As if it had been killed at the end: it goes on after the last checkpoint, and does no step more.
         (folder / "out" / "pretrain" / "done").unlink()
         shutil.rmtree(folder / "out" / "pretrain" / "model")
+    if shard:
+        path = save(values(folder, pretrain=base), folder / "recipe.toml")
+        done = run("pretrain", "--config", str(path))
+        assert done.returncode == 1
+        assert "pretrain.shard: expected shard = true, with which " in done.stderr
+
+
+def test_a_signal_at_the_end_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = made(folder, pretrain={**values(folder)["pretrain"], "tokens": 1280})
+    for step in ("corpus", "tokenizer", "tokens"):
+        welm.train.run(step, recipe)
+    save_model = Trainer.save_model
+
+    def interrupted(trainer: Trainer, *args: Any, **given: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        save_model(trainer, *args, **given)
+
+    monkeypatch.setattr(Trainer, "save_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        welm.train.run("pretrain", recipe)
+    assert (recipe.out / "pretrain" / "done").exists()
+    assert weights(folder)
+
+
+def test_held_out_texts_are_from_the_whole_source() -> None:
+    texts = [f"{number:03} " * 25 for number in range(300)]
+    some = some_of(texts, 950)
+    assert len(some) == 10  # of 100 characters each
+    assert some == some_of(reversed(texts), 950)
+    assert max(texts.index(text) for text in some) > 100
+    assert some_of(texts, 1 << 40) == sorted(texts, key=lambda text: share_of(text, "measure"))
+    assert some_of(texts, 1) == some[:1]
+    assert some_of([], 10) == []
 
 
 def test_rows_have_all_documents(folder: Path) -> None:
@@ -137,7 +177,7 @@ def test_rows_have_all_documents(folder: Path) -> None:
     recipe = made(folder)
     trained(folder, "corpus", "tokenizer", "tokens", "pretrain")
     words = load(recipe.out / "tokenizer")
-    rows = Rows(recipe.out / "tokens", 64, 1500)
+    rows = Rows(recipe.out / "tokens", 64, 1500, 1)
     ids = torch.cat([rows[number]["input_ids"] for number in range(len(rows))]).tolist()
     read = [words.decode(part) for part in _split(ids)]
     corpus = {

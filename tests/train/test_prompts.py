@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import welm
 import welm.eval.tasks
 import welm.train
 from welm.train import RecipeError
-from welm.train.prompts import _row, chosen, rows_of
+from welm.train.prompts import _row, before_text, chosen, rows_of
 from welm.train.prompts.mixture import Deck, interleaved, shares
 from welm.train.prompts.templates import tasks
 from welm.train.recipe import Prompts
@@ -54,6 +58,7 @@ def test_there_are_enough() -> None:
     known = tasks()
     assert len(known) >= 12
     assert len({task.type for task in known.values()}) >= 7
+    assert not {*known} & {task.type for task in known.values()}  # either is meant by a name in a recipe
     for task in known.values():
         assert len(task.templates) >= 10, task.name
 
@@ -115,6 +120,45 @@ def test_the_mixture() -> None:
     assert [again.draw() for _ in range(12)] == drawn
 
 
+def test_one_example_that_is_short_enough(data: Path) -> None:
+    """However the examples are shuffled, the one that fits is found in time."""
+    lines = [json.dumps({"text": "好" * length, "label": "positive"}) for length in (400, 400, 3, 400)]
+    (data / "chnsenticorp" / "train.jsonl").write_text("\n".join(lines), "utf-8")
+    rows, told = rows_of(Prompts(data=data, tasks=("chnsenticorp",), rows=200, longest=300), _tokenizer(None))
+    assert len(rows) == 200
+    assert told["tasks"]["chnsenticorp"]["too_long"] > 200
+    with pytest.raises(RecipeError, match="all examples of chnsenticorp have more than 4 tokens"):
+        rows_of(Prompts(data=data, tasks=("chnsenticorp",), rows=2, longest=4), _tokenizer(None))
+
+
+def test_what_a_tokenizer_puts_first(data: Path) -> None:
+    """Prompts begin with it, as they do when a model is asked."""
+    settings = Prompts(data=data, tasks=("chnsenticorp",), rows=4)
+    for template, first in ((None, []), ("<s> $A", [1]), ("<s> $A </s>", [1])):
+        tokenizer = _tokenizer(template)
+        assert before_text(tokenizer) == first
+        rows, _ = rows_of(settings, tokenizer)
+        for row in rows:
+            assert row["input_ids"][: len(first)] == first
+            assert row["input_ids"].count(1) == len(first)
+            assert row["input_ids"][-1] == 2
+            assert row["input_ids"].count(2) == 1
+            assert row["completion_mask"][0] == 0
+
+
+def _tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """One that has a token for each byte, and puts special tokens around a text."""
+    letters = ByteLevel.alphabet()
+    words = Tokenizer(
+        BPE({"<unk>": 0, "<s>": 1, "</s>": 2, **{one: 3 + n for n, one in enumerate(letters)}}, [])
+    )
+    words.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    words.add_special_tokens(["<unk>", "<s>", "</s>"])
+    if template:
+        words.post_processor = TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
+
+
 def test_what_is_held_out(data: Path) -> None:
     settings = Prompts(data=data, heldout=("sentiment", "tnews"))
     names = chosen(settings)
@@ -156,7 +200,8 @@ def test_trained_on_prompts(recipe: Recipe, folder: Path, data: Path) -> None:
     report = json.loads((out / "report.json").read_text("utf-8"))
     assert sum(one["rows"] for one in report["tasks"].values()) == 48
     assert len(report["tasks"]) == 8
-    assert "kgclue" in report["without_data"]
+    assert "kgclue/dev.jsonl" in report["missing_files"]
+    assert report["tasks"]["ocnli"]["licence"] == "CC BY-NC 2.0"
     losses = dict(report["losses"])
     assert losses[6] < losses[1] - 0.5
     assert welm.Model(out / "model").generate("问：", max_tokens=2).usage.completion_tokens > 0
@@ -177,7 +222,7 @@ def test_trained_on_prompts(recipe: Recipe, folder: Path, data: Path) -> None:
     assert answers & {"正面", "负面", "好评", "差评", "是", "否", "推荐", "不推荐", "满意", "不满意"}
 
     # The name of a special token in a prompt is text.
-    ids = _row(("a<|endoftext|>b", "c"), tokenizer)["input_ids"]
+    ids = _row(("a<|endoftext|>b", "c"), tokenizer, [])["input_ids"]
     assert ids.count(tokenizer.eos_token_id) == 1
 
     # Killed and resumed, with adapters, it is the same run.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import welm.train
-from welm.train import RecipeError
+from welm.train import STEPS, RecipeError
 from welm.train.pretrain.shapes import SHAPES, new_model, parameters_of
 from welm.train.recipe import Shape, parse
 
@@ -72,16 +72,31 @@ def test_a_corpus_without_sources(tmp_path: Path) -> None:
 
 
 def test_steps_have_an_order(folder: Path) -> None:
-    path = save(values(folder), folder / "recipe.toml")
-    for step, before in (
-        ("tokenizer", "corpus"),
-        ("tokens", "tokenizer"),
-        ("pretrain", "tokenizer"),
-        ("export", "tokenizer"),
-    ):
-        done = run(step, "--config", str(path))
-        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert f"the step {before} comes first" in done.stderr
+    few = {**values(folder)["pretrain"], "tokens": 256}
+    path = save(values(folder, pretrain=few), folder / "recipe.toml")
+    done = run("export", "--config", str(path))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "the step corpus comes first" in done.stderr
+    steps = STEPS[: STEPS.index("export") + 1]
+    recipe = welm.train.read(path)
+    for at, step in enumerate(steps):
+        for later in steps[at + 1 :]:
+            with pytest.raises(RecipeError, match=f"the step {step} comes first"):
+                welm.train.run(later, recipe)
+        welm.train.run(step, recipe)
+
+    # After a step in the middle was done anew, nothing is made of what comes after it.
+    again = made(folder, pretrain=few, tokenizer={"pieces": 1400})
+    for later in ("tokens", "pretrain", "export"):
+        with pytest.raises(RecipeError, match="has changed: do the step tokenizer again"):
+            welm.train.run(later, again)
+    welm.train.run("tokenizer", again)
+    for later in ("pretrain", "export"):
+        with pytest.raises(RecipeError, match="has changed: do the step tokens again"):
+            welm.train.run(later, again)
+    welm.train.run("tokens", again)
+    with pytest.raises(RecipeError, match="has changed: do the step pretrain again"):
+        welm.train.run("export", again)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -18,7 +18,7 @@ import numpy as np
 
 import welm
 from welm.train.documents import HELDOUT, TRAIN, texts_of
-from welm.train.pretrain.measure import first, windows_of
+from welm.train.pretrain.measure import some_of, windows_of
 
 ORDER = 5
 BEGIN, END = "\1" * (ORDER - 1), "\0"
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--ngram", action="store_true", help="the 5-gram model as well")
     args = parser.parse_args()
     sources = [*json.loads((args.corpus / "report.json").read_text("utf-8"))["sources"]]
-    texts = {name: first(texts_of(args.corpus, HELDOUT, name), args.characters) for name in sources}
+    texts = {name: some_of(texts_of(args.corpus, HELDOUT, name), args.characters) for name in sources}
     texts = {name: some for name, some in texts.items() if some}
     columns = {}
     for path in args.models:
@@ -58,7 +58,7 @@ def main() -> int:
 
 def bits_of_model(model: welm.Model, texts: list[str]) -> float:
     end = model.tokenize("<|endoftext|>", parse_special=True)
-    context = model.memory.context_tokens - 1
+    context = model.memory.context_tokens
     nats = 0.0
     for text in texts:
         ids = [*end, *model.tokenize(text), *end]

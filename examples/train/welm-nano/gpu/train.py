@@ -20,8 +20,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PART = 15 << 20
-PROBE = 20
-"""Steps of the first of two short runs; the second has three times as many."""
+PROBE = 100
+"""Steps of the first of two short runs; the second has three times as many. A run of one step goes before them, because
+the first run of a process takes longer to begin."""
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -59,22 +60,27 @@ def train(minutes: float, out: Path, changes: list) -> None:
         packed.unlink()
     recipe = welm.train.read(HERE / "recipe.toml")
     given = {name.removeprefix("pretrain."): json.loads(value) for name, _, value in changes}
-    row = recipe.pretrain.model_copy(update=given)
+    row = type(recipe.pretrain).model_validate({**recipe.pretrain.model_dump(), **given})
     step = row.batch * shape_of(row).context
 
     def run(tokens: int, **more) -> float:
         started = time.monotonic()
-        settings = type(row).model_validate({**row.model_dump(), **given, "tokens": tokens, **more})
+        settings = type(row).model_validate({**row.model_dump(), "tokens": tokens, **more})
         welm.train.run("pretrain", recipe.model_copy(update={"pretrain": settings}))
         (out / "settings.json").write_text(settings.model_dump_json(indent=1))
         return time.monotonic() - started
 
     out.mkdir(parents=True, exist_ok=True)
     quick = {"measure_characters": 1, "prompts": ()}
+    run(step, **quick)
     first, second = run(PROBE * step, **quick), run(3 * PROBE * step, **quick)
+    if second <= first:
+        raise SystemExit(
+            f"expected {3 * PROBE} steps to take longer than {PROBE}, got {second} and {first} seconds"
+        )
     speed = 2 * PROBE * step / (second - first)
     left = 60 * minutes - (time.monotonic() - began) - first
-    tokens = int(speed * left * 0.95)
+    tokens = int(speed * left * 0.9)
     if tokens < step:
         raise SystemExit(
             f"expected more minutes: at {speed:,.0f} tokens a second nothing can be done in {left:.0f} seconds"

@@ -47,7 +47,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="examples in a prompt (default: the task's own)",
     )
     add("--limit", type=Whole(1), metavar="N", default=None, help="questions of each task (default: all)")
-    add("--data", default=None, metavar="DIR", help="folder of the data of this package's tasks")
+    add(
+        "--data",
+        default=None,
+        metavar="DIR",
+        help="folder of the data of this package's tasks; samples: made-up questions (default: the Hugging Face hub)",
+    )
     add("--chat", action="store_true", default=False, help="put prompts into the model's chat template")
     add(
         "--ray",

@@ -31,7 +31,7 @@ NAME = "requests.jsonl"
 # Of larger files, so many pieces of this size are read: a whole file of many gigabytes would take minutes.
 _PIECES, _PIECE = 64, 1 << 16
 
-_CHANGES_BITS = ("dtype", "cache_dtype", "activations", "context_tokens")
+CHANGES_BITS = ("dtype", "cache_dtype", "activations", "context_tokens")
 """Options of loading that answers depend on, beside the device: the others change no bit."""
 
 
@@ -151,7 +151,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def settings_of(path: str, options: dict[str, Any]) -> dict[str, Any]:
     """What answers depend on by the model: its files, and how it is loaded."""
-    changing = {name: options[name] for name in _CHANGES_BITS if options.get(name) is not None}
+    changing = {name: options[name] for name in CHANGES_BITS if options.get(name) is not None}
     return {"welm": welm.__version__, "model": model_identity(path), **changing}
 
 

@@ -44,6 +44,11 @@ HARMLESS = {"do_sample": (True, False), "num_beams": (1,), "use_cache": (True,)}
 T = TypeVar("T")
 
 
+def longest(model: welm.Model) -> int:
+    """Most tokens of a request to a model, lm-eval's way of counting."""
+    return min(model.memory.context_tokens, model.memory.cache_tokens) - 1
+
+
 @register_model("welm")
 class WelmLM(TemplateLM):
     """A model for lm-eval, by the name `welm`."""
@@ -74,7 +79,7 @@ class WelmLM(TemplateLM):
         self.model = pretrained if isinstance(pretrained, welm.Model) else welm.Model(pretrained, **options)
         self.asker = Asker(self.model, journal=journal, identity=identity, runner=runner)
         self.window = window
-        self.max_length = min(self.model.memory.context_tokens, self.model.memory.cache_tokens) - 1
+        self.max_length = longest(self.model)
         """Most tokens of a request, lm-eval's way of counting."""
         self.max_gen_toks = MAX_GEN_TOKS
         config = self.model.config
@@ -130,20 +135,23 @@ class WelmLM(TemplateLM):
         return results
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[object, list[int], list[int]]], **_kwargs: Any
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **_kwargs: Any
     ) -> list[Scored]:
-        todo = [self._score(context, continuation) for _, context, continuation in requests]
+        todo = [self._score(context, continuation, texts) for texts, context, continuation in requests]
         # Some tasks ask for the number of tokens.
         return [
             (LogLikelihood(answer.result[0], len(continuation)), answer.result[1])
             for answer, (_, _, continuation) in zip(self.asker.answers(todo), requests, strict=True)
         ]
 
-    def _score(self, context: list[int], continuation: list[int]) -> Request:
+    def _score(
+        self, context: list[int], continuation: list[int], texts: tuple[str, str] | None = None
+    ) -> Request:
         room = self.max_length + 1 - len(continuation)
         if room < 1:
+            got = f"{len(continuation)}" + (f", {texts[1][:40]!r} and so on" if texts else "")
             raise EvalError(
-                f"expected continuations of at most {self.max_length} tokens, got {len(continuation)}: the context has "
+                f"expected continuations of at most {self.max_length} tokens, got {got}: the context has "
                 f"{self.max_length + 1}"
             )
         context = context or [self.prefix_token_id]

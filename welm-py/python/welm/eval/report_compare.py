@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _ABOUT = (
-    "Both runs answered the same questions, by lm-eval's hash of each. The difference is the second less the "
-    "first. Where each question is right or wrong: Newcombe's interval for paired shares, and McNemar's exact "
-    "test. Else: the paired bootstrap and a paired permutation test, 2,000 resamples each with a fixed seed, so "
-    "that p is never below 1/2,001. Better and worse: the number of questions whose own value of the metric "
-    "changed each way."
+    "Both runs answered the same questions, by lm-eval's hash of each; where one has more of them, only those of "
+    "both count here. The difference is the second less the first. Where each question is right or wrong: "
+    "Newcombe's interval for paired shares, and McNemar's exact test. Else: the paired bootstrap and a paired "
+    "permutation test, 2,000 resamples each with a fixed seed, so that p is never below 1/2,001. Better and "
+    "worse: the number of questions whose own value of the metric changed each way."
 )
 
 
@@ -77,9 +77,7 @@ def compared(first: Run, second: Run) -> Iterator[Block]:
         raise EvalError(
             f"{first.path} and {second.path}: expected tasks in common, got {_names(first)} and {_names(second)}"
         )
-    for name in tasks:
-        _check(first, second, name)
-    pairs = [(first.tasks[name], second.tasks[name]) for name in tasks]
+    pairs = [in_common(first, second, name) for name in tasks]
     yield Heading(f"{second.label} compared with {first.label}")
     yield Text(f"First: {first.label}, model {first.model}. Second: {second.label}, model {second.model}.")
     yield Text(_ABOUT)
@@ -91,24 +89,23 @@ def _names(run: Run) -> str:
     return ", ".join(run.tasks) or "none"
 
 
-def _check(first: Run, second: Run, name: str) -> None:
-    """Raises if a task's questions differ."""
-    one, other = first.tasks[name].hashes, second.tasks[name].hashes
-    if one == other:
-        return
-    where = f"{first.path} and {second.path}: expected the same questions of {name}"
-    if len(one) != len(other):
-        short = min((one, other), key=len)
-        same = all(one.get(number) == other.get(number) for number in short)
-        more = (
-            "the first ones are the same: run both with one --limit" if same else "the first ones differ, too"
+def in_common(first: Run, second: Run, name: str) -> tuple[Task, Task]:
+    """A task of two runs, with the questions that both have; one of them may have gone on further.
+
+    Raises :class:`EvalError` if questions of the same number differ.
+    """
+    one, other = first.tasks[name], second.tasks[name]
+    numbers = one.hashes.keys() & other.hashes.keys()
+    differing = [number for number in sorted(numbers) if one.hashes[number] != other.hashes[number]]
+    if differing or not numbers:
+        got = f"{len(differing)} of {len(numbers)} that differ" + (
+            f", the first of them number {differing[0]}" if differing else ""
         )
-        raise EvalError(f"{where}, got {len(one)} and {len(other)}; {more}")
-    differing = [number for number in one if one[number] != other.get(number)]
-    raise EvalError(
-        f"{where}, got {len(differing)} of {len(one)} that differ, the first of them number {differing[0]}; run both "
-        "with the same --data"
-    )
+        raise EvalError(
+            f"{first.path} and {second.path}: expected the same questions of {name}, got {got}; run both with the same "
+            "--data"
+        )
+    return one.only(numbers), other.only(numbers)
 
 
 def _tables(pairs: list[tuple[Task, Task]]) -> Iterator[Block]:

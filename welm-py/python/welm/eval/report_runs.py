@@ -7,19 +7,19 @@ import math
 import os
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 
+from welm.eval.journal import CHANGES_BITS, EvalError
 from welm.eval.journal import NAME as JOURNAL
-from welm.eval.journal import EvalError
 from welm.eval.report_metrics import is_right_or_wrong, sums_of
 from welm.eval.statistics import Interval, bootstrap, wilson
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from welm.eval.statistics import Sums
 
@@ -80,6 +80,10 @@ class Task:
     """Nothing if the task does not say."""
     is_made_up: bool
     """Whether the questions are the package's own samples."""
+    read: str
+    """Which files or which set of the hub the questions come from; nothing if the task does not say."""
+    documents: int | None
+    """How many questions are there."""
     hashes: dict[int, str]
     """lm-eval's hash of each question, by its number."""
     prompts: dict[int, str]
@@ -88,7 +92,28 @@ class Task:
     """The mean number of options to choose from, if there are any."""
     chance: float | None
     """The share of right choices if one chooses blindly."""
+    chances: tuple[float, ...]
+    """The same for each question, in order; none if it is not known."""
     scores: dict[str, Score]
+
+    def only(self, numbers: Collection[int]) -> Task:
+        """The task as if only these questions had been asked. Scores that cannot be computed from them are left out."""
+        if self.hashes.keys() <= set(numbers):
+            return self
+        kept = [at for at, number in enumerate(self.hashes) if number in numbers]
+        chances = tuple(self.chances[at] for at in kept) if self.chances else ()
+        return replace(
+            self,
+            hashes={number: value for number, value in self.hashes.items() if number in numbers},
+            prompts={number: value for number, value in self.prompts.items() if number in numbers},
+            chance=sum(chances) / len(chances) if chances else None,
+            chances=chances,
+            scores={
+                name: _score(name, replace(score.sums, rows=score.sums.rows[kept]), score.higher_is_better)
+                for name, score in self.scores.items()
+                if score.sums
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -174,15 +199,17 @@ def _no_run(folder: Path) -> str:
     try:
         settings = json.loads(first)["settings"]
         parts = ["--tasks", ",".join(settings["tasks"])]
-        for name in ("shots", "limit"):
-            parts += [] if settings[name] is None else [f"--{name}", str(settings[name])]
+        for name in ("shots", "limit", "data", *CHANGES_BITS):
+            if settings.get(name) is not None:
+                parts += [f"--{name.replace('_', '-')}", str(settings[name])]
         parts += ["--chat"] if settings["chat"] else []
+        parts += ["--ray", "ADDRESS"] if settings["device"].startswith("ray") else []
     except (ValueError, KeyError, TypeError):
         return f"{folder}: expected the folder of a run of `welm eval`, got one whose {JOURNAL} is another's"
     command = shlex.join(["python", "-m", "welm", "eval", "MODEL", *parts, "--out", str(folder)])
     return (
         f"{folder}: this run is unfinished: {finished:,} of its requests are there, and no {RESULTS}; "
-        f"`{command}` goes on with it, with the model and the --data that it was begun with"
+        f"`{command}` goes on with it, with the model that it was begun with"
     )
 
 
@@ -209,10 +236,13 @@ def _task(folder: Path, name: str, results: dict[str, Any]) -> Task:
         shots=int(results["n-shot"].get(name, 0)),
         protocol=str(about.get("protocol") or ""),
         is_made_up=about.get("data") == "samples",
+        read=str(about.get("read") or ""),
+        documents=about.get("documents"),
         hashes=hashes,
         prompts={int(row["doc_id"]): str(row.get("prompt_hash")) for row in samples},
         options=sum(known) / len(known) if is_choice else None,
         chance=sum(1 / count for count in known) / len(known) if is_choice else None,
+        chances=tuple(1 / count for count in known) if is_choice and len(known) == len(hashes) else (),
         scores=_scores(values, samples, better),
     )
 
@@ -264,16 +294,20 @@ def _scores(
             continue
         each = [row[metric] for row in samples if row["filter"] == kept and metric in row]
         sums = sums_of(metric, each, value) if each and math.isfinite(value) else None
-        interval, method = None, ""
-        if sums and is_right_or_wrong(sums) and not metric.startswith(_GRADED):
-            interval, method = wilson(int(sums.rows[:, 0].sum()), len(each)), WILSON
-        elif (
-            sums and len(np.unique(sums.rows, axis=0)) > 1
-        ):  # equal values would give an interval without width
-            interval, method = bootstrap(sums), "bootstrap"
         name = metric if kept == "none" else f"{metric}, {kept}"
-        found[name] = Score(name, float(value), sums, better.get(metric) is not False, interval, method)
+        higher = better.get(metric) is not False
+        found[name] = _score(name, sums, higher) if sums else Score(name, float(value), None, higher)
     return found
+
+
+def _score(name: str, sums: Sums, higher_is_better: bool) -> Score:
+    """A score with its interval."""
+    interval, method = None, ""
+    if is_right_or_wrong(sums) and not name.startswith(_GRADED):
+        interval, method = wilson(int(sums.rows[:, 0].sum()), len(sums.rows)), WILSON
+    elif len(np.unique(sums.rows, axis=0)) > 1:  # equal values would give an interval without width
+        interval, method = bootstrap(sums), "bootstrap"
+    return Score(name, sums.score, sums, higher_is_better, interval, method)
 
 
 def is_by_other_rule(score: Score, task: Task) -> bool:

@@ -70,6 +70,18 @@ def of_runs(runs: Sequence[Run]) -> Iterator[Block]:
         rows.append([run.label, run.model, backend, ", ".join(settings), *each, speed(run)])
     yield Heading("Runs")
     yield Table("What was run", columns, rows)
+    yield Text(
+        "Tokens are those of the requests and of the answers. A beginning that several requests share is computed "
+        "once, but counts for each of them."
+    )
+    read = [
+        [task.base, task.read, f"{task.documents:,}" if task.documents is not None else "", run.label]
+        for run in runs
+        for task in run.tasks.values()
+        if task.read and task.prompt == 1
+    ]
+    if read:
+        yield Table("What was read", ["task", "file, or set of the hub", "questions there", "run"], read)
     if any(run.about.get("requests_found") for run in runs):
         yield Text(
             "Requests that were found had been computed before, when the run was begun. Tokens, seconds and tokens a "
@@ -188,7 +200,8 @@ def of_published(runs: Sequence[Run]) -> Iterator[Block]:
     yield Text(
         "In percent. Letters in brackets say how the measurement differs from ours; figures with letters cannot be "
         "compared digit by digit. Figures without letters were measured by the same rule with the same number of "
-        "examples, but still with other prompts, and with all questions of the set."
+        "examples, but still with other prompts, and with all questions of the published set. What was read here "
+        "stands above."
     )
     columns = [
         "task",

@@ -22,7 +22,7 @@ from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
 import welm
 from welm.eval.journal import EvalError, Journal, settings_of, write_whole
-from welm.eval.lm import WelmLM
+from welm.eval.lm import WelmLM, longest
 from welm.eval.tasks import FOLDER, manager
 from welm.eval.tasks.data import DataError
 
@@ -65,6 +65,7 @@ def evaluate(
         "shots": shots,
         "limit": limit,
         "chat": chat,
+        "data": data if data is None or data == "samples" else os.path.abspath(data),
     }
     elsewhere: dict[str, Any] = {}
     if ray is None:
@@ -76,10 +77,11 @@ def evaluate(
         elsewhere = {"runner": cluster.runner(ray, place, options), "window": cluster.WINDOW}
         model = cluster.tokenizer_of(place, options)
         settings["device"] = f"ray, {options.get('device', 'auto')}"
+    settings["max_length"] = longest(model)
     if chat and not model.has_chat_template:
         raise EvalError(f"{place}: expected a chat template, got a model without one")
     with Journal(out, settings) as journal:
-        questions = ("tasks", "shots", "limit")
+        questions = ("tasks", "shots", "limit", "data", "max_length")
         identity = json.dumps({name: settings[name] for name in sorted(settings) if name not in questions})
         lm = WelmLM(model, journal=journal, identity=identity, **elsewhere)
         # Otherwise it runs git for the commit of the user's folder, which writes to stderr if there is none.

@@ -23,7 +23,17 @@ import welm
 from welm.train.megatron import from_megatron
 from welm.train.pretrain.shapes import config_of, shape_of
 from welm.train.recipe import RecipeError
-from welm.train.steps import begin, fingerprint, is_done, mark_done, required, stamp, write
+from welm.train.steps import (
+    begin,
+    fingerprint,
+    is_done,
+    mark_done,
+    pretrain_mark,
+    required,
+    stamp,
+    tokenizer_mark,
+    write,
+)
 from welm.train.tokenizer import END, END_ID, PAD, PAD_ID, UNK, UNK_ID, load
 
 if TYPE_CHECKING:
@@ -39,16 +49,7 @@ Weights = dict[str, torch.Tensor]
 def run(recipe: Recipe, out: Path) -> None:
     """Writes the folder."""
     settings, model = recipe.export, recipe.out / "pretrain" / "model" / "model.safetensors"
-    before = required(recipe.out / "tokenizer", recipe.tokenizer.settings)
-    if settings.megatron:
-        if not settings.megatron.is_dir():
-            raise RecipeError(f"{settings.megatron}: no such folder")
-        origin = (
-            stamp(sorted(settings.megatron.glob("mp_rank_*/*"))) + shape_of(recipe.pretrain).model_dump_json()
-        )
-    else:
-        origin = required(recipe.out / "pretrain", recipe.pretrain.settings)
-    mark = fingerprint(before, origin, settings.settings)
+    mark = fingerprint(*_before(recipe), settings.settings)
     if is_done(out, mark):
         return
     begin(out, mark, settings.settings)
@@ -63,6 +64,22 @@ def run(recipe: Recipe, out: Path) -> None:
     if settings.int8:
         welm.quantize(out, int8)
     mark_done(out, mark)
+
+
+def export_mark(recipe: Recipe) -> str:
+    """The fingerprint of this step, which must be done."""
+    return required(recipe.out / "export", recipe.export.settings, *_before(recipe))
+
+
+def _before(recipe: Recipe) -> tuple[str, str]:
+    """The fingerprints of the tokenizer, and of where the weights come from."""
+    megatron = recipe.export.megatron
+    if not megatron:
+        return tokenizer_mark(recipe), pretrain_mark(recipe)
+    if not megatron.is_dir():
+        raise RecipeError(f"{megatron}: no such folder")
+    origin = stamp(sorted(megatron.glob("mp_rank_*/*"))) + shape_of(recipe.pretrain).model_dump_json()
+    return tokenizer_mark(recipe), origin
 
 
 def folder(weights: Weights, shape: Shape, tokenizer: Path, pieces: int, out: Path) -> None:

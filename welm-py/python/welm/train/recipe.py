@@ -141,7 +141,8 @@ class Executor(Section):
     workers: Count = 1
     """How many tasks run at once."""
     tasks: Count = 8
-    """Into how many the files of the corpus are divided. Another number is another order of the documents."""
+    """Into how many the files of the corpus are divided. Another number is another order of the documents. ``tokens``
+    has a task for each source."""
     address: str = "auto"
     """Ray: address of the cluster; ``local`` starts one here."""
     partition: str = ""
@@ -245,7 +246,7 @@ class Pretrain(Section):
     measure_every: Count = 500
     """Steps between measurements on held-out documents."""
     measure_characters: Count = 100_000
-    """Held-out text of a source that is measured. The last document is read to its end."""
+    """Held-out text of a source that is measured, in whole documents that a hash chooses."""
     prompts: tuple[str, ...] = ()
     """Continued at each measurement, as samples; not with ``shard``."""
     compile: bool = False
@@ -281,7 +282,7 @@ class Prompts(Section):
     longest: Count = 512
     """Most tokens of a prompt with its answer."""
     lora: int = Field(default=16, ge=0)
-    """Rank of the adapters (LoRA) of all matrices; 0 trains the whole model."""
+    """Rank of the adapters (LoRA) of all matrices in the layers; 0 trains the whole model."""
     batch: Count = 32
     """Rows in a step."""
     micro_batch: Count = 8

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
     from pathlib import Path
 
+    from welm.train.recipe import Recipe
+
 _BEGUN, _DONE, _SETTINGS = "begun", "done", "settings.json"
+_PART = ".part"
+"""The end of the name of a file that is being written."""
 
 
 def fingerprint(*parts: str) -> str:
@@ -40,7 +44,8 @@ def begin(folder: Path, mark: str, settings: str) -> None:
     """
     if _read(folder / _BEGUN) == mark:
         return
-    if folder.exists() and any(folder.iterdir()):
+    own = {f"{name}{end}" for name in (_BEGUN, _SETTINGS) for end in ("", _PART)}
+    if folder.exists() and {file.name for file in folder.iterdir()} - own:
         if not (folder / _BEGUN).exists():
             raise RecipeError(f"{folder}: expected an empty folder, or one that this step has made")
         folder.rename(
@@ -61,17 +66,39 @@ def mark_done(folder: Path, mark: str) -> None:
     write(folder / _DONE, mark)
 
 
-def required(folder: Path, settings: str) -> str:
-    """The fingerprint of a step that others build on.
+def required(folder: Path, settings: str, *before: str) -> str:
+    """The fingerprint of a step that others build on; ``before`` are those of the steps that it builds on itself.
 
-    Raises :class:`RecipeError` if it is not done, or was done with other settings than the recipe has now.
+    Raises :class:`RecipeError` if it is not done, or was done with other settings than the recipe has now, or after
+    other results of a step before it.
     """
     mark = _read(folder / _DONE)
     if not mark:
         raise RecipeError(f"{folder}: the step {folder.name} comes first")
-    if _read(folder / _SETTINGS) != settings:
-        raise RecipeError(f"{folder}: the recipe has changed: do the step {folder.name} again")
+    if _read(folder / _SETTINGS) != settings or (before and mark != fingerprint(*before, settings)):
+        told = "the recipe, or a step before this one, has changed"
+        raise RecipeError(f"{folder}: {told}: do the step {folder.name} again")
     return mark
+
+
+def corpus_mark(recipe: Recipe) -> str:
+    """The fingerprint of the step ``corpus``, which must be done."""
+    return required(recipe.out / "corpus", recipe.corpus.settings)
+
+
+def tokenizer_mark(recipe: Recipe) -> str:
+    """The fingerprint of the step ``tokenizer``, which must be done."""
+    return required(recipe.out / "tokenizer", recipe.tokenizer.settings, corpus_mark(recipe))
+
+
+def tokens_mark(recipe: Recipe) -> str:
+    """The fingerprint of the step ``tokens``, which must be done."""
+    return required(recipe.out / "tokens", recipe.pretrain.order, tokenizer_mark(recipe))
+
+
+def pretrain_mark(recipe: Recipe) -> str:
+    """The fingerprint of the step ``pretrain``, which must be done."""
+    return required(recipe.out / "pretrain", recipe.pretrain.settings, tokens_mark(recipe))
 
 
 @contextlib.contextmanager
@@ -88,7 +115,7 @@ def alone(folder: Path) -> Generator[None, None, None]:
 
 def write(path: Path, text: str) -> None:
     """Writes a file whole, or not at all."""
-    partial = path.with_name(f"{path.name}.part")
+    partial = path.with_name(f"{path.name}{_PART}")
     partial.write_text(text, "utf-8")
     os.replace(partial, path)
 

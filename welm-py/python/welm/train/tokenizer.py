@@ -21,7 +21,7 @@ from tqdm import tqdm
 from welm.train import plots
 from welm.train.documents import HELDOUT, TRAIN, texts_of, times
 from welm.train.recipe import RecipeError
-from welm.train.steps import begin, fingerprint, is_done, mark_done, required, write
+from welm.train.steps import begin, corpus_mark, fingerprint, is_done, mark_done, write
 from welm.train.words import HAN, HANGUL, KANA
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run(recipe: Recipe, out: Path) -> None:
     """Trains the tokenizer, and measures it."""
     corpus = recipe.out / "corpus"
     settings = recipe.tokenizer.settings
-    mark = fingerprint(required(corpus, recipe.corpus.settings), settings)
+    mark = fingerprint(corpus_mark(recipe), settings)
     if is_done(out, mark):
         return
     begin(out, mark, settings)

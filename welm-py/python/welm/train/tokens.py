@@ -16,7 +16,7 @@ from datatrove.pipeline.tokens import DocumentTokenizer, DocumentTokenizerMerger
 
 from welm.train.documents import TRAIN, texts_of, times
 from welm.train.pipelines import Stage, run_stages
-from welm.train.steps import begin, fingerprint, is_done, mark_done, required
+from welm.train.steps import begin, fingerprint, is_done, mark_done, tokenizer_mark
 from welm.train.tokenizer import END
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ NAME = "corpus"
 def run(recipe: Recipe, out: Path) -> None:
     """Makes the tokens in a folder, or goes on with it."""
     settings = recipe.pretrain.order
-    mark = fingerprint(required(recipe.out / "tokenizer", recipe.tokenizer.settings), settings)
+    mark = fingerprint(tokenizer_mark(recipe), settings)
     if is_done(out, mark):
         return
     begin(out, mark, settings)

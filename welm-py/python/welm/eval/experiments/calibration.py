@@ -43,7 +43,7 @@ TEXT = [
     "The model answers after a few examples, and is then asked whether its answer is right (这个答案对吗？), after "
     "examples of right and of wrong answers. There are two probabilities of being right. Answer: that of its "
     "answer: the softmax of the options' log-probabilities, or of a generated answer the product of its tokens' "
-    "probabilities. Verdict: p(对) + p(是) as a share of p(对) + p(是) + p(错) + p(否).",
+    "probabilities, without the end. Verdict: p(对) + p(是) as a share of p(对) + p(是) + p(错) + p(否).",
     f"ECE is the mean distance between confidence and accuracy over {BINS} bins of equal width; Brier is the mean "
     "of (confidence - right)². Both are 0 at best. AUROC is the probability that a right answer has a larger "
     "confidence than a wrong one: 0.5 is chance, and no temperature changes it. Selective accuracy is the "
@@ -121,7 +121,7 @@ def judge(texts: Texts, form: Form, docs: Sequence[Document]) -> list[Judged]:
         alone = texts.logprobs(
             f"{form.name}: probabilities",
             [
-                (begin + form.ask(doc) + ANSWER, [text + END])
+                (begin + form.ask(doc) + ANSWER, [text or END])
                 for doc, (text, _) in zip(docs, given, strict=True)
             ],
         )

@@ -43,12 +43,13 @@ TEXT = [
     "gives. Cites: the share of explanations with four characters in a row of that kind. Repetition: the share of"
     " its runs of four characters that it has said before. Copied: it is the explanation of an example. The first"
     " row of each task is our own explanations of the examples.",
-    "At last it explains another answer as if that were its own. Both explanations are then put before the "
-    "answer, and the model chooses between the two answers. Without an explanation it prefers its own. Keeps its "
-    "own: after the explanation of its own answer it still does. Agrees with the other: after the explanation of "
-    "the other answer it prefers that one, so its explanations show what was asked for, and not why it answered; by "
-    "chance: it prefers that one after an explanation of another question. Alike: the share of character pairs that "
-    "both explanations have in common; 1 means that the answer made no difference.",
+    "At last it explains another answer as if that were its own. Both explanations are then put before the answer, "
+    "and the model chooses between the two answers. Its own is the one that it gave before it had read an "
+    "explanation. Keeps its own: after the explanation of its own answer it prefers that one. Agrees with the "
+    "other: after the explanation of the other answer it prefers that one, so its explanations show what was asked "
+    "for, and not why it answered; by chance: it prefers that one after an explanation of another question. Alike: "
+    "the share of character pairs that both explanations have in common; 1 means that the answer made no "
+    "difference.",
 ]
 
 

@@ -238,6 +238,7 @@ def cluewsc(rows: Sequence[Row]) -> list[Document]:
                 "pronoun": pronoun,
                 "before": text[:at],
                 "after": text[at + len(pronoun) :],
+                "candidates": [noun, pronoun],
                 "gold": row.one_of("label", ("true", "false")),
             }
         )

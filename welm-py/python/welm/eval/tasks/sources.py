@@ -1,24 +1,25 @@
 """The data sets: what each asks, where it comes from, under which licence, and how it is read.
 
 ``test`` and ``shots`` name files below the folder of ``--data``, without ``.jsonl``, in order of preference; names with
-``+`` between are read one after the other. Where ``shots`` finds nothing, examples for few-shot prompts are drawn from
-the test file, never the example that is asked.
+``+`` between are read one after the other. Where ``shots`` finds nothing but what is in the test file, examples for
+few-shot prompts are drawn from there, never the one that is asked.
 
 The names on the hub were checked by their pages only: nothing was loaded from there in tests.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import readers
 from .data import SAMPLES, DataError, Row, from_hub, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable
 
 Use = Literal["test", "shots"]
 USES: tuple[Use, Use] = ("test", "shots")
@@ -242,24 +243,35 @@ def rows(name: str, use: Use, data: Path | str | None) -> list[Row]:
 
     No rows, if there are none for few-shot prompts.
     """
-    source = SOURCES[name]
-    if data == "samples":
-        return read(SAMPLES / f"{name}.jsonl") if use == "test" else []
     if data is None:
-        return _from_hub(name, source, use)
-    from pathlib import Path
+        return _from_hub(name, SOURCES[name], use)
+    return [row for path in files(name, use, data) for row in read(path)]
 
+
+def files(name: str, use: Use, data: Path | str) -> list[Path]:
+    """The files of a data set in a folder, or of the package's samples for ``"samples"``."""
+    if data == "samples":
+        return [SAMPLES / f"{name}.jsonl"] if use == "test" else []
     folder = Path(data)
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder with data sets, got no such folder")
-    choices: tuple[str, ...] = getattr(source, use)
+    choices: tuple[str, ...] = getattr(SOURCES[name], use)
     for choice in choices:
         paths = [folder / f"{part}.jsonl" for part in choice.split("+")]
         if all(path.is_file() for path in paths):
-            return [row for path in paths for row in read(path)]
+            return paths
     if use == "shots":
         return []
     raise missing(name, f"{folder}: expected {' or '.join(f'{c}.jsonl' for c in choices)}, got no such file")
+
+
+def origin(name: str, use: Use, data: Path | str | None) -> str:
+    """Where the rows of a data set are read: files below the folder, without ``.jsonl``, or a set on the hub."""
+    if data is None:
+        hub = SOURCES[name].hub
+        return " ".join(filter(None, (hub.path, hub.config, getattr(hub, use)))) if hub else ""
+    folder = SAMPLES if data == "samples" else Path(data)
+    return "+".join(path.relative_to(folder).with_suffix("").as_posix() for path in files(name, use, data))
 
 
 def missing(name: str, what: str) -> DataError:
@@ -283,10 +295,28 @@ def _from_hub(name: str, source: Source, use: Use) -> list[Row]:
 
 
 def documents(name: str, use: Use, data: Path | str | None, **options: Any) -> list[readers.Document]:
-    """The documents of a task, in an order drawn by a fixed seed.
+    """The documents of a task, in an order drawn by a fixed seed. Of equal ones the first is left.
 
-    Some sets are sorted by their labels, and ``--limit`` takes the first documents.
+    Some sets are sorted by their labels, and ``--limit`` takes the first documents. Some have documents twice, which
+    would make intervals too narrow.
     """
     found = SOURCES[name].read(rows(name, use, data), **options)
     random.Random(readers.SEED).shuffle(found)
-    return found
+    return without(found, ())
+
+
+def without(found: Iterable[readers.Document], others: Iterable[readers.Document]) -> list[readers.Document]:
+    """The documents that are not among others, and not there twice. Their ids do not count."""
+    seen = {_content(document) for document in others}
+    kept: list[readers.Document] = []
+    for document in found:
+        if (content := _content(document)) not in seen:
+            seen.add(content)
+            kept.append(document)
+    return kept
+
+
+def _content(document: readers.Document) -> str:
+    return json.dumps(
+        {field: value for field, value in document.items() if field != "id"}, ensure_ascii=False
+    )

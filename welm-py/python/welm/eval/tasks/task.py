@@ -14,7 +14,8 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import apply_template
 
 from . import mix, ranking
-from .sources import USES, documents
+from .data import DataError
+from .sources import USES, documents, origin, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,22 +38,40 @@ class DataTask(ConfigurableTask):
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Reads the documents into ``dataset``; lm-eval calls it."""
+        """Reads the documents into ``dataset``; lm-eval calls it.
+
+        The metadata get ``read``, where the documents of the test come from, and their number.
+        """
         options = dict(dataset_kwargs or {})
         source, into, question = (options.pop(key, None) for key in ("source", "mix", "question"))
-        data = (self.config.metadata or {}).get("data")
+        metadata: dict[str, Any] = self.config.metadata or {}
+        data = metadata.get("data")
+        test, shots = (documents(source, use, data, **options) for use in USES)
         self.dataset = datasets.DatasetDict()
-        for use in USES:
-            found = documents(source, use, data, **options)
+        for use, found in zip(USES, (test, without(shots, test)), strict=True):
             if question and found:
                 found = recombined(found, documents(question, use, data, **options))
             if into:
                 found = [mix.document(document, into) for document in found]
             if found:
                 self.dataset[use] = datasets.Dataset.from_list(found)
+        names = [name for name in (source, question) if name]
+        read = ", ".join(origin(name, "test", data) for name in names)
+        self.config.metadata = {**metadata, "read": read, "documents": len(self.dataset["test"])}
         if "shots" not in self.dataset:
             # lm-eval then never draws the example that is asked.
             self.config.fewshot_split = self.fewshot_cfg.split = "test"
+
+    def fewshot_context(self, doc: Document, num_fewshot: int, *args: Any, **given: Any) -> Any:
+        """The examples and the question."""
+        self.check(num_fewshot)
+        return super().fewshot_context(doc, num_fewshot, *args, **given)
+
+    def check(self, shots: int) -> None:
+        """Raises :class:`DataError` if there are not so many examples."""
+        there = len(self.dataset[self.fewshot_cfg.split]) - (self.fewshot_cfg.split == self.config.test_split)
+        if shots > there:
+            raise DataError(f"{self.config.task}: expected at most {there} examples in a prompt, got {shots}")
 
 
 def recombined(passages: Sequence[Document], questions: Sequence[Document]) -> list[Document]:
@@ -100,6 +119,7 @@ class Ranking(DataTask):
         gen_prefix: str | None = None,
     ) -> str:
         """The examples, filled with their right options. In a chat also what stands before the option."""
+        self.check(num_fewshot)
         same = self.fewshot_cfg.split == self.config.test_split
         drawn = self.sampler.sample(n=num_fewshot, eval_doc=doc if same else None) if num_fewshot else []
         texts = [text for text in (system_instruction, self.config.description) if text]
@@ -109,7 +129,7 @@ class Ranking(DataTask):
             parts = self.pieces(doc)
             content = self.config.fewshot_delimiter.join([*texts, parts.head])
             if not content.strip():
-                raise ValueError(
+                raise DataError(
                     f"{self.config.task}: nothing stands before the option's line, so it cannot be asked in a chat; "
                     "another prompt of the task can"
                 )

@@ -27,10 +27,11 @@ def run(recipe: Recipe, out: Path) -> None:
     corpus, executor = recipe.corpus, recipe.executor
     if not corpus.sources:
         raise RecipeError("corpus.sources: expected at least one source")
-    files = files_of(path for source in corpus.sources for path in source.files)
+    files = {source.name: files_of(source.files) for source in corpus.sources}
     sets = files_of(corpus.contamination.files) if corpus.contamination else []
-    tasks = min(executor.tasks, len(files))
-    mark = fingerprint(corpus.settings, str(tasks), stamp(files), stamp(sets))
+    tasks = min(executor.tasks, sum(map(len, files.values())))
+    stamps = [part for name, some in files.items() for part in (name, stamp(some))]
+    mark = fingerprint(corpus.settings, str(tasks), *stamps, stamp(sets))
     if is_done(out, mark):
         return
     begin(out, mark, corpus.settings)

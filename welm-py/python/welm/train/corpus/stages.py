@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datatrove.pipeline.dedup import (
@@ -28,10 +29,9 @@ from welm.train.corpus.rules import RuleFilter
 from welm.train.corpus.sources import ReadSources, Tally
 from welm.train.documents import HELDOUT, TRAIN, share_of
 from welm.train.pipelines import Stage
+from welm.train.recipe import RecipeError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from datatrove.data import Document, DocumentsPipeline
 
     from welm.train.recipe import Corpus
@@ -40,6 +40,19 @@ if TYPE_CHECKING:
 def _text(document: Document) -> bytes:
     text: str = document.text
     return text.encode()
+
+
+class _Kept(JsonlReader):
+    """Reads what a stage has kept."""
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        if not self.data_folder.list_files():
+            state = Path(self.data_folder.path)
+            removed = state.parent.with_name("removed") / state.name
+            raise RecipeError(
+                f"no document is left after the stage {state.name}; {removed} has what it removed"
+            )
+        yield from super().run(data, rank, world_size)
 
 
 class _Chain:
@@ -54,7 +67,7 @@ class _Chain:
         return self.out / "work" / name
 
     def read(self) -> JsonlReader:
-        return JsonlReader(str(self.out / "states" / self.state), add_file_path=False)
+        return _Kept(str(self.out / "states" / self.state), add_file_path=False)
 
     def removed(self, name: str) -> JsonlWriter:
         return JsonlWriter(str(self.out / "removed" / name), compression="zstd")

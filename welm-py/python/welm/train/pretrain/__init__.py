@@ -9,6 +9,7 @@ The folder gets ``model`` (transformers' GPT-NeoX), ``history.jsonl`` (losses an
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,11 +30,9 @@ from welm.train.pretrain.rows import Rows, batch_of
 from welm.train.pretrain.shapes import new_model, shape_of
 from welm.train.recipe import RecipeError
 from welm.train.running import Progress, Stop, accumulated, last_checkpoint
-from welm.train.steps import begin, fingerprint, is_done, mark_done, required, write
+from welm.train.steps import begin, fingerprint, is_done, mark_done, tokens_mark, write
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import TrainerControl, TrainerState
 
     from welm.train.recipe import Pretrain, Recipe, Shape
@@ -68,19 +67,29 @@ def run(recipe: Recipe, out: Path) -> None:
     torch._dynamo.config.automatic_dynamic_shapes = False
     with Stop() as stop:
         trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
+        trainer.train(resume_from_checkpoint=_to_resume(out, settings))
+        if trainer.state.global_step == trainer.state.max_steps:
+            trainer.save_model(str(out / "model"))
+            if trainer.is_world_process_zero():
+                mark_done(out, mark)
     if trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt
-    trainer.save_model(str(out / "model"))
-    if trainer.is_world_process_zero():
-        mark_done(out, mark)
 
 
 def mark_of(recipe: Recipe) -> str:
     """The fingerprint of this step. Raises :class:`RecipeError` if a step before it is not done."""
-    settings = recipe.pretrain
-    required(recipe.out / "tokenizer", recipe.tokenizer.settings)
-    return fingerprint(required(recipe.out / "tokens", settings.order), settings.settings)
+    return fingerprint(tokens_mark(recipe), recipe.pretrain.settings)
+
+
+def _to_resume(out: Path, settings: Pretrain) -> str | None:
+    """The newest checkpoint. One with shards cannot be read without them, nor the other way round."""
+    found = last_checkpoint(out / "checkpoints")
+    if found:
+        shards = any("fsdp" in file.name for file in Path(found).iterdir())
+        if shards != settings.shard:
+            told = f"expected shard = {str(shards).lower()}, with which {found} was written"
+            raise RecipeError(f"pretrain.shard: {told}; or remove the checkpoints to begin anew")
+    return found
 
 
 def _arguments(settings: Pretrain, shape: Shape, out: Path) -> TrainingArguments:
@@ -136,9 +145,7 @@ def _trainer(recipe: Recipe, arguments: TrainingArguments, shape: Shape, out: Pa
     set_seed(settings.seed)
     words = tokenizer.load(recipe.out / "tokenizer")
     pieces = words.get_piece_size()
-    rows = Rows(recipe.out / "tokens", shape.context, pieces)
-    if len(rows) < settings.batch:
-        raise RecipeError(f"pretrain: the corpus has {len(rows)} rows, fewer than a batch, {settings.batch}")
+    rows = Rows(recipe.out / "tokens", shape.context, pieces, settings.batch)
     trainer = _Trainer(new_model(shape, pieces, settings.seed), arguments, train_dataset=rows)
     trainer.settings = settings
     for callback in (PrinterCallback, ProgressCallback):
@@ -162,6 +169,7 @@ class _Measure(TrainerCallback):
         if state.global_step % self._settings.measure_every and state.global_step < state.max_steps:
             return
         model = given["model"]
+        model = getattr(model, "_orig_mod", model)  # not the compiled one: windows have many lengths
         model.eval()
         try:
             told: dict[str, Any] = {}

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from welm.train import plots
-from welm.train.documents import HELDOUT, texts_of
+from welm.train.documents import HELDOUT, share_of, texts_of
 from welm.train.tokenizer import END_ID
 
 if TYPE_CHECKING:
@@ -24,23 +25,27 @@ TOGETHER = 4
 
 
 def heldout(recipe: Recipe) -> dict[str, list[str]]:
-    """The first held-out documents of each source."""
+    """Some held-out documents of each source."""
     found = {}
     for source in recipe.corpus.sources:
         texts = texts_of(recipe.out / "corpus", HELDOUT, source.name)
-        found[source.name] = first(texts, recipe.pretrain.measure_characters)
+        found[source.name] = some_of(texts, recipe.pretrain.measure_characters)
     return {name: texts for name, texts in found.items() if texts}
 
 
-def first(texts: Iterable[str], characters: int) -> list[str]:
-    """The first texts that have so many characters together."""
-    taken: list[str] = []
+def some_of(texts: Iterable[str], characters: int) -> list[str]:
+    """Texts that have so many characters together, or all.
+
+    A hash chooses them, so that they are from the whole source, and the same in any order.
+    """
+    taken: list[tuple[float, str]] = []  # a heap; the largest share is first
+    size = 0
     for text in texts:
-        if characters <= 0:
-            break
-        taken.append(text)
-        characters -= len(text)
-    return taken
+        heapq.heappush(taken, (-share_of(text, "measure"), text))
+        size += len(text)
+        while size - len(taken[0][1]) >= characters:
+            size -= len(heapq.heappop(taken)[1])
+    return [text for _, text in sorted(taken, reverse=True)]
 
 
 def windows_of(ids: list[int], context: int) -> list[list[int]]:

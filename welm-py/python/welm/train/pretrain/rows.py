@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """The rows of a file of tokens, read from disk when they are needed."""
+    """The rows of a file of tokens, read from disk when they are needed.
 
-    def __init__(self, out: Path, context: int, pieces: int) -> None:
-        """``context`` is the number of tokens of a row."""
+    Their number is a multiple of the batch, so that a pass over them has the same steps however many processes share
+    them, and however many each computes at once. What is left over at the end of the file is in no row.
+    """
+
+    def __init__(self, out: Path, context: int, pieces: int, batch: int) -> None:
+        """``context`` is the number of tokens of a row. Raises :class:`RecipeError` if there is not one batch."""
         width = np.uint16 if pieces <= 1 << 16 else np.uint32
         files = sorted((out / "all").glob("*.ds"))
         if len(files) != 1:
@@ -27,10 +31,14 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         (file,) = files
         self._tokens = np.memmap(file, dtype=width, mode="r")
         self._context = context
+        found = len(self._tokens) // context
+        if found < batch:
+            raise RecipeError(f"pretrain: the corpus has {found} rows, fewer than a batch, {batch}")
+        self._count = found // batch * batch
 
     def __len__(self) -> int:
-        """The number of rows; what is left over at the end is in none."""
-        return len(self._tokens) // self._context
+        """The number of rows."""
+        return self._count
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         """The ids of a row."""

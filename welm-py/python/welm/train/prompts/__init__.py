@@ -14,11 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from welm.train.export import export_mark
 from welm.train.prompts.mixture import Deck, interleaved, shares
 from welm.train.prompts.templates import Task, tasks
 from welm.train.recipe import RecipeError
 from welm.train.running import Progress, Stop, accumulated, last_checkpoint
-from welm.train.steps import begin, fingerprint, is_done, mark_done, required, stamp, write
+from welm.train.steps import begin, fingerprint, is_done, mark_done, stamp, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,10 +37,8 @@ def run(recipe: Recipe, out: Path) -> None:
     base = settings.base or recipe.out / "export"
     if settings.base and not base.exists():
         raise RecipeError(f"{base}: no such file or folder")
-    if settings.base:
-        before = stamp(sorted(base.iterdir()) if base.is_dir() else [base])
-    else:
-        before = required(base, recipe.export.settings)
+    base_files = sorted(base.iterdir()) if base.is_dir() else [base]
+    before = stamp(base_files) if settings.base else export_mark(recipe)
     given_files = [file for task in chosen(settings).values() for file in task.found(settings.data)]
     mark = fingerprint(before, stamp(given_files), settings.settings)
     if is_done(out, mark):
@@ -54,19 +53,27 @@ def run(recipe: Recipe, out: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **given)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{base}: {error}") from None
+    if tokenizer.eos_token_id is None:
+        raise RecipeError(f"{base}: expected a tokenizer with a token that ends texts")
     rows, told = rows_of(settings, tokenizer)
+    _report(out, told, [])
     trainer = _trainer(settings, model, tokenizer, rows, out)
     with Stop() as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints"))
+        if trainer.state.global_step == trainer.state.max_steps:
+            trained = trainer.model.merge_and_unload() if settings.lora else trainer.model
+            trained.save_pretrained(out / "model")
+            tokenizer.save_pretrained(out / "model")
+            _report(out, told, trainer.state.log_history)
+            mark_done(out, mark)
     if trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt
-    trained = trainer.model.merge_and_unload() if settings.lora else trainer.model
-    trained.save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
-    losses = [[one["step"], one["loss"]] for one in trainer.state.log_history if "loss" in one]
+
+
+def _report(out: Path, told: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    losses = [[one["step"], one["loss"]] for one in history if "loss" in one]
     write(out / "report.json", json.dumps({**told, "losses": losses}, indent=1, ensure_ascii=False) + "\n")
-    mark_done(out, mark)
 
 
 def chosen(settings: Prompts) -> dict[str, Task]:
@@ -91,7 +98,7 @@ def rows_of(settings: Prompts, tokenizer: Any) -> tuple[list[Row], dict[str, Any
     """
     known = chosen(settings)
     found = {name: list(task.examples(settings.data)) for name, task in known.items()}
-    missing = [name for name, examples in found.items() if not examples]
+    missing = [file for task in known.values() for file in task.missing(settings.data)]
     found = {name: examples for name, examples in found.items() if examples}
     if not found:
         raise RecipeError(f"{settings.data}: there are no examples of any task")
@@ -103,11 +110,15 @@ def rows_of(settings: Prompts, tokenizer: Any) -> tuple[list[Row], dict[str, Any
         name: Deck(range(len(known[name].templates)), f"{settings.seed} {name} templates") for name in found
     }
     rows: list[Row] = []
-    counts = {name: {"examples": len(examples), "rows": 0, "too_long": 0} for name, examples in found.items()}
+    counts: dict[str, Any] = {
+        name: {"licence": known[name].licence, "examples": len(examples), "rows": 0, "too_long": 0}
+        for name, examples in found.items()
+    }
+    first = before_text(tokenizer)
     for name in interleaved(parts, settings.rows):
-        for _ in range(len(found[name])):
+        for _ in range(2 * len(found[name])):  # a deck that was begun, and then a whole one
             example = found[name][decks[name].draw()]
-            row = _row(known[name].filled(example, forms[name].draw()), tokenizer)
+            row = _row(known[name].filled(example, forms[name].draw()), tokenizer, first)
             if len(row["input_ids"]) <= settings.longest:
                 rows.append(row)
                 counts[name]["rows"] += 1
@@ -117,10 +128,17 @@ def rows_of(settings: Prompts, tokenizer: Any) -> tuple[list[Row], dict[str, Any
             raise RecipeError(
                 f"prompts.longest: all examples of {name} have more than {settings.longest} tokens"
             )
-    return rows, {"tasks": counts, "without_data": missing, "heldout": list(settings.heldout)}
+    return rows, {"tasks": counts, "missing_files": missing, "heldout": list(settings.heldout)}
 
 
-def _row(filled: tuple[str, str], tokenizer: Any) -> Row:
+def before_text(tokenizer: Any) -> list[int]:
+    """The tokens that a tokenizer puts before each text, such as the one that begins it."""
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    ids: list[int] = tokenizer("a").input_ids
+    return ids[: ids.index(plain[0])]
+
+
+def _row(filled: tuple[str, str], tokenizer: Any, first: list[int]) -> Row:
     """Prompt and answer are tokenized apart, as they are when a model is asked.
 
     The name of a special token in them is text like any other.
@@ -128,6 +146,7 @@ def _row(filled: tuple[str, str], tokenizer: Any) -> Row:
     prompt, answer = (
         tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids for text in filled
     )
+    prompt = [*first, *prompt]
     ids = [*prompt, *answer, tokenizer.eos_token_id]
     return {"input_ids": ids, "completion_mask": [0] * len(prompt) + [1] * (len(answer) + 1)}
 

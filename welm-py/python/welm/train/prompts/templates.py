@@ -2,6 +2,7 @@
 
 ==============  ========================================================================================================
 ``type``        what kind of task it is; whole kinds can be held out
+``licence``     what the data set's authors allow
 ``files``       JSON Lines below the folder of the data; those that are there are read
 ``label``       the field with the label, if answers are words for labels
 ``fields``      further fields, as templates over the fields of an example
@@ -52,6 +53,7 @@ class Task:
 
     name: str
     type: str
+    licence: str
     files: list[str]
     label: str | None
     fields: dict[str, jinja2.Template]
@@ -75,6 +77,10 @@ class Task:
     def found(self, data: Path) -> list[Path]:
         """The files that are in a folder."""
         return [data / name for name in self.files if (data / name).is_file()]
+
+    def missing(self, data: Path) -> list[str]:
+        """The files that are not there."""
+        return [name for name in self.files if not (data / name).is_file()]
 
     def _read(self, line: str) -> dict[str, Any] | None:
         example = json.loads(line)
@@ -121,6 +127,7 @@ def _read(file: Path) -> Task:
     return Task(
         file.stem,
         value["type"],
+        value["licence"],
         value["files"],
         value.get("label"),
         {name: _JINJA.from_string(one) for name, one in value.get("fields", {}).items()},
