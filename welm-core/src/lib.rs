@@ -2,8 +2,8 @@
 //!
 //! One call, [`Model::generate`], from as many threads as you like: an engine thread computes all
 //! open requests together (continuous batching over a paged KV cache, with prompts in chunks and equal
-//! beginnings shared), on the CPU with f32, f16, bf16, int8 or four-bit weights, or, with the feature `cuda`, on a
-//! GPU with bf16 or int8 ones.
+//! beginnings shared), on the CPU with f32, f16, bf16 or int8 weights or with a GGUF file's blocks of two to six bits,
+//! or, with the feature `cuda`, on a GPU with bf16 or int8 ones.
 //!
 //! ```
 //! # fn main() -> welm_core::Result<()> {

@@ -10,7 +10,8 @@ use serde_json::Value as Json;
 use super::load::Source;
 use crate::config::{MAX_VOCAB, ModelConfig};
 use crate::error::{Error, Result};
-use crate::host::memory::expect_room;
+use crate::families::ARCHITECTURE;
+use crate::host::memory::{expect_available, expect_room};
 use crate::side_file::{
     self, CONFIG, DESCRIPTIONS, INDEX, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODELS,
 };
@@ -135,16 +136,23 @@ fn absent(path: &Path) -> String {
     nothing.into()
 }
 
+const DESCRIBED: &str = "the model's descriptions";
+
 /// Checks that what parses so many bytes of descriptions has room: libraries, which would end the process if they got none.
 fn expect_room_to_read(described: u64) -> Result<()> {
     const FACTOR: u64 = 24; // tokenizers takes ten to twenty bytes for each of a tokenizer.json
     let bytes = (8u64 << 20).saturating_add(described.saturating_mul(FACTOR));
-    expect_room("the model's descriptions", usize::try_from(bytes).unwrap_or(usize::MAX))
+    expect_room(DESCRIBED, usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
 fn open_folder(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Result<Opened> {
     if with_tokenizer {
-        expect_room_to_read(DESCRIPTIONS.iter().chain([&INDEX]).map(|file| file.len(path)).sum())?;
+        let described = DESCRIPTIONS.iter().chain([&INDEX]).map(|file| file.len(path)).sum();
+        // A container may have less than the machine grants, and kills the process that takes it.
+        const LEAST: u64 = 10; // bytes for each of a tokenizer.json
+        let least = usize::try_from(LEAST.saturating_mul(described)).unwrap_or(usize::MAX);
+        expect_available(DESCRIBED, least)?;
+        expect_room_to_read(described)?;
     }
     let mut source = Source::open(path, None, allow_unread)?;
     if !with_tokenizer {
@@ -284,7 +292,9 @@ fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
             return Err(Error::Tokenizer(reason));
         }
     }
-    let name = g.opt_str("general.name")?.unwrap_or_default().to_ascii_lowercase();
+    // Converters write the family in either place, and the name with a space or without.
+    let name = g.opt_str("general.name")?.unwrap_or_default().to_ascii_lowercase().replace(' ', "-");
+    let is_phi3 = g.opt_str(ARCHITECTURE)? == Some("phi3") || name.contains("phi-3") || name.contains("phi3");
     let tokens = g.str_array("tokenizer.ggml.tokens")?;
     let [bos, eos] = GgufVocab::default_ids(&model).map(|id| id.filter(|&id| (id as usize) < tokens.len()));
     Ok(GgufVocab {
@@ -305,7 +315,7 @@ fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
         add_space_prefix: g.opt_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(model == "llama"),
         remove_extra_whitespaces: g.opt_bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false),
         charsmap: g.opt_bytes("tokenizer.ggml.precompiled_charsmap")?.unwrap_or_default().to_vec(),
-        strips_after: model == "llama" && (name.contains("phi-3") || name.contains("phi3")),
+        strips_after: model == "llama" && is_phi3,
         model,
         pre,
     })
@@ -334,6 +344,32 @@ mod tests {
         assert_eq!(got, [("default".into(), "a".into()), ("rag".into(), "b".into())]);
         let error = gguf_templates(&with(&["rag", "rag"])).unwrap_err().to_string();
         assert!(error.contains("`tokenizer.chat_templates`: `rag` is there twice"), "{error}");
+    }
+
+    /// Today's converters write "Phi 3.5 Mini Instruct", those of 2024 "Phi-3", some "phi3", and some nothing.
+    #[test]
+    fn phi3_is_known_by_its_architecture_and_by_its_names() {
+        let strips = |model: &str, architecture: &str, name: &str| {
+            let gguf = Writer::default()
+                .key("tokenizer.ggml.model", 8, &string(model))
+                .key("tokenizer.ggml.tokens", 9, &array(8, 1, &list(&["a"])))
+                .key("general.architecture", 8, &string(architecture))
+                .key("general.name", 8, &string(name))
+                .open()
+                .unwrap();
+            gguf_vocab(&gguf).unwrap().strips_after
+        };
+        for (architecture, name) in [
+            ("phi3", ""),
+            ("phi3", "Phi 3.5 Mini Instruct"),
+            ("llama", "Phi 3 Mini"),
+            ("llama", "phi3"),
+            ("llama", "Phi-3"),
+        ] {
+            assert!(strips("llama", architecture, name), "{architecture} {name}");
+        }
+        assert!(!strips("llama", "llama", "Llama 3"));
+        assert!(!strips("t5", "phi3", "Phi-3"));
     }
 
     #[test]

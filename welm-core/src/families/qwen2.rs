@@ -4,7 +4,7 @@
 use super::settings::{Fields, Metadata};
 use super::{Family, InFolder, InGguf, llama};
 use crate::config::{ModelConfig, RopePairing};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 pub(super) const FAMILY: Family = Family {
     folder: InFolder {
@@ -19,6 +19,15 @@ pub(super) const FAMILY: Family = Family {
 fn read_folder(f: &Fields) -> Result<ModelConfig> {
     let mut config = ModelConfig { attention_bias: true, ..llama::read_plain(f, 1e-6)? };
     slide(f, &mut config)?;
+    // Qwen2.5-1M (arXiv 2501.15383): in texts that are no longer than a chunk, this attention is the ordinary one.
+    if let Some(chunks) = f.section("dual_chunk_attention_config")? {
+        let (chunk, local) = (chunks.size("chunk_size")?, chunks.size("local_size")?);
+        if local >= chunk {
+            let reason = format!("expected more than local_size, {local}, got {chunk}");
+            return Err(Error::config("dual_chunk_attention_config.chunk_size", reason));
+        }
+        config.max_context = config.max_context.min(chunk - local);
+    }
     Ok(config)
 }
 

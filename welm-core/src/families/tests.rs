@@ -274,6 +274,20 @@ fn settings_that_change_the_arithmetic_are_refused_unless_they_are_off() {
     with("llama", &json!({"sliding_window": 8, "use_sliding_window": false})).unwrap();
 }
 
+/// Up to the length of a chunk this attention is the ordinary one.
+#[test]
+fn a_context_ends_where_attention_by_chunks_begins() {
+    let context = |more: Json| with("qwen2", &more).map(|config| config.max_context);
+    let plain = context(json!({})).unwrap();
+    let chunks = |chunk: usize, local: usize| {
+        context(json!({"dual_chunk_attention_config": {"chunk_size": chunk, "local_size": local, "x": true}}))
+    };
+    assert_eq!(chunks(40, 8).unwrap(), 32);
+    assert_eq!(chunks(plain + 9, 8).unwrap(), plain);
+    let error = chunks(8, 8).unwrap_err().to_string();
+    assert!(error.contains("chunk_size`: expected more than local_size, 8, got 8"), "{error}");
+}
+
 /// What the model has no row for it cannot generate, so such an end never comes.
 #[test]
 fn end_tokens_outside_of_the_vocabulary_are_forgotten() {

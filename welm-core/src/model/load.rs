@@ -78,12 +78,13 @@ impl Model {
     /// without `tokenizer.json` and SentencePiece's `tokenizer.model` (or `spiece.model`, `tokenizer.model.v3`) gives a model
     /// that takes and returns tokens only.
     ///
-    /// Everything in the files is used, or is known to have no effect, or is an error. Errors are settings that change the
-    /// arithmetic in a way that is not implemented, and tensors that nothing reads
-    /// ([`LoadOptions::allow_unread_tensors`]). An output projection that is stored is used, whatever
-    /// `tie_word_embeddings` says, as in transformers. If it is neither stored nor tied, that is an error.
-    /// Norms, biases, rotary values and the scales of quantised weights must be finite. So must matrices of floats that
-    /// are converted; those that are used where they lie in the file are not looked at before they are computed with.
+    /// Everything in the files is used, or is known to have no effect, or is an error. Errors are settings that change
+    /// the arithmetic in a way that is not implemented, and tensors that nothing reads
+    /// ([`LoadOptions::allow_unread_tensors`]). Only a setting whose name nobody knows is a warning in the log. An
+    /// output projection that is stored is used, whatever `tie_word_embeddings` says, as in transformers. If it is
+    /// neither stored nor tied, that is an error. Norms, biases, rotary values and the scales of quantised weights must
+    /// be finite. So must matrices of floats that are converted; those that are used where they lie in the file are not
+    /// looked at before they are computed with.
     ///
     /// A text ends at the end tokens that `generation_config.json` names. If it names none, `config.json` counts, and then
     /// the tokenizer's files. For a GGUF file they are those of its metadata, and tokens with a name such as `<|eot_id|>`,

@@ -37,6 +37,11 @@ use crate::error::{Error, Result};
 /// Most keys; models have some dozens.
 const MAX_KEYS: u64 = 1 << 16;
 
+/// Most bytes of a text; chat templates have some thousands.
+const MAX_TEXT: usize = 16 << 20;
+/// Most bytes of an array, as they lie in the file; vocabularies and merges have some millions.
+const MAX_ARRAY: usize = 256 << 20;
+
 /// An opened GGUF file.
 #[derive(Debug)]
 pub(crate) struct Gguf {
@@ -161,7 +166,7 @@ impl Gguf {
             Value::Str(range) => Some(&self.map[range.clone()]),
             _ => None,
         })?;
-        bytes.map(|bytes| utf8(key, bytes)).transpose()
+        bytes.map(|bytes| at_most(key, bytes, MAX_TEXT).and_then(|bytes| utf8(key, bytes))).transpose()
     }
 
     /// The integer at `key`, of any width and not negative.
@@ -204,6 +209,7 @@ impl Gguf {
 
     /// The strings at `key`, if there are any, where they lie in the file.
     pub(crate) fn opt_strs(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        self.expect_small_array(key)?;
         let strings: Option<Vec<&[u8]>> = self.opt(key, "an array of strings", |value| match value {
             Value::Array(a) if a.type_id == 8 => {
                 let mut rest = &self.map[a.elements.clone()];
@@ -229,8 +235,17 @@ impl Gguf {
         }
     }
 
+    /// Refuses an array that no model has, before it is copied. Nobody reads most keys, and those may be large.
+    fn expect_small_array(&self, key: &str) -> Result<()> {
+        match self.metadata.get(key) {
+            Some(Value::Array(a)) => at_most(key, &self.map[a.elements.clone()], MAX_ARRAY).map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
     /// The integers at `key`, of any width, if there are any.
     pub(crate) fn opt_i64_array(&self, key: &str) -> Result<Option<Vec<i64>>> {
+        self.expect_small_array(key)?;
         self.opt(key, "an array of integers below 2^63", |value| {
             let Value::Array(a) = value else { return None };
             let bytes = &self.map[a.elements.clone()];
@@ -265,6 +280,7 @@ impl Gguf {
 
     /// The numbers at `key`, f32 or i32, if there are any.
     pub(crate) fn opt_f32_array(&self, key: &str) -> Result<Option<Vec<f32>>> {
+        self.expect_small_array(key)?;
         self.opt(key, "an array of f32 or i32", |value| {
             let Value::Array(a) = value else { return None };
             let numbers = self.map[a.elements.clone()].as_chunks().0.iter();
@@ -278,6 +294,7 @@ impl Gguf {
 
     /// The bytes at `key`, an array of u8 or i8, if there are any.
     pub(crate) fn opt_bytes(&self, key: &str) -> Result<Option<&[u8]>> {
+        self.expect_small_array(key)?;
         self.opt(key, "an array of bytes", |value| match value {
             Value::Array(a) if matches!(a.type_id, 0 | 1) => Some(&self.map[a.elements.clone()]),
             _ => None,
@@ -301,13 +318,14 @@ impl Gguf {
         self.metadata.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// A value as JSON, unless it is an array.
+    /// A value as JSON, unless it is an array or a text that is too long to read.
     pub(crate) fn to_json(&self, value: &Value) -> Option<serde_json::Value> {
         match value {
             Value::Unsigned(x) => Some((*x).into()),
             Value::Signed(x) => Some((*x).into()),
             Value::Float(x) => Some((*x).into()),
             Value::Bool(x) => Some((*x).into()),
+            Value::Str(range) if range.len() > MAX_TEXT => None,
             Value::Str(range) => std::str::from_utf8(&self.map[range.clone()]).ok().map(Into::into),
             Value::Array(_) => None,
         }
@@ -326,6 +344,12 @@ impl Gguf {
             None => Err(Error::config(key, format!("expected {expected}, got {value}"))),
         }
     }
+}
+
+/// Values that somebody asked for, if they have no more bytes than a model's have.
+fn at_most<'a>(key: &str, bytes: &'a [u8], most: usize) -> Result<&'a [u8]> {
+    let reason = || format!("expected at most {most} bytes, got {}", bytes.len());
+    if bytes.len() <= most { Ok(bytes) } else { Err(Error::config(key, reason())) }
 }
 
 /// Text that somebody asked for. What nobody asks for, such as a title, may be any bytes.

@@ -39,10 +39,11 @@ impl<'a> Metadata<'a> {
     }
 
     /// A size that may be stated for each layer; layers that differ are an error.
-    fn equal_in_layers(&self, name: &str) -> Result<Option<usize>> {
+    fn equal_in_layers(&self, name: &str, n_layers: usize) -> Result<Option<usize>> {
         let key = self.key(name);
-        if self.file.len_of(&key).is_none() {
-            return self.opt_size(name);
+        match self.file.len_of(&key) {
+            None => return self.opt_size(name),
+            Some(n) => self.expect_one_a_layer(name, n, n_layers)?,
         }
         let sizes = self.file.opt_i64_array(&key)?.unwrap_or_default();
         match sizes.first() {
@@ -70,9 +71,16 @@ impl<'a> Metadata<'a> {
         let key = self.key(name);
         match self.file.len_of(&key) {
             None => Ok(None),
-            Some(n) if n == n_layers => self.file.opt_flags(&key),
-            Some(n) => Err(self.error(name, format!("expected one for each of {n_layers} layers, got {n}"))),
+            Some(n) => {
+                self.expect_one_a_layer(name, n, n_layers)?;
+                self.file.opt_flags(&key)
+            }
         }
+    }
+
+    fn expect_one_a_layer(&self, name: &str, n: usize, n_layers: usize) -> Result<()> {
+        let reason = || format!("expected one for each of {n_layers} layers, got {n}");
+        if n == n_layers { Ok(()) } else { Err(self.error(name, reason())) }
     }
 
     pub(crate) fn opt_text(&self, name: &str) -> Result<Option<&str>> {
@@ -109,12 +117,13 @@ impl<'a> Metadata<'a> {
                 "vocab_size is not the rows of token_embd.weight, which count"
             );
         }
+        let n_layers = self.size("block_count")?;
         Ok(ModelSizes {
             vocab_size,
             dim,
-            n_layers: self.size("block_count")?,
+            n_layers,
             n_heads,
-            n_kv_heads: self.equal_in_layers("attention.head_count_kv")?.unwrap_or(n_heads),
+            n_kv_heads: self.equal_in_layers("attention.head_count_kv", n_layers)?.unwrap_or(n_heads),
             head_dim,
             hidden_dim: self.size("feed_forward_length")?,
             max_context: self.size("context_length")?,

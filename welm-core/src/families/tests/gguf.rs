@@ -221,4 +221,8 @@ fn dense_models_of_granite_4_are_granite() {
     assert_eq!(gguf("granite", |file| heads(1, file)).unwrap().0, plain.unwrap().0);
     let none = gguf("granite", |file| heads(0, file)).map(drop).unwrap_err().to_string();
     assert!(none.contains("head_count_kv"), "{none}");
+    let two = [1u32.to_le_bytes(), 1u32.to_le_bytes()].concat();
+    let two = gguf("granite", |file| file.key("granite.attention.head_count_kv", 9, &array(4, 2, &two)));
+    let two = two.map(drop).unwrap_err().to_string();
+    assert!(two.contains("head_count_kv`: expected one for each of 1 layers, got 2"), "{two}");
 }

@@ -106,9 +106,28 @@ impl<'a> Value<'a> {
     }
 }
 
+/// Whether the first line is a token in base64 and its number, as Llama 3 has them in a file of this name.
+fn is_tiktoken(bytes: &[u8]) -> bool {
+    let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let mut parts = line.split(|&byte| byte == b' ');
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte);
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(token), Some(number), None) => {
+            let (token_is, number_is) = (token.iter().all(is_base64), number.iter().all(u8::is_ascii_digit));
+            !token.is_empty() && !number.is_empty() && token_is && number_is
+        }
+        _ => false,
+    }
+}
+
 impl Declared {
     /// Reads a `tokenizer.model`.
     pub(in super::super) fn from_proto(bytes: &[u8]) -> Result<Self> {
+        if is_tiktoken(bytes) {
+            return refuse(
+                "expected SentencePiece's, got a vocabulary of tiktoken; tokenizer.json has it, too".into(),
+            );
+        }
         let mut all = Declared {
             pieces: Vec::new(),
             unigram: true,
@@ -221,6 +240,15 @@ mod tests {
         assert_eq!(read(&[0x80; 11]), None);
         assert_eq!(read(&[0x80]), None);
         assert_eq!(read(&[]), None);
+    }
+
+    #[test]
+    fn a_vocabulary_of_tiktoken_is_told() {
+        let told = |bytes: &[u8]| Declared::from_proto(bytes).unwrap_err().to_string();
+        assert!(told(b"IQ== 0\nIg== 1\n").contains("got a vocabulary of tiktoken"));
+        for other in [&b""[..], b"IQ==\n", b" 0\n", b"IQ== x\n", b"IQ== 0 1\n", b"\x0a\x05 1"] {
+            assert!(!is_tiktoken(other), "{other:?}");
+        }
     }
 
     #[test]

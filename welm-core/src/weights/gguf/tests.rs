@@ -325,6 +325,20 @@ fn tensors_share_neither_names_nor_bytes() {
     assert_eq!(twice.error(), "tensor `a`: the model holds it twice");
 }
 
+/// What nobody asks for may be long.
+#[test]
+fn long_values_are_refused_before_they_are_copied() {
+    let long = vec![b'a'; MAX_TEXT + 1];
+    let text = [&(long.len() as u64).to_le_bytes()[..], &long].concat();
+    let gguf = Writer::default().key("a", 8, &text).open().unwrap();
+    assert_eq!(gguf.to_json(gguf.keys().next().unwrap().1), None);
+    let error = gguf.str("a").unwrap_err().to_string();
+    assert!(error.contains("`a`: expected at most 16777216 bytes, got 16777217"), "{error}");
+    assert_eq!(at_most("a", b"12345", 5).unwrap(), b"12345");
+    let error = at_most("a", b"12345", 4).unwrap_err().to_string();
+    assert!(error.contains("`a`: expected at most 4 bytes, got 5"), "{error}");
+}
+
 #[test]
 fn opens_a_file() {
     let folder = tempfile::tempdir().unwrap();
