@@ -220,7 +220,7 @@ def test_a_run_that_was_ended_goes_on(tasks: list[str], whole: Path, tmp_path: P
         process.send_signal(number)
         ended = time.monotonic()
         _, err = process.communicate(timeout=60)
-    assert time.monotonic() - ended < 5
+    assert time.monotonic() - ended < 20
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
         assert err == f"what was finished is in {tmp_path}; the same command goes on with it\n"

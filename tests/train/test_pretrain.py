@@ -130,6 +130,9 @@ def test_two_processes_are_like_one(folder: Path, optimizer: str, *, shard: bool
         assert done.returncode == 0, done.stderr
         two = history(folder)
         assert one.keys() == two.keys()
+        # accelerate may leave the sharding out without a word.
+        written = {file.name for file in (folder / "out" / "pretrain" / "checkpoints").glob("*/*.bin")}
+        assert ("pytorch_model_fsdp.bin" in written) == shard
         assert max(abs(one[key] - two[key]) for key in one) < 1e-3
         weights(folder)
         # As if it had been killed at the end: it goes on after the last checkpoint, and does no step more.
@@ -140,6 +143,10 @@ def test_two_processes_are_like_one(folder: Path, optimizer: str, *, shard: bool
         done = run("pretrain", "--config", str(path))
         assert done.returncode == 1
         assert "pretrain.shard: expected shard = true, with which " in done.stderr
+        path = save(values(folder, pretrain=more), folder / "recipe.toml")
+        done = run("pretrain", "--config", str(path))
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "pretrain.shard: expected several processes" in done.stderr
 
 
 def test_a_signal_at_the_end_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

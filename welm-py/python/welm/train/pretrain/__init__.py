@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from welm.train import tokenizer
+from welm.train.pretrain import sharding
 from welm.train.pretrain.measure import continued, heldout, nats_per_character, plot
 from welm.train.pretrain.optimizer import optimizer_of
 from welm.train.pretrain.rows import Rows, batch_of
@@ -119,6 +120,8 @@ def _arguments(settings: Pretrain, shape: Shape, out: Path) -> TrainingArguments
         dataloader_drop_last=True,
         **given,
     )
+    if settings.shard and arguments.world_size == 1:
+        raise RecipeError("pretrain.shard: expected several processes, as torchrun starts them, got one")
     arguments.gradient_accumulation_steps = accumulated(arguments, settings.batch, "pretrain")
     return arguments
 
@@ -128,6 +131,12 @@ class _Trainer(Trainer):
 
     settings: Pretrain
     optimizer: torch.optim.Optimizer | None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            sharding.switch_on(self.accelerator, self.args)
+            self.is_fsdp_enabled = True
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
