@@ -131,6 +131,7 @@ class _Trainer(Trainer):
 
     settings: Pretrain
     optimizer: torch.optim.Optimizer | None
+    is_fsdp_enabled: bool
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
