@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import welm
 import welm.eval.tasks
@@ -25,7 +26,7 @@ from welm.train import RecipeError
 from welm.train.prompts import _row, before_text, chosen, rows_of
 from welm.train.prompts.mixture import Deck, interleaved, shares
 from welm.train.prompts.templates import tasks
-from welm.train.recipe import Prompts
+from welm.train.recipe import Prompts, parse
 
 from conftest import command, made, run, save, values
 
@@ -118,6 +119,22 @@ def test_the_mixture() -> None:
     assert all(sorted(drawn[at : at + 4]) == list("abcd") for at in (0, 4, 8))
     again = Deck("abcd", "1")
     assert [again.draw() for _ in range(12)] == drawn
+
+
+@pytest.mark.parametrize("lora", [4, 0])
+def test_a_gguf_file_is_trained(tmp_path: Path, data: Path, lora: int) -> None:
+    """transformers dequantises it, and would not train it afterwards; what is written is a plain folder."""
+    base = Path(__file__).parents[1] / "fixtures" / "gguf_llama_q8_0" / "model.gguf"
+    settings = _prompts(data, base=str(base), tasks=["tnews"], longest=120, lora=lora)
+    recipe = parse({"out": str(tmp_path / "out"), "prompts": settings}, tmp_path / "recipe.toml")
+    welm.train.run("prompts", recipe)
+    assert "quantization_config" not in json.loads((recipe.out / "prompts/model/config.json").read_text())
+    trained = AutoModelForCausalLM.from_pretrained(recipe.out / "prompts" / "model")
+    before = AutoModelForCausalLM.from_pretrained(base.parent, gguf_file=base.name)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(trained.state_dict()[name], before.state_dict()[name])
+    losses = dict(json.loads((recipe.out / "prompts" / "report.json").read_text("utf-8"))["losses"])
+    assert losses[6] < losses[1]
 
 
 def test_one_example_that_is_short_enough(data: Path) -> None:

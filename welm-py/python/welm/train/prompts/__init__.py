@@ -53,6 +53,8 @@ def run(recipe: Recipe, out: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **given)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{base}: {error}") from None
+    if given:  # the weights are plain f32, but the model is marked as one of a kind that cannot be trained
+        model.hf_quantizer.remove_quantization_config(model)
     if tokenizer.eos_token_id is None:
         raise RecipeError(f"{base}: expected a tokenizer with a token that ends texts")
     rows, told = rows_of(settings, tokenizer)
