@@ -166,7 +166,7 @@ impl Gguf {
             Value::Str(range) => Some(&self.map[range.clone()]),
             _ => None,
         })?;
-        bytes.map(|bytes| at_most(key, bytes, MAX_TEXT).and_then(|bytes| utf8(key, bytes))).transpose()
+        bytes.map(|bytes| utf8(key, bytes)).transpose()
     }
 
     /// The integer at `key`, of any width and not negative.
@@ -209,7 +209,6 @@ impl Gguf {
 
     /// The strings at `key`, if there are any, where they lie in the file.
     pub(crate) fn opt_strs(&self, key: &str) -> Result<Option<Vec<&str>>> {
-        self.expect_small_array(key)?;
         let strings: Option<Vec<&[u8]>> = self.opt(key, "an array of strings", |value| match value {
             Value::Array(a) if a.type_id == 8 => {
                 let mut rest = &self.map[a.elements.clone()];
@@ -235,17 +234,8 @@ impl Gguf {
         }
     }
 
-    /// Refuses an array that no model has, before it is copied. Nobody reads most keys, and those may be large.
-    fn expect_small_array(&self, key: &str) -> Result<()> {
-        match self.metadata.get(key) {
-            Some(Value::Array(a)) => at_most(key, &self.map[a.elements.clone()], MAX_ARRAY).map(|_| ()),
-            _ => Ok(()),
-        }
-    }
-
     /// The integers at `key`, of any width, if there are any.
     pub(crate) fn opt_i64_array(&self, key: &str) -> Result<Option<Vec<i64>>> {
-        self.expect_small_array(key)?;
         self.opt(key, "an array of integers below 2^63", |value| {
             let Value::Array(a) = value else { return None };
             let bytes = &self.map[a.elements.clone()];
@@ -280,7 +270,6 @@ impl Gguf {
 
     /// The numbers at `key`, f32 or i32, if there are any.
     pub(crate) fn opt_f32_array(&self, key: &str) -> Result<Option<Vec<f32>>> {
-        self.expect_small_array(key)?;
         self.opt(key, "an array of f32 or i32", |value| {
             let Value::Array(a) = value else { return None };
             let numbers = self.map[a.elements.clone()].as_chunks().0.iter();
@@ -294,7 +283,6 @@ impl Gguf {
 
     /// The bytes at `key`, an array of u8 or i8, if there are any.
     pub(crate) fn opt_bytes(&self, key: &str) -> Result<Option<&[u8]>> {
-        self.expect_small_array(key)?;
         self.opt(key, "an array of bytes", |value| match value {
             Value::Array(a) if matches!(a.type_id, 0 | 1) => Some(&self.map[a.elements.clone()]),
             _ => None,
@@ -339,6 +327,11 @@ impl Gguf {
     ) -> Result<Option<T>> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
         self.mark_read(key);
+        match value {
+            Value::Str(range) => _ = at_most(key, &self.map[range.clone()], MAX_TEXT)?,
+            Value::Array(a) => _ = at_most(key, &self.map[a.elements.clone()], MAX_ARRAY)?,
+            _ => {}
+        }
         match read(value) {
             Some(x) => Ok(Some(x)),
             None => Err(Error::config(key, format!("expected {expected}, got {value}"))),
