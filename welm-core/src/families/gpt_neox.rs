@@ -78,12 +78,15 @@ fn read_gguf(m: &Metadata) -> Result<ModelConfig> {
     m.refuse_scale(LayerConfig::new(sizes.head_dim).scale)?;
     let rope = rope::of_gguf(m, RopePairing::HalfSplit, sizes.head_dim)?;
     let eps = m.f32("attention.layer_norm_epsilon")?;
+    // No key has the activation. Of the published models GPT-NeoX-20B alone has the approximation by tanh (`gelu_fast`).
+    let is_20b = (sizes.n_layers, sizes.dim) == (44, 6144);
+    let activation = if is_20b { Activation::GeluTanh } else { Activation::Gelu };
     Ok(ModelConfig {
         parallel_residual: m.opt_flag("use_parallel_residual")?.unwrap_or(true),
         attention_bias: true,
         attention_out_bias: true,
         mlp_bias: true,
-        ..ModelConfig::plain(sizes, NormKind::LayerNorm, eps, Activation::Gelu, rope)
+        ..ModelConfig::plain(sizes, NormKind::LayerNorm, eps, activation, rope)
     })
 }
 

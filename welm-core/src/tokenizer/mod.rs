@@ -19,8 +19,9 @@
 //!
 //! Post-processor, truncation and padding are left out: the model is to continue a prompt, so nothing may be cut off
 //! its end or added after it. The tokens that a post-processor puts *in front* (Llama's `<s>`) are found once, at load;
-//! `add_bos` adds them. If there is a `tokenizer.json`, `add_bos_token` and `add_prefix_space` of
-//! `tokenizer_config.json` are ignored, as in transformers 5.
+//! `add_bos` adds them. If there is a `tokenizer.json`, `add_bos_token`, `add_prefix_space` and `legacy` of
+//! `tokenizer_config.json` are ignored. (transformers 5 does not ignore the latter two for its class LlamaTokenizer: of
+//! TinyLlama's file it takes the vocabulary alone, and puts a space before the first text only.)
 //!
 //! Special tokens (`<|endoftext|>`) that are written in a text are ordinary text, unless the caller wants them parsed.
 //! Text for which the vocabulary has no token, and no token for unknown text, is an error. (The library drops such

@@ -24,6 +24,8 @@ use crate::error::{Error, Result};
 
 /// Tokenizer classes for which `legacy` is false if it is absent.
 const NOT_LEGACY: [&str; 2] = ["LlamaTokenizer", "LlamaTokenizerFast"];
+/// Tokenizer classes that put no token in front of a text: rinna's and LINE's GPT-NeoX models have T5's.
+const NO_BOS: [&str; 2] = ["T5Tokenizer", "T5TokenizerFast"];
 
 /// A boolean of tokenizer_config.json; `None` if it is absent.
 fn flag(config: &Value, key: &str) -> Result<Option<bool>> {
@@ -57,9 +59,8 @@ impl Tokenizer {
         // Added tokens are found in the original text, because there is no normalizer before the model.
         added.iter_mut().for_each(|token| token.normalized = false);
         let bytes = TokenBytes::from_pieces(&declared.pieces, &added)?;
-        let legacy = flag(config, "legacy")?;
-        let legacy = legacy
-            .unwrap_or_else(|| !config["tokenizer_class"].as_str().is_some_and(|c| NOT_LEGACY.contains(&c)));
+        let class = config["tokenizer_class"].as_str().unwrap_or_default();
+        let legacy = flag(config, "legacy")?.unwrap_or(!NOT_LEGACY.contains(&class));
         declared.space.add_dummy_prefix &= flag(config, "add_prefix_space")?.unwrap_or(true);
         let (bos, eos) = (declared.bos, declared.eos);
         let model = Box::new(SentencePiece::new(declared)?);
@@ -69,7 +70,7 @@ impl Tokenizer {
             Some(name) => name.and_then(|name| added.id(name).or_else(|| model.ids().get(name).copied())),
         };
         let (bos, eos) = (id("bos_token", bos), id("eos_token", eos));
-        let add_bos = flag(config, "add_bos_token")?.unwrap_or(true);
+        let add_bos = flag(config, "add_bos_token")?.unwrap_or(true) && !NO_BOS.contains(&class);
         let prefix = bos.into_iter().filter(|_| add_bos).collect();
         let encoder = Encoder::Pieces { model, prefix_once: !legacy };
         Ok(Tokenizer { added, encoder, bytes, prefix, bos, eos })

@@ -4,17 +4,27 @@ use serde_json::{Value as Json, json};
 
 use super::super::*;
 use super::{fault, with};
-use crate::config::RopeScaling;
+use crate::config::{Activation, RopeScaling};
 use crate::weights::gguf::tests::{Writer, array, string};
 
 /// A GGUF file of this architecture with sixteen values in two heads, and these settings and tensors beside.
 fn gguf(architecture: &str, more: impl Fn(Writer) -> Writer) -> Result<(ModelConfig, Names)> {
+    gguf_of(architecture, 1, 16, more)
+}
+
+/// The same with so many layers and values.
+fn gguf_of(
+    architecture: &str,
+    layers: u32,
+    dim: u32,
+    more: impl Fn(Writer) -> Writer,
+) -> Result<(ModelConfig, Names)> {
     let number = |n: u32| n.to_le_bytes();
     let mut file = Writer::default().key("general.architecture", 8, &string(architecture));
     for (name, n) in [
-        ("embedding_length", 16),
-        ("attention.head_count", 2),
-        ("block_count", 1),
+        ("embedding_length", dim),
+        ("attention.head_count", (dim / 96).max(2)),
+        ("block_count", layers),
         ("feed_forward_length", 12),
         ("context_length", 64),
     ] {
@@ -22,7 +32,7 @@ fn gguf(architecture: &str, more: impl Fn(Writer) -> Writer) -> Result<(ModelCon
     }
     let file = file
         .key(&format!("{architecture}.attention.layer_norm_rms_epsilon"), 6, &1e-5f32.to_le_bytes())
-        .tensor("token_embd.weight", &[16, 16], 0, &[0; 1024]);
+        .tensor("token_embd.weight", &[dim.into(), 16], 0, &vec![0; 64 * dim as usize]);
     of_gguf(&more(file).open().unwrap(), Path::new("folder/model.gguf"))
 }
 
@@ -100,6 +110,19 @@ fn rotary_settings_of_gguf_files_are_those_of_llama_cpp() {
     for (more, part) in wrong {
         let error = rope(more).unwrap_err().to_string();
         assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+/// GPT-NeoX-20B's `config.json` has `gelu_fast`, Pythia's `gelu`, and their GGUF files have neither.
+#[test]
+fn gpt_neox_20b_is_known_by_its_size() {
+    let activation = |layers, dim| {
+        let eps = |file| float(file, "gptneox.attention.layer_norm_epsilon", 1e-5);
+        gguf_of("gptneox", layers, dim, eps).unwrap().0.activation
+    };
+    assert_eq!(activation(44, 6144), Activation::GeluTanh);
+    for (layers, dim) in [(44, 16), (1, 6144)] {
+        assert_eq!(activation(layers, dim), Activation::Gelu);
     }
 }
 

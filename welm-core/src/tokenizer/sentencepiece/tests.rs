@@ -253,6 +253,7 @@ fn settings_say_what_gets_a_space_and_a_beginning() {
     assert_eq!(encode(json!({"legacy": false}), "a</s>a"), begin(&bare));
     assert_eq!(encode(json!({"tokenizer_class": "LlamaTokenizer"}), "a</s>a"), begin(&bare));
     assert_eq!(encode(json!({"tokenizer_class": "InternLM2Tokenizer"}), "a</s>a"), begin(&spaced));
+    assert_eq!(encode(json!({"tokenizer_class": "T5Tokenizer"}), "a"), spaced);
 }
 
 /// Quadratic work would take hours.
