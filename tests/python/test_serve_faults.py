@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import logging
+import re
 import resource
 import shutil
 import socket
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from typing_extensions import Self
+
 BODY: dict[str, Any] = {"model": "welm", "prompt": PROMPT, "max_tokens": 8, "temperature": 0}
 LONG: dict[str, Any] = {**BODY, "max_tokens": 480, "ignore_eos": True}
+CLOSE = "Connection: close\r\n"
 
 
 @pytest.fixture
@@ -341,6 +346,32 @@ def test_hanging_up_cancels(server: Running, model: welm.Model, path: str, strea
     well(server, model)
 
 
+def test_hanging_up_ends_requests_before_the_last(server: Running, model: welm.Model) -> None:
+    before = model.stats()
+    with server.connect() as sock:
+        sock.sendall(request({**LONG, "n": 64}) + request({**LONG, "n": 64}) * 2)
+        while not model.stats().open:
+            time.sleep(0.001)
+    at_rest(model)
+    assert model.stats().completion_tokens - before.completion_tokens < 64 * 480 / 2
+    # Whoever stays gets all answers, in order.
+    with server.connect() as sock:
+        sock.sendall(
+            b"".join(request({**BODY, "max_tokens": n}) for n in (8, 1, 4))
+            + request({}, more="Connection: close\r\n")
+        )
+        got = b""
+        while part := sock.recv(1 << 16):
+            got += part
+    tokens = re.findall(rb'"completion_tokens":(\d+)', got)
+    assert tokens == [b"8", b"1", b"4"]
+    assert got.count(b"HTTP/1.1 400") == 1
+    with server.connect() as sock, contextlib.suppress(ConnectionResetError):
+        sock.sendall(request(LONG) * 20)
+        assert read_answer(sock) == b""
+    at_rest(model)
+
+
 def test_hanging_up_while_waiting(model: welm.Model) -> None:
     with Running(model, parallel=1) as server:
         sockets = [server.connect() for _ in range(20)]
@@ -537,6 +568,73 @@ def test_the_log_has_no_prompts(model: welm.Model, caplog: pytest.LogCaptureFixt
         )
         assert "top_p" in lines[2]["error"]
         assert (PROMPT in caplog.text) == prompts
+
+
+class FaultyStream:
+    """A stream that fails after two pieces."""
+
+    def __init__(self, stream: welm.AsyncStream, error: welm.Error) -> None:
+        self._stream, self._error, self._left = stream, error, 2
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stream.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> welm.Piece:
+        self._left -= 1
+        if self._left < 0:
+            raise self._error
+        return await anext(self._stream)
+
+
+class Faulty:
+    """A model whose requests fail, streams after two pieces."""
+
+    def __init__(self, model: welm.Model, error: welm.Error) -> None:
+        self._model, self._error = model, error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    async def generate_async(self, *_: Any, **__: Any) -> None:
+        raise self._error
+
+    def stream_async(self, *given: Any, **named: Any) -> FaultyStream:
+        return FaultyStream(self._model.stream_async(*given, **named), self._error)
+
+
+def test_the_log_has_prompts_and_answers_of_streams(
+    model: welm.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "welm.serve")
+    body = {**BODY, "n": 3, "seed": 1, "temperature": 1}
+    with Running(model, log_prompts=True) as server:
+        for stream in (False, True):
+            server.raw(request({**body, "stream": stream}, more=CLOSE))
+        server.service.model = Faulty(model, welm.NotFinite("position 7"))
+        server.raw(request({**BODY, "stream": True}, more=CLOSE))
+    lines = [json.loads(record.message) for record in caplog.records if record.levelname == "INFO"]
+    answers = [line["answers"] for line in lines]
+    assert [line["prompt"] for line in lines] == [[PROMPT]] * 3
+    assert len(answers[0]) == 3
+    assert answers[0] == answers[1]
+    assert len(answers[2][0]) > 0
+    assert (lines[2]["status"], lines[2]["error"]) == (200, "position 7")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_operator_is_told_that_the_engine_ended(model: welm.Model, stream: bool) -> None:
+    with Running(model) as server:
+        for error, status, health in ((welm.NotFinite("x"), 500, 200), (welm.DeviceLost("x"), 503, 503)):
+            server.service.model = Faulty(model, error)
+            got = split(server.raw(request({**BODY, "stream": stream}, more=CLOSE)))[0]
+            assert got == (200 if stream else status)
+            assert [server.get(path)[0] for path in ("/health", "/ready")] == [health, health]
 
 
 def test_an_internal_error_tells_nothing(

@@ -217,6 +217,10 @@ def test_the_template_gets_what_is_its(client: openai.OpenAI, chat: welm.Model) 
     )
     want = greedy(chat, chat.chat_tokens(FLAT, False, mood="愁"), max_tokens=8)
     assert got.choices[0].message.content == want.text
+    # Names that are parameters of the server's own functions are names like others.
+    names = dict.fromkeys(("self", "job", "function", "given", "variables"), "x")
+    body = {"model": "mine", "messages": FLAT, "max_tokens": 1, "chat_template_kwargs": names}
+    assert client.post("/chat/completions", body=body, cast_to=object)
 
 
 def test_chat_streams_have_the_same_texts(client: openai.OpenAI) -> None:
@@ -409,6 +413,10 @@ CHAT: list[tuple[dict[str, Any], str]] = [
         "messages[0].content[0]",
     ),
     ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0]"),
+    ({"messages": [{"role": "user", "content": "x", "typo": 1}]}, "messages[0].typo"),
+    ({"chat_template_kwargs": {"chat_template": "{{ 'x' * 60 }}"}}, "chat_template_kwargs.chat_template"),
+    ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
     ({"max_tokens": 100_000}, "max_tokens"),
     ({"typo": 1}, "typo"),
 ]
@@ -490,6 +498,9 @@ def test_tokens_and_scores(server: Running, chat: welm.Model) -> None:
         assert got["max_model_len"] == chat.memory.context_tokens
         _, _, text = server.post(f"{prefix}/detokenize", {"tokens": got["tokens"]}, "sk-a")
         assert text == {"prompt": PROMPT}
+    long = PROMPT * chat.memory.context_tokens  # a client may want to know where to cut it
+    status, _, got = server.post("/tokenize", {"prompt": long}, "sk-a")
+    assert (status, got["tokens"]) == (200, chat.tokenize(long))
     got = server.post("/tokenize", {"messages": MESSAGES}, "sk-a")[2]
     assert got["tokens"] == chat.chat_tokens(FLAT)
     body = {"model": "mine", "prompt": PROMPT, "continuations": ["疑是", chat.tokenize("月")]}
@@ -506,6 +517,8 @@ def test_tokens_and_scores(server: Running, chat: welm.Model) -> None:
         ("/score", {"prompt": "x"}),
         ("/score", {"prompt": ["a", "b"], "continuations": ["x"]}),
         ("/score", {"prompt": "x", "continuations": [3]}),
+        ("/score", {"prompt": "x", "continuations": ["y"] * 1025}),
+        ("/tokenize", {"messages": MESSAGES, "chat_template_kwargs": {"chat_template": "x"}}),
     ]
     for path, wrong in faults:
         assert server.post(path, wrong, "sk-a")[0] == 400, (path, wrong)

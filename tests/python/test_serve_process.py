@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import welm
+
 from conftest import PROMPT
 from serving import parse, read_answer, request, split
 
@@ -120,6 +122,15 @@ def test_options_of_the_command(tmp_path: Path) -> None:
     assert process.first.startswith("a at http://127.0.0.1:")
     assert process.post({"model": "b", "prompt": "x" * 100}) == 413
     assert process.post({"model": "b", "prompt": "x"}) == 200
+    assert process.end(signal.SIGTERM) == 0
+
+
+def test_a_model_has_the_name_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "Qwen2.5-0.5B").symlink_to(welm.NANO, target_is_directory=True)
+    # The environment's model is not the one of the command line.
+    process = Process(str(tmp_path / "Qwen2.5-0.5B"), env={"WELM_SERVE_MODEL": "/nowhere"})
+    assert process.first.startswith("Qwen2.5-0.5B at ")
+    assert process.post({"model": "Qwen2.5-0.5B", "prompt": "x", "max_tokens": 1}) == 200
     assert process.end(signal.SIGTERM) == 0
 
 

@@ -29,6 +29,9 @@ const STACK: usize = 64 << 20;
 const FUEL: u64 = 200_000;
 const FUEL_PER_MESSAGE: u64 = 5_000;
 const FUEL_PER_BYTE: u64 = 2;
+/// So many messages have fuel of their own. A template that looks at all messages for each one runs out before that, and
+/// others need a small part of it; without an end, a long conversation would buy any amount of memory.
+const FUELLED_MESSAGES: u64 = 5_000;
 
 /// A model's chat templates and the special tokens that they may name.
 pub(crate) struct ChatTemplate {
@@ -183,7 +186,7 @@ impl ChatTemplate {
             ("documents", &documents),
             ("add_generation_prompt", &answer),
         ]);
-        let messages = request.messages.len() as u64;
+        let messages = FUELLED_MESSAGES.min(request.messages.len() as u64);
         let fuel = FUEL + FUEL_PER_MESSAGE * messages + FUEL_PER_BYTE * request.size() as u64;
         let rendered = jinja::render(source, &variables, fuel).map_err(|fault| failed(&fault))?;
         match continued {

@@ -621,3 +621,10 @@ fn long_conversations_have_fuel() {
     let source = "{% for m in messages %}{% for o in messages[loop.index0:] %}{% if o.role == 'x' %}{% endif %}{% endfor %}{% endfor %}{% for c in messages[49].content %}{{ c }}{% endfor %}";
     assert!(template(source).render(&asked(&messages[..400], true)).unwrap().ends_with("长"));
 }
+
+#[test]
+fn many_messages_buy_no_memory() {
+    let messages = vec![Message::new("a", ""); 300_000];
+    let failed = template("{{ 'x' * 6000000000 }}").render(&asked(&messages, true)).unwrap_err();
+    assert!(failed.to_string().contains("budget of steps and memory"), "{failed}");
+}

@@ -115,6 +115,7 @@ def run(args: Namespace) -> int:
         from welm.serve.keys import read_keys
         from welm.serve.server import is_loopback, listen
         from welm.serve.server import run as serve
+        from welm.serve.settings import name_of
     except ImportError as error:
         raise Failure(f'{error.name} is missing: pip install "welm[serve]"') from None
 
@@ -128,7 +129,7 @@ def run(args: Namespace) -> int:
             f"argument --host: {host} is reached from other machines; expected --api-keys, or --without-keys"
         )
     path = only_path(args)
-    name = Path(path).stem if path else "welm-nano"
+    name = name_of(path or welm.NANO)
     options = loading(args)
     settings = welm.serve.Settings(
         model_names=tuple(getattr(args, "model_name", (name,))),
@@ -192,7 +193,8 @@ def _complete(args: Namespace) -> None:
             raise Failure(f"{where}: unknown option{did_you_mean(name, flags)}")
         given[name] = (where, value)
     for name, (where, value) in given.items():
-        if getattr(args, name, None) is None:
+        on_the_line = args.path if name == "model" else None
+        if getattr(args, name, None) is None and on_the_line is None:
             _set(args, flags[name], where, value)
 
 

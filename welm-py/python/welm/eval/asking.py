@@ -72,11 +72,3 @@ class Asker:
         finally:
             self.seconds += time.perf_counter() - started
         return [answers[key] for key in keys]
-
-
-def added_tokens(model: welm.Model) -> list[int]:
-    """The tokens that the tokenizer adds in front of a text."""
-    text = "a"
-    alone = model.tokenize(text)
-    whole = [t.id for t in model.generate(text, max_tokens=0, echo=True).choices[0].tokens]
-    return whole[: len(whole) - len(alone)] if whole[-len(alone) :] == alone else []

@@ -22,7 +22,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 import welm
-from welm.eval.asking import Asker, added_tokens
+from welm._prompts import added_tokens
+from welm.eval.asking import Asker
 from welm.eval.journal import EvalError, Journal
 from welm.eval.requests import Request, Runner, Scored
 from welm.eval.tasks.ranking import LogLikelihood

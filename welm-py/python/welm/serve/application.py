@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, Response
 import welm
 from welm.serve import openai_chat, openai_completions, openai_responses, tokens, welm_api
 from welm.serve.checks import Checks
-from welm.serve.errors import Refusal, json_response, refusal_of
+from welm.serve.errors import Refusal, json_response
 from welm.serve.service import Job, Service
 from welm.serve.wire import read_json
 
@@ -142,13 +142,14 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.api_route("/health", methods=["GET", "HEAD"], response_model=None)
     async def health() -> Response:
-        return json_response({"status": "ok"})
+        return (
+            json_response({"status": "ok"}) if not service.ended else json_response({"status": "ended"}, 503)
+        )
 
     @app.api_route("/ready", methods=["GET", "HEAD"], response_model=None)
     async def ready() -> Response:
-        if service.draining:
-            return json_response({"status": "draining"}, 503)
-        return json_response({"status": "ready"})
+        status = "ended" if service.ended else "draining" if service.draining else "ready"
+        return json_response({"status": status}, 200 if status == "ready" else 503)
 
     @app.get("/metrics", response_model=None)
     async def metrics() -> Response:
@@ -178,7 +179,8 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    refusal = refusal_of(error)
+    service: Service = request.app.state.service
+    refusal = service.refusal_of(error)
     request.state.log_fields["error"] = refusal.message
     return refusal.response()
 

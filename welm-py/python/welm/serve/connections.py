@@ -16,11 +16,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 if TYPE_CHECKING:
     import asyncio
 
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 HEAD_SECONDS = 30.0
 """Longest time from a connection, or the last answer, to the end of a request's head."""
 
 HEAD_BYTES = 64 << 10
 """Most bytes of a request that are not its body, beside as many as the body has."""
+
+PIPELINED = 8
+"""Most requests of a connection that wait for the answer to an earlier one. More close it."""
 
 STALL_SECONDS = 120.0
 """Longest time that a client with an unsent answer may read nothing."""
@@ -40,6 +45,8 @@ class Connection(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
     _received = _body = _unsent = 0
+    _earlier: tuple[RequestResponseCycle, ...] = ()
+    """Requests without a whole answer before the last one, the only one that uvicorn tells of a hang-up."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
@@ -55,6 +62,10 @@ class Connection(HttpToolsProtocol):
                 timer.cancel()
         self.unfinished.pop(self, None)
         super().connection_lost(exc)
+        for request in self._earlier:
+            if not request.response_complete:
+                request.disconnected = True
+            request.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """A part of a request."""
@@ -83,7 +94,13 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
+        before = self.cycle
         super().on_headers_complete()
+        if len(self.pipeline) > PIPELINED:
+            self.transport.abort()
+        elif self.pipeline:  # uvicorn then reads nothing, and would not see that the client hangs up
+            self._earlier = tuple(one for one in (*self._earlier, before) if not one.response_complete)
+            self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""

@@ -13,6 +13,9 @@ import welm
 
 log = logging.getLogger("welm.serve")
 
+ENDED = "engine_stopped"
+"""The code of an error after which no request has an answer any more."""
+
 
 def compact(value: Any) -> bytes:
     """JSON without spaces. What came from a client, such as a name that is unknown, may not be text."""
@@ -85,7 +88,7 @@ def _refusal(error: BaseException) -> Refusal:
         case welm.QueueFull():
             return Refusal(429, str(error), code="queue_full", retry_after=1)
         case welm.EngineStopped() | welm.DeviceLost() | welm.Unavailable():
-            return Refusal(503, "the model cannot serve any more; the server has to be restarted")
+            return Refusal(503, "the model cannot serve any more; the server has to be restarted", code=ENDED)
         case welm.OutOfMemory():
             return Refusal(503, "there is not enough memory for this answer", retry_after=1)
         case welm.NotFinite() | welm.DeviceError():

@@ -45,10 +45,11 @@ async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
         "add_generation_prompt": fields.take("add_generation_prompt", bool),
         "continue_final_message": fields.take("continue_final_message", bool),
         "documents": fields.take("documents", list),
-        **fields.take("chat_template_kwargs", dict, default={}),
+        **variables_of(fields),
     }
     refuse_the_rest(fields)
     await service.charge(job)
+    service.log_texts(job, messages=conversation)
     prompt = await tokens_of(service, job, conversation, template)
     options["max_tokens"] = rest_of_context(service, prompt) if limit is None else limit
 
@@ -70,22 +71,46 @@ async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
         }
         for index, choice in enumerate(generation.choices)
     ]
-    if service.settings.log_prompts:
-        job.log(messages=conversation, answers=[choice.text for choice in generation.choices])
     told = {**head, "choices": choices, "usage": usage_of([generation.usage])}
     return json_response(told)
+
+
+_KEYS = {
+    "role", "content", "name", "reasoning_content", "refusal", "annotations", "audio",
+    "tool_calls", "function_call", "tool_call_id",
+    "type", "id", "status", "phase",
+}  # fmt: skip
+"""What a message may have. Clients send answers back as they came, with keys that say nothing to a model."""
+
+_NO_VARIABLES = {
+    "messages": "the conversation is in messages",
+    "tools": NO_TOOLS,
+    "chat_template": "the model's own template is used",
+}
+"""What `chat_template_kwargs` may not have. A template is a program, which a client may not bring."""
+
+
+def variables_of(fields: Fields) -> dict[str, Any]:
+    """The variables of the model's template that a request sets."""
+    variables: dict[str, Any] = fields.take("chat_template_kwargs", dict, default={})
+    for name, why in _NO_VARIABLES.items():
+        if name in variables:
+            fields.refuse(f"chat_template_kwargs.{name}", why, code="unsupported_parameter")
+    return variables
 
 
 def messages_of(fields: Fields, given: list[Any], name: str = "messages") -> list[dict[str, Any]]:
     """The messages of a conversation, for the model's template.
 
     A message's content may be an array of parts, of which only text is known. A message from the `developer` is one
-    from the `system`, because that is the role that templates have.
+    from the `system`, because that is the role that templates have. `reasoning_content` is for templates that read it.
     """
     messages: list[dict[str, Any]] = []
     for at, one in enumerate(given):
         where = f"{name}[{at}]"
         message = _object(fields, where, one)
+        if unknown := {key for key, value in message.items() if value is not None} - _KEYS:
+            fields.refuse(f"{where}.{min(unknown)[:40]}", "unknown field", code="unknown_parameter")
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str):
             fields.wrong(f"{where}.role", "a string", role)
@@ -98,7 +123,8 @@ def messages_of(fields: Fields, given: list[Any], name: str = "messages") -> lis
         if not isinstance(content, str):
             fields.wrong(f"{where}.content", "a string or an array", content)
         told = {"role": "system" if role == "developer" else role, "content": content}
-        messages.append({**told, "name": message["name"]} if isinstance(message.get("name"), str) else told)
+        more = ("name", "reasoning_content")
+        messages.append({**told, **{key: message[key] for key in more if isinstance(message.get(key), str)}})
     if not messages:
         fields.refuse(name, "expected a message, got none")
     return messages

@@ -46,6 +46,7 @@ async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
     fields.only("best_of", "as many sequences are generated as are returned, n", options["n"])
     fields.end()
     await service.charge(job)
+    service.log_texts(job, prompt=prompts)
 
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
@@ -66,8 +67,6 @@ async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
         }
         for index, choice in enumerate(c for generation in generations for c in generation.choices)
     ]
-    if service.settings.log_prompts:
-        job.log(prompt=prompts, answers=[choice["text"] for choice in choices])
     usage = usage_of([generation.usage for generation in generations])
     return json_response({**head, "choices": choices, "usage": usage})
 

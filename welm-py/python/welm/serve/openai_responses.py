@@ -65,6 +65,7 @@ async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
     fields.only("top_logprobs", "log-probabilities are given by /v1/chat/completions", 0)
     fields.end()
     await service.charge(job)
+    service.log_texts(job, messages=conversation)
     prompt = await tokens_of(service, job, conversation, {})
     options["max_tokens"] = rest_of_context(service, prompt) if limit is None else limit
     told: dict[str, Any] = {
@@ -97,8 +98,6 @@ async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
         events = _events(service, job, prompt, options, told, number)
         return await service.events(job, events, lambda refusal: number.event("error", **_error(refusal)))
     (generation,) = await service.whole(job, [prompt], options)
-    if service.settings.log_prompts:
-        job.log(messages=conversation, answers=[generation.text])
     item = _item(_item_id(), generation.text, "completed")
     _finish(told, item, generation.choices[0].finish_reason, generation.usage)
     return json_response(told)

@@ -85,7 +85,7 @@ class Quota:
         with self._transaction():
             self._base.execute("DELETE FROM characters WHERE day < ?", (day,))
             self._base.execute(
-                "INSERT INTO characters VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n",
+                "INSERT INTO characters VALUES (?, ?, ?) ON CONFLICT (owner, day) DO UPDATE SET n = n + excluded.n",
                 (owner, day, characters),
             )
 

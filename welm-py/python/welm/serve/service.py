@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect
 
 import welm
-from welm.serve.errors import Refusal, log, refusal_of, timed_out
+from welm.serve.errors import ENDED, Refusal, log, refusal_of, timed_out
 from welm.serve.gate import Full, Gate, Late
 from welm.serve.keys import Client, Keys
 from welm.serve.metrics import Metrics
@@ -92,6 +92,8 @@ class Service:
         self.created = int(time.time())
         self.draining = False
         """Set when the server is about to end."""
+        self.ended = False
+        """Set when the engine has ended, and the process has to be started again."""
 
     @property
     def name(self) -> str:
@@ -144,6 +146,17 @@ class Service:
             raise Refusal(429, f"quota: {spent[0]}", code="rate_limit_exceeded", retry_after=spent[1])
         job.counted = True
 
+    def refusal_of(self, error: Exception) -> Refusal:
+        """What a client is told of an exception."""
+        refusal = refusal_of(error)
+        self.ended |= refusal.code == ENDED
+        return refusal
+
+    def log_texts(self, job: Job, **texts: Any) -> None:
+        """Adds texts to the request's line in the log, if the settings want them there."""
+        if self.settings.log_prompts:
+            job.log(**texts)
+
     def check_model(self, name: object) -> None:
         """Refuses a model that is not served."""
         if name not in self.settings.model_names:
@@ -178,6 +191,7 @@ class Service:
             self.metrics.used(generation.usage)
             job.count(generation.usage)
         await self._charge_characters(job, characters)
+        self.log_texts(job, answers=[choice.text for one in generations for choice in one.choices])
         return generations
 
     async def pieces(
@@ -190,6 +204,7 @@ class Service:
         """
         queue: asyncio.Queue[tuple[int, welm.Piece] | BaseException | None] = asyncio.Queue()
         characters = 0
+        texts: dict[tuple[int, int], str] = {}  # only if they are logged
 
         async def one(number: int) -> None:
             nonlocal characters
@@ -200,6 +215,9 @@ class Service:
                 async with stream:
                     async for piece in stream:
                         characters += len(piece.text)
+                        if self.settings.log_prompts:
+                            at = (number, piece.index)
+                            texts[at] = texts.get(at, "") + piece.text
                         if piece.finish:
                             completion += piece.finish.completion_tokens
                             cached = max(cached, piece.finish.cached_tokens)
@@ -219,6 +237,7 @@ class Service:
                 self.metrics.finished("cancelled", job.age)
                 raise
             finally:
+                self.log_texts(job, answers=[texts[at] for at in sorted(texts)])
                 await self._charge_characters(job, characters)
             queue.put_nowait(None)
 
@@ -252,12 +271,16 @@ class Service:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
 
-    async def prepare(self, job: Job, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    async def prepare(self, job: Job, function: Callable[..., Any], /, *given: Any, **named: Any) -> Any:
         """Calls a function that takes long for a long text: on another thread, in the client's turn."""
-        try:
+        call = partial(function, *given, **named)
+
+        async def work() -> Any:
             async with self._preparing.enter(job.client.name, 1, job.left):
-                call = partial(function, *given, **named)
                 return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+        try:
+            return await unless_gone(job.http, work())
         except (Full, Late) as error:
             raise self._not_in_time(job, error) from None
 
@@ -280,7 +303,30 @@ class Service:
             await events.aclose()
             raise
         failed = failed or (lambda refusal: event(refusal.body))
-        return Events(_with_errors(coming, events, failed), self.settings.keep_alive)
+        return Events(self._with_errors(job, coming, events, failed), self.settings.keep_alive)
+
+    async def _with_errors(
+        self,
+        job: Job,
+        first: asyncio.Future[bytes],
+        rest: AsyncGenerator[bytes, None],
+        failed: Callable[[Refusal], bytes],
+    ) -> AsyncGenerator[bytes, None]:
+        """The first event and the rest; an error is an event, too."""
+        try:
+            yield await first
+            async for one in rest:
+                yield one
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            refusal = self.refusal_of(error)
+            job.log(error=refusal.message)
+            yield failed(refusal)
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await rest.aclose()
 
     @contextlib.asynccontextmanager
     async def turn(self, job: Job, sequences: object) -> AsyncGenerator[None, None]:
@@ -322,21 +368,3 @@ class Service:
             await self.quota.add(job.client.name, characters)
         except sqlite3.Error as error:
             log.error("%d characters of %s are not counted: %s", characters, job.client.name, error)
-
-
-async def _with_errors(
-    first: asyncio.Future[bytes], rest: AsyncGenerator[bytes, None], failed: Callable[[Refusal], bytes]
-) -> AsyncGenerator[bytes, None]:
-    """The first event and the rest; an error is an event, too."""
-    try:
-        yield await first
-        async for one in rest:
-            yield one
-    except ClientDisconnect:
-        pass
-    except Exception as error:
-        yield failed(refusal_of(error))
-    finally:
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        await rest.aclose()

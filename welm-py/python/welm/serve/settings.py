@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from welm.serve.keys import check_keys
 
 RESERVED = ("medium", "large", "xl")
 """The models of WeLM's public API. A completion for one of them is answered as that API answers."""
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """The name that a model has for clients by default: that of its folder, or of its file without ``.gguf``."""
+    return Path(os.path.abspath(path)).name.removesuffix(".gguf")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import welm
+from welm._prompts import added_tokens
 from welm.serve.errors import json_response, timed_out
 from welm.serve.fields import Fields
-from welm.serve.openai_chat import messages_of, tokens_of
+from welm.serve.openai_chat import messages_of, tokens_of, variables_of
 from welm.serve.openai_fields import are_tokens, logprob_of, spelling
 from welm.serve.wire import unless_gone
 
@@ -41,7 +42,7 @@ async def tokenize(service: Service, job: Job, body: dict[str, Any]) -> Response
         conversation = messages_of(fields, messages)
         template = {
             "add_generation_prompt": fields.take("add_generation_prompt", bool),
-            **fields.take("chat_template_kwargs", dict, default={}),
+            **variables_of(fields),
         }
         fields.end()
         tokens = await tokens_of(service, job, conversation, template)
@@ -50,11 +51,8 @@ async def tokenize(service: Service, job: Job, body: dict[str, Any]) -> Response
 
 
 def _tokens(model: welm.Model, prompt: str, special: bool, begin: bool) -> list[int]:
-    if not begin:
-        return model.tokenize(prompt, special)
-    # The prompt of a request that computes nothing.
-    got = model.generate(prompt, max_tokens=0, echo=True, parse_special=special)
-    return [token.id for token in got.choices[0].tokens]
+    tokens = model.tokenize(prompt, special)
+    return [*added_tokens(model), *tokens] if begin else tokens
 
 
 async def detokenize(service: Service, job: Job, body: dict[str, Any]) -> Response:
@@ -76,6 +74,9 @@ async def score(service: Service, job: Job, body: dict[str, Any]) -> Response:
         fields.refuse("prompt", "expected one text, or its token ids")
     continuations: list[str | list[int]] = fields.need("continuations", list)
     fields.end()
+    if len(continuations) > service.settings.queue_limit:
+        most = service.settings.queue_limit
+        fields.refuse("continuations", f"expected at most {most:,}, got {len(continuations):,}")
     await service.charge(job)
 
     async def work() -> list[welm.Score]:

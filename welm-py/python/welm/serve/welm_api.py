@@ -63,6 +63,7 @@ async def _answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
     }
     fields.end()
     await service.charge(job, always=True)
+    service.log_texts(job, prompt=prompt)
     (generation,) = await service.whole(job, [prompt], options)
     choices = [
         {
@@ -80,8 +81,6 @@ async def _answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
         "model": name,
         "choices": choices,
     }
-    if service.settings.log_prompts:
-        job.log(prompt=prompt, answers=[choice["text"] for choice in choices])
     return json_response(told)
 
 

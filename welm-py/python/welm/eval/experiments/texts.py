@@ -9,7 +9,8 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, TypeAlias
 
-from welm.eval.asking import Asker, added_tokens
+from welm._prompts import added_tokens
+from welm.eval.asking import Asker
 from welm.eval.journal import EvalError
 from welm.eval.requests import Answer, Request
 
