@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 import welm
 import welm.batch as batch
+from welm.serve.service import Service
 
 from conftest import PROMPT
 
@@ -122,6 +124,7 @@ def test_wrong_outputs(tmp_path: Path) -> None:
     for text, told in (
         ("x\n", ":1: expected an answer of a batch"),
         ('{"custom_id": "b", "response": {"status_code": 200}}\n', ":1: b is an answer of another batch"),
+        ('{"a file": "of somebody else, without an end of line"}', "out: expected answers of a batch"),
     ):
         (tmp_path / "out").write_text(text, "utf-8")
         with pytest.raises(batch.BatchError) as error:
@@ -132,6 +135,29 @@ def test_wrong_outputs(tmp_path: Path) -> None:
         batch.run(None, tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(FileNotFoundError):
         batch.run(None, src, tmp_path / "nowhere" / "out", threads=1)
+
+
+def test_nothing_is_written_after_the_engine_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    src = write(tmp_path / "in", *(request(f"{n}", prompt="春", max_tokens=1) for n in range(5)))
+    whole, asked = Service.whole, itertools.count()
+
+    async def ended(self: Service, *given: Any) -> list[welm.Generation]:
+        if next(asked) >= 2:
+            raise welm.EngineStopped("a fault of the device")
+        return await whole(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Service, "whole", ended)
+        patch.setattr(batch, "WINDOW", 1)
+        with pytest.raises(batch.BatchError, match="the same command goes on"):
+            batch.run(None, src, tmp_path / "out", threads=1)
+    assert {status for status, _ in read(tmp_path / "out").values()} == {200}
+    assert batch.run(None, src, tmp_path / "out", threads=1) == {"200": 5}
+
+
+def test_a_small_queue_refuses_nothing(tmp_path: Path) -> None:
+    src = write(tmp_path / "in", *(request(f"{n}", prompt=PROMPT, max_tokens=20) for n in range(30)))
+    assert batch.run(None, src, tmp_path / "out", threads=1, queue_limit=2) == {"200": 30}
 
 
 def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import welm
@@ -36,6 +35,10 @@ __all__ = ["BatchError", "run"]
 
 WINDOW = 512
 """Requests that a model works on at once."""
+
+_NUMBER = "batch_req_"
+_BEGIN = json.dumps({"id": _NUMBER}).encode()[:-2]
+"""How every line of the output begins."""
 
 
 class BatchError(Exception):
@@ -133,6 +136,9 @@ def _done(dst: str | os.PathLike[str], requests: dict[str, str]) -> dict[str, st
             if name not in requests:
                 raise BatchError(f"{os.fspath(dst)}:{number}: {str(name)[:40]} is an answer of another batch")
             done[name] = status
+        rest = whole[end:]
+        if rest[: len(_BEGIN)] != _BEGIN[: len(rest)]:
+            raise BatchError(f"{os.fspath(dst)}: expected answers of a batch, got {rest[:60]!r}")
         file.truncate(end)
     return done
 
@@ -141,11 +147,15 @@ class _Worker:
     """A model that answers lines."""
 
     def __init__(self, path: str, name: str | None, options: dict[str, Any]) -> None:
+        from welm.serve.errors import ENDED
         from welm.serve.inside import Inside
+        from welm.serve.settings import name_of
 
         model = welm.Model(path, **options)
-        shown = name or Path(path).stem
-        self._inside = Inside(model, shown, any_name=name is None, parallel=options.get("max_running", 64))
+        # No more than the engine takes: a request that it refuses for that would have no answer.
+        parallel = min(options.get("max_running", 64), options.get("queue_limit", 1024))
+        self._ended = ENDED
+        self._inside = Inside(model, name or name_of(path), any_name=name is None, parallel=parallel)
 
     async def answers(self, lines: Iterable[str]) -> list[str]:
         """The answers of some lines."""
@@ -155,9 +165,11 @@ class _Worker:
         """The answer of a line."""
         request = json.loads(line)
         status, body = await self._inside.ask(request)
+        if status == 503 and body["error"]["code"] == self._ended:
+            raise BatchError("the model cannot compute any more, see the log; the same command goes on")
         return json.dumps(
             {
-                "id": f"batch_req_{uuid.uuid4().hex}",
+                "id": _NUMBER + uuid.uuid4().hex,
                 "custom_id": request["custom_id"],
                 "response": {"status_code": status, "request_id": uuid.uuid4().hex, "body": body},
                 "error": None,

@@ -74,13 +74,13 @@ def prefill(model: Model, length: int, source: random.Random) -> float:
     return length / (time.perf_counter() - started)
 
 
-def decode(model: Model, sequences: int, new_tokens: int, source: random.Random) -> float:
-    """Tokens a second of the decode of all sequences together."""
+def decode(model: Model, sequences: int, new_tokens: int, source: random.Random, running: int) -> float:
+    """Tokens a second of the decode of all sequences together, of which at most ``running`` run at once."""
     prompts = [random_prompt(model, DECODE_PROMPT, source) for _ in range(sequences)]
     before = model.stats().time_between_tokens
     model.generate(prompts, max_tokens=new_tokens, temperature=0, ignore_eos=True)
     after = model.stats().time_between_tokens
-    return sequences * (after.count - before.count) / (after.sum - before.sum)
+    return min(sequences, running) * (after.count - before.count) / (after.sum - before.sum)
 
 
 def peak_resident_bytes() -> int | None:
@@ -131,7 +131,8 @@ def run(args: Namespace) -> int:
         measure(f"prefill {length}", row, partial(prefill, model, length, source))
     for sequences in args.sequences:
         row = {"what": "decode", "sequences": sequences, "new_tokens": args.new_tokens}
-        rate = partial(decode, model, sequences, args.new_tokens, source)
+        running = getattr(args, "max_running", sequences)
+        rate = partial(decode, model, sequences, args.new_tokens, source, running)
         measure(f"decode {args.new_tokens} × {sequences}", row, rate)
     peak, memory = peak_resident_bytes(), model.memory
     if args.json:

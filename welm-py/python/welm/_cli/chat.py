@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SUMMARY = """Holds a conversation, with models that have a chat template.
 
 Each line is a message. Ctrl-C stops an answer and keeps its text so far; Ctrl-D leaves. If stdin is not a terminal, its
-lines are the messages, and only the answers are printed."""
+lines are the messages, and only the answers are printed; Ctrl-C then ends the command."""
 EXAMPLES = (
     "chat --model smollm2.gguf",
     'chat --model smollm2.gguf --system "You are a pirate." --temperature 0.7',
@@ -90,8 +90,11 @@ class Chat:
             error.filename = path
             raise
 
-    def say(self, message: str, *, waiting: bool = False) -> None:
-        """Answers a message, with a spinner if ``waiting``. A message that fails is removed from the conversation."""
+    def say(self, message: str, *, waiting: bool = False) -> bool:
+        """Answers a message, with a spinner if ``waiting``; gives whether Ctrl-C stopped the answer.
+
+        A message that fails is removed from the conversation.
+        """
         messages = [*self._messages, {"role": "user", "content": message}]
         tokens = self._model.chat_tokens(messages)
         context = self._model.memory.context_tokens
@@ -126,6 +129,7 @@ class Chat:
             remark(f"[{reason}]")
         elif sequence.finish_reason in ("cancelled", "deadline"):
             remark(f"[{'stopped' if sequence.finish_reason == 'cancelled' else 'the deadline has passed'}]")
+        return sequence.finish_reason == "cancelled"
 
 
 def obey(chat: Chat, line: str) -> None:
@@ -148,8 +152,8 @@ def run(args: Namespace) -> int:
     chat.check()
     if not sys.stdin.isatty():
         for line in stdin_lines():
-            if line.strip():
-                chat.say(line)
+            if line.strip() and chat.say(line):
+                return 130
         return 0
 
     prompt = "> "
