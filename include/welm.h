@@ -1398,8 +1398,8 @@ welm_status welm_model_stream(const welm_model *model,
  * - threads: one at a time on one stream; a second one is refused with `WELM_INVALID_ARGUMENT`.
  * - NULL: not allowed for `stream` and `piece`; allowed for `error`.
  * - encoding: its text is UTF-8: `text_len` bytes, then a NUL.
- * - errors: `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults, after which the stream has ended;
- *   the general errors.
+ * - errors: `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED`, `WELM_OUT_OF_MEMORY`, and with
+ *   `guard_mapped_files` `WELM_INVALID_FILE` for faults, after which the stream has ended; the general errors.
  */
 welm_status welm_stream_next(const welm_stream *stream,
                              const welm_piece **piece,

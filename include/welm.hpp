@@ -168,7 +168,13 @@ struct Texts {
 
     template <class Range>
     explicit Texts(const Range& texts) {
-        for (const std::string_view text : texts) {
+        for (auto&& element : texts) {
+            using Element = decltype(element);
+            using Value = std::remove_cv_t<std::remove_reference_t<Element>>;
+            static_assert(std::is_lvalue_reference_v<Element> || std::is_same_v<Value, std::string_view> ||
+                              std::is_pointer_v<Value>,
+                          "the range makes its texts as it is read: put them into a vector first");
+            const std::string_view text = element;
             data.push_back(text.data());
             lens.push_back(text.size());
         }
@@ -456,7 +462,8 @@ public:
         });
     }
 
-    /// Log-likelihoods of given continuations, which are any range whose elements convert to std::string_view.
+    /// Log-likelihoods of given continuations, which are any range that holds its elements, or has views of them; they
+    /// convert to std::string_view.
     template <class Range = std::initializer_list<std::string_view>>
     Result<Scores> try_score(std::string_view prompt, const Range& continuations) const {
         const detail::Texts texts(continuations);

@@ -161,7 +161,7 @@ pub(crate) fn stats<'py>(py: Python<'py>, s: core::Stats) -> Object<'py> {
 }
 
 pub(crate) fn config<'py>(py: Python<'py>, c: &core::ModelConfig) -> Object<'py> {
-    // The first; no family has more than one so far.
+    // The first. Gemma 3 has a second one, for its local layers, which is not shown.
     let rope = &c.ropes[0];
     record!(py, "ModelConfig" {
         family: &c.family,
