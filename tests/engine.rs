@@ -379,6 +379,17 @@ fn memory_is_estimated_refused_and_given_back() {
     assert!(estimate.mapped_bytes as f64 > 0.95 * file as f64, "{estimate:?} of {file}");
     let limited = LoadOptions { memory_limit: Some(estimate.total_bytes() - 1), ..options.clone() };
     assert!(matches!(Model::load(nano(), &limited), Err(Error::OutOfMemory { .. })));
+    // What was asked for is refused, whatever the limit, and what is said to fit does. (Blocks take memory beside the cache.)
+    let load = |memory_limit, cache_tokens| {
+        let (memory_limit, cache_tokens) = (Some(memory_limit), Some(cache_tokens));
+        Model::load(nano(), &LoadOptions { memory_limit, cache_tokens, ..LoadOptions::default() }).map(drop)
+    };
+    assert!(matches!(load(u64::MAX, 1 << 32), Err(Error::OutOfMemory { .. })));
+    let Err(Error::OutOfMemory { fitting_cache_tokens: Some(fits), .. }) = load(20_000_000, 4_000_000) else {
+        panic!("a cache that fits into 20 MB")
+    };
+    assert_eq!(load(20_000_000, fits), Ok(()));
+    assert!(matches!(load(20_000_000, fits + 16), Err(Error::OutOfMemory { .. })));
     let stopped = LoadOptions { progress: Some(std::sync::Arc::new(|_| false)), ..options.clone() };
     assert_eq!(Model::load(nano(), &stopped).map(drop), Err(Error::LoadCancelled));
 
@@ -391,6 +402,7 @@ fn memory_is_estimated_refused_and_given_back() {
     let model = Model::load(nano(), &LoadOptions { threads: Some(3), ..options }).unwrap();
     assert_eq!(model.memory(), estimate_with_threads(&estimate, &model));
     let stream = model.stream("春", &GenerateOptions::greedy(50)).unwrap();
+    let cancel = stream.canceller();
     drop(model);
     assert_eq!(
         stream.map(Result::unwrap).filter(|p| p.finish.is_some()).count(),
@@ -400,6 +412,7 @@ fn memory_is_estimated_refused_and_given_back() {
     if cfg!(target_os = "linux") && std::env::var_os("NEXTEST").is_some() {
         assert_eq!(threads(), count, "the last handle ends the threads"); // nextest: a process of its own
     }
+    cancel(); // it kept nothing alive, and finds nothing to end
 }
 
 /// Scratch grows with the threads; all else must be as estimated.

@@ -90,6 +90,18 @@ fn a_context_can_be_stretched_so_far() {
     assert!(error.to_string().contains("at most the model's 256, got 257"), "{error}");
 }
 
+/// Frequencies follow the context that was asked for. How many tokens the cache has must not change a text.
+#[test]
+fn the_cache_changes_no_frequencies() {
+    let logits = |name, cache_tokens| {
+        let options = LoadOptions { cache_tokens: Some(cache_tokens), ..of_folder(name) };
+        Model::load(fixture(name), &options).unwrap().logits(&[3, 5, 8][..], 0).unwrap()
+    };
+    for name in ["llama_rope_longrope", "llama_rope_dynamic"] {
+        assert!(logits(name, 16) == logits(name, 1024), "{name}");
+    }
+}
+
 #[test]
 fn configs_as_older_transformers_wrote_them() {
     for entry in std::fs::read_dir(fixture("")).unwrap() {

@@ -103,7 +103,7 @@ impl Estimate {
         loop {
             let options = LoadOptions { chunk_tokens: Some(chunk), ..options.clone() };
             let estimate = Self::of_source::<B>(source, &options)?;
-            match estimate.check(Available { memory, ..Available::default() }) {
+            match estimate.check(Available { memory, ..Available::default() }, 0) {
                 Err(Error::OutOfMemory { .. }) if chunk > least => chunk = (chunk / 2).max(least),
                 checked => {
                     checked?;
@@ -120,8 +120,9 @@ impl Estimate {
         }
     }
 
-    /// Refuses what cannot fit, with the numbers. The files are mapped already.
-    pub(crate) fn check(&self, available: Available) -> Result<()> {
+    /// Refuses what cannot fit, with the numbers. The files are mapped already. So many bytes of the scratch are for each
+    /// block of the cache.
+    pub(crate) fn check(&self, available: Available, scratch_of_block: u64) -> Result<()> {
         let beside_files = |left: Option<u64>| left.map(|left| left.saturating_add(self.mapped_bytes));
         let Available { memory, address_space, data } = available;
         let least = [memory, beside_files(address_space), beside_files(data)].into_iter().flatten().min();
@@ -129,8 +130,9 @@ impl Estimate {
         if self.total_bytes() <= available {
             return Ok(());
         }
-        let block_bytes = self.cache_bytes / (self.cache_tokens / BLOCK_TOKENS).max(1) as u64;
-        let left = available.saturating_sub(self.total_bytes() - self.cache_bytes);
+        let blocks = (self.cache_tokens / BLOCK_TOKENS) as u64;
+        let block_bytes = self.cache_bytes / blocks.max(1) + scratch_of_block;
+        let left = available.saturating_sub(self.total_bytes() - blocks * block_bytes);
         let fitting = (left / block_bytes.max(1)) as usize * BLOCK_TOKENS;
         Err(Error::OutOfMemory {
             required: self.total_bytes(),
@@ -167,6 +169,7 @@ pub(crate) fn limits<B: Backend>(config: &ModelConfig, options: &LoadOptions) ->
         max_rows: chunk_tokens + options.max_running,
         max_logit_rows: options.max_running.min(32),
         max_context,
+        rope_context: context,
         n_blocks,
     })
 }

@@ -370,8 +370,14 @@ pub(crate) mod tests {
             let source = Source::open(&folder, None, false).unwrap();
             // One thread, so that this thread's count has all allocations.
             let options = LoadOptions { threads: Some(1), dtype, ..LoadOptions::default() };
-            let limits =
-                Limits { chunk_tokens: 6, max_rows: 8, max_logit_rows: 2, max_context: 64, n_blocks: 4 };
+            let limits = Limits {
+                chunk_tokens: 6,
+                max_rows: 8,
+                max_logit_rows: 2,
+                max_context: 64,
+                rope_context: 64,
+                n_blocks: 4,
+            };
             let mut cpu = Cpu::new(&source.config, &options, limits).unwrap();
             let weights = Weights::load(&mut cpu, &source, |_| Ok(())).unwrap();
             let mut kv = KvCache::new(source.config.n_layers, || cpu.kv_layer(limits.n_blocks)).unwrap();

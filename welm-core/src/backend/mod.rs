@@ -35,6 +35,8 @@ pub(crate) struct Limits {
     pub(crate) max_logit_rows: usize,
     /// Most tokens of a sequence.
     pub(crate) max_context: usize,
+    /// Tokens that rotary embeddings are stretched for: the context that was asked for, however many the cache holds.
+    pub(crate) rope_context: usize,
     /// Blocks of the KV cache, over all sequences.
     pub(crate) n_blocks: usize,
 }

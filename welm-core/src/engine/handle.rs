@@ -20,9 +20,13 @@ use crate::host::threads::{STACK, refused};
 use crate::host::{panics, quiet};
 use crate::options::LoadOptions;
 
+/// Bytes that the engine's thread takes for each block of the cache: what the block manager has of a block in the prefix
+/// cache. Its index doubles its room when it is full, so it may have twice as many places as blocks.
+pub(crate) const BLOCK_BYTES: usize = 384;
+
 /// Bytes that the engine's thread takes by itself: for blocks of the cache, the rows of a step, and choosing tokens.
 pub(crate) fn queue_bytes(limits: Limits, vocab_size: usize) -> usize {
-    128 * limits.n_blocks + 64 * limits.max_rows + 16 * vocab_size
+    BLOCK_BYTES * limits.n_blocks + 64 * limits.max_rows + 16 * vocab_size
 }
 
 /// A model's connection to its engine.

@@ -36,7 +36,7 @@ use crate::transformer::{Scratch, Weights};
 use crate::weights::map::Files;
 
 pub(crate) use self::events::{Event, EventReceiver};
-pub(crate) use self::handle::{Handle, queue_bytes};
+pub(crate) use self::handle::{BLOCK_BYTES, Handle, queue_bytes};
 
 /// Everything that the engine's thread owns.
 pub(crate) struct Engine<B: Backend> {

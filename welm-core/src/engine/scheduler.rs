@@ -174,6 +174,9 @@ impl Scheduler {
             for _ in 0..need {
                 seq.blocks.push(self.blocks.allocate().expect("counted above"));
             }
+            if seq.shared.ticket.is_queued() {
+                seq.cached_tokens = seq.computed;
+            }
             admitted(&seq);
             self.running.push(seq);
         }

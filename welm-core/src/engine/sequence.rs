@@ -182,9 +182,6 @@ impl Sequence {
         let limit = self.wanted.min(self.tokens.len() - 1).min(self.shared_len(manager));
         (self.blocks, self.known) = manager.lookup(self.request().root(), &self.tokens[..limit]);
         self.computed = self.blocks.len() * BLOCK_TOKENS;
-        if self.shared.ticket.is_queued() {
-            self.cached_tokens = self.computed;
-        }
     }
 
     /// How many of the first tokens may be in blocks that are shared with other sequences.

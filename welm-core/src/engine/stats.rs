@@ -83,11 +83,11 @@ pub struct Stats {
     pub preemptions: u64,
     /// Steps of the engine.
     pub steps: u64,
-    /// Prompt tokens computed or found in the prefix cache.
+    /// Prompt tokens of requests that began to run, found in the prefix cache or to be computed.
     pub prompt_tokens: u64,
     /// Prompt tokens found in the prefix cache.
     pub prefix_hit_tokens: u64,
-    /// Generated tokens.
+    /// Generated tokens, with those that ended a sequence.
     pub completion_tokens: u64,
     /// Blocks of the KV cache.
     pub blocks_total: usize,

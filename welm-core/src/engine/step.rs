@@ -378,8 +378,8 @@ fn copy_partial<B: Backend>(
         return Ok(());
     };
     if let Some(block) = blocks.allocate() {
+        to.blocks.push(block); // before the copy: if that fails, it is given back with the others
         kv.copy_block(|layer| backend.copy_block(layer, partial, block))?;
-        to.blocks.push(block);
         to.computed = from.computed;
     }
     Ok(())

@@ -28,7 +28,7 @@ fn every_limit_counts_what_it_limits() {
         cache_tokens: 5 * BLOCK_TOKENS,
     };
     let with = |memory, address_space, data| {
-        estimate.check(Available { memory, address_space, data }).map_err(|e| match e {
+        estimate.check(Available { memory, address_space, data }, 0).map_err(|e| match e {
             Error::OutOfMemory { required: 1_160, available, fitting_cache_tokens, .. } => {
                 (available, fitting_cache_tokens)
             }
@@ -40,6 +40,12 @@ fn every_limit_counts_what_it_limits() {
     assert_eq!(with(Some(1_159), None, None), Err((1_159, Some(4 * BLOCK_TOKENS))));
     assert_eq!(with(None, Some(120), None), Err((1_120, Some(BLOCK_TOKENS))));
     assert_eq!(with(Some(1_160), Some(160), Some(0)), Err((1_000, None)));
+    // With 2 bytes of scratch for each of the five blocks, 1,100 bytes do not depend on the cache.
+    let limited = Available { memory: Some(1_124), ..Available::default() };
+    let error = estimate.check(limited, 2).unwrap_err();
+    assert!(
+        matches!(error, Error::OutOfMemory { fitting_cache_tokens: Some(tokens), .. } if tokens == 2 * BLOCK_TOKENS)
+    );
 }
 
 #[test]

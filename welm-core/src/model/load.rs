@@ -13,7 +13,7 @@ use crate::checkpoint::describe::Description;
 use crate::checkpoint::load::Source;
 use crate::checkpoint::open::{Opened, open};
 use crate::config::ModelConfig;
-use crate::engine::{Engine, Handle, queue_bytes};
+use crate::engine::{BLOCK_BYTES, Engine, Handle, queue_bytes};
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, limits};
 use crate::host;
@@ -168,8 +168,13 @@ impl Model {
             return Err(Error::option("activations", reason));
         }
         let estimate = on_cpu(&opened, options)?;
+        host::memory::give_back(); // what reading the files took for a while
         let available = Available::now();
-        estimate.check(Available { memory: options.memory_limit.or(available.memory), ..available })?;
+        // The tokenizer is there already.
+        let taken = opened.tokenizer.as_ref().map_or(0, Tokenizer::bytes);
+        let left = available.memory.map(|left| left.saturating_add(taken));
+        let memory = [options.memory_limit, left].into_iter().flatten().min();
+        estimate.check(Available { memory, ..available }, BLOCK_BYTES as u64)?;
         Self::start(path, opened, options, estimate, |config, limits| Cpu::new(config, options, limits))
     }
 
@@ -215,10 +220,11 @@ impl Model {
             }
         }
         let limits = limits::<B>(&config, options)?;
-        let short = config.ropes.iter().find_map(|rope| rope.unstretched_in_transformers(limits.max_context));
+        let short =
+            config.ropes.iter().find_map(|rope| rope.unstretched_in_transformers(limits.rope_context));
         if let Some(short) = short {
             tracing::warn!(
-                context_tokens = limits.max_context,
+                context_tokens = limits.rope_context,
                 short,
                 "the rotary embedding is stretched for all texts; transformers does not stretch it for a text of at most \
                  `short` tokens, and with context_tokens of so many, neither does this"
@@ -272,7 +278,7 @@ impl Model {
     /// is compared with the embedding, and counted if it differs.
     ///
     /// # Errors
-    /// As [`Model::load`], without the ones about memory.
+    /// As [`Model::load`], without the ones about memory and about what the machine can compute.
     pub fn estimate(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Estimate> {
         options.validate()?;
         let _guarded = guard(options);
@@ -281,7 +287,10 @@ impl Model {
         opened.source.files().check()?; // what was read of them
         match options.device {
             #[cfg(feature = "kernels")]
-            Device::Cuda(_) => Estimate::of_source::<Cuda>(&opened.source, options),
+            Device::Cuda(_) => {
+                Cuda::check(&opened.source.config, options)?;
+                Estimate::of_source::<Cuda>(&opened.source, options)
+            }
             #[cfg(not(feature = "kernels"))]
             Device::Cuda(_) => Err(no_cuda()),
             Device::Auto | Device::Cpu => on_cpu(&opened, options),

@@ -17,7 +17,7 @@ const COUNTED_TOKENS: usize = 1 << 14;
 pub enum Prompt<'a> {
     /// Text, tokenized by the model, with the token that starts a text where the model has one.
     Text(&'a str),
-    /// Tokens; nothing is added.
+    /// Tokens; nothing is added. If they end within a character, the generated text begins with U+FFFD for the rest of it.
     Tokens(&'a [u32]),
     /// A conversation, by the model's chat template: what [`Model::chat_request_tokens`] gives. Special tokens are
     /// parsed, whatever [`GenerateOptions::parse_special`](crate::GenerateOptions::parse_special) says, and none is put in front.

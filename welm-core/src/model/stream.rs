@@ -3,6 +3,7 @@
 use std::fmt;
 #[cfg(feature = "futures")]
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -77,10 +78,13 @@ impl Stream {
 
     /// As [`Stream::cancel`], for another thread while this one waits for a piece.
     pub fn canceller(&self) -> impl Fn() + Send + Sync + 'static {
-        let (model, dropped) = (self.model.clone(), self.dropped.clone());
+        // It keeps no model alive.
+        let (model, dropped) = (Arc::downgrade(&self.model.inner), self.dropped.clone());
         move || {
             dropped.cancel();
-            model.inner.engine.wake();
+            if let Some(model) = model.upgrade() {
+                model.engine.wake();
+            }
         }
     }
 

@@ -50,8 +50,9 @@ options! {
         pub stop: Vec<String> = Vec::new(), Texts(Self::MAX_STOP), "none";
         /// Tokens that end a sequence as the model's own end tokens do.
         ///
-        /// The sequence then ends with [`FinishReason::Stop`], even if [`GenerateOptions::ignore_eos`] is set. Like the
-        /// model's own end tokens they are in neither text nor tokens; [`Finish::end_token`] tells which one came.
+        /// The sequence then ends with [`FinishReason::Stop`], even if [`GenerateOptions::ignore_eos`] is set. (One that is
+        /// an end token of the model, and not ignored, ends it as that.) Like the model's own end tokens they are in neither
+        /// text nor tokens; [`Finish::end_token`] tells which one came.
         ///
         /// [`FinishReason::Stop`]: crate::FinishReason::Stop
         /// [`Finish::end_token`]: crate::Finish::end_token

@@ -96,6 +96,8 @@ options! {
         /// which is faster for several sequences at once. A CUDA device always has its own copy.
         pub copy_weights: bool = false, Switch;
         /// Most bytes that weights, KV cache and scratch may take together.
+        ///
+        /// If the machine has less available, that counts.
         pub memory_limit: Option<u64> = None, Bytes, "what the machine has available";
         /// Whether a model may have tensors that nothing reads, such as heads for other tasks.
         ///

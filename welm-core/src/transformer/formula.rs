@@ -301,8 +301,14 @@ impl Toy {
     }
 }
 
-const LIMITS: Limits =
-    Limits { chunk_tokens: TOKENS, max_rows: TOKENS, max_logit_rows: 64, max_context: 160, n_blocks: 10 };
+const LIMITS: Limits = Limits {
+    chunk_tokens: TOKENS,
+    max_rows: TOKENS,
+    max_logit_rows: 64,
+    max_context: 160,
+    rope_context: 160,
+    n_blocks: 10,
+};
 
 fn activated(c: &ModelConfig, gates: &[f64]) -> Vec<f64> {
     let gelu_tanh = |x: f64| {

@@ -21,7 +21,7 @@ pub(crate) struct Angles {
 impl Angles {
     /// The angles of `rope`, with room for the rows of a step.
     pub(crate) fn of(rope: &Rope, limits: Limits) -> Self {
-        Self::new(rope.inv_freq(limits.max_context), rope.attention_factor, limits.max_rows)
+        Self::new(rope.inv_freq(limits.rope_context), rope.attention_factor, limits.max_rows)
     }
 
     /// Angles for `inv_freq`, `(n)`, with room for `max_rows` rows.
@@ -35,7 +35,8 @@ impl Angles {
         let n = self.inv_freq.len();
         for (row, &pos) in positions.iter().enumerate() {
             for (i, f) in self.inv_freq.iter().enumerate() {
-                let (sin, cos) = (pos as f32 * f).sin_cos();
+                // Not the system's: the bits of its last digit are not the same everywhere.
+                let (sin, cos) = libm::sincosf(pos as f32 * f);
                 (self.sin[row * n + i], self.cos[row * n + i]) = (sin * self.factor, cos * self.factor);
             }
         }
@@ -77,7 +78,10 @@ mod tests {
         angles.of_step(RopePairing::HalfSplit).turn(0, &mut head);
         assert_eq!(head, start, "position 0 turns nothing");
         angles.of_step(RopePairing::HalfSplit).turn(1, &mut head);
-        let turned = |a: f32, b: f32, t: f32| (a * t.cos() - b * t.sin(), b * t.cos() + a * t.sin());
+        let turned = |a: f32, b: f32, t: f32| {
+            let (sin, cos) = libm::sincosf(t);
+            (a * cos - b * sin, b * cos + a * sin)
+        };
         assert_eq!((head[0], head[2]), turned(1.0, 3.0, 3.0));
         assert_eq!((head[1], head[3]), turned(2.0, 4.0, 1.5));
         assert_eq!(head[4], 5.0);
