@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Held-out bits a character of models, and of a 5-gram model of the same corpus, by source.
 
-    python examples/train/welm-nano/measure.py CORPUS MODEL... [--characters 20000] [--ngram]
+    python examples/train/welm-nano/measure.py CORPUS MODEL... [--texts FILE] [--characters 20000] [--ngram]
 
-CORPUS is the folder that `welm train corpus` made. A model is what welm loads. A document stands after an end token, its
+CORPUS is the folder that `welm train corpus` made. FILE has other texts to measure on, as JSON Lines with `source` and
+`text`. A model is what welm loads. A document stands after an end token, its
 own end token is predicted, too, and long documents are cut into windows of the model's context, as `welm train pretrain`
 measures. The 5-gram model is of characters, with interpolated Kneser-Ney smoothing (Chen and Goodman, 1999), and learns
 from each document once.
@@ -34,11 +35,19 @@ def main() -> int:
     )
     parser.add_argument("corpus", type=Path)
     parser.add_argument("models", nargs="*")
+    parser.add_argument("--texts", type=Path, help="JSON Lines with source and text (default: what CORPUS held out)")
     parser.add_argument("--characters", type=int, default=20_000, help="of each source (default: 20000)")
     parser.add_argument("--ngram", action="store_true", help="the 5-gram model as well")
     args = parser.parse_args()
     sources = [*json.loads((args.corpus / "report.json").read_text("utf-8"))["sources"]]
-    texts = {name: some_of(texts_of(args.corpus, HELDOUT, name), args.characters) for name in sources}
+    if args.texts:
+        heldout: dict[str, list[str]] = {}
+        for line in args.texts.read_text("utf-8").splitlines():
+            document = json.loads(line)
+            heldout.setdefault(document["source"], []).append(document["text"])
+    else:
+        heldout = {name: texts_of(args.corpus, HELDOUT, name) for name in sources}
+    texts = {name: some_of(found, args.characters) for name, found in heldout.items()}
     texts = {name: some for name, some in texts.items() if some}
     columns = {}
     for path in args.models:
