@@ -227,7 +227,7 @@ def test_a_batch_on_a_cluster_is_that_of_one_machine(port: int, tmp_path: Path) 
         process.kill()
         process.communicate()
     with dst.open("ab") as file:
-        file.write(b'{"id": "half a li')
+        file.write(b'{"id": "batch_req_half a li')
     there = dst.read_bytes().count(b"\n")
     assert 0 < there < 1000
     assert whole(batch(src, dst, "--json", "--ray", address)) == '{"200": 1000}\n'
