@@ -369,6 +369,27 @@ fn idle_for_a_second() {
     drop(model);
 }
 
+/// A program may have set how its thread rounds, and that an invalid operation ends it.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_host_may_round_and_trap() {
+    const USUAL: u32 = 0x1f80;
+    // SAFETY: values of this register.
+    let set = |value: u32| unsafe {
+        std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const value, options(nostack, readonly));
+    };
+    let options = LoadOptions { threads: Some(2), ..LoadOptions::default() };
+    let logits =
+        || Model::load(nano(), &options).and_then(|model| model.logits("床前明月光，疑是地上霜。", 0));
+    let usual = logits().unwrap();
+    for (rounds, traps) in [(0x4000, 0), (0x6000, 0), (0x8040, 0), (0, 0x0e80)] {
+        set((USUAL | rounds) & !traps);
+        let got = logits();
+        set(USUAL);
+        assert!(got.unwrap() == usual, "{rounds:x}, {traps:x}");
+    }
+}
+
 #[test]
 fn memory_is_estimated_refused_and_given_back() {
     let options = LoadOptions { cache_tokens: Some(1_024), ..LoadOptions::default() };

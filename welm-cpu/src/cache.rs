@@ -15,8 +15,8 @@ use crate::rope::Angles;
 
 /// A float type that the cache stores.
 pub trait CacheElement: Element {
-    /// Writes 16 values, rounded to nearest even. What is too large for the type becomes NaN, because an infinite key may
-    /// give a score of minus infinity: its token would be ignored in silence.
+    /// Writes 16 values, rounded to nearest even. What is too large for f16 becomes NaN, because an infinite key may give a
+    /// score of minus infinity: its token would be ignored in silence. (No finite value of a model is too large for bf16.)
     ///
     /// # Safety
     /// As [`Simd::store`].

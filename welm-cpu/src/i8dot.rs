@@ -94,7 +94,8 @@ impl TileRows<'_> {
     /// Computes them.
     ///
     /// # Safety
-    /// No other task has these outputs.
+    /// No other task has these outputs. Weights, scales and minima are those of as many columns as `x` was quantised with,
+    /// and a bias has a value for each output.
     pub unsafe fn compute(self, isa: Isa) {
         // SAFETY: the caller's promise.
         unsafe { isa.dispatch(self) }

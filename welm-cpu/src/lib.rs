@@ -21,6 +21,9 @@
 
 #![allow(missing_docs)] // of fields, which say their shapes beside them
 
+#[cfg(target_endian = "big")]
+compile_error!("scales of codes are read as little-endian numbers");
+
 pub mod activation;
 pub mod attention;
 pub mod batch;

@@ -72,7 +72,9 @@ impl Description {
                 let family = gguf.opt_str(ARCHITECTURE)?.map(str::to_string);
                 let settings =
                     gguf.keys().filter_map(|(k, v)| Some((k.to_string(), shown(&gguf.to_json(v)?)?)));
-                ("gguf", family, settings.collect(), gguf.tensors.clone())
+                let settings = settings.collect();
+                gguf.check()?;
+                ("gguf", family, settings, gguf.tensors.clone())
             }
         };
         let mut settings: Vec<_> = settings;
@@ -91,12 +93,15 @@ impl Description {
             unsupported: None,
         };
         Ok(match open(path, true, false) {
-            Ok(Opened { source, tokenizer, chat }) => Description {
-                config: Some(source.config),
-                tokenizer: tokenizer.map(|tokenizer| tokenizer.kind_and_tokens()),
-                has_chat_template: chat.is_some_and(|chat| chat.is_present()),
-                ..nothing
-            },
+            Ok(Opened { source, tokenizer, chat }) => {
+                source.files().check()?; // what was read of them
+                Description {
+                    config: Some(source.config),
+                    tokenizer: tokenizer.map(|tokenizer| tokenizer.kind_and_tokens()),
+                    has_chat_template: chat.is_some_and(|chat| chat.is_present()),
+                    ..nothing
+                }
+            }
             Err(error) => Description { unsupported: Some(error.to_string()), ..nothing },
         })
     }

@@ -199,13 +199,16 @@ fn open_gguf(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Result<Op
     let gguf = Gguf::open(path)?;
     let mut source = Source::open(path, Some(&gguf), allow_unread)?;
     if !with_tokenizer {
+        gguf.check()?;
         return Ok(Opened { source, tokenizer: None, chat: None });
     }
     let vocab = gguf_vocab(&gguf)?;
     vocab.add_ends(&mut source.config.eos_token_ids);
     let token = |id: Option<u32>| id.and_then(|id| vocab.tokens.get(id as usize)).map(String::as_str);
     let chat = ChatTemplate::from_gguf(gguf_templates(&gguf), token(vocab.bos), token(vocab.eos));
-    Ok(Opened { source, tokenizer: Some(Tokenizer::from_gguf(vocab)?), chat: Some(chat) })
+    let tokenizer = Some(Tokenizer::from_gguf(vocab)?);
+    gguf.check()?;
+    Ok(Opened { source, tokenizer, chat: Some(chat) })
 }
 
 /// Takes over the tokens that begin and end a text from the tokenizer's files, where nothing else names any.

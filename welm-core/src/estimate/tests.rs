@@ -160,6 +160,24 @@ fn every_family_takes_what_was_estimated() {
     }
 }
 
+/// Old writers of safetensors put tensors anywhere. Rows of one tensor that lie apart in the matrix must not be copied with
+/// the whole tensor.
+#[test]
+fn tensors_that_are_not_aligned_are_converted_once() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/neox_sequential");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture.join("config.json"), folder.path().join("config.json")).unwrap();
+    let aligned = std::fs::read(fixture.join("model.safetensors")).unwrap();
+    let len = u64::from_le_bytes(aligned[..8].try_into().unwrap());
+    let (header, data) = aligned[8..].split_at(len as usize);
+    let file = [&(len + 1).to_le_bytes(), header, b" ", data].concat();
+    std::fs::write(folder.path().join("model.safetensors"), file).unwrap();
+    let source = open(folder.path());
+    compare_all(&source, "neox that is not aligned");
+    let estimate = Estimate::of_source::<Cpu>(&source, &LoadOptions::default()).unwrap();
+    assert_eq!(estimate.mapped_bytes, 0);
+}
+
 /// A Llama whose matrices are stored so; values of `v` so.
 fn gguf(stored: StoredType, v: StoredType) -> tempfile::NamedTempFile {
     const DIM: u64 = 256;

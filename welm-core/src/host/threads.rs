@@ -7,6 +7,7 @@ use std::thread;
 
 use super::bus::Unblocked;
 use super::cgroup::Cgroups;
+use super::float::Usual;
 use super::memory::{can_map, expect_room};
 use crate::error::{Error, Result};
 
@@ -47,7 +48,7 @@ pub(crate) fn all<P: Send>(parts: impl Iterator<Item = P>, work: impl Fn(P) -> b
     let parts = Mutex::new(parts.into_iter());
     let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
     let run = || {
-        let _unblocked = Unblocked::here();
+        let (_unblocked, _usual) = (Unblocked::here(), Usual::here());
         let mut all = true;
         while let Some(part) = next() {
             all &= work(part);

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::estimate::{Estimate, limits};
 use crate::host;
 use crate::host::bus::{self, Unblocked};
+use crate::host::float::Usual;
 use crate::host::memory::Available;
 use crate::options::{Activations, Device, Dtype, LoadOptions};
 use crate::tokenizer::Tokenizer;
@@ -62,12 +63,14 @@ fn on_cpu(opened: &Opened, options: &LoadOptions) -> Result<Estimate> {
     Ok(estimate)
 }
 
-/// Has a mapped file that is truncated be an error, if that is wanted; while the result lives also on this thread.
-fn guard(options: &LoadOptions) -> Option<Unblocked> {
-    options.guard_mapped_files.then(|| {
+/// Has a mapped file that is truncated be an error, if that is wanted, and this thread compute as usual; while the result
+/// lives.
+fn guard(options: &LoadOptions) -> (Option<Unblocked>, Usual) {
+    let unblocked = options.guard_mapped_files.then(|| {
         bus::install();
         Unblocked::here()
-    })
+    });
+    (unblocked, Usual::here())
 }
 
 impl Model {
@@ -127,6 +130,9 @@ impl Model {
     }
 
     /// As [`Model::load`], on a device that the caller has opened; [`LoadOptions::device`] is not looked at.
+    ///
+    /// Clones of a device share one stream. So of the models that were loaded on clones of one device only one may compute at
+    /// a time: what another one launches while a step is recorded would become a part of that step.
     ///
     /// # Errors
     /// As [`Model::load`].
@@ -251,7 +257,8 @@ impl Model {
         })
     }
 
-    /// What the files of a model hold, and if [`Model::load`] would refuse them, why. No weight is read.
+    /// What the files of a model hold, and if [`Model::load`] would refuse them, why. Of the weights it reads norms and biases,
+    /// and an output projection that is stored although the settings tie it to the embedding.
     ///
     /// ```
     /// # fn main() -> welm_core::Result<()> {
@@ -265,6 +272,7 @@ impl Model {
     /// # Errors
     /// [`Error::Io`] or [`Error::InvalidFile`] for files that are absent, damaged or no model's.
     pub fn describe(path: impl AsRef<Path>) -> Result<Description> {
+        let _guarded = guard(&LoadOptions::default());
         Description::of(path.as_ref())
     }
 

@@ -68,6 +68,14 @@ impl Gguf {
     }
 
     /// As [`Gguf::open`], of this file alone.
+    /// Whether all that was read of its metadata was the file's. (A file without tensors is in no [`Files`](super::map::Files).)
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`].
+    pub(crate) fn check(&self) -> Result<()> {
+        self.map.check()
+    }
+
     fn open_one(path: &Path) -> Result<Self> {
         Self::parse(path, &FileMap::open(path)?)
     }

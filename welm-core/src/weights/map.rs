@@ -57,7 +57,7 @@ impl FileMap {
     ///
     /// # Errors
     /// [`Error::InvalidFile`] if a part could not be read, which then was taken for zeros.
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         if self.watched.as_ref().is_some_and(Watched::is_hit) {
             let reason = format!(
                 "expected {} bytes as when it was mapped, but a part cannot be read any more: the file was truncated \

@@ -28,6 +28,17 @@ pub(crate) struct StoredTensor {
 }
 
 impl StoredTensor {
+    /// Whether floats lie as in memory: at a multiple of their size, with the machine's byte order. Old writers of
+    /// safetensors did not see to that.
+    pub(crate) fn is_aligned(&self) -> bool {
+        let size = match self.dtype {
+            StoredType::F32 => 4,
+            StoredType::F16 | StoredType::Bf16 => 2,
+            _ => 1,
+        };
+        cfg!(target_endian = "little") && self.bytes().as_ptr().addr().is_multiple_of(size)
+    }
+
     /// A tensor whose first byte is at `start` of `map`.
     ///
     /// # Errors

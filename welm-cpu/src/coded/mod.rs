@@ -81,7 +81,8 @@ impl<'a> CodedRows<'a> {
     /// Computes them.
     ///
     /// # Safety
-    /// No other task has these outputs; `data` is that many strips.
+    /// No other task has these outputs; `data` is that many strips, of as many columns as `x` was quantised with; a bias has
+    /// a value for each output.
     pub unsafe fn compute(self) {
         // SAFETY: the caller's promise.
         unsafe { self.isa.dispatch(self) }

@@ -133,9 +133,9 @@ fn stored_type(computed: Computed) -> Option<StoredType> {
     }
 }
 
-/// Whether all segments have this type in the file.
+/// Whether all segments have this type in the file, and can be used where they lie there.
 fn stored_as(segments: &[Segment], wanted: StoredType) -> bool {
-    segments.iter().all(|s| s.tensor.dtype == wanted)
+    segments.iter().all(|s| s.tensor.dtype == wanted && s.tensor.is_aligned())
 }
 
 /// Float parts: in place if all are stored as `T` and `copy` is false, else one converted copy. `to` converts a value, and

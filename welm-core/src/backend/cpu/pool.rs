@@ -21,6 +21,7 @@ use std::thread::{self, JoinHandle, Thread};
 
 use crate::error::Result;
 use crate::host::bus::Unblocked;
+use crate::host::float::Usual;
 use crate::host::fork::Local;
 use crate::host::panics;
 use crate::host::threads::{STACK, expect_room_for, refused};
@@ -144,7 +145,7 @@ impl Pool {
             let builder =
                 thread::Builder::new().name(format!("welm-compute-{}", index + 1)).stack_size(STACK);
             let worker = builder.spawn(move || {
-                let _unblocked = Unblocked::here();
+                let (_unblocked, _usual) = (Unblocked::here(), Usual::here());
                 shared.worker(index);
             });
             let worker = worker.map_err(|e| refused(&what, STACK, &e))?;
