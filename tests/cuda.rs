@@ -578,6 +578,25 @@ fn few_recordings_serve_all_steps() {
     }
 }
 
+/// A driver may have no memory for a graph, or refuse to load code while it records.
+#[test]
+fn steps_go_on_without_recordings() {
+    if gpu().is_some() {
+        return println!("needs the emulator");
+    }
+    let folder = Toy::llama(2, 1, 64, 100, 97);
+    let answers = |fault: Option<Fault>| {
+        let (model, emulator) = emulated(folder.path(), &LoadOptions::default(), (8, 0));
+        fault.into_iter().for_each(|fault| emulator.plan(fault));
+        let request = GenerateOptions { ignore_eos: true, logprobs: Some(1), ..GenerateOptions::greedy(6) };
+        let answers = [5, 9].map(|n| model.generate(&tokens(n, 97, 1), &request).unwrap().choices);
+        (answers, emulator.recordings())
+    };
+    let (want, recorded) = answers(None);
+    assert!(recorded > 0);
+    assert_eq!(answers(Some(Fault::Recording)), (want, 0));
+}
+
 /// Without the option `chunk_tokens`, chunks are as long as memory allows. No bit depends on that.
 #[test]
 fn a_step_takes_what_memory_has_room_for() {

@@ -89,6 +89,8 @@ pub enum Fault {
     Launch(u32),
     /// As above, and the context is lost with it.
     ContextLost(u32),
+    /// No recording becomes a graph.
+    Recording,
 }
 
 /// A record of how a device was used.
@@ -298,7 +300,7 @@ impl Inner {
                 return Err(Error::ContextLost("a planned fault".into()));
             }
             Some(Fault::Launch(left) | Fault::ContextLost(left)) => *left -= 1,
-            None => {}
+            Some(Fault::Recording) | None => {}
         }
         self.launches += 1;
         self.used.kernels.insert(kernel.name);
@@ -488,6 +490,9 @@ unsafe impl Driver for Emulator {
         let mut inner = self.enter()?;
         let recorded =
             inner.capture.take().ok_or_else(|| Error::driver("end_capture", "nothing is recorded"))?;
+        if let Some(Fault::Recording) = inner.fault {
+            return Err(Error::driver("end_capture", "a planned fault"));
+        }
         inner.next_graph += 1;
         let id = inner.next_graph;
         inner.graphs.insert(id, recorded);

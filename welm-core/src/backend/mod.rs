@@ -117,7 +117,7 @@ pub(crate) trait Backend: Sized + Send + 'static {
     /// Called once a step, before everything else: rotary angles of the batch's positions.
     fn begin(&mut self, batch: &Batch) -> Result<()>;
     /// Runs `body`, which is the same for every batch of so many rows: a backend may record it once and repeat that.
-    fn repeat(&mut self, _batch: &Batch, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+    fn repeat(&mut self, _batch: &Batch, mut body: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         body(self)
     }
     /// `x = table[token_id] * scale`, `(n, dim)`.

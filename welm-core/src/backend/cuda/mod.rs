@@ -63,6 +63,8 @@ pub(crate) struct Cuda {
     threads: usize,
     step: Step,
     graphs: Graphs<Graph>,
+    /// Whether steps are recorded; they no longer are when a recording has failed.
+    records: bool,
     form: Form,
     /// Activations that are converted for a product, if the normalisation before it has not done so.
     converted: Option<Converted>,
@@ -156,6 +158,7 @@ impl Cuda {
         Ok(Cuda {
             step: Step::new(&device, config, options, limits)?,
             graphs: Graphs::new(),
+            records: true,
             form,
             converted: Converted::new(&device, form, rows, max_cols(config))?,
             all_fit: true,
@@ -346,17 +349,25 @@ impl Backend for Cuda {
         self.step.begin(&self.device, batch)
     }
 
-    fn repeat(&mut self, _batch: &Batch, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        if !self.step.is_recorded {
+    fn repeat(&mut self, _batch: &Batch, mut body: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        if !self.step.is_recorded || !self.records {
             return body(self);
         }
         let key = (self.step.n, self.step.max_kv_len);
         if let Some(graph) = self.graphs.get(key) {
             return Ok(graph.launch()?);
         }
+        // First without a recording: the driver loads code when it is launched first, and may not do so while it records.
+        body(self)?;
         let device = self.device.clone();
-        let graph = device.capture(|| body(self))?;
-        Ok(self.graphs.insert(key, graph).launch()?)
+        match device.capture(|| body(self)) {
+            Ok(graph) => _ = self.graphs.insert(key, graph),
+            Err(error) => {
+                tracing::warn!(%error, "steps are not recorded any more, which is slower");
+                self.records = false;
+            }
+        }
+        Ok(())
     }
 
     fn embed(&mut self, x: &mut Buffer, table: &Weight, scale: f32, batch: &Batch) -> Result<()> {
