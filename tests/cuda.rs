@@ -725,11 +725,12 @@ fn memory_is_planned() {
             let Error::OutOfMemory { required, available, fitting_cache_tokens, .. } = error else {
                 panic!("{error}");
             };
-            assert_eq!((required, available), (planned, memory_bytes));
+            // A part stays free.
+            assert_eq!((required, available), (planned, memory_bytes - memory_bytes / 64));
             assert_eq!(fitting_cache_tokens.is_some(), fits);
             assert_eq!(emulator.used_bytes(), 0);
             if let Some(tokens) = fitting_cache_tokens {
-                assert_eq!(tokens, 1024 - 16);
+                assert!(tokens.is_multiple_of(16) && (512..1024).contains(&tokens), "{tokens}");
                 let smaller = LoadOptions { cache_tokens: Some(tokens), ..options.clone() };
                 Model::load_on_device(folder.path(), &smaller, device).unwrap();
             }
