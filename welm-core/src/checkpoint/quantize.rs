@@ -11,7 +11,6 @@ use super::load::{LinearSource, MatrixSource, Source};
 use super::open::{Files, locate};
 use crate::config::part::PartKind;
 use crate::error::{Error, Result};
-use crate::host::float::Usual;
 use crate::host::{bus, threads};
 use crate::options::LoadProgress;
 use crate::side_file::{ADDITIONAL_TEMPLATES, DESCRIPTIONS};
@@ -51,7 +50,7 @@ use crate::weights::tiles::int8::Int8Tiles;
 /// holds what is not to be replaced; [`Error::LoadCancelled`].
 pub fn quantize(from: &Path, to: &Path, mut progress: impl FnMut(LoadProgress) -> bool) -> Result<()> {
     bus::install();
-    let (_unblocked, _usual) = (bus::Unblocked::here(), Usual::here());
+    let _prepared = threads::prepared();
     if let Files::Gguf(file) = locate(from)? {
         let reason = "expected a Hugging Face folder with weights of floats, got a GGUF file, which is loaded as it is";
         return Err(Error::file(file, reason));

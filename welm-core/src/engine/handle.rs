@@ -13,11 +13,9 @@ use super::stats::{Counters, Ticket};
 use super::step::{Command, EngineLoop};
 use crate::backend::{Backend, Limits};
 use crate::error::{Error, Result};
-use crate::host::bus::Unblocked;
-use crate::host::float::Usual;
 use crate::host::fork::Local;
 use crate::host::memory::expect_room;
-use crate::host::threads::{STACK, refused};
+use crate::host::threads::{STACK, prepared, refused};
 use crate::host::{panics, quiet};
 use crate::options::LoadOptions;
 
@@ -61,7 +59,7 @@ impl Handle {
         expect_room("the engine's queues", STACK + (8 << 20) + queues)?;
         let quiet = quiet::is_quiet();
         let run = move || {
-            let (_unblocked, _usual) = (Unblocked::here(), Usual::here());
+            let _prepared = prepared();
             quiet::set(quiet);
             let mut blocks = BlockManager::new(n_blocks, prefix_cache);
             blocks.share_generated = B::ONE_ARITHMETIC;

@@ -40,6 +40,11 @@ pub(crate) fn expect_room_for(what: &str, stack: usize) -> Result<()> {
 /// Bytes that starting a thread takes beside its stack: a signal stack, and the thread's data.
 const BESIDE_STACK: usize = 1 << 20;
 
+/// What a thread that computes or reads mapped files does first; until the result is dropped.
+pub(crate) fn prepared() -> (Unblocked, Usual) {
+    (Unblocked::here(), Usual::here())
+}
+
 /// Calls `work` for all parts, and returns whether it was true for all of them. There is a thread for each part, and
 /// this thread is one of them. If the system starts fewer threads, these do all the work.
 pub(crate) fn all<P: Send>(parts: impl Iterator<Item = P>, work: impl Fn(P) -> bool + Sync) -> bool {
@@ -48,7 +53,7 @@ pub(crate) fn all<P: Send>(parts: impl Iterator<Item = P>, work: impl Fn(P) -> b
     let parts = Mutex::new(parts.into_iter());
     let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
     let run = || {
-        let (_unblocked, _usual) = (Unblocked::here(), Usual::here());
+        let _prepared = prepared();
         let mut all = true;
         while let Some(part) = next() {
             all &= work(part);

@@ -20,11 +20,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
 use crate::error::Result;
-use crate::host::bus::Unblocked;
-use crate::host::float::Usual;
 use crate::host::fork::Local;
 use crate::host::panics;
-use crate::host::threads::{STACK, expect_room_for, refused};
+use crate::host::threads::{STACK, expect_room_for, prepared, refused};
 
 /// Splits the job's word into the number of tasks and the index of the next one.
 fn split(word: u64) -> (u64, u64) {
@@ -145,7 +143,7 @@ impl Pool {
             let builder =
                 thread::Builder::new().name(format!("welm-compute-{}", index + 1)).stack_size(STACK);
             let worker = builder.spawn(move || {
-                let (_unblocked, _usual) = (Unblocked::here(), Usual::here());
+                let _prepared = prepared();
                 shared.worker(index);
             });
             let worker = worker.map_err(|e| refused(&what, STACK, &e))?;
