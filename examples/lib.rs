@@ -45,7 +45,7 @@ pub struct LoadArgs {
     /// auto, cpu, cuda, or cuda:N for the device of that number (with the feature `cuda`)
     #[arg(long, default_value_t = Device::Auto)]
     pub device: Device,
-    /// f32 instead of bf16 keys and values
+    /// Keys and values in f32 instead of 16 bits (CPU only)
     #[arg(long)]
     pub f32_cache: bool,
     /// Compute threads [default: what affinity and cgroup allow]

@@ -144,8 +144,13 @@ def test_other_end_tokens_take_the_place_of_the_models_own(
     assert 1 in GREEDY
 
 
-def test_the_default_is_twenty_tokens_in_all_and_greedy(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
-    assert plain.generate(prompt) == [*prompt, *GREEDY[: 20 - len(prompt)]]
+def test_the_default_is_twenty_new_tokens_and_greedy(plain: welm.hf.CausalLM, prompt: list[int]) -> None:
+    want = plain.generate(prompt, max_new_tokens=20)
+    assert plain.generate(prompt) == want
+    long = [*prompt, *[9] * 60]
+    assert plain.generate(long) == plain.generate(long, max_new_tokens=20)
+    context = plain.model.memory.context_tokens
+    assert len(plain.generate([9] * (context - 3), eos_token_id=-1)) == context  # what there is room for
     assert plain.generate(prompt, max_length=7) == [*prompt, *GREEDY[: 7 - len(prompt)]]
     assert len(plain.generate(prompt, max_length=7, max_new_tokens=9)) == len(prompt) + 9
     with pytest.raises(
@@ -260,6 +265,7 @@ def test_generation_configs(causal: welm.hf.CausalLM, prompt: list[int], tmp_pat
         def to_diff_dict(self) -> dict[str, Any]:
             return {
                 "max_new_tokens": 3,
+                "do_sample": False,
                 "transformers_version": "5.0",
                 "bos_token_id": 1,
                 "eos_token_id": [1],
@@ -267,7 +273,10 @@ def test_generation_configs(causal: welm.hf.CausalLM, prompt: list[int], tmp_pat
 
     greedy = [*prompt, *GREEDY[:3]]
     assert causal.generate(prompt, generation_config=Config()) == greedy
-    assert causal.generate(prompt, {"max_new_tokens": 9}, max_new_tokens=3) == greedy
+    assert causal.generate(prompt, {"max_new_tokens": 9}, max_new_tokens=3, do_sample=False) == greedy
+    # What it does not set is as the model's own file has it.
+    own = causal.generate(prompt, seed=1, max_new_tokens=9)
+    assert causal.generate(prompt, {"max_new_tokens": 9}, seed=1) == own
     for wrong, got in ((5, "5"), ("greedy", '"greedy"'), ([1], r"\[1\]"), (Hostile(), "a value")):
         with pytest.raises(
             welm.InvalidOption, match=f"`generation_config`: expected a mapping .*, got {got}"

@@ -47,9 +47,12 @@ def place(ray: Any, device: str) -> tuple[int, dict[str, float]]:
     gpus = int(sum(node.get("GPU", 0) for node in nodes)) if device != "cpu" else 0
     if gpus:
         return gpus, {"num_gpus": 1}
-    # More than half of a node's CPUs; the rest is for Ray's own tasks.
-    cpus = min(node.get("CPU", 0) for node in nodes if node.get("CPU", 0))
-    return sum(node.get("CPU", 0) >= cpus for node in nodes), {"num_cpus": cpus // 2 + 1}
+    # More than half of the CPUs of the largest node; the rest is for Ray's own tasks. Nodes with fewer have no actor.
+    needed = max((node.get("CPU", 0) for node in nodes), default=0) // 2 + 1
+    actors = sum(node.get("CPU", 0) >= needed for node in nodes)
+    if not actors:
+        raise ClusterError("expected a Ray cluster with a node that has CPUs, got none so far")
+    return actors, {"num_cpus": needed}
 
 
 def failure(error: Exception) -> ClusterError:

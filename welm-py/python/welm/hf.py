@@ -290,10 +290,10 @@ class CausalLM:
     def generate(self, input_ids: Any, generation_config: Any = None, **arguments: Any) -> Any:
         """Continues prompts; gives prompts and new tokens, in rows of equal length, of the same kind as ``input_ids``.
 
-        ``input_ids`` are rows of ids, or one row. ``generation_config``, a mapping or an object of transformers,
-        replaces the one from the model's folder. Arguments override both:
+        ``input_ids`` are rows of ids, or one row. What ``generation_config`` sets, a mapping or an object of
+        transformers, overrides what the model's folder sets. Arguments override both:
 
-        - ``max_new_tokens``, or ``max_length`` with the prompt counted in (default 20);
+        - ``max_new_tokens`` (20, or what the context has room for), or ``max_length`` with the prompt counted in;
         - ``do_sample``: ``False``, the default, is greedy, whatever the temperature and the filters are;
         - ``temperature`` (1.0), ``top_k`` (50), ``top_p`` (1.0), ``min_p`` (none), ``repetition_penalty`` (1.0);
         - ``suppress_tokens``: ids that are never generated;
@@ -307,7 +307,8 @@ class CausalLM:
         Raises :class:`welm.InvalidOption`, a ``ValueError``, for an argument that is not supported, and says what to
         use instead. Also raises what :meth:`welm.Model.generate` raises.
         """
-        values = {**self._defaults(generation_config), **arguments}
+        given = {**_settings(generation_config), **arguments}
+        values = {**self.generation_config, **given}
         mask, seed = values.pop("attention_mask", None), values.pop("seed", None)
         rows, is_one = _ids(input_ids)
         prompts = _without_padding(rows, mask)
@@ -319,7 +320,7 @@ class CausalLM:
         as_kind("input_ids", input_ids, [vocab_size - 1, pad])  # fails now if elements cannot hold every id
         options = self._options(values, max(map(len, rows), default=0))
         # Other settings in the model's own file are ignored, as in transformers.
-        _check_rest(values, {*arguments, *(values if generation_config is not None else ())})
+        _check_rest(values, set(given))
 
         try:
             generations = self.model.generate(prompts, seed=seed, **options)
@@ -335,24 +336,16 @@ class CausalLM:
         padded = [row + [pad] * (width - len(row)) for row in whole]
         return as_kind("input_ids", input_ids, padded[0] if is_one and n == 1 else padded)
 
-    def _defaults(self, given: Any) -> Mapping[str, Any]:
-        if given is None:
-            return self.generation_config
-        try:
-            return dict(given.to_diff_dict() if hasattr(given, "to_diff_dict") else given)
-        except Exception:  # an object may raise what it likes
-            reason = f"expected a mapping or GenerationConfig, got {shown(given)}"
-            raise refuse("generation_config", reason) from None
-
     def _options(self, values: dict[str, Any], prompt_len: int) -> dict[str, Any]:
         """The options of :meth:`welm.Model.generate`; arguments that are used are taken out of ``values``."""
         max_new, max_length = _count(values, "max_new_tokens"), _count(values, "max_length")
         if max_new is None:
-            length = 20 if max_length is None else max_length
-            if length <= prompt_len:
-                reason = f"expected more than the prompt's {prompt_len} tokens, got {length}"
+            if max_length is None:
+                max_length = max(min(prompt_len + 20, self.model.memory.context_tokens), prompt_len + 1)
+            if max_length <= prompt_len:
+                reason = f"expected more than the prompt's {prompt_len} tokens, got {max_length}"
                 raise refuse("max_length", f"{reason}; set `max_new_tokens`")
-            max_new = length - prompt_len
+            max_new = max_length - prompt_len
         n = _or(_count(values, "num_return_sequences"), 1)
         chosen: dict[str, Any] = {"top_k": _or(_count(values, "top_k"), 50)}
         for name, off in (("temperature", 1.0), ("top_p", 1.0), ("min_p", 0.0)):
@@ -387,6 +380,17 @@ class CausalLM:
             return whole("pad_token_id", given, "an id")
         ends = self.config.eos_token_ids if end is None else _some_ids("eos_token_id", end)
         return ends[0] if ends else 0
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """What a generation config sets."""
+    if config is None:
+        return {}
+    try:
+        return dict(config.to_diff_dict() if hasattr(config, "to_diff_dict") else config)
+    except Exception:  # an object may raise what it likes
+        reason = f"expected a mapping or GenerationConfig, got {shown(config)}"
+        raise refuse("generation_config", reason) from None
 
 
 def _or(value: Any, default: Any) -> Any:
