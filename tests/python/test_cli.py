@@ -553,20 +553,25 @@ def test_ctrl_c_ends_with_what_there_is(flags: tuple[str, ...]) -> None:
         assert "\n[59] " in out
 
 
-def test_ctrl_c_ends_a_chat_of_lines(talker: Path) -> None:
-    program = """
+def interrupted_at(piece: int, *line: str) -> list[str]:
+    """The command with this line, which gets a Ctrl-C at a piece."""
+    program = f"""
 import os, signal, sys
 from welm._cli import answer, main
 add, pieces = answer.Answer.add, []
 def interrupted(self, piece):
     add(self, piece)
     pieces.append(piece)
-    if len(pieces) == 2:
+    if len(pieces) == {piece}:
         os.kill(os.getpid(), signal.SIGINT)
 answer.Answer.add = interrupted
 sys.exit(main(sys.argv[1:]))
 """
-    line = [sys.executable, "-c", program, "chat", "--model", str(talker), "--json"]
+    return [sys.executable, "-c", program, *line]
+
+
+def test_ctrl_c_ends_a_chat_of_lines(talker: Path) -> None:
+    line = interrupted_at(2, "chat", "--model", str(talker), "--json")
     done = subprocess.run(line, input=b"a\nb\nc\n", capture_output=True, env=environment(), timeout=60)
     assert done.returncode == 130, done.stderr
     (answer,) = [json.loads(line) for line in done.stdout.splitlines()]
@@ -575,19 +580,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_ctrl_c_ends_a_json_object() -> None:
     """Ctrl-C is sent at the 200th piece, because the program writes nothing before its end that one could wait for."""
-    program = f"""
-import os, signal, sys
-from welm._cli import answer, main
-add, pieces = answer.Answer.add, []
-def interrupted(self, piece):
-    add(self, piece)
-    pieces.append(piece)
-    if len(pieces) == 200:
-        os.kill(os.getpid(), signal.SIGINT)
-answer.Answer.add = interrupted
-sys.exit(main({[PROMPT, *LONG, "--json"]!r}))
-"""
-    line = [sys.executable, "-c", program]
+    line = interrupted_at(200, PROMPT, *LONG, "--json")
     done = subprocess.run(line, capture_output=True, env=environment(), timeout=120, check=False)
     assert (done.returncode, done.stderr) == (130, b"")
     answer = json.loads(done.stdout)

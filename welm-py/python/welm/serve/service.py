@@ -9,12 +9,13 @@ import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 
 import welm
+from welm._prompts import added_tokens
 from welm.serve.errors import ENDED, Refusal, log, refusal_of, timed_out
 from welm.serve.gate import Full, Gate, Late
 from welm.serve.keys import Client, Keys
@@ -104,6 +105,11 @@ class Service:
     def context(self) -> int:
         """Most tokens of prompt and answer together."""
         return min(self.model.memory.context_tokens, self.model.memory.cache_tokens)
+
+    @cached_property
+    def added_tokens(self) -> list[int]:
+        """The tokens that the tokenizer adds in front of a text."""
+        return added_tokens(self.model)
 
     # Who asks, and may they.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import welm
-from welm._prompts import added_tokens
 from welm.serve.errors import json_response, timed_out
 from welm.serve.fields import Fields
 from welm.serve.openai_chat import messages_of, tokens_of, variables_of
@@ -37,7 +36,7 @@ async def tokenize(service: Service, job: Job, body: dict[str, Any]) -> Response
         special: bool = fields.take("parse_special", bool, default=False)
         begin: bool = fields.take("add_special_tokens", bool, default=True)
         fields.end()
-        tokens: list[int] = await service.prepare(job, _tokens, service.model, prompt, special, begin)
+        tokens: list[int] = await service.prepare(job, _tokens, service, prompt, special, begin)
     else:
         conversation = messages_of(fields, messages)
         template = {
@@ -50,9 +49,9 @@ async def tokenize(service: Service, job: Job, body: dict[str, Any]) -> Response
     return json_response(told)
 
 
-def _tokens(model: welm.Model, prompt: str, special: bool, begin: bool) -> list[int]:
-    tokens = model.tokenize(prompt, special)
-    return [*added_tokens(model), *tokens] if begin else tokens
+def _tokens(service: Service, prompt: str, special: bool, begin: bool) -> list[int]:
+    tokens = service.model.tokenize(prompt, special)
+    return [*service.added_tokens, *tokens] if begin else tokens
 
 
 async def detokenize(service: Service, job: Job, body: dict[str, Any]) -> Response:
