@@ -17,6 +17,7 @@ import welm
 import welm.train
 from welm.train import RecipeError
 from welm.train.recipe import Shape
+from welm.train.tokenizer import END_ID
 
 from conftest import EXAMPLE, made, run, save, values
 
@@ -49,6 +50,7 @@ def test_all_readers_agree(recipe: Recipe) -> None:
     out = recipe.out / "export"
     tokenizer = AutoTokenizer.from_pretrained(out)
     ids = tokenizer(TEXT, add_special_tokens=False).input_ids
+    assert tokenizer(TEXT).input_ids == [END_ID, *ids]
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(out).eval()(torch.tensor([ids])).logits[0].numpy()
     for path, most in ((out, 1e-5), (out / "model.gguf", 2e-3), (recipe.out / "export-int8", 5e-2)):
@@ -57,7 +59,9 @@ def test_all_readers_agree(recipe: Recipe) -> None:
         assert model.detokenize(ids) == TEXT
         got = model.logits(ids)
         assert np.abs(log_probabilities(got) - log_probabilities(expected)).max() < most
-        assert model.generate(TEXT, max_tokens=4).usage.completion_tokens > 0
+        usage = model.generate(TEXT, max_tokens=4).usage
+        assert usage.completion_tokens > 0
+        assert usage.prompt_tokens == 1 + len(ids)  # with the end token, as documents begin in training
 
 
 def test_a_megatron_checkpoint(recipe: Recipe, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from transformers import Trainer
 import welm.train
 from welm.train import RecipeError
 from welm.train.documents import share_of
+from welm.train.pretrain import parts_at
 from welm.train.pretrain.measure import nats_per_character, some_of
 from welm.train.pretrain.optimizer import Both, optimizer_of
 from welm.train.pretrain.rows import Rows, batch_of
@@ -79,8 +80,10 @@ def test_killed_and_resumed_it_is_the_same_run(folder: Path, optimizer: str, sho
         process.communicate()
         assert process.returncode == (-9 if number == signal.SIGKILL else 143)
         assert not (folder / "out" / "pretrain" / "model").exists()
-        # A checkpoint that was being written when the process was killed.
-        (checkpoints / "checkpoint-999").mkdir()
+        # A checkpoint that was being written when the machine stopped.
+        shutil.copytree(next(checkpoints.iterdir()), checkpoints / "checkpoint-999")
+        (checkpoints / "checkpoint-999" / "whole").unlink(missing_ok=True)
+        (checkpoints / "checkpoint-999" / "optimizer.pt").write_bytes(b"")
         assert trained(folder, "pretrain", **more) == whole
         assert weights(folder) == model
 
@@ -218,6 +221,10 @@ def test_short_sequences(folder: Path) -> None:
     assert whole["labels"].tolist() == [[-100, *row[1:]] for row in ids.tolist()]
     assert short["input_ids"].tolist() == ids.reshape(8, 2).tolist()
     assert short["labels"].tolist() == [[-100, row[1]] for row in ids.reshape(8, 2).tolist()]
+    assert short["position_ids"].tolist() == [[0, 1]] * 8
+    how = Pretrain(short=0.75)
+    assert [parts_at(step, 8, how) for step in range(8)] == [4] * 6 + [1] * 2
+    assert parts_at(0, 8, Pretrain()) == 1
     shape = {**values(folder)["pretrain"]["shape"], "context": 66}
     recipe = made(folder, pretrain={**values(folder)["pretrain"], "shape": shape, "short": 0.5})
     welm.train.run("corpus", recipe)
@@ -225,6 +232,20 @@ def test_short_sequences(folder: Path) -> None:
     welm.train.run("tokens", recipe)
     with pytest.raises(RecipeError, match=r"pretrain\.short: expected a context that 4 divides, got 66"):
         welm.train.run("pretrain", recipe)
+
+
+def test_documents_do_not_see_each_other() -> None:
+    """Each has the logits that it has alone, after its end token."""
+    model = new_model(Shape(layers=2, dim=32, heads=2, hidden=64, context=16), 300, 1).eval()
+    documents = [[7, 8, 9, 10], [END_ID, 20, 21, 22, 23, 24], [END_ID, 30], [END_ID], [END_ID, 40, 41]]
+    batch = batch_of(torch.tensor([[one for ids in documents for one in ids]]), 1)
+    assert batch["position_ids"].tolist() == [[*range(4), *range(6), *range(2), 0, *range(3)]]
+    del batch["labels"]
+    with torch.no_grad():
+        for compiled in (model, torch.compile(model, backend="eager")):
+            together = compiled(**batch, use_cache=False).logits[0]
+            alone = [model(torch.tensor([ids]), use_cache=False).logits[0] for ids in documents]
+            assert torch.allclose(together, torch.cat(alone), atol=1e-6)
 
 
 def test_loss_per_character() -> None:

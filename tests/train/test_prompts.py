@@ -251,10 +251,7 @@ def test_trained_on_prompts(recipe: Recipe, folder: Path, data: Path) -> None:
         if number:
             process = subprocess.Popen(command("prompts", "--config", str(path)), stderr=subprocess.DEVNULL)
             until = time.monotonic() + 60
-            while (
-                time.monotonic() < until
-                and not (out / "checkpoints" / "checkpoint-2" / "trainer_state.json").exists()
-            ):
+            while time.monotonic() < until and not (out / "checkpoints" / "checkpoint-2" / "whole").exists():
                 time.sleep(0.01)
             process.send_signal(number)
             process.wait()

@@ -1,7 +1,8 @@
 """Step ``export``: a folder that welm and transformers load, and a GGUF file for llama.cpp.
 
 The folder gets the weights in f32 (``model.safetensors``), ``config.json``, the tokenizer of tokenizers and of
-SentencePiece, and ``model.gguf``. llama.cpp's own converter is not used: of GPT-NeoX it knows GPT-2's kind of tokenizer
+SentencePiece, and ``model.gguf``. A prompt begins with the end token, after which each document began in training.
+llama.cpp's own converter is not used: of GPT-NeoX it knows GPT-2's kind of tokenizer
 only. The file has what it would write, and SentencePiece's tokenizer.
 """
 
@@ -18,6 +19,8 @@ import gguf
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 import welm
 from welm.train.megatron import from_megatron
@@ -103,15 +106,17 @@ def folder(weights: Weights, shape: Shape, tokenizer: Path, pieces: int, out: Pa
             "bos_token": END,
             "eos_token": END,
             "pad_token": PAD,
-            "add_bos_token": False,
+            "add_bos_token": True,
             "add_eos_token": False,
             "add_prefix_space": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": shape.context,
         },
     )
-    for name in ("tokenizer.json", "tokenizer.model"):
-        shutil.copyfile(tokenizer / name, out / name)
+    fast = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    fast.post_processor = TemplateProcessing(f"{END} $A", f"{END} $A {END} $B", [(END, END_ID)])
+    fast.save(str(out / "tokenizer.json"))
+    shutil.copyfile(tokenizer / "tokenizer.model", out / "tokenizer.model")
 
 
 _IN_GGUF = {
@@ -186,7 +191,7 @@ def _vocabulary(writer: gguf.GGUFWriter, words: sentencepiece.SentencePieceProce
     writer.add_eos_token_id(END_ID)
     writer.add_unk_token_id(UNK_ID)
     writer.add_pad_token_id(PAD_ID)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
 

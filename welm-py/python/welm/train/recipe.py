@@ -60,6 +60,7 @@ class Rules(Section):
     max_symbols: Share = 0.1
     """Characters that are not letters, digits, punctuation or white space."""
     max_digits: Share = 0.3
+    """Digits, of all characters."""
     min_punctuation: Share = 0.02
     """Lists of keywords have none."""
     max_punctuation: Share = 0.4
@@ -70,7 +71,7 @@ class Rules(Section):
     max_repeated_ngrams: Share = 0.3
     """Ten characters in a row that stood in the document before."""
     max_common_character: Share = 0.15
-    """The most common letter."""
+    """The most common letter, of all characters."""
     blocked: tuple[str, ...] = ()
     """Words that a document must not have."""
 
@@ -197,9 +198,13 @@ class Shape(Section):
 
     layers: Count = 6
     dim: Count = 320
+    """Width of the residual stream."""
     heads: Count = 5
+    """Attention heads of a layer, which share out ``dim``."""
     hidden: Count = 1280
+    """Width of the feed-forward layer."""
     context: Count = 1024
+    """Most tokens of a text."""
     tied: bool = True
     """Whether the output layer has the weights of the embedding."""
 
@@ -233,6 +238,7 @@ class Pretrain(Section):
     short: Share = 0.0
     """Share of the steps, the first ones, in which each sequence is cut into four, which makes attention cheaper."""
     warmup: Share = 0.01
+    """Share of the steps in which the rate grows to its highest."""
     final: Share = 0.1
     """The rate at the end of the cosine, as a share of the highest."""
     decay: float = Field(default=0.1, ge=0)

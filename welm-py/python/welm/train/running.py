@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-import json
+import os
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,22 +17,37 @@ from transformers import TrainerCallback
 from welm.train.recipe import RecipeError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import TrainerControl, TrainerState, TrainingArguments
     from typing_extensions import Self
 
 
+_WHOLE = "whole"
+"""A file that a checkpoint has when all others are on the disk."""
+
+
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole: what is written last is there."""
-    found = []
-    for one in folder.glob("checkpoint-*"):
-        try:
-            json.loads((one / "trainer_state.json").read_text("utf-8"))
-            found.append((int(one.name.removeprefix("checkpoint-")), str(one)))
-        except (OSError, ValueError):
-            continue
-    return max(found)[1] if found else None
+    """The newest checkpoint that is whole."""
+    found = [one.parent for one in folder.glob(f"checkpoint-*/{_WHOLE}")]
+    return str(max(found, key=lambda one: int(one.name.removeprefix("checkpoint-")))) if found else None
+
+
+class Whole(TrainerCallback):
+    """Notes in each checkpoint that it is whole, after the disk has it. It is so even if the machine stops later."""
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Called by the trainer after a checkpoint is written."""
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for file in (*filter(Path.is_file, folder.iterdir()), folder):
+            number = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+        (folder / _WHOLE).touch()
 
 
 class Stop(TrainerCallback):

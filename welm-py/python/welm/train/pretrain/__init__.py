@@ -30,7 +30,7 @@ from welm.train.pretrain.optimizer import optimizer_of
 from welm.train.pretrain.rows import Rows, batch_of
 from welm.train.pretrain.shapes import new_model, shape_of
 from welm.train.recipe import RecipeError
-from welm.train.running import Progress, Stop, accumulated, last_checkpoint
+from welm.train.running import Progress, Stop, Whole, accumulated, last_checkpoint
 from welm.train.steps import begin, fingerprint, is_done, mark_done, tokens_mark, write
 
 if TYPE_CHECKING:
@@ -80,6 +80,11 @@ def run(recipe: Recipe, out: Path) -> None:
 def mark_of(recipe: Recipe) -> str:
     """The fingerprint of this step. Raises :class:`RecipeError` if a step before it is not done."""
     return fingerprint(tokens_mark(recipe), recipe.pretrain.settings)
+
+
+def parts_at(step: int, steps: int, settings: Pretrain) -> int:
+    """Into how many parts the sequences of a step are cut, of so many steps."""
+    return PARTS if step < settings.short * steps else 1
 
 
 def _to_resume(out: Path, settings: Pretrain) -> str | None:
@@ -145,8 +150,8 @@ class _Trainer(Trainer):
         return self.optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        short = self.state.global_step < self.settings.short * self.state.max_steps
-        batches = (batch_of(batch["input_ids"], PARTS if short else 1) for batch in epoch_iterator)
+        parts = parts_at(self.state.global_step, self.state.max_steps, self.settings)
+        batches = (batch_of(batch["input_ids"], parts) for batch in epoch_iterator)
         return super().get_batch_samples(batches, num_batches, device)
 
 
@@ -161,6 +166,7 @@ def _trainer(recipe: Recipe, arguments: TrainingArguments, shape: Shape, out: Pa
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_Measure(recipe, words, shape, trainer, out))
+    trainer.add_callback(Whole())
     trainer.add_callback(Progress("pretrain", settings.batch * shape.context, "tok"))
     return trainer
 
@@ -181,11 +187,14 @@ class _Measure(TrainerCallback):
         model = given["model"]
         model = getattr(model, "_orig_mod", model)  # not the compiled one: windows have many lengths
         model.eval()
+        # No longer than what the model has learned from so far.
+        parts = parts_at(state.global_step - 1, state.max_steps, self._settings)
+        window = self._shape.context // parts
         try:
             told: dict[str, Any] = {}
             for name, texts in self._texts.items():
                 told[f"heldout/{name}"] = nats_per_character(
-                    lambda ids: self._logits(model, ids), self._words.encode, texts, self._shape.context
+                    lambda ids: self._logits(model, ids), self._words.encode, texts, window
                 )
             for prompt in self._settings.prompts if not self._settings.shard else ():
                 ids = continued(model, self._words.encode(prompt), SAMPLE, self._settings.seed)

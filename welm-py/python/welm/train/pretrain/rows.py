@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from welm.train.recipe import RecipeError
+from welm.train.tokenizer import END_ID
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,9 +50,12 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 def batch_of(ids: torch.Tensor, parts: int) -> dict[str, torch.Tensor]:
     """What the model learns from. Each row is cut into parts; the first token of a part is not predicted.
 
-    transformers shifts the labels.
+    Positions begin anew at each end token, which so begins the document after it. transformers lets tokens attend only
+    to those since the last such beginning, and shifts the labels.
     """
     ids = ids.reshape(ids.shape[0] * parts, -1)
     labels = ids.clone()
     labels[:, 0] = -100
-    return {"input_ids": ids, "labels": labels}
+    columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    begins = torch.where(ids == END_ID, columns, 0).cummax(dim=1).values
+    return {"input_ids": ids, "labels": labels, "position_ids": columns - begins}

@@ -18,7 +18,7 @@ from welm.train.export import export_mark
 from welm.train.prompts.mixture import Deck, interleaved, shares
 from welm.train.prompts.templates import Task, tasks
 from welm.train.recipe import RecipeError
-from welm.train.running import Progress, Stop, accumulated, last_checkpoint
+from welm.train.running import Progress, Stop, Whole, accumulated, last_checkpoint
 from welm.train.steps import begin, fingerprint, is_done, mark_done, stamp, write
 
 if TYPE_CHECKING:
@@ -195,5 +195,6 @@ def _trainer(settings: Prompts, model: Any, tokenizer: Any, rows: list[Row], out
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+    trainer.add_callback(Whole())
     trainer.add_callback(Progress("prompts", settings.batch, "row"))
     return trainer
