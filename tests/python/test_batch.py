@@ -155,6 +155,41 @@ def test_nothing_is_written_after_the_engine_ended(tmp_path: Path, monkeypatch: 
     assert batch.run(None, src, tmp_path / "out", threads=1) == {"200": 5}
 
 
+def test_what_may_be_answered_later_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    src = write(
+        tmp_path / "in",
+        *(request(f"{n}", prompt="春", max_tokens=1) for n in range(5)),
+        request("wrong", prompt="春", top_p=9),
+    )
+    whole, asked = Service.whole, itertools.count()
+
+    async def fails(self: Service, *given: Any) -> list[welm.Generation]:
+        if next(asked) in (1, 3):
+            raise welm.DeviceError("for now")
+        return await whole(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Service, "whole", fails)
+        assert batch.run(None, src, tmp_path / "out", threads=1) == {"200": 3, "400": 1, "500": 2}
+    before = read(tmp_path / "out")
+    assert batch.run(None, src, tmp_path / "out", threads=1) == {"200": 5, "400": 1}
+    after = read(tmp_path / "out")
+    assert {name: after[name] for name, (status, _) in before.items() if status < 500} == {
+        name: answer for name, answer in before.items() if answer[0] < 500
+    }
+    assert {*tmp_path.iterdir()} == {src, tmp_path / "out"}
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    src = write(tmp_path / "in", request("\ud800", prompt="春", max_tokens=1), request("b", "\ud801"))
+    for _ in range(2):
+        assert batch.run(None, src, tmp_path / "out", threads=1) == {"200": 1, "400": 1}
+    assert {*read(tmp_path / "out")} == {"\ud800", "b"}
+    src.write_bytes(b'{"custom_id": "a"}\n\xff\n')
+    with pytest.raises(batch.BatchError, match="in:2: expected UTF-8, got 0xff"):
+        batch.run(None, src, tmp_path / "new", threads=1)
+
+
 def test_a_small_queue_refuses_nothing(tmp_path: Path) -> None:
     src = write(tmp_path / "in", *(request(f"{n}", prompt=PROMPT, max_tokens=20) for n in range(30)))
     assert batch.run(None, src, tmp_path / "out", threads=1, queue_limit=2) == {"200": 30}

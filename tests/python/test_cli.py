@@ -224,7 +224,7 @@ def test_every_option_has_a_flag_and_the_help_tells_the_engine_s_defaults() -> N
             about = re.search(rf" {flag} (.*?)( --|$)", helped[helped.index("request:") :])
             assert about, name
             if parameter.default not in (None, True, False):
-                assert f"(default: {parameter.default})" in about[1], name
+                assert f"default: {parameter.default})" in about[1], name
 
 
 def test_a_line_of_json_for_each_piece() -> None:

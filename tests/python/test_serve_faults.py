@@ -58,6 +58,7 @@ def well(server: Running, model: welm.Model) -> None:
     [
         (b"", "expected a JSON object"),
         (b"[]", "got an array"),
+        (b'{"metadata": {"a": -1e999}}', "-1e999 is too large"),
         (b"null", "got null"),
         (b"3", "got a number"),
         (b'"x"', "got a string"),
@@ -73,7 +74,7 @@ def well(server: Running, model: welm.Model) -> None:
         (b'{"model": "welm", "prompt": "\\ud800"}', "half of a surrogate pair"),
         (b'{"\\uD800": 1, "model": "xl"}', "half of a surrogate pair"),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_broken_bodies(server: Running, model: welm.Model, body: bytes, told: str) -> None:
     status, _, answer = server.post("/v1/completions", body)
@@ -242,6 +243,24 @@ def test_nothing_is_upgraded(server: Running) -> None:
     for body in (BODY, {**BODY, "prompt": "\r\nUpgrade: x"}):
         status, _, answer = parse(server.raw(request(body, more=more)))
         assert (status, answer["object"]) == (200, "text_completion")
+
+
+def test_nothing_is_upgraded_wherever_the_head_is_cut(server: Running) -> None:
+    data = request({**BODY, "max_tokens": 1}, more="Connection: Upgrade\r\nUpgrade: h2c\r\n")
+    begin, end = data.index(b"\r\nUpgrade") - 1, data.index(b"\r\n\r\n") + 6
+    for cut in (*range(begin, begin + 14), *range(end - 8, end), len(data) - 1):
+        with server.connect() as sock:
+            sock.sendall(data[:cut])
+            time.sleep(0.01)
+            sock.sendall(data[cut:])
+            assert split(read_answer(sock))[0] == 200, cut
+    body = json.dumps(BODY).encode() + b"\r\n"  # its end is like the beginning of a header
+    head = f"POST /v1/completions HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r".encode()
+    with server.connect() as sock:
+        sock.sendall(head)
+        time.sleep(0.01)
+        sock.sendall(b"\n" + body)
+        assert split(read_answer(sock))[0] == 200
 
 
 # Clients that do not read.
@@ -635,6 +654,28 @@ def test_an_operator_is_told_that_the_engine_ended(model: welm.Model, stream: bo
             got = split(server.raw(request({**BODY, "stream": stream}, more=CLOSE)))[0]
             assert got == (200 if stream else status)
             assert [server.get(path)[0] for path in ("/health", "/ready")] == [health, health]
+
+
+def test_a_file_that_is_cut_short_ends_the_server(tmp_path: Path) -> None:
+    shutil.copytree(welm.NANO, tmp_path / "model")
+    with Running(welm.Model(tmp_path / "model", threads=1)) as server:
+        assert server.post("/v1/completions", BODY)[0] == 200
+        with open(tmp_path / "model" / "model.safetensors", "r+b") as file:
+            file.truncate(1 << 16)
+        for _ in range(2):
+            status, _, answer = server.post("/v1/completions", BODY)
+            assert (status, answer["error"]["code"]) == (503, "engine_stopped")
+        assert [server.get(path)[0] for path in ("/health", "/ready")] == [503, 503]
+
+
+def test_a_thread_that_cannot_be_started_is_asked_for_again(model: welm.Model) -> None:
+    with Running(model) as server:
+        server.service.model = Faulty(model, welm.Unavailable("thread is not available: for now"))
+        status, headers, _ = server.post("/v1/completions", BODY)
+        assert (status, headers["retry-after"]) == (503, "1")
+        server.service.model = model
+        well(server, model)
+        assert [server.get(path)[0] for path in ("/health", "/ready")] == [200, 200]
 
 
 def test_an_internal_error_tells_nothing(

@@ -5,7 +5,8 @@ the output is its answer, with the same ``custom_id``: ``{"id": ..., "custom_id"
 "request_id": ..., "body": {...}}, "error": null}``. A request that is wrong has its error in ``body``, with its status.
 Lines are written as answers come, so their order is not that of the input.
 
-Answers that are in the output already are kept: after a kill the same call goes on where it was. Needs
+Answers that are in the output already are kept: after a kill the same call goes on where it was. Only those with a
+status of 500 and above, which are no fault of the request, are asked for again. Needs
 ``pip install "welm[serve]"``; with a cluster, ``"welm[cluster]"``.
 
 .. code-block:: python
@@ -100,11 +101,15 @@ def run(
 def _read(src: str | os.PathLike[str]) -> dict[str, str]:
     """The lines of the input, by their ``custom_id``."""
     lines: dict[str, str] = {}
-    with open(src, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    with open(src, "rb") as file:
+        for number, read in enumerate(file, 1):
+            where = f"{os.fspath(src)}:{number}"
+            try:
+                line = read.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise BatchError(f"{where}: expected UTF-8, got {read[error.start]:#04x}") from None
             if not line.strip():
                 continue
-            where = f"{os.fspath(src)}:{number}"
             try:
                 name = json.loads(line)["custom_id"]
             except (ValueError, KeyError, TypeError, RecursionError):
@@ -120,26 +125,40 @@ def _read(src: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _done(dst: str | os.PathLike[str], requests: dict[str, str]) -> dict[str, str]:
-    """The statuses of the answers that are there. A line that was not written to its end is cut off."""
+    """The statuses of the answers that are there and may stay; the rest is removed.
+
+    Those are answers with a status of 500 and above, and a line that was not written to its end.
+    """
     done: dict[str, str] = {}
     if not os.path.exists(dst):
         return done
+    kept: list[bytes] = []
     with open(dst, "r+b") as file:
         whole = file.read()
         end = whole.rfind(b"\n") + 1
-        for number, line in enumerate(whole[:end].splitlines(), 1):
+        lines = whole[:end].splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
             try:
                 answer = json.loads(line)
-                name, status = answer["custom_id"], str(answer["response"]["status_code"])
+                name, status = answer["custom_id"], int(answer["response"]["status_code"])
             except (ValueError, KeyError, TypeError):
                 raise BatchError(f"{os.fspath(dst)}:{number}: expected an answer of a batch") from None
             if name not in requests:
                 raise BatchError(f"{os.fspath(dst)}:{number}: {str(name)[:40]} is an answer of another batch")
-            done[name] = status
+            if status < 500:
+                done[name] = str(status)
+                kept.append(line)
         rest = whole[end:]
         if rest[: len(_BEGIN)] != _BEGIN[: len(rest)]:
             raise BatchError(f"{os.fspath(dst)}: expected answers of a batch, got {rest[:60]!r}")
         file.truncate(end)
+    if len(kept) < len(lines):
+        new = f"{os.fspath(dst)}.new"
+        with open(new, "wb") as fewer:
+            fewer.writelines(kept)
+            fewer.flush()
+            os.fsync(fewer.fileno())
+        os.replace(new, dst)
     return done
 
 
@@ -167,19 +186,28 @@ class _Worker:
         status, body = await self._inside.ask(request)
         if status == 503 and body["error"]["code"] == self._ended:
             raise BatchError("the model cannot compute any more, see the log; the same command goes on")
-        return json.dumps(
+        return _line(
             {
                 "id": _NUMBER + uuid.uuid4().hex,
                 "custom_id": request["custom_id"],
                 "response": {"status_code": status, "request_id": uuid.uuid4().hex, "body": body},
                 "error": None,
-            },
-            ensure_ascii=False,
+            }
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The same for Ray Data."""
         return {"answer": asyncio.run(self.answers(str(line) for line in batch["line"]))}
+
+
+def _line(answer: dict[str, Any]) -> str:
+    """An answer as JSON, with escapes if it has strings that are no text, such as half of a surrogate pair."""
+    line = json.dumps(answer, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(answer)
+    return line
 
 
 def _here(path: str, lines: list[str], name: str | None, options: dict[str, Any]) -> Iterator[str]:

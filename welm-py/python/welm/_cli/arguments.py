@@ -234,7 +234,10 @@ def _flag(
     make, metavar, action = _READERS[kind]
     reader = make(*values)
     about += f": {reader.domain}" if isinstance(reader, Named) else _MORE.get(name, "")
-    about += "; may be given several times" if action == "append" else f" (default: {default or unset})"
+    limits = f"{reader.domain}; " if isinstance(reader, Whole | Real) and " to " in reader.domain else ""
+    about += (
+        "; may be given several times" if action == "append" else f" ({limits}default: {default or unset})"
+    )
     return Flag(name, reader, metavar, about, action)
 
 
@@ -258,7 +261,7 @@ def add_flags(add: Callable[..., object], flags: Iterable[Flag], without: Collec
         add(*flag.names, dest=flag.option, help=flag.help, action=flag.action, **value)
 
 
-def add_loading(parser: ArgumentParser, *, path: bool = True) -> None:
+def add_loading(parser: ArgumentParser, *, path: bool = True, without: Collection[str] = ()) -> None:
     """Adds the flags of loading a model. Without ``path`` its path is also an argument; :func:`only_path` gives it."""
     group = parser.add_argument_group("model")
     about = "Hugging Face folder, int8 folder or GGUF file (default: the small model in this package)"
@@ -266,7 +269,7 @@ def add_loading(parser: ArgumentParser, *, path: bool = True) -> None:
         parser.add_argument("path", nargs="?", default=None, metavar="PATH", help=about)
         parser.set_defaults(fail=parser.error)
     group.add_argument("--model", metavar="PATH", default=None, help=about if path else "the same as PATH")
-    add_flags(group.add_argument, LOADING)
+    add_flags(group.add_argument, LOADING, without)
 
 
 def only_path(args: Namespace) -> str | None:

@@ -36,7 +36,7 @@ _KUBERNETES = re.compile(r"WELM_SERVE_(SERVICE_.*|PORT_.*|PORT=[a-z]+://.*)", re
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds flags and positional arguments."""
-    add_loading(parser, path=False)
+    add_loading(parser, path=False, without=("queue_limit",))
     add = parser.add_argument_group("server").add_argument
     add("--host", type=text, metavar="ADDRESS", help="address to listen at (default: 127.0.0.1)")
     add("--port", type=Whole(0, 65535), metavar="N", help="port; 0 is one that is free (default: 8000)")
@@ -58,6 +58,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the model's name for clients; may be given several times (default: the name of its file)",
     )
     add("--config", metavar="FILE", help="TOML file with options")
+    add(
+        "--queue-limit",
+        type=Whole(1),
+        metavar="N",
+        help="most requests of a client that wait, and most prompts of a request; of all clients together four times "
+        "as many may wait (default: 1024)",
+    )
     add(
         "--timeout",
         type=Real(0.001),
@@ -135,7 +142,6 @@ def run(args: Namespace) -> int:
         model_names=tuple(getattr(args, "model_name", (name,))),
         keys=keys,
         parallel=options.get("max_running", 64),
-        queue_limit=options.pop("queue_limit", 1024),
         origins=tuple(getattr(args, "origin", ())),
         hosts=tuple(sorted({"localhost", "127.0.0.1", "[::1]", host}))
         if is_loopback(host) and not keys
@@ -146,6 +152,7 @@ def run(args: Namespace) -> int:
         sock = listen(host, port)  # before the model is loaded: a port that is taken is found at once
     except OSError as error:
         raise Failure(str(error)) from None
+    options["queue_limit"] = settings.parallel  # no more are given to the engine
     with sock:
         with Progress("loading", quiet=True) as progress:
             model = welm.Model(path, progress=progress, **options)
@@ -159,6 +166,7 @@ def run(args: Namespace) -> int:
 
 
 _SAME = (
+    "queue_limit",
     "timeout",
     "max_body",
     "requests_per_minute",

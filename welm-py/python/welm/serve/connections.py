@@ -31,6 +31,8 @@ STALL_SECONDS = 120.0
 """Longest time that a client with an unsent answer may read nothing."""
 
 _UPGRADE = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
+_CUT = re.compile(rb"(?i)\r(\n(u(p(g(r(a(de?)?)?)?)?)?)?)?\Z")
+"""The beginning of one, at the end of a part of a head."""
 
 
 class Connection(HttpToolsProtocol):
@@ -44,6 +46,8 @@ class Connection(HttpToolsProtocol):
     _in_head = True
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
+    _cut = b""
+    """The end of what came, which may be the beginning of a header that is replaced."""
     _received = _body = _unsent = 0
     _earlier: tuple[RequestResponseCycle, ...] = ()
     """Requests without a whole answer before the last one, the only one that uvicorn tells of a hang-up."""
@@ -69,12 +73,17 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """A part of a request."""
+        self._received += len(data)
         if self._in_head:
             # Nothing is upgraded here. The parser would take the body for that of another protocol.
-            head, gap, rest = data.partition(b"\r\n\r\n")
+            head, gap, rest = (self._cut + data).partition(b"\r\n\r\n")
+            cut = None if gap else _CUT.search(head)
+            head, self._cut = (head[: cut.start()], cut[0]) if cut else (head, b"")
             data = _UPGRADE.sub(b"x-not-used", head) + gap + rest
-        self._received += len(data)
         super().data_received(data)
+        if self._cut and not self._in_head:  # it was of the body
+            data, self._cut = self._cut, b""
+            super().data_received(data)
         if self._received - self._body > HEAD_BYTES + self._body and not self.transport.is_closing():
             if self._in_head:
                 self.transport.write(

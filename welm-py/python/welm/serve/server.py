@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=max(round(drain), 1),
+            timeout_graceful_shutdown=max(drain, 0.01),  # type: ignore[arg-type]  # fractions work as well
             backlog=BACKLOG,
         )
         super().__init__(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import time
 from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
@@ -35,7 +36,8 @@ async def read_json(request: Request, most: int) -> dict[str, Any]:
     except asyncio.TimeoutError:
         raise Refusal(408, f"the body did not come in {BODY_SECONDS:g} s") from None
     try:
-        value: object = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        text = body.decode("utf-8")
+        value: object = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
         if _SURROGATE.search(body):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
@@ -83,6 +85,13 @@ def _too_large(most: int) -> Refusal:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is too large")
+    return number
 
 
 def is_list(value: object) -> TypeGuard[list[Any]]:
