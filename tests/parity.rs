@@ -104,6 +104,7 @@ fn the_cache_changes_no_frequencies() {
 
 #[test]
 fn configs_as_older_transformers_wrote_them() {
+    let mut found = 0;
     for entry in std::fs::read_dir(fixture("")).unwrap() {
         let folder = entry.unwrap().path();
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
@@ -117,7 +118,9 @@ fn configs_as_older_transformers_wrote_them() {
         }
         std::fs::rename(old.path().join("config_v4.json"), old.path().join("config.json")).unwrap();
         check(&name, old.path().to_str().unwrap(), &of_folder(&name));
+        found += 1;
     }
+    assert!(found > 30, "{found}");
 }
 
 #[test]
@@ -156,11 +159,21 @@ fn gguf_files_of_every_family() {
     }
 }
 
-/// What `quantize` writes of families that differ in layout or in factors says nearly what the floats say; what two of
-/// these models say differs by 4.
+/// What `quantize` writes of families that differ in layout or in factors says nearly what the floats say. The bounds are
+/// half above what was measured; what two of these models say differs by 4.
 #[test]
 fn int8_folders_keep_what_families_differ_in() {
-    for name in ["llama_gqa", "gemma3", "olmo2", "phi3", "glm4", "granite", "minicpm", "internlm2"] {
+    let bounds = [
+        ("llama_gqa", 0.15),
+        ("gemma3", 0.09),
+        ("olmo2", 0.11),
+        ("phi3", 0.32),
+        ("glm4", 0.23),
+        ("granite", 0.21),
+        ("minicpm", 0.29),
+        ("internlm2", 0.24),
+    ];
+    for (name, bound) in bounds {
         let to = tempfile::tempdir().unwrap();
         let folder = to.path().join("int8");
         quantize(&fixture(name), &folder, |_| true).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -172,25 +185,26 @@ fn int8_folders_keep_what_families_differ_in() {
         let sum: f64 = ours.iter().zip(theirs).map(|(a, &b)| (a - f64::from(b)).abs()).sum();
         let mean = sum / theirs.len() as f64;
         println!("{name}: mean difference of a log-probability {mean:.1e}");
-        assert!(mean < 0.5, "{name}: log-probabilities differ by {mean:.1e} in the mean");
+        assert!(mean < bound, "{name}: log-probabilities differ by {mean:.1e} in the mean");
     }
 }
 
 #[test]
 fn an_unknown_family_or_setting_is_named() {
     let config = std::fs::read_to_string(fixture("llama_gqa/config.json")).unwrap();
-    let edits: [(&str, serde_json::Value); 9] = [
-        ("model_type", "mamba".into()),
-        ("hidden_act", "relu".into()),
-        ("num_attention_heads", 7.into()),
-        ("num_key_value_heads", 3.into()),
-        ("vocab_size", "many".into()),
-        ("hidden_size", 1u64.checked_shl(40).into()),
-        ("rms_norm_eps", (-1.0).into()),
-        ("quantization_config", serde_json::json!({"bits": 4})),
-        ("rope_parameters", serde_json::json!({"rope_type": "proportional", "factor": 4.0})),
+    let stretched = serde_json::json!({"rope_type": "proportional", "factor": 4.0});
+    let edits: [(&str, serde_json::Value, &str); 9] = [
+        ("model_type", "mamba".into(), "`model_type`: `mamba` of "),
+        ("hidden_act", "relu".into(), "`hidden_act`: expected silu or swish, got `relu`"),
+        ("num_attention_heads", 7.into(), "`n_kv_heads`: expected a divisor of 7, got 2"),
+        ("num_key_value_heads", 3.into(), "`n_kv_heads`: expected a divisor of 4, got 3"),
+        ("vocab_size", "many".into(), "`vocab_size`: expected a whole number, got \"many\""),
+        ("hidden_size", 1u64.checked_shl(40).into(), "`dim`: expected 1 to 131072, got 1099511627776"),
+        ("rms_norm_eps", (-1.0).into(), "`norm_eps`: expected a positive number, got -1"),
+        ("quantization_config", serde_json::json!({"bits": 4}), "`quantization_config`: expected nothing"),
+        ("rope_parameters", stretched, "`rope_parameters.rope_type`: `proportional` is none of default"),
     ];
-    for (key, value) in edits {
+    for (key, value, told) in edits {
         let folder = tempfile::tempdir().unwrap();
         let mut json: serde_json::Value = serde_json::from_str(&config).unwrap();
         json[key] = value;
@@ -198,10 +212,10 @@ fn an_unknown_family_or_setting_is_named() {
         std::fs::copy(fixture("llama_gqa/model.safetensors"), folder.path().join("model.safetensors"))
             .unwrap();
         let error = Model::load(folder.path(), &exact()).map(drop).unwrap_err();
-        println!("{key}: {error}");
         assert!(
             matches!(&error, welm_core::Error::Config { .. } | welm_core::Error::Tensor { .. }),
             "{key}: {error:?}"
         );
+        assert!(error.to_string().contains(told), "{key}: {error}");
     }
 }

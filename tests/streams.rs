@@ -208,13 +208,17 @@ fn a_waker_may_drop_the_last_handle_of_the_model() {
     }
     for _ in 0..5 {
         let model = load(&LoadOptions::default());
-        let mut stream = model.stream("春眠不觉晓，", &options(1)).unwrap();
+        let long = GenerateOptions { max_tokens: 480, ..options(1) };
+        let mut stream = model.stream("春眠不觉晓，", &long).unwrap();
         let (dropped, is_dropped) = channel();
         let holds = Arc::new(Holds { task: Mutex::new(None), dropped: Mutex::new(dropped) });
         let waker = Waker::from(Arc::clone(&holds));
         // Locked while it polls, so that the engine cannot wake it before there is a task.
         let mut task = holds.task.lock().unwrap();
-        while stream.poll_next(&mut Context::from_waker(&waker)).is_ready() {}
+        let mut poll = || stream.poll_next(&mut Context::from_waker(&waker));
+        while let Poll::Ready(piece) = poll() {
+            assert!(piece.is_some(), "the text is too short for this test");
+        }
         *task = Some((model, stream));
         drop(task);
         is_dropped.recv_timeout(Duration::from_secs(20)).expect("the engine's thread waits for itself");

@@ -172,7 +172,7 @@ static void *pull_on_thread(void *data) {
 
 static void cancelled_from_another_thread(const context *c) {
     welm_generate_options options = endless();
-    int i;
+    int i, waited;
     for (i = 0; i < 4; i++) {
         welm_cancel_token *cancel = welm_cancel_token_new();
         welm_stream *stream;
@@ -183,7 +183,7 @@ static void cancelled_from_another_thread(const context *c) {
         stream = open_stream(c->model, "床前明月光，", &options);
         if (i < 2) welm_cancel_token_free(cancel); /* the request holds a share */
         CHECK(pthread_create(&thread, NULL, pull_on_thread, stream) == 0);
-        while (stats(c->model).running == 0) short_sleep();
+        for (waited = 0; waited < 20000 && stats(c->model).running == 0; waited++) short_sleep();
         if (i < 2) {
             welm_stream_cancel(stream);
         } else {

@@ -84,6 +84,14 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
     return tensors
 
 
+def begun(model: welm.Model) -> None:
+    """Waits until a request is open."""
+    until = time.monotonic() + 20
+    while not model.stats().open:
+        assert time.monotonic() < until, "no request has come, or it has ended already"
+        time.sleep(0.001)
+
+
 def at_rest(model: welm.Model) -> welm.Stats:
     """Waits until nothing is open any more, and gives the counters."""
     until = time.monotonic() + 20

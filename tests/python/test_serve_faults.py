@@ -19,7 +19,7 @@ import pytest
 import welm
 from welm.serve import connections, wire
 
-from conftest import FIXTURES, PROMPT, at_rest
+from conftest import FIXTURES, PROMPT, at_rest, begun
 from serving import Running, parse, read_answer, request, split
 
 if TYPE_CHECKING:
@@ -161,8 +161,7 @@ def test_more_connections_than_there_is_room_for(server: Running, model: welm.Mo
     kind.most = 50
     with server.connect() as busy:
         busy.sendall(request({**LONG, "n": 8}))
-        while not model.stats().open:
-            time.sleep(0.001)
+        begun(model)
         crowd = [server.connect() for _ in range(200)]
         well(server, model)
         assert len(server.server.server_state.connections) <= 51
@@ -357,8 +356,7 @@ def test_hanging_up_cancels(server: Running, model: welm.Model, path: str, strea
     before = model.stats()
     with server.connect() as sock:
         sock.sendall(request(body, path=path))
-        while not model.stats().open:
-            time.sleep(0.001)
+        begun(model)
     at_rest(model)
     after = model.stats()
     assert after.completion_tokens - before.completion_tokens < 64 * 480 / 2
@@ -369,8 +367,7 @@ def test_hanging_up_ends_requests_before_the_last(server: Running, model: welm.M
     before = model.stats()
     with server.connect() as sock:
         sock.sendall(request({**LONG, "n": 64}) + request({**LONG, "n": 64}) * 2)
-        while not model.stats().open:
-            time.sleep(0.001)
+        begun(model)
     at_rest(model)
     assert model.stats().completion_tokens - before.completion_tokens < 64 * 480 / 2
     # Whoever stays gets all answers, in order.
@@ -422,8 +419,7 @@ def test_many_prompts_are_one_request(model: welm.Model) -> None:
         # While one such request runs, another client does not meet a full queue.
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             first = pool.submit(server.post, "/v1/completions", {**LONG, "prompt": [PROMPT] * 8})
-            while not model.stats().open:
-                time.sleep(0.001)
+            begun(model)
             assert server.post("/v1/completions", BODY)[0] == 200
             assert first.result()[0] == 200
         for n in (-1_000_000, 0):
@@ -452,8 +448,7 @@ def test_a_full_queue(model: welm.Model) -> None:
         concurrent.futures.ThreadPoolExecutor(8) as pool,
     ):
         first = pool.submit(server.post, "/v1/completions", LONG)
-        while not model.stats().open:
-            time.sleep(0.001)
+        begun(model)
         waiting = [pool.submit(server.post, "/v1/completions", BODY) for _ in range(2)]
         while server.service.gate.waiting < 2:
             time.sleep(0.001)
@@ -465,8 +460,7 @@ def test_a_full_queue(model: welm.Model) -> None:
         assert [one.result()[0] for one in [first, *waiting]] == [200] * 3
         # A request that waits has a deadline, too.
         first = pool.submit(server.post, "/v1/completions", {**LONG, "n": 8})
-        while not model.stats().open:
-            time.sleep(0.001)
+        begun(model)
         assert server.post("/v1/completions", BODY, headers={"X-Request-Timeout": "0.01"})[0] == 504
         assert first.result()[0] == 200
         well(server, model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -13,7 +12,7 @@ import pytest
 
 import welm
 
-from conftest import PROMPT, at_rest, with_template
+from conftest import PROMPT, at_rest, begun, with_template
 from serving import Running
 
 if TYPE_CHECKING:
@@ -555,8 +554,7 @@ def test_a_comment_keeps_a_slow_stream_alive(chat: welm.Model) -> None:
         head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
         with server.connect() as first:
             first.sendall(head % len(long) + long)
-            while not chat.stats().open:
-                time.sleep(0.001)
+            begun(chat)
             short = json.dumps({"model": "welm", "prompt": PROMPT, "stream": True}).encode()
             told = server.raw(head % len(short) + short)
         assert b"\n: keep-alive\n\n" in told
