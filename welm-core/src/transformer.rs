@@ -181,7 +181,7 @@ pub(crate) fn forward<B: Backend>(
     batch: &Batch,
 ) -> Result<()> {
     ops.begin(batch)?;
-    ops.repeat(batch, |ops| layers(ops, weights, kv, s, batch, |_, _| Ok(())))
+    ops.repeat(|ops| layers(ops, weights, kv, s, batch, |_, _| Ok(())))
 }
 
 /// Computes the embedding and all layers. Calls `after` with the residual stream after each of them.
@@ -284,10 +284,9 @@ pub(crate) fn logits<'s, B: Backend>(
     ops: &mut B,
     weights: &Weights<B>,
     s: &'s mut Scratch<B>,
-    batch: &Batch,
     some: Range<usize>,
 ) -> Result<&'s mut B::Buffer> {
-    ops.norm_rows(&mut s.last, &s.x, batch, some, &weights.final_norm)?; // (some.len(), dim)
+    ops.norm_rows(&mut s.last, &s.x, some, &weights.final_norm)?; // (some.len(), dim)
     let output = weights.output.as_ref().unwrap_or(&weights.embed);
     ops.logits(&mut s.logits, &s.last, output, weights.logit_soft_cap)?;
     Ok(&mut s.logits)
@@ -390,7 +389,7 @@ pub(crate) mod tests {
             let before = ALLOCATIONS.get();
             assert!(before > 0, "the counter counts");
             forward(&mut cpu, &weights, &mut kv, &mut scratch, &batch).unwrap();
-            let logits = logits(&mut cpu, &weights, &mut scratch, &batch, 0..2).unwrap();
+            let logits = logits(&mut cpu, &weights, &mut scratch, 0..2).unwrap();
             let logits = cpu.read(logits).unwrap();
             assert!(logits.iter().all(|x| x.is_finite()));
             assert_eq!(ALLOCATIONS.get(), before, "{fixture} as {dtype:?}");

@@ -34,17 +34,17 @@ impl Outputs<'_> {
     /// The CPU has the instructions of `S`; the rows and the strip exist; no other task writes these outputs.
     #[inline(always)]
     pub unsafe fn write<S: Simd, const R: usize>(&self, t: usize, r: usize, rows: usize, acc: [S::V; R]) {
-        debug_assert!(self.bias.is_none_or(|bias| bias.len() == self.n));
         let column = t * LANES;
         let outputs = LANES.min(self.n - column);
+        let bias = self.bias.map(|bias| &bias[column..column + outputs]);
         // SAFETY: the caller's promise.
         unsafe {
             for i in 0..R.min(rows) {
                 let out = self.out.slice((r + i) * self.stride + self.first + column, outputs);
                 if outputs == LANES {
                     let mut y = acc[i];
-                    if let Some(bias) = self.bias {
-                        y = S::add(y, S::load(bias.as_ptr().add(column)));
+                    if let Some(bias) = bias {
+                        y = S::add(y, S::load(bias.as_ptr()));
                     }
                     if self.epilogue == Epilogue::Add {
                         y = S::add(S::load(out.as_ptr()), y);
@@ -55,7 +55,7 @@ impl Outputs<'_> {
                 let mut y = [0.0; LANES];
                 S::store(y.as_mut_ptr(), acc[i]);
                 for (o, out) in out.iter_mut().enumerate() {
-                    let sum = self.bias.map_or(y[o], |b| y[o] + b[column + o]);
+                    let sum = bias.map_or(y[o], |bias| y[o] + bias[o]);
                     *out = if self.epilogue == Epilogue::Add { *out + sum } else { sum };
                 }
             }

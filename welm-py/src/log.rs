@@ -63,6 +63,10 @@ impl Visit for Text {
             name => write!(self.values, " {name}={value:?}"),
         };
     }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        let _ = write!(self.values, " {}={value}", field.name());
+    }
 }
 
 impl Subscriber for Log {

@@ -26,6 +26,8 @@ use crate::output;
 pub(crate) struct Stream {
     model: Owned<core::Model>,
     pieces: Owned<Mutex<core::Stream>>,
+    /// Cancels the request, also while another thread waits for a piece and so has `pieces`.
+    canceller: Box<dyn Fn() + Send + Sync>,
     seed: u64,
     prompt_tokens: usize,
 }
@@ -37,7 +39,9 @@ fn lock(pieces: &Mutex<core::Stream>) -> MutexGuard<'_, core::Stream> {
 impl Stream {
     pub(crate) fn new(model: core::Model, pieces: core::Stream) -> Self {
         let (seed, prompt_tokens) = (pieces.seed(), pieces.prompt_tokens());
-        Stream { model: Owned::new(model), pieces: Owned::new(Mutex::new(pieces)), seed, prompt_tokens }
+        let canceller = Box::new(pieces.canceller());
+        let (model, pieces) = (Owned::new(model), Owned::new(Mutex::new(pieces)));
+        Stream { model, pieces, canceller, seed, prompt_tokens }
     }
 }
 
@@ -56,7 +60,7 @@ impl Stream {
                 Poll::Ready(Some(piece)) => {
                     return output::piece(py, model, &piece.or_raise(py)?).map(Some);
                 }
-                Poll::Pending => py.check_signals().inspect_err(|_| lock(pieces).cancel())?,
+                Poll::Pending => py.check_signals().inspect_err(|_| (self.canceller)())?,
             }
         }
     }
@@ -65,8 +69,8 @@ impl Stream {
     /// ``"cancelled"``. Any thread may call this.
     fn cancel(&self, py: Python<'_>) -> PyResult<()> {
         let _inside = enter(py);
-        let pieces = self.pieces.get(py)?;
-        detached(py, || lock(pieces).cancel());
+        self.pieces.get(py)?; // not in a forked child
+        detached(py, || (self.canceller)());
         Ok(())
     }
 

@@ -117,7 +117,7 @@ pub(crate) trait Backend: Sized + Send + 'static {
     /// Called once a step, before everything else: rotary angles of the batch's positions.
     fn begin(&mut self, batch: &Batch) -> Result<()>;
     /// Runs `body`, which is the same for every batch of so many rows: a backend may record it once and repeat that.
-    fn repeat(&mut self, _batch: &Batch, mut body: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+    fn repeat(&mut self, mut body: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         body(self)
     }
     /// `x = table[token_id] * scale`, `(n, dim)`.
@@ -131,7 +131,6 @@ pub(crate) trait Backend: Sized + Send + 'static {
         &mut self,
         out: &mut Self::Buffer,
         x: &Self::Buffer,
-        batch: &Batch,
         some: Range<usize>,
         norm: &Self::Norm,
     ) -> Result<()>;

@@ -203,7 +203,7 @@ fn open_gguf(path: &Path, with_tokenizer: bool, allow_unread: bool) -> Result<Op
         return Ok(Opened { source, tokenizer: None, chat: None });
     }
     let vocab = gguf_vocab(&gguf)?;
-    vocab.add_ends(&mut source.config.eos_token_ids);
+    begin_and_end(&vocab, &mut source.config);
     let token = |id: Option<u32>| id.and_then(|id| vocab.tokens.get(id as usize)).map(String::as_str);
     let chat = ChatTemplate::from_gguf(gguf_templates(&gguf), token(vocab.bos), token(vocab.eos));
     let tokenizer = Some(Tokenizer::from_gguf(vocab)?);
@@ -249,7 +249,21 @@ fn name_begin_and_end(folder: &Path, tokenizer: &Tokenizer, config: &mut ModelCo
         }
         _ => {}
     }
+    if config.eos_token_ids.is_empty() {
+        config.eos_token_ids.extend(tokenizer.eos());
+    }
     Ok(())
+}
+
+/// The same for a GGUF file: where it names no token, those that llama.cpp takes, and the ends by their names.
+fn begin_and_end(vocab: &GgufVocab, config: &mut ModelConfig) {
+    let rows = config.vocab_size;
+    let known = |id: Option<u32>| id.filter(|&id| (id as usize) < rows);
+    config.bos_token_id = config.bos_token_id.or(known(vocab.bos));
+    if config.eos_token_ids.is_empty() {
+        config.eos_token_ids.extend(known(vocab.eos));
+    }
+    vocab.add_ends(&mut config.eos_token_ids);
 }
 
 /// The chat template, and others with their names.
@@ -327,6 +341,7 @@ fn gguf_vocab(g: &Gguf) -> Result<GgufVocab> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Activation, ModelSizes, NormKind, Rope};
     use crate::weights::gguf::tests::{Writer, array, string};
 
     fn list(texts: &[&str]) -> Vec<u8> {
@@ -373,6 +388,38 @@ mod tests {
         }
         assert!(!strips("llama", "llama", "Llama 3"));
         assert!(!strips("t5", "phi3", "Phi-3"));
+    }
+
+    #[test]
+    fn a_gguf_file_without_an_end_token_has_that_of_llama_cpp_and_those_by_name() {
+        let ends = |model: &str, vocab_size: usize, name: &str| {
+            let tokens = ["<unk>", "<s>", "</end>", "a", name];
+            let types: Vec<u8> = [2, 3, 3, 1, 3i32].into_iter().flat_map(i32::to_le_bytes).collect();
+            let gguf = Writer::default()
+                .key("tokenizer.ggml.model", 8, &string(model))
+                .key("tokenizer.ggml.tokens", 9, &array(8, 5, &list(&tokens)))
+                .key("tokenizer.ggml.token_type", 9, &array(5, 5, &types))
+                .open()
+                .unwrap();
+            let sizes = ModelSizes {
+                vocab_size,
+                dim: 2,
+                n_layers: 1,
+                n_heads: 1,
+                n_kv_heads: 1,
+                head_dim: 2,
+                hidden_dim: 2,
+                max_context: 9,
+            };
+            let rope = Rope::new(2, 1e4);
+            let mut config = ModelConfig::plain(sizes, NormKind::RmsNorm, 1e-5, Activation::SwiGlu, rope);
+            begin_and_end(&gguf_vocab(&gguf).unwrap(), &mut config);
+            (config.bos_token_id, config.eos_token_ids)
+        };
+        assert_eq!(ends("llama", 5, "<|im_end|>"), (Some(1), vec![2, 4]));
+        assert_eq!(ends("llama", 5, "<|im_start|>"), (Some(1), vec![2]));
+        assert_eq!(ends("llama", 2, "<|im_start|>"), (Some(1), vec![]), "the model has no row for it");
+        assert_eq!(ends("t5", 5, "<|im_end|>"), (None, vec![1, 4]));
     }
 
     #[test]

@@ -191,7 +191,7 @@ impl<B: Backend> EngineLoop<B> {
             let e = &mut self.engine;
             let wanted = first..first + tile.len();
             first = wanted.end;
-            let computed = logits(&mut e.backend, &e.weights, &mut e.scratch, &self.batch, wanted)?;
+            let computed = logits(&mut e.backend, &e.weights, &mut e.scratch, wanted)?;
             // If tokens can only be chosen among the largest logits, these are enough. The choice is exactly the same.
             let top_is_enough = tile.iter().all(|r| self.scheduler.running[r.seq].needs_only_top());
             let from_top = top_is_enough && self.top_rows.take(e.backend.top(computed)?);

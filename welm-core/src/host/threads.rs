@@ -45,20 +45,24 @@ pub(crate) fn prepared() -> (Unblocked, Usual) {
     (Unblocked::here(), Usual::here())
 }
 
-/// Calls `work` for all parts, and returns whether it was true for all of them. There is a thread for each part, and
-/// this thread is one of them. If the system starts fewer threads, these do all the work.
-pub(crate) fn all<P: Send>(parts: impl Iterator<Item = P>, work: impl Fn(P) -> bool + Sync) -> bool {
+/// Calls `work` for all parts, and returns the least number that it gave, such as that of the first row that is wrong.
+/// There is a thread for each part, and this thread is one of them. If the system starts fewer threads, these do all the
+/// work.
+pub(crate) fn least<P: Send>(
+    parts: impl Iterator<Item = P>,
+    work: impl Fn(P) -> Option<usize> + Sync,
+) -> Option<usize> {
     let parts: Vec<P> = parts.collect();
     let more = parts.len().saturating_sub(1);
     let parts = Mutex::new(parts.into_iter());
     let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
     let run = || {
         let _prepared = prepared();
-        let mut all = true;
+        let mut least = None;
         while let Some(part) = next() {
-            all &= work(part);
+            least = lesser(least, work(part));
         }
-        all
+        least
     };
     thread::scope(|scope| {
         let builder = |_| thread::Builder::new().name("welm-load".into());
@@ -70,9 +74,13 @@ pub(crate) fn all<P: Send>(parts: impl Iterator<Item = P>, work: impl Fn(P) -> b
         let workers: Vec<_> = (0..more).map_while(start).collect();
         let own = run();
         let joined =
-            |w: thread::ScopedJoinHandle<'_, bool>| w.join().unwrap_or_else(|panic| resume_unwind(panic));
-        workers.into_iter().fold(own, |all, w| all & joined(w))
+            |w: thread::ScopedJoinHandle<'_, _>| w.join().unwrap_or_else(|panic| resume_unwind(panic));
+        workers.into_iter().fold(own, |least, w| lesser(least, joined(w)))
     })
+}
+
+fn lesser(a: Option<usize>, b: Option<usize>) -> Option<usize> {
+    a.into_iter().chain(b).min()
 }
 
 #[cfg(test)]
@@ -85,10 +93,10 @@ mod tests {
     fn all_parts_are_looked_at_once() {
         for n in [0, 1, 7] {
             let seen: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
-            let count = |i: usize| seen[i].fetch_add(1, Ordering::Relaxed) == 0;
-            assert!(all(0..n, count));
+            let count = |i: usize| (seen[i].fetch_add(1, Ordering::Relaxed) != 0).then_some(i);
+            assert_eq!(least(0..n, count), None);
             assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1));
-            assert!(n == 0 || !all(0..n, |i| i != n - 1));
+            assert_eq!(least(0..n, |i| (i >= n / 2).then_some(i)), (n > 0).then_some(n / 2));
         }
     }
 

@@ -142,10 +142,7 @@ impl Model {
         options: &LoadOptions,
         device: welm_kernels::Device,
     ) -> Result<Model> {
-        options.validate()?;
-        let _guarded = guard(options);
-        let opened = open(path.as_ref(), true, options.allow_unread_tensors)?;
-        Self::load_on_cuda(path.as_ref(), opened, options, device)
+        Self::load_as(path, options, Some(device), |_| {})
     }
 
     /// As [`Model::load_on_device`], or without a device on the CPU, with what `change` makes of the configuration: for
@@ -159,6 +156,7 @@ impl Model {
         change: impl FnOnce(&mut ModelConfig),
     ) -> Result<Model> {
         options.validate()?;
+        let _guarded = guard(options);
         let mut opened = open(path.as_ref(), true, options.allow_unread_tensors)?;
         change(&mut opened.source.config);
         opened.source.config.validate()?;
@@ -210,20 +208,14 @@ impl Model {
         estimate: Estimate,
         backend: impl FnOnce(&ModelConfig, Limits) -> Result<B>,
     ) -> Result<Model> {
-        let mut config = source.config.clone();
+        let config = source.config.clone();
         if source.is_packed() && matches!(options.dtype, Dtype::F32 | Dtype::Bf16) {
             tracing::warn!(asked = %options.dtype, "the weights of an int8 folder stay int8");
         }
-        if let Some(tokenizer) = &tokenizer {
-            if tokenizer.vocab_size() > config.vocab_size {
-                // A prompt that holds such a token is refused; the others are not the poorer for it.
-                let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
-                tracing::warn!(tokens, rows, "the tokenizer knows tokens that the model has no row for");
-            }
-            config.bos_token_id = config.bos_token_id.or(tokenizer.bos());
-            if config.eos_token_ids.is_empty() {
-                config.eos_token_ids.extend(tokenizer.eos());
-            }
+        let (tokens, rows) = (tokenizer.as_ref().map_or(0, Tokenizer::vocab_size), config.vocab_size);
+        if tokens > rows {
+            // A prompt that holds such a token is refused; the others are not the poorer for it.
+            tracing::warn!(tokens, rows, "the tokenizer knows tokens that the model has no row for");
         }
         let limits = limits::<B>(&config, options)?;
         let short =

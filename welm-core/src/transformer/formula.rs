@@ -292,7 +292,7 @@ impl Toy {
             forward(ops, &weights, &mut kv, &mut scratch, &batch).unwrap();
             for start in (0..n).step_by(LIMITS.max_logit_rows) {
                 let some = start..n.min(start + LIMITS.max_logit_rows);
-                let logits = logits(ops, &weights, &mut scratch, &batch, some).unwrap();
+                let logits = logits(ops, &weights, &mut scratch, some).unwrap();
                 all.extend_from_slice(ops.read(logits).unwrap());
             }
             first += n;

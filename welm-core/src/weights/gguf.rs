@@ -67,7 +67,6 @@ impl Gguf {
         parts::join(path, Self::open_one(path)?)
     }
 
-    /// As [`Gguf::open`], of this file alone.
     /// Whether all that was read of its metadata was the file's. (A file without tensors is in no [`Files`](super::map::Files).)
     ///
     /// # Errors
@@ -76,6 +75,7 @@ impl Gguf {
         self.map.check()
     }
 
+    /// As [`Gguf::open`], of this file alone.
     fn open_one(path: &Path) -> Result<Self> {
         Self::parse(path, &FileMap::open(path)?)
     }

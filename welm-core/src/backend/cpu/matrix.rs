@@ -1,8 +1,5 @@
 //! Matrices in memory: used in place in the mapped file, converted to another float type, or repacked as tiles.
 
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
-
 use half::{bf16, f16};
 use welm_cpu::int8::Grouping;
 
@@ -160,23 +157,21 @@ fn parts<T: Plain>(
     let mut values = Memory::zeroed(rows.len() * cols, "weights")?;
     let share = rows.len().div_ceil(threads);
     let parts = values.chunks_mut(share * cols).zip(rows.chunks(share)).enumerate();
-    let wrong = AtomicUsize::new(usize::MAX); // the first row that cannot be represented
-    threads::all(parts, |(part, (values, rows))| {
+    let wrong = threads::least(parts, |(part, (values, rows))| {
         let mut row = vec![0.0; cols];
         for (i, (to, (segment, r))) in values.chunks_mut(cols).zip(rows).enumerate() {
             segment.tensor.row_f32(*r, &mut row);
             to.iter_mut().zip(&row).for_each(|(to, &x)| *to = convert(x));
             if !to.iter().all(|&x| is_finite(x)) {
-                wrong.fetch_min(part * share + i, Relaxed);
-                return false;
+                return Some(part * share + i);
             }
         }
-        true
+        None
     });
     release(source);
-    match wrong.into_inner() {
-        usize::MAX => Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows.len() }]),
-        row => {
+    match wrong {
+        None => Ok(vec![Part { values: values.into(), first_row: 0, n_rows: rows.len() }]),
+        Some(row) => {
             let reason = format!("a weight is not a finite number in {}", T::STORED.format().name());
             Err(row_error(&rows, row, name, &reason))
         }

@@ -417,14 +417,7 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn norm_rows(
-        &mut self,
-        out: &mut Buffer,
-        x: &Buffer,
-        _batch: &Batch,
-        some: Range<usize>,
-        norm: &Norm,
-    ) -> Result<()> {
+    fn norm_rows(&mut self, out: &mut Buffer, x: &Buffer, some: Range<usize>, norm: &Norm) -> Result<()> {
         self.overwrites(out);
         out.rows = some.len();
         let cols = x.cols;

@@ -16,7 +16,7 @@ mod graphs;
 mod step;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::bf16;
 use welm_cpu::int8::Grouping;
@@ -39,7 +39,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::computed::{Computed, Kernels};
-use crate::weights::tensor::{Segment, release};
+use crate::weights::tensor::{release, row_error, rows_of};
 use crate::weights::tiles::int8::Int8Tiles;
 
 /// A normalisation on the device.
@@ -84,8 +84,7 @@ fn stored_rows(matrix: &MatrixSource) -> RowFn<'_> {
     match matrix {
         MatrixSource::Packed(tiles) => Box::new(|i, to| tiles.row_f32(i, to)),
         MatrixSource::Stored(segments) => {
-            let rows = |s: &Segment| s.first_row..s.first_row + s.n_rows;
-            let stored: Vec<_> = segments.iter().flat_map(|s| rows(s).map(move |row| (s, row))).collect();
+            let stored = rows_of(segments);
             Box::new(move |i, to| {
                 let (segment, row) = stored[i];
                 segment.tensor.row_f32(row, to);
@@ -305,19 +304,25 @@ impl Backend for Cuda {
             }
             (_, matrix) => {
                 let row = stored_rows(matrix);
-                let finite = AtomicBool::new(true);
+                let wrong = AtomicUsize::new(usize::MAX); // the first row with a value that bf16 does not have
                 let packed = gemm::Packed::bf16(rows, cols, order, threads, |i, to| {
                     let mut values = vec![0.0; cols];
                     row(i, &mut values);
                     to.iter_mut().zip(values).for_each(|(to, x)| *to = bf16::from_f32(x));
                     if !to.iter().all(|x| x.is_finite()) {
-                        finite.store(false, Ordering::Relaxed);
+                        wrong.fetch_min(i, Ordering::Relaxed);
                     }
                 });
-                if !finite.into_inner() {
-                    return Err(Error::tensor(&name, "a weight is not a finite number in BF16"));
+                let reason = "a weight is not a finite number in BF16";
+                match (wrong.into_inner(), matrix) {
+                    (usize::MAX, _) => packed,
+                    (row, MatrixSource::Stored(segments)) => {
+                        return Err(row_error(&rows_of(segments), row, &name, reason));
+                    }
+                    (row, MatrixSource::Packed(_)) => {
+                        return Err(Error::tensor(&name, format!("row {row}: {reason}")));
+                    }
                 }
-                packed
             }
         };
         if let MatrixSource::Stored(segments) = &matrix {
@@ -349,7 +354,7 @@ impl Backend for Cuda {
         self.step.begin(&self.device, batch)
     }
 
-    fn repeat(&mut self, _batch: &Batch, mut body: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+    fn repeat(&mut self, mut body: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         if !self.step.is_recorded || !self.records {
             return body(self);
         }
@@ -402,14 +407,7 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn norm_rows(
-        &mut self,
-        out: &mut Buffer,
-        x: &Buffer,
-        _batch: &Batch,
-        some: Range<usize>,
-        norm: &Norm,
-    ) -> Result<()> {
+    fn norm_rows(&mut self, out: &mut Buffer, x: &Buffer, some: Range<usize>, norm: &Norm) -> Result<()> {
         out.rows = some.len();
         let (stride, formula) = (out.stride(), self.device_norm(norm));
         let (at, rows) = (self.step.wanted(some)?, 0..out.rows);

@@ -60,7 +60,7 @@ impl CodedTiles {
         let mut data = Memory::zeroed(down * strip, "coded weights")?;
         let per_thread = down.div_ceil(threads.max(1));
         let parts = data.chunks_mut(per_thread * strip).zip(stored.chunks(per_thread * LANES));
-        threads::all(parts, |(data, stored)| {
+        threads::least(parts, |(data, stored)| {
             for (strip, stored) in data.chunks_mut(strip).zip(stored.chunks(LANES)) {
                 for (o, (segment, row)) in stored.iter().enumerate() {
                     let format = segment.tensor.dtype.format();
@@ -75,7 +75,7 @@ impl CodedTiles {
                     }
                 }
             }
-            true
+            None
         });
         Ok(CodedTiles { rows: stored.len(), cols, coding, data: data.into() })
     }

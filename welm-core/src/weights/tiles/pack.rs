@@ -1,8 +1,5 @@
 //! Packs stored tensors into tiles: without loss if the tiles can hold their values, else quantised to int8.
 
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
-
 use half::f16;
 use welm_cpu::int8::{Grouping, quantize_group, rotate};
 use welm_cpu::isa::{GROUP, LANES};
@@ -84,21 +81,17 @@ impl Int8Tiles {
             .chunks_mut(per_thread * across * INT8_TILE)
             .zip(scale.chunks_mut(per_thread * groups * LANES))
             .enumerate();
-        let wrong = AtomicUsize::new(usize::MAX); // the first row that cannot be represented
-        threads::all(parts, |(part, (weight, scale))| {
+        let wrong = threads::least(parts, |(part, (weight, scale))| {
             let first = part * per_thread * LANES;
             let mut to = TileRows { weight, scale, across, grouping };
             let mut values = vec![0.0f32; across * GROUP];
-            (first..rows.min(first + per_thread * LANES)).all(|r| {
+            (first..rows.min(first + per_thread * LANES)).find(|&r| {
                 let exact = row(r, &mut values[..cols]);
-                let fits = to.write(r - first, exact, &mut values);
-                wrong.fetch_min(if fits { usize::MAX } else { r }, Relaxed);
-                fits
+                !to.write(r - first, exact, &mut values)
             })
         });
-        match wrong.into_inner() {
-            usize::MAX => {}
-            row => return Err(refuse(row)),
+        if let Some(row) = wrong {
+            return Err(refuse(row));
         }
         Ok(Int8Tiles { rows, cols, grouping, weight: weight.into(), scale: scale.into() })
     }
@@ -171,18 +164,12 @@ impl Int4Tiles {
             .zip(scale.chunks_mut(scales).zip(min.chunks_mut(scales)))
             .zip(stored.chunks(per_thread * LANES))
             .enumerate();
-        let wrong = AtomicUsize::new(usize::MAX); // the first row that cannot be represented
-        threads::all(parts, |(part, ((weight, (scale, min)), stored))| {
-            let row = write_int4(weight, scale, min, stored, across);
-            wrong.fetch_min(row.map_or(usize::MAX, |row| part * per_thread * LANES + row), Relaxed);
-            row.is_none()
+        let wrong = threads::least(parts, |(part, ((weight, (scale, min)), stored))| {
+            write_int4(weight, scale, min, stored, across).map(|row| part * per_thread * LANES + row)
         });
-        match wrong.into_inner() {
-            usize::MAX => {}
-            row => {
-                let reason = "a scale is not a number, or too large for four-bit weights";
-                return Err(row_error(&stored, row, name, reason));
-            }
+        if let Some(row) = wrong {
+            let reason = "a scale is not a number, or too large for four-bit weights";
+            return Err(row_error(&stored, row, name, reason));
         }
         Ok(Int4Tiles { rows, cols, weight: weight.into(), scale: scale.into(), min: min.into() })
     }
