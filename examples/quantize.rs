@@ -15,7 +15,7 @@ use welm_examples::tell;
 struct Args {
     /// Folder with config.json and safetensors
     from: PathBuf,
-    /// Folder to write; new or empty
+    /// Folder to write: new, empty, or written by this program before
     to: PathBuf,
 }
 

@@ -175,7 +175,8 @@ typedef enum {
    */
   WELM_CHAT_TEMPLATE = 31,
   /**
-   * The model gave logits that are not finite numbers: its weights, or the device, are at fault. Only this request ends.
+   * The model gave logits that are not finite numbers: its weights, or the device, are at fault; or a key or value is
+   * above 65,504 in a cache of f16. Only this request ends.
    */
   WELM_NOT_FINITE = 32,
   /**
@@ -444,7 +445,7 @@ typedef struct {
    */
   uint64_t cache_bytes;
   /**
-   * Activations, logits and all else that a step needs.
+   * Activations, logits and all else that a step needs; on the CPU also the tokenizer and the queues of requests.
    */
   uint64_t scratch_bytes;
   /**
@@ -672,7 +673,7 @@ typedef struct {
    */
   bool ignore_eos;
   /**
-   * Time after which the request ends with what it has, counted from submission (default: never).
+   * Time after which the request ends with what it has, counted from the call (default: never).
    *
    * In milliseconds; 0 is never.
    */
@@ -695,7 +696,7 @@ typedef struct {
    */
   size_t n_stop_token_ids;
   /**
-   * Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+   * Prefix-cache entries are shared only between requests with the same salt (1 to 256 bytes; default: shared by
    * all that have none).
    *
    * In UTF-8. Give each tenant a secret of its own. Then tenants cannot find out each other's prompts from response
@@ -880,7 +881,7 @@ typedef struct {
    */
   size_t logprobs;
   /**
-   * Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+   * Prefix-cache entries are shared only between requests with the same salt (1 to 256 bytes; default: shared by
    * all that have none).
    *
    * UTF-8; NULL is none. As the `cache_salt` of requests. It changes no score.
@@ -1289,8 +1290,9 @@ void welm_cancel_token_free(welm_cancel_token *token);
  * - NULL: not allowed for `model` and `generation`; allowed for `options`, for the defaults; allowed for `error`.
  * - encoding: prompt and stop strings are UTF-8.
  * - errors: `WELM_INVALID_OPTION`, `WELM_TOO_LONG`, `WELM_EMPTY_PROMPT`, `WELM_TOKENIZER`; `WELM_QUEUE_FULL` if
- *   too many wait; `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; the general
- *   errors.
+ *   too many wait; `WELM_FORKED` in a forked child; `WELM_NOT_FINITE`, `WELM_DEVICE` for faults of this request;
+ *   `WELM_DEVICE_LOST`, `WELM_INVALID_FILE` (a mapped file was cut short), `WELM_ENGINE_STOPPED` for faults after which no
+ *   request has an answer; the general errors.
  */
 welm_status welm_model_generate(const welm_model *model,
                                 welm_prompt prompt,

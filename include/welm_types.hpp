@@ -297,13 +297,13 @@ struct GenerateOptions {
     /// Seed of the random numbers; the same request with the same seed gives the same text (default: drawn, and
     /// reported with the result).
     std::optional<std::uint64_t> seed{};
-    /// Time after which the request ends with what it has, counted from submission (default: never).
+    /// Time after which the request ends with what it has, counted from the call (default: never).
     ///
     /// Zero or less counts as 1 ms.
     std::optional<std::chrono::milliseconds> deadline{};
     /// Token that ends the request from another thread (default: none).
     ///
-    /// It is only used during the call.
+    /// The object is only used during the call; the request keeps what it stands for, and ends when that is cancelled.
     const CancelToken* cancel = nullptr;
     /// Whether spellings of special tokens in the prompt become these tokens; otherwise they are ordinary text
     /// (default: false).
@@ -312,7 +312,7 @@ struct GenerateOptions {
     bool ignore_eos = detail::generate_defaults().ignore_eos;
     /// Tokens that end a sequence as the model's own end tokens do (at most 256; default: none).
     std::vector<std::uint32_t> stop_token_ids{};
-    /// Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+    /// Prefix-cache entries are shared only between requests with the same salt (1 to 256 bytes; default: shared by
     /// all that have none).
     std::optional<std::string> cache_salt{};
 };
@@ -330,7 +330,7 @@ struct ScoreOptions {
     /// How many of the likeliest tokens are reported at each place of a continuation, with log-probabilities (at most
     /// 100; default: 0).
     std::size_t logprobs = 0;
-    /// Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+    /// Prefix-cache entries are shared only between requests with the same salt (1 to 256 bytes; default: shared by
     /// all that have none).
     ///
     /// It changes no score.

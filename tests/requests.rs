@@ -227,7 +227,7 @@ fn layers_with_windows_alone_and_in_company() {
             max_tokens: 8 + i,
             ignore_eos: true,
             seed: Some(i as u64),
-            logprobs: (i % 2 == 0).then_some(2),
+            logprobs: i.is_multiple_of(2).then_some(2),
             ..GenerateOptions::default()
         };
         let score = |model: &Model, i: usize| {

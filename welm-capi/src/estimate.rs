@@ -16,7 +16,7 @@ pub struct welm_estimate {
     pub converted_bytes: u64,
     /// The KV cache.
     pub cache_bytes: u64,
-    /// Activations, logits and all else that a step needs.
+    /// Activations, logits and all else that a step needs; on the CPU also the tokenizer and the queues of requests.
     pub scratch_bytes: u64,
     /// Everything together.
     pub total_bytes: u64,

@@ -58,7 +58,8 @@ pub enum welm_status {
     WELM_LOAD_CANCELLED = 30,
     /// The model has no chat template, or the template cannot be read, is not valid, or raised an error.
     WELM_CHAT_TEMPLATE = 31,
-    /// The model gave logits that are not finite numbers: its weights, or the device, are at fault. Only this request ends.
+    /// The model gave logits that are not finite numbers: its weights, or the device, are at fault; or a key or value is
+    /// above 65,504 in a cache of f16. Only this request ends.
     WELM_NOT_FINITE = 32,
     /// The process was forked after the model was loaded; its engine is in the parent only. Freeing is allowed.
     WELM_FORKED = 33,

@@ -100,8 +100,9 @@ impl welm_generation {
 /// - NULL: not allowed for `model` and `generation`; allowed for `options`, for the defaults; allowed for `error`.
 /// - encoding: prompt and stop strings are UTF-8.
 /// - errors: `WELM_INVALID_OPTION`, `WELM_TOO_LONG`, `WELM_EMPTY_PROMPT`, `WELM_TOKENIZER`; `WELM_QUEUE_FULL` if
-///   too many wait; `WELM_NOT_FINITE`, `WELM_DEVICE`, `WELM_DEVICE_LOST`, `WELM_ENGINE_STOPPED` for faults; the general
-///   errors.
+///   too many wait; `WELM_FORKED` in a forked child; `WELM_NOT_FINITE`, `WELM_DEVICE` for faults of this request;
+///   `WELM_DEVICE_LOST`, `WELM_INVALID_FILE` (a mapped file was cut short), `WELM_ENGINE_STOPPED` for faults after which no
+///   request has an answer; the general errors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn welm_model_generate(
     model: *const welm_model,

@@ -149,7 +149,7 @@ pub struct welm_generate_options {
     pub parse_special: flag,
     /// Whether the model's end tokens are ignored, so that the text goes on up to max_tokens (default: false).
     pub ignore_eos: flag,
-    /// Time after which the request ends with what it has, counted from submission (default: never).
+    /// Time after which the request ends with what it has, counted from the call (default: never).
     ///
     /// In milliseconds; 0 is never.
     pub deadline_ms: u64,
@@ -164,7 +164,7 @@ pub struct welm_generate_options {
     pub stop_token_ids: *const u32,
     /// Number of these tokens.
     pub n_stop_token_ids: usize,
-    /// Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+    /// Prefix-cache entries are shared only between requests with the same salt (1 to 256 bytes; default: shared by
     /// all that have none).
     ///
     /// In UTF-8. Give each tenant a secret of its own. Then tenants cannot find out each other's prompts from response

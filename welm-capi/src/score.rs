@@ -98,7 +98,7 @@ pub struct welm_score_options {
     /// How many of the likeliest tokens are reported at each place of a continuation, with log-probabilities (at most
     /// 100; default: 0).
     pub logprobs: usize,
-    /// Shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes; default: shared by
+    /// Prefix-cache entries are shared only between requests with the same salt (1 to 256 bytes; default: shared by
     /// all that have none).
     ///
     /// UTF-8; NULL is none. As the `cache_salt` of requests. It changes no score.

@@ -10,7 +10,7 @@ use layer::positive;
 pub use layer::{LayerConfig, QkNorm};
 pub use rope::{Rope, RopePairing, RopeScaling};
 
-/// The formula that normalises a row before each half of a layer.
+/// The formula that normalises a row before attention and before the feed-forward block of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NormKind {
@@ -79,10 +79,10 @@ pub struct ModelConfig {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Width of the feed-forward half.
+    /// Width inside the feed-forward block.
     pub hidden_dim: usize,
     /// Most tokens of a sequence, unless [`LoadOptions::context_tokens`](crate::LoadOptions::context_tokens) asks for more
-    /// than these, which a rotary embedding of [`RopeScaling::Dynamic`] allows.
+    /// than these, which [`RopeScaling::Dynamic`] and [`RopeScaling::Yarn`] allow.
     pub max_context: usize,
     /// Normalisation.
     pub norm: NormKind,
@@ -103,7 +103,7 @@ pub struct ModelConfig {
     /// Added to the weight of every norm when it is loaded from floats: 1 if the file stores `weight - 1`, as Gemma's do,
     /// else 0.
     pub norm_offset: f32,
-    /// Whether both halves of a layer read the same input, `x + att(norm1 x) + ffn(norm2 x)`.
+    /// Whether attention and feed-forward block of a layer read the same input, `x + att(norm1 x) + ffn(norm2 x)`.
     pub parallel_residual: bool,
     /// Whether the output projection is the embedding.
     pub tied_output: bool,
@@ -134,7 +134,7 @@ pub struct ModelSizes {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Width of the feed-forward half.
+    /// Width inside the feed-forward block.
     pub hidden_dim: usize,
     /// Most tokens of a sequence.
     pub max_context: usize,
@@ -148,12 +148,12 @@ const MAX_LAYERS: usize = 1 << 10;
 const MAX_CONTEXT: usize = 1 << 24;
 
 impl ModelConfig {
-    /// WeLM's smallest public size: 1.3 billion parameters.
+    /// WeLM's smallest public size: 1.5 billion parameters with both embeddings, 1.3 billion as its authors count.
     pub fn welm_medium() -> Self {
         Self::welm(24, 2048, 16)
     }
 
-    /// WeLM's middle public size: 2.7 billion parameters; its heads are 80 wide.
+    /// WeLM's middle public size: 2.8 billion parameters with both embeddings, 2.7 billion as its authors count; its heads are 80 wide.
     pub fn welm_large() -> Self {
         Self::welm(32, 2560, 32)
     }
@@ -264,7 +264,7 @@ impl ModelConfig {
         if self.activation.is_gated() { 2 * self.hidden_dim } else { self.hidden_dim }
     }
 
-    /// Has each half of a layer add `multiplier` times its output to the residual stream, as Granite and MiniCPM do.
+    /// Has attention and feed-forward block of each layer add `multiplier` times its output to the residual stream, as Granite and MiniCPM do.
     ///
     /// The stream is kept divided by the multiplier, `x' = x / m`, so that no operation is needed for it:
     ///

@@ -25,7 +25,8 @@
 //!   too, for one kind of device; its bits are not the CPU's.
 //! - **Whole characters.** Pieces of a stream never end inside a character and never show a stop string.
 //! - **No surprises for the host.** Every failure is an [`enum@Error`] that says what was expected and what
-//!   came; nothing is truncated, converted to less precision or run elsewhere without being asked.
+//!   came; no prompt is truncated, and precision and device are those of the options. Their defaults
+//!   keep keys and values in f16 on the CPU, and round activations to int8 before int8 and four-bit weights.
 //!
 //! The path of a request, each file calling only to its right:
 //!

@@ -68,9 +68,13 @@ impl Model {
     /// have. Calls from many threads are computed together.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`], [`Error::TooLong`], [`Error::EmptyPrompt`], [`Error::Tokenizer`]; those of
-    /// [`Model::chat_prompt`] for a conversation; [`Error::QueueFull`] if too many wait; [`Error::EngineStopped`] after an internal fault;
-    /// [`Error::Forked`] in a child that was forked after the model was loaded.
+    /// For the request: [`Error::InvalidOption`], [`Error::TooLong`], [`Error::EmptyPrompt`], [`Error::Tokenizer`]; those of
+    /// [`Model::chat_prompt`] for a conversation; [`Error::QueueFull`] if too many wait; [`Error::Forked`] in a child that was
+    /// forked after the model was loaded.
+    ///
+    /// For computing: [`Error::NotFinite`]; [`Error::Device`], after which other requests go on; [`Error::DeviceLost`],
+    /// [`Error::InvalidFile`] for a mapped file that was cut short, and [`Error::EngineStopped`] after an internal fault,
+    /// after which no request has an answer.
     pub fn generate<'p>(
         &self,
         prompt: impl Into<Prompt<'p>>,
@@ -93,8 +97,7 @@ impl Model {
     /// shows the beginning of a stop string that later completes.
     ///
     /// # Errors
-    /// As [`Model::generate`]. An error of the request is returned from here. An error while the engine computes is the
-    /// stream's last item.
+    /// As [`Model::generate`]. Those for the request are returned from here. Those for computing are the stream's last item.
     pub fn stream<'p>(&self, prompt: impl Into<Prompt<'p>>, options: &GenerateOptions) -> Result<Stream> {
         options.validate()?;
         self.inner.engine.expect_here()?;
@@ -203,22 +206,23 @@ impl Model {
         self.tokenizer()?.encode(text, false, parse_special)
     }
 
-    /// The text of tokens. Bytes that are not UTF-8 become U+FFFD. Special tokens are left out.
+    /// The text of tokens. Bytes that are not UTF-8 become U+FFFD. Special tokens are left out, and so are ids that no token
+    /// has. Empty without a tokenizer.
     pub fn detokenize(&self, tokens: &[u32]) -> String {
         self.inner.tokenizer.as_ref().map_or_else(String::new, |t| t.decode(tokens))
     }
 
-    /// The bytes that a token stands for; none for a special one.
+    /// The bytes that a token stands for; none for a special one, for an id that no token has, and without a tokenizer.
     pub fn token_bytes(&self, token: u32) -> &[u8] {
         self.inner.tokenizer.as_ref().map_or(&[], |t| t.token_bytes(token))
     }
 
-    /// Whether a token is a control token, which is no part of a text.
+    /// Whether a token is a control token, which is no part of a text; false without a tokenizer.
     pub fn is_special(&self, token: u32) -> bool {
         self.inner.tokenizer.as_ref().is_some_and(|t| t.is_special(token))
     }
 
-    /// The id of a token as the vocabulary spells it, special ones included.
+    /// The id of a token as the vocabulary spells it, special ones included; none if there is no such token.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.tokenizer.as_ref()?.token_to_id(token)
     }

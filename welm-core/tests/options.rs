@@ -52,22 +52,24 @@ fn wrapped(first: &str, rest: &str, text: &str) -> String {
 }
 
 #[test]
-fn the_readme_has_the_table() {
+fn the_readme_has_the_tables() {
     check("README.md", |text| {
-        let (before, after) = text.split_once("## Options of a request\n\n").expect("its heading is there");
-        let (_, after) = after.split_once("\n\n").expect("a table ends with an empty line");
-        let mut table = String::from("| option | default | values | meaning |\n|---|---|---|---|\n");
-        for option in GenerateOptions::table() {
-            let doc = option.doc.trim_end_matches('.');
-            table += &format!(
-                "| {} | {} | {} | {doc} |\n",
-                option.name,
-                option.default_text(),
-                readme_values(&option.domain)
-            );
-        }
-        format!("{before}## Options of a request\n\n{table}\n{after}")
+        let text = with_table(text, "## Options of a request\n\n", GenerateOptions::table());
+        with_table(&text, "## Options of loading\n\n", LoadOptions::table())
     });
+}
+
+/// The text with the table of these options after this heading, in place of the one that is there.
+fn with_table(text: &str, heading: &str, options: Vec<OptionInfo>) -> String {
+    let (before, after) = text.split_once(heading).expect("its heading is there");
+    let (_, after) = after.split_once("\n\n").expect("a table ends with an empty line");
+    let mut table = String::from("| option | default | values | meaning |\n|---|---|---|---|\n");
+    for option in options {
+        let doc = option.doc.trim_end_matches('.');
+        let (default, values) = (option.default_text(), readme_values(&option.domain));
+        table += &format!("| {} | {default} | {values} | {doc} |\n", option.name);
+    }
+    format!("{before}{heading}{table}\n{after}")
 }
 
 fn readme_values(domain: &Domain) -> String {
@@ -79,6 +81,9 @@ fn readme_values(domain: &Domain) -> String {
         Domain::Biases(_) => format!("for each token id, {domain}"),
         Domain::Duration => "a time".into(),
         Domain::Cancel => "a cancel token".into(),
+        Domain::Bytes => "bytes".into(),
+        Domain::Text(None) => "a name".into(),
+        Domain::Callback => "a function".into(),
         other => other.to_string(),
     }
 }

@@ -63,7 +63,7 @@ mod _welm {
         Ok((rows(py, LoadOptions::table())?, rows(py, GenerateOptions::table())?))
     }
 
-    /// Writes an int8 folder from any Hugging Face folder that :class:`Model` takes.
+    /// Writes an int8 folder from a Hugging Face folder of floats that :class:`Model` takes.
     ///
     /// ``dst`` is a new folder, an empty one, or one that this function wrote before; another folder is an error. A
     /// folder that it wrote before is replaced in one step (Linux): a program that loads it meanwhile gets either the

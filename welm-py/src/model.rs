@@ -146,17 +146,19 @@ impl Model {
     ///   100; default: none is reported).
     /// - ``seed``: seed of the random numbers; the same request with the same seed gives the same text (default:
     ///   drawn, and reported with the result).
-    /// - ``deadline``: time after which the request ends with what it has, counted from submission (seconds or a
+    /// - ``deadline``: time after which the request ends with what it has, counted from the call (seconds or a
     ///   ``timedelta``; default: never).
     /// - ``cancel``: token that ends the request from another thread (a :class:`welm.CancelToken`; default: none).
     /// - ``parse_special``: whether spellings of special tokens in the prompt become these tokens; otherwise they are
     ///   ordinary text (default: False).
-    /// - ``cache_salt``: shares computed beginnings of prompts only with requests of the same salt (1 to 256 bytes;
+    /// - ``cache_salt``: prefix-cache entries are shared only between requests with the same salt (1 to 256 bytes;
     ///   default: shared by all that have none).
     ///
     /// Raises :class:`welm.InvalidOption`, :class:`welm.TooLong`, :class:`welm.EmptyPrompt`,
-    /// :class:`welm.TokenizerError`, :class:`welm.QueueFull`, :class:`welm.NotFinite`, :class:`welm.DeviceError`,
-    /// :class:`welm.EngineStopped`. Ctrl-C cancels.
+    /// :class:`welm.TokenizerError`, :class:`welm.ChatTemplateError`, :class:`welm.QueueFull`, :class:`welm.ForkError` for the
+    /// request; :class:`welm.NotFinite`, :class:`welm.DeviceError` if it fails; :class:`welm.DeviceLost`,
+    /// :class:`welm.InvalidFile` (a mapped file was cut short), :class:`welm.EngineStopped` if the engine has ended. Ctrl-C
+    /// cancels.
     #[pyo3(
         signature = (prompt, /, **options),
         text_signature = "($self, prompt, /, *, max_tokens=16, temperature=0.85, top_p=0.95, top_k=50, n=1, \
@@ -412,7 +414,7 @@ impl Model {
     ///
     /// ``deadline`` is in seconds, or a ``timedelta``; ``cancel`` is a :class:`welm.CancelToken`. Both end the scoring
     /// with :class:`welm.Cancelled`. Ctrl-C ends it with ``KeyboardInterrupt``. ``cache_salt`` is that of
-    /// :meth:`generate`.
+    /// :meth:`generate`. ``logprobs`` is how many of the likeliest tokens are reported at each place, at most 100.
     ///
     /// >>> likely, unlikely = model.score("白日依山尽，", ["黄河入海流。", "黄河入电脑。"])
     /// >>> likely.logprob < 0

@@ -7,11 +7,11 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QkNorm {
-    /// Of each head, before it is turned: Qwen3, Gemma 3.
+    /// Of each head, before the rotary embedding: Qwen3, Gemma 3.
     Head,
-    /// Of each head, after it is turned: Hunyuan.
+    /// Of each head, after the rotary embedding: Hunyuan.
     TurnedHead,
-    /// Of all heads of a token together, before they are turned: OLMo 2.
+    /// Of all heads of a token together, before the rotary embedding: OLMo 2.
     AllHeads,
 }
 
@@ -25,7 +25,7 @@ pub struct LayerConfig {
     pub scale: f32,
     /// `c`, if scores become `c tanh(score / c)` before the softmax.
     pub soft_cap: Option<f32>,
-    /// Which of [`ModelConfig::ropes`](super::ModelConfig::ropes) turns q and k. None: they are not turned.
+    /// Which of [`ModelConfig::ropes`](super::ModelConfig::ropes) rotates q and k. None: they are not rotated.
     pub rope: Option<usize>,
     /// The norm of q and k, if they take one.
     pub qk_norm: Option<QkNorm>,

@@ -117,7 +117,7 @@ impl Request {
         (request, receiver)
     }
 
-    /// Shares computed beginnings of prompts only with requests of the same salt.
+    /// Prefix-cache entries are shared only between requests with the same salt.
     pub(crate) fn set_salt(&mut self, salt: Option<&str>) {
         self.cache_root = CacheRoot::of_salt(salt);
     }

@@ -221,6 +221,10 @@ impl ModelConfig {
     /// Every setting of `config.json` is read, or is known to have no effect, or is off; one that nobody knows is told
     /// to the log. The tokens that end a text are those of `generation_config.json` if it names some, as in
     /// transformers.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io), [`Error::InvalidFile`](crate::Error::InvalidFile) or
+    /// [`Error::Config`](crate::Error::Config) for files that are absent, damaged or not supported.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         Ok(of_folder(folder)?.0)
     }

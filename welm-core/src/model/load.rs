@@ -95,8 +95,9 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::InvalidFile`], [`Error::Config`] or [`Error::Tensor`] for files that are
-    /// absent, damaged or not supported; [`Error::OutOfMemory`] before anything is read if it cannot fit;
-    /// [`Error::InvalidOption`], [`Error::Unavailable`], [`Error::LoadCancelled`].
+    /// absent, damaged or not supported; [`Error::Tokenizer`]; [`Error::OutOfMemory`] before weights are read if they cannot
+    /// fit, [`Error::Allocation`] if the system refuses memory; [`Error::InvalidOption`], [`Error::Unavailable`],
+    /// [`Error::LoadCancelled`].
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Model> {
         options.validate()?;
         let _guarded = guard(options);

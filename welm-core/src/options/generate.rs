@@ -67,7 +67,7 @@ options! {
         pub logprobs: Option<usize> = None, Whole(0, Self::MAX_LOGPROBS as u64), "none is reported";
         /// Seed of the random numbers; the same request with the same seed gives the same text.
         pub seed: Option<u64> = None, Whole(0, u64::MAX), "drawn, and reported with the result";
-        /// Time after which the request ends with what it has, counted from submission.
+        /// Time after which the request ends with what it has, counted from the call.
         pub deadline: Option<Duration> = None, Duration, "never";
         /// Token that ends the request from another thread.
         pub cancel: Option<CancelToken> = None, Cancel, "none";
@@ -75,7 +75,7 @@ options! {
         ///
         /// `<|endoftext|>`, for instance.
         pub parse_special: bool = false, Switch;
-        /// Shares computed beginnings of prompts only with requests of the same salt.
+        /// Prefix-cache entries are shared only between requests with the same salt.
         ///
         /// A secret for each tenant keeps tenants from finding out each other's prompts by time or by
         /// [`Usage::cached_tokens`](crate::Usage::cached_tokens). It changes no text.

@@ -63,6 +63,8 @@ options! {
         pub context_tokens: Option<usize> = None, Whole(1, 1 << 24), "the limit of the model";
         /// Tokens that the KV cache holds, over all sequences.
         ///
+        /// It has blocks of 16 tokens, so this is rounded up to a multiple of 16.
+        ///
         /// One sequence cannot be longer than that: a longer request is
         /// [`Error::TooLong`](crate::Error::TooLong), which names the KV cache.
         pub cache_tokens: Option<usize> = None, Whole(1, 1 << 32), "eight full contexts, but no more than 32768";

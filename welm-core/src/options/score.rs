@@ -23,7 +23,7 @@ options! {
         ///
         /// With one it is seen whether greedy decoding would have given the continuation. More take longer.
         pub logprobs: usize = 0, Whole(0, GenerateOptions::MAX_LOGPROBS as u64);
-        /// Shares computed beginnings of prompts only with requests of the same salt.
+        /// Prefix-cache entries are shared only between requests with the same salt.
         ///
         /// As [`GenerateOptions::cache_salt`]. It changes no score.
         pub cache_salt: Option<String> = None, Text(Some(GenerateOptions::MAX_CACHE_SALT)), "shared by all that have none";

@@ -9,8 +9,10 @@ import logging
 import socket
 from typing import Any
 
+from welm._errors import Error
 
-class ClusterError(Exception):
+
+class ClusterError(Error):
     """A cluster that is not there, or work on it that failed."""
 
 

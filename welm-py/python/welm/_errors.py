@@ -110,7 +110,10 @@ class Unavailable(Error):
 
 
 class NotFinite(Error):
-    """The model gave logits that are not finite numbers: its weights, or the device, are at fault."""
+    """The model gave logits that are not finite numbers.
+
+    Its weights, or the device, are at fault; or a key or value is above 65,504 in a cache of f16, which ``began`` says.
+    """
 
     position: int
     """The position of the token whose logits these are, counted from 0 at the start of the prompt."""

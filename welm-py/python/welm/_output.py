@@ -148,7 +148,7 @@ class Estimate:
     cache_bytes: int
     """The KV cache."""
     scratch_bytes: int
-    """Activations, logits and all else that a step needs."""
+    """Activations, logits and all else that a step needs; on the CPU also the tokenizer and the queues of requests."""
     context_tokens: int
     """Most tokens of one sequence."""
     cache_tokens: int
@@ -273,7 +273,7 @@ class ModelConfig:
     tied_output: bool
     """Whether the output projection is the embedding."""
     attention_bias: bool
-    """Whether q, k, v and the attention's output have biases."""
+    """Whether q, k and v have biases. The attention's output has one, too, except in Qwen2."""
     mlp_bias: bool
     """Whether the feed-forward projections have biases."""
     bos_token_id: int | None

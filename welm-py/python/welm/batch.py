@@ -42,7 +42,7 @@ _BEGIN = json.dumps({"id": _NUMBER}).encode()[:-2]
 """How every line of the output begins."""
 
 
-class BatchError(Exception):
+class BatchError(welm.Error):
     """An input or output that is not what it should be."""
 
 

@@ -167,7 +167,7 @@ _NAMES = {
 # do instead of others.
 _LOADING: dict[str, tuple[bool | str, str]] = {
     "load_in_8bit": (False, 'use dtype="int8"'),
-    "load_in_4bit": (False, "use a GGUF file in Q4_0 or Q4_1"),
+    "load_in_4bit": (False, "use a GGUF file with weights of four bits, such as Q4_K_M"),
     "quantization_config": (False, 'use dtype="int8", or `welm.quantize`'),
     "attn_implementation": (False, "leave it out: there is one attention"),
     "trust_remote_code": (False, "leave it out: code of models is never run"),

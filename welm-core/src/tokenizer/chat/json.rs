@@ -82,6 +82,9 @@ impl FromStr for Json {
     type Err = String;
 
     /// Reads a JSON text.
+    ///
+    /// # Errors
+    /// What is wrong, in words: the text is no JSON, or has a whole number that 64 bits do not hold, or `-0`.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let json = Reader.deserialize(&mut deserializer).and_then(|json| deserializer.end().map(|()| json));

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from welm._cli.arguments import add_json, add_loading, loading, text
-from welm._cli.streams import Failure
 from welm._cli.terminal import Progress, put
 
 if TYPE_CHECKING:
@@ -45,16 +44,12 @@ def run(args: Namespace) -> int:
     import json
 
     from welm import batch
-    from welm._cluster import ClusterError
 
-    try:
-        with Progress("answering", quiet=args.json, unit="requests") as progress:
-            statuses = batch.run(
-                args.model, args.src, args.dst, model_name=args.model_name, ray=args.ray, progress=progress,
-                **loading(args),
-            )  # fmt: skip
-    except (batch.BatchError, ClusterError) as error:
-        raise Failure(str(error)) from None
+    with Progress("answering", quiet=args.json, unit="requests") as progress:
+        statuses = batch.run(
+            args.model, args.src, args.dst, model_name=args.model_name, ray=args.ray, progress=progress,
+            **loading(args),
+        )  # fmt: skip
     if args.json:
         print(json.dumps(statuses))
     else:

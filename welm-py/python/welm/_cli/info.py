@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 SUMMARY = """Shows a model's shape, the memory that it takes, and which devices can compute with it.
 
-No weight is read, and a GPU need not be there. The memory is what loading with these flags would take. For files that
-cannot be loaded it shows what they contain, and why they cannot be loaded."""
+Of the weights little is read, and a GPU need not be there. The memory is what loading with these flags would take. For
+files that cannot be loaded it shows what they contain, and why they cannot be loaded."""
 EXAMPLES = ("info", "info smollm2.gguf", "info my-model --dtype int8 --cache-tokens 65536 --json")
 
 

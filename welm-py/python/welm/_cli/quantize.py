@@ -24,7 +24,9 @@ EXAMPLES = ("quantize my-model my-model-int8", "generate --model my-model-int8 P
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds flags and positional arguments."""
     parser.add_argument("source", metavar="FROM", help="Hugging Face folder: config.json and safetensors")
-    parser.add_argument("target", metavar="TO", help="folder to write, new or empty")
+    parser.add_argument(
+        "target", metavar="TO", help="folder to write: new, empty, or written by this command before"
+    )
     add_json(parser, "print a JSON object: bytes of the weights, seconds")
 
 

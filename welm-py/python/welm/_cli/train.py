@@ -51,13 +51,10 @@ def _run(args: Namespace) -> int:
     for step in args.steps:
         if step not in (*known, "all"):
             args.parser.error(f"argument STEP: expected {', '.join(known)} or all, got {step}")
-    try:
-        recipe = welm.train.read(args.config)
-        every = [step for step in known if step != "prompts" or recipe.prompts]
-        for step in every if "all" in args.steps else args.steps:
-            welm.train.run(step, recipe)
-            if os.environ.get("RANK", "0") == "0":
-                say(f"{step}: {recipe.out / step}")
-    except welm.train.RecipeError as error:
-        raise Failure(str(error)) from None
+    recipe = welm.train.read(args.config)
+    every = [step for step in known if step != "prompts" or recipe.prompts]
+    for step in every if "all" in args.steps else args.steps:
+        welm.train.run(step, recipe)
+        if os.environ.get("RANK", "0") == "0":
+            say(f"{step}: {recipe.out / step}")
     return 0

@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from welm._errors import Error
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -26,7 +28,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class RecipeError(Exception):
+class RecipeError(Error):
     """A recipe, or what it refers to, is wrong."""
 
 
