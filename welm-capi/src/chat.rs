@@ -78,9 +78,7 @@ pub unsafe extern "C" fn welm_model_chat_prompt(
     let body = || unsafe {
         let model = welm_model::get(model)?;
         let messages = conversation(messages, n)?;
-        if prompt.is_null() {
-            return Err(Failure::null("prompt"));
-        }
+        Failure::unless_null("prompt", prompt)?;
         let text = model.chat_prompt(&messages, add_generation_prompt)?;
         prompt.write(Box::into_raw(welm_string::new(text)));
         Ok(())
@@ -115,9 +113,7 @@ pub unsafe extern "C" fn welm_model_chat_tokens(
     let body = || unsafe {
         let model = welm_model::get(model)?;
         let messages = conversation(messages, n)?;
-        if tokens.is_null() {
-            return Err(Failure::null("tokens"));
-        }
+        Failure::unless_null("tokens", tokens)?;
         let ids = model.chat_tokens(&messages, add_generation_prompt)?;
         tokens.write(welm_tokens::new(ids));
         Ok(())
@@ -161,9 +157,7 @@ pub unsafe extern "C" fn welm_model_chat_prompt_json(
     let body = || unsafe {
         let model = welm_model::get(model)?;
         let request = ChatRequest::from_json(text("request", request, len)?)?;
-        if prompt.is_null() {
-            return Err(Failure::null("prompt"));
-        }
+        Failure::unless_null("prompt", prompt)?;
         let text = model.chat_request_prompt(&request)?;
         prompt.write(Box::into_raw(welm_string::new(text)));
         Ok(())
@@ -191,9 +185,7 @@ pub unsafe extern "C" fn welm_model_chat_tokens_json(
     let body = || unsafe {
         let model = welm_model::get(model)?;
         let request = ChatRequest::from_json(text("request", request, len)?)?;
-        if tokens.is_null() {
-            return Err(Failure::null("tokens"));
-        }
+        Failure::unless_null("tokens", tokens)?;
         let ids = model.chat_request_tokens(&request)?;
         tokens.write(welm_tokens::new(ids));
         Ok(())

@@ -117,6 +117,11 @@ impl Failure {
         Failure::new(WELM_NULL_POINTER, format!("`{argument}` is NULL"))
     }
 
+    /// Fails if this argument is NULL.
+    pub(crate) fn unless_null<T>(argument: &str, pointer: *const T) -> Result<(), Self> {
+        if pointer.is_null() { Err(Self::null(argument)) } else { Ok(()) }
+    }
+
     /// `WELM_END` or `WELM_PENDING`: a stream has no piece, which is no error.
     pub(crate) fn no_piece(status: welm_status) -> Self {
         Failure::new(status, "")

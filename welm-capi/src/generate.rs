@@ -132,9 +132,7 @@ pub(crate) unsafe fn generate<'p, P: Into<Prompt<'p>>>(
 ) -> Result<(), Failure> {
     // SAFETY: by this function's contract.
     let options = unsafe { sized::read("options", options, Default::default())?.to_core()? };
-    if generation.is_null() {
-        return Err(Failure::null("generation"));
-    }
+    Failure::unless_null("generation", generation)?;
     let answer = model.generate(prompt()?, &options)?;
     // SAFETY: not NULL; the caller's.
     unsafe { generation.write(welm_generation::new(answer)) };

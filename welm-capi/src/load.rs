@@ -224,9 +224,7 @@ pub unsafe extern "C" fn welm_model_load(
         unsafe {
             let path = self::path("path", path)?;
             let options = sized::read("options", options, Default::default())?.to_core()?;
-            if model.is_null() {
-                return Err(Failure::null("model"));
-            }
+            Failure::unless_null("model", model)?;
             let loaded = Model::load(path, &options)?;
             model.write(welm_model::new(loaded));
         }

@@ -71,9 +71,7 @@ pub unsafe extern "C" fn welm_model_score(
         let model = welm_model::get(model)?;
         let prompt = text("prompt", prompt, prompt_len)?;
         let continuations = texts("continuations", continuations, lens, n)?;
-        if scores.is_null() {
-            return Err(Failure::null("scores"));
-        }
+        Failure::unless_null("scores", scores)?;
         scores.write(welm_scores::new(model.score(prompt, &continuations)?));
         Ok(())
     };
@@ -186,9 +184,7 @@ pub unsafe extern "C" fn welm_model_score_pairs(
         let prompts = array("prompts", prompts, n)?;
         let continuations = array("continuations", continuations, n)?;
         let options = sized::read("options", options, Default::default())?.to_core()?;
-        if scores.is_null() {
-            return Err(Failure::null("scores"));
-        }
+        Failure::unless_null("scores", scores)?;
         let one = |(i, (prompt, continuation)): (usize, (&welm_prompt, &welm_prompt))| {
             let prompt = prompt.named(&format!("prompts[{i}]"))?;
             Ok((prompt, continuation.named(&format!("continuations[{i}]"))?))
@@ -263,9 +259,7 @@ pub unsafe extern "C" fn welm_model_logits(
     // SAFETY: handle, prompt and output are the caller's, as the comment asks.
     let body = || unsafe {
         let model = welm_model::get(model)?;
-        if logits.is_null() {
-            return Err(Failure::null("logits"));
-        }
+        Failure::unless_null("logits", logits)?;
         let values = model.logits(prompt.to_core()?, from)?;
         logits.write(Box::into_raw(Box::new(welm_logits { values, cols: model.config().vocab_size })));
         Ok(())

@@ -84,9 +84,7 @@ pub(crate) unsafe fn read<T: Growing>(argument: &str, from: *const T, mut defaul
 /// # Safety
 /// `to` is NULL, or `to->struct_size` may be read and as many bytes written.
 pub(crate) unsafe fn write<T: Growing>(argument: &str, to: *mut T, value: &T) -> Result<(), Failure> {
-    if to.is_null() {
-        return Err(Failure::null(argument));
-    }
+    Failure::unless_null(argument, to)?;
     // SAFETY: not NULL; readable by contract.
     let size = unsafe { known_size(argument, to) }?;
     // SAFETY: by contract; `size` was checked.
@@ -104,9 +102,7 @@ pub(crate) unsafe fn init<T: Growing>(
     size: usize,
     value: &T,
 ) -> Result<(), Failure> {
-    if to.is_null() {
-        return Err(Failure::null(argument));
-    }
+    Failure::unless_null(argument, to)?;
     // SAFETY: `size` is read in the place of the struct's own.
     unsafe { known_size::<T>(argument, ptr::from_ref(&size).cast()) }?;
     // SAFETY: by contract.

@@ -136,9 +136,7 @@ pub(crate) unsafe fn start<'p, P: Into<Prompt<'p>>>(
 ) -> std::result::Result<(), Failure> {
     // SAFETY: by this function's contract.
     let options = unsafe { sized::read("options", options, Default::default())?.to_core()? };
-    if stream.is_null() {
-        return Err(Failure::null("stream"));
-    }
+    Failure::unless_null("stream", stream)?;
     let answer = model.stream(prompt()?, &options)?;
     // SAFETY: not NULL; the caller's.
     unsafe { stream.write(welm_stream::new(answer)) };
@@ -199,9 +197,7 @@ unsafe fn pull(
     let body = || {
         // SAFETY: by this function's contract.
         let stream = unsafe { stream.as_ref() }.ok_or_else(|| Failure::null("stream"))?;
-        if piece.is_null() {
-            return Err(Failure::null("piece"));
-        }
+        Failure::unless_null("piece", piece)?;
         let mut pull = match stream.pull.try_lock() {
             Ok(pull) => pull,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),

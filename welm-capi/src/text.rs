@@ -21,9 +21,7 @@ pub(crate) unsafe fn array<'a, T>(argument: &str, data: *const T, len: usize) ->
     if len == 0 {
         return Ok(&[]);
     }
-    if data.is_null() {
-        return Err(Failure::null(argument));
-    }
+    Failure::unless_null(argument, data)?;
     if len > isize::MAX as usize / size_of::<T>().max(1) {
         return Err(Failure::new(WELM_INVALID_ARGUMENT, format!("`{argument}`: length {len} is impossible")));
     }
@@ -107,9 +105,7 @@ pub(crate) unsafe fn texts<'a>(
 /// # Safety
 /// `data` is NULL or ends with a NUL.
 pub(crate) unsafe fn path(argument: &str, data: *const c_char) -> Result<PathBuf, Failure> {
-    if data.is_null() {
-        return Err(Failure::null(argument));
-    }
+    Failure::unless_null(argument, data)?;
     #[cfg(unix)]
     {
         use std::os::unix::ffi::OsStrExt;

@@ -39,9 +39,7 @@ pub unsafe extern "C" fn welm_model_tokenize(
     let body = || unsafe {
         let model = welm_model::get(model)?;
         let text = self::text("text", text, len)?;
-        if tokens.is_null() {
-            return Err(Failure::null("tokens"));
-        }
+        Failure::unless_null("tokens", tokens)?;
         tokens.write(welm_tokens::new(model.tokenize(text, parse_special)?));
         Ok(())
     };
@@ -97,9 +95,7 @@ pub unsafe extern "C" fn welm_model_detokenize(
     let body = || unsafe {
         let model = welm_model::get(model)?;
         let tokens = array("tokens", tokens, n_tokens)?;
-        if text.is_null() {
-            return Err(Failure::null("text"));
-        }
+        Failure::unless_null("text", text)?;
         text.write(Box::into_raw(welm_string::new(model.detokenize(tokens))));
         Ok(())
     };
@@ -148,9 +144,7 @@ pub unsafe extern "C" fn welm_model_token_id(
     let body = || unsafe {
         let model = welm_model::get(model)?;
         let token = text("token", token, len)?;
-        if id.is_null() {
-            return Err(Failure::null("id"));
-        }
+        Failure::unless_null("id", id)?;
         let missing = || Failure::new(WELM_NOT_FOUND, format!("the vocabulary has no token `{token}`"));
         id.write(model.token_id(token).ok_or_else(missing)?);
         Ok(())

@@ -111,12 +111,9 @@ pub(crate) fn wait_aside<T: Send + 'static>(
             Ok(value) => return value.or_raise(py),
             Err(RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| stop.cancel())?,
             Err(RecvTimeoutError::Disconnected) => {
-                let reason = "a call panicked".to_string();
-                return worker
-                    .join()
-                    .map_err(|_| Error::EngineStopped(reason.clone()))
-                    .or_raise(py)
-                    .and_then(|()| Err(crate::error::exception(py, &Error::EngineStopped(reason))));
+                let _ = worker.join();
+                let error = Error::EngineStopped("a call panicked".into());
+                return Err(crate::error::exception(py, &error));
             }
         }
     }

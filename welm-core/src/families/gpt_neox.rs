@@ -2,7 +2,7 @@
 
 use super::settings::rope::{self, Beside};
 use super::settings::{Fields, Metadata, divide};
-use super::{Family, InFolder, InGguf, StoredAs};
+use super::{Family, InFolder, InGguf, StoredAs, llama};
 use crate::config::part::{LayerPart, ModelPart};
 use crate::config::{Activation, LayerConfig, ModelConfig, NormKind, RopePairing};
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ pub(super) const FAMILY: Family = Family {
     gguf: Some(InGguf {
         architecture: "gptneox",
         read: read_gguf,
-        names: names_in_gguf,
+        names: llama::fused_names_in_gguf,
         biases_as_stored: false,
     }),
 };
@@ -88,25 +88,4 @@ fn read_gguf(m: &Metadata) -> Result<ModelConfig> {
         mlp_bias: true,
         ..ModelConfig::plain(sizes, NormKind::LayerNorm, eps, activation, rope)
     })
-}
-
-fn names_in_gguf(part: ModelPart) -> StoredAs {
-    let (l, part) = match part {
-        ModelPart::Embed => return StoredAs::One("token_embd".into()),
-        ModelPart::FinalNorm => return StoredAs::One("output_norm".into()),
-        ModelPart::Output => return StoredAs::One("output".into()),
-        ModelPart::Layer(l, part) => (l, part),
-    };
-    let name = |stem: &str| format!("blk.{l}.{stem}");
-    match part {
-        LayerPart::AttnNorm => StoredAs::One(name("attn_norm")),
-        LayerPart::Qkv => StoredAs::One(name("attn_qkv")),
-        LayerPart::Out => StoredAs::One(name("attn_output")),
-        LayerPart::FfnNorm => StoredAs::One(name("ffn_norm")),
-        LayerPart::Up => StoredAs::One(name("ffn_up")),
-        LayerPart::Down => StoredAs::One(name("ffn_down")),
-        LayerPart::QNorm | LayerPart::KNorm | LayerPart::AttnPostNorm | LayerPart::FfnPostNorm => {
-            StoredAs::Nowhere
-        }
-    }
 }

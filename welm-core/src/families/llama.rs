@@ -133,3 +133,12 @@ pub(super) fn names_in_gguf(part: ModelPart) -> StoredAs {
         LayerPart::FfnPostNorm => StoredAs::One(name("post_ffw_norm")),
     }
 }
+
+/// The same where q, k and v are one matrix, and gates and ups, if there are gates.
+pub(super) fn fused_names_in_gguf(part: ModelPart) -> StoredAs {
+    match part {
+        ModelPart::Layer(l, LayerPart::Qkv) => StoredAs::One(format!("blk.{l}.attn_qkv")),
+        ModelPart::Layer(l, LayerPart::Up) => StoredAs::One(format!("blk.{l}.ffn_up")),
+        _ => names_in_gguf(part),
+    }
+}

@@ -14,7 +14,7 @@ pub(super) const FAMILY: Family = Family {
     gguf: Some(InGguf {
         architecture: "phi3",
         read: read_gguf,
-        names: names_in_gguf,
+        names: llama::fused_names_in_gguf,
         biases_as_stored: false,
     }),
 };
@@ -49,12 +49,4 @@ fn names_in_folder(part: ModelPart) -> StoredAs {
 fn read_gguf(m: &Metadata) -> Result<ModelConfig> {
     // llama.cpp ignores the window of these files; transformers does not.
     llama::read_plain_gguf(m, RopePairing::HalfSplit)
-}
-
-fn names_in_gguf(part: ModelPart) -> StoredAs {
-    match part {
-        ModelPart::Layer(l, LayerPart::Qkv) => StoredAs::One(format!("blk.{l}.attn_qkv")),
-        ModelPart::Layer(l, LayerPart::Up) => StoredAs::One(format!("blk.{l}.ffn_up")),
-        _ => llama::names_in_gguf(part),
-    }
 }
