@@ -396,6 +396,7 @@ fn rnj_1_is_a_gemma_3() {
     assert!((config.ropes[0].attention_factor - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6);
     let error = rnj(1.5).unwrap_err().to_string();
     assert!(error.contains("rope_scaling.attn_factor") && error.contains("expected 1"), "{error}");
+    assert!(error.contains("set `attention_factor` to 1.70794"), "{error}");
 }
 
 #[test]

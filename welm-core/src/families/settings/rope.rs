@@ -161,10 +161,15 @@ impl Scaled<'_> {
         // Of YaRN's first code, as Rnj-1 has them: transformers passes over them, others multiply.
         for key in ["attn_factor", "extrapolation_factor"] {
             if let Some(other) = number(key)?.filter(|&other| other != 1.0) {
-                return Err(Error::config(
-                    section.path(key),
-                    format!("expected 1 (not supported), got {other}"),
-                ));
+                let mut reason = format!("expected 1 (not supported), got {other}");
+                if key == "attn_factor" {
+                    let both = other * usual;
+                    reason += &format!(
+                        "; transformers ignores it, llama.cpp and vLLM multiply by it: remove it for the former, and for the \
+                         latter set `attention_factor` to {both} in its place"
+                    );
+                }
+                return Err(Error::config(section.path(key), reason));
             }
         }
         Ok((scaling, section.opt_number("attention_factor")?.unwrap_or(usual)))
