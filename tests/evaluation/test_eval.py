@@ -60,6 +60,17 @@ def test_loglikelihoods(model: welm.Model, lm: WelmLM) -> None:
     assert {greedy for _, greedy in results} == {True, False}
 
 
+def test_texts_that_the_tokenizer_joins_are_counted(model: welm.Model) -> None:
+    lm = WelmLM(model)
+    context, continuation = lm._encode_pair("春眠不觉晓。", "处处闻啼鸟。")
+    assert context + continuation == model.tokenize("春眠不觉晓。处处闻啼鸟。")
+    assert lm.counts["joined"] == 0
+    # As Qwen's: a mark and the line break after it are one token.
+    lm.tok_encode = lambda text, **_: [ord(c) for c in text.replace("。\n", "\x01")]  # type: ignore[method-assign]
+    assert lm._encode_pair("甲。", "\n乙") == ([ord("甲"), ord("。")], [ord("乙")])
+    assert lm.counts["joined"] == 1
+
+
 def test_too_long_contexts_lose_their_beginning(model: welm.Model) -> None:
     lm = WelmLM(model)
     line = model.tokenize("".join(LINES))

@@ -83,7 +83,8 @@ def test_requests(name: str, shots: int, task_of: dict[str, Any]) -> None:
             assert {kind for kind, _ in mine} == {"loglikelihood"}
             parts = task.pieces(doc)
             options = task.doc_to_choice(doc)
-            assert len(mine) == 2 * len(options) + bool(parts.head) + bool(parts.stem.strip())
+            head, stem = parts.scored(whole=True)
+            assert len(mine) == 2 * len(options) + bool(head) + bool(stem.strip())
             rests = [args for _, args in mine[-2 * len(options) : -len(options)]]
             begin = rests[0][0] + rests[0][1]
             begin = begin[: begin.rindex(parts.filled(0))]

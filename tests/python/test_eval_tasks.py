@@ -300,26 +300,26 @@ def test_a_template_has_one_option() -> None:
 def test_requests_are_what_the_rules_need() -> None:
     parts = ranking.Pieces("甲。", "\n类别：", ("子", "丑"), "。", ("类别：", "。"))
     assert ranking.requests(parts, "", "\n\n") == [
-        ("", "甲。"),
-        ("甲。", "\n类别："),
-        ("甲。", "\n类别：子。"),
-        ("甲。", "\n类别：丑。"),
+        ("", "甲"),
+        ("甲", "。\n类别："),
+        ("甲", "。\n类别：子。"),
+        ("甲", "。\n类别：丑。"),
         ("", "类别：子。"),
         ("", "类别：丑。"),
     ]
     assert ranking.requests(parts, "例。", "\n\n") == [
-        ("例。", "\n\n甲。"),
-        ("例。\n\n甲。", "\n类别："),
-        ("例。\n\n甲。", "\n类别：子。"),
-        ("例。\n\n甲。", "\n类别：丑。"),
+        ("例", "。\n\n甲"),
+        ("例。\n\n甲", "。\n类别："),
+        ("例。\n\n甲", "。\n类别：子。"),
+        ("例。\n\n甲", "。\n类别：丑。"),
         ("", "类别：子。"),
         ("", "类别：丑。"),
     ]
     # An option at the beginning: there is no head, and the break of lines goes with the text.
     parts = ranking.Pieces("", "", ("子", "丑"), "：甲。")
     assert ranking.requests(parts, "例。", "\n\n") == [
-        ("例。", "\n\n子：甲。"),
-        ("例。", "\n\n丑：甲。"),
+        ("例", "。\n\n子：甲。"),
+        ("例", "。\n\n丑：甲。"),
         ("", "子"),
         ("", "丑"),
     ]
@@ -362,12 +362,34 @@ def test_rules_agree_with_the_log_probability_of_the_whole_text() -> None:
             scores = [ranking.LogLikelihood(score(c, t), len(t)) for c, t in asked]
             found = ranking.rank(parts, scores, ranking.token_counts(asked, scores, None))
             for i, option in enumerate(parts.options):
-                whole = ("\n" if context else "") + parts.filled(i)
-                assert found["whole"][i] == pytest.approx(score(context, whole) / len(whole))
-                # What separates the examples from the text belongs to its first piece.
+                # What separates the examples from the text belongs to its first piece, with the mark before it.
+                before, lead = ("例子", "。\n") if context else ("", "")
+                whole = lead + parts.filled(i)
+                assert found["whole"][i] == pytest.approx(score(before, whole) / len(whole))
                 at = whole.index(option) if parts.head or parts.stem else 0
-                assert found["sum"][i] == pytest.approx(score(context + whole[:at], whole[at:]))
+                assert found["sum"][i] == pytest.approx(score(before + whole[:at], whole[at:]))
                 assert found["mean"][i] == pytest.approx(found["sum"][i] / len(whole[at:]))
+
+
+def test_no_tokenizer_joins_what_two_requests_have() -> None:
+    """Tokens of Qwen and Llama 3 have marks with the line breaks and the quotes after them."""
+
+    def tokens(text: str) -> list[str]:
+        return re.findall(r"[^\w\s]+[\r\n]*|\w+|\s*[\r\n]+|\s+", text)
+
+    for template in (
+        "甲。\n类别：@",
+        "“甲。”\n\n“乙”是@。",
+        "甲？@，乙",
+        "甲！\n@\n丙。",
+        "……\n@",
+        "@：甲。",
+    ):
+        for context in ("", "例。", "“例子！”", "……"):
+            parts = ranking.pieces(template.replace("@", ranking.MARK), ["子丑", "“寅”", "卯。"])
+            for before, text in ranking.requests(parts, context, "\n\n"):
+                kept = before.rstrip()  # lm-eval
+                assert tokens(before + text)[: len(tokens(kept))] == tokens(kept), (before, text)
 
 
 def test_numbers_of_tokens() -> None:

@@ -253,7 +253,19 @@ def test_nothing_is_upgraded_wherever_the_head_is_cut(server: Running) -> None:
             time.sleep(0.01)
             sock.sendall(data[cut:])
             assert split(read_answer(sock))[0] == 200, cut
-    body = json.dumps(BODY).encode() + b"\r\n"  # its end is like the beginning of a header
+    # Without a body, and with one whose lines are like headers.
+    short = b"GET /ready HTTP/1.1\r\nHost: localhost\r\nUser-Agent: u\r\n\r\n"
+    for cut in range(1, len(short)):
+        with server.connect() as sock:
+            sock.sendall(short[:cut])
+            time.sleep(0.002)
+            sock.sendall(short[cut:])
+            assert split(read_answer(sock))[0] == 200, cut
+    with server.connect() as sock:
+        for at in range(len(short)):
+            sock.sendall(short[at : at + 1])
+        assert split(read_answer(sock))[0] == 200
+    body = json.dumps(BODY, indent=1).encode() + b"\r\n"
     head = f"POST /v1/completions HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r".encode()
     with server.connect() as sock:
         sock.sendall(head)
@@ -660,6 +672,17 @@ def test_a_file_that_is_cut_short_ends_the_server(tmp_path: Path) -> None:
             status, _, answer = server.post("/v1/completions", BODY)
             assert (status, answer["error"]["code"]) == (503, "engine_stopped")
         assert [server.get(path)[0] for path in ("/health", "/ready")] == [503, 503]
+
+
+def test_a_template_that_cannot_be_read_ends_nothing(tmp_path: Path) -> None:
+    shutil.copytree(welm.NANO, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_bytes(b"\xff")
+    with Running(welm.Model(tmp_path / "model", threads=1)) as server:
+        body = {"model": "welm", "messages": [{"role": "user", "content": "x"}]}
+        status, _, answer = server.post("/v1/chat/completions", body)
+        assert (status, "chat_template.jinja" in answer["error"]["message"]) == (400, True)
+        assert server.post("/v1/completions", BODY)[0] == 200
+        assert [server.get(path)[0] for path in ("/health", "/ready")] == [200, 200]
 
 
 def test_a_thread_that_cannot_be_started_is_asked_for_again(model: welm.Model) -> None:

@@ -125,6 +125,19 @@ def test_options_of_the_command(tmp_path: Path) -> None:
     assert process.end(signal.SIGTERM) == 0
 
 
+def test_one_sequence_at_once_and_one_that_waits() -> None:
+    process = Process("--max-running", "1", "--queue-limit", "1", "--drain", "0")
+    assert process.post({"model": "welm-nano", "prompt": "x", "max_tokens": 1, "n": 5}) == 200
+    with socket.create_connection(("127.0.0.1", process.port), timeout=20) as sock:
+        sock.sendall(request({**LONG, "n": 128, "stream": True}))
+        assert sock.recv(100).startswith(b"HTTP/1.1 200")
+        process.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        process.process.communicate(timeout=30)
+        assert time.monotonic() - began < 5
+    assert process.process.returncode == 1
+
+
 def test_a_model_has_the_name_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "Qwen2.5-0.5B").symlink_to(welm.NANO, target_is_directory=True)
     # The environment's model is not the one of the command line.

@@ -21,10 +21,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import islice
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import welm
@@ -153,12 +155,13 @@ def _done(dst: str | os.PathLike[str], requests: dict[str, str]) -> dict[str, st
             raise BatchError(f"{os.fspath(dst)}: expected answers of a batch, got {rest[:60]!r}")
         file.truncate(end)
     if len(kept) < len(lines):
-        new = f"{os.fspath(dst)}.new"
-        with open(new, "wb") as fewer:
+        place = os.path.realpath(dst)  # a link stays one
+        with NamedTemporaryFile(dir=os.path.dirname(place), prefix=".welm-batch-", delete=False) as fewer:
             fewer.writelines(kept)
             fewer.flush()
             os.fsync(fewer.fileno())
-        os.replace(new, dst)
+        shutil.copymode(place, fewer.name)
+        os.replace(fewer.name, place)
     return done
 
 

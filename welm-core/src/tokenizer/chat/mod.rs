@@ -138,7 +138,11 @@ impl ChatTemplate {
             let found = if alone { None } else { named(sources, wanted) };
             return Ok(found.unwrap_or(wanted));
         }
-        let sources = self.sources.as_ref().map_err(Clone::clone)?;
+        let sources = self.sources.as_ref().map_err(|error| match error {
+            // Of the template, and not of the weights, after which nothing can be computed.
+            Error::InvalidFile { .. } | Error::Io { .. } => fault(error),
+            other => other.clone(),
+        })?;
         if sources.is_empty() {
             return Err(fault("this model has none"));
         }

@@ -219,7 +219,8 @@ fn a_folder_says_where_its_template_is() {
     assert!(present && error.unwrap_err().to_string().contains("one of the model's templates (rag)"));
     for config in [r#"{"chat_template": 1}"#, r#"{"chat_template": [{"name": "rag"}]}"#] {
         let (present, error) = prompt(&[("tokenizer_config.json", config)]);
-        assert!(!present && matches!(error, Err(Error::InvalidFile { .. })), "{config}: {error:?}");
+        let Err(Error::ChatTemplate(reason)) = error else { panic!("{config}: {error:?}") };
+        assert!(!present && reason.contains("tokenizer_config.json"), "{reason}");
     }
     let (present, error) = prompt(&[("chat_template.jinja", "{{")]);
     assert!(present && matches!(error, Err(Error::ChatTemplate(_))));

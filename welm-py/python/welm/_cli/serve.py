@@ -152,7 +152,7 @@ def run(args: Namespace) -> int:
         sock = listen(host, port)  # before the model is loaded: a port that is taken is found at once
     except OSError as error:
         raise Failure(str(error)) from None
-    options["queue_limit"] = settings.parallel  # no more are given to the engine
+    options["queue_limit"] = max(settings.parallel, 1024)  # what the server gives to the engine has room
     with sock:
         with Progress("loading", quiet=True) as progress:
             model = welm.Model(path, progress=progress, **options)

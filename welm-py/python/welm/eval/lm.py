@@ -88,7 +88,7 @@ class WelmLM(TemplateLM):
         self._prefix = next(iter(config.eos_token_ids), None) if begin is None else begin
         self._added = added_tokens(self.model)
         self.counts = self.asker.counts
-        """Those of the asker, and requests that were ``shortened``."""
+        """Those of the asker, requests that were ``shortened``, and those whose texts the tokenizer ``joined``."""
 
     @property
     def eot_token_id(self) -> int:
@@ -134,6 +134,17 @@ class WelmLM(TemplateLM):
             for window in windows(requests, self.window):
                 results += super().loglikelihood(window, disable_tqdm=True)
         return results
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The tokens of a context and of what follows, as lm-eval defines them.
+
+        If the tokenizer joins the end of the context with what follows, some text is in neither. Such pairs are
+        counted.
+        """
+        kept = context.rstrip()
+        whole, before = self.tok_encode(context + continuation), self.tok_encode(kept)
+        self.counts["joined"] += whole[: len(before)] != before
+        return before, whole[len(before) :]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **_kwargs: Any

@@ -53,7 +53,7 @@ def speed(run: Run) -> str:
 
 def of_runs(runs: Sequence[Run]) -> Iterator[Block]:
     """What was run."""
-    columns = ["run", "model", "backend", "settings", "requests", "found", "shortened"]
+    columns = ["run", "model", "backend", "settings", "requests", "found", "shortened", "joined"]
     columns += ["tokens", "seconds", "tokens/s"]
     rows: list[list[str]] = []
     for run in runs:
@@ -63,7 +63,7 @@ def of_runs(runs: Sequence[Run]) -> Iterator[Block]:
             for k, v in run.settings.items()
             if k not in skipped and v is not None and v is not False
         ]
-        counts = [run.about.get(f"requests_{name}") for name in ("computed", "found", "shortened")]
+        counts = [run.about.get(f"requests_{name}") for name in ("computed", "found", "shortened", "joined")]
         amounts = [*counts, run.about.get("tokens"), run.about.get("seconds")]
         each = [f"{value:,.0f}" if isinstance(value, (int, float)) else "" for value in amounts]
         backend = str(run.about.get("backend") or "")
@@ -90,6 +90,11 @@ def of_runs(runs: Sequence[Run]) -> Iterator[Block]:
     if any(run.about.get("requests_shortened") for run in runs):
         yield Text(
             "Prompts of the requests that were shortened were longer than the context; they lost their beginning."
+        )
+    if any(run.about.get("requests_joined") for run in runs):
+        yield Text(
+            "In requests that were joined, the tokenizer has one token for the end of the prompt and the beginning of "
+            "what is scored. As lm-eval cuts them, some text there is in neither."
         )
 
 

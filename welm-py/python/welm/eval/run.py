@@ -99,6 +99,8 @@ def evaluate(
                 raise EvalError(str(error)) from error
         results["config"] |= {"model": "welm", "model_args": {"pretrained": place, **options}}
         results["model_name"] = place
+        stats = model.stats()
+        anew = stats.prompt_tokens - stats.prefix_hit_tokens + stats.completion_tokens
         results["welm"] = {
             "version": welm.__version__,
             "backend": model.backend if ray is None else f"ray {ray}",
@@ -106,7 +108,9 @@ def evaluate(
             "requests_computed": lm.counts["computed"],
             "requests_found": lm.counts["found"],
             "requests_shortened": lm.counts["shortened"],
+            "requests_joined": lm.counts["joined"],
             "tokens": lm.counts["tokens"],
+            "tokens_computed": anew if ray is None else None,  # a shared beginning once
             "seconds": lm.asker.seconds,
             "tokens_per_second": lm.counts["tokens"] / lm.asker.seconds if lm.counts["tokens"] else None,
         }

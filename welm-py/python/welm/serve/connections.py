@@ -30,8 +30,8 @@ PIPELINED = 8
 STALL_SECONDS = 120.0
 """Longest time that a client with an unsent answer may read nothing."""
 
-_UPGRADE = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
-_CUT = re.compile(rb"(?i)\r(\n(u(p(g(r(a(de?)?)?)?)?)?)?)?\Z")
+_UPGRADE = re.compile(rb"(?i)(?<=\n)upgrade(?=:)")
+_CUT = re.compile(rb"(?i)(?<=\n)u(p(g(r(a(de?)?)?)?)?)?\Z")
 """The beginning of one, at the end of a part of a head."""
 
 
@@ -46,8 +46,10 @@ class Connection(HttpToolsProtocol):
     _in_head = True
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
+    _passed = b""
+    """The last bytes of a head that the parser has."""
     _cut = b""
-    """The end of what came, which may be the beginning of a header that is replaced."""
+    """What came after them, and may be the beginning of a header that is replaced."""
     _received = _body = _unsent = 0
     _earlier: tuple[RequestResponseCycle, ...] = ()
     """Requests without a whole answer before the last one, the only one that uvicorn tells of a hang-up."""
@@ -76,10 +78,12 @@ class Connection(HttpToolsProtocol):
         self._received += len(data)
         if self._in_head:
             # Nothing is upgraded here. The parser would take the body for that of another protocol.
-            head, gap, rest = (self._cut + data).partition(b"\r\n\r\n")
+            known = len(self._passed)
+            head, gap, rest = (self._passed + self._cut + data).partition(b"\r\n\r\n")
             cut = None if gap else _CUT.search(head)
             head, self._cut = (head[: cut.start()], cut[0]) if cut else (head, b"")
-            data = _UPGRADE.sub(b"x-not-used", head) + gap + rest
+            data = (_UPGRADE.sub(b"x-not-used", head) + gap + rest)[known:]
+            self._passed = head[-3:]
         super().data_received(data)
         if self._cut and not self._in_head:  # it was of the body
             data, self._cut = self._cut, b""
@@ -146,7 +150,7 @@ class Connection(HttpToolsProtocol):
             self._stall_timer = None
 
     def _wait_for_head(self) -> None:
-        self._in_head = True
+        self._in_head, self._passed = True, b""
         self.unfinished[self] = None
         if self._head_timer is not None:
             self._head_timer.cancel()

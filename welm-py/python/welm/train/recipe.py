@@ -221,9 +221,9 @@ class Pretrain(Section):
 
     @property
     def settings(self) -> str:
-        """What the trained model depends on."""
+        """What the trained model depends on. The number is another one where the step itself has changed."""
         how = {"micro_batch", "shard", "checkpointing", "compile", "save_every"}
-        return self.model_dump_json(exclude={*how, "measure_every", "measure_characters", "prompts"})
+        return f"2 {self.model_dump_json(exclude={*how, 'measure_every', 'measure_characters', 'prompts'})}"
 
     shape: Literal["nano", "medium", "large", "xl"] | Shape = "nano"
     tokens: Count = 100_000_000
@@ -309,8 +309,8 @@ class Export(Section):
 
     @property
     def settings(self) -> str:
-        """All but the paths."""
-        return self.model_dump_json(exclude={"megatron"})
+        """All but the paths. The number is another one where the step itself has changed."""
+        return f"2 {self.model_dump_json(exclude={'megatron'})}"
 
     int8: bool = False
     """Whether an int8 copy is written as well, into ``export-int8``."""

@@ -27,8 +27,12 @@ _WHOLE = "whole"
 
 def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that is whole."""
-    found = [one.parent for one in folder.glob(f"checkpoint-*/{_WHOLE}")]
-    return str(max(found, key=lambda one: int(one.name.removeprefix("checkpoint-")))) if found else None
+    found = {}
+    for one in folder.glob(f"checkpoint-*/{_WHOLE}"):
+        step = one.parent.name.removeprefix("checkpoint-")
+        if step.isdecimal():
+            found[int(step)] = str(one.parent)
+    return found[max(found)] if found else None
 
 
 class Whole(TrainerCallback):
@@ -38,6 +42,8 @@ class Whole(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Called by the trainer after a checkpoint is written."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # each process writes a part
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"

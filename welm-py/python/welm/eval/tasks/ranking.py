@@ -7,9 +7,11 @@ A template with an option filled in is a text in four pieces:
     option
     tail      all after the option
 
-The head is the same for all options, so it is scored once. It ends where a sentence ends, because no tokenizer in use
-joins the end of a sentence and a word after it; the sum of the pieces is then the log-probability of the whole text.
-The requests of a document are
+The head is the same for all options, so it is scored once. lm-eval takes the tokens of a context away from those of the
+context with what follows. If a tokenizer joins the end of one with the beginning of the other, text is lost. Tokenizers
+do join a mark with line breaks or quotes after it. So what stands after the last letter of the head is asked for with
+the stem, and what stands after the last letter of the examples with the first piece. The sum of the pieces is then the
+log-probability of the whole text. The requests of a document are
 
     head                         after the examples of a few-shot prompt
     stem                         after the examples and the head
@@ -67,9 +69,21 @@ class Pieces:
     # The words of the template next to the option, without anything of the document.
     around: tuple[str, str] = ("", "")
 
+    def scored(self, whole: bool) -> tuple[str, str]:
+        """Head and stem as they are scored: cut after a letter. Without ``whole`` the head is not scored."""
+        if not whole:
+            return "", self.stem.lstrip()
+        end = _letters(self.head)
+        return self.head[:end], self.head[end:] + self.stem
+
     def filled(self, option: int) -> str:
         """The whole text with one option."""
         return self.head + self.stem + self.options[option] + self.tail
+
+
+def _letters(text: str) -> int:
+    """The length of a text without what stands after its last letter or digit."""
+    return next((at for at in range(len(text), 0, -1) if text[at - 1].isalnum()), 0)
 
 
 def around(template: str) -> tuple[str, str]:
@@ -97,17 +111,19 @@ def requests(parts: Pieces, context: str, between: str, whole: bool = True) -> l
     """The requests (context, continuation) of a document.
 
     ``context`` is the few-shot prompt without white space at its end, and ``between`` what separates it from the text:
-    it belongs to the first piece. Without ``whole``, the context is a chat whose user said the head, and the model's
-    turn begins with the stem.
+    it belongs to the first piece, and so do the marks at the end of the prompt. Without ``whole``, the context is a chat
+    whose user said the head, and the model's turn begins with the stem.
     """
-    lead = between if context and whole else ""
+    before, lead = context, ""
+    if context and whole:
+        end = _letters(context)
+        before, lead = context[:end], context[end:] + between
     asked: list[tuple[str, str]] = []
-    before = context
-    if whole and parts.head:
-        asked.append((context, lead + parts.head))
-        before, lead = context + lead + parts.head, ""
-    stem = parts.stem if whole else parts.stem.lstrip()
-    if parts.stem.strip():
+    head, stem = parts.scored(whole)
+    if head:
+        asked.append((before, lead + head))
+        before, lead = before + lead + head, ""
+    if stem.strip():
         asked.append((before, lead + stem))
     asked += [(before, lead + stem + option + parts.tail) for option in parts.options]
     asked += [("", parts.around[0] + option + parts.around[1]) for option in parts.options]
@@ -124,9 +140,10 @@ def rank(
     pairs = list(zip(scores, counts, strict=True))
     options = len(parts.options)
     head, stem = (0.0, 0), (0.0, 0)
-    if whole and parts.head:
+    before, between = parts.scored(whole)
+    if before:
         head = pairs.pop(0)
-    if parts.stem.strip():
+    if between.strip():
         stem = pairs.pop(0)
     if len(pairs) != 2 * options:
         raise ValueError(f"expected the results of {2 * options} requests for the options, got {len(pairs)}")

@@ -118,7 +118,7 @@ def _arguments(settings: Pretrain, shape: Shape, out: Path) -> TrainingArguments
         torch_compile=settings.compile,
         activation_checkpointing=settings.checkpointing and not settings.shard,
         save_steps=settings.save_every,
-        save_total_limit=2,
+        save_total_limit=3,  # one may be torn
         logging_steps=max(steps // MOST_LOSSES, 1),
         logging_nan_inf_filter=False,
         report_to=[],

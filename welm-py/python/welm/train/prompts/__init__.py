@@ -174,7 +174,7 @@ def _trainer(settings: Prompts, model: Any, tokenizer: Any, rows: list[Row], out
         seed=settings.seed,
         activation_checkpointing=False,
         save_steps=settings.save_every,
-        save_total_limit=2,
+        save_total_limit=3,  # one may be torn
         logging_steps=1,
         report_to=[],
         max_length=None,
