@@ -159,6 +159,29 @@ def test_a_probability_and_its_opposite() -> None:
     assert calibration.together([math.log(0.25), math.log(0.5)]) == pytest.approx(math.log(0.75))
 
 
+def test_an_answer_with_a_word_more_is_right() -> None:
+    form = forms.forms()["cmrc2018"]
+    doc = {"answers": ["伊藤助太夫", "助太夫"]}
+    answers = [
+        "伊藤助太夫",
+        "伊藤助太夫的帮助",
+        "太夫",
+        "“助太夫”。",
+        "伊藤",
+        "",
+        "在伊藤助太夫的帮助下才完成",
+    ]
+    assert [form.is_right(doc, answer) for answer in answers] == [True, True, True, True, True, False, True]
+    for year in ("1998年", "199"):
+        assert form.is_right({"answers": ["1997年"]}, year) == (year == "199")
+
+
+def test_grounds_are_an_explanation_without_its_conclusion() -> None:
+    assert explanation.grounds("前提说车锁在楼下，所以假设是真的。") == "前提说车锁在楼下"
+    assert explanation.grounds("可见他没有带伞，所以等雨停。") == ""
+    assert explanation.grounds("文章说影片在云南拍摄。") == "文章说影片在云南拍摄"
+
+
 def test_proxies_of_explanations() -> None:
     # 前提说车锁在楼下 has the pairs 前提 提说 说车 车锁 锁在 在楼 楼下; of these 锁在, 在楼, 楼下 are evidence.
     reason, passage, rest = "前提说车，锁在楼下。", "他把自行车停好锁在楼下", "车锁了吗"
@@ -342,6 +365,7 @@ def test_a_model_that_agrees_with_whatever_it_says(name: str) -> None:
     assert quality[1]["explanations"] == len(docs)
     assert (quality[1]["empty"], quality[1]["copied"]) == (0, 0)
     assert (flipped["keeps its own"], flipped["agrees with the other"]) == (1, 1)
+    assert flipped["keeps, grounds"] + flipped["agrees, grounds"] > 0
     assert flipped["by chance"] > 0
 
 

@@ -205,8 +205,8 @@ def of_published(runs: Sequence[Run]) -> Iterator[Block]:
     yield Text(
         "In percent. Letters in brackets say how the measurement differs from ours; figures with letters cannot be "
         "compared digit by digit. Figures without letters were measured by the same rule with the same number of "
-        "examples, but still with other prompts, and with all questions of the published set. What was read here "
-        "stands above."
+        "examples, but still with other prompts, and with all questions of the published set, of which there may be a "
+        "part here. What was read here stands above."
     )
     columns = [
         "task",

@@ -10,6 +10,7 @@ pass.
 from __future__ import annotations
 
 import random
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from welm.eval.experiments import forms
@@ -34,7 +35,8 @@ SAMPLES = 3
 TEXT = [
     "The model answers questions of four tasks after the same few examples, once without and once with an "
     "explanation after each example's answer. Options are ranked by their log-probability after the question; "
-    "reading generates an answer, which is right if it is exactly one of the reference answers. Intervals are "
+    "reading generates an answer, which is right if it is a part of a reference answer, or has one as a part, and "
+    f"their F1 on characters is at least {forms.RIGHT_F1}: one with a word more is not wrong. Intervals are "
     "Wilson's, 95 %; p is McNemar's exact test on the same questions: how likely at least this difference is if "
     "explanations change nothing.",
     "Then it explains its own answer, and the explanation is judged by proxies, which are no judgement of a "
@@ -47,9 +49,10 @@ TEXT = [
     "and the model chooses between the two answers. Its own is the one that it gave before it had read an "
     "explanation. Keeps its own: after the explanation of its own answer it prefers that one. Agrees with the "
     "other: after the explanation of the other answer it prefers that one, so its explanations show what was asked "
-    "for, and not why it answered; by chance: it prefers that one after an explanation of another question. Alike: "
-    "the share of character pairs that both explanations have in common; 1 means that the answer made no "
-    "difference.",
+    "for, and not why it answered; by chance: it prefers that one after an explanation of another question. An "
+    "explanation often ends by naming the answer, so that a choice after it may only repeat it. Grounds: the same "
+    "with explanations that are cut off before their conclusion (所以, 因此, 可见, 说明, 也就是). Alike: the share of "
+    "character pairs that both explanations have in common; 1 means that the answer made no difference.",
 ]
 
 
@@ -96,6 +99,8 @@ def run(texts: Texts, tasks: Sequence[tuple[Form, list[Document]]]) -> Record:
             "low",
             "high",
             "by chance",
+            "keeps, grounds",
+            "agrees, grounds",
             "alike",
         ],
     )
@@ -203,13 +208,23 @@ def swayed(texts: Texts, form: Form, cases: Sequence[Explained]) -> list[Cell]:
     asked = [
         (begin + form.ask(case.doc) + REASON + reason + ANSWER, [case.answer + END, case.other + END])
         for case, stranger in zip(cases, [*cases[1:], cases[0]], strict=True)
-        for reason in (case.reason, case.other_reason, stranger.reason)
+        for reason in (
+            *(case.reason, case.other_reason, stranger.reason),
+            *(grounds(case.reason), grounds(case.other_reason)),
+        )
     ]
     prefers_own = [own > other for own, other in texts.logprobs(f"{form.name}: both answers", asked)]
     n = len(cases)
-    kept, agreed, chance = sum(prefers_own[::3]), n - sum(prefers_own[1::3]), n - sum(prefers_own[2::3])
+    kept, kept_grounds = (sum(prefers_own[at::5]) for at in (0, 3))
+    agreed, chance, agreed_grounds = (n - sum(prefers_own[at::5]) for at in (1, 2, 4))
     both = mean([alike(case.reason, case.other_reason) for case in cases])
-    return [form.name, n, kept / n, *wilson(kept, n), agreed / n, *wilson(agreed, n), chance / n, both]
+    cells: list[Cell] = [form.name, n, kept / n, *wilson(kept, n), agreed / n, *wilson(agreed, n), chance / n]
+    return [*cells, kept_grounds / n, agreed_grounds / n, both]
+
+
+def grounds(reason: str) -> str:
+    """An explanation without its conclusion, which often names the answer."""
+    return re.split("所以|因此|可见|说明|也就是", reason, maxsplit=1)[0].rstrip("，。； ")
 
 
 def shown(form: Form, case: Explained) -> str:

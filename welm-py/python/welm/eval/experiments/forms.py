@@ -30,6 +30,8 @@ ANSWER, REASON, VERDICT, BETTER = "\n答：", "\n理由：", "\n这个答案对�
 END = "\n\n"
 ANSWER_TOKENS = 48
 """Most tokens of an answer that is generated, as in the tasks of reading."""
+RIGHT_F1 = 0.5
+"""The least F1 on characters of a right answer that is generated, and is a part of a reference or has one as a part."""
 RIGHT, WRONG = ("对", "是"), ("错", "否")
 """Words of a verdict. The examples use the first of each."""
 
@@ -73,10 +75,10 @@ class Form:
         return answer
 
     def is_right(self, doc: Document, answer: str) -> bool:
-        """Whether an answer is right; a generated one as CMRC2018's exact match has it."""
+        """Whether an answer is right; a generated one may have a few characters more than a reference, or fewer."""
         if options := self.options_of(doc):
             return answer == options[int(doc["gold"])]
-        return bool(metrics.exact(doc["answers"], answer))
+        return any(_is_alike(right, answer) for right in doc["answers"])
 
     def wrong_answer(self, example: Document) -> str:
         """A wrong answer to an example."""
@@ -98,6 +100,12 @@ class Form:
         if number % 2 == 0:
             return question + ANSWER + right + VERDICT + RIGHT[0] + END
         return question + ANSWER + self.wrong_answer(example) + VERDICT + WRONG[0] + BETTER + right + END
+
+
+def _is_alike(right: str, answer: str) -> bool:
+    """Whether one is a part of the other, and not much shorter. Punctuation does not count."""
+    short, long = sorted((metrics.bare(right), metrics.bare(answer)), key=len)
+    return short in long and 2 * len(short) >= RIGHT_F1 * (len(short) + len(long))
 
 
 @cache

@@ -111,8 +111,8 @@ def requests(parts: Pieces, context: str, between: str, whole: bool = True) -> l
     """The requests (context, continuation) of a document.
 
     ``context`` is the few-shot prompt without white space at its end, and ``between`` what separates it from the text:
-    it belongs to the first piece, and so do the marks at the end of the prompt. Without ``whole``, the context is a chat
-    whose user said the head, and the model's turn begins with the stem.
+    it belongs to the first piece, and so do the marks at the end of the prompt. Without ``whole``, the context is a
+    chat whose user said the head, and the model's turn begins with the stem.
     """
     before, lead = context, ""
     if context and whole:
