@@ -995,3 +995,60 @@ fn a_chat_is_what_its_tokens_give() {
     assert_eq!(model.logits(&request, 0).unwrap(), model.logits(&tokens, 0).unwrap());
     assert_at_rest(&model, "after all that");
 }
+
+#[test]
+fn a_context_may_be_full_to_the_last_token() {
+    let model = load(&LoadOptions::default());
+    let limit = model.memory().context_tokens;
+    let prompt: Vec<u32> = PROMPT.iter().copied().cycle().take(limit).collect();
+    let options = |max_tokens| GenerateOptions { ignore_eos: true, ..GenerateOptions::greedy(max_tokens) };
+    let got = model.generate(&prompt[..limit - 1], &options(1)).unwrap();
+    assert_eq!((got.usage.prompt_tokens, got.usage.completion_tokens), (limit - 1, 1));
+    let echoed = GenerateOptions { echo: true, logprobs: Some(1), ..options(0) };
+    let got = model.generate(&prompt, &echoed).unwrap();
+    assert!(got.choices[0].tokens.len() == limit && got.choices[0].tokens[limit - 1].logprob.is_some());
+    assert_eq!(model.logits(&prompt[..], 0).unwrap().len(), limit * model.config().vocab_size);
+    let pair = |at: usize, n: usize| (Prompt::Tokens(&prompt[..at]), Prompt::Tokens(&prompt[at..n]));
+    let scored = model.score_pairs(&[pair(limit - 2, limit)], &ScoreOptions::default()).unwrap();
+    assert_eq!(scored[0].tokens.len(), 2);
+
+    let longer: Vec<u32> = PROMPT.iter().copied().cycle().take(limit + 1).collect();
+    let too_long = |error| matches!(error, Error::TooLong { .. });
+    assert!(too_long(model.generate(&prompt, &options(1)).unwrap_err()));
+    assert!(too_long(model.generate(&longer, &options(0)).unwrap_err()));
+    assert!(too_long(model.logits(&longer[..], 0).unwrap_err()));
+    assert_at_rest(&model, "full");
+}
+
+#[test]
+fn a_cache_has_whole_blocks() {
+    let options = LoadOptions { cache_tokens: Some(20), ..LoadOptions::default() };
+    let model = load(&options);
+    assert_eq!((model.memory().cache_tokens, model.stats().blocks_total), (32, 2));
+    let answer = model.generate(&PROMPT[..30], &GenerateOptions::greedy(2)).unwrap();
+    assert_eq!(answer.usage.prompt_tokens, 30);
+    let error = model.generate(&PROMPT[..30], &GenerateOptions::greedy(3)).unwrap_err();
+    assert!(error.to_string().contains("KV cache"), "{error}");
+}
+
+#[test]
+fn a_request_that_waits_its_turn_may_be_late_or_cancelled() {
+    let model = load(&LoadOptions { max_running: 1, ..LoadOptions::default() });
+    let long = GenerateOptions { n: 64, ignore_eos: true, ..GenerateOptions::greedy(400) };
+    let mut running = model.stream(&PROMPT[..5], &long).unwrap();
+    running.next().unwrap().unwrap();
+    let late = GenerateOptions { deadline: Some(Duration::from_millis(10)), ..GenerateOptions::greedy(5) };
+    let token = CancelToken::new();
+    let cancelled = GenerateOptions { cancel: Some(token.clone()), ..GenerateOptions::greedy(5) };
+    let waiting = model.stream(&PROMPT[..7], &cancelled).unwrap();
+    let got = model.generate(&PROMPT[..6], &late).unwrap();
+    let reason = |choice: &Choice| (choice.finish_reason, choice.tokens.len());
+    assert_eq!(reason(&got.choices[0]), (FinishReason::Deadline, 0));
+    token.cancel();
+    let mut got = waiting.generation();
+    waiting.for_each(|piece| got.push(piece.unwrap()));
+    assert_eq!(reason(&got.choices[0]), (FinishReason::Cancelled, 0));
+    assert_eq!(model.stats().running, 1, "the first one goes on");
+    drop(running);
+    assert_eq!(model.generate(&PROMPT[..6], &GenerateOptions::greedy(3)).unwrap().usage.completion_tokens, 3);
+}
