@@ -16,7 +16,7 @@ def test_loading_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         model = welm.Model()
     (loaded,) = [r for r in caplog.records if r.message.startswith("model loaded ")]
     assert (loaded.name, loaded.levelname) == ("welm", "INFO")
-    assert f'backend="{model.backend}"' in loaded.message
+    assert f"backend={model.backend}" in loaded.message
     assert "parameters=6541312" in loaded.message
     caplog.clear()
     with caplog.at_level(logging.WARNING, "welm"):

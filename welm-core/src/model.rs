@@ -243,7 +243,7 @@ impl Model {
     /// nothing but the request, the special tokens and the local time.
     ///
     /// # Errors
-    /// [`Error::ChatTemplate`] if the model has none, or it fails; [`Error::InvalidFile`] or [`Error::Io`] if the
+    /// [`Error::ChatTemplate`] if the model has none, or it fails, or its file is damaged; [`Error::Io`] if the
     /// file with it cannot be read; [`Error::InvalidOption`] if `messages` is empty, or its values are nested too deeply.
     pub fn chat_prompt(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.chat_request_prompt(&whole_messages(messages, add_generation_prompt))

@@ -140,7 +140,7 @@ impl ChatTemplate {
         }
         let sources = self.sources.as_ref().map_err(|error| match error {
             // Of the template, and not of the weights, after which nothing can be computed.
-            Error::InvalidFile { .. } | Error::Io { .. } => fault(error),
+            Error::InvalidFile { .. } => fault(error),
             other => other.clone(),
         })?;
         if sources.is_empty() {
