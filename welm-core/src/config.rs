@@ -153,7 +153,8 @@ impl ModelConfig {
         Self::welm(24, 2048, 16)
     }
 
-    /// WeLM's middle public size: 2.8 billion parameters with both embeddings, 2.7 billion as its authors count; its heads are 80 wide.
+    /// WeLM's middle public size: 2.8 billion parameters with both embeddings, 2.7 billion as its authors count. Its heads
+    /// are 80 wide.
     pub fn welm_large() -> Self {
         Self::welm(32, 2560, 32)
     }
@@ -264,7 +265,8 @@ impl ModelConfig {
         if self.activation.is_gated() { 2 * self.hidden_dim } else { self.hidden_dim }
     }
 
-    /// Has attention and feed-forward block of each layer add `multiplier` times its output to the residual stream, as Granite and MiniCPM do.
+    /// Has attention and feed-forward block of each layer add `multiplier` times their output to the residual stream, as
+    /// Granite and MiniCPM do.
     ///
     /// The stream is kept divided by the multiplier, `x' = x / m`, so that no operation is needed for it:
     ///

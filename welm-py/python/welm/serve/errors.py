@@ -87,9 +87,8 @@ def _refusal(error: BaseException) -> Refusal:
             return Refusal(400, str(error))
         case welm.QueueFull():
             return Refusal(429, str(error), code="queue_full", retry_after=1)
-        case (
-            welm.EngineStopped() | welm.DeviceLost() | welm.InvalidFile()
-        ):  # the last: its file was cut short
+        case welm.EngineStopped() | welm.DeviceLost() | welm.InvalidFile():
+            # The last one: the file of the weights was cut short.
             return Refusal(503, "the model cannot serve any more; the server has to be restarted", code=ENDED)
         case welm.Unavailable():  # no thread could be started
             return Refusal(503, str(error), retry_after=1)

@@ -2,8 +2,8 @@
 
 The folder gets the weights in f32 (``model.safetensors``), ``config.json``, the tokenizer of tokenizers and of
 SentencePiece, and ``model.gguf``. A prompt begins with the end token, after which each document began in training.
-llama.cpp's own converter is not used: of GPT-NeoX it knows GPT-2's kind of tokenizer
-only. The file has what it would write, and SentencePiece's tokenizer.
+llama.cpp's own converter is not used: of GPT-NeoX it knows GPT-2's kind of tokenizer only. The file has what it would
+write, and SentencePiece's tokenizer.
 """
 
 # pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
