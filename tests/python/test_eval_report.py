@@ -261,6 +261,34 @@ def test_lower_may_be_better(tmp_path: Path) -> None:
     assert found.value == pytest.approx(-1 / 3)
 
 
+def test_questions_about_one_passage_are_drawn_together(tmp_path: Path) -> None:
+    right = [1, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0]
+    other = [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]
+    docs = [{"context": f"text {number // 3}", "question": str(number)} for number in range(12)]
+    alone = [{**doc, "context": f"text {number}"} for number, doc in enumerate(docs)]
+    paths = [
+        write_run(tmp_path / name, {"read": {"metrics": {"acc": values}, "docs": asked, "config": WRITE}})
+        for name, values, asked in (
+            ("first", right, docs),
+            ("second", other, docs),
+            ("apart", right, alone),
+            ("later", other, alone),
+        )
+    ]
+    first, second, apart, later = (run.tasks["read"] for run in read_runs(paths))
+    assert first.scores["acc"].interval == wilson(2, 4)
+    assert apart.scores["acc"].interval == wilson(6, 12)
+    together = difference(first.scores["acc"], second.scores["acc"])
+    independent = difference(apart.scores["acc"], later.scores["acc"])
+    assert together
+    assert independent
+    assert (together.test, independent.test) == ("permutation", "McNemar")
+    assert together.p == 1  # one passage of four changed
+    assert (together.better, together.worse) == (3, 0)
+    # The first two passages alone.
+    assert first.only(range(6)).scores["acc"].interval == wilson(1, 2)
+
+
 def test_a_run_that_has_more_questions(tmp_path: Path) -> None:
     """Those that both have are compared."""
     docs = [{"text": str(n), "candidates": list("ab" if n % 2 else "abcd")} for n in range(60)]

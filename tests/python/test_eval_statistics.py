@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from welm.eval.statistics import (
     Sums,
     bootstrap,
     bootstrap_difference,
+    effective,
     mcnemar,
     newcombe,
     permutation,
@@ -66,6 +68,40 @@ def test_mcnemar() -> None:
         assert mcnemar(lost, gained) == pytest.approx(p, rel=1e-12)
     assert mcnemar(0, 0) == mcnemar(3, 3) == 1
     assert 0 < mcnemar(700, 500) < 1e-7
+
+
+def test_questions_about_one_passage() -> None:
+    """A question that is there three times says no more than once."""
+    right, passages = [0, 1, 1, 0, 1, 1, 1, 0, 1, 0], tuple(range(10))
+    once, thrice = means(right), replace(means(right * 3), passages=passages * 3)
+    assert effective(once) == effective(replace(once, passages=passages)) == 10
+    assert effective(thrice) == 10
+    assert effective(means(right * 3)) == 30
+    assert bootstrap(thrice) == bootstrap(once)
+    other = [1, 1, 1, 0, 1, 1, 0, 1, 1, 1]
+    both = means(other), replace(means(other * 3), passages=passages * 3)
+    assert bootstrap_difference(thrice, both[1]) == bootstrap_difference(once, both[0])
+    assert permutation(thrice, both[1]) == permutation(once, both[0])
+    # Each passage has as many right ones as any other: questions are then as good as independent.
+    assert effective(replace(means([0, 1] * 12), passages=tuple(sorted([*range(12)] * 2)))) == 24
+    # Nothing is known of how passages differ.
+    assert effective(replace(means([1] * 24), passages=tuple([*range(12)] * 2))) == 12
+    assert effective(replace(means([1, 0, 1]), passages=(0, 0, 0))) == 1
+
+
+def test_intervals_of_passages_have_the_share_as_often_as_they_say() -> None:
+    """40 passages of five questions each, whose shares are drawn from a beta distribution."""
+    source = np.random.Generator(np.random.PCG64(7))
+    passages = tuple(number // 5 for number in range(200))
+    hits = {"drawn together": 0, "as if independent": 0}
+    for _ in range(400):
+        right = source.binomial(1, np.repeat(source.beta(1.2, 0.8, 40), 5)).astype(float)
+        sums = replace(means(right), passages=passages)
+        for name, questions in (("drawn together", effective(sums)), ("as if independent", 200)):
+            low, high = wilson(sums.score * questions, questions)
+            hits[name] += low <= 0.6 <= high
+    assert hits["drawn together"] >= 0.92 * 400
+    assert hits["as if independent"] <= 0.88 * 400
 
 
 def test_bootstrap() -> None:

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 _ABOUT = (
     "Both runs answered the same questions, by lm-eval's hash of each; where one has more of them, only those of "
-    "both count here. The difference is the second less the first. Where each question is right or wrong: "
-    "Newcombe's interval for paired shares, and McNemar's exact test. Else: the paired bootstrap and a paired "
-    "permutation test, 2,000 resamples each with a fixed seed, so that p is never below 1/2,001. Better and "
-    "worse: the number of questions whose own value of the metric changed each way."
+    "both count here. The difference is the second less the first. Where each question is right or wrong and no two "
+    "are about one passage: Newcombe's interval for paired shares, and McNemar's exact test. Else: the paired "
+    "bootstrap and a paired permutation test, which draw or exchange the questions about a passage together, 2,000 "
+    "resamples each with a fixed seed, so that p is never below 1/2,001. Better and worse: the number of questions "
+    "whose own value of the metric changed each way."
 )
 
 
@@ -54,7 +55,7 @@ def difference(first: Score, second: Score) -> Difference | None:
     if one.rows.shape != other.rows.shape:
         return None
     value = second.value - first.value
-    if first.method == second.method == WILSON:
+    if first.method == second.method == WILSON and len(one.drawn) == len(one.rows):
         right = one.rows[:, 0].astype(bool), other.rows[:, 0].astype(bool)
         counts = [int(np.count_nonzero((right[0] == a) & (right[1] == b))) for a in (1, 0) for b in (1, 0)]
         both, lost, gained, neither = counts

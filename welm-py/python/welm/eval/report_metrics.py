@@ -10,6 +10,7 @@ does, the metric has no interval.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def alike(first: Sums, second: Sums) -> tuple[Sums, Sums]:
     def widened(sums: Sums, size: int) -> Sums:
         more = max(sizes) - size
         matrices = np.pad(sums.rows.reshape(-1, size, size), ((0, 0), (0, more), (0, more)))
-        return Sums(matrices.reshape(len(matrices), -1), macro_f1)
+        return replace(sums, rows=matrices.reshape(len(matrices), -1))
 
     return widened(first, sizes[0]), widened(second, sizes[1])
 

@@ -16,7 +16,7 @@ import numpy as np
 from welm.eval.journal import CHANGES_BITS, EvalError
 from welm.eval.journal import NAME as JOURNAL
 from welm.eval.report_metrics import is_right_or_wrong, sums_of
-from welm.eval.statistics import Interval, bootstrap, wilson
+from welm.eval.statistics import Interval, bootstrap, effective, wilson
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -109,7 +109,7 @@ class Task:
             chance=sum(chances) / len(chances) if chances else None,
             chances=chances,
             scores={
-                name: _score(name, replace(score.sums, rows=score.sums.rows[kept]), score.higher_is_better)
+                name: _score(name, _kept(score.sums, kept), score.higher_is_better)
                 for name, score in self.scores.items()
                 if score.sums
             },
@@ -292,19 +292,38 @@ def _scores(
         metric, comma, kept = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        each = [row[metric] for row in samples if row["filter"] == kept and metric in row]
-        sums = sums_of(metric, each, value) if each and math.isfinite(value) else None
+        rows = [row for row in samples if row["filter"] == kept and metric in row]
+        sums = (
+            sums_of(metric, [row[metric] for row in rows], value) if rows and math.isfinite(value) else None
+        )
+        sums = replace(sums, passages=_passages(rows)) if sums else None
         name = metric if kept == "none" else f"{metric}, {kept}"
         higher = better.get(metric) is not False
         found[name] = _score(name, sums, higher) if sums else Score(name, float(value), None, higher)
     return found
 
 
+def _passages(samples: list[dict[str, Any]]) -> tuple[int, ...]:
+    """The number of each question's passage: many data sets ask several questions about one ``context``."""
+    texts = [row["doc"].get("context") if isinstance(row.get("doc"), dict) else None for row in samples]
+    if not all(isinstance(text, str) and text for text in texts):
+        return ()
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    return tuple(numbers[text] for text in texts)
+
+
+def _kept(sums: Sums, kept: list[int]) -> Sums:
+    """Of some questions."""
+    passages = tuple(sums.passages[at] for at in kept) if sums.passages else ()
+    return replace(sums, rows=sums.rows[kept], passages=passages)
+
+
 def _score(name: str, sums: Sums, higher_is_better: bool) -> Score:
     """A score with its interval."""
     interval, method = None, ""
     if is_right_or_wrong(sums) and not name.startswith(_GRADED):
-        interval, method = wilson(int(sums.rows[:, 0].sum()), len(sums.rows)), WILSON
+        questions = effective(sums)
+        interval, method = wilson(sums.score * questions, questions), WILSON
     elif len(np.unique(sums.rows, axis=0)) > 1:  # equal values would give an interval without width
         interval, method = bootstrap(sums), "bootstrap"
     return Score(name, sums.score, sums, higher_is_better, interval, method)

@@ -11,13 +11,17 @@ macro-F1, BLEU). For shares there are formulas:
 For sums, questions are drawn again: with replacement for an interval (percentile bootstrap), and the two sides of each
 question exchanged at random for a test (paired permutation). The numbers are drawn by a fixed seed, so that the same
 samples give the same figures. All intervals are of 95 %, all tests two-sided.
+
+Questions about one passage are easy or hard together, so they are drawn and exchanged together. The interval of a share
+is then Wilson's for as many questions as would give the same variance if each had a passage of its own (the effective
+sample size of Kish 1965; for Wilson's interval, Dean and Pagano 2015).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -44,7 +48,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(right: int, total: int) -> Interval:
+def wilson(right: float, total: float) -> Interval:
     """The interval of a share; of no question at all, from 0 to 1."""
     if not total:
         return Interval(0.0, 1.0)
@@ -96,6 +100,18 @@ class Sums:
     """(questions, numbers): what each question adds."""
     function: Callable[[Floats], Floats]
     """(resamples, numbers) sums to (resamples,) scores."""
+    passages: tuple[int, ...] = ()
+    """The number of each question's passage; nothing if each question has its own."""
+
+    @cached_property
+    def drawn(self) -> Floats:
+        """(passages, numbers): what the questions about each passage add."""
+        if not self.passages:
+            return self.rows
+        found, which = np.unique(self.passages, return_inverse=True)
+        sums = np.zeros((len(found), self.rows.shape[1]))
+        np.add.at(sums, which, self.rows)
+        return sums
 
     @property
     def score(self) -> float:
@@ -103,26 +119,37 @@ class Sums:
         return float(self.function(self.rows.sum(0, keepdims=True))[0])
 
 
+def effective(sums: Sums) -> float:
+    """How many questions with passages of their own would give a share with the same variance."""
+    right, asked = sums.drawn.T
+    passages, questions, share = len(asked), float(asked.sum()), sums.score
+    if passages == 1 or share in (0, 1):  # nothing is known of how passages differ
+        return passages
+    between = float(((right - share * asked) ** 2).sum()) * passages / (passages - 1)
+    found = questions**2 * share * (1 - share) / between if between else questions
+    return min(max(found, passages), questions)
+
+
 def bootstrap(sums: Sums) -> Interval:
     """The interval of a score."""
-    drawn = [sums.function(weights @ sums.rows) for weights in _weights(len(sums.rows))]
+    drawn = [sums.function(weights @ sums.drawn) for weights in _weights(len(sums.drawn))]
     return _percentiles(np.concatenate(drawn))
 
 
 def bootstrap_difference(first: Sums, second: Sums) -> Interval:
     """The interval of (score of the second - score of the first), for the same questions in the same order."""
     drawn = [
-        second.function(weights @ second.rows) - first.function(weights @ first.rows)
-        for weights in _weights(len(first.rows))
+        second.function(weights @ second.drawn) - first.function(weights @ first.drawn)
+        for weights in _weights(len(first.drawn))
     ]
     return _percentiles(np.concatenate(drawn))
 
 
 def permutation(first: Sums, second: Sums) -> float:
-    """The probability of a difference at least as large, if the two sides of each question were exchangeable."""
+    """The probability of a difference at least as large, if the two sides of each passage were exchangeable."""
     source = np.random.Generator(np.random.PCG64(SEED))
     seen = abs(second.score - first.score)
-    step = second.rows - first.rows
+    step = second.drawn - first.drawn
     of_first, of_second = first.rows.sum(0), second.rows.sum(0)
     extreme = 0
     for size in _sizes(len(step)):
