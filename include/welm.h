@@ -1845,6 +1845,19 @@ welm_status welm_model_chat_stream_json(const welm_model *model,
                                         welm_error **error);
 
 /**
+ * Whether requests can have answers: for the liveness probe of a service. It computes nothing, and returns at once. An
+ * engine that has ended does not come back: load the model again, or start the process again.
+ *
+ * - ownership: nothing to free.
+ * - threads: any number at once on one model; requests do not wait for it.
+ * - NULL: not allowed for `model`; allowed for `error`.
+ * - errors: that with which the engine ended: `WELM_DEVICE_LOST`, `WELM_INVALID_FILE` for a mapped file that was cut
+ *   short, `WELM_ENGINE_STOPPED` after an internal fault; `WELM_FORKED`; the general errors.
+ */
+welm_status welm_model_check_health(const welm_model *model,
+                                    welm_error **error);
+
+/**
  * Counters of the engine, at this moment. Set `stats->struct_size` before.
  *
  * - ownership: nothing to free.

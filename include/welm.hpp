@@ -586,6 +586,12 @@ public:
         });
     }
 
+    /// Whether requests can have answers: for the liveness probe of a service. It computes nothing, and returns at once.
+    /// The error is that with which the engine ended, and it does not come back: load the model again.
+    Result<void> try_check_health() const {
+        return detail::run([&](auto** error) { return welm_model_check_health(get(), error); });
+    }
+
     /// Counters of the engine, at this moment.
     Result<Stats> try_stats() const {
         return detail::fill<Stats>([&](auto* out, auto** error) { return welm_model_stats(get(), out, error); });
@@ -687,6 +693,8 @@ public:
     Stream chat_stream_json(std::string_view request, const GenerateOptions& options = {}) const {
         return try_chat_stream_json(request, options).value();
     }
+    /// See `try_check_health`.
+    void check_health() const { try_check_health().value(); }
     /// See `try_stats`.
     Stats stats() const { return try_stats().value(); }
     /// See `try_memory`.

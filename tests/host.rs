@@ -541,10 +541,12 @@ fn truncated(how: &str) -> String {
     model.generate("床", &greedy).unwrap();
     let other = Model::load(nano(), &LoadOptions { progress: None, ..load.clone() }).unwrap();
     shorten(&file, 8_192);
+    model.check_health().unwrap();
     let (mut stream, waiting) = (model.stream("床前", &greedy).unwrap(), model.stream("春", &greedy));
     is_told(stream.next().unwrap().unwrap_err());
     assert!(stream.next().is_none());
     is_told(waiting.map_or_else(|refused| refused, |stream| stream.last().unwrap().unwrap_err()));
+    is_told(model.check_health().unwrap_err());
     for _ in 0..3 {
         is_told(model.generate("床", &greedy).unwrap_err());
         is_told(model.score("床", &["前"]).unwrap_err());
@@ -552,5 +554,6 @@ fn truncated(how: &str) -> String {
     }
     // Another model of the process, whose file is whole.
     assert!(!other.generate("床", &greedy).unwrap().text().is_empty());
+    other.check_health().unwrap();
     "ok".into()
 }

@@ -317,7 +317,10 @@ void run(const Arguments& arguments) {
         reply.more = [answer](std::string& part) { return answer->next(part); };
         return reply;
     });
-    server.get("/health", [](const http::Request&) { return http::Reply{200, R"({"status":"ok"})"}; });
+    server.get("/health", [&](const http::Request&) {
+        model.check_health();
+        return http::Reply{200, R"({"status":"ok"})"};
+    });
     server.get("/stats", [&](const http::Request&) { return http::Reply{200, dump(stats_json(model.stats()))}; });
 
     server.start();

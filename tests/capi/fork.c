@@ -22,6 +22,7 @@ static void inherited(welm_model *model, welm_stream *stream) {
     FAILS(WELM_FORKED, text, welm_model_score(model, "x", 1, continuations, NULL, 1, &scores, &error));
     FAILS(WELM_FORKED, text, welm_model_logits(model, TEXT("x"), 0, &logits, &error));
     FAILS(WELM_FORKED, text, welm_model_stream(model, TEXT("x"), NULL, &other, &error));
+    FAILS(WELM_FORKED, text, welm_model_check_health(model, &error));
     FAILS(WELM_FORKED, text, welm_stream_next(stream, &piece, &error));
     CHECK(welm_stream_next_timeout(stream, 1000, &piece, NULL) == WELM_END);
     CHECK(generation == UNTOUCHED && scores == UNTOUCHED && logits == UNTOUCHED);
@@ -63,6 +64,7 @@ void test_fork(const context *c) {
     }
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7);
     OK(welm_stream_next(stream, &piece, &error));
+    OK(welm_model_check_health(model, &error));
     welm_stream_free(stream);
     welm_model_free(model);
 }

@@ -290,6 +290,7 @@ void empty_handles_fail(welm::Model model) {
     CHECK(failure([&] { model.generate("x"); }).code() == WELM_NULL_POINTER);
     CHECK(failure([&] { model.stream("x"); }).code() == WELM_NULL_POINTER);
     CHECK(failure([&] { model.stats(); }).code() == WELM_NULL_POINTER);
+    CHECK(failure([&] { model.check_health(); }).code() == WELM_NULL_POINTER);
     CHECK(failure([&] { model.tokenize("x"); }).code() == WELM_NULL_POINTER);
     CHECK(failure([&] { model.score("x", {"y"}); }).code() == WELM_NULL_POINTER);
     CHECK(failure([&] { model.score_pairs({{"x", "y"}}); }).code() == WELM_NULL_POINTER);
@@ -424,6 +425,7 @@ void the_rest(const welm::Model& model, const std::string& path) {
     for (const welm::Piece& piece : stream) alone += piece.text;
     CHECK(alone == model.generate("床前明月光，", greedy(8)).text());
     CHECK(!other_file(model, "x").empty());
+    model.check_health();
     CHECK(welm::quantile_s(model.stats().time_to_first_token, 0.5) > 0);
 }
 

@@ -95,7 +95,7 @@ def test_intervals_of_passages_have_the_share_as_often_as_they_say() -> None:
     passages = tuple(number // 5 for number in range(200))
     hits = {"drawn together": 0, "as if independent": 0}
     for _ in range(400):
-        right = source.binomial(1, np.repeat(source.beta(1.2, 0.8, 40), 5)).astype(float)
+        right = source.binomial(1, np.repeat(source.beta(1.2, 0.8, 40), 5)).tolist()
         sums = replace(means(right), passages=passages)
         for name, questions in (("drawn together", effective(sums)), ("as if independent", 200)):
             low, high = wilson(sums.score * questions, questions)

@@ -49,6 +49,7 @@ def child():
         "chat_prompt": lambda: model.chat_prompt([]),
         "chat_tokens": lambda: model.chat_tokens([]),
         "has_chat_template": lambda: model.has_chat_template,
+        "check_health": lambda: model.check_health(),
         "stats": lambda: model.stats(),
         "config": lambda: model.config,
         "memory": lambda: model.memory,

@@ -629,6 +629,10 @@ class Faulty:
     async def generate_async(self, *_: Any, **__: Any) -> None:
         raise self._error
 
+    def check_health(self) -> None:
+        if isinstance(self._error, (welm.DeviceLost, welm.EngineStopped)):
+            raise self._error
+
     def stream_async(self, *given: Any, **named: Any) -> FaultyStream:
         return FaultyStream(self._model.stream_async(*given, **named), self._error)
 
@@ -664,13 +668,17 @@ def test_an_operator_is_told_that_the_engine_ended(model: welm.Model, stream: bo
 
 def test_a_file_that_is_cut_short_ends_the_server(tmp_path: Path) -> None:
     shutil.copytree(welm.NANO, tmp_path / "model")
-    with Running(welm.Model(tmp_path / "model", threads=1)) as server:
+    model = welm.Model(tmp_path / "model", threads=1)
+    with Running(model) as server:
         assert server.post("/v1/completions", BODY)[0] == 200
+        model.check_health()
         with open(tmp_path / "model" / "model.safetensors", "r+b") as file:
             file.truncate(1 << 16)
         for _ in range(2):
             status, _, answer = server.post("/v1/completions", BODY)
             assert (status, answer["error"]["code"]) == (503, "engine_stopped")
+        with pytest.raises(welm.InvalidFile, match="truncated"):
+            model.check_health()
         assert [server.get(path)[0] for path in ("/health", "/ready")] == [503, 503]
 
 

@@ -93,6 +93,25 @@ impl From<Stats> for welm_stats {
     }
 }
 
+/// Whether requests can have answers: for the liveness probe of a service. It computes nothing, and returns at once. An
+/// engine that has ended does not come back: load the model again, or start the process again.
+///
+/// - ownership: nothing to free.
+/// - threads: any number at once on one model; requests do not wait for it.
+/// - NULL: not allowed for `model`; allowed for `error`.
+/// - errors: that with which the engine ended: `WELM_DEVICE_LOST`, `WELM_INVALID_FILE` for a mapped file that was cut
+///   short, `WELM_ENGINE_STOPPED` after an internal fault; `WELM_FORKED`; the general errors.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn welm_model_check_health(
+    model: *const welm_model,
+    error: *mut *mut welm_error,
+) -> welm_status {
+    // SAFETY: the handle is the caller's, as the comment asks.
+    let body = || Ok(unsafe { welm_model::get(model) }?.check_health()?);
+    // SAFETY: `error` is the caller's.
+    unsafe { status(error, body) }
+}
+
 /// Counters of the engine, at this moment. Set `stats->struct_size` before.
 ///
 /// - ownership: nothing to free.

@@ -96,7 +96,7 @@ fn calls() -> Vec<Call> {
         welm_model_has_chat_template(null()) |b: bool| !b;
         welm_histogram_quantile_s(null(), 0.5) |x| x == 0.0;
     };
-    let tries: [Call; 25] = tries! {
+    let tries: [Call; 26] = tries! {
         welm_model_load(null(), null(), null_mut());
         welm_model_estimate(null(), null(), null_mut());
         welm_quantize(null(), null(), None, null_mut());
@@ -120,6 +120,7 @@ fn calls() -> Vec<Call> {
         welm_model_chat_json(null(), null(), NONE, null(), null_mut());
         welm_model_chat_stream(null(), null(), 1, null(), null_mut());
         welm_model_chat_stream_json(null(), null(), NONE, null(), null_mut());
+        welm_model_check_health(null());
         welm_model_stats(null(), null_mut());
         welm_log_set_callback(3, None, null_mut());
     };

@@ -100,7 +100,7 @@ impl Model {
     /// As [`Model::generate`]. Those for the request are returned from here. Those for computing are the stream's last item.
     pub fn stream<'p>(&self, prompt: impl Into<Prompt<'p>>, options: &GenerateOptions) -> Result<Stream> {
         options.validate()?;
-        self.inner.engine.expect_here()?;
+        self.inner.engine.check()?;
         let prompt = self.given(prompt.into(), options.parse_special)?;
         options.validate_tokens(self.inner.config.vocab_size, self.inner.tokenizer.is_some())?;
         let deadline = options.deadline.and_then(|d| Instant::now().checked_add(d));
@@ -176,7 +176,7 @@ impl Model {
     /// As [`Model::generate`]; [`Error::InvalidOption`] if `from` is not a position of the prompt; [`Error::Allocation`] if
     /// there is not enough memory for the result.
     pub fn logits<'p>(&self, prompt: impl Into<Prompt<'p>>, from: usize) -> Result<Vec<f32>> {
-        self.inner.engine.expect_here()?;
+        self.inner.engine.check()?;
         let tokens = self.encode(&self.given(prompt.into(), false)?)?;
         self.check_length(tokens.len(), 0)?;
         if from >= tokens.len() {
@@ -279,6 +279,18 @@ impl Model {
     /// As [`Model::chat_tokens`].
     pub fn chat_request_tokens(&self, request: &ChatRequest) -> Result<Vec<u32>> {
         self.tokenize(&self.chat_request_prompt(request)?, true)
+    }
+
+    /// Whether requests can have answers: for the liveness probe of a service. It computes nothing, and returns at once.
+    ///
+    /// An engine that has ended does not come back: load the model again, or start the process again.
+    ///
+    /// # Errors
+    /// The error with which the engine ended: [`Error::DeviceLost`], [`Error::InvalidFile`] for a mapped file that was cut
+    /// short, [`Error::EngineStopped`] after an internal fault; [`Error::Forked`] in a child that was forked after the model
+    /// was loaded.
+    pub fn check_health(&self) -> Result<()> {
+        self.inner.engine.check()
     }
 
     /// Counters of the engine, at this moment.

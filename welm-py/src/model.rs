@@ -629,6 +629,16 @@ impl Model {
         Ok(model.is_special(Argument::new("token", token).count()?))
     }
 
+    /// Raises the error with which the engine ended, if it has: for the liveness probe of a service.
+    ///
+    /// It computes nothing, and returns at once. An engine that has ended does not come back: load the model again, or start
+    /// the process again. Raises :class:`DeviceLost`, :class:`InvalidFile` for a mapped file that was cut short,
+    /// :class:`EngineStopped` after an internal fault, and :class:`ForkError` in a child that was forked after the model was
+    /// loaded.
+    fn check_health(&self, py: Python<'_>) -> PyResult<()> {
+        self.core.get(py)?.check_health().or_raise(py)
+    }
+
     /// Counters of the engine, at this moment.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let _inside = enter(py);

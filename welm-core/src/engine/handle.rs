@@ -90,12 +90,13 @@ impl Handle {
         Ok(Handle { link, counters, queue_limit })
     }
 
-    /// Checks that this process has the engine's thread.
+    /// Checks that this process has the engine's thread, and that it has not ended.
     ///
     /// # Errors
-    /// [`Error::Forked`] in a forked child.
-    pub(crate) fn expect_here(&self) -> Result<()> {
-        self.link.get().map(drop)
+    /// [`Error::Forked`] in a forked child; the fault if the engine has ended.
+    pub(crate) fn check(&self) -> Result<()> {
+        let fault = self.link.get()?.fault.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        fault.map_or(Ok(()), Err)
     }
 
     /// Queues a request.
@@ -124,12 +125,7 @@ impl Handle {
 
     /// The error with which the engine ended.
     pub(crate) fn fault(&self) -> Error {
-        let link = match self.link.get() {
-            Ok(link) => link,
-            Err(forked) => return forked,
-        };
-        let fault = link.fault.lock().unwrap_or_else(|e| e.into_inner()).clone();
-        fault.unwrap_or_else(|| Error::EngineStopped("its thread is gone".into()))
+        self.check().err().unwrap_or_else(|| Error::EngineStopped("its thread is gone".into()))
     }
 }
 

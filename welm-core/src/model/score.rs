@@ -103,7 +103,7 @@ impl Model {
         pairs: &[(Prompt<'_>, Prompt<'_>)],
         options: &ScoreOptions,
     ) -> Result<Vec<Score>> {
-        self.inner.engine.expect_here()?;
+        self.inner.engine.check()?;
         options.validate()?;
         let deadline = options.deadline.and_then(|d| Instant::now().checked_add(d));
         let stop = || interruption(options.cancel.as_ref(), deadline, Instant::now());

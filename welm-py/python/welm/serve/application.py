@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, Response
 import welm
 from welm.serve import openai_chat, openai_completions, openai_responses, tokens, welm_api
 from welm.serve.checks import Checks
-from welm.serve.errors import Refusal, json_response
+from welm.serve.errors import Refusal, json_response, refusal_of
 from welm.serve.service import Job, Service
 from welm.serve.wire import read_json
 
@@ -179,8 +179,7 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    service: Service = request.app.state.service
-    refusal = service.refusal_of(error)
+    refusal = refusal_of(error)
     request.state.log_fields["error"] = refusal.message
     return refusal.response()
 

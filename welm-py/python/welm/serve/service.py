@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 import welm
 from welm._prompts import added_tokens
-from welm.serve.errors import ENDED, Refusal, log, refusal_of, timed_out
+from welm.serve.errors import Refusal, log, refusal_of, timed_out
 from welm.serve.gate import Full, Gate, Late
 from welm.serve.keys import Client, Keys
 from welm.serve.metrics import Metrics
@@ -93,13 +93,20 @@ class Service:
         self.created = int(time.time())
         self.draining = False
         """Set when the server is about to end."""
-        self.ended = False
-        """Set when the engine has ended, and the process has to be started again."""
 
     @property
     def name(self) -> str:
         """The model's name in answers."""
         return self.settings.model_names[0]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the engine has ended, so that the process has to be started again."""
+        try:
+            self.model.check_health()
+        except welm.Error:
+            return True
+        return False
 
     @property
     def context(self) -> int:
@@ -151,12 +158,6 @@ class Service:
         if spent := await self.quota.admit(job.client.name):
             raise Refusal(429, f"quota: {spent[0]}", code="rate_limit_exceeded", retry_after=spent[1])
         job.counted = True
-
-    def refusal_of(self, error: Exception) -> Refusal:
-        """What a client is told of an exception."""
-        refusal = refusal_of(error)
-        self.ended |= refusal.code == ENDED
-        return refusal
 
     def log_texts(self, job: Job, **texts: Any) -> None:
         """Adds texts to the request's line in the log, if the settings want them there."""
@@ -326,7 +327,7 @@ class Service:
         except ClientDisconnect:
             pass
         except Exception as error:
-            refusal = self.refusal_of(error)
+            refusal = refusal_of(error)
             job.log(error=refusal.message)
             yield failed(refusal)
         finally:
