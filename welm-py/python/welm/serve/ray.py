@@ -55,7 +55,7 @@ class Replica:
 
     async def check_health(self) -> None:
         """Raises an exception if the model cannot serve any more; then Ray starts another copy."""
-        await self._model.generate_async([0], max_tokens=0)
+        self._model.check_health()
 
 
 def deployment(

@@ -294,7 +294,7 @@ class Prompts(Section):
     batch: Count = 32
     """Rows in a step."""
     micro_batch: Count = 8
-    """Rows that are computed at once."""
+    """Rows that are computed at once, padded to the longest of them; 1 computes no padding."""
     rate: float = Field(default=2e-4, gt=0)
     """Highest learning rate."""
     warmup: Share = 0.03
