@@ -586,8 +586,8 @@ public:
         });
     }
 
-    /// Whether requests can have answers: for the liveness probe of a service. It computes nothing, and returns at once.
-    /// The error is that with which the engine ended, and it does not come back: load the model again.
+    /// Whether the engine still runs, or the error with which it ended: for the liveness probe of a service. See
+    /// `welm_model_check_health`.
     Result<void> try_check_health() const {
         return detail::run([&](auto** error) { return welm_model_check_health(get(), error); });
     }

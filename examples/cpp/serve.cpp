@@ -56,6 +56,7 @@ unsigned http_status(welm::Status status) {
     case WELM_EMPTY_PROMPT:
     case WELM_TOKENIZER: return 400;
     case WELM_QUEUE_FULL: return 429;
+    case WELM_INVALID_FILE: // the model's, which was cut short
     case WELM_DEVICE_LOST:
     case WELM_ENGINE_STOPPED: return 503;
     default: return 500;

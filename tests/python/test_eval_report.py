@@ -284,9 +284,49 @@ def test_questions_about_one_passage_are_drawn_together(tmp_path: Path) -> None:
     assert independent
     assert (together.test, independent.test) == ("permutation", "McNemar")
     assert together.p == 1  # one passage of four changed
+    assert together.interval == pytest.approx(newcombe(2, 0, 1, 1))
+    assert independent.interval == newcombe(6, 0, 3, 3)
     assert (together.better, together.worse) == (3, 0)
-    # The first two passages alone.
+    # Equal answers: nothing shows how passages differ.
+    same = difference(first.scores["acc"], first.scores["acc"])
+    assert same
+    assert (same.value, same.interval, same.p) == (0, newcombe(6, 0, 0, 6), 1)
+    # The first two passages alone, and one.
     assert first.only(range(6)).scores["acc"].interval == wilson(1, 2)
+    (one, other) = (task.only(range(3, 5)) for task in (first, second))
+    assert one.scores["acc"].interval == wilson(0, 1)
+    assert difference(one.scores["acc"], other.scores["acc"])
+
+
+def test_where_a_passage_stands(tmp_path: Path) -> None:
+    """In the field that the metadata name, or in the usual ones; a question without it is about a text of its own."""
+    docs: list[dict[str, Any]] = [
+        {"article": "a", "choices": ["x", "y"], "context": ""},
+        {"article": "a", "choices": ["x", "z"], "context": ""},
+        {"article": "b", "choices": ["x", "y"], "context": ""},
+        {"choices": []},
+    ]
+    for field, passages in (
+        (None, (0, 0, 1, 2)),
+        ("choices", (0, 1, 0, 2)),
+        ("context", ()),
+        ("nothing", ()),
+    ):
+        config = {**WRITE, "metadata": {"passage": field} if field else {}}
+        task = {"metrics": {"f1": [0.2, 0.4, 0.9, 0.5]}, "docs": docs, "config": config}
+        (run,) = read_runs([write_run(tmp_path / str(field), {"read": task})])
+        sums = run.tasks["read"].scores["f1"].sums
+        assert sums
+        assert sums.passages == passages
+
+
+def test_one_passage_gives_no_interval_of_a_graded_score(tmp_path: Path) -> None:
+    docs = [{"context": "text", "question": str(number)} for number in range(3)]
+    task = {"metrics": {"f1": [0.2, 0.5, 0.9]}, "docs": docs, "config": WRITE}
+    (run,) = read_runs([write_run(tmp_path / "run", {"read": task})])
+    score = run.tasks["read"].scores["f1"]
+    assert score.interval is None
+    assert difference(score, score) is None
 
 
 def test_a_run_that_has_more_questions(tmp_path: Path) -> None:

@@ -74,19 +74,22 @@ def test_questions_about_one_passage() -> None:
     """A question that is there three times says no more than once."""
     right, passages = [0, 1, 1, 0, 1, 1, 1, 0, 1, 0], tuple(range(10))
     once, thrice = means(right), replace(means(right * 3), passages=passages * 3)
-    assert effective(once) == effective(replace(once, passages=passages)) == 10
-    assert effective(thrice) == 10
-    assert effective(means(right * 3)) == 30
+    values = np.array(right, np.float64)
+    assert effective(values, ()) == effective(values, passages) == 10
+    assert effective(np.tile(values, 3), passages * 3) == pytest.approx(10)
+    assert effective(np.tile(values, 3), ()) == 30
     assert bootstrap(thrice) == bootstrap(once)
     other = [1, 1, 1, 0, 1, 1, 0, 1, 1, 1]
     both = means(other), replace(means(other * 3), passages=passages * 3)
     assert bootstrap_difference(thrice, both[1]) == bootstrap_difference(once, both[0])
     assert permutation(thrice, both[1]) == permutation(once, both[0])
     # Each passage has as many right ones as any other: questions are then as good as independent.
-    assert effective(replace(means([0, 1] * 12), passages=tuple(sorted([*range(12)] * 2)))) == 24
+    assert effective(np.tile([0.0, 1.0], 12), sorted([*range(12)] * 2)) == 24
     # Nothing is known of how passages differ.
-    assert effective(replace(means([1] * 24), passages=tuple([*range(12)] * 2))) == 12
-    assert effective(replace(means([1, 0, 1]), passages=(0, 0, 0))) == 1
+    assert effective(np.ones(24), [*range(12)] * 2) == 24
+    assert effective(np.array([1.0, 0.0, 1.0]), (0, 0, 0)) == 1
+    # As few as if all of a passage are equal, at least.
+    assert effective(np.array([1.0] * 3 + [0.0] * 3), [0] * 3 + [1] * 3) == 2
 
 
 def test_intervals_of_passages_have_the_share_as_often_as_they_say() -> None:
@@ -95,10 +98,10 @@ def test_intervals_of_passages_have_the_share_as_often_as_they_say() -> None:
     passages = tuple(number // 5 for number in range(200))
     hits = {"drawn together": 0, "as if independent": 0}
     for _ in range(400):
-        right = source.binomial(1, np.repeat(source.beta(1.2, 0.8, 40), 5)).tolist()
-        sums = replace(means(right), passages=passages)
-        for name, questions in (("drawn together", effective(sums)), ("as if independent", 200)):
-            low, high = wilson(sums.score * questions, questions)
+        right = source.binomial(1, np.repeat(source.beta(1.2, 0.8, 40), 5)).astype(np.float64)
+        for name, known in (("drawn together", passages), ("as if independent", ())):
+            questions = effective(right, known)
+            low, high = wilson(right.mean() * questions, questions)
             hits[name] += low <= 0.6 <= high
     assert hits["drawn together"] >= 0.92 * 400
     assert hits["as if independent"] <= 0.88 * 400

@@ -93,8 +93,11 @@ impl From<Stats> for welm_stats {
     }
 }
 
-/// Whether requests can have answers: for the liveness probe of a service. It computes nothing, and returns at once. An
-/// engine that has ended does not come back: load the model again, or start the process again.
+/// Whether the engine still runs: for the liveness probe of a service. It computes nothing, and returns at once.
+///
+/// It looks for no faults. A lost device, or a file that was cut short, is noticed by the next request that computes; from
+/// then on this returns the error. An engine that has ended does not come back: load the model again, or start the process
+/// again.
 ///
 /// - ownership: nothing to free.
 /// - threads: any number at once on one model; requests do not wait for it.

@@ -281,9 +281,11 @@ impl Model {
         self.tokenize(&self.chat_request_prompt(request)?, true)
     }
 
-    /// Whether requests can have answers: for the liveness probe of a service. It computes nothing, and returns at once.
+    /// Whether the engine still runs: for the liveness probe of a service. It computes nothing, and returns at once.
     ///
-    /// An engine that has ended does not come back: load the model again, or start the process again.
+    /// It looks for no faults. A lost device, or a file that was cut short, is noticed by the next request that computes;
+    /// from then on this returns the error. An engine that has ended does not come back: load the model again, or start the
+    /// process again.
     ///
     /// # Errors
     /// The error with which the engine ended: [`Error::DeviceLost`], [`Error::InvalidFile`] for a mapped file that was cut

@@ -631,11 +631,13 @@ impl Model {
 
     /// Raises the error with which the engine ended, if it has: for the liveness probe of a service.
     ///
-    /// It computes nothing, and returns at once. An engine that has ended does not come back: load the model again, or start
-    /// the process again. Raises :class:`DeviceLost`, :class:`InvalidFile` for a mapped file that was cut short,
+    /// It computes nothing, and returns at once. It looks for no faults: a lost device, or a file that was cut short, is
+    /// noticed by the next request that computes, and from then on this raises the error. An engine that has ended does not
+    /// come back: load the model again, or start the process again. Raises :class:`DeviceLost`, :class:`InvalidFile` for a mapped file that was cut short,
     /// :class:`EngineStopped` after an internal fault, and :class:`ForkError` in a child that was forked after the model was
     /// loaded.
     fn check_health(&self, py: Python<'_>) -> PyResult<()> {
+        let _inside = enter(py);
         self.core.get(py)?.check_health().or_raise(py)
     }
 

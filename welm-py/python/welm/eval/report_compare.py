@@ -16,6 +16,7 @@ from welm.eval.report_tables import shown, span
 from welm.eval.statistics import (
     Interval,
     bootstrap_difference,
+    effective,
     mcnemar,
     newcombe,
     permutation,
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
 
 _ABOUT = (
     "Both runs answered the same questions, by lm-eval's hash of each; where one has more of them, only those of "
-    "both count here. The difference is the second less the first. Where each question is right or wrong and no two "
-    "are about one passage: Newcombe's interval for paired shares, and McNemar's exact test. Else: the paired "
-    "bootstrap and a paired permutation test, which draw or exchange the questions about a passage together, 2,000 "
-    "resamples each with a fixed seed, so that p is never below 1/2,001. Better and worse: the number of questions "
-    "whose own value of the metric changed each way."
+    "both count here. The difference is the second less the first. Where each question is right or wrong: "
+    "Newcombe's interval for paired shares, and McNemar's exact test. Else: the paired bootstrap and a paired "
+    "permutation test, 2,000 resamples each with a fixed seed, so that p is never below 1/2,001. Questions about one "
+    "passage are drawn and exchanged together; where there are any, Newcombe's interval is for fewer questions, with "
+    "the same variance, and the test is by permutation. Better and worse: the number of questions whose own value of "
+    "the metric changed each way."
 )
 
 
@@ -48,19 +50,24 @@ class Difference:
 
 
 def difference(first: Score, second: Score) -> Difference | None:
-    """The difference of the second, for the same questions; ``None`` if the metric cannot be computed from them."""
+    """The difference of the second, for the same questions; ``None`` if it cannot be computed from them."""
     if first.sums is None or second.sums is None:
         return None
     one, other = alike(first.sums, second.sums)
     if one.rows.shape != other.rows.shape:
         return None
     value = second.value - first.value
-    if first.method == second.method == WILSON and len(one.drawn) == len(one.rows):
-        right = one.rows[:, 0].astype(bool), other.rows[:, 0].astype(bool)
-        counts = [int(np.count_nonzero((right[0] == a) & (right[1] == b))) for a in (1, 0) for b in (1, 0)]
-        both, lost, gained, neither = counts
-        interval, p = newcombe(both, lost, gained, neither), mcnemar(lost, gained)
-        return Difference(value, interval, p, "McNemar", gained, lost)
+    if first.method == second.method == WILSON:
+        before, after = one.rows[:, 0], other.rows[:, 0]
+        counts = [int(np.count_nonzero((before == a) & (after == b))) for a in (1, 0) for b in (1, 0)]
+        share = effective(after - before, one.passages) / len(before)
+        interval = newcombe(*(share * count for count in counts))
+        _, lost, gained, _ = counts
+        if one.passages:
+            return Difference(value, interval, permutation(one, other), "permutation", gained, lost)
+        return Difference(value, interval, mcnemar(lost, gained), "McNemar", gained, lost)
+    if len(one.drawn) < 2:
+        return None
     better = worse = None
     if one.rows.shape[1] == 2:
         # The score of each question alone.

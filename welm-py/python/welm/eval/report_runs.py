@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
-import numpy as np
-
 from welm.eval.journal import CHANGES_BITS, EvalError
 from welm.eval.journal import NAME as JOURNAL
 from welm.eval.report_metrics import is_right_or_wrong, sums_of
@@ -31,6 +29,8 @@ OTHER_RULES = ("_mean", "_sum", "_own", "_words")
 # Metrics between 0 and 1, which papers give in percent.
 _PERCENT = re.compile(r"(acc|em|f1|rouge|exact_match)")
 WILSON = "Wilson"
+PASSAGES = ("context", "passage", "article", "flores_passage")
+"""Where tasks have the text that several questions are about, if their metadata name no field as ``passage``."""
 # Metrics that are between right and wrong, even if no value of a run is.
 _GRADED = ("f1", "rouge", "bleu")
 # The second and further prompts of a task of this package.
@@ -243,7 +243,7 @@ def _task(folder: Path, name: str, results: dict[str, Any]) -> Task:
         options=sum(known) / len(known) if is_choice else None,
         chance=sum(1 / count for count in known) / len(known) if is_choice else None,
         chances=tuple(1 / count for count in known) if is_choice and len(known) == len(hashes) else (),
-        scores=_scores(values, samples, better),
+        scores=_scores(values, samples, better, about.get("passage")),
     )
 
 
@@ -285,7 +285,7 @@ def _is_list(value: object) -> TypeGuard[list[Any]]:
 
 
 def _scores(
-    values: dict[str, Any], samples: list[dict[str, Any]], better: dict[str, Any]
+    values: dict[str, Any], samples: list[dict[str, Any]], better: dict[str, Any], passage: str | None
 ) -> dict[str, Score]:
     found: dict[str, Score] = {}
     for key, value in values.items():
@@ -296,25 +296,32 @@ def _scores(
         sums = (
             sums_of(metric, [row[metric] for row in rows], value) if rows and math.isfinite(value) else None
         )
-        sums = replace(sums, passages=_passages(rows)) if sums else None
+        sums = replace(sums, passages=_passages(rows, passage)) if sums else None
         name = metric if kept == "none" else f"{metric}, {kept}"
         higher = better.get(metric) is not False
         found[name] = _score(name, sums, higher) if sums else Score(name, float(value), None, higher)
     return found
 
 
-def _passages(samples: list[dict[str, Any]]) -> tuple[int, ...]:
-    """The number of each question's passage: many data sets ask several questions about one ``context``."""
-    texts = [row["doc"].get("context") if isinstance(row.get("doc"), dict) else None for row in samples]
-    if not all(isinstance(text, str) and text for text in texts):
-        return ()
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    return tuple(numbers[text] for text in texts)
+def _passages(samples: list[dict[str, Any]], field: str | None) -> tuple[int, ...]:
+    """The number of each question's passage, if some have the same: the text in ``field``, or in the usual fields."""
+    texts: list[str] = []
+    for at, row in enumerate(samples):
+        doc: dict[str, Any] = row["doc"] if isinstance(row.get("doc"), dict) else {}
+        found = [doc[name] for name in ([field] if field else PASSAGES) if doc.get(name)]
+        texts.append(json.dumps(found[0]) if found else str(at))  # no JSON of a text or a list is a number
+    return _numbered(texts)
+
+
+def _numbered(passages: Sequence[object]) -> tuple[int, ...]:
+    """Numbers in the order in which they come first; none if all differ."""
+    numbers = {passage: number for number, passage in enumerate(dict.fromkeys(passages))}
+    return () if len(numbers) == len(passages) else tuple(numbers[passage] for passage in passages)
 
 
 def _kept(sums: Sums, kept: list[int]) -> Sums:
     """Of some questions."""
-    passages = tuple(sums.passages[at] for at in kept) if sums.passages else ()
+    passages = _numbered([sums.passages[at] for at in kept]) if sums.passages else ()
     return replace(sums, rows=sums.rows[kept], passages=passages)
 
 
@@ -322,10 +329,10 @@ def _score(name: str, sums: Sums, higher_is_better: bool) -> Score:
     """A score with its interval."""
     interval, method = None, ""
     if is_right_or_wrong(sums) and not name.startswith(_GRADED):
-        questions = effective(sums)
+        questions = effective(sums.rows[:, 0], sums.passages)
         interval, method = wilson(sums.score * questions, questions), WILSON
-    elif len(np.unique(sums.rows, axis=0)) > 1:  # equal values would give an interval without width
-        interval, method = bootstrap(sums), "bootstrap"
+    elif (drawn := bootstrap(sums)).low < drawn.high:  # equal values would give one without width
+        interval, method = drawn, "bootstrap"
     return Score(name, sums.score, sums, higher_is_better, interval, method)
 
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from welm.eval.statistics import Interval
 
 _SCORES = (
-    "acc, em, f1, rouge and exact_match are in percent, bleu is between 0 and 100, other metrics are as lm-eval "
-    "gives them. Intervals are of 95 %: Wilson's where each question is right or wrong, else the percentile "
-    "bootstrap, 2,000 resamples with a fixed seed. Questions about one passage are not independent, which both take "
-    "into account. Intervals tell how much the score depends on which questions were drawn, not on the prompt: for "
-    "that see the column over prompts, which has the lowest and the highest score of a task's prompts. A score has "
-    "no interval if the samples alone do not give it, or if it is a graded one, such as f1, that is the same for all "
-    "questions."
+    "acc, em, f1, rouge and exact_match are in percent, bleu is between 0 and 100, other metrics are as lm-eval gives "
+    "them. Intervals are of 95 %: Wilson's where each question is right or wrong, else the percentile bootstrap, "
+    "2,000 resamples with a fixed seed. Questions about one passage are drawn together, and count less than "
+    "independent ones; with fewer than about ten passages intervals are still too narrow. Intervals tell how much the "
+    "score depends on which questions were drawn, not on the prompt: for that see the column over prompts, which has "
+    "the lowest and the highest score of a task's prompts. A score has no interval if the samples alone do not give "
+    "it, or if it is a graded one, such as f1, that is the same for all questions."
 )
 _CHANCE = (
     "Chance is the share of right choices if one chooses blindly: 1 / number of options, averaged over the "

@@ -12,9 +12,10 @@ For sums, questions are drawn again: with replacement for an interval (percentil
 question exchanged at random for a test (paired permutation). The numbers are drawn by a fixed seed, so that the same
 samples give the same figures. All intervals are of 95 %, all tests two-sided.
 
-Questions about one passage are easy or hard together, so they are drawn and exchanged together. The interval of a share
-is then Wilson's for as many questions as would give the same variance if each had a passage of its own (the effective
-sample size of Kish 1965; for Wilson's interval, Dean and Pagano 2015).
+Questions about one passage are easy or hard together, so they are drawn and exchanged together, and the formulas are
+those for as many questions as would give the same variance if each had a passage of its own (the effective sample size
+of Kish 1965; for Wilson's interval, Dean and Pagano 2015). With fewer than about ten passages, intervals are still too
+narrow.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def wilson(right: float, total: float) -> Interval:
     return Interval(low, 1.0 if right == total else (middle + half) / scale)
 
 
-def newcombe(both: int, only_first: int, only_second: int, neither: int) -> Interval:
+def newcombe(both: float, only_first: float, only_second: float, neither: float) -> Interval:
     """The interval of (share of the second - share of the first), by how many questions each answered right."""
     total = both + only_first + only_second + neither
     first, second = both + only_first, both + only_second
@@ -119,15 +120,22 @@ class Sums:
         return float(self.function(self.rows.sum(0, keepdims=True))[0])
 
 
-def effective(sums: Sums) -> float:
-    """How many questions with passages of their own would give a share with the same variance."""
-    right, asked = sums.drawn.T
-    passages, questions, share = len(asked), float(asked.sum()), sums.score
-    if passages == 1 or share in (0, 1):  # nothing is known of how passages differ
-        return passages
-    between = float(((right - share * asked) ** 2).sum()) * passages / (passages - 1)
-    found = questions**2 * share * (1 - share) / between if between else questions
-    return min(max(found, passages), questions)
+def effective(values: Floats, passages: Sequence[int]) -> float:
+    """How many values with passages of their own would give a mean with the same variance.
+
+    As few as if all values of a passage were equal, at least. If all values are equal, nothing shows how passages
+    differ, and they count as independent.
+    """
+    if not passages:
+        return len(values)
+    apart = values - values.mean()
+    which = np.unique(passages, return_inverse=True)[1]
+    sizes, sums = np.bincount(which), np.bincount(which, apart)
+    least = len(values) ** 2 / float(sizes @ sizes)
+    if len(sizes) == 1:
+        return least
+    alone, between = float(apart @ apart), float(sums @ sums) * len(sizes) / (len(sizes) - 1)
+    return max(least, min(len(values) * alone / between, len(values))) if between else len(values)
 
 
 def bootstrap(sums: Sums) -> Interval:

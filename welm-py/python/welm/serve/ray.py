@@ -54,7 +54,7 @@ class Replica:
         return self._app
 
     async def check_health(self) -> None:
-        """Raises an exception if the model cannot serve any more; then Ray starts another copy."""
+        """Raises an exception if the engine has ended; then Ray starts another copy."""
         self._model.check_health()
 
 

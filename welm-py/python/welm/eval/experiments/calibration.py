@@ -48,7 +48,7 @@ TEXT = [
     "of (confidence - right)². Both are 0 at best. AUROC is the probability that a right answer has a larger "
     "confidence than a wrong one: 0.5 is chance, and no temperature changes it. Selective accuracy is the "
     "accuracy on the answers with at least some confidence; coverage is their share. Intervals are Wilson's, 95 "
-    "%.",
+    "%, as if questions were independent, also those about one passage.",
     "A temperature is fitted on one half of the questions, drawn by a fixed seed, by least negative log-"
     "likelihood; ECE is then compared on the other half. With few questions ECE is biased upwards and both "
     "figures are rough. The temperature is at most 100: one that large means that the confidence tells nothing.",

@@ -38,7 +38,7 @@ TEXT = [
     "reading generates an answer, which is right if it is a part of a reference answer, or has one as a part, and "
     f"their F1 on characters is at least {forms.RIGHT_F1}: one with a word more is not wrong. Intervals are "
     "Wilson's, 95 %; p is McNemar's exact test on the same questions: how likely at least this difference is if "
-    "explanations change nothing.",
+    "explanations change nothing. Both are as if questions were independent, also those about one passage.",
     "Then it explains its own answer, and the explanation is judged by proxies, which are no judgement of a "
     "reader. Evidence: the share of its character pairs that stand in the passage, but neither in the rest of the"
     " question nor in the answer; beside it the same with the passage of another question, which is what chance "

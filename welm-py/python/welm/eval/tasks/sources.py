@@ -46,6 +46,8 @@ class Source:
     test: tuple[str, ...]
     shots: tuple[str, ...] = ()
     hub: Hub | None = None
+    passage: str = "context"
+    """The field that documents have in common which are about one text."""
 
 
 def _clue(config: str) -> Hub:
@@ -113,6 +115,7 @@ SOURCES: dict[str, Source] = {
         ("chid/dev", "chid/test_public", "fewclue/chid/test_public"),
         ("chid/train", "chid/train_few_all", "fewclue/chid/train_few_all"),
         _clue("chid"),
+        passage="candidates",
     ),
     "cmrc2019": Source(
         "which sentence fits",
@@ -121,6 +124,7 @@ SOURCES: dict[str, Source] = {
         readers.cmrc2019,
         ("cmrc2019/dev",),
         ("cmrc2019/train", "cmrc2019/trial"),
+        passage="candidates",
     ),
     "cmnli": Source(
         "inference, translated",
@@ -130,6 +134,7 @@ SOURCES: dict[str, Source] = {
         ("cmnli/dev",),
         ("cmnli/train",),
         _clue("cmnli"),
+        passage="sentence1",
     ),
     "ocnli": Source(
         "inference, written in Chinese",
@@ -139,6 +144,7 @@ SOURCES: dict[str, Source] = {
         ("ocnli/dev",),
         ("ocnli/train", "ocnli/train.3k", "ocnli/train.50k"),
         _clue("ocnli"),
+        passage="sentence1",
     ),
     "tnews": Source(
         "topic of a news title",
@@ -209,6 +215,7 @@ SOURCES: dict[str, Source] = {
         ("cluewsc2020/dev", "cluewsc/dev", "fewclue/cluewsc/dev_few_all"),
         ("cluewsc2020/train", "cluewsc/train", "fewclue/cluewsc/train_few_all"),
         _clue("cluewsc2020"),
+        passage="text",
     ),
     "c3": Source(
         "questions about dialogues and texts",

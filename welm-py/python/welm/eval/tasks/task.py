@@ -15,7 +15,7 @@ from lm_eval.utils import apply_template
 
 from . import mix, ranking
 from .data import DataError
-from .sources import USES, documents, origin, without
+from .sources import SOURCES, USES, documents, origin, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +40,8 @@ class DataTask(ConfigurableTask):
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Reads the documents into ``dataset``; lm-eval calls it.
 
-        The metadata get ``read``, where the documents of the test come from, and their number.
+        The metadata get ``read``, where the documents of the test come from, their number, and ``passage``, the field
+        that those about one text have in common.
         """
         options = dict(dataset_kwargs or {})
         source, into, question = (options.pop(key, None) for key in ("source", "mix", "question"))
@@ -57,7 +58,8 @@ class DataTask(ConfigurableTask):
                 self.dataset[use] = datasets.Dataset.from_list(found)
         names = [name for name in (source, question) if name]
         read = ", ".join(origin(name, "test", data) for name in names)
-        self.config.metadata = {**metadata, "read": read, "documents": len(self.dataset["test"])}
+        about = {"read": read, "documents": len(self.dataset["test"]), "passage": SOURCES[source].passage}
+        self.config.metadata = {**metadata, **about}
         if "shots" not in self.dataset:
             # lm-eval then never draws the example that is asked.
             self.config.fewshot_split = self.fewshot_cfg.split = "test"
