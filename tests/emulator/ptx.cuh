@@ -249,7 +249,7 @@ DEVICE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 // ---- sm_90: barriers in shared memory and the copy engine -----------------------------------------------
 
 typedef uint64_t Barrier;
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     uint64_t magic, address, rows, cols, row_bytes, box_rows, box_cols, element_bytes;
     uint64_t unused[8];
 };

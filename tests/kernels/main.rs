@@ -117,12 +117,12 @@ mod gpu {
     on_gpu! {
         s01_norm_formulas: norm::formulas;
         s02_norm_rows: |d| { norm::magnitudes(d); norm::neighbours(d); norm::ranges(d) };
-        s03_norm_sums: |d| { norm::widths(d); norm::summation(d) };
+        s03_norm_sums: |d| { norm::widths(d); norm::summation(d); norm::added(d) };
         s04_norm_conversions: |d| { norm::conversions(d); norm::rotation(d) };
         s05_norm_embedding: |d| { norm::embedding(d); norm::errors(d) };
         s06_rope: rope::check;
         s07_sample_top_k: |d| { sample::sizes(d); sample::neighbours(d); sample::odd_values(d) };
-        s08_sample_draws: |d| { sample::draws(d); sample::edges(d); sample::errors(d) };
+        s08_sample_draws: |d| { sample::soft_caps(d); sample::draws(d); sample::edges(d); sample::errors(d) };
         s10_few_int8: |d| gemm::few(d, Int8);
         s11_few_bf16: |d| gemm::few(d, Bf16);
         s12_few_rotated: |d| gemm::few(d, Rotated);

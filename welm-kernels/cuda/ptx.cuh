@@ -154,7 +154,7 @@ DEVICE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 // ---- sm_90: barriers in shared memory and the copy engine -----------------------------------------------
 
 typedef uint64_t Barrier;
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     uint64_t opaque[16];
 };
 

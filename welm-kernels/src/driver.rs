@@ -40,7 +40,7 @@ pub struct Grid {
 
 /// A description of a row-major matrix in device memory for the copy engine (`CUtensorMap`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub struct TensorMap(pub [u64; 16]);
 
 /// A matrix for [`Driver::tensor_map`]: `(rows, cols)` elements of 1 byte (s8) or 2 bytes (bf16). The copy engine copies
