@@ -293,9 +293,9 @@ def test_questions_about_one_passage_are_drawn_together(tmp_path: Path) -> None:
     assert (same.value, same.interval, same.p) == (0, newcombe(6, 0, 0, 6), 1)
     # The first two passages alone, and one.
     assert first.only(range(6)).scores["acc"].interval == wilson(1, 2)
-    (one, other) = (task.only(range(3, 5)) for task in (first, second))
-    assert one.scores["acc"].interval == wilson(0, 1)
-    assert difference(one.scores["acc"], other.scores["acc"])
+    before, after = (task.only(range(3, 5)).scores["acc"] for task in (first, second))
+    assert before.interval == wilson(0, 1)
+    assert difference(before, after)
 
 
 def test_where_a_passage_stands(tmp_path: Path) -> None:
