@@ -194,6 +194,8 @@ def test_stopping(page: Page, model: welm.Model) -> None:
         ("top_p", "1"),
     ):
         page.fill(f"[data-field={name}]", value)
+    # Other requests keep the model busy, so that it has not ended when the browser clicks.
+    others = [model.stream("夏", max_tokens=480, n=24, ignore_eos=True) for _ in range(2)]
     page.click("#run")
     expect(page.locator("#run")).to_be_disabled()
     page.wait_for_selector(".token")
@@ -201,6 +203,8 @@ def test_stopping(page: Page, model: welm.Model) -> None:
     expect(page.locator("#run")).to_be_enabled()
     expect(page.locator("#stop")).to_be_disabled()
     expect(page.locator(".figures").first).to_contain_text("stopped")
+    for other in others:
+        other.cancel()
     page.wait_for_timeout(300)
     assert model.stats().open == 0
     page.click("#clear")
