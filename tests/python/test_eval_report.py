@@ -291,6 +291,9 @@ def test_questions_about_one_passage_are_drawn_together(tmp_path: Path) -> None:
     same = difference(first.scores["acc"], first.scores["acc"])
     assert same
     assert (same.value, same.interval, same.p) == (0, newcombe(6, 0, 0, 6), 1)
+    # The other run does not say where the passages are.
+    assert difference(first.scores["acc"], later.scores["acc"]) == together
+    assert difference(apart.scores["acc"], second.scores["acc"]) == together
     # The first two passages alone, and one.
     assert first.only(range(6)).scores["acc"].interval == wilson(1, 2)
     before, after = (task.only(range(3, 5)).scores["acc"] for task in (first, second))

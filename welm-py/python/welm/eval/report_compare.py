@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +56,9 @@ def difference(first: Score, second: Score) -> Difference | None:
     one, other = alike(first.sums, second.sums)
     if one.rows.shape != other.rows.shape:
         return None
+    # The questions are the same, but an older run may not name the field that has the passage.
+    passages = one.passages or other.passages
+    one, other = replace(one, passages=passages), replace(other, passages=passages)
     value = second.value - first.value
     if first.method == second.method == WILSON:
         before, after = one.rows[:, 0], other.rows[:, 0]
