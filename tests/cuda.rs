@@ -24,7 +24,7 @@ fn gpu() -> Option<welm_kernels::Device> {
     let ordinal = std::env::var("WELM_TEST_GPU").ok()?.parse().expect("WELM_TEST_GPU is a number");
     // Warnings, for instance that steps are not recorded, are in the output, where `benches/gpu/run` looks for them.
     let _ = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::WARN)
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .with_writer(std::io::stderr)
         .try_init();
     Some(welm_kernels::Device::open(ordinal).expect("the device of WELM_TEST_GPU opens"))
@@ -378,16 +378,16 @@ fn greedy_tokens_are_those_of_the_cpu() {
         let got: Vec<u32> = answer.choices[0].tokens.iter().map(|t| t.id).collect();
         let text = [&prompt[..], &got[..n - 1]].concat();
         let logits = cpu.logits(&text, prompt.len() - 1).unwrap();
-        let behind = logits
+        let less: Vec<f32> = logits
             .chunks(cpu.config().vocab_size)
             .zip(&got)
-            .map(|(row, &id)| row.iter().copied().fold(f32::MIN, f32::max) - row[id as usize]);
-        let behind: Vec<f32> = behind.collect();
-        let equal = behind.iter().filter(|&&x| x == 0.0).count();
-        let most = behind.iter().copied().fold(0.0, f32::max);
-        println!("{device:?}: {equal} of {n} tokens, the others at most {most} behind");
-        assert_eq!(behind.len(), n);
-        assert!(most < 0.1 && equal * 64 >= n * 58, "{device:?}: {equal} of {n} tokens, {behind:?}");
+            .map(|(row, &id)| row.iter().copied().fold(f32::MIN, f32::max) - row[id as usize])
+            .collect();
+        let equal = less.iter().filter(|&&x| x == 0.0).count();
+        let most = less.iter().copied().fold(0.0, f32::max);
+        println!("{device:?}: {equal} of {n} tokens are the CPU's, the logits of others at most {most} less");
+        assert_eq!(less.len(), n);
+        assert!(most < 0.1 && equal * 64 >= n * 60, "{device:?}: {equal} of {n} tokens, {less:?}");
     }
 }
 

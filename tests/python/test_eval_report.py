@@ -330,6 +330,11 @@ def test_one_passage_gives_no_interval_of_a_graded_score(tmp_path: Path) -> None
     score = run.tasks["read"].scores["f1"]
     assert score.interval is None
     assert difference(score, score) is None
+    # Equal values, whose resampled means differ by rounding.
+    for name, passages in (("equal", docs), ("apart", [{"context": str(number)} for number in range(3)])):
+        same = {"metrics": {"f1": [0.1, 0.1, 0.1]}, "docs": passages, "config": WRITE}
+        (run,) = read_runs([write_run(tmp_path / name, {"read": same})])
+        assert run.tasks["read"].scores["f1"].interval is None
 
 
 def test_a_run_that_has_more_questions(tmp_path: Path) -> None:

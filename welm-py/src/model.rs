@@ -633,9 +633,10 @@ impl Model {
     ///
     /// It computes nothing, and returns at once. It looks for no faults: a lost device, or a file that was cut short, is
     /// noticed by the next request that computes, and from then on this raises the error. An engine that has ended does not
-    /// come back: load the model again, or start the process again. Raises :class:`DeviceLost`, :class:`InvalidFile` for a mapped file that was cut short,
-    /// :class:`EngineStopped` after an internal fault, and :class:`ForkError` in a child that was forked after the model was
-    /// loaded.
+    /// come back: load the model again, or start the process again.
+    ///
+    /// Raises :class:`DeviceLost`, :class:`InvalidFile` for a mapped file that was cut short, :class:`EngineStopped` after an
+    /// internal fault, and :class:`ForkError` in a child that was forked after the model was loaded.
     fn check_health(&self, py: Python<'_>) -> PyResult<()> {
         let _inside = enter(py);
         self.core.get(py)?.check_health().or_raise(py)

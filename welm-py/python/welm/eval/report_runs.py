@@ -288,29 +288,26 @@ def _scores(
     values: dict[str, Any], samples: list[dict[str, Any]], better: dict[str, Any], passage: str | None
 ) -> dict[str, Score]:
     found: dict[str, Score] = {}
+    texts = [_passage(row, passage) for row in samples]
     for key, value in values.items():
         metric, comma, kept = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        rows = [row for row in samples if row["filter"] == kept and metric in row]
+        at = [i for i, row in enumerate(samples) if row["filter"] == kept and metric in row]
         sums = (
-            sums_of(metric, [row[metric] for row in rows], value) if rows and math.isfinite(value) else None
+            sums_of(metric, [samples[i][metric] for i in at], value) if at and math.isfinite(value) else None
         )
-        sums = replace(sums, passages=_passages(rows, passage)) if sums else None
+        sums = replace(sums, passages=_numbered([texts[i] or i for i in at])) if sums else None
         name = metric if kept == "none" else f"{metric}, {kept}"
         higher = better.get(metric) is not False
         found[name] = _score(name, sums, higher) if sums else Score(name, float(value), None, higher)
     return found
 
 
-def _passages(samples: list[dict[str, Any]], field: str | None) -> tuple[int, ...]:
-    """The number of each question's passage, if some have the same: the text in ``field``, or in the usual fields."""
-    texts: list[str] = []
-    for at, row in enumerate(samples):
-        doc: dict[str, Any] = row["doc"] if isinstance(row.get("doc"), dict) else {}
-        found = [doc[name] for name in ([field] if field else PASSAGES) if doc.get(name)]
-        texts.append(json.dumps(found[0]) if found else str(at))  # no JSON of a text or a list is a number
-    return _numbered(texts)
+def _passage(sample: dict[str, Any], field: str | None) -> str | None:
+    """What a question is about: the text in ``field``, or in one of the usual fields."""
+    doc: dict[str, Any] = sample["doc"] if isinstance(sample.get("doc"), dict) else {}
+    return next((json.dumps(doc[name]) for name in ([field] if field else PASSAGES) if doc.get(name)), None)
 
 
 def _numbered(passages: Sequence[object]) -> tuple[int, ...]:
@@ -331,7 +328,7 @@ def _score(name: str, sums: Sums, higher_is_better: bool) -> Score:
     if is_right_or_wrong(sums) and not name.startswith(_GRADED):
         questions = effective(sums.rows[:, 0], sums.passages)
         interval, method = wilson(sums.score * questions, questions), WILSON
-    elif (drawn := bootstrap(sums)).low < drawn.high:  # equal values would give one without width
+    elif not math.isclose(*(drawn := bootstrap(sums)), rel_tol=1e-9):  # equal values give one without width
         interval, method = drawn, "bootstrap"
     return Score(name, sums.score, sums, higher_is_better, interval, method)
 

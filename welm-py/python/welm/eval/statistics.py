@@ -102,16 +102,15 @@ class Sums:
     function: Callable[[Floats], Floats]
     """(resamples, numbers) sums to (resamples,) scores."""
     passages: tuple[int, ...] = ()
-    """The number of each question's passage; nothing if each question has its own."""
+    """The number of each question's passage, from 0 on without gaps; nothing if each question has its own."""
 
     @cached_property
     def drawn(self) -> Floats:
         """(passages, numbers): what the questions about each passage add."""
         if not self.passages:
             return self.rows
-        found, which = np.unique(self.passages, return_inverse=True)
-        sums = np.zeros((len(found), self.rows.shape[1]))
-        np.add.at(sums, which, self.rows)
+        sums = np.zeros((1 + max(self.passages), self.rows.shape[1]))
+        np.add.at(sums, list(self.passages), self.rows)
         return sums
 
     @property
@@ -129,8 +128,7 @@ def effective(values: Floats, passages: Sequence[int]) -> float:
     if not passages:
         return len(values)
     apart = values - values.mean()
-    which = np.unique(passages, return_inverse=True)[1]
-    sizes, sums = np.bincount(which), np.bincount(which, apart)
+    sizes, sums = np.bincount(passages), np.bincount(passages, apart)
     least = len(values) ** 2 / float(sizes @ sizes)
     if len(sizes) == 1:
         return least
