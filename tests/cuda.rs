@@ -14,7 +14,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use welm_core::{
     Activation, Activations, CacheDtype, Choice, Device, Dtype, Error, GenerateOptions, LoadOptions, Model,
-    ModelConfig, QkNorm, Rope, RopePairing,
+    ModelConfig, QkNorm, QueryScale, Rope, RopePairing,
 };
 use welm_tests::emulator::{Emulator, Fault, Options};
 use welm_tests::{at_rest, nano};
@@ -779,6 +779,15 @@ fn what_cuda_cannot_do_is_refused() {
     assert!(turned.starts_with("config setting `norm of q and k`: cuda normalises each head"), "{turned}");
     let without = changed(|c| c.layers[1].pre_norms = false);
     assert!(without.starts_with("config setting `norms before each half`: cuda computes"), "{without}");
+    // A context that does not reach the scale is fine.
+    let scaled = |context_tokens| {
+        let options = LoadOptions { context_tokens: Some(context_tokens), ..LoadOptions::default() };
+        let change: Change = |c| c.layers[1].query_scale = Some(QueryScale { beta: 0.1, length: 32 });
+        Model::load_as(folder.path(), &options, Some(device()), change).map(drop)
+    };
+    scaled(32).unwrap();
+    let long = scaled(33).unwrap_err().to_string();
+    assert!(long.contains("`query scale`") && long.contains("context_tokens to at most 32"), "{long}");
     let heads = refuse(&welm_tests::fixture("llama_bf16"), LoadOptions::default());
     assert_eq!(heads, "config setting `head_dim`: cuda attention is written for 64, 80, 96 and 128, not 8");
 }

@@ -50,6 +50,7 @@ ARCHITECTURES = {
     "gemma3_text": "gemma3",
     "qwen3": "qwen3",
     "mistral": "mistral3",
+    "ministral3": "mistral3",
     "smollm3": "smollm3",
     "olmo2": "olmo2",
     "hunyuan_v1_dense": "hunyuan-dense",
@@ -110,6 +111,11 @@ def add_stretching(writer, arch, config):
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
+        if config.model_type == "ministral3":
+            writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+            writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+            writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+            writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
         return
     scale = config.max_position_embeddings / original
     usual = math.sqrt(1 + math.log(scale) / math.log(original))

@@ -39,8 +39,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (Gemma3TextConfig, Glm4Config, GlmConfig, GPTNeoXConfig, GPTNeoXForCausalLM,
                           GraniteConfig, GraniteMoeHybridConfig, HunYuanDenseV1Config, LlamaConfig,
-                          MinistralConfig, MistralConfig, Olmo2Config, Phi3Config, Qwen2Config, Qwen3Config,
-                          SmolLM3Config)
+                          Ministral3Config, MinistralConfig, MistralConfig, Olmo2Config, Phi3Config, Qwen2Config,
+                          Qwen3Config, SmolLM3Config)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import converted
@@ -163,6 +163,8 @@ def granite(kind=GraniteConfig, **changes):
 
 
 YARN_ROPE = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)
+MINISTRAL3_ROPE = dict(YARN_ROPE, original_max_position_embeddings=16, beta_fast=32.0, beta_slow=1.0, mscale=1.0,
+                       mscale_all_dim=1.0, llama_4_scaling_beta=0.4)
 WIDE_HEADS = dict(num_attention_heads=2, num_key_value_heads=1)
 MINICPM = dict(attention_multiplier=8 ** -0.5)
 
@@ -239,6 +241,9 @@ FOLDERS = {
         "Ministral, a window of 8 in the first layer only, head_dim 16",
         like_llama(MinistralConfig, sliding_window=8, head_dim=16, layer_types=["sliding_attention", "full_attention"]),
         torch.float16),
+    "ministral3": (
+        "Ministral 3, q scaled more after each 16 positions, YaRN, head_dim 16",
+        like_llama(Ministral3Config, head_dim=16, rope_parameters=MINISTRAL3_ROPE, pad_token_id=None), torch.float16),
     "smollm3": (
         "SmolLM3, the first of two layers without a rotary embedding",
         like_llama(SmolLM3Config, no_rope_layers=[0, 1], pad_token_id=None), torch.float16),
@@ -313,6 +318,9 @@ GGUF_FOLDERS |= {
     "gguf_qwen3": ("Qwen3, norms of heads, head_dim 16, GGUF", like_llama(Qwen3Config, head_dim=16, **SMALL), "f16"),
     "gguf_mistral3": (
         "Mistral, head_dim 16, GGUF", like_llama(MistralConfig, sliding_window=None, head_dim=16, **SMALL), "f16"),
+    "gguf_ministral3": (
+        "Ministral 3, q scaled more after each 16 positions, YaRN, head_dim 16, GGUF",
+        like_llama(Ministral3Config, head_dim=16, rope_parameters=MINISTRAL3_ROPE, pad_token_id=None, **SMALL), "f16"),
     "gguf_smollm3": (
         "SmolLM3, the last of four layers without a rotary embedding, GGUF",
         like_llama(SmolLM3Config, num_hidden_layers=4, pad_token_id=None, **SMALL), "f16"),
@@ -525,7 +533,7 @@ def save_folder(folder, name, model, dtype):
     config = json.loads(config_path.read_text())
     if name == "welm":
         write_json(config_path, {"model_type": "welm", **{k: config[k] for k in WELM_KEYS}})
-    else:
+    elif config["model_type"] != "ministral3":  # which came with transformers 5
         write_json(folder / "config_v4.json", config_v4(config))
 
 

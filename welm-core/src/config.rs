@@ -7,7 +7,7 @@ mod rope;
 
 use crate::error::{Error, Result};
 use layer::positive;
-pub use layer::{LayerConfig, QkNorm};
+pub use layer::{LayerConfig, QkNorm, QueryScale};
 pub use rope::{Rope, RopePairing, RopeScaling};
 
 /// The formula that normalises a row before attention and before the feed-forward block of a layer.

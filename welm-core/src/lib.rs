@@ -80,7 +80,8 @@ mod weights;
 pub use checkpoint::describe::{Description, TypeCount};
 pub use checkpoint::quantize::quantize;
 pub use config::{
-    Activation, LayerConfig, ModelConfig, ModelSizes, NormKind, QkNorm, Rope, RopePairing, RopeScaling,
+    Activation, LayerConfig, ModelConfig, ModelSizes, NormKind, QkNorm, QueryScale, Rope, RopePairing,
+    RopeScaling,
 };
 pub use engine::stats::{Histogram, Stats};
 pub use error::{Error, Result};

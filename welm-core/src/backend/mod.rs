@@ -158,7 +158,8 @@ pub(crate) trait Backend: Sized + Send + 'static {
         soft_cap: Option<f32>,
     ) -> Result<()>;
     /// Turns q and k of `qkv`, `(n, qkv_dim)`, in place, by the layer's rotary embedding, if it has one, and writes k and v
-    /// to the batch's slots. Where there are norms of q and of k, they are applied as the layer says, before or after.
+    /// to the batch's slots. Where there are norms of q and of k, they are applied as the layer says, before or after. Last,
+    /// q is multiplied by the layer's query scale, if there is one.
     fn rope_and_cache(
         &mut self,
         qkv: &mut Self::Buffer,

@@ -1,6 +1,6 @@
 //! What differs between models, and between the layers of one: data that `forward` hands to the operations.
 
-use super::MAX_LAYERS;
+use super::{MAX_CONTEXT, MAX_LAYERS, within};
 use crate::error::{Error, Result};
 
 /// An rmsnorm of q and of k.
@@ -15,6 +15,44 @@ pub enum QkNorm {
     AllHeads,
 }
 
+/// A factor of q that grows with a token's position: `1 + beta ln(1 + floor(position / length))`.
+///
+/// Attention over very many keys becomes flat; the factor sharpens it again. Llama 4 has it as "attention temperature
+/// tuning" (arXiv 2501.19399 gives the reason), and Ministral 3 as `llama_4_scaling_beta`.
+///
+/// ```
+/// let scale = welm_core::QueryScale { beta: 0.1, length: 16_384 };
+/// assert_eq!(scale.factor(16_383), 1.0);
+/// assert_eq!(scale.factor(16_384), 1.0 + 0.1 * 2f32.ln());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryScale {
+    /// How strongly it grows.
+    pub beta: f32,
+    /// After how many tokens it grows: usually the context length of the first training.
+    pub length: usize,
+}
+
+impl QueryScale {
+    /// The factor at a position, from 0.
+    pub fn factor(&self, position: u32) -> f32 {
+        let times = position as usize / self.length;
+        if times == 0 {
+            return 1.0;
+        }
+        // Not the system's: the bits of its last digit are not the same everywhere.
+        (1.0 + f64::from(self.beta) * libm::log(1.0 + times as f64)) as f32
+    }
+
+    fn validate(&self) -> Result<()> {
+        if !(self.beta.is_finite() && self.beta >= 0.0) {
+            let reason = format!("expected a number of at least 0, got {}", self.beta);
+            return Err(Error::config("query scale's beta", reason));
+        }
+        within("query scale's length", self.length, MAX_CONTEXT)
+    }
+}
+
 /// How one layer computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -23,6 +61,8 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// Attention scores are `scale * q k^T`; in most models `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// The factor of q in long texts, after norm and rotary embedding, if there is one.
+    pub query_scale: Option<QueryScale>,
     /// `c`, if scores become `c tanh(score / c)` before the softmax.
     pub soft_cap: Option<f32>,
     /// Which of [`ModelConfig::ropes`](super::ModelConfig::ropes) rotates q and k. None: they are not rotated.
@@ -47,6 +87,7 @@ impl LayerConfig {
         LayerConfig {
             window: None,
             scale,
+            query_scale: None,
             soft_cap: None,
             rope: Some(0),
             qk_norm: None,
@@ -64,6 +105,7 @@ impl LayerConfig {
     /// Checks what `forward` relies on.
     pub(super) fn validate(&self, n_ropes: usize) -> Result<()> {
         positive("attention scale", self.scale)?;
+        self.query_scale.map_or(Ok(()), |scale| scale.validate())?;
         self.soft_cap.map_or(Ok(()), |cap| positive("attention soft cap", cap))?;
         if self.window == Some(0) {
             return Err(Error::config("attention window", "expected at least 1, got 0"));
@@ -90,6 +132,7 @@ pub(super) fn positive(setting: &str, value: f32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::ModelConfig;
+    use super::*;
 
     #[test]
     fn a_layer_is_checked() {
@@ -100,9 +143,13 @@ mod tests {
         };
         assert_eq!(check(&|_| {}), Ok(()));
         assert_eq!(check(&|c| c.layers[3].window = Some(1)), Ok(()));
-        let wrong: [(&dyn Fn(&mut ModelConfig), &str); 10] = [
+        let query_scale = |beta, length| Some(QueryScale { beta, length });
+        assert_eq!(check(&|c| c.layers[3].query_scale = query_scale(0.0, 1)), Ok(()));
+        let wrong: [(&dyn Fn(&mut ModelConfig), &str); 12] = [
             (&|c| c.layers[3].window = Some(0), "attention window"),
             (&|c| c.layers[3].scale = 0.0, "attention scale"),
+            (&|c| c.layers[3].query_scale = query_scale(-0.1, 16), "query scale's beta"),
+            (&|c| c.layers[3].query_scale = query_scale(0.1, 0), "query scale's length"),
             (&|c| c.layers[3].soft_cap = Some(f32::INFINITY), "attention soft cap"),
             (&|c| c.layers[3].rope = Some(1), "rotary embedding"),
             (&|c| c.ropes.clear(), "rotary embedding"),

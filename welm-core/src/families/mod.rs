@@ -61,6 +61,7 @@ static FAMILIES: &[Family] = &[
     llama::FAMILY,
     minicpm::FAMILY,
     mistral::MINISTRAL,
+    mistral::MINISTRAL3,
     mistral::FAMILY,
     olmo2::FAMILY,
     phi3::FAMILY,

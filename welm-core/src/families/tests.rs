@@ -18,6 +18,12 @@ fn base(family: &str) -> Json {
     if family == "gpt_neox" {
         config["hidden_size"] = json!(32);
     }
+    if family == "ministral3" {
+        config["rope_parameters"] = json!({
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 16,
+            "max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1
+        });
+    }
     if family == "granitemoehybrid" {
         let dense =
             json!({"layer_types": ["attention"], "num_local_experts": 0, "shared_intermediate_size": 12});
@@ -477,6 +483,8 @@ fn windows_are_those_of_transformers() {
         ("mistral", json!({}), "ffff"), // 4,096, which is beyond the context
         ("mistral", json!({"sliding_window": 8, "layer_types": kinds("sfsf")}), "sfsf"),
         ("ministral", json!({"sliding_window": 8, "layer_types": kinds("fsfs")}), "fsfs"),
+        ("ministral3", json!({}), "ffff"),
+        ("ministral3", json!({"sliding_window": 8}), "ssss"),
         ("gemma3_text", json!({"sliding_window": 8}), "ssss"),
         ("gemma3_text", json!({"sliding_window": 8, "sliding_window_pattern": 2}), "sfsf"),
         ("gemma3_text", json!({"sliding_window": 8, "layer_types": kinds("fffs")}), "fffs"),

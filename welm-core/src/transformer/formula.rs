@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype as Stored, TensorView};
 use super::*;
 use crate::backend::cpu::Cpu;
 use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource};
-use crate::config::{ModelSizes, NormKind, QkNorm, Rope, RopePairing};
+use crate::config::{ModelSizes, NormKind, QkNorm, QueryScale, Rope, RopePairing};
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::safetensors as files;
 use crate::weights::tensor::Segment;
@@ -265,7 +265,10 @@ impl Toy {
             let first = layer.window.map_or(0, |window| (pos + 1).saturating_sub(window));
             let score = |j: usize| {
                 let s: f64 = rows[pos][h].iter().zip(&rows[j][k]).map(|(q, k)| q * k).sum();
-                let s = s * f64::from(layer.scale);
+                let grown = layer.query_scale.map_or(1.0, |QueryScale { beta, length }| {
+                    1.0 + f64::from(beta) * ((1 + pos / length) as f64).ln()
+                });
+                let s = s * f64::from(layer.scale) * grown;
                 layer.soft_cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh()).exp()
             };
             let p: Vec<f64> = (first..=pos).map(score).collect();
@@ -334,10 +337,15 @@ fn distance(got: &[f32], want: &[f64]) -> f64 {
 type Change = fn(&mut ModelConfig);
 
 /// Changes of one field each, and of several.
-const CHANGES: [(&str, Change); 20] = [
+const CHANGES: [(&str, Change); 22] = [
     ("window", |c| c.layers[1].window = Some(20)),
     ("a window longer than a piece", |c| c.layers[0].window = Some(131)),
     ("scale", |c| c.layers[2].scale *= 3.0),
+    ("query scale", |c| c.layers[1].query_scale = Some(QueryScale { beta: 0.4, length: 30 })),
+    ("query scale and a norm of turned heads", |c| {
+        c.layers[0].qk_norm = Some(QkNorm::TurnedHead);
+        c.layers[0].query_scale = Some(QueryScale { beta: 0.4, length: 7 });
+    }),
     ("soft cap", |c| c.layers[0].soft_cap = Some(0.5)),
     ("a second rotary embedding", |c| {
         c.ropes.push(rope(12, 100.0, RopePairing::Interleaved));

@@ -225,6 +225,9 @@ impl Cpu {
         let heads = heads(&self.config);
         let rope = layer.rope.map(|rope| self.angles[rope].of_step(self.config.ropes[rope].pairing));
         let norms = layer.qk_norm.zip(norms).map(|(of, norms)| (norm_of(of), norms.each_ref().map(view)));
+        let scale = layer
+            .query_scale
+            .map(|scale| (scale, &batch.positions, self.config.n_heads * self.config.head_dim));
         let (k, v) = pages.both_mut();
         let batch = batch.rows();
         let (qkv, k, v) = (Disjoint::new(qkv.used_mut()), Disjoint::new(k), Disjoint::new(v));
@@ -233,7 +236,15 @@ impl Cpu {
         self.pool.run_if_worth(rows.div_ceil(share), rows * cols, |task| {
             let (rows, qkv, k, v) = (task * share..rows.min((task + 1) * share), &qkv, &k, &v);
             // SAFETY: each task has its own rows, and the engine gives each row of a batch a slot of its own.
-            unsafe { T::cache(CacheRows { rows, qkv, k, v, heads, rope, norms, batch }, isa) };
+            unsafe { T::cache(CacheRows { rows: rows.clone(), qkv, k, v, heads, rope, norms, batch }, isa) };
+            let Some((scale, positions, q_cols)) = scale else { return };
+            for row in rows {
+                let factor = scale.factor(positions[row]);
+                if factor != 1.0 {
+                    // SAFETY: as above.
+                    unsafe { qkv.slice(row * cols, q_cols) }.iter_mut().for_each(|q| *q *= factor);
+                }
+            }
         });
     }
 

@@ -134,6 +134,14 @@ impl Cuda {
             let reason = format!("cuda normalises each head before it is turned, not as {other:?}");
             return Err(Error::config("norm of q and k", reason));
         }
+        let most = options.context_tokens.unwrap_or(config.max_context);
+        if let Some(scale) = layers().find_map(|l| l.query_scale.filter(|scale| scale.length < most)) {
+            let reason = format!(
+                "cuda does not scale q in long texts: set context_tokens to at most {}",
+                scale.length
+            );
+            return Err(Error::config("query scale", reason));
+        }
         if layers().any(|layer| !layer.pre_norms) {
             let reason = "cuda computes layers with norms before their halves, and these have none";
             return Err(Error::config("norms before each half", reason));

@@ -262,7 +262,7 @@ pub(crate) fn of_gguf(m: &Metadata, pairing: RopePairing, head_dim: usize) -> Re
 }
 
 /// Tokens of the first training of a GGUF file's model.
-fn original_context(m: &Metadata) -> Result<usize> {
+pub(crate) fn original_context(m: &Metadata) -> Result<usize> {
     const NAME: &str = "rope.scaling.original_context_length";
     match m.opt_size(NAME)?.filter(|&n| n != 0).or(m.opt_size("context_length")?) {
         Some(n) if n > 0 => Ok(n),

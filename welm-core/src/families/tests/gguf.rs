@@ -4,7 +4,7 @@ use serde_json::{Value as Json, json};
 
 use super::super::*;
 use super::{fault, with};
-use crate::config::{Activation, RopeScaling};
+use crate::config::{Activation, QueryScale, RopeScaling};
 use crate::weights::gguf::tests::{Writer, array, string};
 
 /// A GGUF file of this architecture with sixteen values in two heads, and these settings and tensors beside.
@@ -167,6 +167,43 @@ fn a_refusal_says_what_a_model_is() {
         let error = folder(&more);
         assert!(error.contains(what), "{more}: {error}");
     }
+}
+
+#[test]
+fn ministral3_scales_q_after_the_first_context() {
+    let config = with("ministral3", &json!({})).unwrap();
+    assert_eq!(config.layers[0].query_scale, Some(QueryScale { beta: 0.1, length: 16 }));
+    assert_eq!((config.ropes[0].attention_factor, config.head_dim), (1.0, 128));
+    let read = |architecture: &str, original: Option<u32>, beta: f32| {
+        let architecture = architecture.to_string();
+        gguf(&architecture.clone(), move |mut file| {
+            if let Some(original) = original {
+                let key = format!("{architecture}.rope.scaling.original_context_length");
+                file = file.key(&key, 4, &original.to_le_bytes());
+            }
+            float(file, &format!("{architecture}.attention.temperature_scale"), beta)
+        })
+        .map(|(config, _)| config.layers[0].query_scale)
+    };
+    assert_eq!(read("mistral3", Some(16), 0.1).unwrap(), Some(QueryScale { beta: 0.1, length: 16 }));
+    // llama.cpp takes the whole context where no other is stated.
+    assert_eq!(read("mistral3", None, 0.1).unwrap(), Some(QueryScale { beta: 0.1, length: 64 }));
+    assert_eq!(read("mistral3", Some(16), 0.0).unwrap(), None);
+    assert!(read("mistral3", Some(16), -0.5).is_err());
+    let error = read("llama", Some(16), 0.1).unwrap_err().to_string();
+    assert!(error.contains("`llama.attention.temperature_scale`: expected 0 (not supported)"), "{error}");
+    let rope = |change: &dyn Fn(&mut Json)| {
+        let mut section = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+            "llama_4_scaling_beta": 0.1});
+        change(&mut section);
+        json!({"rope_parameters": section})
+    };
+    assert!(with("ministral3", &rope(&|_| {})).is_ok());
+    let without = rope(&|section| drop(section.as_object_mut().unwrap().remove("llama_4_scaling_beta")));
+    assert_eq!(fault("ministral3", &without), "rope_parameters.llama_4_scaling_beta");
+    assert_eq!(fault("ministral3", &json!({"rope_parameters": null})), "rope_parameters");
+    assert_eq!(fault("ministral3", &rope(&|section| section["ntk"] = json!(2))), "rope_parameters.ntk");
+    assert_eq!(fault("mistral", &rope(&|_| {})), "rope_parameters.llama_4_scaling_beta");
 }
 
 /// What the multipliers of Granite and MiniCPM come to, and the names of their settings in either kind of file.
