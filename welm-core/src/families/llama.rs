@@ -102,12 +102,21 @@ fn read_gguf(m: &Metadata) -> Result<ModelConfig> {
 
 /// What a GGUF file says of a relative: in the same keys, and with windows where it has some.
 pub(super) fn read_plain_gguf(m: &Metadata, pairing: RopePairing) -> Result<ModelConfig> {
+    read_gguf_of_period(m, pairing, None)
+}
+
+/// The same of a relative that has a period of windows, see [`Metadata::sliding`].
+pub(super) fn read_gguf_of_period(
+    m: &Metadata,
+    pairing: RopePairing,
+    period: Option<usize>,
+) -> Result<ModelConfig> {
     let sizes = m.sizes()?;
     m.refuse_scale(LayerConfig::new(sizes.head_dim).scale)?;
     let rope = rope::with_divisors(m, rope::of_gguf(m, pairing, sizes.head_dim)?)?;
     let eps = m.f32("attention.layer_norm_rms_epsilon")?;
     let mut config = ModelConfig::plain(sizes, NormKind::RmsNorm, eps, Activation::SwiGlu, rope);
-    config.slide(m.sliding(config.layers.len(), None)?.as_ref());
+    config.slide(m.sliding(config.layers.len(), period)?.as_ref());
     Ok(config)
 }
 

@@ -2,10 +2,13 @@
 //! Ministral 3 scales q in long texts, too.
 
 use super::settings::rope::{self, Beside};
+use super::settings::windows::Sliding;
 use super::settings::{Fields, Metadata};
 use super::{Family, InFolder, InGguf, llama};
 use crate::config::{ModelConfig, QueryScale, RopePairing};
 use crate::error::{Error, Result};
+
+const PART: &str = "partial_rotary_factor";
 
 pub(super) const FAMILY: Family = Family {
     folder: InFolder {
@@ -33,15 +36,8 @@ pub(super) const MINISTRAL3: Family = Family {
 };
 
 fn read_folder(f: &Fields) -> Result<ModelConfig> {
-    slide(f, llama::read_plain(f, 1e-6)?, Some(4096))
-}
-
-/// A window of this many tokens in all layers where none is stated.
-fn slide(f: &Fields, mut config: ModelConfig, default: Option<usize>) -> Result<ModelConfig> {
-    let window = match default {
-        Some(default) => f.opt_size_or("sliding_window", default)?,
-        None => f.opt_size("sliding_window")?,
-    };
+    let mut config = llama::read_plain(f, 1e-6)?;
+    let window = f.opt_size_or("sliding_window", 4096)?;
     let sliding = f.sliding(config.layers.len(), window, |_| window.is_some())?;
     config.slide(sliding.as_ref());
     Ok(config)
@@ -49,33 +45,39 @@ fn slide(f: &Fields, mut config: ModelConfig, default: Option<usize>) -> Result<
 
 fn read_ministral3(f: &Fields) -> Result<ModelConfig> {
     const SECTION: &str = "rope_parameters";
+    const ORIGINAL: &str = "original_max_position_embeddings";
     let sizes = f.sizes_with(Some(128))?;
     let section = f.section(SECTION)?.ok_or_else(|| Error::config(SECTION, "missing from config.json"))?;
     let beta = section.need_number("llama_4_scaling_beta")? as f32;
-    let length = section.size("original_max_position_embeddings")?;
+    // Above the section it goes before what the section says.
+    let length = f.opt_size(ORIGINAL)?.map_or_else(|| section.size(ORIGINAL), Ok)?;
     // That of the whole file, which counts, once more.
     section.find("max_position_embeddings");
-    let beside = Beside {
-        base: &["rope_theta"],
-        default_base: 10_000.0,
-        part: "partial_rotary_factor",
-        default_part: 1.0,
-    };
+    let beside = Beside { base: &["rope_theta"], default_base: 10_000.0, part: PART, default_part: 1.0 };
     let rope = rope::of_section(f, Some(&section), &beside, &sizes)?;
-    let config = llama::read_with(f, sizes, rope, 1e-5)?;
-    slide(f, scaled(config, QueryScale { beta, length }), None)
+    if rope.rotary_dim != sizes.head_dim {
+        return Err(Error::config(PART, "only 1 is supported in this family"));
+    }
+    let mut config = scaled(llama::read_with(f, sizes, rope, 1e-5)?, QueryScale { beta, length });
+    let window = f.opt_size("sliding_window")?;
+    // transformers does not read `layer_types` here: all layers slide, or none.
+    let sliding = window.map(|window| Sliding::all(window, config.layers.len()));
+    config.slide(sliding.as_ref());
+    Ok(config)
 }
 
 fn read_gguf(m: &Metadata) -> Result<ModelConfig> {
     // Rows of q and k are permuted to match.
     let config = llama::read_plain_gguf(m, RopePairing::Interleaved)?;
-    match m.opt_f32("attention.temperature_scale")?.filter(|&beta| beta != 0.0) {
+    match m.opt_f32("attention.temperature_scale")? {
         Some(beta) => Ok(scaled(config, QueryScale { beta, length: rope::original_context(m)? })),
         None => Ok(config),
     }
 }
 
+/// Gives all layers the scale, unless it is always 1.
 fn scaled(mut config: ModelConfig, scale: QueryScale) -> ModelConfig {
-    config.layers.iter_mut().for_each(|layer| layer.query_scale = Some(scale));
+    let scale = Some(scale).filter(|scale| scale.beta != 0.0);
+    config.layers.iter_mut().for_each(|layer| layer.query_scale = scale);
     config
 }

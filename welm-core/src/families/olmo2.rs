@@ -24,12 +24,17 @@ fn read_folder(f: &Fields) -> Result<ModelConfig> {
     Ok(with_norms(config))
 }
 
+/// OLMo 3, whose GGUF files have this name, too: every so many layers the last sees everything.
+const PERIOD: usize = 4;
+
 fn read_gguf(m: &Metadata) -> Result<ModelConfig> {
-    let mut config = llama::read_plain_gguf(m, RopePairing::HalfSplit)?;
-    // Layers that slide (OLMo 3) are turned as they were trained.
-    if config.ropes[0].scaling != RopeScaling::None {
-        let plain = Rope::new(config.ropes[0].rotary_dim, config.ropes[0].base);
-        config.slide_with(m.sliding(config.layers.len(), None)?.as_ref(), plain);
+    let mut config = llama::read_gguf_of_period(m, RopePairing::HalfSplit, Some(PERIOD))?;
+    // Layers that slide are turned as they were trained.
+    let global = &config.ropes[0];
+    let base = m.opt_f32("rope.freq_base_swa")?.unwrap_or(global.base);
+    if global.scaling != RopeScaling::None || global.base != base {
+        let plain = Rope::new(global.rotary_dim, base);
+        config.slide_with(m.sliding(config.layers.len(), Some(PERIOD))?.as_ref(), plain);
     }
     Ok(with_norms(config))
 }

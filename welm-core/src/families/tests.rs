@@ -400,9 +400,12 @@ fn rnj_1_is_a_gemma_3() {
     assert!(config.layers.iter().all(|layer| layer.window.is_none() && layer.rope == Some(0)));
     assert_eq!(config.logit_soft_cap, Some(30.0));
     assert!((config.ropes[0].attention_factor - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6);
-    let error = rnj(1.5).unwrap_err().to_string();
-    assert!(error.contains("rope_scaling.attn_factor") && error.contains("expected 1"), "{error}");
-    assert!(error.contains("set `attention_factor` to 1.70794"), "{error}");
+    // A factor that transformers passes over, as DeepSeek-R1-0528-Qwen3-8B has one.
+    assert_eq!(rnj(0.878).unwrap().ropes, config.ropes);
+    let untruncated = json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": false}});
+    assert_eq!(fault("gemma3_text", &untruncated), "rope_scaling.truncate");
+    let outside = json!({"original_max_position_embeddings": 16});
+    assert_eq!(fault("gemma3_text", &outside), "original_max_position_embeddings");
 }
 
 #[test]
@@ -485,6 +488,7 @@ fn windows_are_those_of_transformers() {
         ("ministral", json!({"sliding_window": 8, "layer_types": kinds("fsfs")}), "fsfs"),
         ("ministral3", json!({}), "ffff"),
         ("ministral3", json!({"sliding_window": 8}), "ssss"),
+        ("ministral3", json!({"sliding_window": 8, "layer_types": kinds("ffff")}), "ssss"),
         ("gemma3_text", json!({"sliding_window": 8}), "ssss"),
         ("gemma3_text", json!({"sliding_window": 8, "sliding_window_pattern": 2}), "sfsf"),
         ("gemma3_text", json!({"sliding_window": 8, "layer_types": kinds("fffs")}), "fffs"),
@@ -501,6 +505,7 @@ fn windows_are_those_of_transformers() {
         ("mistral", json!({"sliding_window": null, "layer_types": ["sliding_attention"]}), "sliding_window"),
         ("mistral", json!({"sliding_window": 0}), "attention window"),
         ("olmo2", json!({"sliding_window": 8}), "sliding_window"),
+        ("ministral3", json!({"sliding_window": 8, "layer_types": ["sliding_attention"]}), "layer_types"),
         ("gemma3_text", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention"),
         ("gemma3_text", json!({"attn_logit_softcapping": 50.0}), "attn_logit_softcapping"),
     ] {

@@ -158,19 +158,19 @@ impl Scaled<'_> {
             beta_slow: number("beta_slow")?.unwrap_or(1.0) as f32,
             truncate: section.flag("truncate")?.unwrap_or(true),
         };
-        // Of YaRN's first code, as Rnj-1 has them: transformers passes over them, others multiply.
-        for key in ["attn_factor", "extrapolation_factor"] {
-            if let Some(other) = number(key)?.filter(|&other| other != 1.0) {
-                let mut reason = format!("expected 1 (not supported), got {other}");
-                if key == "attn_factor" {
-                    let both = other * usual;
-                    reason += &format!(
-                        "; transformers ignores it, llama.cpp and vLLM multiply by it: remove it for the former, and for the \
-                         latter set `attention_factor` to {both} in its place"
-                    );
-                }
-                return Err(Error::config(section.path(key), reason));
-            }
+        // Of YaRN's first code. transformers passes over both. DeepSeek-R1-0528-Qwen3-8B has one, with which YaRN's own would
+        // come to 1.
+        if let Some(other) = number("attn_factor")?.filter(|&other| other != 1.0) {
+            let key = section.path("attn_factor");
+            tracing::warn!(
+                key,
+                other,
+                "as in transformers, this has no effect; `attention_factor` would have"
+            );
+        }
+        if let Some(other) = number("extrapolation_factor")?.filter(|&other| other != 1.0) {
+            let reason = format!("expected 1 (not supported), got {other}");
+            return Err(Error::config(section.path("extrapolation_factor"), reason));
         }
         Ok((scaling, section.opt_number("attention_factor")?.unwrap_or(usual)))
     }
@@ -240,20 +240,27 @@ pub(crate) fn of_gguf(m: &Metadata, pairing: RopePairing, head_dim: usize) -> Re
     if is_usual(attention_factor) {
         attention_factor = 1.0;
     }
-    // These make something between YaRN and none.
-    let mix = if kind == "yarn" { 1.0 } else { 0.0 };
-    for (name, off) in [("yarn_ext_factor", mix), ("yarn_attn_factor", 1.0)] {
+    // These make something between YaRN and none. With YaRN, llama.cpp's readers compute the second themselves.
+    let between: &[(&str, f32)] = match kind {
+        "yarn" => &[("yarn_ext_factor", 1.0)],
+        _ => &[("yarn_ext_factor", 0.0), ("yarn_attn_factor", 1.0)],
+    };
+    for &(name, off) in between {
         let other = number(name, off)?;
-        // llama.cpp's converter writes what YaRN takes anyway.
-        if other != off && !(name == "yarn_attn_factor" && is_usual(other)) {
+        if other != off {
             let reason = format!("expected {off} (not supported), got {other}");
             return Err(m.error(&format!("rope.scaling.{name}"), reason));
         }
     }
     // These have an effect with other types only, or tell how the model came about.
-    for name in
-        ["original_context_length", "finetuned", "yarn_beta_fast", "yarn_beta_slow", "yarn_log_multiplier"]
-    {
+    for name in [
+        "original_context_length",
+        "finetuned",
+        "yarn_attn_factor",
+        "yarn_beta_fast",
+        "yarn_beta_slow",
+        "yarn_log_multiplier",
+    ] {
         m.mark_read(&format!("rope.scaling.{name}"));
     }
     let base = m.opt_f32("rope.freq_base")?.unwrap_or(10_000.0);

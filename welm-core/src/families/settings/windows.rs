@@ -90,6 +90,11 @@ impl ModelConfig {
 }
 
 impl Sliding {
+    /// All of so many layers.
+    pub(crate) fn all(window: usize, n_layers: usize) -> Self {
+        Sliding { window, layers: vec![true; n_layers] }
+    }
+
     fn of<'a>(&'a self, layers: &'a mut [LayerConfig]) -> impl Iterator<Item = &'a mut LayerConfig> {
         layers.iter_mut().zip(&self.layers).filter_map(|(layer, &slides)| slides.then_some(layer))
     }

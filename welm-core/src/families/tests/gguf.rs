@@ -58,6 +58,8 @@ fn rotary_settings_of_gguf_files_are_those_of_llama_cpp() {
     let of_both = with("llama.rope.scaling.yarn_log_multiplier", 0.5).unwrap().attention_factor;
     close(of_both, usual / (0.05 * 4f32.ln() + 1.0));
     close(with("llama.rope.scaling.attn_factor", 2.0).unwrap().attention_factor, 2.0 * usual);
+    // llama.cpp's converter writes config.json's, and its readers compute their own.
+    close(with("llama.rope.scaling.yarn_attn_factor", 0.878).unwrap().attention_factor, usual);
     // As early files of OLMo 3 repeat it.
     close(with("llama.rope.scaling.attn_factor", usual).unwrap().attention_factor, usual);
     assert_eq!(
@@ -83,7 +85,8 @@ fn rotary_settings_of_gguf_files_are_those_of_llama_cpp() {
     assert_eq!(long.unwrap().scaling, want);
 
     type Wrong<'a> = (&'a dyn Fn(Writer) -> Writer, &'a str);
-    let wrong: [Wrong; 10] = [
+    let wrong: [Wrong; 11] = [
+        (&|file| float(file, "llama.rope.scaling.yarn_attn_factor", 0.5), "expected 1 (not supported)"),
         (&|file| list(file, "rope_factors_short", &[1.0; 4]), "or none of them"),
         (&|file| kind(file, "longrope"), "`llama.rope.scaling.type`: longrope, and the file has no"),
         (&|file| kind(file, "dynamic"), "`dynamic` is none of none, linear, yarn, longrope"),
@@ -169,6 +172,23 @@ fn a_refusal_says_what_a_model_is() {
     }
 }
 
+/// In llama.cpp every fourth layer of OLMo 3 sees everything, where the file does not say which.
+#[test]
+fn layers_of_olmo_3_that_slide_have_a_base_of_their_own() {
+    let read = |more: &dyn Fn(Writer) -> Writer| {
+        let window = |file: Writer| file.key("olmo2.attention.sliding_window", 4, &8u32.to_le_bytes());
+        gguf_of("olmo2", 4, 16, |file| more(window(file))).unwrap().0
+    };
+    let layers = |config: &ModelConfig| {
+        config.layers.iter().map(|l| (l.window, config.ropes[l.rope.unwrap()].base)).collect::<Vec<_>>()
+    };
+    let plain = (Some(8), 10_000.0);
+    assert_eq!(layers(&read(&|file| file)), [plain, plain, plain, (None, 10_000.0)]);
+    let sliding = (Some(8), 500.0);
+    let own = read(&|file| float(file, "olmo2.rope.freq_base_swa", 500.0));
+    assert_eq!(layers(&own), [sliding, sliding, sliding, (None, 10_000.0)]);
+}
+
 #[test]
 fn ministral3_scales_q_after_the_first_context() {
     let config = with("ministral3", &json!({})).unwrap();
@@ -204,6 +224,14 @@ fn ministral3_scales_q_after_the_first_context() {
     assert_eq!(fault("ministral3", &json!({"rope_parameters": null})), "rope_parameters");
     assert_eq!(fault("ministral3", &rope(&|section| section["ntk"] = json!(2))), "rope_parameters.ntk");
     assert_eq!(fault("mistral", &rope(&|_| {})), "rope_parameters.llama_4_scaling_beta");
+    let part = rope(&|section| section["partial_rotary_factor"] = json!(0.5));
+    assert_eq!(fault("ministral3", &part), "partial_rotary_factor");
+    let never = with("ministral3", &rope(&|section| section["llama_4_scaling_beta"] = json!(0))).unwrap();
+    assert_eq!(never.layers[0].query_scale, None);
+    let mut outside = rope(&|_| {});
+    outside["original_max_position_embeddings"] = json!(32);
+    let scale = with("ministral3", &outside).unwrap().layers[0].query_scale.unwrap();
+    assert_eq!(scale.length, 32);
 }
 
 /// What the multipliers of Granite and MiniCPM come to, and the names of their settings in either kind of file.
