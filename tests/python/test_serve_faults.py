@@ -83,6 +83,32 @@ def test_broken_bodies(server: Running, model: welm.Model, body: bytes, told: st
     well(server, model)
 
 
+def test_a_body_of_very_many_values_is_not_read(server: Running, model: welm.Model) -> None:
+    for some in (b"[]", b"{}", b"1"):
+        body = b'{"model": "welm", "metadata": [' + b",".join([some] * 280_000) + b"]}"
+        status, _, answer = server.post("/v1/completions", body)
+        assert (status, answer["error"]["message"]) == (
+            413,
+            "body: expected at most 262,144 commas and brackets, got more",
+        )
+    well(server, model)
+
+
+def test_an_answer_that_would_be_large_for_nothing(server: Running, model: welm.Model) -> None:
+    echo = {**BODY, "prompt": ["春" * 500] * 24, "echo": True, "max_tokens": 1}
+    tokens = 24 * server.service.context  # a prompt has at least one byte for each
+    for more, most in (
+        ({"logprobs": 20, "n": 128}, 128 * 21 * tokens),
+        ({"logprobs": 1, "n": 128}, 256 * tokens),
+    ):
+        status, _, answer = server.post("/v1/completions", {**echo, **more})
+        assert (status, answer["error"]["param"]) == (400, "echo")
+        assert f"got {most:,}" in answer["error"]["message"]
+    assert server.post("/v1/completions", {**echo, "n": "x"})[0] == 400
+    assert server.post("/v1/completions", {**BODY, "echo": True, "n": 2, "logprobs": 20})[0] == 200
+    well(server, model)
+
+
 def test_a_large_body_is_refused_before_it_is_read(server: Running, model: welm.Model) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n{"
     status, _, answer = parse(server.raw(head))
@@ -223,7 +249,10 @@ def test_those_without_a_key_send_no_bodies(model: welm.Model) -> None:
     with Running(model, keys={"k": "alice"}) as server:
         head = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
         assert split(server.raw(head.format("/v1/chat/completions").encode()))[0] == 401  # before it came
-        assert server.post("/v1/completions", {"model": "welm", "prompt": "x" * 70_000})[0] == 413
+        # Their key is what is wrong, even where little is read of the body.
+        for body in ({"model": "welm", "prompt": "x" * 70_000}, b"{"):
+            assert server.post("/v1/completions", body)[0] == 401
+            assert server.post("/welm/v1/completions", body)[0] == 403
         assert server.post("/v1/completions", {"model": "welm", "prompt": "x"})[0] == 401
         assert server.post("/v1/completions", {"model": "xl", "prompt": "x"})[0] == 403
 
@@ -562,6 +591,7 @@ def test_pages_of_others_are_refused(model: welm.Model) -> None:
             assert status == want, headers
             allowed = told.get("access-control-allow-origin")
             assert allowed == (headers["Origin"] if "mine" in headers.get("Origin", "") else None)
+            assert ("access-control-expose-headers" in told) == (allowed is not None)
         lines = (
             "OPTIONS /v1/models HTTP/1.1",
             "Host: localhost",

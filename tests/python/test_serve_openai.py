@@ -11,6 +11,7 @@ import openai
 import pytest
 
 import welm
+from welm.serve.openai_completions import Logprobs
 
 from conftest import PROMPT, at_rest, begun, with_template
 from serving import Running
@@ -127,7 +128,7 @@ def test_logprobs_and_echo(client: openai.OpenAI, chat: welm.Model) -> None:
         assert choice.text[at:].startswith(name)
     assert told.top_logprobs is not None
     for top, token in zip(told.top_logprobs[1:], want.choices[0].tokens[1:], strict=True):
-        assert top == {one.text: one.logprob for one in token.alternatives}
+        assert top == {one.text: one.logprob for one in (*token.alternatives, token)}
     scored = client.completions.create(model="mine", prompt=PROMPT, echo=True, logprobs=0, max_tokens=0)
     assert scored.choices[0].text == PROMPT
     assert scored.choices[0].logprobs is not None
@@ -149,6 +150,43 @@ def test_offsets_count_characters(client: openai.OpenAI, chat: welm.Model) -> No
     got = client.completions.create(model="mine", prompt=tokens, echo=True, logprobs=0, max_tokens=0)
     assert got.choices[0].logprobs is not None
     assert got.choices[0].logprobs.text_offset == [0] * (len(tokens) - 1) + [1]
+
+
+def test_the_token_that_was_chosen_is_among_the_alternatives(client: openai.OpenAI) -> None:
+    for logprobs in (0, 1):
+        got = client.completions.create(
+            model="mine", prompt=PROMPT, temperature=3, seed=1, logprobs=logprobs, max_tokens=12
+        )
+        told = got.choices[0].logprobs
+        assert told is not None
+        assert told.tokens is not None
+        assert told.token_logprobs is not None
+        assert told.top_logprobs is not None
+        assert max(map(len, told.top_logprobs)) == 1 + logprobs
+        for top, token, logprob in zip(told.top_logprobs, told.tokens, told.token_logprobs, strict=True):
+            assert top[token] == logprob
+
+
+@pytest.mark.parametrize(
+    ("parts", "offsets"),
+    [
+        ([b"a\xf0\x9f", b"b"], [0, 2]),
+        ([b"a\xf0\x9f", b"\xe6\x98\xa5"], [0, 2]),
+        ([b"\xe0", b"\x80", b"c"], [0, 1, 2]),
+        ([b"\xef\xbf", b"\xbd", b"c"], [0, 0, 1]),
+        ([b"\xe6", b"\x98\xa5\xe6", b"", b"d"], [0, 0, 1, 2]),
+    ],
+)
+def test_offsets_after_a_character_that_stays_incomplete(parts: list[bytes], offsets: list[int]) -> None:
+    class Part:
+        logprob, alternatives = None, ()
+
+        def __init__(self, given: bytes) -> None:
+            self.bytes = given
+
+    tokens: Any = [Part(part) for part in parts]
+    assert Logprobs().of(tokens)["text_offset"] == offsets
+    assert b"".join(parts).decode(errors="replace")[offsets[-1]] == parts[-1].decode()[0]
 
 
 def test_streams_have_the_same_texts(client: openai.OpenAI) -> None:
@@ -358,6 +396,7 @@ COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"top_p": 2}, "top_p"),
     ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": 100_000}, "max_tokens"),
+    ({"x" * 1000: 1}, "x" * 40),
     ({"seed": 1.5}, "seed"),
     ({"stop": 3}, "stop"),
     ({"stop": [3]}, "stop"),
@@ -458,8 +497,12 @@ def test_what_is_lacking_is_named(client: openai.OpenAI) -> None:
         client.files.list()
     with pytest.raises(openai.NotFoundError, match="expected mine"):
         client.completions.create(model="gpt", prompt="x")
-    with pytest.raises(openai.BadRequestError, match="context"):
-        client.chat.completions.create(model="mine", messages=[{"role": "user", "content": "春" * 600}])
+    long: Any = {"role": "user", "content": "春" * 600}
+    with pytest.raises(
+        openai.BadRequestError, match=r"model's maximum context length is \d+ tokens"
+    ) as error:
+        client.chat.completions.create(model="mine", messages=[long])
+    assert (error.value.code, error.value.param) == ("context_length_exceeded", None)
 
 
 def test_a_model_without_a_template(model: welm.Model) -> None:
@@ -474,6 +517,8 @@ def test_deadlines(server: Running, client: openai.OpenAI, chat: welm.Model) -> 
     with pytest.raises(openai.InternalServerError) as error:
         client.completions.create(**body, **more)
     assert (error.value.status_code, error.value.code) == (504, "timeout")
+    # OpenAI's clients would send it twice more.
+    assert error.value.response.headers["x-should-retry"] == "false"
     with pytest.raises(openai.APIError, match=r"not finished in 0.1 s"):
         for _ in client.completions.create(**body, **more, stream=True):
             pass
@@ -522,6 +567,17 @@ def test_tokens_and_scores(server: Running, chat: welm.Model) -> None:
     for path, wrong in faults:
         assert server.post(path, wrong, "sk-a")[0] == 400, (path, wrong)
         assert server.post(path, wrong)[0] == 401
+
+
+def test_a_request_has_one_latency_however_many_sequences_it_has(model: welm.Model) -> None:
+    with Running(model) as running:
+        body = {"model": "welm", "prompt": PROMPT, "n": 3, "max_tokens": 2}
+        assert running.post("/v1/completions", body)[0] == 200
+        late = {**body, "max_tokens": 480, "ignore_eos": True}
+        assert running.post("/v1/completions", late, headers={"X-Request-Timeout": "0.05"})[0] == 504
+        lines = running.get("/metrics")[2].decode().splitlines()
+        (count,) = (line for line in lines if line.startswith("vllm:e2e_request_latency_seconds_count"))
+        assert float(count.rsplit(" ", 1)[1]) == 2
 
 
 def test_metrics(server: Running, client: openai.OpenAI, chat: welm.Model) -> None:

@@ -100,7 +100,12 @@ def _add_welm(app: FastAPI, service: Service) -> None:
         try:
             job = service.job(request)
         except Refusal as refusal:
-            body = await read_json(request, LITTLE if refusal.status == 401 else service.settings.max_body)
+            try:
+                body = await read_json(
+                    request, LITTLE if refusal.status == 401 else service.settings.max_body
+                )
+            except Refusal:  # the key is what to look at first
+                body = {}
             raise (welm_api.with_status(refusal) if is_welm(request, body) else refusal) from None
         body = await service.body(job)
         answer = welm_api.answer if is_welm(request, body) else openai_completions.answer

@@ -48,7 +48,11 @@ class Checks:
                 status = message["status"]
                 more = [(b"x-request-id", number.encode())]
                 if allowed:
-                    more += [(b"access-control-allow-origin", allowed.encode()), (b"vary", b"Origin")]
+                    more += [
+                        (b"access-control-allow-origin", allowed.encode()),
+                        (b"access-control-expose-headers", b"retry-after, x-request-id"),
+                        (b"vary", b"Origin"),
+                    ]
                 message["headers"] = [*message["headers"], *more]
             await send(message)
 
@@ -72,7 +76,7 @@ class Checks:
                     "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
                     "request": number,
                     "method": scope["method"],
-                    "path": scope["path"],
+                    "path": scope["path"][:200],
                     "status": status or None,  # null: the client hung up before there was one
                     "seconds": round(time.monotonic() - began, 4),
                     **fields,

@@ -40,11 +40,16 @@ class Refusal(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        again: bool = True,
     ) -> None:
-        """Makes one. ``param`` is the field of the request that is wrong, ``retry_after`` is in seconds."""
+        """Makes one.
+
+        ``param`` is the field of the request that is wrong, ``retry_after`` is in seconds. Without ``again``, OpenAI's
+        clients do not send the request once more, as they do after most errors of a server.
+        """
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_after = retry_after
+        self.retry_after, self.again = retry_after, again
 
     @property
     def body(self) -> dict[str, Any]:
@@ -63,6 +68,10 @@ class Refusal(Exception):
     def response(self) -> Response:
         """The whole response."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if not self.again:
+            headers["x-should-retry"] = "false"
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         return json_response(self.body, self.status, headers)
 
 
@@ -80,7 +89,7 @@ def refusal_of(error: BaseException) -> Refusal:
 def _refusal(error: BaseException) -> Refusal:
     match error:
         case welm.TooLong():
-            return Refusal(400, str(error), param="max_tokens", code="context_length_exceeded")
+            return _too_long(error)
         case welm.InvalidOption():
             return Refusal(400, str(error), param=error.option)
         case welm.EmptyPrompt() | welm.ChatTemplateError() | welm.TokenizerError():
@@ -104,6 +113,17 @@ def _refusal(error: BaseException) -> Refusal:
             return Refusal(500, "an internal error")
 
 
+def _too_long(error: welm.TooLong) -> Refusal:
+    """In OpenAI's words, by which programs such as litellm know this error."""
+    answer = error.requested - error.prompt_tokens
+    message = (
+        f"This model's maximum context length is {error.limit} tokens. However, you requested {error.requested} tokens "
+        f"({error.prompt_tokens} in the prompt, {answer} in the completion)."
+    )
+    param = "max_tokens" if error.prompt_tokens < error.limit else None
+    return Refusal(400, message, param=param, code="context_length_exceeded")
+
+
 def timed_out(seconds: float) -> Refusal:
-    """A request that took too long."""
-    return Refusal(504, f"the request was not finished in {seconds:g} s", code="timeout")
+    """A request that took too long. It would take as long again."""
+    return Refusal(504, f"the request was not finished in {seconds:g} s", code="timeout", again=False)

@@ -42,6 +42,8 @@ class Fields:
     def only(self, name: str, why: str, *allowed: object) -> None:
         """A field that has no effect, because there is only one way: other values than those allowed are refused."""
         value = self._left.pop(name, None)
+        if isinstance(value, dict):
+            value = {key: one for key, one in value.items() if one is not None}
         if value is not None and not any(type(value) is type(one) and value == one for one in allowed):
             self.refuse(name, why, code="unsupported_parameter")
 
@@ -53,7 +55,7 @@ class Fields:
     def end(self) -> None:
         """Refuses what is left."""
         for name in self._left:
-            self.refuse(name, "unknown field", code="unknown_parameter")
+            self.refuse(name[:40], "unknown field", code="unknown_parameter")
 
     def wrong(self, name: str, expected: str, value: object) -> NoReturn:
         """Refuses a field for its type."""

@@ -54,11 +54,14 @@ class Metrics:
 
     def finished(self, reason: str, seconds: float) -> None:
         """A sequence ended, so many seconds after its request came."""
-        self._success.labels(*self._values, _REASONS.get(reason, reason)).inc()
-        self._whole_time.observe(seconds)
+        word = _REASONS.get(reason, reason)
+        self._success.labels(*self._values, word).inc()
+        if word == "abort":  # and with it the request
+            self._whole_time.observe(seconds)
 
-    def used(self, usage: welm.Usage) -> None:
-        """A request ended."""
+    def used(self, usage: welm.Usage, seconds: float) -> None:
+        """All sequences of a prompt ended, so many seconds after its request came."""
+        self._whole_time.observe(seconds)
         self._prompt.observe(usage.prompt_tokens)
         self._completion.observe(usage.completion_tokens)
 

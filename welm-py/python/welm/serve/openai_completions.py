@@ -45,6 +45,8 @@ async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
     fields.only("suffix", "text is only continued at its end; there is no text after the gap")
     fields.only("best_of", "as many sequences are generated as are returned, n", options["n"])
     fields.end()
+    if options["echo"]:
+        _expect_echo_fits(fields, prompts, options, service.context)
     await service.charge(job)
     service.log_texts(job, prompt=prompts)
 
@@ -82,6 +84,24 @@ def _prompts(fields: Fields) -> list[str | list[int]]:
         if not isinstance(one, str) and not are_tokens(one):
             fields.wrong("prompt", "text, token ids, or an array of these", one)
     return given
+
+
+MOST_ECHOED = 1 << 21
+"""Most log-probabilities, or tokens, of prompts that are repeated in an answer; in memory some 150 bytes each."""
+
+
+def _expect_echo_fits(
+    fields: Fields, prompts: list[str | list[int]], options: dict[str, Any], context: int
+) -> None:
+    """Refuses what would make an answer large that costs nothing to ask for. A token has a byte or more."""
+    sizes = (
+        len(prompt.encode(errors="replace") if isinstance(prompt, str) else prompt) for prompt in prompts
+    )
+    each = options["n"] if type(options["n"]) is int else 1
+    echoed = sum(min(size, context) for size in sizes) * each * (1 + options.get("logprobs", 0))
+    if echoed > MOST_ECHOED:
+        what = "the bytes of prompts, times n, times logprobs + 1"
+        fields.refuse("echo", f"expected at most {MOST_ECHOED:,} for {what}, got {echoed:,}")
 
 
 async def _events(
@@ -126,16 +146,27 @@ class Logprobs:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def of(self, tokens: Sequence[welm.Token]) -> dict[str, Any]:
-        """Those of the next tokens. Of alternatives that are written alike the likeliest is there."""
+        """Those of the next tokens.
+
+        The token itself is among the alternatives. Of others that are written alike the likeliest is there.
+        """
         offsets: list[int] = []
         for token in tokens:
-            offsets.append(self._offset)
-            self._offset += len(self._decoder.decode(token.bytes))
+            pending = self._decoder.getstate()[0]
+            begun = self._decoder.decode(token.bytes[:1])
+            # A character that stays incomplete is decoded as another one, and only now.
+            broken = (
+                pending and begun.startswith("\ufffd") and (len(begun) > 1 or self._decoder.getstate()[0])
+            )
+            offsets.append(self._offset + bool(broken))
+            self._offset += len(begun) + len(self._decoder.decode(token.bytes[1:]))
         return {
             "tokens": [spelling(token) for token in tokens],
             "token_logprobs": [logprob_of(token) for token in tokens],
             "top_logprobs": [
-                {spelling(one): logprob_of(one) for one in reversed(token.alternatives)} or None
+                {spelling(one): logprob_of(one) for one in (*reversed(token.alternatives), token)}
+                if token.logprob is not None
+                else None
                 for token in tokens
             ],
             "text_offset": offsets,

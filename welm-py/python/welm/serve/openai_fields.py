@@ -33,6 +33,8 @@ _LISTS = ("stop", "stop_token_ids")
 def sampling(fields: Fields) -> dict[str, Any]:
     """The engine's options in a request."""
     options = {name: fields.take(name, default=default) for name, default in _SAMPLING.items()}
+    if options["top_k"] == -1:  # vLLM's word for no limit
+        options["top_k"] = 0
     for name in _LISTS:
         if (value := fields.take(name)) is not None:
             options[name] = value
@@ -65,7 +67,7 @@ def streamed(fields: Fields) -> tuple[bool, bool]:
         fields.refuse("stream_options", "only a stream has them")
     inner = type(fields)(given, "stream_options.")
     usage: bool = inner.take("include_usage", bool, default=False)
-    inner.only("include_obfuscation", "there is no obfuscation", False)
+    inner.ignore("include_obfuscation")  # which hides nothing that tokens of other lengths would not tell
     inner.end()
     return stream, usage
 

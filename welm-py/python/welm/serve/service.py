@@ -195,7 +195,7 @@ class Service:
             for choice in generation.choices:
                 characters += len(choice.text) - self._echoed(job, prompt, options)
                 self._ended(job, choice.finish_reason)
-            self.metrics.used(generation.usage)
+            self.metrics.used(generation.usage, job.age)
             job.count(generation.usage)
         await self._charge_characters(job, characters)
         self.log_texts(job, answers=[choice.text for one in generations for choice in one.choices])
@@ -232,7 +232,7 @@ class Service:
                             self._ended(job, piece.finish.reason)
                         queue.put_nowait((number, piece))
             used.append(welm.Usage(stream.prompt_tokens or 0, completion, cached))
-            self.metrics.used(used[-1])
+            self.metrics.used(used[-1], job.age)
             job.count(used[-1])
 
         async def run() -> None:

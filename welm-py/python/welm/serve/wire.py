@@ -26,6 +26,9 @@ BODY_SECONDS = 120.0
 DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0
 """How much of a body that is refused is still read: a client that is still sending could not read the answer."""
 
+MOST_VALUES = 1 << 18
+"""Most commas and brackets of a body. They tell how many values it has, and so how long the server has to read it."""
+
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -35,6 +38,8 @@ async def read_json(request: Request, most: int) -> dict[str, Any]:
         body = await asyncio.wait_for(_read(request, most), BODY_SECONDS)
     except asyncio.TimeoutError:
         raise Refusal(408, f"the body did not come in {BODY_SECONDS:g} s") from None
+    if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise Refusal(413, f"body: expected at most {MOST_VALUES:,} commas and brackets, got more")
     try:
         text = body.decode("utf-8")
         value: object = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
