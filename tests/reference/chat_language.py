@@ -339,6 +339,8 @@ tool | tojson(ensure_ascii=true)
 tool | tojson(separators=(',', ':'))
 tool | tojson(separators=[', ', '='], indent=1)
 [] | tojson(indent=2), {} | tojson(indent=2), [[]] | tojson(indent=2), [1] | tojson(indent=0), [1] | tojson(indent='--'), [1, [2]] | tojson(indent=none)
+'a\x7f\x80' | tojson(ensure_ascii=true)
+'oslo' in people | map(attribute='city'), 'Rome' in people | map(attribute='city'), 'Rome' not in people | map(attribute='city')
 none | tojson, true | tojson, 1 | tojson, 1.0 | tojson, 1e100 | tojson, 'a"\\\n\t\x01\x7f' | tojson, (1, 2) | tojson, {1: 2, none: 3, true: 4, 1.5: 5} | tojson, range(2) | list | tojson
 missing | tojson
 range(2) | tojson
@@ -438,6 +440,52 @@ range(0, 9 * 10 ** 18, 10 ** 18)[::10 ** 30]
 
 # One template in each block; blocks are separated by a line of dashes.
 TEMPLATES = r"""
+{% for x in xs %}{{ s }}{% endfor %}|{% set s = 'own' %}{{ s }}{% for x in xs %}{{ s }}{% endfor %}
+----
+{% for x in xs %}{% if loop.last and t %}last{% endif %}{% endfor %}{% set t = false %}
+----
+{% set xs %}{% for x in xs %}{{ x }}{% endfor %}{% endset %}[{{ xs }}]
+----
+{% macro m(s=s, n=e, e='d') %}{{ s }},{{ n }},{{ e }}{% endmacro %}{{ m() }};{{ m('a') }};{{ m(e='f') }}
+----
+{% macro m() %}{{ s }}{% endmacro %}{{ m() }}{% set s = 'X' %}{{ m() }}
+----
+{% macro m() %}{{ s }}{% endmacro %}{{ s }}{{ m() }}{% set s = 'X' %}{{ m() }}
+----
+{% macro m() %}{{ s }}{% endmacro %}{{ m() }}{% if n %}{% set s = 'X' %}{% endif %}{{ m() }}
+----
+{% macro m() %}{{ s }}{% endmacro %}{{ m() }}{% if n %}{% set s = 'X' %}{% elif e %}{% set s = 'Y' %}{% else %}{% set s = 'Z' %}{% endif %}{{ m() }}
+----
+{% macro m() %}{{ s }}{% endmacro %}{% if n %}{{ s }}{% endif %}{{ m() }}{% set s = 'X' %}{{ m() }}
+----
+{% macro m() %}{{ s }}{% endmacro %}{% if n %}{% if e %}{% elif t %}{% set s = 'X' %}{% endif %}{% endif %}{{ m() }}{% set s = 'Y' %}{{ m() }}
+----
+{% for x in xs %}{% for y in xs %}{{ s }}{% endfor %}{% set s = x %}{{ s }}{% for y in xs %}{{ s }}{% endfor %};{% endfor %}
+----
+{{ s }}{% for x in xs %}{% for y in xs %}{{ s }}{% endfor %}{% set s = x %}{{ s }};{% endfor %}
+----
+{% for x in xs %}{% for y in xs %}{{ s }}{% endfor %}{% set s = x %};{% endfor %}{{ s }}
+----
+{% filter upper %}{{ s }}{% endfilter %}{% set s = 'x' %}{% filter upper %}{{ s }}{% endfilter %}
+----
+{% filter replace('a', s) %}a{% for x in xs %}{{ s }}{% endfor %}{% set s = 'b' %}{% endfilter %}
+----
+{% with s = s %}{{ s }}{% endwith %}{% with s = 1, u = s %}{{ s }}{{ u }}{% for x in xs %}{{ w }}{% endfor %}{% set w = 2 %}{% endwith %}
+----
+{% generation %}{{ s }}{% for x in xs %}{{ s }}{% endfor %}{% set s = 2 %}{{ s }}{% endgeneration %}{% generation %}{% for x in xs %}{{ s }}{% endfor %}{% set s = 2 %}{{ s }}{% endgeneration %}
+----
+{% macro m() %}[{{ caller(1) }}]{% endmacro %}{% call(s) m() %}{{ s }}{% for x in xs %}{{ u }}{% endfor %}{% set u = 2 %}{{ u }}{% endcall %}
+----
+{% set a, s = 1, s %}{{ s }}{% for x in xs %}{{ e is defined }}{{ d is defined }}{% endfor %}{% set e, (d, f) = 1, (2, 3) %}{{ e }}{{ d }}
+----
+{% macro m() %}{{ s is defined }}{% endmacro %}{{ m() }}{% macro s() %}{% endmacro %}{{ m() }}
+----
+{% for x in xs if s %}{{ x }}{% else %}{% for y in xs %}{{ s }}{% endfor %}{% set s = 1 %}{% endfor %}{% for x in [] %}{% else %}{% for y in xs %}{{ s }}{% endfor %}{% set s = 1 %}{% endfor %}
+----
+{% set ns = namespace(a=1) %}{% for x in xs %}{{ d }}{% endfor %}{% set d.a = 1 %}
+----
+{% for x in xs %}{{ range is defined }}{% endfor %}{% set range = 1 %}
+----
 {% for x in xs %}{{ x }}{% endfor %}
 ----
 {% for x in xs %}{{ loop.index }}{{ loop.index0 }}{{ loop.revindex }}{{ loop.revindex0 }}{{ loop.first }}{{ loop.last }}{{ loop.length }}{{ loop.depth }}{{ loop.depth0 }}{{ loop.previtem }}{{ loop.nextitem }}{{ loop.cycle('a', 'b') }};{% endfor %}{{ loop }}

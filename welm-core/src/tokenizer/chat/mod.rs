@@ -66,12 +66,17 @@ impl ChatTemplate {
         // A token is a text, or an object with the text as `content`.
         let text =
             |value: &serde_json::Value| Some(value.get("content").unwrap_or(value).as_str()?.to_string());
+        // transformers reads the map only of folders from before 4.34, whose configuration lists no added tokens. There
+        // the map counts more.
+        let listed = config.get("added_tokens_decoder").is_some();
+        let files: &[&serde_json::Value] = if listed { &[&config] } else { &[&map, &config] };
         for name in SPECIAL {
-            let token = [&config, &map].into_iter().find_map(|json| text(json.get(name)?));
+            let token = files.iter().find_map(|json| text(json.get(name)?));
             special.extend(token.map(|token| (name.to_string(), token)));
         }
         // Special tokens that a model defines itself, such as `image_token`.
-        let own = config.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
+        let own = files.iter().rev().filter_map(|json| json.as_object()).flatten();
+        let own = own.filter(|(name, _)| name.ends_with("_token"));
         let named = ["extra_special_tokens", "model_specific_special_tokens"].into_iter();
         let named = named.filter_map(|key| config.get(key)?.as_object()).flatten();
         for (name, value) in own.chain(named) {

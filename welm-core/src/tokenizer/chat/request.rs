@@ -3,6 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
+use super::jinja::is_space;
 use super::json::Json;
 use crate::error::{Error, Result, quoted};
 
@@ -351,7 +352,7 @@ fn mark(last: &mut [(String, Json)], key: &str, template: &str) -> Result<String
 
 /// Cuts the rendered text after the end of the message that is to be continued.
 pub(super) fn cut(mut rendered: String, text: &str) -> Result<String> {
-    let end = rendered.rfind(CONTINUED.trim_end()).filter(|_| rendered.contains(text.trim()));
+    let end = rendered.rfind(CONTINUED.trim_end()).filter(|_| rendered.contains(text.trim_matches(is_space)));
     let Some(end) = end else {
         let reason = "expected the chat template to show the last message as it is, got a text without it";
         return Err(Error::option("continue_final_message", reason));
@@ -360,7 +361,7 @@ pub(super) fn cut(mut rendered: String, text: &str) -> Result<String> {
     let whole = rendered[end..].starts_with(CONTINUED);
     rendered.truncate(end);
     if !whole {
-        rendered.truncate(rendered.trim_end().len());
+        rendered.truncate(rendered.trim_end_matches(is_space).len());
     }
     Ok(rendered)
 }

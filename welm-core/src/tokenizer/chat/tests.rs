@@ -200,14 +200,14 @@ fn a_folder_says_where_its_template_is() {
     let named =
         r#"{"chat_template": [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]}"#;
     assert_eq!(prompt(&[(config, named)]), text("b"));
-    let tokens = [
-        (
-            config,
-            r#"{"bos_token": null, "eos_token": "E", "chat_template": "{{ bos_token ~ eos_token ~ pad_token }}"}"#,
-        ),
-        ("special_tokens_map.json", r#"{"bos_token": {"content": "B"}, "eos_token": "no"}"#),
-    ];
-    assert_eq!(prompt(&tokens), text("BE"));
+    // transformers 5.24 reads the map if the configuration lists no added tokens, and then it counts more.
+    let map = r#"{"bos_token": {"content": "B"}, "eos_token": "no", "foo_token": "x"}"#;
+    let template =
+        r#""chat_template": "{{ bos_token ~ '|' ~ eos_token ~ '|' ~ pad_token ~ '|' ~ foo_token }}""#;
+    for (listed, want) in [("", "B|no||x"), (r#""added_tokens_decoder": {}, "#, "|E||")] {
+        let json = format!(r#"{{{listed}"bos_token": null, "eos_token": "E", {template}}}"#);
+        assert_eq!(prompt(&[(config, &json), ("special_tokens_map.json", map)]), text(want));
+    }
 
     for files in [&[][..], &[(config, "{}")], &[(config, r#"{"chat_template": null}"#)]] {
         assert_eq!(prompt(files), (false, Err(fault("this model has none"))));

@@ -52,10 +52,23 @@ pub(super) enum Target {
     Tuple(Vec<Target>),
 }
 
+/// Statements with variables of their own: a template, or what a tag such as `for` encloses.
+pub(super) struct Frame {
+    pub body: Vec<Statement>,
+    /// Names that are undefined at its beginning, see [`super::frames`].
+    pub unset: Vec<Rc<str>>,
+}
+
+impl From<Vec<Statement>> for Frame {
+    fn from(body: Vec<Statement>) -> Self {
+        Frame { body, unset: Vec::new() }
+    }
+}
+
 pub(super) struct MacroDef {
     pub name: Rc<str>,
     pub parameters: Vec<(Rc<str>, Option<Expr>)>,
-    pub body: Vec<Statement>,
+    pub body: Frame,
     /// Whether the body uses the names `caller`, `varargs` and `kwargs`. Only then they are defined.
     pub caller: bool,
     pub varargs: bool,
@@ -67,8 +80,8 @@ pub(super) struct For {
     pub over: Expr,
     pub condition: Option<Expr>,
     pub recursive: bool,
-    pub body: Vec<Statement>,
-    pub otherwise: Vec<Statement>,
+    pub body: Frame,
+    pub otherwise: Frame,
 }
 
 pub(super) enum Statement {
@@ -78,13 +91,13 @@ pub(super) enum Statement {
     For(Rc<For>),
     Set(Target, Expr, usize),
     /// `{% set name %}..{% endset %}`, with the filters that are applied to its text.
-    SetBlock(Target, Option<Expr>, Vec<Statement>, usize),
+    SetBlock(Target, Option<Expr>, Frame, usize),
     Macro(Rc<MacroDef>),
     CallBlock(Expr, Rc<MacroDef>),
-    FilterBlock(Expr, Vec<Statement>),
-    With(Vec<(Target, Expr)>, Vec<Statement>),
+    FilterBlock(Expr, Frame),
+    With(Vec<(Target, Expr)>, Frame),
     /// `{% generation %}`, which marks the assistant's text for training.
-    Generation(Vec<Statement>),
+    Generation(Frame),
     Break,
     Continue,
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::super::json::Json;
-use super::ast::{self, Expr, For, Kind, MacroDef, Statement, Target};
+use super::ast::{self, Expr, For, Frame, Kind, MacroDef, Statement, Target};
 use super::attributes;
 use super::checks;
 use super::compare::{compare, equal};
@@ -112,7 +112,7 @@ pub(in super::super) fn render(source: &str, variables: &[(&str, &Json)], fuel: 
     let globals = Rc::new(Scope { names: RefCell::new(variables), outer: None });
     let scope = Scope::inner(&globals);
     let mut out = String::new();
-    let ended = interpreter.body(&template, &scope, &mut out);
+    let ended = interpreter.frame(&template, &scope, &mut out);
     for scope in interpreter.captured.take() {
         scope.names.take();
     }
@@ -140,6 +140,18 @@ impl Interpreter {
         let result = f();
         self.depth.set(depth);
         result
+    }
+
+    /// Runs a frame in its scope, which is new.
+    fn frame(&self, frame: &Frame, scope: &Rc<Scope>, out: &mut String) -> Result<Flow> {
+        self.unset(frame, scope)?;
+        self.body(&frame.body, scope, out)
+    }
+
+    fn unset(&self, frame: &Frame, scope: &Scope) -> Result<()> {
+        self.fuel.pay(frame.unset.len())?;
+        frame.unset.iter().for_each(|name| scope.set(name, undefined_name(name)));
+        Ok(())
     }
 
     fn body(&self, body: &[Statement], scope: &Rc<Scope>, out: &mut String) -> Result<Flow> {
@@ -180,7 +192,7 @@ impl Interpreter {
             }
             Statement::SetBlock(target, filters, body, line) => {
                 let mut text = String::new();
-                match self.body(body, &Scope::inner(scope), &mut text)? {
+                match self.frame(body, &Scope::inner(scope), &mut text)? {
                     Flow::Next => {}
                     flow => return Ok(flow),
                 }
@@ -209,7 +221,7 @@ impl Interpreter {
             Statement::FilterBlock(filters, body) => {
                 let mut text = String::new();
                 let inner = Scope::inner(scope);
-                match self.body(body, &inner, &mut text)? {
+                match self.frame(body, &inner, &mut text)? {
                     Flow::Next => {}
                     flow => return Ok(flow),
                 }
@@ -218,14 +230,15 @@ impl Interpreter {
             }
             Statement::With(values, body) => {
                 let inner = Scope::inner(scope);
+                self.unset(body, &inner)?;
                 for (target, expr) in values {
                     let value = self.eval(expr, scope)?;
                     at_line(self.assign(target, value, &inner), expr.line)?;
                 }
-                return self.body(body, &inner, out);
+                return self.body(&body.body, &inner, out);
             }
             Statement::Generation(body) => {
-                return self.body(body, &Scope::inner(scope), out);
+                return self.frame(body, &Scope::inner(scope), out);
             }
             Statement::Break => return Ok(Flow::Break),
             Statement::Continue => return Ok(Flow::Continue),
@@ -302,14 +315,14 @@ impl Interpreter {
             let inner = Scope::inner(scope);
             inner.set(&name, Value::Loop(state.clone()));
             self.assign(&statement.target, item.clone(), &inner)?;
-            match self.body(&statement.body, &inner, out)? {
+            match self.frame(&statement.body, &inner, out)? {
                 Flow::Break => break,
                 Flow::Continue => {}
                 Flow::Next => whole_rounds = true,
             }
         }
         if !whole_rounds {
-            return self.body(&statement.otherwise, &Scope::inner(scope), out);
+            return self.frame(&statement.otherwise, &Scope::inner(scope), out);
         }
         Ok(Flow::Next)
     }
@@ -508,6 +521,7 @@ impl Interpreter {
     fn call_macro(&self, called: &Macro, args: CallArgs) -> Result<Value> {
         let def = &called.def;
         let scope = Scope::inner(&called.scope);
+        self.unset(&def.body, &scope)?;
         let CallArgs { positional, mut named } = args;
         let mut positional = positional.into_iter();
         self.fuel.pay(def.parameters.len().saturating_mul(1 + named.len()))?;
@@ -518,7 +532,11 @@ impl Interpreter {
         for (name, default) in &def.parameters {
             match positional.next().or_else(|| take(&mut named, name)) {
                 Some(value) => scope.set(name, value),
-                None => missing.push((name, default)),
+                None => {
+                    // Not that of the same name outside, which a default may name.
+                    scope.set(name, undefined_name(name));
+                    missing.push((name, default));
+                }
             }
         }
         if def.caller {
@@ -545,7 +563,7 @@ impl Interpreter {
             scope.set(name, value);
         }
         let mut text = String::new();
-        self.body(&def.body, &scope, &mut text)?;
+        self.body(&def.body.body, &scope, &mut text)?;
         Ok(text.into())
     }
 }

@@ -111,7 +111,7 @@ fn string(text: &str, ascii: bool, out: &mut String) {
             '\t' => out.push_str("\\t"),
             '\x08' => out.push_str("\\b"),
             '\x0c' => out.push_str("\\f"),
-            c if c < ' ' || (ascii && !(' '..='~').contains(&c) && c != '\x7f') => {
+            c if c < ' ' || (ascii && !(' '..='~').contains(&c)) => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
                     out.push_str(&format!("\\u{unit:04x}"));
                 }

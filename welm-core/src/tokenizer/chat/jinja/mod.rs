@@ -15,6 +15,7 @@ mod compare;
 mod eval;
 mod filters;
 mod format;
+mod frames;
 mod functions;
 mod json_dump;
 mod lexer;
@@ -26,4 +27,5 @@ mod time;
 mod value;
 
 pub(super) use eval::render;
+pub(super) use text::is_space;
 pub(super) use value::Fault;

@@ -211,7 +211,15 @@ pub(super) fn contains(fuel: &Fuel, haystack: &Value, needle: &Value) -> Result<
         },
         Value::List(seq) | Value::Tuple(seq) | Value::View(_, seq) => any_equal(fuel, &seq.items, needle),
         Value::Undefined(_) => Ok(false),
-        Value::Generator(_) => unsupported("`in` with a generator"),
+        // What comes after an equal item stays in it, as in Python.
+        Value::Generator(generator) => {
+            while let Some(item) = generator.take_next() {
+                if equal(&item, needle, fuel)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
         other => fault(format!("argument of type '{}' is not iterable", other.type_name())),
     }
 }

@@ -4,7 +4,8 @@ mod expressions;
 
 use std::rc::Rc;
 
-use super::ast::{Expr, For, Kind, MacroDef, Statement, Target};
+use super::ast::{Expr, For, Frame, Kind, MacroDef, Statement, Target};
+use super::frames;
 use super::lexer::{Token, tokens};
 use super::value::{Fault, Result};
 
@@ -25,12 +26,16 @@ struct Parser {
     names: Vec<Rc<str>>,
 }
 
-pub(super) fn parse(source: &str) -> Result<Vec<Statement>> {
+pub(super) fn parse(source: &str) -> Result<Frame> {
     let tokens = tokens(source)?;
     let mut parser = Parser { tokens, at: 0, nest: 0, in_loop: false, soft: false, names: Vec::new() };
     let body = parser.body(&[])?;
     match parser.peek() {
-        Token::End => Ok(body),
+        Token::End => {
+            let mut template = body.into();
+            frames::resolve(&mut template);
+            Ok(template)
+        }
         other => {
             let other = other.describe();
             parser.fault(format!("unexpected {other}"))
@@ -186,7 +191,7 @@ impl Parser {
                     Statement::Set(target, self.tuple(true, &[])?, line)
                 } else {
                     let filters = self.filters(None, false)?;
-                    Statement::SetBlock(target, filters, self.enclosed("endset")?, line)
+                    Statement::SetBlock(target, filters, self.enclosed("endset")?.into(), line)
                 }
             }
             "with" => {
@@ -200,7 +205,7 @@ impl Parser {
                     values.push((target, self.expression(true)?));
                 }
                 self.soft = false;
-                Statement::With(values, self.enclosed("endwith")?)
+                Statement::With(values, self.enclosed("endwith")?.into())
             }
             "macro" => {
                 (self.soft, self.in_loop) = (false, false);
@@ -224,11 +229,11 @@ impl Parser {
                 let filters = self.filters(None, true)?;
                 let Some(filters) = filters else { return self.fault("expected a filter") };
                 self.soft = false;
-                Statement::FilterBlock(filters, self.enclosed("endfilter")?)
+                Statement::FilterBlock(filters, self.enclosed("endfilter")?.into())
             }
             "generation" => {
                 (self.soft, self.in_loop) = (false, false);
-                Statement::Generation(self.enclosed("endgeneration")?)
+                Statement::Generation(self.enclosed("endgeneration")?.into())
             }
             "print" => {
                 // `{% print a, b %}` prints each value, unlike `{{ a, b }}`, which is a tuple.
@@ -291,6 +296,7 @@ impl Parser {
             self.at += 1;
             Vec::new()
         };
+        let (body, otherwise) = (body.into(), otherwise.into());
         Ok(Statement::For(Rc::new(For { target, over, condition, recursive, body, otherwise })))
     }
 
@@ -338,7 +344,7 @@ impl Parser {
         // Names used in a nested macro also count for this one, as in Jinja2.
         outer.append(&mut self.names);
         self.names = outer;
-        Rc::new(MacroDef { name, parameters, body, caller, varargs, kwargs })
+        Rc::new(MacroDef { name, parameters, body: body.into(), caller, varargs, kwargs })
     }
 
     /// Parses the target of an assignment.

@@ -51,7 +51,7 @@ pub(super) const METHODS_ABSENT: [&str; 7] =
     ["encode", "expandtabs", "format_map", "isidentifier", "isprintable", "maketrans", "translate"];
 
 /// Whether Python counts a character as whitespace: Unicode's whitespace, and four control characters.
-pub(super) fn is_space(c: char) -> bool {
+pub(in super::super) fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\x1c'..='\x1f')
 }
 

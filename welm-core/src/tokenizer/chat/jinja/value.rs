@@ -100,6 +100,13 @@ pub(super) struct Generator {
     depth: usize,
 }
 
+impl Generator {
+    /// The next item, which is then no longer in it.
+    pub(super) fn take_next(&self) -> Option<Value> {
+        self.left.borrow_mut().pop_front()
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Seq {
     pub(super) items: Vec<Value>,
