@@ -786,6 +786,9 @@ fn what_cuda_cannot_do_is_refused() {
         Model::load_as(folder.path(), &options, Some(device()), change).map(drop)
     };
     scaled(32).unwrap();
+    let cache = LoadOptions { cache_tokens: Some(32), ..LoadOptions::default() };
+    let change: Change = |c| c.layers[1].query_scale = Some(QueryScale { beta: 0.1, length: 32 });
+    Model::load_as(folder.path(), &cache, Some(device()), change).map(drop).unwrap();
     let long = scaled(33).unwrap_err().to_string();
     assert!(long.contains("`query scale`") && long.contains("context_tokens to at most 32"), "{long}");
     let heads = refuse(&welm_tests::fixture("llama_bf16"), LoadOptions::default());

@@ -175,6 +175,7 @@ def test_the_token_that_was_chosen_is_among_the_alternatives(client: openai.Open
         ([b"\xe0", b"\x80", b"c"], [0, 1, 2]),
         ([b"\xef\xbf", b"\xbd", b"c"], [0, 0, 1]),
         ([b"\xe6", b"\x98\xa5\xe6", b"", b"d"], [0, 0, 1, 2]),
+        ([b"\xed\xa0", b"a"], [0, 2]),
     ],
 )
 def test_offsets_after_a_character_that_stays_incomplete(parts: list[bytes], offsets: list[int]) -> None:

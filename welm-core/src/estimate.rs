@@ -72,7 +72,7 @@ impl Estimate {
 
     /// Cache, scratch, and the weights that are f32 whatever the options say: norms and biases.
     fn without_matrices<B: Backend>(config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
-        let limits = limits::<B>(config, options)?;
+        let limits = Limits::of::<B>(config, options)?;
         let layer = B::kv_layer_bytes(config, options, limits.n_blocks);
         Ok(Estimate {
             mapped_bytes: 0,
@@ -103,7 +103,7 @@ impl Estimate {
     ) -> Result<(Self, LoadOptions)> {
         let free = free - free / RESERVED;
         let memory = Some(options.memory_limit.map_or(free, |limit| limit.min(free)));
-        let usual = limits::<B>(&source.config, options)?.chunk_tokens;
+        let usual = Limits::of::<B>(&source.config, options)?.chunk_tokens;
         let least = options.chunk_tokens.unwrap_or(LEAST_CHUNK_TOKENS);
         let mut chunk = usual;
         loop {
@@ -155,29 +155,6 @@ impl Estimate {
 fn vector_bytes(part: &PartSpec) -> u64 {
     let vectors = u64::from(part.kind == PartKind::Norm) + u64::from(part.bias);
     4 * vectors * part.rows() as u64
-}
-
-/// The sizes that cache and scratch are allocated for.
-pub(crate) fn limits<B: Backend>(config: &ModelConfig, options: &LoadOptions) -> Result<Limits> {
-    let context = options.context_tokens.unwrap_or(config.max_context);
-    let longest = config.longest_context();
-    if context > longest {
-        let reason = format!("expected at most the model's {longest}, got {context}");
-        return Err(Error::option("context_tokens", reason));
-    }
-    let cache = options.cache_tokens.unwrap_or_else(|| context.saturating_mul(8).min(32_768));
-    let n_blocks = cache.div_ceil(BLOCK_TOKENS);
-    let max_context = context.min(n_blocks * BLOCK_TOKENS);
-    let usual_chunk = B::CHUNK_TOKENS.min(max_context.max(LEAST_CHUNK_TOKENS));
-    let chunk_tokens = options.chunk_tokens.unwrap_or(usual_chunk);
-    Ok(Limits {
-        chunk_tokens,
-        max_rows: chunk_tokens + options.max_running,
-        max_logit_rows: options.max_running.min(32),
-        max_context,
-        rope_context: context,
-        n_blocks,
-    })
 }
 
 #[cfg(test)]

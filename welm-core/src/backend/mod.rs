@@ -12,10 +12,10 @@ pub(crate) mod cuda;
 
 use std::ops::Range;
 
-use crate::batch::Batch;
+use crate::batch::{BLOCK_TOKENS, Batch};
 use crate::checkpoint::load::{LinearSource, NormSource};
 use crate::config::{Activation, LayerConfig, ModelConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::options::LoadOptions;
 use crate::weights::computed::Kernels;
 
@@ -39,6 +39,31 @@ pub(crate) struct Limits {
     pub(crate) rope_context: usize,
     /// Blocks of the KV cache, over all sequences.
     pub(crate) n_blocks: usize,
+}
+
+impl Limits {
+    /// Those of a model that is loaded with these options.
+    pub(crate) fn of<B: Backend>(config: &ModelConfig, options: &LoadOptions) -> Result<Self> {
+        let context = options.context_tokens.unwrap_or(config.max_context);
+        let longest = config.longest_context();
+        if context > longest {
+            let reason = format!("expected at most the model's {longest}, got {context}");
+            return Err(Error::option("context_tokens", reason));
+        }
+        let cache = options.cache_tokens.unwrap_or_else(|| context.saturating_mul(8).min(32_768));
+        let n_blocks = cache.div_ceil(BLOCK_TOKENS);
+        let max_context = context.min(n_blocks * BLOCK_TOKENS);
+        let usual_chunk = B::CHUNK_TOKENS.min(max_context.max(LEAST_CHUNK_TOKENS));
+        let chunk_tokens = options.chunk_tokens.unwrap_or(usual_chunk);
+        Ok(Limits {
+            chunk_tokens,
+            max_rows: chunk_tokens + options.max_running,
+            max_logit_rows: options.max_running.min(32),
+            max_context,
+            rope_context: context,
+            n_blocks,
+        })
+    }
 }
 
 /// What a buffer holds, from which a backend takes its element type.

@@ -34,9 +34,9 @@ pub struct QueryScale {
 }
 
 impl QueryScale {
-    /// The factor at a position, from 0.
+    /// The factor at a position, which counts from 0. It is 1 if `length` is 0, which no model may have.
     pub fn factor(&self, position: u32) -> f32 {
-        let times = position as usize / self.length;
+        let times = (position as usize).checked_div(self.length).unwrap_or(0);
         if times == 0 {
             return 1.0;
         }

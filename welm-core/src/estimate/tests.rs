@@ -52,7 +52,7 @@ fn every_limit_counts_what_it_limits() {
 fn a_step_has_the_tokens_that_were_asked_for_or_the_devices_own() {
     fn chunk<B: Backend>(context: Option<usize>, asked: Option<usize>) -> usize {
         let options = LoadOptions { context_tokens: context, chunk_tokens: asked, ..LoadOptions::default() };
-        let limits = limits::<B>(&ModelConfig::welm_xl(), &options).unwrap();
+        let limits = Limits::of::<B>(&ModelConfig::welm_xl(), &options).unwrap();
         assert_eq!(limits.max_rows, limits.chunk_tokens + options.max_running);
         limits.chunk_tokens
     }
@@ -85,7 +85,7 @@ fn taken<T>(work: impl FnOnce() -> T) -> (T, u64) {
 fn compare(source: &Source, options: &LoadOptions, what: &str) {
     let config = &source.config;
     let estimate = Estimate::of_source::<Cpu>(source, options).unwrap();
-    let limits = limits::<Cpu>(config, options).unwrap();
+    let limits = Limits::of::<Cpu>(config, options).unwrap();
     let (mut cpu, arithmetic) = taken(|| Cpu::new(config, options, limits).unwrap());
     let ((weights, converted), mapped) =
         mapped_bytes(|| taken(|| Weights::load(&mut cpu, source, |_| Ok(())).unwrap()));

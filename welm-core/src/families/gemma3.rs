@@ -61,10 +61,13 @@ fn ropes_of_folder(f: &Fields, sizes: &ModelSizes) -> Result<(Rope, Rope)> {
         parameters.all_read("full_attention and sliding_attention")?;
     }
     let full = f.section("rope_scaling")?.or(full);
-    // In this family transformers passes over both, and turns otherwise than in others.
+    // For this family transformers does not read `original_max_position_embeddings` above the sections, and computes YaRN
+    // as if `truncate` were true. So anything else is refused.
     f.refuse("original_max_position_embeddings")?;
-    if let Some(full) = full.as_ref().filter(|full| matches!(full.flag("truncate"), Ok(Some(false)))) {
-        return Err(Error::config(full.path("truncate"), "expected true in this family, got false"));
+    for section in [&full, &sliding].into_iter().flatten() {
+        if section.flag("truncate")? == Some(false) {
+            return Err(Error::config(section.path("truncate"), "expected true in this family, got false"));
+        }
     }
     let ropes = (
         rope::of_section(f, full.as_ref(), &global, sizes)?,

@@ -49,9 +49,9 @@ fn read_ministral3(f: &Fields) -> Result<ModelConfig> {
     let sizes = f.sizes_with(Some(128))?;
     let section = f.section(SECTION)?.ok_or_else(|| Error::config(SECTION, "missing from config.json"))?;
     let beta = section.need_number("llama_4_scaling_beta")? as f32;
-    // Above the section it goes before what the section says.
+    // If the whole file has this key as well, that one counts, as in transformers.
     let length = f.opt_size(ORIGINAL)?.map_or_else(|| section.size(ORIGINAL), Ok)?;
-    // That of the whole file, which counts, once more.
+    // The section repeats this key of the whole file, which is the one that counts.
     section.find("max_position_embeddings");
     let beside = Beside { base: &["rope_theta"], default_base: 10_000.0, part: PART, default_part: 1.0 };
     let rope = rope::of_section(f, Some(&section), &beside, &sizes)?;

@@ -498,7 +498,11 @@ fn windows_are_those_of_transformers() {
         let windows = want.chars().map(|c| (c == 's').then_some(8)).collect::<Vec<_>>();
         assert_eq!(layers(family, &more).0, windows, "{family} {more}");
     }
+    // Falcon 3 has a second name of its function.
+    assert!(with("llama", &json!({"activation": "swiglu"})).is_ok());
     for (family, more, setting) in [
+        ("llama", json!({"activation": "gelu"}), "activation"),
+        ("llama", json!({"mlp_activation": "gelu"}), "mlp_activation"),
         ("qwen2", json!({"layer_types": ["sliding_attention"]}), "sliding_window"),
         ("qwen2", json!({"layer_types": ["sliding_attention", "full_attention"]}), "layer_types"),
         ("qwen3", json!({"layer_types": ["linear_attention"]}), "layer_types"),

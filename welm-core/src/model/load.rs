@@ -15,7 +15,7 @@ use crate::checkpoint::open::{Opened, open};
 use crate::config::ModelConfig;
 use crate::engine::{BLOCK_BYTES, Engine, Handle, queue_bytes};
 use crate::error::{Error, Result};
-use crate::estimate::{Estimate, limits};
+use crate::estimate::Estimate;
 use crate::host;
 use crate::host::bus::{self, Unblocked};
 use crate::host::float::Usual;
@@ -58,7 +58,7 @@ fn no_cuda() -> Error {
 fn on_cpu(opened: &Opened, options: &LoadOptions) -> Result<Estimate> {
     let config = &opened.source.config;
     let mut estimate = Estimate::of_source::<Cpu>(&opened.source, options)?;
-    let queues = queue_bytes(limits::<Cpu>(config, options)?, config.vocab_size);
+    let queues = queue_bytes(Limits::of::<Cpu>(config, options)?, config.vocab_size);
     estimate.scratch_bytes += queues as u64 + opened.tokenizer.as_ref().map_or(0, Tokenizer::bytes);
     Ok(estimate)
 }
@@ -218,7 +218,7 @@ impl Model {
             // A prompt that holds such a token is refused; the others are not the poorer for it.
             tracing::warn!(tokens, rows, "the tokenizer knows tokens that the model has no row for");
         }
-        let limits = limits::<B>(&config, options)?;
+        let limits = Limits::of::<B>(&config, options)?;
         let short =
             config.ropes.iter().find_map(|rope| rope.unstretched_in_transformers(limits.rope_context));
         if let Some(short) = short {

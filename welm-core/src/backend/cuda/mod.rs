@@ -36,7 +36,6 @@ use crate::checkpoint::load::{LinearSource, MatrixSource, NormSource};
 use crate::config::part::PartKind;
 use crate::config::{Activation, LayerConfig, ModelConfig, NormKind, QkNorm, RopePairing};
 use crate::error::{Error, Result};
-use crate::estimate::limits;
 use crate::kv_cache::block_values;
 use crate::options::{CacheDtype, Dtype, LoadOptions};
 use crate::weights::computed::{Computed, Kernels};
@@ -135,7 +134,7 @@ impl Cuda {
             let reason = format!("cuda normalises each head before it is turned, not as {other:?}");
             return Err(Error::config("norm of q and k", reason));
         }
-        let most = limits::<Self>(config, options)?.max_context;
+        let most = Limits::of::<Self>(config, options)?.max_context;
         if let Some(scale) = layers().find_map(|l| l.query_scale.filter(|scale| scale.length < most)) {
             let reason = format!(
                 "cuda does not scale q in long texts: set context_tokens to at most {}",

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicUsize;
 use super::super::constraint::Constraint;
 use super::super::events::{Event, EventReceiver};
 use super::*;
+use crate::backend::Limits;
 use crate::backend::cpu::Cpu;
 use crate::checkpoint::open::{Opened, open};
-use crate::estimate::limits;
 use crate::options::{GenerateOptions, LoadOptions};
 use crate::output::Token;
 
@@ -22,7 +22,7 @@ fn engine(cache_tokens: usize) -> EngineLoop<Cpu> {
     };
     let Opened { source, tokenizer, .. } = open(Path::new("../examples/welm-nano"), true, false).unwrap();
     let config = source.config.clone();
-    let limits = limits::<Cpu>(&config, &options).unwrap();
+    let limits = Limits::of::<Cpu>(&config, &options).unwrap();
     let backend = Cpu::new(&config, &options, limits).unwrap();
     let tokenizer = tokenizer.map(Arc::new);
     let engine = Engine::load(backend, &source, &config, tokenizer, limits, &options).unwrap();

@@ -163,7 +163,8 @@ const CHANGES: &[(&str, Off)] = &[
     ("parallel_attn", Off::Absent), ("use_parallel_residual", Off::Absent), ("parallel_residual", Off::Absent),
     ("alibi", Off::Absent), ("use_alibi", Off::Absent),
     ("hidden_activation", Off::Text(&["silu", "swish"])), ("activation_function", Off::Text(&["silu", "swish"])),
-    ("activation", Off::Text(&["silu", "swish", "swiglu"])), // Falcon 3: the third ("mlp_activation", Off::Absent),
+    // The third is in Falcon 3.
+    ("activation", Off::Text(&["silu", "swish", "swiglu"])), ("mlp_activation", Off::Absent),
     ("use_rope", Off::True), ("rotary", Off::True), ("use_rotary", Off::True),
     ("use_rotary_embeddings", Off::True), ("use_rotary_position_embeddings", Off::True),
     ("no_rope_layers", Off::Absent), ("no_rope_layer_interval", Off::Absent), ("nope_layer_interval", Off::Absent),

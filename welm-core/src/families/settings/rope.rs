@@ -158,8 +158,8 @@ impl Scaled<'_> {
             beta_slow: number("beta_slow")?.unwrap_or(1.0) as f32,
             truncate: section.flag("truncate")?.unwrap_or(true),
         };
-        // Of YaRN's first code. transformers passes over both. DeepSeek-R1-0528-Qwen3-8B has one, with which YaRN's own would
-        // come to 1.
+        // Of YaRN's first code. transformers passes over both. DeepSeek-R1-0528-Qwen3-8B has an `attn_factor` of 0.878:
+        // times YaRN's own factor that would be 1.
         if let Some(other) = number("attn_factor")?.filter(|&other| other != 1.0) {
             let key = section.path("attn_factor");
             tracing::warn!(

@@ -66,12 +66,12 @@ impl ChatTemplate {
         // A token is a text, or an object with the text as `content`.
         let text =
             |value: &serde_json::Value| Some(value.get("content").unwrap_or(value).as_str()?.to_string());
-        // transformers reads the map only of folders from before 4.34, whose configuration lists no added tokens. There
-        // the map counts more.
+        // transformers reads the map where the configuration has no `added_tokens_decoder`: in old folders, and in those
+        // that transformers 5 wrote. There the map counts more.
         let listed = config.get("added_tokens_decoder").is_some();
         let files: &[&serde_json::Value] = if listed { &[&config] } else { &[&map, &config] };
         for name in SPECIAL {
-            let token = files.iter().find_map(|json| text(json.get(name)?));
+            let token = files.iter().find_map(|json| json.get(name)).and_then(text);
             special.extend(token.map(|token| (name.to_string(), token)));
         }
         // Special tokens that a model defines itself, such as `image_token`.

@@ -629,3 +629,15 @@ fn many_messages_buy_no_memory() {
     let failed = template("{{ 'x' * 6000000000 }}").render(&asked(&messages, true)).unwrap_err();
     assert!(failed.to_string().contains("budget of steps and memory"), "{failed}");
 }
+
+/// Which names a frame sets first is found before there is a budget, so it must not take long for any template.
+#[test]
+fn many_names_in_many_branches_take_no_time() {
+    let open = "{%if 0%}{%set z=1%}{%elif 0%}{%set y=1%}".repeat(140);
+    let names: String = (0..60_000).map(|i| format!("{{%set a{i}=1%}}")).collect();
+    let source = format!("{open}{names}{}", "{%endif%}".repeat(140));
+    let before = std::time::Instant::now();
+    let request = ChatRequest::new([Message::new("user", "Hi")]);
+    assert_eq!(template(&source).render(&request).unwrap(), "");
+    assert!(before.elapsed().as_secs() < 10, "{:?}", before.elapsed());
+}

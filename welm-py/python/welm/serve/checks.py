@@ -50,7 +50,7 @@ class Checks:
                 if allowed:
                     more += [
                         (b"access-control-allow-origin", allowed.encode()),
-                        (b"access-control-expose-headers", b"retry-after, x-request-id"),
+                        (b"access-control-expose-headers", b"retry-after, x-request-id, x-should-retry"),
                         (b"vary", b"Origin"),
                     ]
                 message["headers"] = [*message["headers"], *more]

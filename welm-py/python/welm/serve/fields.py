@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from welm.serve.errors import Refusal
-from welm.serve.wire import kind_of
+from welm.serve.wire import is_object, kind_of
 
 _KINDS: dict[type, str] = {
     str: "a string",
@@ -42,7 +42,7 @@ class Fields:
     def only(self, name: str, why: str, *allowed: object) -> None:
         """A field that has no effect, because there is only one way: other values than those allowed are refused."""
         value = self._left.pop(name, None)
-        if isinstance(value, dict):
+        if is_object(value):
             value = {key: one for key, one in value.items() if one is not None}
         if value is not None and not any(type(value) is type(one) and value == one for one in allowed):
             self.refuse(name, why, code="unsupported_parameter")

@@ -100,8 +100,10 @@ def _expect_echo_fits(
     each = options["n"] if type(options["n"]) is int else 1
     echoed = sum(min(size, context) for size in sizes) * each * (1 + options.get("logprobs", 0))
     if echoed > MOST_ECHOED:
-        what = "the bytes of prompts, times n, times logprobs + 1"
-        fields.refuse("echo", f"expected at most {MOST_ECHOED:,} for {what}, got {echoed:,}")
+        what = "the bytes or tokens of prompts, times n, times logprobs + 1"
+        fields.refuse(
+            "echo", f"expected at most {MOST_ECHOED:,} for {what}, got {echoed:,}; send fewer at once"
+        )
 
 
 async def _events(
@@ -152,13 +154,10 @@ class Logprobs:
         """
         offsets: list[int] = []
         for token in tokens:
-            pending = self._decoder.getstate()[0]
             begun = self._decoder.decode(token.bytes[:1])
-            # A character that stays incomplete is decoded as another one, and only now.
-            broken = (
-                pending and begun.startswith("\ufffd") and (len(begun) > 1 or self._decoder.getstate()[0])
-            )
-            offsets.append(self._offset + bool(broken))
+            # Of a character that stayed incomplete the replacement comes only now, before the token's own.
+            own = 0 if self._decoder.getstate()[0] else 1
+            offsets.append(self._offset + max(len(begun) - own, 0))
             self._offset += len(begun) + len(self._decoder.decode(token.bytes[1:]))
         return {
             "tokens": [spelling(token) for token in tokens],

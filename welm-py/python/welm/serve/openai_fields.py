@@ -67,7 +67,7 @@ def streamed(fields: Fields) -> tuple[bool, bool]:
         fields.refuse("stream_options", "only a stream has them")
     inner = type(fields)(given, "stream_options.")
     usage: bool = inner.take("include_usage", bool, default=False)
-    inner.ignore("include_obfuscation")  # which hides nothing that tokens of other lengths would not tell
+    inner.ignore("include_obfuscation")  # padding, which is not sent
     inner.end()
     return stream, usage
 

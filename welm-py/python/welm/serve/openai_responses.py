@@ -48,7 +48,11 @@ async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
     metadata, user = fields.take("metadata", dict), fields.take("user", str)
     options = sampling(fields)
     stream: bool = fields.take("stream", bool, default=False)
-    no_change = ({}, {"include_obfuscation": True}, {"include_obfuscation": False})
+    no_change: tuple[dict[str, bool], ...] = (
+        {},
+        {"include_obfuscation": True},
+        {"include_obfuscation": False},
+    )
     fields.only("stream_options", "there is nothing to choose", *no_change)
     limit = fields.take("max_output_tokens", int)
     fields.only("previous_response_id", NO_STATE)
@@ -60,7 +64,7 @@ async def answer(service: Service, job: Job, body: dict[str, Any]) -> Response:
     fields.only("max_tool_calls", NO_TOOLS)
     fields.ignore("parallel_tool_calls")
     plain, usual = {"format": {"type": "text"}}, {"verbosity": "medium"}
-    fields.only("text", NO_SCHEMA, {}, plain, usual, {**plain, **usual})
+    fields.only("text", f"{NO_SCHEMA}, nor to a length", {}, plain, usual, {**plain, **usual})
     fields.only("reasoning", NO_REASONING, {}, {"effort": "none"})
     fields.only("include", "there is nothing more to include", [])
     fields.only("truncation", "a conversation that is too long is refused, not cut", "disabled")

@@ -26,8 +26,9 @@ BODY_SECONDS = 120.0
 DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0
 """How much of a body that is refused is still read: a client that is still sending could not read the answer."""
 
-MOST_VALUES = 1 << 18
-"""Most commas and brackets of a body. They tell how many values it has, and so how long the server has to read it."""
+MOST_BRACKETS, MOST_COMMAS = 1 << 18, 1 << 20
+"""Most opening brackets and most commas of a body, also those in texts. They tell how many values it has, and so how
+long the server needs to parse it: 0.1 s at most, in which it does nothing else."""
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -38,8 +39,12 @@ async def read_json(request: Request, most: int) -> dict[str, Any]:
         body = await asyncio.wait_for(_read(request, most), BODY_SECONDS)
     except asyncio.TimeoutError:
         raise Refusal(408, f"the body did not come in {BODY_SECONDS:g} s") from None
-    if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
-        raise Refusal(413, f"body: expected at most {MOST_VALUES:,} commas and brackets, got more")
+    brackets, commas = body.count(b"[") + body.count(b"{"), body.count(b",")
+    if brackets > MOST_BRACKETS or commas > MOST_COMMAS:
+        bounds = f"{MOST_BRACKETS:,} opening brackets and {MOST_COMMAS:,} commas"
+        raise Refusal(
+            413, f"body: expected at most {bounds}, got {brackets:,} and {commas:,}; send less at once"
+        )
     try:
         text = body.decode("utf-8")
         value: object = json.loads(text, parse_constant=_no_constant, parse_float=_finite)

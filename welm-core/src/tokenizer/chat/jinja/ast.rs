@@ -55,8 +55,8 @@ pub(super) enum Target {
 /// Statements with variables of their own: a template, or what a tag such as `for` encloses.
 pub(super) struct Frame {
     pub body: Vec<Statement>,
-    /// Names that are undefined at its beginning, see [`super::frames`].
-    pub unset: Vec<Rc<str>>,
+    /// Names that are undefined at its beginning, see [`super::frames`], with the value that they have then.
+    pub unset: Vec<(Rc<str>, Value)>,
 }
 
 impl From<Vec<Statement>> for Frame {

@@ -150,7 +150,7 @@ impl Interpreter {
 
     fn unset(&self, frame: &Frame, scope: &Scope) -> Result<()> {
         self.fuel.pay(frame.unset.len())?;
-        frame.unset.iter().for_each(|name| scope.set(name, undefined_name(name)));
+        frame.unset.iter().for_each(|(name, value)| scope.set(name, value.clone()));
         Ok(())
     }
 
@@ -343,7 +343,10 @@ impl Interpreter {
             Kind::Name(name) => match scope.get(name).or_else(|| functions::global(name)) {
                 Some(value) => Ok(value),
                 None if **name == *"self" => unsupported("the variable self"),
-                None => Ok(undefined_name(name)),
+                None => {
+                    self.fuel.text(name.len())?;
+                    Ok(undefined_name(name))
+                }
             },
             Kind::Not(inner) => Ok(Value::Bool(!self.eval(inner, scope)?.truth())),
             Kind::And(sides) => {
@@ -533,7 +536,8 @@ impl Interpreter {
             match positional.next().or_else(|| take(&mut named, name)) {
                 Some(value) => scope.set(name, value),
                 None => {
-                    // Not that of the same name outside, which a default may name.
+                    // A default that names its own parameter reads nothing, also if there is such a variable outside.
+                    self.fuel.text(name.len())?;
                     scope.set(name, undefined_name(name));
                     missing.push((name, default));
                 }

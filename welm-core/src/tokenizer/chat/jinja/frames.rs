@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::ast::{Args, Expr, For, Frame, Kind, MacroDef, Statement, Target};
+use super::value::undefined_name;
 
 /// Finds the names for a template, in all of its frames.
 pub(super) fn resolve(template: &mut Frame) {
@@ -38,7 +39,24 @@ enum First {
 #[derive(Default)]
 struct Path {
     first: HashMap<Rc<str>, First>,
+    /// Names that it sets, and that no path around it had set before.
     set: HashSet<Rc<str>>,
+    /// Those of them that it sets in any case, and not in a branch of its own.
+    always: Vec<Rc<str>>,
+}
+
+impl Path {
+    /// Adds what another path uses, in a time that depends on the smaller of the two.
+    fn join(&mut self, mut other: Path) {
+        if other.first.len() > self.first.len() {
+            std::mem::swap(&mut self.first, &mut other.first);
+        }
+        if other.set.len() > self.set.len() {
+            std::mem::swap(&mut self.set, &mut other.set);
+        }
+        self.first.extend(other.first);
+        self.set.extend(other.set);
+    }
 }
 
 /// The names of a frame.
@@ -72,8 +90,8 @@ impl<'a> Names<'a> {
     }
 
     fn give(&mut self, name: &Rc<str>) {
+        self.note_set(name);
         let path = self.path();
-        path.set.insert(name.clone());
         path.first.insert(name.clone(), First::Given);
     }
 
@@ -83,8 +101,16 @@ impl<'a> Names<'a> {
         }
     }
 
+    fn note_set(&mut self, name: &Rc<str>) {
+        if !self.paths.iter().any(|path| path.set.contains(name)) {
+            let path = self.path();
+            path.set.insert(name.clone());
+            path.always.push(name.clone());
+        }
+    }
+
     fn set(&mut self, name: &Rc<str>) {
-        self.path().set.insert(name.clone());
+        self.note_set(name);
         if !self.is_own(name) {
             let first = if self.is_known_outside(name) { First::Given } else { First::Set };
             self.path().first.insert(name.clone(), first);
@@ -93,23 +119,18 @@ impl<'a> Names<'a> {
 
     /// Goes through the branches of an `if`, each by itself. What they set may be unset afterwards.
     fn branches(&mut self, branches: Vec<impl FnOnce(&mut Self)>) {
-        let mut ended = Vec::new();
+        let mut all = Path::default();
         for branch in branches {
             self.paths.push(Path::default());
             branch(self);
-            ended.extend(self.paths.pop());
+            let Some(mut path) = self.paths.pop() else { return };
+            for name in std::mem::take(&mut path.always) {
+                let first = if self.is_known_outside(&name) { First::Given } else { First::Read };
+                path.first.insert(name, first);
+            }
+            all.join(path);
         }
-        let set_before = |name: &str| self.paths.iter().any(|path| path.set.contains(name));
-        let set: Vec<Rc<str>> = ended.iter().flat_map(|path| &path.set).cloned().collect();
-        let some: Vec<Rc<str>> = set.iter().filter(|name| !set_before(name)).cloned().collect();
-        for path in ended {
-            self.path().first.extend(path.first);
-        }
-        self.path().set.extend(set);
-        for name in some {
-            let first = if self.is_known_outside(&name) { First::Given } else { First::Read };
-            self.path().first.insert(name, first);
-        }
+        self.path().join(all);
     }
 
     fn target(&mut self, target: &Target, act: fn(&mut Self, &Rc<str>)) {
@@ -198,8 +219,8 @@ impl<'a> Names<'a> {
     /// Notes in the frame what it sets first, and goes on with the frames inside.
     fn finish(self, frame: &mut Frame) {
         let first = self.paths.iter().flat_map(|path| &path.first);
-        frame.unset =
-            first.filter(|(_, first)| **first == First::Set).map(|(name, _)| name.clone()).collect();
+        let set = first.filter(|(_, first)| **first == First::Set);
+        frame.unset = set.map(|(name, _)| (name.clone(), undefined_name(name))).collect();
         self.inside(&mut frame.body);
     }
 
