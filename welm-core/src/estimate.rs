@@ -2,8 +2,10 @@
 
 use welm_cpu::int8::Grouping;
 
+#[cfg(feature = "kernels")]
+use crate::backend::LEAST_CHUNK_TOKENS;
 use crate::backend::cpu::{Cpu, Matrix};
-use crate::backend::{Backend, LEAST_CHUNK_TOKENS, Limits};
+use crate::backend::{Backend, Limits};
 use crate::batch::BLOCK_TOKENS;
 use crate::checkpoint::load::Source;
 use crate::config::ModelConfig;
