@@ -780,16 +780,14 @@ fn what_cuda_cannot_do_is_refused() {
     let without = changed(|c| c.layers[1].pre_norms = false);
     assert!(without.starts_with("config setting `norms before each half`: cuda computes"), "{without}");
     // A context that does not reach the scale is fine.
-    let scaled = |context_tokens| {
-        let options = LoadOptions { context_tokens: Some(context_tokens), ..LoadOptions::default() };
+    let scaled = |options: LoadOptions| {
         let change: Change = |c| c.layers[1].query_scale = Some(QueryScale { beta: 0.1, length: 32 });
         Model::load_as(folder.path(), &options, Some(device()), change).map(drop)
     };
-    scaled(32).unwrap();
-    let cache = LoadOptions { cache_tokens: Some(32), ..LoadOptions::default() };
-    let change: Change = |c| c.layers[1].query_scale = Some(QueryScale { beta: 0.1, length: 32 });
-    Model::load_as(folder.path(), &cache, Some(device()), change).map(drop).unwrap();
-    let long = scaled(33).unwrap_err().to_string();
+    let context = |n| LoadOptions { context_tokens: Some(n), ..LoadOptions::default() };
+    scaled(context(32)).unwrap();
+    scaled(LoadOptions { cache_tokens: Some(32), ..LoadOptions::default() }).unwrap();
+    let long = scaled(context(33)).unwrap_err().to_string();
     assert!(long.contains("`query scale`") && long.contains("context_tokens to at most 32"), "{long}");
     let heads = refuse(&welm_tests::fixture("llama_bf16"), LoadOptions::default());
     assert_eq!(heads, "config setting `head_dim`: cuda attention is written for 64, 80, 96 and 128, not 8");

@@ -28,7 +28,8 @@ DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0
 
 MOST_BRACKETS, MOST_COMMAS = 1 << 18, 1 << 20
 """Most opening brackets and most commas of a body, also those in texts. They tell how many values it has, and so how
-long the server needs to parse it: 0.1 s at most, in which it does nothing else."""
+long the server needs to parse it, in which time it does nothing else: measured were 0.05 s for as many empty arrays,
+0.07 s for as many whole numbers, and 0.35 s for as many others."""
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
