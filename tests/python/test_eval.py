@@ -74,6 +74,20 @@ def test_requests_are_computed_as_one_by_one(model: welm.Model) -> None:
     assert found > 0.7 * (after.prompt_tokens - before.prompt_tokens)
 
 
+def test_a_beginning_is_still_there_when_it_is_its_turn_however_many_wait() -> None:
+    """60 questions of 320 tokens and a cache of 4,096: many that wait would take the place of what was computed."""
+    small = welm.Model(threads=1, context_tokens=512, cache_tokens=4096)
+    source = random.Random(2)
+    questions = [[source.randrange(10, 7000) for _ in range(320)] for _ in range(60)]
+    todo = [scoring(question, [20 + answer, 30]) for question in questions for answer in range(4)]
+    answers: dict[int, Answer] = {}
+    compute(small, todo, answers.__setitem__)
+    assert len(answers) == len(todo)
+    stats = at_rest(small)
+    # Of a beginning of whole blocks the last token is computed again, and that with its block.
+    assert stats.prompt_tokens - stats.prefix_hit_tokens < 60 * (320 + 3 * 2 * BLOCK)
+
+
 def test_greedy_means_the_likeliest_token_each_time(model: welm.Model) -> None:
     prompt = model.tokenize(PROMPT)
     likeliest = [t.id for t in model.generate(prompt, max_tokens=4, temperature=0).choices[0].tokens]

@@ -5,6 +5,9 @@ their tokens, and each waits for the first one that has the same beginning as it
 each of many questions after the same examples, one request is computed alone, then one of each question, then the other
 answers. Of those that may go, the ones whose beginning was just computed come first, then the longest: the longest at
 the end would be computed alone.
+
+A beginning that nobody uses is forgotten when the cache needs room. So the requests to score that are with the engine
+have a quarter of the cache's tokens at most: a beginning is still there when those that waited for it have their turn.
 """
 
 from __future__ import annotations
@@ -87,6 +90,13 @@ def compute(model: welm.Model, requests: Sequence[Request], finish: Finish) -> N
     cancel = welm.CancelToken()
     open_: dict[Future[list[Answer]], list[int]] = {}
     depth = [0] * len(requests)
+    sizes = [_size(requests, index, parent) for index, parent in enumerate(parents)]
+    room = model.memory.cache_tokens // 4
+
+    def fits() -> bool:
+        """Whether the next request has room beside those that are with the engine. One has always."""
+        used = sum(sizes[index] for batch in open_.values() for index in batch)
+        return not open_ or used + sizes[ready[0][2]] <= room
 
     def take(done: Future[list[Answer]]) -> None:
         for index, answer in zip(open_.pop(done), done.result(), strict=True):
@@ -98,8 +108,8 @@ def compute(model: welm.Model, requests: Sequence[Request], finish: Finish) -> N
     with ThreadPoolExecutor(CALLS, "welm-eval") as pool:
         try:
             while ready or open_:
-                while ready and len(open_) < CALLS:
-                    batch = _batch(requests, ready)
+                while ready and len(open_) < CALLS and fits():
+                    batch = _batch(requests, ready, sizes, room)
                     call = pool.submit(_call, model, [requests[index] for index in batch], cancel)
                     open_[call] = batch
                 for done in wait(open_, return_when=FIRST_COMPLETED).done:
@@ -154,13 +164,25 @@ def _place(requests: Sequence[Request], index: int, depth: int) -> tuple[int, in
     return -depth, -len(_tokens(requests[index])), index
 
 
-def _batch(requests: Sequence[Request], ready: list[tuple[int, int, int]]) -> list[int]:
-    """Requests for one call: those that come next, as long as they have the same options."""
+def _size(requests: Sequence[Request], index: int, parent: int | None) -> int:
+    """Tokens of the cache that a request takes beside the beginning that it shares; 0 if it is not for scoring."""
+    if requests[index].continuation is None:
+        return 0
+    tokens = _tokens(requests[index])
+    shared = 0 if parent is None else common_blocks(_tokens(requests[parent]), tokens)
+    return len(tokens) - BLOCK * shared
+
+
+def _batch(
+    requests: Sequence[Request], ready: list[tuple[int, int, int]], sizes: Sequence[int], room: int
+) -> list[int]:
+    """Requests for one call: those that come next, as long as they have the same options and the cache has room."""
     batch = [heapq.heappop(ready)[2]]
     first = requests[batch[0]]
     while ready and len(batch) < REQUESTS_OF_CALL:
         other = requests[ready[0][2]]
-        if (other.continuation is None, other.options) != (first.continuation is None, first.options):
+        alike = (other.continuation is None, other.options) == (first.continuation is None, first.options)
+        if not alike or sum(sizes[index] for index in (*batch, ready[0][2])) > room:
             break
         batch.append(heapq.heappop(ready)[2])
     return batch
