@@ -46,7 +46,7 @@ pub struct Quantized {
     pub sum: Vec<f32>,        // (n / 8, groups, 8), scale * sum of the group's integers
     pub lo_start: Vec<i32>,   // (n / 8, groups, 8), `start` - 128 * sum of lo
     pub hi_start: Vec<i32>,   // (n / 8, groups, 8), -128 * sum of hi
-    pub halves: Vec<Halves>,  // (n / 8, tiles, 8), plain groups only
+    pub halves: Halves,
     /// Tiles of 32 columns in a row; the last is padded with zeros.
     pub tiles: usize,
     pub n: usize,
@@ -59,12 +59,12 @@ pub const fn start(wide: bool) -> i32 {
     if wide { 0 } else { BIAS.to_bits().cast_signed() }
 }
 
-/// Starts and sums of each half of a group, 16 columns: for weights whose scales are for 16 columns.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+/// Starts and sums of each half of a tile, 16 columns: for weights whose scales are for 16 columns. Plain groups only.
+#[derive(Debug, PartialEq)]
 pub struct Halves {
-    pub lo_start: [i32; 2],
-    pub hi_start: [i32; 2],
-    pub sum: [f32; 2],
+    pub lo_start: Vec<i32>, // (n / 8, tiles, 2, 8)
+    pub hi_start: Vec<i32>, // (n / 8, tiles, 2, 8)
+    pub sum: Vec<f32>,      // (n / 8, tiles, 2, 8)
 }
 
 impl Quantized {
@@ -83,7 +83,11 @@ impl Quantized {
             sum: filled(tiles, 0.0)?,
             lo_start: filled(tiles, 0)?,
             hi_start: filled(tiles, 0)?,
-            halves: filled(tiles, Halves::default())?,
+            halves: Halves {
+                lo_start: filled(2 * tiles, 0)?,
+                hi_start: filled(2 * tiles, 0)?,
+                sum: filled(2 * tiles, 0.0)?,
+            },
             tiles: 0,
             n: 0,
             form: Form { wide: false, grouping: Grouping::Plain },
@@ -92,7 +96,7 @@ impl Quantized {
 
     /// Bytes that `new` allocates.
     pub fn bytes(max_rows: usize, max_cols: usize) -> u64 {
-        (Self::tiles(max_rows, max_cols) * (2 * GROUP + 16 + size_of::<Halves>())) as u64
+        (Self::tiles(max_rows, max_cols) * (2 * GROUP + 16 + 2 * 12)) as u64
     }
 
     /// The index of tile `t` of row `r`.
@@ -100,12 +104,18 @@ impl Quantized {
         place(self.tiles, r, t)
     }
 
+    /// The index of sum and starts of the first half of the tile at `at`, see [`Quantized::tile_at`]. Those of the
+    /// other half are `BLOCK` places further.
+    pub fn halves_at(&self, at: usize) -> usize {
+        2 * at - at % BLOCK
+    }
+
     /// The index of scale, sum and starts of group `g` of row `r`.
     pub fn group_at(&self, r: usize, g: usize) -> usize {
         place(self.form.grouping.groups(self.tiles), r, g)
     }
 
-    /// Prepares for `n` rows of `cols` columns. The caller then fills each of them.
+    /// Prepares for `n` rows of `cols` columns. The caller then fills each block of them.
     pub fn rows(&mut self, n: usize, cols: usize, form: Form) -> Rows<'_> {
         (self.n, self.tiles, self.form) = (n, cols.div_ceil(GROUP), form);
         Rows {
@@ -115,7 +125,9 @@ impl Quantized {
             sum: Disjoint::new(&mut self.sum),
             lo_start: Disjoint::new(&mut self.lo_start),
             hi_start: Disjoint::new(&mut self.hi_start),
-            halves: Disjoint::new(&mut self.halves),
+            halves_lo_start: Disjoint::new(&mut self.halves.lo_start),
+            halves_hi_start: Disjoint::new(&mut self.halves.hi_start),
+            halves_sum: Disjoint::new(&mut self.halves.sum),
             tiles: self.tiles,
             form,
         }
@@ -138,125 +150,185 @@ pub struct Rows<'a> {
     sum: Disjoint<'a, f32>,
     lo_start: Disjoint<'a, i32>,
     hi_start: Disjoint<'a, i32>,
-    halves: Disjoint<'a, Halves>,
+    halves_lo_start: Disjoint<'a, i32>,
+    halves_hi_start: Disjoint<'a, i32>,
+    halves_sum: Disjoint<'a, f32>,
     tiles: usize,
     form: Form,
 }
 
 impl Rows<'_> {
-    /// Quantises `x` into row `r`, from column `first` on, which is a multiple of [`PART`]. The length of `x` is a
-    /// multiple of `PART`, or `x` ends the row.
+    /// Quantises some columns of all rows of block `block`, from column `first` on, which is a multiple of [`PART`].
+    /// `x` has these columns of each row. Their number is a multiple of `PART`, or they end the row.
     ///
     /// # Safety
-    /// No two threads fill the same part of a row.
-    pub unsafe fn fill(&self, isa: Isa, r: usize, first: usize, x: &[f32]) {
-        debug_assert!(first.is_multiple_of(PART));
+    /// No two threads fill the same columns of a block.
+    pub unsafe fn fill(&self, isa: Isa, block: usize, first: usize, x: &[&[f32]]) {
+        debug_assert!(first.is_multiple_of(PART) && (1..=BLOCK).contains(&x.len()));
         // SAFETY: the caller's promise.
-        unsafe { isa.dispatch(QuantizeRow { x, r, first: first / GROUP, to: self }) }
+        unsafe { isa.dispatch(Quantize { x, block, first: first / GROUP, to: self }) }
     }
 }
 
-struct QuantizeRow<'a> {
-    x: &'a [f32],
-    r: usize,
+struct Quantize<'a> {
+    x: &'a [&'a [f32]],
+    block: usize,
     first: usize, // tile
     to: &'a Rows<'a>,
 }
 
 /// The largest magnitude of a 16-bit activation: its high plane is then 127.
 const WIDE: f32 = 32_512.0;
-/// Tiles whose scales are computed together, in one loop of divisions that the compiler can vectorise. Whole groups.
-const AT_ONCE: usize = 16;
-/// Columns of a part: these tiles.
-pub const PART: usize = AT_ONCE * GROUP;
+/// Columns of a part: whole groups of each kind.
+pub const PART: usize = 4 * GROUP;
 /// A group whose largest magnitude is at most this is quantised to zeros. For less, `WIDE / largest` would overflow.
 const TINY: f32 = 1e-30;
 
-impl QuantizeRow<'_> {
-    /// Quantises the columns of `x` to 16 bits (`WIDE_ROWS`) or 8.
+/// Groups that are quantised at once.
+const AT_ONCE: usize = 8;
+
+/// Writes the results of `n` groups, `stride` places apart. Next to each other there is room for all eight.
+///
+/// # Safety
+/// As [`Disjoint::slice`].
+#[inline(always)]
+unsafe fn put<T: Copy>(to: &Disjoint<T>, at: usize, stride: usize, n: usize, values: &[T; AT_ONCE]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if stride == 1 {
+            to.slice(at, AT_ONCE).copy_from_slice(values);
+        } else {
+            for (i, value) in values[..n].iter().enumerate() {
+                to.slice(at + i * stride, 1)[0] = *value;
+            }
+        }
+    }
+}
+
+impl Quantize<'_> {
+    /// Quantises to 16 bits (`WIDE_ROWS`) or 8: at once one group of eight rows, or eight groups of one row. In a block
+    /// of fewer rows the last one takes the places of those that do not exist, which nobody reads.
     ///
     /// # Safety
     /// The CPU has the instructions of `S`.
     #[inline(always)]
     unsafe fn run<S: Simd, const WIDE_ROWS: bool>(&self) {
         let steps = if WIDE_ROWS { WIDE } else { 127.0 };
-        let grouping = self.to.form.grouping;
-        let per_group = grouping.tiles();
-        let mut rotated = [0.0f32; PART];
-        for (some, mut values) in self.x.chunks(PART).enumerate() {
-            let first = self.first + some * AT_ONCE;
-            if grouping == Grouping::Rotated {
-                let to = &mut rotated[..values.len()];
-                let from = values.as_chunks::<ROTATED>().0;
-                for (from, to) in from.iter().zip(to.as_chunks_mut::<ROTATED>().0) {
-                    // SAFETY: the instructions are the caller's promise.
-                    unsafe { S::rotate(from, to) };
+        let (to, x, grouping) = (self.to, self.x, self.to.form.grouping);
+        let (cols, per_group, one_row) = (x[0].len(), grouping.tiles(), x.len() == 1);
+        let groups = cols.div_ceil(per_group * GROUP);
+        let (zeros, mut buffer) = ([0.0f32; GROUP], [[[0.0f32; ROTATED]; PART / ROTATED]; AT_ONCE]);
+        for first in (0..groups).step_by(if one_row { AT_ONCE } else { 1 }) {
+            let values = |i: usize| -> &[f32] {
+                let (r, g) = if one_row { (0, first + i) } else { (i, first) };
+                let from = g.min(groups - 1) * per_group * GROUP;
+                &x[r.min(x.len() - 1)][from..cols.min(from + per_group * GROUP)]
+            };
+            let buffered = |i| grouping == Grouping::Rotated || values(i).len() < GROUP;
+            for i in 0..AT_ONCE {
+                if buffered(i) {
+                    let to = buffer[i].as_flattened_mut();
+                    if grouping == Grouping::Rotated {
+                        for (from, to) in values(i).as_chunks().0.iter().zip(to.as_chunks_mut().0) {
+                            // SAFETY: the instructions are the caller's promise.
+                            unsafe { S::rotate(from, to) };
+                        }
+                    } else {
+                        to[..values(i).len()].copy_from_slice(values(i)); // the end of a row, padded with zeros
+                    }
                 }
-                values = to;
             }
-            let (mut largest, mut inverse, mut scale) = ([0; AT_ONCE], [0.0; AT_ONCE], [0.0; AT_ONCE]);
-            let (whole, rest) = values.as_chunks::<GROUP>();
-            let mut padded = [0.0f32; GROUP];
-            padded[..rest.len()].copy_from_slice(rest);
-            let tile = |i: usize| whole.get(i).unwrap_or(&padded);
-            let n = whole.len() + usize::from(!rest.is_empty());
-            for (group, tiles) in largest.iter_mut().zip(whole.chunks(per_group)) {
-                // SAFETY: the instructions are the caller's promise.
-                *group = unsafe { S::largest_bits(tiles) };
+            let mut tiles: [&[[f32; GROUP]]; AT_ONCE] = [&[]; AT_ONCE];
+            for i in 0..AT_ONCE {
+                tiles[i] = if buffered(i) {
+                    &buffer[i].as_flattened().as_chunks().0[..values(i).len().div_ceil(GROUP)]
+                } else {
+                    values(i).as_chunks().0
+                };
             }
-            if !rest.is_empty() {
-                // SAFETY: as above. Only plain groups, of one tile each, can end within a tile.
-                largest[n - 1] = unsafe { S::largest_bits(&[padded]) };
-            }
-            for g in 0..AT_ONCE {
-                let largest = f32::from_bits(largest[g]);
+            // SAFETY: the instructions are the caller's promise.
+            let largest = unsafe { S::largest_bits(tiles) };
+            let (mut inverse, mut scale) = ([0.0; AT_ONCE], [0.0; AT_ONCE]);
+            for i in 0..AT_ONCE {
+                let largest = f32::from_bits(largest[i]);
                 let used = largest > TINY && largest < f32::INFINITY;
-                inverse[g] = if used { steps / largest } else { 0.0 };
+                inverse[i] = if used { steps / largest } else { 0.0 };
                 // A value that is not finite must not be lost: it makes the scale, and so the output, NaN.
                 let unused = if largest <= TINY { 0.0 } else { f32::NAN };
-                scale[g] = if used { largest / steps } else { unused };
+                scale[i] = if used { largest / steps } else { unused };
             }
-            for g in 0..n.div_ceil(per_group) {
-                let (mut lo_sums, mut hi_sums) = ([0; 2], [0; 2]);
-                for i in g * per_group..n.min((g + 1) * per_group) {
-                    let at = place(self.to.tiles, self.r, first + i);
-                    // SAFETY: the row is this thread's.
-                    let (lo, hi) =
-                        unsafe { (&mut self.to.lo.slice(at, 1)[0], &mut self.to.hi.slice(at, 1)[0]) };
-                    if inverse[g] == 0.0 {
-                        lo.fill(0);
-                        hi.fill(0);
-                    } else {
-                        // SAFETY: as above; every value times `inverse` is in +-32512.
-                        let sums = unsafe { S::quantize_group::<WIDE_ROWS>(tile(i), inverse[g], lo, hi) };
-                        for half in 0..2 {
-                            lo_sums[half] += sums.0[half];
-                            hi_sums[half] += sums.1[half];
+            let (mut lo_sums, mut hi_sums) = ([[0; AT_ONCE]; 2], [[0; AT_ONCE]; 2]);
+            let n = if one_row { AT_ONCE.min(groups - first) } else { AT_ONCE };
+            // The first group may be longer than the last one of a row.
+            for t in 0..tiles[0].len() {
+                let mut tile = [&zeros; AT_ONCE];
+                for i in 0..AT_ONCE {
+                    if inverse[i] != 0.0 && t < tiles[i].len() {
+                        tile[i] = &tiles[i][t];
+                    }
+                }
+                let at = |i| place(to.tiles, self.block * BLOCK, self.first + (first + i) * per_group + t);
+                let (mut lo, mut hi) = ([[0; GROUP]; AT_ONCE], [[0; GROUP]; AT_ONCE]);
+                // SAFETY: every value times `inverse` is in +-32512.
+                let sums = unsafe { S::quantize::<WIDE_ROWS>(tile, &inverse, &mut lo, &mut hi) };
+                // SAFETY: these columns of the block are this thread's.
+                unsafe {
+                    for (plane, codes) in
+                        [(&to.lo, &lo), (&to.hi, &hi)].into_iter().take(1 + usize::from(WIDE_ROWS))
+                    {
+                        if one_row {
+                            for i in (0..n).filter(|&i| t < tiles[i].len()) {
+                                plane.slice(at(i), 1)[0] = codes[i];
+                            }
+                        } else {
+                            plane.slice(at(0), BLOCK).copy_from_slice(codes);
                         }
                     }
                 }
-                let at = place(grouping.groups(self.to.tiles), self.r, first / per_group + g);
-                let (lo_sum, hi_sum) = (lo_sums[0] + lo_sums[1], hi_sums[0] + hi_sums[1]);
-                // SAFETY: the row is this thread's.
+                for (half, i) in (0..2).flat_map(|half| (0..AT_ONCE).map(move |i| (half, i))) {
+                    lo_sums[half][i] += sums.0[half][i];
+                    hi_sums[half][i] += sums.1[half][i];
+                }
+            }
+            let start_of = |lo: i32, hi: i32| (start(WIDE_ROWS) - 128 * lo, -128 * hi);
+            let (mut sum, mut lo_start, mut hi_start) = ([0.0; AT_ONCE], [0; AT_ONCE], [0; AT_ONCE]);
+            for i in 0..AT_ONCE {
+                let (lo, hi) = (lo_sums[0][i] + lo_sums[1][i], hi_sums[0][i] + hi_sums[1][i]);
+                sum[i] = scale[i] * (256 * hi + lo) as f32;
+                (lo_start[i], hi_start[i]) = start_of(lo, hi);
+            }
+            let at = place(grouping.groups(to.tiles), self.block * BLOCK, self.first / per_group + first);
+            let stride = if one_row { BLOCK } else { 1 };
+            // SAFETY: these columns of the block are this thread's.
+            unsafe {
+                put(&to.scale, at, stride, n, &scale);
+                put(&to.sum, at, stride, n, &sum);
+                put(&to.lo_start, at, stride, n, &lo_start);
+                put(&to.hi_start, at, stride, n, &hi_start);
+            }
+            if grouping == Grouping::Rotated {
+                continue;
+            }
+            let stride = if one_row { 2 * BLOCK } else { 1 };
+            for half in 0..2 {
+                for i in 0..AT_ONCE {
+                    let (lo, hi) = (lo_sums[half][i], hi_sums[half][i]);
+                    sum[i] = scale[i] * (256 * hi + lo) as f32;
+                    (lo_start[i], hi_start[i]) = start_of(lo, hi);
+                }
+                let at = 2 * at + half * BLOCK;
+                // SAFETY: as above.
                 unsafe {
-                    self.to.scale.slice(at, 1)[0] = scale[g];
-                    self.to.sum.slice(at, 1)[0] = scale[g] * (256 * hi_sum + lo_sum) as f32;
-                    self.to.lo_start.slice(at, 1)[0] = start(WIDE_ROWS) - 128 * lo_sum;
-                    self.to.hi_start.slice(at, 1)[0] = -128 * hi_sum;
-                    if grouping == Grouping::Plain {
-                        self.to.halves.slice(at, 1)[0] = Halves {
-                            lo_start: lo_sums.map(|sum| start(WIDE_ROWS) - 128 * sum),
-                            hi_start: hi_sums.map(|sum| -128 * sum),
-                            sum: [0, 1].map(|i| scale[g] * (256 * hi_sums[i] + lo_sums[i]) as f32),
-                        };
-                    }
+                    put(&to.halves_sum, at, stride, n, &sum);
+                    put(&to.halves_lo_start, at, stride, n, &lo_start);
+                    put(&to.halves_hi_start, at, stride, n, &hi_start);
                 }
             }
         }
     }
 }
 
-impl Kernel for QuantizeRow<'_> {
+impl Kernel for Quantize<'_> {
     type Out = ();
     const DOTS: bool = false;
     #[inline(always)]
@@ -264,9 +336,9 @@ impl Kernel for QuantizeRow<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             if self.to.form.wide {
-                QuantizeRow::run::<S, true>(&self);
+                Quantize::run::<S, true>(&self);
             } else {
-                QuantizeRow::run::<S, false>(&self);
+                Quantize::run::<S, false>(&self);
             }
         }
     }

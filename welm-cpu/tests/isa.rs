@@ -1,7 +1,7 @@
 //! Compares every instruction set with the scalar reference.
 
 use half::{bf16, f16};
-use welm_cpu::isa::{BIAS, Isa, Kernel, LANES, ROTATED, Simd};
+use welm_cpu::isa::{BIAS, GROUP, Isa, Kernel, LANES, ROTATED, Simd};
 
 struct Everything<'a> {
     f: &'a [f32],
@@ -88,7 +88,25 @@ impl Kernel for Everything<'_> {
             let mut rotated = [0.0; ROTATED];
             S::rotate(self.f.try_into().unwrap(), &mut rotated);
             bits.extend(rotated.map(f32::to_bits));
-            bits.push(S::largest_bits(rotated.as_chunks().0));
+            let groups: [[[f32; GROUP]; 2]; 8] = std::array::from_fn(|r| {
+                let value = |i: usize| self.f[(i + 5 * r) % 64] * (0.2 + (r * 3 % 8) as f32);
+                std::array::from_fn(|tile| std::array::from_fn(|k| value(GROUP * tile + k)))
+            });
+            let largest = S::largest_bits(groups.each_ref().map(<[_; 2]>::as_slice));
+            bits.extend(largest);
+            let tiles = groups.each_ref().map(|group| &group[1]);
+            for wide in [false, true] {
+                let steps = if wide { 32_512.0 } else { 127.0 };
+                let inverse = largest.map(|largest| steps / f32::from_bits(largest));
+                let (mut lo, mut hi) = ([[0; GROUP]; 8], [[0; GROUP]; 8]);
+                let sums = match wide {
+                    true => S::quantize::<true>(tiles, &inverse, &mut lo, &mut hi),
+                    false => S::quantize::<false>(tiles, &inverse, &mut lo, &mut hi),
+                };
+                let bytes = lo.iter().chain(&hi).flatten();
+                bits.extend(bytes.map(|&q| i32::from(q).cast_unsigned()));
+                bits.extend([sums.0, sums.1].iter().flatten().flatten().map(|s| s.cast_unsigned()));
+            }
         }
         bits
     }

@@ -28,7 +28,7 @@ use crate::codes::{Coding, Places, UNIT, Values};
 use crate::i8dot::LINE;
 use crate::isa::{BIAS, GROUP, Isa, Kernel, LANES, Simd};
 use crate::outputs::Outputs;
-use crate::quantize::{Quantized, start};
+use crate::quantize::{BLOCK, Quantized, start};
 use crate::tiles::INT8_TILE;
 
 pub use unpack::Unit;
@@ -178,6 +178,7 @@ impl<'a> CodedRows<'a> {
         half: usize,
     ) -> [[S::I; R]; T] {
         let x = self.x;
+        let half_at = x.halves_at(at) + half * BLOCK;
         // SAFETY: the caller's promise.
         unsafe {
             let plain = plain(self.coding.values);
@@ -185,7 +186,7 @@ impl<'a> CodedRows<'a> {
             for i in 0..R {
                 if !plain {
                     starts[i] = S::splat_i32(match HALVES {
-                        true => x.halves.get_unchecked(at + i).lo_start[half],
+                        true => *x.halves.lo_start.get_unchecked(half_at + i),
                         false => *x.lo_start.get_unchecked(at + i),
                     });
                 }
@@ -195,7 +196,7 @@ impl<'a> CodedRows<'a> {
                 for i in 0..R {
                     if !plain {
                         starts[i] = S::splat_i32(match HALVES {
-                            true => x.halves.get_unchecked(at + i).hi_start[half],
+                            true => *x.halves.hi_start.get_unchecked(half_at + i),
                             false => *x.hi_start.get_unchecked(at + i),
                         });
                     }
@@ -311,7 +312,7 @@ impl<'a> CodedRows<'a> {
                     }
                     for i in 0..R {
                         let sum = S::splat(match HALVES {
-                            true => x.halves.get_unchecked(at + i).sum[half],
+                            true => *x.halves.sum.get_unchecked(x.halves_at(at) + half * BLOCK + i),
                             false => *x.sum.get_unchecked(at + i),
                         });
                         for t in 0..T {

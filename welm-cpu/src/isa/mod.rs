@@ -173,30 +173,32 @@ pub trait Simd: Copy + 'static {
             }
         }
     }
-    /// The largest magnitude in some tiles, as the bits of an f32. If a value is infinite or NaN, the result is at
-    /// least the bits of infinity.
+    /// The largest magnitude in each of eight groups of tiles, as the bits of an f32. If a value is infinite or NaN, the
+    /// result is at least the bits of infinity.
     #[inline(always)]
-    unsafe fn largest_bits(tiles: &[[f32; GROUP]]) -> u32 {
-        tiles.iter().flatten().fold(0, |largest, x| largest.max(x.abs().to_bits()))
+    unsafe fn largest_bits(groups: [&[[f32; GROUP]]; 8]) -> [u32; 8] {
+        groups.map(|tiles| tiles.iter().flatten().fold(0, |largest, x| largest.max(x.abs().to_bits())))
     }
-    /// Quantises a group: `q = round_ties_even(x * inverse)`, as `256 * hi + lo` with `WIDE`, else as `lo` alone.
-    /// Returns the sums of the first and last 16 values of `lo` and of `hi`. Each product `x * inverse` is in +-32512
-    /// with `WIDE`, else in +-127.
+    /// Quantises eight tiles: `q = round_ties_even(x * inverse)`, as `256 * hi + lo` with `WIDE`, else as `lo` alone.
+    /// Returns the sums of the first and last 16 values of each tile of `lo` and of `hi`, `(2, 8)` each. Each product
+    /// `x * inverse` is in +-32512 with `WIDE`, else in +-127.
     #[inline(always)]
-    unsafe fn quantize_group<const WIDE: bool>(
-        group: &[f32; GROUP],
-        inverse: f32,
-        lo: &mut [i8; GROUP],
-        hi: &mut [i8; GROUP],
-    ) -> ([i32; 2], [i32; 2]) {
-        let (mut lo_sums, mut hi_sums) = ([0; 2], [0; 2]);
-        for k in 0..GROUP {
-            let q = (group[k] * inverse).round_ties_even() as i32;
-            lo[k] = q as i8; // wraps on purpose: the low byte, signed
-            lo_sums[k / 16] += i32::from(lo[k]);
-            if WIDE {
-                hi[k] = ((q - i32::from(lo[k])) >> 8) as i8;
-                hi_sums[k / 16] += i32::from(hi[k]);
+    unsafe fn quantize<const WIDE: bool>(
+        tiles: [&[f32; GROUP]; 8],
+        inverse: &[f32; 8],
+        lo: &mut [[i8; GROUP]; 8],
+        hi: &mut [[i8; GROUP]; 8],
+    ) -> ([[i32; 8]; 2], [[i32; 8]; 2]) {
+        let (mut lo_sums, mut hi_sums) = ([[0; 8]; 2], [[0; 8]; 2]);
+        for r in 0..8 {
+            for k in 0..GROUP {
+                let q = (tiles[r][k] * inverse[r]).round_ties_even() as i32;
+                lo[r][k] = q as i8; // wraps on purpose: the low byte, signed
+                lo_sums[k / 16][r] += i32::from(lo[r][k]);
+                if WIDE {
+                    hi[r][k] = ((q - i32::from(lo[r][k])) >> 8) as i8;
+                    hi_sums[k / 16][r] += i32::from(hi[r][k]);
+                }
             }
         }
         (lo_sums, hi_sums)

@@ -102,9 +102,7 @@ pub(crate) struct Cpu {
     /// The id of the buffer whose rows `quantized` holds, and their form. Each write to that buffer sets this to
     /// `None`.
     quantized_from: Option<(usize, Form)>,
-    /// In which form the matrices that follow a norm take its output; `None` if they take it as f32.
-    normed: Option<Form>,
-    /// The same for the matrices that follow an activation function.
+    /// In which form the matrices that follow an activation function take its output; `None` if they take it as f32.
     activated: Option<Form>,
     n_buffers: usize,
     angles: Vec<Angles>, // one for each entry of `ModelConfig::ropes`
@@ -277,7 +275,6 @@ impl Cpu {
             quantized: quantize::room(limits.max_rows.max(limits.max_logit_rows), Self::max_cols(config))?,
             room: Room::new(threads, Self::max_cols(config))?,
             quantized_from: None,
-            normed: None,
             activated: None,
             n_buffers: 0,
             angles: config.ropes.iter().map(|rope| Angles::of(rope, limits)).collect(),
@@ -333,14 +330,10 @@ impl Backend for Cpu {
         let computed = source.computed(self.dtype, &Self::KERNELS)?;
         let (kind, cols) = (source.kind, source.cols);
         let (matrix, bias) = Matrix::load(source, computed, self.copy_weights, self.pool.threads())?;
-        // The width tells which matrices follow a norm or an activation function. If two of the same width take
-        // different forms, the one loaded last decides; `matmul` quantises again for the other.
-        let form = matrix.grouping().map(|grouping| Form { wide: self.wide, grouping });
-        if kind != PartKind::Table && cols == self.config.dim {
-            self.normed = form;
-        }
+        // The width tells which matrices follow an activation function. If two of them take different forms, the one
+        // loaded last decides; `matmul` quantises again for the other.
         if kind != PartKind::Table && cols == self.config.hidden_dim {
-            self.activated = form;
+            self.activated = matrix.grouping().map(|grouping| Form { wide: self.wide, grouping });
         }
         Ok(Linear { matrix, cols, bias })
     }
@@ -395,20 +388,13 @@ impl Backend for Cpu {
     }
 
     fn norm(&mut self, out: &mut Buffer, x: &Buffer, norm: &Norm) -> Result<()> {
+        self.overwrites(out);
         out.rows = x.rows;
         let (isa, cols, n) = (self.isa, x.cols, x.rows);
-        self.quantized_from = self.normed.map(|form| (out.id, form));
-        let quantized = self.normed.map(|form| self.quantized.rows(n, cols, form));
         let out = Disjoint::new(out.used_mut());
         self.pool.run_if_worth(n, n * cols, |r| {
             // SAFETY: each task has its own row.
-            unsafe {
-                let out = out.slice(r * cols, cols);
-                norm_row(isa, x.row(r), view(norm), out);
-                if let Some(rows) = &quantized {
-                    rows.fill(isa, r, 0, out);
-                }
-            }
+            norm_row(isa, x.row(r), view(norm), unsafe { out.slice(r * cols, cols) });
         });
         Ok(())
     }

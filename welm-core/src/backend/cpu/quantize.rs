@@ -1,7 +1,7 @@
 //! Rows of activations quantised by all threads, before a product.
 
 use welm_cpu::isa::Isa;
-use welm_cpu::quantize::{Form, Quantized};
+use welm_cpu::quantize::{BLOCK, Form, PART, Quantized};
 
 use super::pool::Pool;
 use crate::error::{Error, Result};
@@ -14,14 +14,32 @@ pub(super) fn room(max_rows: usize, max_cols: usize) -> Result<Quantized> {
     Quantized::new(max_rows, max_cols).map_err(|e| Error::allocation(what, bytes, e))
 }
 
+/// Values of one task, about.
+const SHARE: usize = 2_048;
+
 /// Quantises the rows of `x`, `(n, cols)`, into `to`.
 pub(super) fn fill(to: &mut Quantized, pool: &mut Pool, isa: Isa, x: &[f32], cols: usize, form: Form) {
     let n = x.len() / cols;
     let rows = to.rows(n, cols, form);
-    pool.run_if_worth(n, x.len(), |r| {
-        // SAFETY: each task has its own row.
-        unsafe { rows.fill(isa, r, 0, &x[r * cols..(r + 1) * cols]) }
+    let share = columns(n, cols, SHARE);
+    let shares = cols.div_ceil(share);
+    pool.run_if_worth(n.div_ceil(BLOCK) * shares, x.len(), |task| {
+        let (block, first) = (task / shares, task % shares * share);
+        let some = &x[block * BLOCK * cols..x.len().min((block + 1) * BLOCK * cols)];
+        let mut of_rows = [&[][..]; BLOCK];
+        for (of, row) in of_rows.iter_mut().zip(some.chunks(cols)) {
+            *of = &row[first..cols.min(first + share)];
+        }
+        // SAFETY: each task has its own columns of a block.
+        unsafe { rows.fill(isa, block, first, &of_rows[..some.len() / cols]) }
     });
+}
+
+/// Columns of a task that takes those of all rows of a block: about `values` values, if there are `n` rows of `cols`
+/// columns. Tasks of this kind write no cache line together.
+pub(super) fn columns(n: usize, cols: usize, values: usize) -> usize {
+    let tasks = (cols * n.min(BLOCK)).div_ceil(values);
+    cols.div_ceil(tasks).next_multiple_of(PART)
 }
 
 #[cfg(test)]
@@ -82,12 +100,10 @@ mod tests {
                         let lo = values.iter().map(|&q| i32::from(q)).sum::<i32>();
                         let hi = want.hi[at].chunks(16).nth(half).unwrap();
                         let hi = if form.wide { hi.iter().map(|&q| i32::from(q)).sum::<i32>() } else { 0 };
-                        let of = want.halves[at];
-                        assert_eq!(
-                            (of.lo_start[half], of.hi_start[half]),
-                            (start(form.wide) - 128 * lo, -128 * hi)
-                        );
-                        assert_eq!(of.sum[half], want.scale[at] * (256 * hi + lo) as f32);
+                        let (of, half_at) = (&want.halves, want.halves_at(at) + half * BLOCK);
+                        let starts = (of.lo_start[half_at], of.hi_start[half_at]);
+                        assert_eq!(starts, (start(form.wide) - 128 * lo, -128 * hi));
+                        assert_eq!(of.sum[half_at], want.scale[at] * (256 * hi + lo) as f32);
                     }
                 }
             }

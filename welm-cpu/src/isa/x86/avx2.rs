@@ -11,22 +11,6 @@ use half::{bf16, f16};
 #[derive(Clone, Copy)]
 pub(super) struct Avx2<D>(PhantomData<D>);
 
-/// The sums of the first and of the last 16 i8. Computed as sums of u8 with an offset of 128, which is subtracted.
-///
-/// # Safety
-/// The CPU has AVX2.
-#[inline(always)]
-pub(super) unsafe fn sums_i8(v: __m256i) -> [i32; 2] {
-    // SAFETY: AVX2, by the caller's promise.
-    unsafe {
-        let unsigned = _mm256_xor_si256(v, _mm256_set1_epi8(i8::MIN));
-        let sums = _mm256_sad_epu8(unsigned, _mm256_setzero_si256());
-        let sums = _mm256_add_epi32(sums, _mm256_unpackhi_epi64(sums, sums));
-        let (first, last) = (_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
-        [_mm_cvtsi128_si32(first) - 16 * 128, _mm_cvtsi128_si32(last) - 16 * 128]
-    }
-}
-
 /// Sum of eight lanes, in the order of [`Simd::sum`].
 #[inline(always)]
 pub(super) unsafe fn sum8(v: __m256) -> f32 {

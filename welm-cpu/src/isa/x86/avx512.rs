@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::{sum8, sums_i8};
+use super::avx2::sum8;
 use crate::isa::{GROUP, LANES, ROTATED, Simd};
 use half::{bf16, f16};
 
@@ -28,6 +28,64 @@ unsafe fn butterfly(x: __m512, partner: __m512, upper: u16) -> __m512 {
     unsafe {
         let sign = _mm512_mask_mov_ps(_mm512_set1_ps(1.0), upper, _mm512_set1_ps(-1.0)); // a constant
         _mm512_fmadd_ps(x, sign, partner)
+    }
+}
+
+/// The largest lane of each of eight registers of integers.
+#[inline(always)]
+unsafe fn largest_of_eight(v: [__m512i; 8]) -> __m256i {
+    // SAFETY: AVX-512F, by the contract of `Simd`.
+    unsafe {
+        let mut w = [_mm512_setzero_si512(); 4]; // eight lanes of each of two registers
+        for i in 0..4 {
+            let (a, b) = (v[2 * i], v[2 * i + 1]);
+            let low = _mm512_shuffle_i32x4::<0b01_00_01_00>(a, b);
+            w[i] = _mm512_max_epi32(low, _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b));
+        }
+        let mut y = [_mm512_setzero_si512(); 2]; // four lanes of each of four
+        for i in 0..2 {
+            let (a, b) = (w[2 * i], w[2 * i + 1]);
+            let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+            y[i] = _mm512_max_epi32(even, _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b));
+        }
+        // Two lanes of each of eight: a quarter has two of register i, then two of register 4 + i.
+        let z = _mm512_max_epi32(_mm512_unpacklo_epi64(y[0], y[1]), _mm512_unpackhi_epi64(y[0], y[1]));
+        let z = _mm512_max_epi32(z, _mm512_shuffle_epi32::<0b10_11_00_01>(z));
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+        _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, z))
+    }
+}
+
+/// The integers of four registers as bytes, saturated, in order.
+#[inline(always)]
+unsafe fn bytes(q: [__m512i; 4]) -> __m512i {
+    // SAFETY: AVX-512BW, by the contract of `Simd`.
+    unsafe {
+        let (a, b) = (_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b))
+    }
+}
+
+/// The sums of the first and the last 16 bytes of eight tiles, `(2, 8)`. A register has two tiles.
+#[inline(always)]
+unsafe fn sums_of_tiles(pairs: [__m512i; 4]) -> [[i32; 8]; 2] {
+    // SAFETY: AVX-512BW, by the contract of `Simd`.
+    unsafe {
+        let mut s = [_mm512_setzero_si512(); 4];
+        for i in 0..4 {
+            let unsigned = _mm512_xor_si512(pairs[i], _mm512_set1_epi8(i8::MIN));
+            s[i] = _mm512_sad_epu8(unsigned, _mm512_setzero_si512()); // of eight bytes each, in 64 bits
+        }
+        let a = _mm512_or_si512(s[0], _mm512_slli_epi64::<32>(s[1]));
+        let b = _mm512_or_si512(s[2], _mm512_slli_epi64::<32>(s[3]));
+        let sums = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+        let sums = _mm512_sub_epi32(sums, _mm512_set1_epi32(16 * 128));
+        // A quarter has one half of the tiles 0, 2, 4, 6, then the quarter after next those of 1, 3, 5, 7.
+        let order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+        let mut both = [[0i32; 8]; 2];
+        _mm512_storeu_si512(both.as_mut_ptr().cast(), _mm512_permutexvar_epi32(order, sums));
+        both
     }
 }
 
@@ -320,44 +378,55 @@ impl Simd for Avx512Vnni {
         }
     }
     #[inline(always)]
-    unsafe fn largest_bits(tiles: &[[f32; GROUP]]) -> u32 {
+    unsafe fn largest_bits(groups: [&[[f32; GROUP]]; 8]) -> [u32; 8] {
         // SAFETY: AVX-512F by the contract.
         unsafe {
             let magnitude = _mm512_set1_epi32(i32::MAX);
-            let mut largest = _mm512_setzero_si512();
-            for tile in tiles {
-                let a = _mm512_and_si512(_mm512_loadu_si512(tile.as_ptr().cast()), magnitude);
-                let b = _mm512_and_si512(_mm512_loadu_si512(tile.as_ptr().add(LANES).cast()), magnitude);
-                largest = _mm512_max_epi32(largest, _mm512_max_epi32(a, b));
+            let mut v = [_mm512_setzero_si512(); 8];
+            for i in 0..8 {
+                for tile in groups[i] {
+                    let a = _mm512_and_si512(_mm512_loadu_si512(tile.as_ptr().cast()), magnitude);
+                    let b = _mm512_and_si512(_mm512_loadu_si512(tile.as_ptr().add(LANES).cast()), magnitude);
+                    v[i] = _mm512_max_epi32(v[i], _mm512_max_epi32(a, b));
+                }
             }
-            _mm512_reduce_max_epi32(largest) as u32
+            let mut largest = [0; 8];
+            _mm256_storeu_si256(largest.as_mut_ptr().cast(), largest_of_eight(v));
+            largest
         }
     }
     #[inline(always)]
-    unsafe fn quantize_group<const WIDE: bool>(
-        group: &[f32; GROUP],
-        inverse: f32,
-        lo: &mut [i8; GROUP],
-        hi: &mut [i8; GROUP],
-    ) -> ([i32; 2], [i32; 2]) {
-        // SAFETY: AVX-512F by the contract; 32 values each.
+    unsafe fn quantize<const WIDE: bool>(
+        tiles: [&[f32; GROUP]; 8],
+        inverse: &[f32; 8],
+        lo: &mut [[i8; GROUP]; 8],
+        hi: &mut [[i8; GROUP]; 8],
+    ) -> ([[i32; 8]; 2], [[i32; 8]; 2]) {
+        // SAFETY: AVX-512F and AVX-512BW by the contract; two tiles are 64 bytes.
         unsafe {
-            let inverse = _mm512_set1_ps(inverse);
-            let a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(group.as_ptr()), inverse));
-            let b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(group.as_ptr().add(LANES)), inverse));
-            let low = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
-            _mm256_storeu_si256(lo.as_mut_ptr().cast(), low);
-            let mut hi_sums = [0; 2];
-            if WIDE {
-                // The low byte is signed, so the high plane is (q - lo) / 256, which is (q + 128) >> 8.
-                let half = _mm512_set1_epi32(128);
-                let a = _mm512_srai_epi32::<8>(_mm512_add_epi32(a, half));
-                let b = _mm512_srai_epi32::<8>(_mm512_add_epi32(b, half));
-                let high = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
-                _mm256_storeu_si256(hi.as_mut_ptr().cast(), high);
-                hi_sums = sums_i8(high);
+            // A register has the low bytes of two tiles, or their high bytes.
+            let (mut low, mut high) = ([_mm512_setzero_si512(); 4], [_mm512_setzero_si512(); 4]);
+            for pair in 0..4 {
+                let mut q = [_mm512_setzero_si512(); 4];
+                for i in 0..4 {
+                    let r = 2 * pair + i / 2;
+                    let x = _mm512_loadu_ps(tiles[r].as_ptr().add(i % 2 * LANES));
+                    q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse[r])));
+                }
+                if WIDE {
+                    // The low byte is signed, so the high plane is (q - lo) / 256, which is (q + 128) >> 8.
+                    let mut h = [_mm512_setzero_si512(); 4];
+                    for i in 0..4 {
+                        h[i] = _mm512_srai_epi32::<8>(_mm512_add_epi32(q[i], _mm512_set1_epi32(128)));
+                        q[i] = _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(q[i]));
+                    }
+                    high[pair] = bytes(h);
+                    _mm512_storeu_si512(hi[2 * pair..].as_mut_ptr().cast(), high[pair]);
+                }
+                low[pair] = bytes(q);
+                _mm512_storeu_si512(lo[2 * pair..].as_mut_ptr().cast(), low[pair]);
             }
-            (sums_i8(low), hi_sums)
+            (sums_of_tiles(low), if WIDE { sums_of_tiles(high) } else { [[0; 8]; 2] })
         }
     }
 }
