@@ -173,8 +173,8 @@ pub trait Simd: Copy + 'static {
             }
         }
     }
-    /// The largest magnitude in each of eight groups of tiles, as the bits of an f32. If a value is infinite or NaN, the
-    /// result is at least the bits of infinity.
+    /// The largest magnitude in each of eight groups of tiles, as the bits of an f32. If a value is infinite or NaN,
+    /// the result is at least the bits of infinity.
     #[inline(always)]
     unsafe fn largest_bits(groups: [&[[f32; GROUP]]; 8]) -> [u32; 8] {
         groups.map(|tiles| tiles.iter().flatten().fold(0, |largest, x| largest.max(x.abs().to_bits())))
