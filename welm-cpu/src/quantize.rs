@@ -165,6 +165,7 @@ impl Rows<'_> {
     /// No two threads fill the same columns of a block.
     pub unsafe fn fill(&self, isa: Isa, block: usize, first: usize, x: &[&[f32]]) {
         debug_assert!(first.is_multiple_of(PART) && (1..=BLOCK).contains(&x.len()));
+        debug_assert!(x.iter().all(|row| row.len() == x[0].len()));
         // SAFETY: the caller's promise.
         unsafe { isa.dispatch(Quantize { x, block, first: first / GROUP, to: self }) }
     }
@@ -187,7 +188,8 @@ const TINY: f32 = 1e-30;
 /// Groups that are quantised at once.
 const AT_ONCE: usize = 8;
 
-/// Writes the results of `n` groups, `stride` places apart. Next to each other there is room for all eight.
+/// Writes the results of `n` groups, `stride` places apart. With a stride of 1 all eight are written: a block has room
+/// for eight rows, whether they exist or not.
 ///
 /// # Safety
 /// As [`Disjoint::slice`].
@@ -207,7 +209,8 @@ unsafe fn put<T: Copy>(to: &Disjoint<T>, at: usize, stride: usize, n: usize, val
 
 impl Quantize<'_> {
     /// Quantises to 16 bits (`WIDE_ROWS`) or 8: at once one group of eight rows, or eight groups of one row. In a block
-    /// of fewer rows the last one takes the places of those that do not exist, which nobody reads.
+    /// of two to seven rows the last one takes the places of those that do not exist. Products may compute with them,
+    /// but do not store the results.
     ///
     /// # Safety
     /// The CPU has the instructions of `S`.

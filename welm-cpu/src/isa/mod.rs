@@ -179,7 +179,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn largest_bits(groups: [&[[f32; GROUP]]; 8]) -> [u32; 8] {
         groups.map(|tiles| tiles.iter().flatten().fold(0, |largest, x| largest.max(x.abs().to_bits())))
     }
-    /// Quantises eight tiles: `q = round_ties_even(x * inverse)`, as `256 * hi + lo` with `WIDE`, else as `lo` alone.
+    /// Quantises eight tiles: `q = round_ties_even(x * inverse)`, as `256 * hi + lo` with `WIDE`, else as `lo` alone;
+    /// `hi` is then left as it is, and its sums are 0.
     /// Returns the sums of the first and last 16 values of each tile of `lo` and of `hi`, `(2, 8)` each. Each product
     /// `x * inverse` is in +-32512 with `WIDE`, else in +-127.
     #[inline(always)]

@@ -32,6 +32,9 @@ pub(crate) fn activate(
         Activation::SwiGlu => Formula::SwiGlu,
         Activation::GeGlu => Formula::GeGlu,
     };
+    if out.is_empty() {
+        return;
+    }
     let rows = out.len() / cols;
     // Where a row is cut changes no value.
     let share = columns(rows, cols, SHARE);
@@ -43,8 +46,7 @@ pub(crate) fn activate(
     pool.run_if_worth(rows.div_ceil(BLOCK) * shares, work, |task| {
         let (block, first) = (task / shares, task % shares * share);
         let of_block = block * BLOCK..rows.min((block + 1) * BLOCK);
-        for at in (first..cols.min(first + share)).step_by(RUN) {
-            let n = RUN.min(cols - at);
+        for (at, n) in runs(first, cols.min(first + share)) {
             let mut outputs = [&[][..]; BLOCK];
             for (output, r) in outputs.iter_mut().zip(of_block.clone()) {
                 let up = &up[r * width..(r + 1) * width];
@@ -62,6 +64,11 @@ pub(crate) fn activate(
             }
         }
     });
+}
+
+/// The runs of a task that has the columns from `first` to `end`: where each starts, and its length.
+fn runs(first: usize, end: usize) -> impl Iterator<Item = (usize, usize)> {
+    (first..end).step_by(RUN).map(move |at| (at, RUN.min(end - at)))
 }
 
 #[cfg(test)]
@@ -147,6 +154,21 @@ mod tests {
             assert!(y[0] == 200.0 && y[1] == 0.0 && y[2].is_nan(), "{y:?}");
             let y = run(isa, 1, &[100.0, -100.0, f32::NAN, 2.0, 3.0, 1.0], 3, Activation::GeGlu);
             assert!(y[0] == 200.0 && y[1] == 0.0 && y[2].is_nan(), "{y:?}");
+        }
+    }
+
+    #[test]
+    fn each_column_has_one_task() {
+        for (rows, cols) in
+            [(1, 8_960), (3, 8_960), (8, 1_536), (6, 4_864), (1, 11_008), (5, 14_337), (8, 31)]
+        {
+            let share = columns(rows, cols, SHARE);
+            let tasks = (0..cols).step_by(share).map(|first| runs(first, cols.min(first + share)));
+            let end = tasks.flatten().fold(0, |end, (at, n)| {
+                assert!(at == end && n > 0 && at.is_multiple_of(PART), "{rows} {cols} {at}");
+                at + n
+            });
+            assert_eq!(end, cols);
         }
     }
 

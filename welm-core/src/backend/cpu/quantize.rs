@@ -36,9 +36,9 @@ pub(super) fn fill(to: &mut Quantized, pool: &mut Pool, isa: Isa, x: &[f32], col
 }
 
 /// Columns of a task that takes those of all rows of a block: about `values` values, if there are `n` rows of `cols`
-/// columns. Tasks of this kind write no cache line together.
+/// columns. Tasks of this kind write hardly a cache line together.
 pub(super) fn columns(n: usize, cols: usize, values: usize) -> usize {
-    let tasks = (cols * n.min(BLOCK)).div_ceil(values);
+    let tasks = (cols * n.min(BLOCK)).div_ceil(values).max(1);
     cols.div_ceil(tasks).next_multiple_of(PART)
 }
 
@@ -57,7 +57,20 @@ mod tests {
     #[test]
     fn values_are_within_half_a_step_and_sums_are_theirs() {
         let mut pool = Pool::new(2).unwrap();
-        let shapes = [(1, 1), (3, 32), (11, 100), (1, 31), (2, 545), (9, 64), (2, 192), (3, 640), (1, 1_088)];
+        let shapes = [
+            (1, 1),
+            (3, 32),
+            (11, 100),
+            (1, 31),
+            (2, 545),
+            (9, 64),
+            (2, 192),
+            (3, 640),
+            (1, 1_088),
+            (9, 2_112),
+            (1, 545),
+            (9, 300),
+        ];
         for ((n, cols), form) in shapes.into_iter().flat_map(|shape| forms().map(move |form| (shape, form))) {
             if form.grouping != Grouping::of_cols(cols) && form.grouping == Grouping::Rotated {
                 continue; // rows that cannot be rotated

@@ -93,10 +93,9 @@ def compute(model: welm.Model, requests: Sequence[Request], finish: Finish) -> N
     sizes = [_size(requests, index, parent) for index, parent in enumerate(parents)]
     room = model.memory.cache_tokens // 4
 
-    def fits() -> bool:
-        """Whether the next request has room beside those that are with the engine. One has always."""
-        used = sum(sizes[index] for batch in open_.values() for index in batch)
-        return not open_ or used + sizes[ready[0][2]] <= room
+    def free() -> int:
+        """Tokens that are left of the room."""
+        return room - sum(sizes[index] for batch in open_.values() for index in batch)
 
     def take(done: Future[list[Answer]]) -> None:
         for index, answer in zip(open_.pop(done), done.result(), strict=True):
@@ -108,8 +107,9 @@ def compute(model: welm.Model, requests: Sequence[Request], finish: Finish) -> N
     with ThreadPoolExecutor(CALLS, "welm-eval") as pool:
         try:
             while ready or open_:
-                while ready and len(open_) < CALLS and fits():
-                    batch = _batch(requests, ready, sizes, room)
+                # If nothing is with the engine, the next request goes, however large it is.
+                while ready and len(open_) < CALLS and (not open_ or sizes[ready[0][2]] <= free()):
+                    batch = _batch(requests, ready, sizes, free())
                     call = pool.submit(_call, model, [requests[index] for index in batch], cancel)
                     open_[call] = batch
                 for done in wait(open_, return_when=FIRST_COMPLETED).done:
