@@ -207,6 +207,32 @@ unsafe fn put<T: Copy>(to: &Disjoint<T>, at: usize, stride: usize, n: usize, val
     }
 }
 
+/// Writes the sums and the starts that come from the sums of the integers `lo` and `hi`, as [`put`] does.
+///
+/// # Safety
+/// As [`Disjoint::slice`].
+#[inline(always)]
+unsafe fn put_sums<const WIDE_ROWS: bool>(
+    (sums, lo_starts, hi_starts): (&Disjoint<f32>, &Disjoint<i32>, &Disjoint<i32>),
+    at: usize,
+    stride: usize,
+    n: usize,
+    scale: &[f32; AT_ONCE],
+    lo: [i32; AT_ONCE],
+    hi: [i32; AT_ONCE],
+) {
+    let mut sum = [0.0; AT_ONCE];
+    for i in 0..AT_ONCE {
+        sum[i] = scale[i] * (256 * hi[i] + lo[i]) as f32;
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        put(sums, at, stride, n, &sum);
+        put(lo_starts, at, stride, n, &lo.map(|lo| start(WIDE_ROWS) - 128 * lo));
+        put(hi_starts, at, stride, n, &hi.map(|hi| -128 * hi));
+    }
+}
+
 impl Quantize<'_> {
     /// Quantises to 16 bits (`WIDE_ROWS`) or 8: at once one group of eight rows, or eight groups of one row. In a block
     /// of two to seven rows the last one takes the places of those that do not exist. Products may compute with them,
@@ -293,38 +319,25 @@ impl Quantize<'_> {
                     hi_sums[half][i] += sums.1[half][i];
                 }
             }
-            let start_of = |lo: i32, hi: i32| (start(WIDE_ROWS) - 128 * lo, -128 * hi);
-            let (mut sum, mut lo_start, mut hi_start) = ([0.0; AT_ONCE], [0; AT_ONCE], [0; AT_ONCE]);
-            for i in 0..AT_ONCE {
-                let (lo, hi) = (lo_sums[0][i] + lo_sums[1][i], hi_sums[0][i] + hi_sums[1][i]);
-                sum[i] = scale[i] * (256 * hi + lo) as f32;
-                (lo_start[i], hi_start[i]) = start_of(lo, hi);
-            }
             let at = place(grouping.groups(to.tiles), self.block * BLOCK, self.first / per_group + first);
             let stride = if one_row { BLOCK } else { 1 };
+            let whole = |halves: [[i32; AT_ONCE]; 2]| std::array::from_fn(|i| halves[0][i] + halves[1][i]);
             // SAFETY: these columns of the block are this thread's.
             unsafe {
                 put(&to.scale, at, stride, n, &scale);
-                put(&to.sum, at, stride, n, &sum);
-                put(&to.lo_start, at, stride, n, &lo_start);
-                put(&to.hi_start, at, stride, n, &hi_start);
+                let sums = (&to.sum, &to.lo_start, &to.hi_start);
+                put_sums::<WIDE_ROWS>(sums, at, stride, n, &scale, whole(lo_sums), whole(hi_sums));
             }
             if grouping == Grouping::Rotated {
                 continue;
             }
             let stride = if one_row { 2 * BLOCK } else { 1 };
             for half in 0..2 {
-                for i in 0..AT_ONCE {
-                    let (lo, hi) = (lo_sums[half][i], hi_sums[half][i]);
-                    sum[i] = scale[i] * (256 * hi + lo) as f32;
-                    (lo_start[i], hi_start[i]) = start_of(lo, hi);
-                }
                 let at = 2 * at + half * BLOCK;
                 // SAFETY: as above.
                 unsafe {
-                    put(&to.halves_sum, at, stride, n, &sum);
-                    put(&to.halves_lo_start, at, stride, n, &lo_start);
-                    put(&to.halves_hi_start, at, stride, n, &hi_start);
+                    let sums = (&to.halves_sum, &to.halves_lo_start, &to.halves_hi_start);
+                    put_sums::<WIDE_ROWS>(sums, at, stride, n, &scale, lo_sums[half], hi_sums[half]);
                 }
             }
         }
